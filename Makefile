@@ -1,0 +1,41 @@
+PY := .venv/bin/python
+PIP_INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test test-gpu test-nightly lint bench bench-gpu clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# The stamp makes every target install what it needs exactly once, and again when the requirements change.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(PY) || python3 -m venv .venv
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+# The root is the package, so the type checker and the import linter see it through a link of that name.
+.link/chan_rt:
+	mkdir -p .link && ln -sfn .. $@
+
+demo: .venv/installed  ## pictures -> features -> bundle -> engines -> parity -> search, in under three minutes
+	$(PY) -m chan_rt.demo out/demo
+
+test: .venv/installed  ## every test that needs neither GPU nor network
+	$(PY) -m pytest -n 2 -m 'not gpu and not nightly'
+
+test-gpu: .venv/installed  ## the tests that need an NVIDIA GPU
+	$(PY) -m pytest -m gpu
+
+test-nightly: .venv/installed  ## the long fault-injection and fuzz runs
+	$(PY) -m pytest -n 2 -m nightly
+
+lint: .venv/installed .link/chan_rt  ## ruff, mypy, import-linter
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+bench: .venv/installed  ## every CPU benchmark, side by side with its peers
+	$(PY) -m chan_rt.bench
+
+clean:  ## remove the environment and everything generated
+	rm -rf .venv .link build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,87 @@
+"""The choices that make a CHAN model; frozen, so a model never disagrees with the record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from ..runtime.contract import AlignmentConfig
+from ..runtime.errors import CheckpointError
+
+RegionEncoderKind = Literal["basic", "selfattention"]
+TextEncoderKind = Literal["bigru", "bert"]
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT encoder (bert-base-uncased by default)."""
+
+    vocab_size: int = 30522
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 3072
+    positions: int = 512
+    segments: int = 2
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of a CHAN model; the defaults are the published GRU model's.
+
+    Attributes:
+        region_dim: F, width of a region's feature vector.
+        embed_dim: D, width of region and word embeddings.
+        region_encoder: `basic` (linear) or `selfattention` (linear, then x + MHA(LN(x))).
+        attention_heads: heads of `selfattention`.
+        text_encoder: `bigru` or `bert`.
+        vocab_size: rows of the word embedding (`bigru`).
+        word_dim: width of the word embedding (`bigru`).
+        bert: sizes of the BERT encoder; None for `bigru`.
+        normalize_regions, normalize_words: divide each embedding by its L2 norm + 1e-8.
+        alignment: how similarities become scores.
+    """
+
+    region_dim: int = 2048
+    embed_dim: int = 1024
+    region_encoder: RegionEncoderKind = "selfattention"
+    attention_heads: int = 8
+    text_encoder: TextEncoderKind = "bigru"
+    vocab_size: int = 0
+    word_dim: int = 300
+    bert: BertConfig | None = None
+    normalize_regions: bool = True
+    normalize_words: bool = True
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.region_encoder not in get_args(RegionEncoderKind):
+            raise CheckpointError(f"region_encoder must be basic or selfattention, got {self.region_encoder!r}")
+        if self.text_encoder not in get_args(TextEncoderKind):
+            raise CheckpointError(f"text_encoder must be bigru or bert, got {self.text_encoder!r}")
+        if (self.text_encoder == "bert") != (self.bert is not None):
+            raise CheckpointError("bert sizes must be given exactly when text_encoder is 'bert'")
+        if self.text_encoder == "bigru" and self.vocab_size < 1:
+            raise CheckpointError(f"vocab_size must be positive, got {self.vocab_size}")
+        if self.region_encoder == "selfattention" and self.embed_dim % self.attention_heads:
+            raise CheckpointError(
+                f"embed_dim must be a multiple of attention_heads, got {self.embed_dim} and {self.attention_heads}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Read `to_dict`'s data; CheckpointError names what is unknown or missing."""
+        try:
+            fields = dict(raw)
+            fields["alignment"] = AlignmentConfig(**fields["alignment"])
+            if fields.get("bert") is not None:
+                fields["bert"] = BertConfig(**fields["bert"])
+            return cls(**fields)
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"the model configuration cannot be understood: {error!r}") from error

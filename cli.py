@@ -1,0 +1,41 @@
+"""The `chan` command: a table of names; each command's module is imported only when it is needed."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+# name -> module under chan_rt.commands that defines a click command called `command`
+COMMANDS: dict[str, str] = {}
+
+
+class ChanGroup(click.Group):
+    """Loads commands on first use and turns a ChanError into click's one-line error (exit status 1)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the work, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module; None for an unknown name, so that click suggests a near one."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"chan_rt.commands.{COMMANDS[cmd_name]}")
+        command: click.Command = module.command
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; library errors become `Error: ...`."""
+        from chan_rt.runtime.errors import ChanError
+
+        try:
+            return super().invoke(ctx)
+        except ChanError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=ChanGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="chan-rt")
+def main() -> None:
+    """CHAN image-text matching: from a PyTorch checkpoint to proven engines and exact search."""

@@ -1,0 +1,239 @@
+"""What a bundle promises: the tensors of each graph, and the manifest that binds files to hashes.
+
+Symbols used in shapes: B batch, R regions, F region features, W words, D embedding, I images, C captions.
+Everything here is plain data; reading and writing it needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import BundleError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+Coding = Literal["VHA", "THA", "VSA"]
+Pooling = Literal["Max", "Mean", "Sum", "LSE", "Softmax"]
+GraphName = Literal["backbone", "region_encoder", "text_encoder", "hard_alignment"]
+Precision = Literal["fp32", "fp16", "int8", "int8_x86"]
+
+GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """How region-word similarities become a score (CHAN, CVPR 2023, section 3).
+
+    Attributes:
+        coding: VHA lets each word choose its best region (the paper's), THA each region its best word;
+            VSA attends softly.
+        pooling: how the coding's valid entries become one number.
+        attention_temperature: VSA's softmax temperature (`alpha` in published checkpoints).
+        pooling_temperature: temperature of LSE and Softmax pooling (`belta` in published checkpoints).
+    """
+
+    coding: Coding = "VHA"
+    pooling: Pooling = "LSE"
+    attention_temperature: float = 0.1
+    pooling_temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.coding not in get_args(Coding):
+            raise BundleError(f"coding must be one of {', '.join(get_args(Coding))}, got {self.coding!r}")
+        if self.pooling not in get_args(Pooling):
+            raise BundleError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
+        for name in ("attention_temperature", "pooling_temperature"):
+            if not getattr(self, name) > 0:
+                raise BundleError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The sizes one symbolic dimension may take: smallest, the one to tune for, largest."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise BundleError(f"a range must satisfy 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of one graph input or output; a symbolic dimension is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX file of a bundle.
+
+    Attributes:
+        file: path relative to the bundle.
+        sha256: of that file's bytes.
+        opset: of the default ONNX domain.
+        inputs, outputs: in graph order.
+        ranges: for each symbol that occurs in `inputs`, the sizes it may take.
+    """
+
+    file: str
+    sha256: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer's kind (`scan`: word vocabulary, `bert`: wordpiece) and its files with their sha256."""
+
+    kind: Literal["scan", "bert"]
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes `pixels`: resized to size x size RGB, scaled to [0, 1], then (x - mean) / std.
+
+    grid: the backbone's regions are a grid x grid raster of the picture, row by row.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    grid: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All a runtime must know of a bundle.
+
+    Attributes:
+        model: the reference's configuration, as a record (the runtime reads only `embed_dim` and `region_dim`).
+        alignment: how similarities become scores.
+        graphs: by graph name and precision.
+        tokenizer: kind and files.
+        preprocess: of the backbone; None where the bundle starts from region features.
+        calibration: sha256 of the calibration ranges by file; empty where none.
+        tools: versions of what wrote the bundle.
+        parity: verdicts by "backend/precision": {"passed": bool, "report_sha256": str, ...}.
+    """
+
+    model: Mapping[str, Any]
+    alignment: AlignmentConfig
+    graphs: Mapping[str, Mapping[str, GraphSpec]]
+    tokenizer: TokenizerSpec
+    preprocess: Preprocess | None = None
+    calibration: Mapping[str, str] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of region and word embeddings."""
+        return int(self.model["embed_dim"])
+
+    @property
+    def region_dim(self) -> int:
+        """F, the width of region features."""
+        return int(self.model["region_dim"])
+
+    def graph(self, name: str, precision: str) -> GraphSpec:
+        """The spec of one graph at one precision; BundleError names what the bundle holds instead."""
+        by_precision = self.graphs.get(name)
+        if by_precision is None:
+            raise BundleError(f"this bundle has no graph {name!r}; it has {', '.join(self.graphs)}")
+        if precision not in by_precision:
+            raise BundleError(
+                f"{name} is not in this bundle at precision {precision!r}; it has {', '.join(by_precision)}. "
+                f"Add it with: chan export CHECKPOINT -o BUNDLE --precision {precision}"
+            )
+        return by_precision[precision]
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, two-space indent, final newline."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read `to_json`'s text; BundleError says what does not fit."""
+        try:
+            raw = json.loads(text)
+            schema = raw.pop("schema")
+            if schema != SCHEMA:
+                raise BundleError(f"the bundle's schema is {schema!r}, this version reads {SCHEMA}: export it again")
+            raw["alignment"] = AlignmentConfig(**raw["alignment"])
+            raw["tokenizer"] = TokenizerSpec(**raw["tokenizer"])
+            if raw["preprocess"] is not None:
+                raw["preprocess"] = _preprocess(raw["preprocess"])
+            raw["graphs"] = {
+                name: {precision: _graph_spec(spec) for precision, spec in by_precision.items()}
+                for name, by_precision in raw["graphs"].items()
+            }
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BundleError(f"{MANIFEST} cannot be understood: {error!r}") from error
+
+    @classmethod
+    def load(cls, bundle: str | Path) -> Manifest:
+        """Read BUNDLE/manifest.json; BundleError where there is none."""
+        path = Path(bundle) / MANIFEST
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            hint = "make one with: chan export CHECKPOINT -o BUNDLE"
+            raise BundleError(f"{bundle} is not a bundle ({error}); {hint}") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(bundle: str | Path, file: str, sha256: str) -> Path:
+    """BUNDLE/FILE once its bytes are known to be those of the manifest; BundleError otherwise."""
+    root = Path(bundle).resolve()
+    path = (root / file).resolve()
+    if root not in path.parents:
+        raise BundleError(f"{file} points outside the bundle {bundle}")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: the bundle is incomplete, export it again")
+    found = sha256_file(path)
+    if found != sha256:
+        raise BundleError(f"{path} was altered: sha256 is {found}, the manifest says {sha256}")
+    return path
+
+
+def _tensor_spec(raw: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(raw["name"], raw["dtype"], tuple(raw["shape"]))
+
+
+def _graph_spec(raw: Mapping[str, Any]) -> GraphSpec:
+    return GraphSpec(
+        file=raw["file"],
+        sha256=raw["sha256"],
+        opset=raw["opset"],
+        inputs=tuple(_tensor_spec(item) for item in raw["inputs"]),
+        outputs=tuple(_tensor_spec(item) for item in raw["outputs"]),
+        ranges={symbol: Range(**item) for symbol, item in raw["ranges"].items()},
+    )
+
+
+def _preprocess(raw: Mapping[str, Any]) -> Preprocess:
+    r, g, b = raw["mean"]
+    sr, sg, sb = raw["std"]
+    return Preprocess(size=raw["size"], mean=(r, g, b), std=(sr, sg, sb), grid=raw["grid"])

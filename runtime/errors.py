@@ -1,0 +1,72 @@
+"""Every error a caller can meet.
+
+ChanError
+├── InputError              an argument, file or array breaks a rule the message names
+│   └── TensorError         an array breaks its tensor's rule: carries `tensor`, `rule` and `value`
+├── CheckpointError         a checkpoint that cannot be read safely or does not fit its model
+├── BundleError             a bundle that is missing, altered or of a schema this version does not know
+├── BackendError            a backend that is not installed, cannot run here, or failed while running
+│   └── EngineError         an engine that cannot be built, is stale, or is not of the precision asked for
+├── ParityError             a parity check that could not be carried out (a miss is a verdict, not an error)
+└── GalleryError            a gallery that cannot be opened, written or trusted
+    ├── GalleryLocked       another writer holds it
+    └── GalleryCorrupt      bytes on disk are not the bytes that were committed
+"""
+
+from __future__ import annotations
+
+
+class ChanError(Exception):
+    """Base of every error this package raises on purpose; the message says what to do."""
+
+
+class InputError(ChanError):
+    """An argument, file or array breaks a rule; the message names all three."""
+
+
+class TensorError(InputError):
+    """An array breaks the rule of the tensor it was given for.
+
+    Args:
+        tensor: name of the tensor, as in the bundle's manifest.
+        rule: what must hold.
+        value: what was found instead.
+    """
+
+    def __init__(self, tensor: str, rule: str, value: object) -> None:
+        super().__init__(f"{tensor}: {rule}, got {value}")
+        self.tensor = tensor
+        self.rule = rule
+        self.value = value
+
+
+class CheckpointError(ChanError):
+    """A checkpoint cannot be read safely or does not fit its model."""
+
+
+class BundleError(ChanError):
+    """A bundle is missing, altered or of a schema this version does not know."""
+
+
+class BackendError(ChanError):
+    """A backend is not installed, cannot run here, or failed while running."""
+
+
+class EngineError(BackendError):
+    """An engine cannot be built, is stale, or is not of the precision that was asked for."""
+
+
+class ParityError(ChanError):
+    """A parity check could not be carried out; a miss is a verdict, not this error."""
+
+
+class GalleryError(ChanError):
+    """A gallery cannot be opened, written or trusted."""
+
+
+class GalleryLocked(GalleryError):
+    """Another writer holds the gallery."""
+
+
+class GalleryCorrupt(GalleryError):
+    """Bytes on disk are not the bytes that were committed."""
