@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 Coding = Literal["VHA", "THA", "VSA"]
 Pooling = Literal["Max", "Mean", "Sum", "LSE", "Softmax"]
-GraphName = Literal["backbone", "region_encoder", "text_encoder", "hard_alignment"]
+GraphName = Literal["backbone", "region_encoder", "text_encoder", "hard_alignment", "alignment_map"]
 Precision = Literal["fp32", "fp16", "int8", "int8_x86"]
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
