@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -196,6 +197,14 @@ class Manifest:
         except OSError as error:
             hint = "make one with: chan export CHECKPOINT -o BUNDLE"
             raise BundleError(f"{bundle} is not a bundle ({error}); {hint}") from error
+
+
+def write_manifest(bundle: str | Path, manifest: Manifest) -> None:
+    """Put a manifest into a bundle; a reader sees the old one or the new one, never a part."""
+    path = Path(bundle) / MANIFEST
+    beside = path.with_suffix(".tmp")
+    beside.write_text(manifest.to_json(), encoding="utf-8")
+    os.replace(beside, path)
 
 
 def sha256_file(path: str | Path) -> str:
