@@ -1,0 +1,303 @@
+"""Captions to token ids: the word vocabulary of SCAN and VSE-infinity, and BERT's wordpieces.
+
+Both tokenizers are immutable once made and may be used from several threads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .contract import TokenizerSpec, verified
+from .errors import BackendError, BundleError, InputError
+from .words import split_words
+
+SCAN_SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+SCAN_MASK = "<mask>"
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Ids [C, W] int32, padded with 0 past each caption's length, and lengths [C] int32."""
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+
+class Tokenizer(Protocol):
+    """What a Matcher needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows the text encoder's embedding must have: ids are below it."""
+
+    @property
+    def mask_id(self) -> int:
+        """Id that stands for a hidden token in training."""
+
+    def rows(self, captions: Sequence[str]) -> list[list[int]]:
+        """Ids of each caption, the marks of its start and end included."""
+
+    def encode(self, captions: Sequence[str]) -> TokenBatch:
+        """`rows` padded to the longest caption."""
+
+    def tokens(self, caption: str) -> list[str]:
+        """The words or wordpieces behind `rows([caption])[0]`, one each."""
+
+
+class ScanTokenizer:
+    """Words of nltk's `word_tokenize(caption.lower())`, looked up in a vocabulary: `<start> words... <end>`.
+
+    Args:
+        word2idx: word -> id; `<pad> <start> <end> <unk>` are 0..3 and ids are 0..len - 1. `<mask>` is appended
+            here, so the embedding has one row more than the vocabulary file has words.
+
+    Raises:
+        BundleError: the vocabulary breaks one of these rules.
+    """
+
+    def __init__(self, word2idx: Mapping[str, int]) -> None:
+        for expected, word in enumerate(SCAN_SPECIALS):
+            if word2idx.get(word) != expected:
+                raise BundleError(f"vocabulary: {word} must have id {expected}, got {word2idx.get(word)}")
+        if SCAN_MASK in word2idx:
+            raise BundleError(f"vocabulary: {SCAN_MASK} is appended at load and must not be in the file")
+        if sorted(word2idx.values()) != list(range(len(word2idx))):
+            raise BundleError(f"vocabulary: {len(word2idx)} words must have the ids 0..{len(word2idx) - 1}, each once")
+        self._ids = {**word2idx, SCAN_MASK: len(word2idx)}
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ScanTokenizer:
+        """Read a vocabulary JSON `{word2idx, idx2word, idx}`; BundleError says what does not fit."""
+        return cls(_read_vocabulary(Path(path)))
+
+    @property
+    def vocab_size(self) -> int:
+        """Words of the file, and `<mask>`."""
+        return len(self._ids)
+
+    @property
+    def mask_id(self) -> int:
+        """Id of `<mask>`: the last."""
+        return self._ids[SCAN_MASK]
+
+    def rows(self, captions: Sequence[str]) -> list[list[int]]:
+        """Ids of each caption; a word outside the vocabulary is `<unk>`. InputError for a caption without words."""
+        unknown = self._ids["<unk>"]
+        return [[1, *(self._ids.get(word, unknown) for word in words), 2] for words in _all_words(captions)]
+
+    def encode(self, captions: Sequence[str]) -> TokenBatch:
+        """Ids [C, W] and lengths [C] of captions, padded to the longest. InputError for a caption without words."""
+        return pad_rows(self.rows(captions))
+
+    def tokens(self, caption: str) -> list[str]:
+        """`<start>`, the caption's words as they were split (also unknown ones), `<end>`."""
+        (words,) = _all_words([caption])
+        return ["<start>", *words, "<end>"]
+
+
+class BertTokenizer:
+    """BERT's basic tokenizer and wordpieces through the `tokenizers` library: `[CLS] pieces... [SEP]`.
+
+    Args:
+        tokenizer_json: text of a `tokenizer.json`; truncation and padding it asks for are switched off.
+
+    Raises:
+        BundleError: it cannot be read, or `[PAD]` is not 0, or one of BERT's special tokens is missing.
+        BackendError: `tokenizers` is not installed.
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        tokenizers = _tokenizers()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"tokenizer.json cannot be read: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        missing = [token for token in BERT_SPECIALS if self._tokenizer.token_to_id(token) is None]
+        if missing:
+            raise BundleError(f"tokenizer.json: {', '.join(missing)} must be in the vocabulary")
+        if self._tokenizer.token_to_id("[PAD]") != 0:
+            raise BundleError(f"tokenizer.json: [PAD] must have id 0, got {self._tokenizer.token_to_id('[PAD]')}")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> BertTokenizer:
+        """Read a `tokenizer.json`."""
+        try:
+            return cls(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} cannot be read: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id + 1."""
+        return 1 + int(max(self._tokenizer.get_vocab(with_added_tokens=True).values()))
+
+    @property
+    def mask_id(self) -> int:
+        """Id of `[MASK]`."""
+        return int(self._tokenizer.token_to_id("[MASK]"))
+
+    def rows(self, captions: Sequence[str]) -> list[list[int]]:
+        """Wordpiece ids of each caption. InputError for a caption without wordpieces."""
+        return [encoding.ids for encoding in self._encodings(captions)]
+
+    def encode(self, captions: Sequence[str]) -> TokenBatch:
+        """Ids [C, W] and lengths [C] of captions, padded to the longest. InputError as in `rows`."""
+        return pad_rows(self.rows(captions))
+
+    def tokens(self, caption: str) -> list[str]:
+        """`[CLS]`, the caption's wordpieces, `[SEP]`."""
+        return list(self._encodings([caption])[0].tokens)
+
+    def _encodings(self, captions: Sequence[str]) -> list[Any]:
+        _check_captions(captions)
+        encodings: list[Any] = self._tokenizer.encode_batch(list(captions))
+        for row, encoding in enumerate(encodings):
+            if len(encoding.ids) <= 2:
+                raise InputError(_no_words(row, captions[row]))
+        return encodings
+
+
+def bert_tokenizer_json(vocab_txt: str | Path) -> str:
+    """A `tokenizer.json` from BERT's `vocab.txt` (one wordpiece a line), for an uncased model.
+
+    The settings are those of bert-base-uncased: control characters removed, accents stripped, lower case, Chinese
+    characters apart, words of more than 100 characters unknown.
+
+    Raises:
+        BundleError: the file cannot be read, or `BertTokenizer` would refuse it.
+        BackendError: `tokenizers` is not installed.
+    """
+    tokenizers = _tokenizers()
+    try:
+        pieces = Path(vocab_txt).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{vocab_txt} cannot be read: {error}") from error
+    vocabulary = {piece.rstrip("\r"): row for row, piece in enumerate(pieces) if piece.rstrip("\r")}
+    missing = [token for token in BERT_SPECIALS if token not in vocabulary]
+    if missing:
+        raise BundleError(f"{vocab_txt}: {', '.join(missing)} must be in the vocabulary")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
+    tokenizer.add_special_tokens(list(BERT_SPECIALS))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    text: str = tokenizer.to_str(pretty=False)
+    BertTokenizer(text)
+    return text
+
+
+def build_scan_vocabulary(captions: Iterable[str], min_count: int) -> dict[str, Any]:
+    """A vocabulary `{word2idx, idx2word, idx}` of the words that occur at least `min_count` times in captions.
+
+    Words are in the order of their first occurrence, as SCAN's and VSE-infinity's own script leaves them.
+    """
+    if min_count < 1:
+        raise InputError(f"min_count must be positive, got {min_count}")
+    counts = Counter(word for caption in captions for word in split_words(caption))
+    words = [*SCAN_SPECIALS, *(word for word, count in counts.items() if count >= min_count)]
+    return scan_vocabulary({word: row for row, word in enumerate(words)})
+
+
+def scan_vocabulary(word2idx: Mapping[str, int]) -> dict[str, Any]:
+    """The vocabulary file's content `{word2idx, idx2word, idx}` for a table word -> id, checked."""
+    ScanTokenizer(word2idx)
+    in_order = sorted(word2idx, key=lambda word: word2idx[word])
+    return {
+        "word2idx": dict(word2idx),
+        "idx2word": {str(row): word for row, word in enumerate(in_order)},
+        "idx": len(in_order),
+    }
+
+
+def load_tokenizer(bundle: str | Path, spec: TokenizerSpec) -> ScanTokenizer | BertTokenizer:
+    """The bundle's tokenizer, once its files are those of the manifest; BundleError otherwise."""
+    names = {"scan": "vocab.json", "bert": "tokenizer.json"}
+    if spec.kind not in names:
+        raise BundleError(f"tokenizer kind must be one of {', '.join(names)}, got {spec.kind!r}")
+    files = [file for file in spec.files if Path(file).name == names[spec.kind]]
+    if len(files) != 1:
+        raise BundleError(f"a {spec.kind} tokenizer needs one {names[spec.kind]}, the manifest has {list(spec.files)}")
+    path = verified(bundle, files[0], spec.files[files[0]])
+    return ScanTokenizer.from_file(path) if spec.kind == "scan" else BertTokenizer.from_file(path)
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> TokenBatch:
+    """Rows of ids, padded with 0 to the longest."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    ids = np.zeros((len(rows), int(lengths.max(initial=0))), np.int32)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    return TokenBatch(ids, lengths)
+
+
+def _all_words(captions: Sequence[str]) -> Iterable[list[str]]:
+    _check_captions(captions)
+    for row, caption in enumerate(captions):
+        words = split_words(caption)
+        if not words:
+            raise InputError(_no_words(row, caption))
+        yield words
+
+
+def _check_captions(captions: Sequence[str]) -> None:
+    if isinstance(captions, str):
+        raise InputError(f"captions must be a list of strings, got one string: write [{captions[:40]!r}]")
+    if not len(captions):
+        raise InputError("captions must hold at least one caption, got an empty list")
+    for row, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise InputError(f"captions[{row}] must be a string, got {type(caption).__name__}")
+        try:
+            caption.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"captions[{row}] must be valid Unicode, got a lone surrogate: {error}") from error
+
+
+def _no_words(row: int, caption: str) -> str:
+    shown = caption if len(caption) <= 40 else caption[:40] + "..."
+    return f"captions[{row}] must hold at least one word, got {shown!r}"
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or not {"word2idx", "idx2word", "idx"} <= raw.keys():
+        raise BundleError(f"{path} must be a vocabulary {{word2idx, idx2word, idx}}")
+    word2idx, idx2word = raw["word2idx"], raw["idx2word"]
+    if not isinstance(word2idx, dict) or not all(type(index) is int for index in word2idx.values()):
+        raise BundleError(f"{path}: word2idx must map words to integers")
+    if not isinstance(idx2word, dict) or {word: str(index) for word, index in word2idx.items()} != {
+        word: index for index, word in idx2word.items()
+    }:
+        raise BundleError(f"{path}: idx2word must be the inverse of word2idx")
+    if raw["idx"] != len(word2idx):
+        raise BundleError(f"{path}: idx must be the number of words {len(word2idx)}, got {raw['idx']}")
+    return word2idx
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise BackendError("BERT captions need the tokenizers library: pip install 'chan-rt[bert]'") from error
+    return tokenizers
