@@ -1,0 +1,108 @@
+"""Timing that can be believed: candidates take turns in one run, and the machine's limits are measured beside them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles of one operation's wall time in milliseconds, over `runs` calls after the warm-up."""
+
+    p50: float
+    p90: float
+    p99: float
+    best: float
+    runs: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Latency:
+        """Summarize wall times in seconds."""
+        p50, p90, p99 = np.percentile(seconds, [50, 90, 99]) * 1e3
+        return cls(float(p50), float(p90), float(p99), min(seconds) * 1e3, len(seconds))
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]], seconds: float, warmup: int = 3, most: int = 1000
+) -> dict[str, Latency]:
+    """Time callables in turn, one call each a round, so that a slow spell of the machine falls on all of them.
+
+    Args:
+        candidates: what to call, by name.
+        seconds: how long the rounds may take together; at least five rounds are run.
+        warmup: uncounted calls of each.
+        most: rounds at the most.
+    """
+    for call in candidates.values():
+        for _ in range(warmup):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < 5 or (rounds < most and time.perf_counter() - start < seconds):
+        for name, call in candidates.items():
+            before = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - before)
+        rounds += 1
+    return {name: Latency.of(found) for name, found in times.items()}
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second that `threads` threads read from memory: the best of five sums over 1 GiB of float32.
+
+    A sum vectorizes and writes nothing; it is the fastest read that numpy alone can do.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    parts = np.array_split(np.ones(1 << 28, np.float32), max(threads, 1))
+    best = np.inf
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for _ in range(5):
+            before = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            best = min(best, time.perf_counter() - before)
+    return sum(part.nbytes for part in parts) / best
+
+
+def float32_rate() -> float:
+    """Floating-point operations a second of numpy's float32 matrix product at 2048^3: the best of five."""
+    a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
+    best = np.inf
+    for _ in range(5):
+        before = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - before)
+    return 2 * 2048**3 / best
+
+
+def machine(packages: tuple[str, ...]) -> dict[str, str | int]:
+    """What a figure must be read with: processor, cores, Python and the versions of the packages that are installed."""
+    record: dict[str, str | int] = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    for package in packages:
+        try:
+            record[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            record[package] = "not installed"
+    return record
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

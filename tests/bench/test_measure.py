@@ -1,0 +1,27 @@
+"""The benchmark's own bookkeeping: turns, percentiles, and limits that are not absurd."""
+
+import numpy as np
+import pytest
+
+from chan_rt.bench.measure import Latency, machine, take_turns
+
+
+def test_candidates_take_turns_and_warm_up_is_not_counted() -> None:
+    calls: list[str] = []
+    found = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, seconds=0, warmup=2)
+    assert calls == ["a", "a", "b", "b", *["a", "b"] * 5]
+    assert found["a"].runs == found["b"].runs == 5
+
+
+def test_percentiles_are_milliseconds() -> None:
+    latency = Latency.of(list(np.arange(1, 101) / 1000))
+    assert latency.p50 == pytest.approx(50.5)
+    assert latency.p90 == pytest.approx(90.1)
+    assert latency.best == pytest.approx(1.0)
+
+
+def test_machine_says_what_is_missing() -> None:
+    record = machine(("numpy", "no-such-package"))
+    assert record["numpy"] == np.__version__
+    assert record["no-such-package"] == "not installed"
+    assert int(record["cores"]) >= 1
