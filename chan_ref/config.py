@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ..runtime.contract import AlignmentConfig
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import BundleError, CheckpointError
 
 RegionEncoderKind = Literal["basic", "selfattention"]
 TextEncoderKind = Literal["bigru", "bert"]
@@ -25,6 +25,12 @@ class BertConfig:
     positions: int = 512
     segments: int = 2
     layer_norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden", "layers", "heads", "intermediate", "positions", "segments"):
+            _require_size(f"bert {name}", getattr(self, name))
+        if self.hidden % self.heads:
+            raise CheckpointError(f"bert hidden must be a multiple of heads, got {self.hidden} and {self.heads}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,11 @@ class ModelConfig:
             raise CheckpointError(f"text_encoder must be bigru or bert, got {self.text_encoder!r}")
         if (self.text_encoder == "bert") != (self.bert is not None):
             raise CheckpointError("bert sizes must be given exactly when text_encoder is 'bert'")
-        if self.text_encoder == "bigru" and self.vocab_size < 1:
-            raise CheckpointError(f"vocab_size must be positive, got {self.vocab_size}")
+        for name in ("region_dim", "embed_dim", "attention_heads"):
+            _require_size(name, getattr(self, name))
+        if self.text_encoder == "bigru":
+            _require_size("vocab_size", self.vocab_size)
+            _require_size("word_dim", self.word_dim)
         if self.region_encoder == "selfattention" and self.embed_dim % self.attention_heads:
             raise CheckpointError(
                 f"embed_dim must be a multiple of attention_heads, got {self.embed_dim} and {self.attention_heads}"
@@ -83,5 +92,10 @@ class ModelConfig:
             if fields.get("bert") is not None:
                 fields["bert"] = BertConfig(**fields["bert"])
             return cls(**fields)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, BundleError) as error:
             raise CheckpointError(f"the model configuration cannot be understood: {error!r}") from error
+
+
+def _require_size(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{name} must be a positive integer, got {value!r}")
