@@ -1,0 +1,171 @@
+"""A checkpoint on disk: a directory of safetensors and JSON, no pickle.
+
+CHECKPOINT/
+├── model.safetensors    every tensor of `ChanModel.state_dict()`
+├── config.json          {"schema": 1, "model": ModelConfig.to_dict(), ...the training record}
+└── tokenizer/           vocab.json (SCAN vocabulary) or tokenizer.json (wordpiece)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..runtime.errors import CheckpointError
+from .config import ModelConfig
+from .model import ChanModel
+
+SCHEMA = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer"
+TokenizerKind = Literal["scan", "bert"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` returns.
+
+    Attributes:
+        model: on the CPU, in evaluation mode.
+        tokenizer_kind: `scan` for a BiGRU, `bert` for BERT.
+        tokenizer_files: name -> bytes; empty where the checkpoint was saved without one.
+        record: what else `config.json` says (epochs, recalls, options; nothing depends on it).
+    """
+
+    model: ChanModel
+    tokenizer_kind: TokenizerKind
+    tokenizer_files: Mapping[str, bytes]
+    record: Mapping[str, Any]
+
+
+def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+    """Write a checkpoint beside PATH and move it into place, replacing an older checkpoint there.
+
+    Args:
+        path: the directory to be.
+        model: its tensors are saved from wherever they are.
+        tokenizer_files: plain file names -> bytes, for `tokenizer/`.
+        record: JSON-able; must not hold `schema` or `model`.
+
+    Raises:
+        CheckpointError: something that is not a checkpoint lies at PATH, or the record or a file name breaks its rule.
+    """
+    path = Path(path)
+    if reserved := {"schema", "model"} & record.keys():
+        raise CheckpointError(f"the record must not hold {', '.join(sorted(reserved))}: those are the checkpoint's own")
+    if unplain := [name for name in tokenizer_files if Path(name).name != name]:
+        raise CheckpointError(f"tokenizer files must be plain names, got {', '.join(unplain)}")
+    if path.exists() and not (path / CONFIG).is_file():
+        raise CheckpointError(f"{path} exists and is not a checkpoint: choose another place or remove it")
+    try:
+        config = json.dumps({"schema": SCHEMA, "model": model.config.to_dict(), **record}, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the record must be JSON: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        fresh, old = Path(scratch, "new"), Path(scratch, "old")
+        (fresh / TOKENIZER).mkdir(parents=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, fresh / WEIGHTS)
+        for name, content in tokenizer_files.items():
+            (fresh / TOKENIZER / name).write_bytes(content)
+        (fresh / CONFIG).write_text(config + "\n", encoding="utf-8")
+        if not path.exists():
+            os.replace(fresh, path)
+            return
+        os.replace(path, old)
+        try:
+            os.replace(fresh, path)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(old, path)
+            raise
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; strict about every name, shape and dtype.
+
+    Raises:
+        CheckpointError: PATH is not a checkpoint, is of another schema, or its tensors are not those of its
+            configuration; the message names what differs.
+    """
+    path = Path(path)
+    try:
+        raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        state = load_file(path / WEIGHTS)
+        files = sorted((path / TOKENIZER).iterdir()) if (path / TOKENIZER).is_dir() else []
+        tokenizer_files = {file.name: file.read_bytes() for file in files if file.is_file()}
+    except OSError as error:
+        hint = "make one with `chan train` or `chan import`"
+        raise CheckpointError(f"{path} is not a checkpoint ({error}); {hint}") from error
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise CheckpointError(f"{path / CONFIG}: schema must be {SCHEMA}, got {found!r}")
+    config = ModelConfig.from_dict(raw.get("model", {}))
+    return Checkpoint(
+        model=build(config, state, str(path)),
+        tokenizer_kind="scan" if config.text_encoder == "bigru" else "bert",
+        tokenizer_files=tokenizer_files,
+        record={key: value for key, value in raw.items() if key not in ("schema", "model")},
+    )
+
+
+def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> ChanModel:
+    """Make a model of given tensors, in evaluation mode.
+
+    Args:
+        config: sizes and choices.
+        state: float32 tensors by the names of `ChanModel.state_dict()`; taken over, not copied.
+        source: where they are from, for messages.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ from what the configuration asks for; the first few are named.
+    """
+    if config.bert is not None and config.bert.layers > len(state):
+        raise CheckpointError(f"{source}: {len(state)} tensors cannot make {config.bert.layers} BERT layers")
+    try:
+        # On the meta device nothing is allocated, so a wrong configuration cannot exhaust the memory.
+        with torch.device("meta"):
+            model = ChanModel(config)
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source}: the configuration makes no model: {error}") from error
+    check_tensors({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state, source)
+    model.load_state_dict(dict(state), strict=True, assign=True)
+    return model.requires_grad_(True).eval()
+
+
+def check_tensors(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str) -> None:
+    """Compare tensors with the names and shapes expected, all float32 and finite.
+
+    Raises:
+        CheckpointError: listing what is missing, unexpected or different.
+    """
+    faults = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in state]
+    faults += [f"unexpected {name} {list(tensor.shape)}" for name, tensor in state.items() if name not in expected]
+    for name, shape in expected.items():
+        if name not in state:
+            continue
+        tensor = state[name]
+        if tuple(tensor.shape) != shape:
+            faults.append(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        elif tensor.dtype != torch.float32:
+            faults.append(f"{name} must be float32, got {str(tensor.dtype).removeprefix('torch.')}")
+        elif not bool(tensor.isfinite().all()):
+            faults.append(f"{name} holds NaN or infinity")
+    if faults:
+        shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
+        raise CheckpointError(f"{source}: the tensors do not fit the configuration: {shown}")

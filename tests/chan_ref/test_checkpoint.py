@@ -1,0 +1,158 @@
+"""A native checkpoint: what is saved comes back, what does not fit is named, what breaks leaves the old one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.config import BertConfig, ModelConfig
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.errors import CheckpointError
+
+BERT = BertConfig(vocab_size=12, hidden=16, layers=2, heads=4, intermediate=8, positions=6)
+GRU = ModelConfig(region_dim=6, embed_dim=8, vocab_size=12, word_dim=5, alignment=AlignmentConfig("THA", "Softmax"))
+WITH_BERT = ModelConfig(region_dim=6, embed_dim=8, region_encoder="basic", text_encoder="bert", bert=BERT)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    checkpoint.save(tmp_path / "run", ChanModel(GRU), {"vocab.json": b"{}"}, {"epoch": 3})
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("config", [GRU, WITH_BERT], ids=["gru", "bert"])
+def test_what_is_saved_comes_back(tmp_path: Path, config: ModelConfig):
+    model = ChanModel(config)
+    checkpoint.save(tmp_path / "a" / "b", model, {"vocab.json": b"words"}, {"epoch": 3, "recalls": [1.5]})
+    loaded = checkpoint.load(tmp_path / "a" / "b")
+    assert loaded.model.config == config
+    assert loaded.tokenizer_kind == ("scan" if config is GRU else "bert")
+    assert loaded.tokenizer_files == {"vocab.json": b"words"}
+    assert loaded.record == {"epoch": 3, "recalls": [1.5]}
+    assert not loaded.model.training
+    expected, found = model.state_dict(), loaded.model.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_saving_again_replaces_and_leaves_nothing_beside(saved: Path):
+    checkpoint.save(saved, ChanModel(GRU), {}, {"epoch": 4})
+    loaded = checkpoint.load(saved)
+    assert loaded.record == {"epoch": 4}
+    assert loaded.tokenizer_files == {}
+    assert [path.name for path in saved.parent.iterdir()] == ["run"]
+
+
+def test_the_same_model_makes_the_same_bytes(saved: Path, tmp_path: Path):
+    loaded = checkpoint.load(saved)
+    checkpoint.save(tmp_path / "again", loaded.model, loaded.tokenizer_files, loaded.record)
+    for file in ("model.safetensors", "config.json", "tokenizer/vocab.json"):
+        assert (saved / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize("at", range(3), ids=["making room", "moving in", "writing"])
+def test_an_interrupted_save_keeps_the_old_one(saved: Path, monkeypatch: pytest.MonkeyPatch, at: int):
+    replace, calls = os.replace, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    if at == 2:
+        monkeypatch.setattr(checkpoint, "save_file", lambda *_: interrupted(Path(), Path()))
+        at = 0
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(saved, ChanModel(GRU), {}, {"epoch": 4})
+    assert checkpoint.load(saved).record == {"epoch": 3}
+    assert [path.name for path in saved.parent.iterdir()] == ["run"]
+
+
+def test_something_else_is_never_replaced(tmp_path: Path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("1")
+    with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
+        checkpoint.save(tmp_path / "thesis", ChanModel(GRU), {}, {})
+    assert (tmp_path / "thesis" / "chapter").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("files", "record", "message"),
+    [
+        ({"../vocab.json": b""}, {}, r"plain names, got \.\./vocab.json"),
+        ({}, {"model": 1}, "must not hold model"),
+        ({}, {"loss": float("nan")}, "the record must be JSON"),
+    ],
+)
+def test_what_cannot_be_saved_is_named(tmp_path: Path, files: dict, record: dict, message: str):
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.save(tmp_path / "run", ChanModel(GRU), files, record)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _edit_tensors(saved: Path, **changes: torch.Tensor | None) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    for name, tensor in changes.items():
+        name = name.replace("__", ".")
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    save_file(tensors, saved / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"region_encoder__norm__bias": None}, r"missing region_encoder.norm.bias \[8\]"),
+        ({"other": torch.zeros(2)}, r"unexpected other \[2\]"),
+        ({"region_encoder__norm__bias": torch.zeros(9)}, r"region_encoder.norm.bias must be \[8\], got \[9\]"),
+        ({"region_encoder__norm__bias": torch.zeros(8).half()}, "norm.bias must be float32, got float16"),
+        ({"region_encoder__norm__bias": torch.full((8,), torch.nan)}, "norm.bias holds NaN or infinity"),
+    ],
+)
+def test_loading_is_strict_and_names_what_differs(saved: Path, changes: dict, message: str):
+    _edit_tensors(saved, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"schema": 2}, "schema must be 1, got 2"),
+        ({"model": {}}, "model configuration cannot be understood"),
+        ({"model": {**GRU.to_dict(), "depth": 3}}, "depth"),
+        ({"model": {**GRU.to_dict(), "embed_dim": "8"}}, "embed_dim must be a positive integer, got '8'"),
+        ({"model": {**GRU.to_dict(), "embed_dim": 0}}, "embed_dim must be a positive integer, got 0"),
+        ({"model": {**GRU.to_dict(), "embed_dim": 2**30}}, "tensors do not fit"),
+        ({"model": {**WITH_BERT.to_dict(), "bert": {"layers": 10**9}}}, "cannot make 1000000000 BERT layers"),
+        ({"model": {**GRU.to_dict(), "alignment": {"coding": "VHB"}}}, "coding must be one of"),
+    ],
+)
+def test_a_wrong_configuration_is_named(saved: Path, edit: dict, message: str):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, **edit}))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_missing_and_truncated_files_are_named(saved: Path, file: str):
+    content = (saved / file).read_bytes()
+    (saved / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(saved)
+    (saved / file).unlink()
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint.*make one with"):
+        checkpoint.load(saved)
