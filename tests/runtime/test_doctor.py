@@ -1,0 +1,104 @@
+"""`chan doctor` says what runs, what does not and why; broken installations are told apart from absent ones."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from chan_rt import cli
+from chan_rt.runtime import doctor
+from chan_rt.runtime.doctor import Gpu, GpuReport, examine_backend
+
+NO_GPU = GpuReport(problem="no CUDA device")
+ADA = GpuReport((Gpu("Ada", (8, 9), 2**34),), "580.0", "13.0")
+TURING = GpuReport((Gpu("Turing", (7, 5), 2**33),), "580.0", "13.0")
+
+
+def test_onnxruntime_on_the_cpu_works_here_and_the_report_is_json() -> None:
+    result = CliRunner().invoke(cli.main, ["doctor", "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["healthy"] is True
+    backends = {backend["name"]: backend for backend in report["backends"]}
+    assert backends["onnxruntime"]["runs"] is True
+    assert list(backends) == ["tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime"]
+    assert "rtx" in report["extras"]
+
+
+def test_every_backend_that_does_not_run_has_a_reason_and_a_remedy_in_the_table() -> None:
+    result = CliRunner().invoke(cli.main, ["doctor"])
+    report = doctor.examine()
+    assert result.exit_code == 0
+    for backend in report.backends:
+        if not backend.runs:
+            assert backend.problem
+            assert backend.remedy
+            assert backend.problem in result.output
+            assert backend.remedy in result.output
+
+
+def test_exit_status_is_one_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    monkeypatch.setattr(doctor, "installed_version", lambda flavor: None)
+    result = CliRunner().invoke(cli.main, ["doctor"])
+    assert result.exit_code == 1
+    assert "pip install 'chan-rt[cpu]'" in result.output
+
+
+def library(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
+    module = ModuleType(name)
+    module.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(doctor, "installed_version", lambda flavor: version if flavor == name else None)
+
+
+@pytest.mark.parametrize(
+    ("flavor", "gpu", "runs", "builds", "problem"),
+    [
+        ("tensorrt", NO_GPU, False, False, "no usable GPU: no CUDA device"),
+        ("tensorrt_rtx", NO_GPU, False, True, "no usable GPU: no CUDA device"),
+        ("tensorrt", ADA, True, True, None),
+        ("tensorrt_rtx", ADA, True, True, None),
+        ("tensorrt", TURING, True, True, None),
+        ("tensorrt_rtx", TURING, False, True, "older than Ampere"),
+    ],
+)
+def test_flavors_differ_in_what_they_need(
+    monkeypatch: pytest.MonkeyPatch, flavor: str, gpu: GpuReport, runs: bool, builds: bool, problem: str | None
+) -> None:
+    library(monkeypatch, flavor, "11.4.1")
+    report = examine_backend(flavor, gpu)
+    assert (report.runs, report.builds, report.version) == (runs, builds, "11.4.1")
+    assert problem is None if report.problem is None else problem in report.problem
+
+
+def test_a_library_that_does_not_load_tells_the_loaders_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "installed_version", lambda flavor: "11.4.1")
+    report = examine_backend("tensorrt", ADA)
+    assert not report.runs
+    assert "libnvinfer.so.11: cannot open shared object file" in (report.problem or "")
+
+
+def test_both_onnxruntime_packages_and_a_broken_provider_library_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"not a library")
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.32.0")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: spec)
+    warnings = doctor._warnings()
+    assert "overwrite each other" in warnings[0]
+    assert any("libonnxruntime_providers_cuda.so: " in warning for warning in warnings)
+
+
+def test_a_provider_that_onnxruntime_replaced_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.32.0")
+    report = examine_backend("onnxruntime_cuda", ADA)
+    assert not report.runs
+    assert "CUDAExecutionProvider" in (report.problem or "")
