@@ -7,7 +7,10 @@ import importlib
 import click
 
 # name -> module under chan_rt.commands that defines a click command called `command`
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "build": "build",
+    "doctor": "doctor",
+}
 
 
 class ChanGroup(click.Group):

@@ -1,0 +1,301 @@
+"""Engines of a bundle's graphs: built through polygraphy, cached beside the manifest, checked for their precision.
+
+BUNDLE/engines/ holds, for each engine, GRAPH.PRECISION.FLAVOR.KEY.engine and, written last, its sidecar .json. The key
+is the sha256 over canonical JSON of the ONNX file's hash, profiles, builder options, flavor and full version, GPU and
+operating system, so whatever changes an engine changes its name. A file lock keeps two builders of one engine apart;
+the operating system frees it when its holder is killed, and what the dead one left is swept by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..runtime.backends.sidecar import (
+    ENGINES,
+    FLAVORS,
+    PORTABLE_GPU,
+    EngineRecord,
+    Flavor,
+    Profile,
+    host_os,
+    read_record,
+    stem,
+)
+from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
+from ..runtime.doctor import examine_backend, examine_gpu
+from ..runtime.errors import EngineError, InputError
+from .engine_layers import WANTED, check_precision
+from .profiles import choose_profiles, default_profiles, parse_profile
+
+_TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Builder options, TensorRT only; both cost some speed.
+
+    Attributes:
+        version_compatible: newer TensorRT versions may load the engine (it carries no host code).
+        hardware_compatible: every GPU from Ampere on may run it, not only this one's architecture.
+    """
+
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine ready for use.
+
+    Attributes:
+        path: the engine file.
+        record: its sidecar.
+        cached: whether it was there already.
+        replaced: why the engine that was there was built again, None where there was none.
+    """
+
+    path: Path
+    record: EngineRecord
+    cached: bool
+    replaced: str | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What engines are built for: the flavor with its full version, the GPU they will run on, the operating system."""
+
+    flavor: Flavor
+    version: str
+    gpu: str
+    os: str
+
+
+def find_target(flavor: str, options: BuildOptions = BuildOptions()) -> Target:
+    """What this machine can build with a flavor; EngineError says what is missing and which flavor would work."""
+    if flavor not in FLAVORS:
+        raise InputError(f"backend must be one of {', '.join(FLAVORS)}, got {flavor!r}")
+    rtx = flavor == "tensorrt_rtx"
+    if rtx and options != BuildOptions():
+        raise InputError(
+            "tensorrt_rtx engines already run on every GPU from Ampere on, and never under another version: "
+            "version_compatible and hardware_compatible are options of tensorrt"
+        )
+    gpu = examine_gpu()
+    report = examine_backend(flavor, gpu)
+    if not report.builds or report.version is None:
+        others = [name for name in FLAVORS if name != flavor and examine_backend(name, gpu).builds]
+        instead = f"; --backend {others[0]} builds here" if others else ""
+        raise EngineError(f"{flavor} cannot build here: {report.problem}; {report.remedy}{instead}")
+    if rtx or options.hardware_compatible:
+        return Target(flavor, report.version, PORTABLE_GPU, host_os())
+    major, minor = gpu.gpus[0].capability
+    return Target(flavor, report.version, f"sm_{major}{minor}", host_os())
+
+
+def plan(
+    bundle: str | Path, graphs: Sequence[str] = (), precisions: Sequence[str] = (), profiles: Sequence[str] = ()
+) -> list[tuple[str, str, list[Profile]]]:
+    """Which engines to build: graph, precision, profiles.
+
+    Args:
+        bundle: the bundle's folder.
+        graphs, precisions: which ones; empty for all the bundle has that TensorRT can build (not int8_x86).
+        profiles: `SYMBOL=MIN:OPT:MAX,...` each; where one names only symbols of a graph, it replaces that graph's
+            default profiles. Empty for the defaults.
+
+    Raises:
+        InputError: a profile that cannot be read, or that fits no graph chosen.
+        BundleError: a graph or precision the bundle does not have.
+    """
+    manifest = Manifest.load(bundle)
+    wanted = [parse_profile(text) for text in profiles]
+    if "int8_x86" in precisions:
+        raise InputError("precision int8_x86 is onnxruntime's own (uint8 activations); TensorRT takes int8")
+    chosen, used = [], set()
+    for graph in graphs or manifest.graphs:
+        if graph not in manifest.graphs:
+            manifest.graph(graph, "")  # says which graphs there are
+        for precision in precisions or [name for name in manifest.graphs[graph] if name in WANTED]:
+            spec = manifest.graph(graph, precision)
+            fitting = [index for index, ranges in enumerate(wanted) if set(ranges) <= set(spec.ranges)]
+            used.update(fitting)
+            own = choose_profiles(spec, [wanted[index] for index in fitting])
+            chosen.append((graph, precision, own or default_profiles(spec)))
+    for index, text in enumerate(profiles):
+        if index not in used:
+            raise InputError(f"profile {text!r} fits no graph chosen: one of its symbols is in none of them")
+    return chosen
+
+
+def build_engine(
+    bundle: str | Path,
+    graph: str,
+    precision: str,
+    target: Target,
+    profiles: Sequence[Profile] | None = None,
+    options: BuildOptions = BuildOptions(),
+    progress: Callable[[str], None] | None = None,
+) -> BuiltEngine:
+    """Build one engine, or find it in the cache.
+
+    Args:
+        bundle: the bundle's folder.
+        graph, precision: as in the manifest.
+        target: from `find_target`.
+        profiles: None for `default_profiles`.
+        options: of the builder.
+        progress: called with the name of each phase of the build.
+
+    Raises:
+        EngineError: the graph does not parse or build (the message ends with the path of a shell script that reproduces
+            it), or the engine did not get its precision.
+        BundleError: the bundle lacks the graph or its file was altered.
+    """
+    spec = Manifest.load(bundle).graph(graph, precision)
+    onnx = verified(bundle, spec.file, spec.sha256)
+    _refuse_external_weights(onnx)
+    profiles = default_profiles(spec) if profiles is None else profiles
+    shapes = [{name: asdict(shape) for name, shape in profile.items()} for profile in profiles]
+    identity = {"onnx": spec.sha256, "profiles": shapes, "options": asdict(options), **asdict(target)}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    folder = Path(bundle).resolve() / ENGINES
+    folder.mkdir(exist_ok=True)
+    name = stem(graph, precision, target.flavor, key)
+    path, sidecar = folder / f"{name}.engine", folder / f"{name}.json"
+    with FileLock(folder / f".{name}.lock"):
+        for leftover in folder.glob(f".{name}.build-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        replaced = None
+        if sidecar.exists():
+            try:
+                record = read_record(sidecar)
+                replaced = record.misfit(path, spec.sha256, target.version, target.os)
+                if record.key != key:
+                    replaced = "its sidecar belongs to another engine"
+            except EngineError as error:
+                replaced = str(error)
+            if replaced is None:
+                os.utime(sidecar)  # the engine asked for last is the one find_engine prefers
+                return BuiltEngine(path, record, True, None)
+            sidecar.unlink()
+        with tempfile.TemporaryDirectory(prefix=f".{name}.build-", dir=folder) as work:
+            request = {
+                "flavor": target.flavor,
+                "onnx": str(onnx),
+                "profiles": shapes,
+                "options": asdict(options),
+                "timing_cache": str(folder / f"timing.{target.version}.{target.gpu}.cache"),
+                # TensorRT built it on its GPU, so it can be loaded and inspected there.
+                "inspect": target.flavor == "tensorrt",
+            }
+            report = _build(Path(work), request, f"{graph} at {precision}", folder / f"{name}.reproduce.sh", progress)
+            _check_tensors(spec, report, f"{graph} at {precision}")
+            check_precision(precision, report["layers"], report["network"], f"the {target.flavor} engine of {graph}")
+            built = Path(work) / "engine"
+            record = EngineRecord(
+                key=key,
+                graph=graph,
+                precision=precision,
+                onnx_sha256=spec.sha256,
+                engine_sha256=sha256_file(built),
+                engine_bytes=built.stat().st_size,
+                profiles=tuple(profiles),
+                options=asdict(options),
+                layers=report["layers"],
+                memory=report["memory"],
+                build_seconds=round(report["seconds"], 3),
+                **asdict(target),
+            )
+            _publish(built, path)
+            text = Path(work) / "sidecar"
+            text.write_text(record.to_json(), encoding="utf-8")
+            _publish(text, sidecar)
+    return BuiltEngine(path, record, False, replaced)
+
+
+def reproduce(request: Mapping[str, Any]) -> str:
+    """A shell script that builds the same engine with polygraphy alone."""
+    command = ["polygraphy", "convert", request["onnx"], "--convert-to", "trt", "--strongly-typed", "-o", "engine"]
+    for profile in request["profiles"]:
+        for bound in ("min", "opt", "max"):
+            shapes = [f"{name}:[{','.join(map(str, shape[bound]))}]" for name, shape in profile.items()]
+            command += [f"--trt-{bound}-shapes", *shapes]
+    if request["options"]["version_compatible"]:
+        command += ["--version-compatible", "--exclude-lean-runtime"]
+    if request["options"]["hardware_compatible"]:
+        command += ["--hardware-compatibility-level", "ampere_plus"]
+    environment = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if request["flavor"] == "tensorrt_rtx" else ""
+    return f"#!/bin/sh\n{environment}{shlex.join(command)} --verbose\n"
+
+
+def _build(
+    work: Path, request: Mapping[str, Any], what: str, script: Path, progress: Callable[[str], None] | None
+) -> dict[str, Any]:
+    """Run the worker; its report, or EngineError with the script that reproduces the failure."""
+    (work / "request.json").write_text(json.dumps(request))
+    environment = os.environ | {"POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
+    environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request["flavor"] == "tensorrt_rtx" else "0"
+    with open(work / "stderr", "w+") as stderr:
+        command = [sys.executable, "-m", "chan_rt.export.engine_worker", str(work)]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
+        try:
+            for phase in worker.stdout or ():
+                if progress is not None:
+                    progress(phase.strip())
+            status = worker.wait()
+        finally:
+            worker.kill()
+            worker.wait()
+        if status == 0:
+            script.unlink(missing_ok=True)
+            report: dict[str, Any] = json.loads((work / "report.json").read_text())
+            return report
+        error = work / "error.txt"
+        reason = error.read_text() if error.exists() else f"the builder's process died with status {status}"
+        stderr.seek(0)
+        logged = [line.strip() for line in stderr if line.startswith(("[E]", "[!]"))]
+    script.write_text(reproduce(request))
+    details = "; ".join(dict.fromkeys([reason, *logged[-3:]]))
+    raise EngineError(f"{what} does not build with {request['flavor']}: {details}; reproduce with: sh {script}")
+
+
+def _check_tensors(spec: GraphSpec, report: Mapping[str, Any], what: str) -> None:
+    """The parsed network must have the inputs and outputs of the manifest, by name and type."""
+    for side, specs in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        wanted = {(tensor.name, _TRT_TYPES.get(tensor.dtype, tensor.dtype)) for tensor in specs}
+        found = {(tensor["name"], tensor["dtype"]) for tensor in report[side]}
+        if wanted != found:
+            raise EngineError(f"{what}: its {side} are {sorted(found)}, the manifest says {sorted(wanted)}")
+
+
+def _refuse_external_weights(onnx: Path) -> None:
+    """The key and the manifest's hash cover one file, so weights must lie inside it."""
+    import onnx as onnx_library
+    from onnx.external_data_helper import uses_external_data
+
+    model = onnx_library.load(onnx, load_external_data=False)
+    outside = [tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)]
+    if outside:
+        raise EngineError(
+            f"{onnx} keeps weights outside the file ({outside[0]}, ...): a bundle's graphs hold their own"
+        )
+
+
+def _publish(built: Path, path: Path) -> None:
+    """Move a finished file into place once its bytes are on disk."""
+    with open(built, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(built, path)

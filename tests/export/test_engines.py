@@ -1,0 +1,398 @@
+"""Engines are really built with TensorRT-RTX, which needs no GPU; the cache survives rivals, kills and damage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from chan_rt import cli
+from chan_rt.export import engines
+from chan_rt.export.engine_layers import check_precision, from_build_log, from_inspector
+from chan_rt.export.engines import BuildOptions, build_engine, find_target, plan
+from chan_rt.runtime.backends.sidecar import InputRange, find_engine, read_record
+from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
+from chan_rt.runtime.errors import BundleError, EngineError, InputError
+
+PRECISIONS = {"fp32": (TensorProto.FLOAT, "float32"), "fp16": (TensorProto.FLOAT16, "float16")}
+
+
+def encoder(elem: int) -> onnx.ModelProto:
+    """regions [B, R, 8] float32 -> a projection [B, R, 4] in `elem`, masked past region_lengths."""
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(helper.tensor_dtype_to_np_dtype(elem))
+    constants = [
+        numpy_helper.from_array(weight, "weight"),
+        numpy_helper.from_array(np.array(1, np.int64), "one"),
+        numpy_helper.from_array(np.array(0, np.int64), "zero"),
+        numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        numpy_helper.from_array(np.array([2], np.int64), "last"),
+        numpy_helper.from_array(np.array(0, weight.dtype), "nothing"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["regions"], ["x"], to=elem),
+        helper.make_node("MatMul", ["x", "weight"], ["projected"], name="encoder/project"),
+        helper.make_node("Shape", ["regions"], ["R"], start=1, end=2),
+        helper.make_node("Squeeze", ["R"], ["rows"]),
+        helper.make_node("Range", ["zero", "rows", "one"], ["index"]),
+        helper.make_node("Cast", ["region_lengths"], ["lengths"], to=TensorProto.INT64),
+        helper.make_node("Unsqueeze", ["lengths", "axis"], ["limits"]),
+        helper.make_node("Less", ["index", "limits"], ["valid"]),
+        helper.make_node("Unsqueeze", ["valid", "last"], ["mask"]),
+        helper.make_node("Where", ["mask", "projected", "nothing"], ["region_embeddings"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("regions", TensorProto.FLOAT, ["B", "R", 8]),
+        helper.make_tensor_value_info("region_lengths", TensorProto.INT32, ["B"]),
+    ]
+    outputs = [helper.make_tensor_value_info("region_embeddings", elem, ["B", "R", 4])]
+    return model(nodes, inputs, outputs, constants)
+
+
+def alignment(elem: int) -> onnx.ModelProto:
+    """Best region per word, summed: two batch symbols in one graph."""
+    nodes = [
+        helper.make_node("Einsum", ["region_embeddings", "word_embeddings"], ["s"], equation="ird,cwd->icwr"),
+        helper.make_node("ReduceMax", ["s", "last"], ["best"], keepdims=0),
+        helper.make_node("Cast", ["best"], ["best32"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["best32", "words"], ["scores"], keepdims=0),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([3], np.int64), "last"),
+        numpy_helper.from_array(np.array([2], np.int64), "words"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("region_embeddings", elem, ["I", "R", 4]),
+        helper.make_tensor_value_info("word_embeddings", elem, ["C", "W", 4]),
+    ]
+    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["I", "C"])]
+    return model(nodes, inputs, outputs, constants)
+
+
+def model(nodes: list, inputs: list, outputs: list, constants: list) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def spec(path: Path, root: Path, dtypes: dict[str, str], ranges: dict[str, Range]) -> GraphSpec:
+    def tensors(values) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(v.name, dtypes[v.name], tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim))
+            for v in values
+        )
+
+    graph = onnx.load(path).graph
+    file = path.relative_to(root).as_posix()
+    return GraphSpec(file, sha256_file(path), 18, tensors(graph.input), tensors(graph.output), ranges)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle with two small graphs in fp32 and fp16."""
+    root = tmp_path / "bundle"
+    graphs: dict[str, dict[str, GraphSpec]] = {"region_encoder": {}, "hard_alignment": {}}
+    for precision, (elem, dtype) in PRECISIONS.items():
+        folder = root / "graphs" / precision
+        folder.mkdir(parents=True)
+        onnx.save(encoder(elem), folder / "region_encoder.onnx")
+        onnx.save(alignment(elem), folder / "hard_alignment.onnx")
+        own = {"regions": "float32", "region_lengths": "int32", "region_embeddings": dtype}
+        ranges = {"B": Range(1, 4, 16), "R": Range(1, 6, 10)}
+        graphs["region_encoder"][precision] = spec(folder / "region_encoder.onnx", root, own, ranges)
+        own = {"region_embeddings": dtype, "word_embeddings": dtype, "scores": "float32"}
+        ranges = {"I": Range(1, 8, 32), "R": Range(1, 6, 10), "C": Range(1, 4, 8), "W": Range(1, 5, 9)}
+        graphs["hard_alignment"][precision] = spec(folder / "hard_alignment.onnx", root, own, ranges)
+    manifest = Manifest({"region_dim": 8, "embed_dim": 4}, AlignmentConfig(), graphs, TokenizerSpec("scan", {}))
+    (root / "manifest.json").write_text(manifest.to_json())
+    return root
+
+
+@pytest.fixture
+def build(bundle: Path) -> Callable[..., engines.BuiltEngine]:
+    """Build the fp16 region encoder of the bundle."""
+    return lambda **more: build_engine(bundle, "region_encoder", "fp16", find_target("tensorrt_rtx"), **more)
+
+
+def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle: Path) -> None:
+    first = CliRunner().invoke(cli.main, ["build", str(bundle), "--json"])
+    assert first.exit_code == 0, first.output
+    rows = json.loads(first.stdout)
+    assert [row["cached"] for row in rows] == [False] * 4
+    before = {row["path"]: Path(row["path"]).read_bytes() for row in rows}
+    for graph in ("region_encoder", "hard_alignment"):
+        for precision in PRECISIONS:
+            path = find_engine(bundle, graph, precision, "tensorrt_rtx")
+            record = read_record(path.with_suffix(".json"))
+            assert record.layers["source"] == "build log"
+            assert bool(record.layers["by_precision"].get("Half")) == (precision == "fp16")
+            if graph == "region_encoder":  # the alignment's product is so small that it became element-wise work
+                assert set(record.layers["matrix"]) == {"Half" if precision == "fp16" else "Float"}
+            assert record.memory["weight_bytes"] > 0 or graph == "hard_alignment"
+            assert len(record.memory["activation_bytes"]) == len(record.profiles)
+            assert record.gpu == "ampere+"
+    second = CliRunner().invoke(cli.main, ["build", str(bundle)])
+    assert second.exit_code == 0, second.output
+    assert second.stdout.count("cached") == 4
+    assert {path: Path(path).read_bytes() for path in before} == before
+    assert not list((bundle / "engines").glob(".*build*"))
+
+
+def test_default_profiles_have_each_batch_axis_at_one_and_the_whole_range(bundle: Path) -> None:
+    chosen = {graph: profiles for graph, precision, profiles in plan(bundle, precisions=["fp32"])}
+    assert [profile["regions"].max for profile in chosen["region_encoder"]] == [(1, 10, 8), (16, 10, 8)]
+    shapes = [(p["region_embeddings"].max[0], p["word_embeddings"].max[0]) for p in chosen["hard_alignment"]]
+    assert shapes == [(1, 8), (32, 1), (32, 8)]
+
+
+def test_own_profiles_go_to_the_graphs_that_have_their_symbols(bundle: Path) -> None:
+    chosen = plan(bundle, precisions=["fp16"], profiles=["C=1,I=2:4:8", "I=32"])
+    profiles = {graph: own for graph, _, own in chosen}
+    assert profiles["hard_alignment"][0]["word_embeddings"] == InputRange((1, 1, 4), (1, 5, 4), (1, 9, 4))
+    assert profiles["hard_alignment"][1]["region_embeddings"] == InputRange((32, 1, 4), (32, 6, 4), (32, 10, 4))
+    assert len(profiles["region_encoder"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("profiles", "message"),
+    [(["B=1:2"], "must read"), (["B=4:2:8"], "min <= opt"), (["B=1:4:64"], "1..16"), (["Z=1"], "fits no graph")],
+)
+def test_bad_profiles_are_refused(bundle: Path, profiles: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(bundle, profiles=profiles)
+
+
+def test_unknown_graphs_precisions_and_backends_are_refused(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="no graph 'text_encoder'"):
+        plan(bundle, graphs=["text_encoder"])
+    with pytest.raises(BundleError, match="it has fp16, fp32"):
+        plan(bundle, precisions=["int8"])
+    with pytest.raises(InputError, match="onnxruntime's own"):
+        plan(bundle, precisions=["int8_x86"])
+    with pytest.raises(InputError, match="backend must be one of"):
+        find_target("onnxruntime")
+    with pytest.raises(InputError, match="options of tensorrt"):
+        find_target("tensorrt_rtx", BuildOptions(version_compatible=True))
+
+
+def test_a_flavor_that_cannot_build_here_says_what_is_missing_and_what_would_work(monkeypatch) -> None:
+    monkeypatch.setattr("chan_rt.runtime.doctor.installed_version", {"tensorrt_rtx": "1.7"}.get)
+    with pytest.raises(
+        EngineError, match=r"tensorrt is not installed; pip install 'chan-rt\[tensorrt\]'.*tensorrt_rtx"
+    ):
+        find_target("tensorrt")
+
+
+def test_two_builders_at_once_build_once(bundle: Path) -> None:
+    command = [sys.executable, "-c", "from chan_rt.cli import main; main()", "build", str(bundle), "--json"]
+    command += ["--graph", "region_encoder", "--precision", "fp32"]
+    rivals = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [json.loads(rival.communicate()[0]) for rival in rivals]
+    assert sorted(rows[0]["cached"] for rows in outputs) == [False, True]
+    assert outputs[0][0]["path"] == outputs[1][0]["path"]
+
+
+def test_kill_in_the_middle_leaves_a_usable_cache(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from chan_rt.export.engines import build_engine, find_target\n"
+        "die = lambda phase: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "build_engine(sys.argv[1], 'region_encoder', 'fp16', find_target('tensorrt_rtx'), progress=die)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(bundle)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(EngineError, match="no usable"):
+        find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx")
+    assert list((bundle / "engines").glob(".*build*"))  # what the dead builder left
+    built = build()
+    assert not built.cached
+    assert find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx") == built.path
+    assert not list((bundle / "engines").glob(".*build*"))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def corrupt(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def garble(path: Path) -> None:
+    path.with_suffix(".json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(truncate, "truncated"), (corrupt, "corrupt"), (Path.unlink, "missing"), (garble, "cannot be understood")],
+)
+def test_damaged_engines_are_refused_and_built_again(
+    bundle: Path, build: Callable[..., engines.BuiltEngine], damage: Callable[[Path], None], reason: str
+) -> None:
+    good = build().path
+    bytes_ = good.read_bytes()
+    damage(good)
+    with pytest.raises(EngineError, match=reason):
+        find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx")
+    again = build()
+    assert not again.cached
+    assert reason in (again.replaced or "")
+    assert find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx").read_bytes() == bytes_
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": "1.0.0.1"}, "foreign: built by"),
+        ({"os": "plan9-vax"}, "foreign: built on"),
+        ({"onnx_sha256": "0"}, "stale"),
+    ],
+)
+def test_foreign_and_stale_engines_are_refused_with_the_reason(
+    bundle: Path, build: Callable[..., engines.BuiltEngine], change: dict[str, str], reason: str
+) -> None:
+    built = build()
+    sidecar = built.path.with_suffix(".json")
+    sidecar.write_text(replace(built.record, **change).to_json())
+    with pytest.raises(EngineError, match=rf"{reason}.*chan build .* --backend tensorrt_rtx --precision fp16"):
+        find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx")
+    again = build()
+    assert not again.cached
+    assert again.replaced is not None
+
+
+def test_whatever_changes_an_engine_changes_its_key(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
+    target = find_target("tensorrt_rtx")
+    first = build().record.key
+    (_, _, profiles), *_ = plan(bundle, ["region_encoder"], ["fp16"], ["B=2"])
+    other = build(profiles=profiles)
+    assert other.record.key != first
+    newest = find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx")
+    assert newest == other.path
+    time.sleep(0.01)
+    assert build().cached  # asking for the first again makes it the newest
+    assert find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx").name.endswith(f"{first[:16]}.engine")
+    assert build_engine(bundle, "region_encoder", "fp16", replace(target, gpu="sm_90")).record.key != first
+
+
+def test_engine_is_the_same_bytes_when_built_again(build: Callable[..., engines.BuiltEngine]) -> None:
+    first = build()
+    data = first.path.read_bytes()
+    first.path.unlink()
+    assert build().path.read_bytes() == data
+
+
+def test_a_graph_that_does_not_build_leaves_a_polygraphy_command_that_fails_too(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    path = bundle / "graphs/fp32/region_encoder.onnx"
+    broken = onnx.load(path)
+    broken.graph.node[1].op_type, broken.graph.node[1].domain = "NoSuchOperator", "nowhere"
+    broken.opset_import.append(helper.make_opsetid("nowhere", 1))
+    onnx.save(broken, path)
+    graphs = {name: dict(by_precision) for name, by_precision in manifest.graphs.items()}
+    graphs["region_encoder"]["fp32"] = replace(graphs["region_encoder"]["fp32"], sha256=sha256_file(path))
+    (bundle / "manifest.json").write_text(replace(manifest, graphs=graphs).to_json())
+    result = CliRunner().invoke(cli.main, ["build", str(bundle), "--graph", "region_encoder", "--precision", "fp32"])
+    assert result.exit_code == 1
+    assert "NoSuchOperator" in result.output
+    script = Path(result.output.strip().rpartition("sh ")[2])
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    rerun = subprocess.run(
+        ["sh", script], check=False, env=environment, cwd=bundle.parent, capture_output=True, text=True
+    )
+    assert rerun.returncode != 0
+    assert "NoSuchOperator" in rerun.stdout + rerun.stderr
+
+
+def test_the_reproducing_command_builds_what_is_sound(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
+    built = build()
+    request = {
+        "flavor": "tensorrt_rtx",
+        "onnx": str(bundle / "graphs/fp16/region_encoder.onnx"),
+        "profiles": [
+            {n: {"min": s.min, "opt": s.opt, "max": s.max} for n, s in p.items()} for p in built.record.profiles
+        ],
+        "options": built.record.options,
+    }
+    script = bundle / "again.sh"
+    script.write_text(engines.reproduce(request))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", script], check=True, env=environment, cwd=bundle, capture_output=True)
+    assert (bundle / "engine").read_bytes() == built.path.read_bytes()
+
+
+def test_graphs_that_differ_from_the_manifest_are_refused(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    path = bundle / "graphs/fp16/region_encoder.onnx"
+    onnx.save(encoder(TensorProto.FLOAT), path)  # fp32 where the manifest promises fp16
+    graphs = {name: dict(by_precision) for name, by_precision in manifest.graphs.items()}
+    changed = replace(graphs["region_encoder"]["fp16"], sha256=sha256_file(path))
+    graphs["region_encoder"]["fp16"] = changed
+    (bundle / "manifest.json").write_text(replace(manifest, graphs=graphs).to_json())
+    with pytest.raises(EngineError, match="its outputs are"):
+        build_engine(bundle, "region_encoder", "fp16", find_target("tensorrt_rtx"))
+    outputs = (replace(changed.outputs[0], dtype="float32"),)
+    graphs["region_encoder"]["fp16"] = replace(changed, outputs=outputs)
+    (bundle / "manifest.json").write_text(replace(manifest, graphs=graphs).to_json())
+    with pytest.raises(EngineError, match="no Half tensor"):
+        build_engine(bundle, "region_encoder", "fp16", find_target("tensorrt_rtx"))
+    assert not list((bundle / "engines").glob("*.engine"))
+
+
+def test_weights_in_other_files_are_refused(bundle: Path) -> None:
+    path = bundle / "graphs/fp32/region_encoder.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, size_threshold=0, location="weights")
+    manifest = Manifest.load(bundle)
+    graphs = {name: dict(by_precision) for name, by_precision in manifest.graphs.items()}
+    graphs["region_encoder"]["fp32"] = replace(graphs["region_encoder"]["fp32"], sha256=sha256_file(path))
+    (bundle / "manifest.json").write_text(replace(manifest, graphs=graphs).to_json())
+    with pytest.raises(EngineError, match="keeps weights outside"):
+        build_engine(bundle, "region_encoder", "fp32", find_target("tensorrt_rtx"))
+
+
+INSPECTED = {
+    "Layers": [
+        {"Name": "a", "LayerType": "gemm", "Inputs": [{"Datatype": "Half"}], "Outputs": [{"Datatype": "Float"}]},
+        {"Name": "b", "LayerType": "kgen", "Inputs": [{"Format/Datatype": "Row major linear FP32"}], "Outputs": []},
+        {"Name": "c", "LayerType": "gemm", "Inputs": [{"Datatype": "Int8"}, {"Datatype": "Float"}], "Outputs": []},
+        {"Name": "d", "LayerType": "shape_call", "Inputs": [], "Outputs": []},
+    ]
+}
+
+
+def test_precision_is_read_from_both_inspector_formats() -> None:
+    layers = from_inspector(INSPECTED)
+    assert layers["by_precision"] == {"Half": 1, "Float": 1, "Int8": 1, "other": 1}
+    assert layers["matrix"] == {"Half": 1, "Int8": 1}
+    with pytest.raises(EngineError, match="without detailed profiling"):
+        from_inspector({"Layers": ["only a name"]})
+    with pytest.raises(EngineError, match="does not list"):
+        from_build_log("nothing of use")
+
+
+@pytest.mark.parametrize(
+    ("precision", "counts", "matrix", "network", "message"),
+    [
+        ("fp32", {"Float": 3, "Half": 1}, {"Float": 1}, {"FLOAT": 3}, "lower precision"),
+        ("fp16", {"Float": 3}, {"Float": 1}, {"HALF": 3}, "builder chose otherwise"),
+        ("fp16", {"Float": 3, "Half": 2}, {"Float": 1}, {"HALF": 3}, "builder chose otherwise"),
+        ("int8", {"Half": 3}, {"Half": 1}, {"HALF": 3}, "no Int8 tensor"),
+    ],
+)
+def test_an_engine_without_its_precision_is_an_error(
+    precision: str, counts: dict, matrix: dict, network: dict, message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        check_precision(precision, {"by_precision": counts, "matrix": matrix}, network, "the engine")
