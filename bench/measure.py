@@ -58,8 +58,8 @@ def take_turns(
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that `threads` threads read from memory: the best of five passes over 1 GiB of float32.
 
-    Each pass is a BLAS dot product of a vector with itself: it writes nothing, and measured fastest of numpy's reductions
-    (30.6 GB/s on two cores of a Zen 4, where a sum gave 24.3 and a maximum 29.8).
+    Each pass is a BLAS dot product of a vector with itself: it writes nothing, and measured fastest of numpy's
+    reductions (30.6 GB/s on two cores of a Zen 4, where a sum gave 24.3 and a maximum 29.8).
     """
     from concurrent.futures import ThreadPoolExecutor
 
