@@ -1,0 +1,146 @@
+"""Backends by name; each one's library is imported when it is opened.
+
+| name | runs | needs |
+|---|---|---|
+| tensorrt | a TensorRT engine | an NVIDIA GPU, extra `tensorrt`, an engine built for this GPU |
+| tensorrt_rtx | a TensorRT-RTX engine | an NVIDIA GPU, extra `rtx`, an engine built anywhere |
+| onnxruntime_cuda | the ONNX file | an NVIDIA GPU, extra `gpu` |
+| onnxruntime | the ONNX file on the CPU | extra `cpu` |
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..contract import GraphSpec, Manifest, verified
+from ..errors import BackendError, ChanError, InputError
+from .base import Array, Backend, check_feeds
+from .sidecar import find_engine
+
+__all__ = ["BACKENDS", "Array", "Backend", "check_feeds", "open_backend", "open_graph", "open_graphs", "try_out"]
+
+# In the order `auto` tries them. name -> module of this package that defines open_file(file, spec, threads) -> Backend.
+BACKENDS: Mapping[str, str] = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt_rtx",
+    "onnxruntime_cuda": "onnxruntime_cuda",
+    "onnxruntime": "onnxruntime",
+}
+ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
+
+
+def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int | None = None) -> Backend:
+    """Open one graph.
+
+    Args:
+        name: one of BACKENDS.
+        file: the ONNX file, or for the TensorRT flavors the engine, already verified.
+        spec: the graph's inputs and outputs.
+        threads: CPU threads of the onnxruntime backends; None for one per core this process may use.
+
+    Raises:
+        InputError: an unknown name, or threads below 1.
+        BackendError: the library is missing or cannot run here, or the file does not fit the spec.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be positive, got {threads}")
+    module = importlib.import_module(f"{__name__}.{BACKENDS[name]}")
+    backend: Backend = module.open_file(Path(file), spec, threads)
+    return backend
+
+
+def open_graph(
+    name: str, bundle: str | Path, manifest: Manifest, graph: str, precision: str, *, threads: int | None = None
+) -> Backend:
+    """Open a bundle's graph with the backend `name`, its file (or the newest usable engine) verified by hash.
+
+    Raises:
+        BundleError: no such graph at that precision, or a file that was altered.
+        BackendError: as in `open_backend`; EngineError where no usable engine was built.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    spec = manifest.graph(graph, precision)
+    if name in ENGINE_BACKENDS:
+        file = find_engine(bundle, graph, precision, name)
+    else:
+        file = verified(bundle, spec.file, spec.sha256)
+    return open_backend(name, file, spec, threads=threads)
+
+
+def open_graphs(
+    name: str,
+    bundle: str | Path,
+    manifest: Manifest,
+    precisions: Mapping[str, str],
+    *,
+    threads: int | None = None,
+) -> dict[str, Backend]:
+    """Open several graphs of a bundle with one backend; for `auto`, with the first on which all of them really run.
+
+    Args:
+        name: one of BACKENDS, or `auto`: tensorrt, tensorrt_rtx, onnxruntime_cuda, onnxruntime, in this order.
+        bundle: the bundle's folder.
+        manifest: of the bundle.
+        precisions: graph name -> precision.
+        threads: as in `open_backend`.
+
+    Raises:
+        BundleError: a graph is not in the bundle, or its file was altered.
+        BackendError: the backend cannot run here; for `auto`, with the reason of every one.
+    """
+    for graph, precision in precisions.items():
+        manifest.graph(graph, precision)  # an absent graph is no reason to try the next backend
+    if name != "auto":
+        return _open_all(name, bundle, manifest, precisions, threads)
+    reasons = []
+    for candidate in BACKENDS:
+        try:
+            backends = _open_all(candidate, bundle, manifest, precisions, threads)
+        except BackendError as error:
+            reasons.append(f"{candidate}: {error}")
+            continue
+        try:
+            for backend in backends.values():
+                try_out(backend)
+        except ChanError as error:
+            reasons.append(f"{candidate}: {error}")
+            _close(backends)
+            continue
+        return backends
+    raise BackendError("no backend works here. " + "; ".join(reasons))
+
+
+def try_out(backend: Backend) -> None:
+    """Run a backend once on ones of the smallest sizes it takes; what it raises says why it does not work."""
+    feeds = {
+        tensor.name: np.ones(
+            [size if isinstance(size, int) else backend.ranges[size].min for size in tensor.shape], tensor.dtype
+        )
+        for tensor in backend.spec.inputs
+    }
+    backend.run(feeds)
+
+
+def _open_all(
+    name: str, bundle: str | Path, manifest: Manifest, precisions: Mapping[str, str], threads: int | None
+) -> dict[str, Backend]:
+    backends: dict[str, Backend] = {}
+    try:
+        for graph, precision in precisions.items():
+            backends[graph] = open_graph(name, bundle, manifest, graph, precision, threads=threads)
+    except BaseException:
+        _close(backends)
+        raise
+    return backends
+
+
+def _close(backends: Mapping[str, Backend]) -> None:
+    for backend in backends.values():
+        backend.close()

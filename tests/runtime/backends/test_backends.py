@@ -1,0 +1,234 @@
+"""Backends are what was asked for, or an error that says why not."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from chan_rt.runtime import backends
+from chan_rt.runtime.backends import fake
+from chan_rt.runtime.contract import (
+    AlignmentConfig,
+    GraphSpec,
+    Manifest,
+    Range,
+    TensorSpec,
+    TokenizerSpec,
+    sha256_file,
+    write_manifest,
+)
+from chan_rt.runtime.errors import BackendError, BundleError, EngineError, InputError, TensorError
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> tuple[Path, Manifest]:
+    """A bundle with one graph that doubles `x` [B, 3] and adds 1 to `n` [B]."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["y"]),
+        helper.make_node("Sub", ["n", "minus_one"], ["m"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "doubler",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 3]),
+            helper.make_tensor_value_info("n", TensorProto.INT32, ["B"]),
+        ],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 3]),
+            helper.make_tensor_value_info("m", TensorProto.INT32, ["B"]),
+        ],
+        [helper.make_tensor("minus_one", TensorProto.INT32, [], [-1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    path = tmp_path / "doubler.onnx"
+    onnx.save(model, path)
+    spec = GraphSpec(
+        file="doubler.onnx",
+        sha256=sha256_file(path),
+        opset=20,
+        inputs=(TensorSpec("x", "float32", ("B", 3)), TensorSpec("n", "int32", ("B",))),
+        outputs=(TensorSpec("y", "float32", ("B", 3)), TensorSpec("m", "int32", ("B",))),
+        ranges={"B": Range(2, 4, 8)},
+    )
+    manifest = Manifest(
+        {"embed_dim": 3, "region_dim": 3},
+        AlignmentConfig(),
+        {"text_encoder": {"fp32": spec}},
+        TokenizerSpec("scan", {}),
+    )
+    write_manifest(tmp_path, manifest)
+    return tmp_path, manifest
+
+
+def _feeds(size: int) -> dict[str, np.ndarray]:
+    return {"x": np.arange(size * 3, dtype=np.float32).reshape(size, 3), "n": np.arange(size, dtype=np.int32)}
+
+
+def test_onnxruntime_runs_every_output(bundle: tuple[Path, Manifest]) -> None:
+    with backends.open_graph("onnxruntime", *bundle, "text_encoder", "fp32", threads=1) as backend:
+        outputs = backend.run(_feeds(4))
+    assert list(outputs) == ["y", "m"]
+    np.testing.assert_array_equal(outputs["y"], 2 * _feeds(4)["x"])
+    np.testing.assert_array_equal(outputs["m"], [1, 2, 3, 4])
+    with pytest.raises(BackendError, match="was closed"):
+        backend.run(_feeds(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": None}, "n: must be given, got nothing"),
+        ({"z": np.zeros(4)}, "z: must be one of the inputs x, n"),
+        ({"x": np.zeros((4, 3))}, "x: dtype must be float32, got float64"),
+        ({"x": np.zeros(4, np.float32)}, r"x: shape must be \[B, 3\], got \[4\]"),
+        ({"x": np.zeros((4, 5), np.float32)}, r"x: shape must be \[B, 3\] where B = 4, got \[4, 5\]"),
+        ({"x": np.zeros((9, 3), np.float32)}, "x: B must be between 2 and 8, got 9"),
+        ({"x": np.zeros((1, 3), np.float32)}, "x: B must be between 2 and 8, got 1"),
+        ({"n": np.zeros(5, np.int32)}, r"n: shape must be \[B\] where B = 4, got \[5\]"),
+    ],
+)
+def test_feeds_that_do_not_fit(bundle: tuple[Path, Manifest], change: dict, message: str) -> None:
+    feeds = {name: array for name, array in (_feeds(4) | change).items() if array is not None}
+    with (
+        backends.open_graph("onnxruntime", *bundle, "text_encoder", "fp32") as backend,
+        pytest.raises(TensorError, match=message),
+    ):
+        backend.run(feeds)
+
+
+def test_a_file_that_does_not_fit_its_spec(bundle: tuple[Path, Manifest]) -> None:
+    folder, manifest = bundle
+    spec = manifest.graph("text_encoder", "fp32")
+    wrong = replace(spec, inputs=(TensorSpec("x", "float16", ("B", 3)), spec.inputs[1]))
+    with pytest.raises(BackendError, match="does not fit the manifest: its inputs"):
+        backends.open_backend("onnxruntime", folder / spec.file, wrong)
+    (folder / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match="cannot open"):
+        backends.open_backend("onnxruntime", folder / "broken.onnx", spec)
+
+
+def test_altered_graph_is_refused(bundle: tuple[Path, Manifest]) -> None:
+    folder, manifest = bundle
+    with open(folder / "doubler.onnx", "ab") as file:
+        file.write(b"\0")
+    for name in ("onnxruntime", "auto"):
+        with pytest.raises(BundleError, match="altered"):
+            backends.open_graphs(name, folder, manifest, {"text_encoder": "fp32"})
+
+
+def test_names_and_threads_are_checked(bundle: tuple[Path, Manifest]) -> None:
+    folder, manifest = bundle
+    with pytest.raises(InputError, match=r"backend must be one of auto, tensorrt, .* got 'torch'"):
+        backends.open_graph("torch", folder, manifest, "text_encoder", "fp32")
+    with pytest.raises(InputError, match="threads must be positive, got 0"):
+        backends.open_graph("onnxruntime", folder, manifest, "text_encoder", "fp32", threads=0)
+    with pytest.raises(BundleError, match="no graph 'backbone'"):
+        backends.open_graphs("auto", folder, manifest, {"backbone": "fp32"})
+
+
+def test_a_provider_that_is_not_there_is_never_replaced(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match=r"needs CUDAExecutionProvider, .* pip install 'chan-rt\[gpu\]'"):
+        backends.open_graph("onnxruntime_cuda", *bundle, "text_encoder", "fp32")
+
+
+def test_a_provider_that_was_replaced_is_noticed(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+
+    def on_the_cpu(file: str, options: object, providers: list) -> onnxruntime.InferenceSession:
+        return real(file, options, providers=["CPUExecutionProvider"])
+
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
+    with pytest.raises(BackendError, match="asked for CUDAExecutionProvider, onnxruntime replaced it by CPU"):
+        backends.open_graph("onnxruntime_cuda", *bundle, "text_encoder", "fp32")
+
+
+def test_an_engine_backend_without_an_engine_says_how_to_build_one(bundle: tuple[Path, Manifest]) -> None:
+    with pytest.raises(
+        EngineError, match=r"chan build .* --backend tensorrt_rtx --precision fp32 --graph text_encoder"
+    ):
+        backends.open_graph("tensorrt_rtx", *bundle, "text_encoder", "fp32")
+
+
+def _offer(monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, object]) -> list[fake.FakeBackend]:
+    """Replace opening: per backend name an exception to raise, or the exception its run raises, or None to work."""
+    opened = []
+
+    def open_graph(name: str, bundle: Path, manifest: Manifest, graph: str, precision: str, *, threads: int | None):
+        when, error = outcomes[name]
+        if when == "open":
+            raise error
+
+        def compute(feeds: dict) -> dict:
+            if when == "run":
+                raise error
+            return {}
+
+        backend = fake.FakeBackend(manifest.graph(graph, precision), compute)
+        backend.name = name
+        opened.append(backend)
+        return backend
+
+    monkeypatch.setattr(backends, "open_graph", open_graph)
+    return opened
+
+
+def test_auto_takes_the_first_that_really_runs(bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = _offer(
+        monkeypatch,
+        {
+            "tensorrt": ("open", EngineError("no engine")),
+            "tensorrt_rtx": ("run", BackendError("no driver")),
+            "onnxruntime_cuda": ("never", None),
+            "onnxruntime": ("never", None),
+        },
+    )
+    chosen = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"})
+    assert [backend.name for backend in opened] == ["tensorrt_rtx", "onnxruntime_cuda"]
+    assert opened[0].closed
+    assert chosen == {"text_encoder": opened[1]}
+    assert opened[1].calls == [{"x": (2, 3), "n": (2,)}]
+
+
+def test_auto_with_nothing_that_works_gives_every_reason(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _offer(monkeypatch, {name: ("open", BackendError(f"why not {name}")) for name in backends.BACKENDS})
+    with pytest.raises(BackendError) as caught:
+        backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"})
+    for name in backends.BACKENDS:
+        assert f"{name}: why not {name}" in str(caught.value)
+
+
+def test_auto_here_ends_at_the_cpu_when_there_is_no_gpu(bundle: tuple[Path, Manifest]) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has a CUDA provider")
+    (backend,) = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"}).values()
+    assert backend.name == "onnxruntime"
+
+
+def test_one_session_serves_many_threads(bundle: tuple[Path, Manifest]) -> None:
+    wrong: list[int] = []
+    with backends.open_graph("onnxruntime", *bundle, "text_encoder", "fp32", threads=2) as backend:
+
+        def work(size: int) -> None:
+            feeds = _feeds(size)
+            wrong.extend(size for _ in range(200) if not np.array_equal(backend.run(feeds)["y"], 2 * feeds["x"]))
+
+        threads = [threading.Thread(target=work, args=(size,)) for size in (2, 3, 5, 8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
