@@ -10,6 +10,7 @@ import click
 COMMANDS: dict[str, str] = {
     "scenes": "scenes",
     "features": "features",
+    "train": "train",
     "build": "build",
     "doctor": "doctor",
 }

@@ -1,0 +1,334 @@
+"""Training with the published schedule and augmentation (CHAN, CVPR 2023, section 4; VSE-infinity's code base).
+
+RUN/
+├── best/                       the checkpoint of the epoch with the highest validation rsum
+├── last/                       the checkpoint of the last finished epoch
+├── optimizer-EPOCH.safetensors what `--resume` needs beside it: AdamW's moments
+└── log.jsonl                   one line an epoch
+
+Every epoch draws its order, dropped regions and changed words from (seed, epoch) alone, so a run that was stopped goes
+on exactly as it would have. On one machine's CPU the same seed gives the same bits; a GPU adds in no fixed order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..runtime.errors import CheckpointError, InputError
+from ..runtime.text import BertTokenizer, ScanTokenizer, build_scan_vocabulary
+from . import checkpoint
+from .augment import change_words, drop_regions
+from .config import ModelConfig
+from .data import PrecompSplit, has_split
+from .loss import MARGIN, hinge, infonce
+from .model import ChanModel
+from .train_config import EpochLog, TrainConfig
+from .validate import Validation
+
+_GRADIENT_CLIP = 2.0
+
+OnStep = Callable[[int, int, int, float], None]
+"""Told after each step: epoch, step and steps of the epoch, counted from 0, and the step's loss a pair."""
+OnEpoch = Callable[[EpochLog], None]
+
+
+def train(
+    data_dir: str | Path,
+    run: str | Path,
+    config: TrainConfig,
+    *,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> EpochLog:
+    """Train from the beginning and return the best epoch's log.
+
+    Stopping it (KeyboardInterrupt) leaves RUN as it was after the last finished epoch; `resume` goes on from there.
+
+    Args:
+        data_dir: a data set in the precomp layout with a `train` split. Validation is on `dev`; without one, the last
+            tenth of the training images (at most 1,000) is held out for it.
+        run: the folder to be; it must not hold another run.
+        config: every choice.
+        device: of torch.
+        on_step, on_epoch: told how it goes.
+
+    Raises:
+        InputError: the data or RUN break a rule.
+    """
+    run = Path(run)
+    if (run / "last").exists() or (run / "log.jsonl").exists():
+        raise InputError(f"{run} holds a run already: go on with --resume, or choose another folder")
+    data = _Data.open(data_dir)
+    torch.manual_seed(config.seed)
+    model, files = _new_model(config, data)
+    return _Run(run, data, config, model, files, device, on_step, on_epoch).go()
+
+
+def resume(
+    data_dir: str | Path,
+    run: str | Path,
+    *,
+    epochs: int | None = None,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> EpochLog:
+    """Go on after RUN's last finished epoch, exactly as if it had never stopped; `epochs` may lengthen the run.
+
+    Raises:
+        InputError: RUN has nothing to go on from, or the data are not those it was trained on.
+        CheckpointError: its files cannot be read.
+    """
+    run = Path(run)
+    if not (run / "last").is_dir():
+        raise InputError(f"{run} has no finished epoch to resume from: leave --resume out")
+    last = checkpoint.load(run / "last")
+    try:
+        training = last.record["training"]
+        config, epoch, logs = TrainConfig.from_dict(training["options"]), training["epoch"], training["log"]
+        fingerprint = training["data"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {error!r}") from error
+    data = _Data.open(data_dir)
+    if data.fingerprint != fingerprint:
+        raise InputError(f"{data_dir} is not the data this run was trained on ({data.fingerprint}, not {fingerprint})")
+    if epochs is not None:
+        config = replace(config, epochs=epochs)
+    going = _Run(run, data, config, last.model, last.tokenizer_files, device, on_step, on_epoch)
+    going.restore(epoch, [EpochLog.from_dict(line) for line in logs])
+    return going.go()
+
+
+def last_epoch(run: str | Path) -> int | None:
+    """The epoch that RUN/last holds, counted from 0; None where none was finished."""
+    config = Path(run) / "last" / checkpoint.CONFIG
+    if not config.is_file():
+        return None
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8"))["training"]["epoch"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{config} was not written by `chan train`: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Pairs to train on and images to validate on."""
+
+    train: PrecompSplit
+    pairs: NDArray[np.int64]
+    validation: Validation
+    fingerprint: str
+
+    @classmethod
+    def open(cls, data_dir: str | Path) -> _Data:
+        train = PrecompSplit.open(data_dir, "train")
+        kept = train.num_images
+        if has_split(data_dir, "dev"):
+            dev = PrecompSplit.open(data_dir, "dev")
+            validation = Validation.of(dev, np.arange(dev.num_images))
+        else:
+            kept -= min(1000, train.num_images // 10)
+            if kept == train.num_images:
+                raise InputError(f"{data_dir} has no dev split and too few training images to hold some out: add one")
+            validation = Validation.of(train, np.arange(kept, train.num_images))
+        if validation.split.region_dim != train.region_dim:
+            widths = f"{validation.split.region_dim} and {train.region_dim}"
+            raise InputError(f"dev and train must have features of one width, got {widths}")
+        digest = hashlib.sha256("\n".join(train.captions).encode())
+        digest.update(f"{train.num_images} {train.max_regions} {train.region_dim} {kept}".encode())
+        pairs = np.flatnonzero(train.image_of_caption < kept)
+        return cls(train, pairs, validation, digest.hexdigest())
+
+
+def _new_model(config: TrainConfig, data: _Data) -> tuple[ChanModel, dict[str, bytes]]:
+    """A model at the start of training and its tokenizer's files."""
+    captions = [data.train.captions[row] for row in data.pairs]
+    vocabulary = build_scan_vocabulary(captions, config.min_count)
+    shape = ModelConfig(
+        region_dim=data.train.region_dim,
+        embed_dim=config.embed_dim,
+        region_encoder=config.region_encoder,
+        word_dim=config.word_dim,
+        vocab_size=ScanTokenizer(vocabulary["word2idx"]).vocab_size,
+        alignment=config.alignment,
+    )
+    return ChanModel(shape), {"vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode()}
+
+
+class _Run:
+    """A run in progress: model, optimizer and what has been logged."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data: _Data,
+        config: TrainConfig,
+        model: ChanModel,
+        tokenizer_files: Mapping[str, bytes],
+        device: str,
+        on_step: OnStep | None,
+        on_epoch: OnEpoch | None,
+    ) -> None:
+        self.folder, self.data, self.config, self.device = folder, data, config, device
+        self.tokenizer_files, self.on_step, self.on_epoch = tokenizer_files, on_step, on_epoch
+        self.model = model.to(device)
+        self.optimizer = _optimizer(model, config)
+        self.tokenizer = _tokenizer(tokenizer_files)
+        self.tokens = self.tokenizer.encode([data.train.captions[row] for row in data.pairs])
+        self.logs: list[EpochLog] = []
+
+    def go(self) -> EpochLog:
+        """Train to the last epoch; the best epoch's log."""
+        for epoch in range(len(self.logs), self.config.epochs):
+            loss = self._epoch(epoch)
+            found = self.data.validation.evaluate(self.model, self.tokenizer, self.device)
+            best = found.rsum > max((log.rsum for log in self.logs), default=-1.0)
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.logs.append(EpochLog(epoch, loss, rate, found.i2t, found.t2i, found.rsum, best))
+            self._save()
+            if self.on_epoch is not None:
+                self.on_epoch(self.logs[-1])
+        return max(self.logs, key=lambda log: log.rsum)
+
+    def _epoch(self, epoch: int) -> float:
+        """One pass over all pairs; the mean loss a pair."""
+        rng = np.random.default_rng([self.config.seed, epoch])
+        torch.manual_seed(int(rng.integers(2**62)))  # BERT's dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (0.1 if epoch >= self.config.drop_epoch else 1.0)
+        order = rng.permutation(len(self.data.pairs))
+        size = self.config.pairs_per_step
+        steps = -(-len(order) // size)
+        self.model.train()
+        total = 0.0
+        for step in range(steps):
+            batch = order[step * size : (step + 1) * size]
+            loss = self._loss(batch, epoch, rng)
+            if not torch.isfinite(loss):
+                raise InputError(f"the loss became {loss.item()} in epoch {epoch}, step {step}: lower --learning-rate")
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_CLIP)
+            self.optimizer.step()
+            total += loss.item()
+            if self.on_step is not None:
+                self.on_step(epoch, step, steps, loss.item() / len(batch))
+        return total / len(order)
+
+    def _loss(self, batch: NDArray[np.int64], epoch: int, rng: np.random.Generator) -> Tensor:
+        """The loss of a batch of pairs, summed as published (InfoNCE: times the batch, so that both are sums)."""
+        images = self.data.train.image_of_caption[self.data.pairs[batch]]
+        features, counts = drop_regions(*self.data.train.regions(images), self.config.region_drop, rng)
+        token_lengths = self.tokens.lengths[batch]
+        ids, lengths = change_words(
+            self.tokens.ids[batch, : int(token_lengths.max())],
+            token_lengths,
+            self.config.word_drop,
+            self.tokenizer.mask_id,
+            self.tokenizer.vocab_size,
+            rng,
+        )
+        scores: Tensor = self.model(
+            *(torch.from_numpy(array).to(self.device) for array in (features, counts, ids, lengths))
+        )
+        # Another caption of the same image is no negative.
+        siblings = torch.from_numpy((images[:, None] == images[None, :]) & ~np.eye(len(images), dtype=bool))
+        scores = scores.masked_fill(siblings.to(self.device), -torch.inf)
+        if self.config.loss == "infonce":
+            return infonce(scores) * len(batch)
+        return hinge(scores, MARGIN, hardest=epoch > 0)
+
+    def _save(self) -> None:
+        """Write the epoch so that a crash at any point leaves this epoch or the one before it, whole.
+
+        `last` names the epoch and is replaced in one step, last; the optimizer's file carries the epoch in its name.
+        """
+        log = self.logs[-1]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "training": {
+                "options": asdict(self.config),
+                "epoch": log.epoch,
+                "data": self.data.fingerprint,
+                "log": [asdict(item) for item in self.logs],
+            }
+        }
+        if log.best:
+            checkpoint.save(self.folder / "best", self.model, self.tokenizer_files, record)
+        state = _optimizer_file(self.folder, log.epoch)
+        beside = state.with_suffix(".partial")
+        save_file(_moments(self.optimizer, self.model), beside)
+        os.replace(beside, state)
+        lines = "".join(json.dumps(asdict(item)) + "\n" for item in self.logs)
+        beside = self.folder / "log.jsonl.partial"
+        beside.write_text(lines, encoding="utf-8")
+        os.replace(beside, self.folder / "log.jsonl")
+        checkpoint.save(self.folder / "last", self.model, self.tokenizer_files, record)
+        for old in self.folder.glob("optimizer-*"):
+            if old != state:
+                old.unlink()
+
+    def restore(self, epoch: int, logs: list[EpochLog]) -> None:
+        """Put the optimizer and the log back to where they stood after `epoch`."""
+        file = _optimizer_file(self.folder, epoch)
+        try:
+            moments = load_file(file, device=self.device)
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            for parameter, name in names.items():
+                self.optimizer.state[parameter] = {
+                    "step": moments[f"step/{name}"].cpu(),
+                    "exp_avg": moments[f"exp_avg/{name}"],
+                    "exp_avg_sq": moments[f"exp_avg_sq/{name}"],
+                }
+        except (OSError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{file} does not hold the optimizer's state after epoch {epoch}: {error!r}"
+            ) from error
+        self.logs = logs
+
+
+def _optimizer(model: ChanModel, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; BERT's own weights have a learning rate and decay of their own."""
+    pretrained: list[Tensor] = []
+    fresh: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (pretrained if name.startswith("text_encoder.bert.") else fresh).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": fresh, "lr": config.learning_rate}]
+    if pretrained:
+        rate, decay = config.bert_learning_rate, config.bert_weight_decay
+        groups.append({"params": pretrained, "lr": rate, "weight_decay": decay})
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return torch.optim.AdamW(groups)
+
+
+def _moments(optimizer: torch.optim.AdamW, model: ChanModel) -> dict[str, Tensor]:
+    return {
+        f"{key}/{name}": optimizer.state[parameter][key].detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+
+
+def _optimizer_file(folder: Path, epoch: int) -> Path:
+    return folder / f"optimizer-{epoch}.safetensors"
+
+
+def _tokenizer(files: Mapping[str, bytes]) -> ScanTokenizer | BertTokenizer:
+    if "vocab.json" in files:
+        return ScanTokenizer(json.loads(files["vocab.json"])["word2idx"])
+    return BertTokenizer(files["tokenizer.json"].decode())

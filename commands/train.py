@@ -1,0 +1,128 @@
+"""`chan train`: a checkpoint from region features and captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+# What may change between a run and its --resume; everything else is the run's own.
+_FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False))
+@click.option("-o", "--output", "run", required=True, type=click.Path(file_okay=False), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished epoch of the run there.")
+@click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=2), help="Default: 384 for bigru, 128 for bert.")
+@click.option("--learning-rate", type=float, default=5e-4, show_default=True)
+@click.option(
+    "--drop-epoch",
+    type=click.IntRange(min=0),
+    default=15,
+    show_default=True,
+    help="From this epoch on (counted from 0) a tenth of the learning rate.",
+)
+@click.option("--embed-dim", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--word-dim", type=click.IntRange(min=1), default=300, show_default=True)
+@click.option(
+    "--region-encoder", type=click.Choice(["basic", "selfattention"]), default="selfattention", show_default=True
+)
+@click.option("--text-encoder", type=click.Choice(["bigru", "bert"]), default="bigru", show_default=True)
+@click.option(
+    "--bert",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of pretrained weights: config.json, model.safetensors or pytorch_model.bin, vocab.txt.",
+)
+@click.option("--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Of BERT's own weights.")
+@click.option("--bert-weight-decay", type=float, default=1e-4, show_default=True, help="Of BERT's own weights.")
+@click.option("--coding", type=click.Choice(["VHA", "THA", "VSA"]), default="VHA", show_default=True)
+@click.option(
+    "--pooling", type=click.Choice(["Max", "Mean", "Sum", "LSE", "Softmax"]), default="LSE", show_default=True
+)
+@click.option("--attention-temperature", type=float, default=0.1, show_default=True, help="Of VSA.")
+@click.option("--pooling-temperature", type=float, default=0.1, show_default=True, help="Of LSE and Softmax.")
+@click.option("--loss", type=click.Choice(["hinge", "infonce"]), default="hinge", show_default=True)
+@click.option("--min-count", type=int, default=4, show_default=True, help="Rarer words are unknown ones (bigru).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", help="A torch device. Default: cuda where there is one.")
+@click.pass_context
+def command(
+    context: click.Context, /, data: str, run: str, resume: bool, epochs: int, device: str | None, **options: Any
+) -> None:
+    """Train CHAN on DATA (precomp/train_* and, to validate on, precomp/dev_*) with the published schedule.
+
+    RUN/best and RUN/last are checkpoints for `chan export`, RUN/log.jsonl has a line an epoch. Ctrl-C keeps the last
+    finished epoch; --resume goes on from there.
+    """
+    import torch
+
+    from ..chan_ref import train as training
+    from ..chan_ref.train_config import EpochLog, TrainConfig
+    from ..runtime.contract import AlignmentConfig
+    from ..runtime.errors import InputError
+
+    given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+    if resume and (fixed := sorted(given - _FREE_ON_RESUME)):
+        flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
+        raise InputError(f"--resume goes on with the run's own options: leave out {flags}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    progress = _Progress()
+
+    def on_epoch(log: EpochLog) -> None:
+        progress.close()
+        click.echo(_line(log))
+
+    watch: dict[str, Any] = {"device": device, "on_step": progress.step, "on_epoch": on_epoch}
+    try:
+        if resume:
+            best = training.resume(data, run, epochs=epochs if "epochs" in given else None, **watch)
+        else:
+            names = ("coding", "pooling", "attention_temperature", "pooling_temperature")
+            alignment = AlignmentConfig(**{name: options.pop(name) for name in names})
+            options["batch_size"] = options["batch_size"] or 0
+            best = training.train(data, run, TrainConfig(epochs=epochs, alignment=alignment, **options), **watch)
+    except KeyboardInterrupt:
+        progress.close()
+        kept = training.last_epoch(run)
+        if kept is None:
+            click.echo("Stopped before the first epoch was finished: nothing is kept.", err=True)
+        else:
+            again = f"chan train {data} -o {run} --resume"
+            click.echo(f"Stopped: epoch {kept} is kept in {run}/last. Go on with: {again}", err=True)
+        context.exit(130)
+    click.echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {run}/best")
+
+
+class _Progress:
+    """One progress bar an epoch."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        if self._bar is None:
+            stderr = click.get_text_stream("stderr")
+            label = f"Epoch {epoch}"
+            self._bar = click.progressbar(length=steps, label=label, file=stderr, item_show_func=_shown)
+            self._bar.__enter__()
+        self._bar.update(1, f"loss {loss:.4f}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
+def _shown(item: Any) -> str | None:
+    return item
+
+
+def _line(log: Any) -> str:
+    i2t, t2i = log.i2t, log.t2i
+    return (
+        f"epoch {log.epoch:3d}  loss {log.loss:8.4f}  image-to-text {i2t.r1:5.1f} {i2t.r5:5.1f} {i2t.r10:5.1f}  "
+        f"text-to-image {t2i.r1:5.1f} {t2i.r5:5.1f} {t2i.r10:5.1f}  rsum {log.rsum:6.1f}{'  best' if log.best else ''}"
+    )

@@ -1,0 +1,248 @@
+"""Training learns, is deterministic, and goes on from a stopped run as if it had not been stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.augment import change_words, drop_regions
+from chan_rt.chan_ref.data import PrecompSplit
+from chan_rt.chan_ref.train import resume, train
+from chan_rt.chan_ref.train_config import TrainConfig
+from chan_rt.chan_ref.validate import Validation
+from chan_rt.runtime import metrics
+from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.text import ScanTokenizer
+
+WORDS = ["apple", "bear", "car", "dog", "egg", "fish", "goat", "hat", "ink", "jar", "kite", "lamp"]
+SMALL = TrainConfig(
+    embed_dim=32, word_dim=16, epochs=3, batch_size=40, learning_rate=4e-3, drop_epoch=2, min_count=1, seed=3
+)
+
+
+def make_data(folder: Path, splits: dict[str, int], seed: int = 5) -> Path:
+    """Images of three things: a noisy prototype each among 5 regions; captions that name some of them."""
+    rng = np.random.default_rng(seed)
+    prototypes = rng.standard_normal((len(WORDS), 24))
+    (folder / "precomp").mkdir(parents=True)
+    for split, count in splits.items():
+        things = np.array([rng.choice(len(WORDS), 3, replace=False) for _ in range(count)])
+        regions = 0.2 * rng.standard_normal((count, 5, 24))
+        regions[:, 1:4] += prototypes[things]
+        np.save(folder / f"precomp/{split}_ims.npy", regions.astype(np.float32))
+        captions = []
+        for names in things:
+            captions += [" and ".join(WORDS[t] for t in rng.permutation(names)[: 2 + k % 2]) for k in range(5)]
+        (folder / f"precomp/{split}_caps.txt").write_text("\n".join(captions) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"), {"train": 80, "dev": 30})
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(data, run, SMALL)
+    return run
+
+
+def _contents(run: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(run.rglob("*")) if file.is_file()}
+
+
+def test_recall_rises_far_above_chance(data: Path, tmp_path: Path) -> None:
+    best = train(data, tmp_path / "run", TrainConfig(**{**vars(SMALL), "epochs": 8, "drop_epoch": 6}))
+    chance = 100 / 30  # of R@1; a caption names two things, so several images may fit it
+    assert best.i2t.r1 > 15 * chance
+    assert best.t2i.r5 > 4 * (5 * chance)
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(8))
+    assert lines[-1]["loss"] < lines[1]["loss"]
+    assert lines[-1]["learning_rate"] == pytest.approx(SMALL.learning_rate / 10)
+    assert max(line["rsum"] for line in lines) == best.rsum
+
+
+def test_what_a_run_leaves(finished: Path, data: Path) -> None:
+    names = set(_contents(finished))
+    parts = ("config.json", "model.safetensors", "tokenizer/vocab.json")
+    own = {"log.jsonl", "optimizer-2.safetensors"}
+    assert names == own | {f"{kind}/{part}" for kind in ("best", "last") for part in parts}
+    last = checkpoint.load(finished / "last")
+    assert last.tokenizer_kind == "scan"
+    tokenizer = ScanTokenizer.from_file(finished / "last/tokenizer/vocab.json")
+    assert last.model.config.vocab_size == tokenizer.vocab_size
+    dev = PrecompSplit.open(data, "dev")
+    again = Validation.of(dev, np.arange(dev.num_images)).evaluate(last.model, tokenizer, "cpu")
+    assert again.rsum == last.record["training"]["log"][-1]["rsum"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(data: Path, finished: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "same", SMALL)
+    assert _contents(tmp_path / "same") == _contents(finished)
+    train(data, tmp_path / "other", TrainConfig(**{**vars(SMALL), "seed": 4, "epochs": 1}))
+    other = load_file(tmp_path / "other/last/model.safetensors")
+    assert not np.array_equal(
+        other["region_encoder.projection.weight"],
+        load_file(finished / "last/model.safetensors")["region_encoder.projection.weight"],
+    )
+
+
+@pytest.mark.parametrize("stop_at", [(1, 3), (2, 9)])
+def test_a_resumed_run_equals_one_that_never_stopped(
+    data: Path, finished: Path, tmp_path: Path, stop_at: tuple[int, int]
+) -> None:
+    def stop(epoch: int, step: int, steps: int, loss: float) -> None:
+        if (epoch, step) == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", SMALL, on_step=stop)
+    kept = checkpoint.load(tmp_path / "run/last").record["training"]["epoch"]
+    assert kept == stop_at[0] - 1
+    epochs: list[int] = []
+    resume(data, tmp_path / "run", on_epoch=lambda log: epochs.append(log.epoch))
+    assert epochs == list(range(stop_at[0], 3))
+    assert _contents(tmp_path / "run") == _contents(finished)
+
+
+@pytest.mark.parametrize("fails", ["best", "optimizer", "log", "last"])
+def test_a_crash_while_saving_loses_no_more_than_the_epoch(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """The disk fails at one point of the second epoch's save; resuming still ends at the same bytes."""
+    import chan_rt.chan_ref.train as module
+
+    run = tmp_path / "run"
+    real_save, real_replace = checkpoint.save, module.os.replace
+
+    def second_epoch() -> bool:
+        return (run / "last").exists()
+
+    def save(path: Path, *rest: Any) -> None:
+        if second_epoch() and path.name == fails:
+            raise OSError("disk full")
+        real_save(path, *rest)
+
+    def move(source: Path, target: Path) -> None:
+        if second_epoch() and Path(target).name.startswith(fails):
+            raise OSError("disk full")
+        real_replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.checkpoint, "save", save)
+        patch.setattr(module.os, "replace", move)
+        with pytest.raises(OSError, match="disk full"):
+            train(data, run, TrainConfig(**vars(SMALL)))
+    resume(data, run)
+    leftovers = {name for name in _contents(run) if name.endswith(".partial")}
+    assert not leftovers
+    assert _contents(run) == _contents(finished)
+
+
+def test_resume_and_train_refuse_what_does_not_fit(data: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds a run already"):
+        train(data, finished, SMALL)
+    with pytest.raises(InputError, match="no finished epoch"):
+        resume(data, tmp_path / "none")
+    other = make_data(tmp_path / "other", {"train": 60, "dev": 20}, seed=9)
+    with pytest.raises(InputError, match="not the data this run was trained on"):
+        resume(other, finished)
+
+
+def test_without_dev_the_last_training_images_are_held_out(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "data", {"train": 50})
+    steps: list[int] = []
+    config = TrainConfig(**{**vars(SMALL), "epochs": 1, "batch_size": 45})
+    train(folder, tmp_path / "run", config, on_step=lambda _e, _s, n, _l: steps.append(n))
+    assert steps == [5] * 5  # 45 of the 50 images, 225 pairs
+    assert checkpoint.load(tmp_path / "run/last").record["training"]["log"][0]["i2t"]["r5"] <= 100
+    with pytest.raises(InputError, match="too few training images"):
+        train(make_data(tmp_path / "few", {"train": 9}), tmp_path / "run2", config)
+
+
+def test_an_exploding_loss_is_an_error(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lower --learning-rate"):
+        train(data, tmp_path / "run", TrainConfig(**{**vars(SMALL), "learning_rate": 1e30}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs must be positive, got 0"),
+        ("learning_rate", float("nan"), "learning_rate must be positive, got nan"),
+        ("region_drop", 1.0, r"region_drop must be in \[0, 1\), got 1.0"),
+        ("loss", "mse", "loss must be one of hinge, infonce"),
+        ("bert", "somewhere", "given exactly when"),
+        ("seed", -1, "seed must not be negative"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(field: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**{**vars(SMALL), field: value})
+
+
+def test_defaults_are_the_published_ones() -> None:
+    config = TrainConfig()
+    assert (config.epochs, config.drop_epoch, config.learning_rate, config.pairs_per_step) == (25, 15, 5e-4, 384)
+    assert (config.region_drop, config.word_drop) == (0.2, 0.2)
+    bert = TrainConfig(text_encoder="bert", bert="folder")
+    assert (bert.pairs_per_step, bert.bert_learning_rate, bert.bert_weight_decay) == (128, 5e-5, 1e-4)
+
+
+def test_dropped_regions_close_up_in_order() -> None:
+    rng = np.random.default_rng(0)
+    regions = np.arange(200 * 12, dtype=np.float32).reshape(200, 12, 1)
+    lengths = rng.integers(1, 13, 200).astype(np.int32)
+    kept, counts = drop_regions(regions, lengths, 0.2, rng)
+    assert kept.shape[1] == counts.max()
+    assert counts.min() >= 1
+    for row in range(200):
+        found = kept[row, : counts[row], 0]
+        assert set(found) <= set(regions[row, : lengths[row], 0])
+        assert (np.diff(found) > 0).all()
+    assert counts.sum() / lengths.sum() == pytest.approx(0.8, abs=0.03)
+    one, alone = drop_regions(regions[:, :1], np.ones(200, np.int32), 0.99, rng)
+    assert (alone == 1).all()
+    np.testing.assert_array_equal(one, regions[:, :1])
+
+
+def test_changed_words_keep_their_shares_and_the_marks() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 22, 4000).astype(np.int32)
+    ids = np.where(np.arange(21) < lengths[:, None], 7, 0).astype(np.int32)
+    ids[:, 0] = 1
+    ids[np.arange(4000), lengths - 1] = 2
+    out, new = change_words(ids, lengths, 0.2, 99, 99, rng)
+    inner = (lengths - 2).sum()
+    assert (out[:, 0] == 1).all()
+    assert (out[np.arange(4000), new - 1] == 2).all()
+    assert not out[np.arange(out.shape[1]) >= new[:, None]].any()
+    assert (lengths.sum() - new.sum()) / inner == pytest.approx(0.08, abs=0.01)
+    assert (out == 99).sum() / inner == pytest.approx(0.10, abs=0.01)
+    swapped = (~np.isin(out, [0, 7, 99])).sum() - 2 * 4000
+    assert swapped / inner == pytest.approx(0.02, abs=0.005)
+    same, same_lengths = change_words(ids, lengths, 0.0, 99, 99, rng)
+    np.testing.assert_array_equal(same, ids)
+    np.testing.assert_array_equal(same_lengths, lengths)
+
+
+def test_validation_scores_do_not_depend_on_blocks(data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import chan_rt.chan_ref.validate as module
+
+    last = checkpoint.load(finished / "last")
+    tokenizer = ScanTokenizer.from_file(finished / "last/tokenizer/vocab.json")
+    validation = Validation.of(PrecompSplit.open(data, "dev"), np.arange(3, 20))
+    whole = validation.evaluate(last.model.train(), tokenizer, "cpu")
+    assert last.model.training
+    monkeypatch.setattr(module, "_IMAGES", 4)
+    monkeypatch.setattr(module, "_CAPTIONS", 7)
+    monkeypatch.setattr(module, "_BLOCK_SIMILARITIES", 5 * 7 * 6 * 2)
+    assert validation.evaluate(last.model, tokenizer, "cpu") == whole
+    assert isinstance(whole, metrics.Metrics)
