@@ -115,10 +115,9 @@ class _Rewriter:
         nodes = [node for old in self.model.graph.node for node in (*self.before.get(old.name, ()), old)]
         del self.model.graph.node[:]
         self.model.graph.node.extend(nodes)
-        used = {name for node in nodes for name in node.input}
-        kept = [item for item in self.initializers.values() if item.name in used]
         del self.model.graph.initializer[:]
-        self.model.graph.initializer.extend(kept)
+        self.model.graph.initializer.extend(self.initializers.values())
+        drop_unused_initializers(self.model)
 
     def _constant(self, name: str, value: np.ndarray) -> str:
         self.initializers[name] = numpy_helper.from_array(value, name)
@@ -156,6 +155,19 @@ class _Rewriter:
             self.before.setdefault(consumer.name, []).append(node)
             self.dequantized[tensor] = f"{tensor}/dq"
         return self.dequantized[tensor]
+
+
+def drop_unused_initializers(model: onnx.ModelProto) -> None:
+    """Remove, in place, the initializers that no node reads, those inside a Scan's body included."""
+    used: set[str] = set()
+    pending = list(model.graph.node)
+    while pending:
+        node = pending.pop()
+        used.update(node.input)
+        pending.extend(inner for attribute in node.attribute for inner in attribute.g.node)
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def affine(tensor_range: TensorRange, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:

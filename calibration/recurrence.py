@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.errors import InputError
-from .qdq import quantize_weight
+from .qdq import drop_unused_initializers, quantize_weight
 from .ranges import TensorRange
 
 MICROSOFT = "com.microsoft"
@@ -75,33 +75,23 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
         constant("recurrent/bias", weights.recurrent_bias),
     ]
     gates = constant("gates", np.array([2 * hidden, hidden], np.int64))
-    step = [
-        helper.make_node("QuantizeLinear", ["h", product_inputs[2], product_inputs[4]], ["q"]),
-        helper.make_node("MatMulIntegerToFloat", product_inputs, ["g"], domain=MICROSOFT),
-        helper.make_node("Split", ["g", gates], ["g_zr", "g_n"], axis=-1),
-        helper.make_node("Split", ["x", gates], ["x_zr", "x_n"], axis=-1),
-        helper.make_node("Add", ["g_zr", "x_zr"], ["s_zr"]),
-        helper.make_node("Sigmoid", ["s_zr"], ["zr"]),
-        helper.make_node("Split", ["zr"], ["z", "r"], axis=-1, num_outputs=2),
-        helper.make_node("Mul", ["r", "g_n"], ["r_n"]),
-        helper.make_node("Add", ["r_n", "x_n"], ["s_n"]),
-        helper.make_node("Tanh", ["s_n"], ["n"]),
-        # h' = (1 - z) n + z h = n + z (h - n)
-        helper.make_node("Sub", ["h", "n"], ["d"]),
-        helper.make_node("Mul", ["d", "z"], ["z_d"]),
-        helper.make_node("Add", ["z_d", "n"], ["h_next"]),
-        helper.make_node("Identity", ["h_next"], ["y"]),
-    ]
-
-    def value(name: str, width: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", width])
-
-    body = helper.make_graph(
-        step,
-        f"{prefix}/step",
-        [value("h", hidden), value("x", 3 * hidden)],
-        [value("h_next", hidden), value("y", hidden)],
-    )
+    step = _Step(f"{prefix}/step")
+    step.add("QuantizeLinear", ["h", product_inputs[2], product_inputs[4]], ["q"])
+    step.add("MatMulIntegerToFloat", product_inputs, ["g"], domain=MICROSOFT)
+    step.add("Split", ["g", gates], ["g_zr", "g_n"], axis=-1)
+    step.add("Split", ["x", gates], ["x_zr", "x_n"], axis=-1)
+    step.add("Add", ["g_zr", "x_zr"], ["s_zr"])
+    step.add("Sigmoid", ["s_zr"], ["zr"])
+    step.add("Split", ["zr"], ["z", "r"], axis=-1, num_outputs=2)
+    step.add("Mul", ["r", "g_n"], ["r_n"])
+    step.add("Add", ["r_n", "x_n"], ["s_n"])
+    step.add("Tanh", ["s_n"], ["n"])
+    # h' = (1 - z) n + z h = n + z (h - n)
+    step.add("Sub", ["h", "n"], ["d"])
+    step.add("Mul", ["d", "z"], ["z_d"])
+    step.add("Add", ["z_d", "n"], ["h_next"])
+    step.add("Identity", ["h_next"], ["y"])
+    body = step.graph({"h": hidden, "x": 3 * hidden}, {"h_next": hidden, "y": hidden})
     replacement = [
         helper.make_node(
             "MatMul", [node.input[0], constant("input/weight", weights.input)], [f"{prefix}/xw"], name=f"{prefix}/input"
@@ -136,12 +126,33 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
     nodes = [new for old in model.graph.node for new in (replacement if old.name == node_name else [old])]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    used = {name for item in nodes for name in item.input} | set(product_inputs) | {gates}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    drop_unused_initializers(model)
     if MICROSOFT not in {item.domain for item in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+
+
+class _Step:
+    """The body of a Scan; its short names are local, everything with a slash belongs to the graph around it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._nodes: list[onnx.NodeProto] = []
+
+    def add(self, op: str, inputs: list[str], outputs: list[str], **attributes: int | str) -> None:
+        names = [self._local(name) for name in outputs]
+        node = helper.make_node(op, [self._local(name) for name in inputs], names, name=names[0], **attributes)
+        self._nodes.append(node)
+
+    def graph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> onnx.GraphProto:
+        """A graph of float32 [B, width] tensors."""
+        values = [
+            [helper.make_tensor_value_info(self._local(name), TensorProto.FLOAT, ["B", width]) for name, width in side]
+            for side in (inputs.items(), outputs.items())
+        ]
+        return helper.make_graph(self._nodes, self._name, *values)
+
+    def _local(self, name: str) -> str:
+        return name if "/" in name or not name else f"{self._name}/{name}"
 
 
 class _Weights:

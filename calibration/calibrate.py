@@ -1,0 +1,240 @@
+"""Run real samples through the float32 graphs of a bundle and write down the ranges of what the products see."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ..runtime.contract import Manifest, sha256_file, verified, write_manifest
+from ..runtime.errors import BundleError, InputError
+from .feeds import ALIGNED, Feeds, Samples
+from .qdq import find_sites
+from .ranges import Histogram, Method, TensorRange, choose_range
+from .recurrence import find_grus
+
+SCHEMA = 1
+RANGES_FILE = "calibration/ranges.json"
+STATE_FILE = "calibration/state.npz"
+# the graphs whose products are quantized, in the order in which their inputs become known
+CALIBRATED = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
+_SAVE_EVERY_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The ranges of a bundle's activations and where they come from.
+
+    Attributes:
+        method: how they were chosen.
+        data: sha256 of the samples and how many there were.
+        graphs: graph name -> (sha256 of the float32 file, tensor name -> range).
+    """
+
+    method: Method
+    data: Mapping[str, Any]
+    graphs: Mapping[str, tuple[str, Mapping[str, TensorRange]]]
+
+    def ranges(self, graph: str, sha256: str) -> Mapping[str, TensorRange]:
+        """The ranges of one graph; InputError where the graph is not the one that was calibrated."""
+        if graph not in self.graphs:
+            raise InputError(f"{graph} was not calibrated: run chan calibrate")
+        calibrated, tensors = self.graphs[graph]
+        if calibrated != sha256:
+            raise InputError(
+                f"{graph} changed since it was calibrated ({calibrated[:12]}, now {sha256[:12]}): calibrate again"
+            )
+        return tensors
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        graphs = {
+            name: {"sha256": sha256, "tensors": {tensor: asdict(item) for tensor, item in tensors.items()}}
+            for name, (sha256, tensors) in self.graphs.items()
+        }
+        record = {"schema": SCHEMA, "method": self.method, "data": dict(self.data), "graphs": graphs}
+        return json.dumps(record, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """Read `to_json`'s text; InputError says what does not fit."""
+        try:
+            raw = json.loads(text)
+            if raw["schema"] != SCHEMA:
+                raise InputError(f"the calibration's schema is {raw['schema']!r}, this version reads {SCHEMA}")
+            graphs = {
+                name: (item["sha256"], {tensor: TensorRange(**values) for tensor, values in item["tensors"].items()})
+                for name, item in raw["graphs"].items()
+            }
+            return cls(raw["method"], raw["data"], graphs)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{RANGES_FILE} cannot be understood: {error!r}") from error
+
+
+def load_calibration(bundle: Path, manifest: Manifest) -> Calibration:
+    """The calibration that a bundle carries; BundleError where it has none or it was altered."""
+    if RANGES_FILE not in manifest.calibration:
+        raise BundleError(f"{bundle} is not calibrated; run: chan calibrate {bundle} DATA")
+    path = verified(bundle, RANGES_FILE, manifest.calibration[RANGES_FILE])
+    return Calibration.from_json(path.read_text(encoding="utf-8"))
+
+
+def observed_tensors(model: onnx.ModelProto) -> list[str]:
+    """What a calibration must know of a graph: every product's activations and every GRU's states, sorted."""
+    activations = {tensor for site in find_sites(model) for tensor in site.activations.values()}
+    return sorted(activations | {tensor for node in find_grus(model) for tensor in (node.input[0], node.output[0])})
+
+
+class Observer:
+    """A float32 graph that counts the values of chosen tensors each time it runs."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        model = onnx.load(path)
+        self.outputs = [item.name for item in model.graph.output]
+        self.histograms = {tensor: Histogram() for tensor in observed_tensors(model)}
+        known = {item.name for item in (*model.graph.input, *model.graph.output)}
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.histograms if name not in known)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, feeds: Feeds, count: bool = True) -> dict[str, np.ndarray]:
+        """The graph's own outputs; the values of every observed tensor are counted unless told otherwise."""
+        names = [item.name for item in self._session.get_outputs()]
+        values = {**feeds, **dict(zip(names, self._session.run(names, dict(feeds)), strict=True))}
+        if count:
+            for tensor, histogram in self.histograms.items():
+                histogram.add(tensor, values[tensor])
+        return {name: values[name] for name in self.outputs}
+
+
+def calibrate(
+    bundle: Path,
+    samples: Samples,
+    method: Method,
+    threads: int = 0,
+    progress: Callable[[str, int, int], None] = lambda graph, done, total: None,
+) -> Calibration:
+    """Calibrate a bundle and record the ranges in it.
+
+    The counts are saved every 20 seconds; a run that was stopped goes on from there if graphs and samples are the same.
+
+    Args:
+        bundle: holds float32 graphs.
+        samples: real regions and captions.
+        method: how clipping ranges are chosen.
+        threads: of onnxruntime; 0 lets it choose.
+        progress: called with graph, batches done and batches in all.
+
+    Raises:
+        InputError: too few or degenerate samples, or values that are not finite.
+    """
+    manifest = Manifest.load(bundle)
+    names = [name for name in CALIBRATED if name in manifest.graphs]
+    hashes = {name: manifest.graph(name, "fp32").sha256 for name in names}
+    data = {
+        "sha256": samples.sha256(),
+        "images": samples.num_images,
+        "captions": len(samples.tokens.lengths),
+    }
+    state = _State(bundle / STATE_FILE, json.dumps([SCHEMA, hashes, data], sort_keys=True))
+    observers = {
+        name: Observer(verified(bundle, manifest.graph(name, "fp32").file, hashes[name]), threads) for name in names
+    }
+    for name, observer in observers.items():
+        if name == "region_encoder":
+            batches = samples.image_feeds()
+        elif name == "text_encoder":
+            batches = samples.caption_feeds()
+        else:
+            batches = [partial(_alignment_feeds, observers["region_encoder"], observers["text_encoder"], samples)]
+        for index in range(state.restore(name, observer), len(batches)):
+            observer.run(batches[index]())
+            progress(name, index + 1, len(batches))
+            state.save(name, observer, index + 1, last=index + 1 == len(batches))
+    graphs = {
+        name: (
+            hashes[name],
+            {tensor: choose_range(tensor, histogram, method) for tensor, histogram in observer.histograms.items()},
+        )
+        for name, observer in observers.items()
+    }
+    calibration = Calibration(method, data, graphs)
+    _record(bundle, manifest, calibration)
+    state.remove()
+    return calibration
+
+
+def _alignment_feeds(region_encoder: Observer, text_encoder: Observer, samples: Samples) -> Feeds:
+    """The embeddings of the first images and of captions of every length, as the alignment graphs take them."""
+    regions, region_lengths = samples.regions(slice(0, min(ALIGNED, samples.num_images)))
+    rows = np.unique(np.linspace(0, len(samples.tokens.lengths) - 1, ALIGNED).astype(np.int64))
+    tokens = samples.captions(rows)
+    return {
+        "region_embeddings": region_encoder.run({"regions": regions, "region_lengths": region_lengths}, count=False)[
+            "region_embeddings"
+        ],
+        "region_lengths": region_lengths,
+        "word_embeddings": text_encoder.run(tokens, count=False)["word_embeddings"],
+        "word_lengths": tokens["token_lengths"],
+    }
+
+
+class _State:
+    """Histograms of an unfinished calibration, kept on disk; a state of other graphs or samples is ignored."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self._key = key
+        self._saved_at = time.monotonic()
+        self._arrays: dict[str, np.ndarray] = {}
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                if str(stored["key"]) == key:
+                    self._arrays = dict(stored)
+
+    def restore(self, graph: str, observer: Observer) -> int:
+        """Fill an observer's histograms; returns how many batches they count."""
+        if f"{graph}|done" not in self._arrays:
+            return 0
+        for tensor in observer.histograms:
+            state = {part: self._arrays[f"{graph}|{tensor}|{part}"] for part in ("counts", "scalars")}
+            observer.histograms[tensor] = Histogram.from_state(state)
+        return int(self._arrays[f"{graph}|done"])
+
+    def save(self, graph: str, observer: Observer, done: int, last: bool) -> None:
+        """Note how far a graph is; written at most every 20 seconds, and when a graph is finished."""
+        if not last and time.monotonic() - self._saved_at < _SAVE_EVERY_SECONDS:
+            return
+        self._arrays |= {"key": np.array(self._key), f"{graph}|done": np.array(done)}
+        for tensor, histogram in observer.histograms.items():
+            self._arrays |= {f"{graph}|{tensor}|{part}": value for part, value in histogram.state().items()}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".tmp.npz")
+        np.savez(beside, **self._arrays)
+        os.replace(beside, self._path)
+        self._saved_at = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget the state: the calibration is complete."""
+        self._path.unlink(missing_ok=True)
+
+
+def _record(bundle: Path, manifest: Manifest, calibration: Calibration) -> None:
+    path = bundle / RANGES_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_text(calibration.to_json(), encoding="utf-8")
+    os.replace(beside, path)
+    write_manifest(bundle, replace(manifest, calibration={**manifest.calibration, RANGES_FILE: sha256_file(path)}))

@@ -1,0 +1,93 @@
+"""Which layers of which graph stay in float32, and the int8 graphs that follow from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from ..runtime.errors import InputError
+from .qdq import Scheme, find_sites, quantize, validate_for_tensorrt
+from .ranges import TensorRange
+from .recurrence import find_grus, quantize_gru
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mixed-precision plan.
+
+    Attributes:
+        exclude: graph name -> names of the nodes (matrix products and GRUs) that stay float32.
+    """
+
+    exclude: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        exclude = {graph: sorted(nodes) for graph, nodes in self.exclude.items()}
+        return json.dumps({"schema": SCHEMA, "exclude": exclude}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Plan:
+        """Read `to_json`'s text; InputError says what does not fit."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            if raw["schema"] != SCHEMA:
+                raise InputError(f"{path}: schema is {raw['schema']!r}, this version reads {SCHEMA}")
+            return cls({graph: tuple(nodes) for graph, nodes in raw["exclude"].items()})
+        except OSError as error:
+            raise InputError(f"cannot read the plan {path}: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is not a plan written by chan sensitivity: {error!r}") from error
+
+
+def find_layers(model: onnx.ModelProto, scheme: Scheme) -> list[str]:
+    """Names of the nodes that a scheme can quantize, in graph order: matrix products, and GRUs on x86."""
+    layers = {site.node for site in find_sites(model)}
+    if scheme == "x86":
+        layers |= {node.name for node in find_grus(model)}
+    return [node.name for node in model.graph.node if node.name in layers]
+
+
+def products_of_activations(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Products without a constant operand: attention's two, and the region-word similarities.
+
+    They stay float32 unless a plan says otherwise: nothing can be packed ahead for them, and attention over 36 regions
+    is 1 % of the region encoder's multiplications at 2048 -> 1024.
+    """
+    return tuple(site.node for site in find_sites(model) if not site.weights)
+
+
+def to_int8(
+    model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: Scheme, exclude: tuple[str, ...]
+) -> onnx.ModelProto:
+    """The int8 artefact of a float32 graph.
+
+    Args:
+        model: float32 graph.
+        ranges: of its activations, by tensor name.
+        scheme: `tensorrt` (explicit symmetric Q/DQ, validated) or `x86` (for onnxruntime; GRUs become int8 Scans).
+        exclude: names of layers to leave in float32.
+
+    Raises:
+        InputError: a name in `exclude` is no layer of this graph, or a range is missing.
+    """
+    unknown = set(exclude) - set(find_layers(model, "x86"))
+    if unknown:
+        raise InputError(f"exclude names no layer of this graph: {', '.join(sorted(unknown))}")
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    if scheme == "x86":
+        for node in find_grus(model):
+            if node.name not in exclude:
+                quantize_gru(prepared, node.name, ranges)
+    products = {site.node for site in find_sites(prepared)}
+    quantized = quantize(prepared, ranges, scheme, [name for name in exclude if name in products])
+    if scheme == "tensorrt":
+        validate_for_tensorrt(quantized)
+    return quantized
