@@ -11,6 +11,8 @@ COMMANDS: dict[str, str] = {
     "scenes": "scenes",
     "features": "features",
     "train": "train",
+    "calibrate": "calibrate",
+    "sensitivity": "sensitivity",
     "build": "build",
     "doctor": "doctor",
 }
