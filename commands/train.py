@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -104,9 +105,8 @@ class _Progress:
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         if self._bar is None:
-            stderr = click.get_text_stream("stderr")
             label = f"Epoch {epoch}"
-            self._bar = click.progressbar(length=steps, label=label, file=stderr, item_show_func=_shown)
+            self._bar = click.progressbar(length=steps, label=label, file=sys.stderr, item_show_func=_shown)
             self._bar.__enter__()
         self._bar.update(1, f"loss {loss:.4f}")
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from chan_rt.cli import main
 
-SMALL = "--embed-dim 16 --word-dim 8 --region-encoder basic --batch-size 20 --min-count 1".split(" ")
+SMALL = ["--embed-dim", "16", "--word-dim", "8", "--region-encoder", "basic", "--batch-size", "20", "--min-count", "1"]
 
 
 @pytest.fixture
