@@ -1,0 +1,93 @@
+"""Encoded images or captions: what `Matcher.encode_*` gives and `Matcher.score` and a gallery take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import TensorError
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Unit vectors of the regions of B images, or of the words of B captions.
+
+    Attributes:
+        vectors: [B, L, D] float32, zeros past each row's length.
+        lengths: [B] int32, 1 <= length <= L.
+
+    Raises:
+        TensorError: the two break these rules.
+    """
+
+    vectors: NDArray[np.float32]
+    lengths: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        if self.vectors.dtype != np.float32:
+            raise TensorError("vectors", "dtype must be float32", self.vectors.dtype)
+        if self.vectors.ndim != 3 or 0 in self.vectors.shape:
+            raise TensorError("vectors", "shape must be [B, L, D], none of them 0", list(self.vectors.shape))
+        check_lengths("lengths", self.lengths, self.vectors.shape[:2])
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.vectors)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[np.integer]) -> Embeddings:
+        """The rows as Embeddings of their own; one integer gives one row (B = 1), a slice copies nothing."""
+        if isinstance(rows, int | np.integer):
+            rows = [int(rows)]
+        return Embeddings(self.vectors[rows], self.lengths[rows])
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.vectors.shape[2])
+
+    def trimmed(self) -> Embeddings:
+        """The same without columns that are padding in every row."""
+        return Embeddings(self.vectors[:, : self.lengths.max()], self.lengths)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+        """Rows of all parts, in order, padded to the longest."""
+        if not parts:
+            raise TensorError("parts", "must hold at least one Embeddings", "none")
+        if len({part.dim for part in parts}) > 1:
+            raise TensorError("parts", "must have one width D", sorted({part.dim for part in parts}))
+        width = max(part.vectors.shape[1] for part in parts)
+        vectors = np.zeros((sum(map(len, parts)), width, parts[0].dim), np.float32)
+        row = 0
+        for part in parts:
+            vectors[row : row + len(part), : part.vectors.shape[1]] = part.vectors
+            row += len(part)
+        return Embeddings(vectors, np.concatenate([part.lengths for part in parts]))
+
+
+def check_lengths(tensor: str, lengths: NDArray[np.int32], shape: tuple[int, ...]) -> None:
+    """TensorError unless lengths are int32 [B] between 1 and L, for shape (B, L)."""
+    batch, width = shape
+    if lengths.dtype != np.int32:
+        raise TensorError(tensor, "dtype must be int32", lengths.dtype)
+    if lengths.shape != (batch,):
+        raise TensorError(tensor, f"shape must be [{batch}]", list(lengths.shape))
+    wrong = np.flatnonzero((lengths < 1) | (lengths > width))
+    if wrong.size:
+        raise TensorError(f"{tensor}[{wrong[0]}]", f"must be between 1 and {width}", lengths[wrong[0]])
+
+
+def check_finite(tensor: str, vectors: NDArray[np.floating], lengths: NDArray[np.int32]) -> None:
+    """TensorError that names the first NaN or infinity of vectors [B, L, D]; padding may hold anything."""
+    # A sum is finite only if every term is: one cheap pass for the case that everything is well.
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(vectors.sum(dtype=np.float64)):
+            return
+    within = np.arange(vectors.shape[1]) < lengths[:, None]
+    bad = ~np.isfinite(vectors) & within[:, :, None]
+    if bad.any():
+        row, place, feature = (int(index) for index in np.argwhere(bad)[0])
+        raise TensorError(f"{tensor}[{row}, {place}, {feature}]", "must be finite", vectors[row, place, feature])

@@ -1,0 +1,377 @@
+"""A bundle at work: encode images and captions, score them, explain a score. On numpy arrays, without torch."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Array, Backend, open_graphs
+from .contract import AlignmentConfig, Manifest, Range
+from .embeddings import Embeddings, check_finite, check_lengths
+from .errors import BackendError, BundleError, InputError, TensorError
+from .explanation import Explanation, WordMatch, shares
+from .images import Picture, load_pixels
+from .text import Tokenizer, load_tokenizer, pad_rows
+
+NEEDED = ("region_encoder", "text_encoder", "hard_alignment")
+# Similarities [I, R, C, W] of one block: 64 MiB of float32.
+BLOCK = 1 << 24
+
+
+class Matcher:
+    """Encodes, scores and explains with the graphs of one bundle.
+
+    May be used from several threads at once where its backend's `run` may (onnxruntime: yes); nothing else is shared.
+    Close it, best by `with`.
+
+    Attributes:
+        manifest: of the bundle.
+        alignment: how similarities become scores.
+        backend: the name of the backend at work, also where `auto` was asked for.
+        precision: as asked for.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        backends: Mapping[str, Backend],
+        precision: str,
+        threads: int | None = None,
+    ) -> None:
+        """For tests and for those who open backends themselves; otherwise use `Matcher.open`."""
+        missing = [graph for graph in NEEDED if graph not in backends]
+        if missing:
+            raise BundleError(f"a matcher needs the graphs {', '.join(missing)}")
+        self.manifest = manifest
+        self.alignment: AlignmentConfig = manifest.alignment
+        self.tokenizer = tokenizer
+        self.backend = backends["hard_alignment"].name
+        self.precision = precision
+        self._bundle = bundle
+        self._threads = threads
+        self._backends = dict(backends)
+        self._opening = threading.Lock()
+
+    @classmethod
+    def open(
+        cls, bundle: str | Path, backend: str = "auto", precision: str = "fp32", threads: int | None = None
+    ) -> Matcher:
+        """Open a bundle, every file checked by its hash.
+
+        Args:
+            bundle: folder that `chan export` wrote.
+            backend: `onnxruntime`, `onnxruntime_cuda`, `tensorrt`, `tensorrt_rtx`, or `auto`: the first of tensorrt,
+                tensorrt_rtx, onnxruntime_cuda and onnxruntime on which the graphs really run here.
+            precision: `fp32`, `fp16`, `int8` (TensorRT) or `int8_x86` (onnxruntime on the CPU).
+            threads: CPU threads of onnxruntime; None for one per core this process may use.
+
+        Raises:
+            BundleError: no bundle, an altered file, or no graph at that precision.
+            BackendError: the backend cannot run here.
+        """
+        manifest = Manifest.load(bundle)
+        tokenizer = load_tokenizer(bundle, manifest.tokenizer)
+        backends = open_graphs(backend, bundle, manifest, dict.fromkeys(NEEDED, precision), threads=threads)
+        return cls(bundle, manifest, tokenizer, backends, precision, threads)
+
+    def encode_images(self, regions: Array, lengths: Array | None = None) -> Embeddings:
+        """Region embeddings of B images.
+
+        Args:
+            regions: [B, R, F] float32; what lies past an image's length is ignored.
+            lengths: [B] integers, how many regions each image has; None where all have R.
+
+        Raises:
+            TensorError: an array breaks its rule: dtype, rank, width, finite values, lengths, at most as many regions
+                as the graph takes.
+        """
+        width = self.manifest.region_dim
+        _check_array("regions", regions, np.float32, ("B", "R", width))
+        sizes = np.full(len(regions), regions.shape[1], np.int32) if lengths is None else _lengths(lengths)
+        check_lengths("region_lengths", sizes, regions.shape[:2])
+        check_finite("regions", regions, sizes)
+        return self._encode("region_encoder", regions, sizes, "regions", "R")
+
+    def encode_pictures(self, pictures: Sequence[Picture]) -> Embeddings:
+        """Region embeddings of picture files or open Pillow images, through the bundle's backbone.
+
+        The backbone runs at the matcher's precision where the bundle has it so, otherwise at fp32: INT8 bundles keep it
+        there, because the regions are the model's input.
+
+        Raises:
+            BundleError: the bundle has no backbone.
+            InputError: no pictures, or one that cannot be read.
+        """
+        preprocess = self.manifest.preprocess
+        if preprocess is None:
+            raise BundleError(
+                "this bundle starts from region features: it has no backbone. Use encode_images(regions), or export "
+                "with a backbone"
+            )
+        if not len(pictures):
+            raise InputError("pictures must hold at least one picture, got none")
+        backbone = self._open("backbone")
+        parts = [
+            self.encode_images(_run_rows(backbone, {"pixels": load_pixels(pictures[rows], preprocess)})["regions"])
+            for rows in _pieces(len(pictures), backbone.ranges["B"])
+        ]
+        return Embeddings.concatenate(parts)
+
+    def encode_texts(self, captions: Sequence[str]) -> Embeddings:
+        """Word embeddings of captions, the marks of their start and end included.
+
+        Captions are run in groups of similar length, so that little is computed on padding.
+
+        Raises:
+            InputError: no captions, one without a word, or not a string.
+            TensorError: a caption of more words than the graph takes.
+        """
+        rows = self.tokenizer.rows(captions)
+        limit = self._backends["text_encoder"].ranges["W"].max
+        for number, row in enumerate(rows):
+            if len(row) > limit:
+                raise TensorError(
+                    f"token_ids[{number}]",
+                    f"a caption must have at most {limit} words, start and end included ({captions[number][:40]!r}...)",
+                    len(row),
+                )
+        batch = pad_rows(rows)
+        return self._encode("text_encoder", batch.ids, batch.lengths, "token_ids", "W")
+
+    def score(self, images: Embeddings, texts: Embeddings) -> NDArray[np.float32]:
+        """Scores [I, C] of every image with every caption, block by block in bounded memory.
+
+        Raises:
+            TensorError: embeddings of another width, NaN or infinite, or longer than the graph takes.
+        """
+        scores = np.empty((len(images), len(texts)), np.float32)
+        for image_rows, text_rows, outputs in self._align("hard_alignment", images, texts):
+            scores[np.ix_(image_rows, text_rows)] = outputs["scores"]
+        if not np.isfinite(scores.sum(dtype=np.float64)) and not np.isfinite(scores).all():
+            image, text = (int(index) for index in np.argwhere(~np.isfinite(scores))[0])
+            raise BackendError(
+                f"{self.backend} at {self.precision} gave the score {scores[image, text]} for image {image} and "
+                f"caption {text}: use precision fp32"
+            )
+        return scores
+
+    def align(self, images: Embeddings, texts: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Each word's best similarity and region, for every image and caption.
+
+        Returns:
+            word_scores [I, C, W] float32, 0 past the caption's length; word_regions [I, C, W] int32, -1 there; ties go
+            to the lower region. W is that of `texts`.
+
+        Raises:
+            TensorError: as in `score`.
+        """
+        shape = (len(images), *texts.vectors.shape[:2])
+        word_scores, word_regions = np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
+        for image_rows, text_rows, outputs in self._align("alignment_map", images, texts):
+            words = np.arange(min(shape[2], outputs["word_scores"].shape[2]))
+            block = np.ix_(image_rows, text_rows, words)
+            word_scores[block] = outputs["word_scores"][:, :, : len(words)]
+            word_regions[block] = outputs["word_regions"][:, :, : len(words)]
+        return word_scores, word_regions
+
+    def explain(self, image: Embeddings, caption: str) -> Explanation:
+        """What of an image each word of a caption chose.
+
+        With VHA coding these choices are the score: each word's similarity to its best region is pooled. With THA and
+        VSA the regions choose, and the score is pooled over regions; shown is still each word's most similar region,
+        and the share is what `explanation.shares` says.
+
+        Args:
+            image: one row of `encode_images` or `encode_pictures`.
+            caption: one caption.
+
+        Raises:
+            InputError: more than one image, or a caption without a word.
+        """
+        if len(image) != 1:
+            raise InputError(f"image must be one row of embeddings, got {len(image)}: pass images[row]")
+        text = self.encode_texts([caption])
+        score = float(self.score(image, text)[0, 0])
+        word_scores, word_regions = self.align(image, text)
+        similarities = [float(similarity) for similarity in word_scores[0, 0]]
+        parts = shares(image.vectors[0, : image.lengths[0]], text.vectors[0], similarities, self.alignment)
+        words = self.tokenizer.tokens(caption)
+        matches = zip(words, word_regions[0, 0].tolist(), similarities, parts.tolist(), strict=True)
+        grid = self.manifest.preprocess.grid if self.manifest.preprocess is not None else None
+        grid = grid if grid is not None and grid * grid == image.lengths[0] else None
+        return Explanation(score, tuple(WordMatch(*match) for match in matches), grid)
+
+    def close(self) -> None:
+        """Close every graph; twice does no harm."""
+        for backend in self._backends.values():
+            backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, graph: str) -> Backend:
+        """A graph that not every use needs, opened when the first does."""
+        with self._opening:
+            if graph not in self._backends:
+                has_precision = self.precision in self.manifest.graphs.get(graph, {})
+                precision = self.precision if has_precision or graph != "backbone" else "fp32"
+                opened = open_graphs(
+                    self.backend, self._bundle, self.manifest, {graph: precision}, threads=self._threads
+                )
+                self._backends.update(opened)
+            return self._backends[graph]
+
+    def _encode(self, graph: str, rows: Array, lengths: NDArray[np.int32], tensor: str, symbol: str) -> Embeddings:
+        """Run an encoder over rows [B, L, ...], similar lengths together, and put its output back in order."""
+        backend = self._backends[graph]
+        width, spec_inputs, output = rows.shape[1], backend.spec.inputs, backend.spec.outputs[0].name
+        limit = backend.ranges[symbol]
+        if lengths.max() > limit.max:
+            row = int(lengths.argmax())
+            raise TensorError(f"{tensor}[{row}]", f"{symbol} must be at most {limit.max}", int(lengths[row]))
+        result = np.zeros((len(rows), width, self.manifest.embed_dim), np.float32)
+        order = np.argsort(lengths, kind="stable")
+        for piece in _pieces(len(rows), backend.ranges["B"]):
+            chosen = order[piece]
+            longest = int(lengths[chosen].max())
+            feeds = {
+                spec_inputs[0].name: _cut(rows[chosen], lengths[chosen], max(longest, limit.min)),
+                spec_inputs[1].name: lengths[chosen],
+            }
+            vectors = _run_rows(backend, feeds)[output].astype(np.float32, copy=False)
+            result[chosen, :longest] = vectors[:, :longest]
+        encoded = Embeddings(result, lengths)
+        try:
+            check_finite(output, encoded.vectors, lengths)
+        except TensorError as error:
+            raise BackendError(f"{backend.name} at {self.precision} failed: {error}; use precision fp32") from error
+        return encoded
+
+    def _align(
+        self, graph: str, images: Embeddings, texts: Embeddings
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], dict[str, Array]]]:
+        """Run a graph of (images, captions) in blocks: rows of images, rows of captions, outputs."""
+        backend = self._open(graph)
+        ranges = backend.ranges
+        _check_embeddings("region_embeddings", images, self.manifest.embed_dim, ("R", ranges["R"].max))
+        _check_embeddings("word_embeddings", texts, self.manifest.embed_dim, ("W", ranges["W"].max))
+        dtypes = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}
+        captions = [
+            _Block.of(texts, rows, dtypes["word_embeddings"], ranges["W"])
+            for rows in _groups(texts.lengths, ranges["C"], ranges["C"].opt)
+        ]
+        area = max(block.vectors.shape[0] * block.vectors.shape[1] for block in captions)
+        most = max(1, BLOCK // (area * int(images.lengths.max())))
+        for image_rows in _groups(images.lengths, ranges["I"], most):
+            image = _Block.of(images, image_rows, dtypes["region_embeddings"], ranges["R"])
+            for caption in captions:
+                feeds = {
+                    "region_embeddings": _padded(image.vectors, ranges["I"].min),
+                    "region_lengths": _padded(image.lengths, ranges["I"].min),
+                    "word_embeddings": _padded(caption.vectors, ranges["C"].min),
+                    "word_lengths": _padded(caption.lengths, ranges["C"].min),
+                }
+                outputs = backend.run(feeds)
+                here = {name: array[: len(image.rows), : len(caption.rows)] for name, array in outputs.items()}
+                yield image.rows, caption.rows, here
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of embeddings, cut to their longest and of the graph's dtype."""
+
+    rows: NDArray[np.intp]
+    vectors: Array
+    lengths: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, whole: Embeddings, rows: NDArray[np.intp], dtype: str, columns: Range) -> _Block:
+        lengths = whole.lengths[rows]
+        cut = _cut(whole.vectors[rows], lengths, max(int(lengths.max()), columns.min))
+        return cls(rows, cut.astype(dtype, copy=False), lengths)
+
+
+def _groups(lengths: NDArray[np.int32], range_: Range, most: int) -> list[NDArray[np.intp]]:
+    """Rows in groups of similar length, of at most `most` and never more than the range allows."""
+    order = np.argsort(lengths, kind="stable")
+    size = min(max(most, range_.min), range_.max)
+    return [order[piece] for piece in _pieces(len(order), Range(1, 1, size))]
+
+
+def _pieces(count: int, range_: Range) -> list[slice]:
+    """0..count cut into the fewest pieces of at most range_.max, all of nearly one size."""
+    number = -(-count // range_.max)
+    edges = [count * piece // number for piece in range(number + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def _cut(rows: Array, lengths: NDArray[np.int32], width: int) -> Array:
+    """Rows [B, L, ...] as [B, width, ...] with zeros past each length; copies only where something must change."""
+    if width <= rows.shape[1]:
+        rows = rows[:, :width]
+    else:
+        rows = np.pad(rows, [(0, 0), (0, width - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
+    if lengths.min() < width:
+        rows = rows.copy()
+        rows[np.arange(width) >= lengths[:, None]] = 0
+    return np.ascontiguousarray(rows)
+
+
+def _padded(array: Array, least: int) -> Array:
+    """At least `least` rows: the last one again where there are fewer."""
+    short = least - len(array)
+    return array if short <= 0 else np.concatenate([array, np.repeat(array[-1:], short, axis=0)])
+
+
+def _run_rows(backend: Backend, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a graph whose one batch symbol is B, also on fewer rows than it takes."""
+    count = len(next(iter(feeds.values())))
+    outputs = backend.run({name: _padded(array, backend.ranges["B"].min) for name, array in feeds.items()})
+    return {name: array[:count] for name, array in outputs.items()}
+
+
+def _check_array(tensor: str, array: Array, dtype: type, shape: tuple[int | str, ...]) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TensorError(tensor, "must be a numpy array", type(array).__name__)
+    if array.dtype != dtype:
+        raise TensorError(tensor, f"dtype must be {np.dtype(dtype).name}", array.dtype)
+    wanted = f"[{', '.join(map(str, shape))}]"
+    if array.ndim != len(shape):
+        raise TensorError(tensor, f"shape must be {wanted}", list(array.shape))
+    if 0 in array.shape:
+        raise TensorError(tensor, f"shape must be {wanted}, none of them 0", list(array.shape))
+    if any(isinstance(size, int) and size != found for size, found in zip(shape, array.shape, strict=True)):
+        raise TensorError(tensor, f"shape must be {wanted}", list(array.shape))
+
+
+def _lengths(lengths: Array) -> NDArray[np.int32]:
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu":
+        raise TensorError("region_lengths", "dtype must be an integer one", array.dtype)
+    # Clipped first: a value past int32 must stay too large, not wrap around.
+    return array.clip(-1, np.iinfo(np.int32).max).astype(np.int32)
+
+
+def _check_embeddings(tensor: str, embeddings: Embeddings, dim: int, limit: tuple[str, int]) -> None:
+    if embeddings.dim != dim:
+        raise TensorError(tensor, f"D must be {dim}", embeddings.dim)
+    symbol, most = limit
+    if embeddings.lengths.max() > most:
+        row = int(embeddings.lengths.argmax())
+        raise TensorError(f"{tensor}[{row}]", f"{symbol} must be at most {most}", int(embeddings.lengths[row]))
+    check_finite(tensor, embeddings.vectors, embeddings.lengths)
