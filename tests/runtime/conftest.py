@@ -1,10 +1,25 @@
-"""Captions of every kind, for the tests that compare tokenizers."""
+"""Captions of every kind, for the tests that compare tokenizers; and small models with their bundles."""
 # ruff: noqa: RUF001 - look-alike characters are what is tested
 
+import functools
+import json
 import random
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
+
+from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.config import ModelConfig
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.export.bundle import export_bundle
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.text import build_scan_vocabulary
+
+SMALL_WORDS = "a red strawberry and the green apple lie on a blue table under two white clouds"
 
 _WORDS = """
 a man wearing the red hat cannot gonna wanna gimme gotta lemme more'n d'ye 'tis 'twas don't it's they're i'll we've
@@ -73,3 +88,36 @@ def varied_captions() -> list[str]:
         if known and any(char.isalnum() and char.isascii() for char in caption):
             captions.append(caption)
     return captions
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A small model with random weights, and the bundle it was exported to."""
+
+    model: ChanModel
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def make_small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., SmallModel]:
+    """(coding, pooling, precisions) -> SmallModel with 12-d regions, 16-d embeddings and the words of `SMALL_WORDS`."""
+
+    @functools.cache
+    def make(coding: str = "VHA", pooling: str = "LSE", precisions: tuple[str, ...] = ("fp32",)) -> SmallModel:
+        torch.manual_seed(7)
+        vocabulary = build_scan_vocabulary([SMALL_WORDS], min_count=1)
+        config = ModelConfig(
+            region_dim=12,
+            embed_dim=16,
+            attention_heads=2,
+            vocab_size=len(vocabulary["word2idx"]) + 1,
+            word_dim=8,
+            alignment=AlignmentConfig(coding, pooling, attention_temperature=0.2, pooling_temperature=0.1),
+        )
+        model = ChanModel(config).eval()
+        folder = tmp_path_factory.mktemp("small")
+        checkpoint.save(folder / "checkpoint", model, {"vocab.json": json.dumps(vocabulary).encode()}, {})
+        export_bundle(folder / "checkpoint", folder / "bundle", precisions)
+        return SmallModel(model, folder / "bundle")
+
+    return make

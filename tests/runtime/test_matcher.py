@@ -1,0 +1,354 @@
+"""A matcher agrees with the reference whatever the batch, and refuses what it cannot do with the reason."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chan_rt.chan_ref import alignment
+from chan_rt.runtime import matcher as matcher_module
+from chan_rt.runtime.backends import open_graphs
+from chan_rt.runtime.backends.fake import FakeBackend
+from chan_rt.runtime.contract import GraphSpec, Manifest, Preprocess, Range, TensorSpec
+from chan_rt.runtime.embeddings import Embeddings
+from chan_rt.runtime.errors import BackendError, BundleError, InputError, TensorError
+from chan_rt.runtime.matcher import Matcher
+from chan_rt.runtime.text import load_tokenizer
+
+CAPTIONS = [
+    "a red strawberry",
+    "the green apple and the red strawberry lie on a blue table under two white clouds",
+    "clouds",
+    "an unheard-of word, a table",
+    "two red apple",
+]
+GRAPHS = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
+
+
+@pytest.fixture
+def regions() -> tuple[np.ndarray, np.ndarray]:
+    """Regions [7, 9, 12] and lengths, NaN past them."""
+    rng = np.random.default_rng(3)
+    lengths = np.array([9, 1, 5, 9, 3, 7, 2])
+    regions = rng.standard_normal((7, 9, 12)).astype(np.float32)
+    regions[np.arange(9) >= lengths[:, None]] = np.nan
+    return regions, lengths
+
+
+@pytest.fixture
+def small(make_small_model: Callable) -> Any:
+    return make_small_model()
+
+
+@pytest.fixture
+def matcher(small: Any) -> Matcher:
+    with Matcher.open(small.bundle, "onnxruntime", threads=1) as opened:
+        yield opened
+
+
+def _narrow(bundle: Path, ranges: dict[str, Range]) -> tuple[Matcher, dict[str, FakeBackend]]:
+    """A matcher whose engines were built for fewer sizes, and its backends, which remember their calls."""
+    manifest = Manifest.load(bundle)
+    real = open_graphs("onnxruntime", bundle, manifest, dict.fromkeys(GRAPHS, "fp32"), threads=1)
+    narrow = {
+        name: FakeBackend(backend.spec, backend.run, {axis: ranges.get(axis, r) for axis, r in backend.ranges.items()})
+        for name, backend in real.items()
+    }
+    tokenizer = load_tokenizer(bundle, manifest.tokenizer)
+    return Matcher(bundle, manifest, tokenizer, narrow, "fp32"), narrow
+
+
+def _reference(model: Any, images: Embeddings, texts: Embeddings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    arrays = [torch.from_numpy(array) for array in (images.vectors, images.lengths, texts.vectors, texts.lengths)]
+    scores = alignment.score(*arrays, model.config.alignment)
+    word_scores, word_regions = alignment.align(*arrays)
+    return scores.numpy(), word_scores.numpy(), word_regions.numpy()
+
+
+@pytest.mark.parametrize(
+    ("coding", "pooling"), [("VHA", "LSE"), ("VHA", "Mean"), ("THA", "Sum"), ("THA", "Max"), ("VSA", "Softmax")]
+)
+def test_agrees_with_the_reference(
+    make_small_model: Callable, regions: tuple[np.ndarray, np.ndarray], coding: str, pooling: str
+) -> None:
+    small = make_small_model(coding, pooling)
+    tokens = load_tokenizer(small.bundle, Manifest.load(small.bundle).tokenizer).encode(CAPTIONS)
+    with Matcher.open(small.bundle, "onnxruntime", threads=1) as opened, torch.inference_mode():
+        images, texts = opened.encode_images(*regions), opened.encode_texts(CAPTIONS)
+        wanted = small.model.encode_regions(torch.from_numpy(np.nan_to_num(regions[0])), torch.from_numpy(regions[1]))
+        np.testing.assert_allclose(images.vectors, wanted.numpy(), atol=2e-6)
+        wanted = small.model.encode_words(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths))
+        np.testing.assert_allclose(texts.vectors, wanted.numpy(), atol=2e-6)
+        scores, word_scores, word_regions = _reference(small.model, images, texts)
+        np.testing.assert_allclose(opened.score(images, texts), scores, rtol=1e-5, atol=1e-5)
+        found = opened.align(images, texts)
+        np.testing.assert_allclose(found[0], word_scores, atol=2e-6)
+        np.testing.assert_array_equal(found[1], word_regions)
+    assert images.lengths.tolist() == regions[1].tolist()
+    assert texts.lengths.tolist() == tokens.lengths.tolist()
+
+
+def test_half_precision_takes_and_gives_float32(make_small_model: Callable, regions: tuple) -> None:
+    small = make_small_model(precisions=("fp32", "fp16"))
+    with (
+        Matcher.open(small.bundle, "onnxruntime") as single,
+        Matcher.open(small.bundle, "onnxruntime", precision="fp16") as half,
+    ):
+        images, texts = half.encode_images(*regions), half.encode_texts(CAPTIONS)
+        assert images.vectors.dtype == texts.vectors.dtype == np.float32
+        expected = single.encode_images(*regions).vectors
+        assert 0 < np.abs(images.vectors - expected).max() < 5e-3
+        np.testing.assert_allclose(half.score(images, texts), single.score(images, texts), atol=5e-2)
+
+
+def test_a_result_does_not_depend_on_the_batch(matcher: Matcher, regions: tuple) -> None:
+    images, texts = matcher.encode_images(*regions), matcher.encode_texts(CAPTIONS)
+    for row, caption in enumerate(CAPTIONS):
+        alone = matcher.encode_texts([caption])
+        length = texts.lengths[row]
+        assert alone.vectors.shape[1] == length
+        np.testing.assert_allclose(alone.vectors[0], texts.vectors[row, :length], atol=2e-6)
+        np.testing.assert_allclose(matcher.score(images, alone)[:, 0], matcher.score(images, texts)[:, row], atol=2e-5)
+    for row in range(7):
+        alone = matcher.encode_images(regions[0][row : row + 1, : regions[1][row]])
+        np.testing.assert_allclose(alone.vectors[0], images.vectors[row, : regions[1][row]], atol=2e-6)
+
+
+def test_work_is_cut_to_the_ranges(small: Any, matcher: Matcher, regions: tuple) -> None:
+    ranges = {"B": Range(2, 2, 3), "I": Range(3, 4, 4), "C": Range(2, 2, 3), "R": Range(6, 9, 20), "W": Range(6, 8, 40)}
+    narrow, backends = _narrow(small.bundle, ranges)
+    images, texts = matcher.encode_images(*regions), matcher.encode_texts(CAPTIONS)
+    here = narrow.encode_images(*regions), narrow.encode_texts(CAPTIONS)
+    np.testing.assert_allclose(here[0].vectors, images.vectors, atol=2e-6)
+    np.testing.assert_allclose(here[1].vectors, texts.vectors, atol=2e-6)
+    np.testing.assert_allclose(narrow.score(*here), matcher.score(images, texts), atol=2e-5)
+    for mine, theirs in zip(narrow.align(*here), matcher.align(images, texts), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-6)
+    # One image and one caption are fewer than these engines take.
+    np.testing.assert_allclose(narrow.score(here[0][2], here[1][1]), matcher.score(images, texts)[2:3, 1:2], atol=2e-5)
+    assert [call["regions"][:2] for call in backends["region_encoder"].calls] == [(2, 6), (2, 6), (3, 9)]
+    assert {call["token_ids"] for call in backends["text_encoder"].calls} == {(2, 6), (3, 18)}
+    narrow.close()
+    assert all(backend.closed for backend in backends.values())
+
+
+def test_scoring_is_bounded_in_memory(
+    small: Any, matcher: Matcher, regions: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, texts = matcher.encode_images(*regions), matcher.encode_texts(CAPTIONS)
+    narrow, backends = _narrow(small.bundle, {})
+    monkeypatch.setattr(matcher_module, "BLOCK", 9 * 5 * 18 * 2)
+    np.testing.assert_allclose(narrow.score(images, texts), matcher.score(images, texts), atol=2e-5)
+    calls = backends["hard_alignment"].calls
+    assert len(calls) >= 4
+    for call in calls:
+        size = np.prod(call["region_embeddings"][:2]) * np.prod(call["word_embeddings"][:2])
+        assert size <= matcher_module.BLOCK
+
+
+def test_captions_of_one_length_run_together(small: Any) -> None:
+    narrow, backends = _narrow(small.bundle, {"B": Range(1, 2, 4)})
+    captions = ["clouds", CAPTIONS[1]] * 4
+    texts = narrow.encode_texts(captions)
+    assert [call["token_ids"] for call in backends["text_encoder"].calls] == [(4, 3), (4, 18)]
+    assert texts.lengths.tolist() == [3, 18] * 4
+    np.testing.assert_array_equal(texts.vectors[0, 3:], 0)
+
+
+REGIONS = np.ones((2, 4, 12), np.float32)
+
+
+def _with(array: np.ndarray, index: tuple, value: float) -> np.ndarray:
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("regions", "lengths", "message"),
+    [
+        ([[1.0]], None, "regions: must be a numpy array, got list"),
+        (REGIONS.astype(np.float64), None, "regions: dtype must be float32, got float64"),
+        (REGIONS[0], None, r"regions: shape must be \[B, R, 12\], got \[4, 12\]"),
+        (REGIONS[:, :, :5], None, r"regions: shape must be \[B, R, 12\], got \[2, 4, 5\]"),
+        (REGIONS[:0], None, r"regions: shape must be \[B, R, 12\], none of them 0, got \[0, 4, 12\]"),
+        (REGIONS[:, :0], None, r"none of them 0, got \[2, 0, 12\]"),
+        (_with(REGIONS, (1, 2, 3), np.nan), None, r"regions\[1, 2, 3\]: must be finite, got nan"),
+        (_with(REGIONS, (0, 3, 11), -np.inf), None, r"regions\[0, 3, 11\]: must be finite, got -inf"),
+        (REGIONS, np.array([4, 0]), r"region_lengths\[1\]: must be between 1 and 4, got 0"),
+        (REGIONS, np.array([5, 1]), r"region_lengths\[0\]: must be between 1 and 4, got 5"),
+        (REGIONS, np.array([2**32 + 1, 1]), r"region_lengths\[0\]: must be between 1 and 4, got 2147483647"),
+        (REGIONS, np.array([1, 2, 3]), r"region_lengths: shape must be \[2\], got \[3\]"),
+        (REGIONS, np.array([1.0, 2.0]), "region_lengths: dtype must be an integer one, got float64"),
+        (np.ones((2, 101, 12), np.float32), None, r"regions\[0\]: R must be at most 100, got 101"),
+    ],
+)
+def test_regions_that_are_refused(matcher: Matcher, regions: Any, lengths: Any, message: str) -> None:
+    with pytest.raises(TensorError, match=message):
+        matcher.encode_images(regions, lengths)
+
+
+def test_padding_wider_than_the_graph_takes_does_no_harm(matcher: Matcher) -> None:
+    wide = np.zeros((1, 150, 12), np.float32)
+    wide[:, :3] = REGIONS[:1, :3]
+    encoded = matcher.encode_images(wide, np.array([3]))
+    np.testing.assert_allclose(encoded.vectors[:, :3], matcher.encode_images(REGIONS[:1, :3]).vectors, atol=2e-6)
+
+
+def test_captions_that_are_refused(matcher: Matcher) -> None:
+    with pytest.raises(InputError, match="at least one caption"):
+        matcher.encode_texts([])
+    with pytest.raises(InputError, match=r"captions\[1\] must hold at least one word"):
+        matcher.encode_texts(["a", "  "])
+    with pytest.raises(TensorError, match=r"token_ids\[1\]: a caption must have at most 128 words.*, got 202"):
+        matcher.encode_texts(["a", "red " * 200])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "lengths", "message"),
+    [
+        (np.ones((1, 2, 16)), [2], "vectors: dtype must be float32, got float64"),
+        (np.ones((2, 16), np.float32), [2], r"vectors: shape must be \[B, L, D\]"),
+        (np.ones((0, 2, 16), np.float32), [], "none of them 0"),
+        (np.ones((1, 2, 16), np.float32), [3], r"lengths\[0\]: must be between 1 and 2, got 3"),
+        (np.ones((1, 2, 5), np.float32), [2], "region_embeddings: D must be 16, got 5"),
+        (np.full((1, 2, 16), np.nan, np.float32), [2], r"region_embeddings\[0, 0, 0\]: must be finite, got nan"),
+        (np.ones((1, 101, 16), np.float32), [101], r"region_embeddings\[0\]: R must be at most 100, got 101"),
+    ],
+)
+def test_embeddings_that_are_refused(matcher: Matcher, vectors: np.ndarray, lengths: list, message: str) -> None:
+    texts = matcher.encode_texts(["a"])
+    with pytest.raises(TensorError, match=message):
+        matcher.score(Embeddings(vectors, np.array(lengths, np.int32)), texts)
+
+
+def test_embeddings_select_and_concatenate() -> None:
+    rng = np.random.default_rng(0)
+    one = Embeddings(rng.standard_normal((3, 4, 2)).astype(np.float32), np.array([4, 1, 2], np.int32))
+    other = Embeddings(rng.standard_normal((1, 6, 2)).astype(np.float32), np.array([5], np.int32))
+    both = Embeddings.concatenate([one, other])
+    assert both.vectors.shape == (4, 6, 2)
+    assert both.lengths.tolist() == [4, 1, 2, 5]
+    np.testing.assert_array_equal(both[:3].vectors[:, :4], one.vectors)
+    np.testing.assert_array_equal(both[[3, 0]].vectors[0], other.vectors[0])
+    assert both[1].trimmed().vectors.shape == (1, 1, 2)
+    assert (len(both), both.dim) == (4, 2)
+    with pytest.raises(TensorError, match="one width D"):
+        Embeddings.concatenate([one, Embeddings(np.ones((1, 1, 3), np.float32), np.array([1], np.int32))])
+
+
+def test_a_graph_that_gives_nan_is_an_error(small: Any) -> None:
+    narrow, backends = _narrow(small.bundle, {})
+    real = backends["text_encoder"]
+
+    def broken(feeds: Any) -> dict[str, np.ndarray]:
+        outputs = real.run(feeds)
+        outputs["word_embeddings"][0, 1, 2] = np.nan
+        return outputs
+
+    narrow._backends["text_encoder"] = FakeBackend(real.spec, broken)
+    with pytest.raises(BackendError, match=r"fake at fp32 failed: word_embeddings\[0, 1, 2\].*use precision fp32"):
+        narrow.encode_texts(["a red apple"])
+
+
+def test_a_bundle_without_a_backbone_says_so(matcher: Matcher) -> None:
+    with pytest.raises(BundleError, match="it has no backbone"):
+        matcher.encode_pictures(["x.png"])
+
+
+def test_pictures_go_through_the_backbone_in_batches(small: Any, tmp_path: Path) -> None:
+    """A backbone that averages each cell of a 2 x 2 grid; 3 channels repeated to 12 features."""
+    _, backends = _narrow(small.bundle, {})
+    spec = GraphSpec(
+        file="-",
+        sha256="-",
+        opset=20,
+        inputs=(TensorSpec("pixels", "float32", ("B", 3, 8, 8)),),
+        outputs=(TensorSpec("regions", "float32", ("B", 4, 12)),),
+        ranges={"B": Range(2, 2, 2)},
+    )
+
+    def cells(feeds: Any) -> dict[str, np.ndarray]:
+        pixels = feeds["pixels"].reshape(-1, 3, 2, 4, 2, 4).mean(axis=(3, 5))
+        return {"regions": np.tile(pixels.reshape(-1, 3, 4).transpose(0, 2, 1), 4)}
+
+    backbone = FakeBackend(spec, cells)
+    manifest = replace(Manifest.load(small.bundle), preprocess=Preprocess(8, (0.5,) * 3, (0.25,) * 3, 2))
+    tokenizer = load_tokenizer(small.bundle, manifest.tokenizer)
+    opened = Matcher(small.bundle, manifest, tokenizer, {**backends, "backbone": backbone}, "fp32")
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    for row, color in enumerate(colors):
+        Image.new("RGB", (20, 10), color).save(tmp_path / f"{row}.png")
+    images = opened.encode_pictures([tmp_path / f"{row}.png" for row in range(3)])
+    assert [call["pixels"][0] for call in backbone.calls] == [2, 2]
+    expected = np.stack([np.tile((np.array(color, np.float32) / 255 - 0.5) / 0.25, (4, 4)) for color in colors])
+    np.testing.assert_allclose(images.vectors, opened.encode_images(expected.astype(np.float32)).vectors, atol=2e-6)
+    assert opened.explain(images[1], "a red apple").grid == 2
+    with pytest.raises(InputError, match="at least one picture"):
+        opened.encode_pictures([])
+
+
+def test_explanation_shows_each_words_region(matcher: Matcher, regions: tuple) -> None:
+    images = matcher.encode_images(*regions)
+    texts = matcher.encode_texts(CAPTIONS)
+    word_scores, word_regions = matcher.align(images, texts)
+    found = matcher.explain(images[3], CAPTIONS[4])
+    assert [match.word for match in found.words] == ["<start>", "two", "red", "apple", "<end>"]
+    assert [match.is_mark for match in found.words] == [True, False, False, False, True]
+    assert [match.region for match in found.words] == word_regions[3, 4, :5].tolist()
+    np.testing.assert_allclose([match.similarity for match in found.words], word_scores[3, 4, :5], atol=2e-6)
+    assert found.score == pytest.approx(matcher.score(images, texts)[3, 4], abs=2e-5)
+    assert found.grid is None
+    assert found.to_dict()["words"][1]["word"] == "two"
+    with pytest.raises(InputError, match="one row of embeddings, got 7"):
+        matcher.explain(images, "a")
+
+
+def test_one_matcher_serves_many_threads(small: Any, regions: tuple) -> None:
+    with Matcher.open(small.bundle, "onnxruntime", threads=1) as opened:
+        images = opened.encode_images(*regions)
+        expected = {caption: opened.score(images, opened.encode_texts([caption])) for caption in CAPTIONS}
+    wrong: list[str] = []
+    with Matcher.open(small.bundle, "onnxruntime", threads=1) as opened:
+
+        def work(caption: str) -> None:
+            for _ in range(25):
+                scores = opened.score(opened.encode_images(*regions), opened.encode_texts([caption]))
+                # alignment_map is opened by whichever thread comes first.
+                same = opened.explain(images[0], caption).score == pytest.approx(expected[caption][0, 0], abs=1e-5)
+                if not np.array_equal(scores, expected[caption]) or not same:
+                    wrong.append(caption)
+
+        threads = [threading.Thread(target=work, args=(caption,)) for caption in CAPTIONS]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_a_matcher_needs_no_torch(small: Any) -> None:
+    code = f"""
+import sys
+for name in ("torch", "onnx", "transformers", "nltk"):
+    sys.modules[name] = None  # importing it raises ImportError
+import numpy as np
+from chan_rt.runtime import Matcher
+with Matcher.open({str(small.bundle)!r}, "auto") as matcher:
+    images = matcher.encode_images(np.ones((2, 3, 12), np.float32))
+    texts = matcher.encode_texts(["a red apple", "two clouds"])
+    assert matcher.score(images, texts).shape == (2, 2)
+    assert len(matcher.explain(images[1], "a red apple").words) == 5
+others = ("chan_rt.chan_ref", "chan_rt.export", "chan_rt.calibration")
+loaded = [name for name in sys.modules if name.startswith(others)]
+sys.exit(f"loaded {{loaded}}" if loaded else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

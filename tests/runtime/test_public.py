@@ -1,0 +1,35 @@
+"""What `chan_rt.runtime` offers is a decision, not an accident."""
+
+import subprocess
+import sys
+
+import pytest
+
+from chan_rt import runtime
+from chan_rt.runtime import errors
+
+
+def test_the_public_surface() -> None:
+    assert runtime.__all__ == sorted(runtime.__all__)
+    assert set(runtime.__all__) >= {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert [name for name in runtime.__all__ if not hasattr(runtime, name)] == []
+    assert dir(runtime) == runtime.__all__
+
+
+def test_each_name_is_the_one_of_its_module() -> None:
+    for name in runtime.__all__:
+        value = getattr(runtime, name)
+        assert value.__name__ == name
+        assert value.__module__.startswith("chan_rt.runtime.")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Torch'"):
+        runtime.Torch  # noqa: B018
+
+
+def test_errors_cost_no_numpy() -> None:
+    code = "import sys; from chan_rt.runtime import ChanError; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
