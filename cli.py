@@ -11,6 +11,8 @@ COMMANDS: dict[str, str] = {
     "scenes": "scenes",
     "features": "features",
     "train": "train",
+    "import": "import_",
+    "export": "export",
     "calibrate": "calibrate",
     "sensitivity": "sensitivity",
     "build": "build",

@@ -137,15 +137,23 @@ def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> Chan
     """
     if config.bert is not None and config.bert.layers > len(state):
         raise CheckpointError(f"{source}: {len(state)} tensors cannot make {config.bert.layers} BERT layers")
-    try:
-        # On the meta device nothing is allocated, so a wrong configuration cannot exhaust the memory.
-        with torch.device("meta"):
-            model = ChanModel(config)
-    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{source}: the configuration makes no model: {error}") from error
+    model = skeleton(config, source)
     check_tensors({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state, source)
     model.load_state_dict(dict(state), strict=True, assign=True)
     return model.requires_grad_(True).eval()
+
+
+def skeleton(config: ModelConfig, source: str) -> ChanModel:
+    """Make a model on the meta device: names and shapes without memory, so a wrong size cannot exhaust it.
+
+    Raises:
+        CheckpointError: the sizes overflow.
+    """
+    try:
+        with torch.device("meta"):
+            return ChanModel(config)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: the configuration makes no model: {error}") from error
 
 
 def check_tensors(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str) -> None:

@@ -1,0 +1,170 @@
+"""BERT as the rest of the world stores it: Hugging Face directories, read without `transformers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..runtime.errors import CheckpointError
+from ..runtime.text import BertTokenizer, bert_tokenizer_json
+from .checkpoint import check_tensors
+from .config import BertConfig
+from .encoders import Bert
+from .torch_file import check_tensor, read_torch_file
+
+# BertConfig's fields by their names in config.json.
+CONFIG_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "positions": "max_position_embeddings",
+    "segments": "type_vocab_size",
+}
+MODULES = {
+    "words": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "segments": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+
+def huggingface_names(config: BertConfig) -> dict[str, str]:
+    """Hugging Face's name of each tensor of `encoders.Bert` -> our name."""
+    with torch.device("meta"):
+        ours = list(Bert(config).state_dict())
+    names = {}
+    for name in ours:
+        module, _, kind = name.rpartition(".")
+        prefix = ""
+        if module.startswith("layers."):
+            _, row, module = module.split(".", 2)
+            prefix = f"encoder.layer.{row}."
+        names[f"{prefix}{MODULES[module]}.{kind}"] = name
+    return names
+
+
+def is_unused(name: str) -> bool:
+    """Whether a Hugging Face tensor takes no part in the last hidden state: pooler, heads, stored position ids."""
+    return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
+
+
+def bert_from_pretrained(directory: str | Path) -> tuple[BertConfig, dict[str, Tensor]]:
+    """Read a local Hugging Face BERT: config.json with model.safetensors or pytorch_model.bin.
+
+    Args:
+        directory: as `huggingface-cli download bert-base-uncased --local-dir DIR` leaves it.
+
+    Returns:
+        The sizes, and float32 tensors for `BertTextEncoder.bert.load_state_dict`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the model is no BERT, or names or shapes differ from its sizes.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    names = huggingface_names(config)
+    state = {}
+    for name, tensor in _read_weights(directory).items():
+        name = name.removeprefix("bert.")  # bert-base-uncased is stored within its pretraining model
+        if is_unused(name):
+            continue
+        # Checkpoints converted from TensorFlow call a norm's weight and bias gamma and beta.
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        state[name] = tensor.float() if tensor.is_floating_point() else tensor
+    with torch.device("meta"):
+        ours = Bert(config).state_dict()
+    check_tensors({name: tuple(ours[our_name].shape) for name, our_name in names.items()}, state, str(directory))
+    return config, {names[name]: tensor for name, tensor in state.items()}
+
+
+def read_config(directory: str | Path) -> BertConfig:
+    """BERT's sizes from DIR/config.json.
+
+    Raises:
+        CheckpointError: it cannot be read, or says something this BERT does not do.
+    """
+    path = Path(directory) / "config.json"
+    raw = _read_json(path)
+    for key, only in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if raw.get(key, only) != only:
+            raise CheckpointError(f"{path}: {key} must be {only!r}, got {raw[key]!r}")
+    if missing := [name for name in CONFIG_FIELDS.values() if name not in raw]:
+        raise CheckpointError(f"{path} is not the configuration of a BERT: it lacks {', '.join(missing)}")
+    eps = raw.get("layer_norm_eps", 1e-12)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise CheckpointError(f"{path}: layer_norm_eps must be a small positive number, got {eps!r}")
+    return BertConfig(**{field: raw[name] for field, name in CONFIG_FIELDS.items()}, layer_norm_eps=eps)
+
+
+def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:
+    """A BERT tokenizer from DIR/tokenizer.json, or from DIR/vocab.txt of an uncased model.
+
+    Args:
+        directory: a local Hugging Face directory.
+        vocab_size: rows of the model's word embedding.
+
+    Returns:
+        The files for `checkpoint.save`.
+
+    Raises:
+        CheckpointError: neither file is there, vocab.txt belongs to a cased model, or the sizes differ.
+        BundleError: the file is not a BERT tokenizer.
+    """
+    directory = Path(directory)
+    whole, words = directory / "tokenizer.json", directory / "vocab.txt"
+    if whole.is_file():
+        source, text = whole, whole.read_text(encoding="utf-8", errors="replace")
+    elif words.is_file():
+        settings = directory / "tokenizer_config.json"
+        if settings.is_file() and _read_json(settings).get("do_lower_case", True) is not True:
+            raise CheckpointError(f"{settings}: do_lower_case must be true, or give a tokenizer.json")
+        source, text = words, bert_tokenizer_json(words)
+    else:
+        raise CheckpointError(f"{directory} holds no BERT tokenizer: expected tokenizer.json or vocab.txt")
+    found = BertTokenizer(text).vocab_size
+    if found != vocab_size:
+        raise CheckpointError(f"{source} must have {vocab_size} wordpieces, as the model's embedding, got {found}")
+    return {"tokenizer.json": text.encode()}
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    path = directory / "model.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+    path = directory / "pytorch_model.bin"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no weights: expected model.safetensors or pytorch_model.bin")
+    raw = read_torch_file(path)
+    if not isinstance(raw, Mapping):
+        raise CheckpointError(f"{path} must hold a dictionary of tensors, got {type(raw).__name__}")
+    return {str(name): check_tensor(str(name), tensor, path) for name, tensor in raw.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(raw).__name__}")
+    return raw
