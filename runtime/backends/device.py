@@ -1,0 +1,203 @@
+"""The little of CUDA that running an engine needs, behind a protocol, so that all above it is tested without a GPU.
+
+Memory is handed around as addresses. `CudaDevice` is cuda-python; tests use a device made of numpy arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import BackendError
+from .base import Array
+
+
+class Device(Protocol):
+    """One GPU. Streams, graphs and device memory are integers whose meaning is the device's own."""
+
+    def activate(self) -> None:
+        """Make this the calling thread's device."""
+
+    def malloc(self, size: int) -> int:
+        """Address of `size` fresh bytes of device memory."""
+
+    def free(self, address: int) -> None:
+        """Give memory of `malloc` back."""
+
+    def malloc_host(self, size: int) -> Array:
+        """`size` bytes of pinned host memory, as uint8."""
+
+    def free_host(self, memory: Array) -> None:
+        """Give memory of `malloc_host` back."""
+
+    def create_stream(self) -> int:
+        """A stream of its own, not ordered after the default one."""
+
+    def destroy_stream(self, stream: int) -> None:
+        """Give a stream back."""
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for all work on a stream; errors of that work are raised here."""
+
+    def copy_in(self, address: int, memory: Array, stream: int) -> None:
+        """Queue a copy of all of pinned `memory` to the device."""
+
+    def copy_out(self, memory: Array, address: int, stream: int) -> None:
+        """Queue a copy from the device that fills pinned `memory`."""
+
+    def begin_capture(self, stream: int) -> None:
+        """Record what this thread queues on a stream from now on, in place of running it."""
+
+    def end_capture(self, stream: int) -> Any:
+        """Stop recording; the graph that was recorded, ready to launch. BackendError where it cannot be captured."""
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """Queue a recorded graph."""
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Give a graph back."""
+
+    def view(self, tensor: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+        """Address, shape and dtype of a dense DLPack tensor on this device, ready for use on `stream`."""
+
+    def export(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Any]:
+        """Fresh device memory: its address, and a DLPack tensor of that shape which owns it."""
+
+
+class CudaDevice:
+    """A CUDA device through cuda-python; every error becomes a BackendError with CUDA's own message.
+
+    Args:
+        index: which device, as CUDA counts them.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        try:
+            from cuda.bindings import runtime
+        except ImportError as error:
+            raise BackendError(f"cuda-python is not usable ({error}): pip install 'chan-rt[rtx]'") from error
+        self._cuda: Any = runtime
+        self.index = index
+        self.activate()
+
+    def activate(self) -> None:
+        """See `Device.activate`."""
+        self._call("cudaSetDevice", self.index)
+
+    def malloc(self, size: int) -> int:
+        """See `Device.malloc`."""
+        return int(self._call("cudaMalloc", size))
+
+    def free(self, address: int) -> None:
+        """See `Device.free`."""
+        self._call("cudaFree", address)
+
+    def malloc_host(self, size: int) -> Array:
+        """See `Device.malloc_host`."""
+        return np.asarray(_Pinned(int(self._call("cudaMallocHost", size)), size))
+
+    def free_host(self, memory: Array) -> None:
+        """See `Device.free_host`."""
+        self._call("cudaFreeHost", memory.ctypes.data)
+
+    def create_stream(self) -> int:
+        """See `Device.create_stream`."""
+        return int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+
+    def destroy_stream(self, stream: int) -> None:
+        """See `Device.destroy_stream`."""
+        self._call("cudaStreamDestroy", stream)
+
+    def synchronize(self, stream: int) -> None:
+        """See `Device.synchronize`."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def copy_in(self, address: int, memory: Array, stream: int) -> None:
+        """See `Device.copy_in`."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", address, memory.ctypes.data, memory.nbytes, kind, stream)
+
+    def copy_out(self, memory: Array, address: int, stream: int) -> None:
+        """See `Device.copy_out`."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", memory.ctypes.data, address, memory.nbytes, kind, stream)
+
+    def begin_capture(self, stream: int) -> None:
+        """See `Device.begin_capture`; other threads may go on allocating meanwhile."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: int) -> Any:
+        """See `Device.end_capture`."""
+        graph = self._call("cudaStreamEndCapture", stream)
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """See `Device.launch`."""
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: Any) -> None:
+        """See `Device.destroy_graph`."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def view(self, tensor: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+        """See `Device.view`."""
+        from cuda.core.utils import StridedMemoryView
+
+        try:
+            found = StridedMemoryView.from_any_interface(tensor, stream_ptr=stream)
+        except (BufferError, ValueError, TypeError, RuntimeError) as error:
+            raise BackendError(f"a {type(tensor).__name__} cannot be read as a DLPack tensor: {error}") from error
+        if not found.is_device_accessible or found.device_id != self.index:
+            raise BackendError(f"a DLPack tensor must lie on CUDA device {self.index}, got device {found.device_id}")
+        shape, strides = tuple(found.shape), found.strides
+        if strides is not None and tuple(strides) != _dense(shape):
+            raise BackendError(f"a DLPack tensor must be dense in row order, got strides {tuple(strides)}")
+        return int(found.ptr), shape, np.dtype(found.dtype)
+
+    def export(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Any]:
+        """See `Device.export`."""
+        from cuda.core import Buffer
+        from cuda.core.utils import StridedMemoryView
+
+        size = max(1, int(np.prod(shape)) * dtype.itemsize)
+        owner = _Owned(self, self.malloc(size))
+        buffer = Buffer.from_handle(owner.address, size, owner=owner)
+        return owner.address, StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *results = getattr(self._cuda, name)(*arguments)
+        if status != self._cuda.cudaError_t.cudaSuccess:
+            _, text = self._cuda.cudaGetErrorString(status)
+            raise BackendError(f"CUDA: {name} failed: {text.decode()} ({status.name})")
+        return results[0] if results else None
+
+
+class _Pinned:
+    """Lets numpy see memory that CUDA allocated."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}
+
+
+class _Owned:
+    """Frees device memory once the last DLPack consumer let go of it."""
+
+    def __init__(self, device: CudaDevice, address: int) -> None:
+        self.device = device
+        self.address = address
+
+    def __del__(self) -> None:
+        self.device.free(self.address)
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))

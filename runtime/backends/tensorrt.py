@@ -1,0 +1,216 @@
+"""TensorRT and TensorRT-RTX engines, without torch: one implementation, parameterized by flavor."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..contract import GraphSpec, Range
+from ..errors import BackendError, EngineError, TensorError
+from .base import Array, Backend, Feeds, check_feeds
+from .buckets import cut, splittable, symbol_ranges, union
+from .device import CudaDevice, Device
+from .lane import Lane, shape_of
+from .loading import RuntimeCache, check_engine, context_maker, load_engine, load_library
+from .sidecar import Flavor, find_engine, read_record
+
+__all__ = ["TensorRTBackend", "find_engine", "open_file"]
+
+# What a batch axis may be at most before it is cut into parts: anything an array can hold.
+_ANY = 2**62
+
+
+def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
+    """Open an engine of TensorRT on the first GPU; `threads` concerns CPU backends only."""
+    return TensorRTBackend("tensorrt", file, spec)
+
+
+class TensorRTBackend(Backend):
+    """An engine on the GPU.
+
+    `run` may be called from several threads: each call takes one of `contexts` lanes, and waits while all are taken.
+    A request larger along a batch axis than every profile is cut into parts that fit, one after the other.
+
+    Args:
+        flavor: tensorrt or tensorrt_rtx.
+        engine_path: the engine, from `find_engine`, its sidecar beside it.
+        spec: the graph's inputs and outputs.
+        contexts: how many requests may run at once; each has its own buffers.
+        warm_up: run every profile at its tuned-for sizes, so that the first request finds kernels and memory ready.
+        loaded: the engine already deserialized, and its device; None loads `engine_path` on the first GPU.
+
+    Raises:
+        BackendError: the flavor cannot run here; says what is missing and what would help.
+        EngineError: the engine is foreign, stale or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        flavor: Flavor,
+        engine_path: Path,
+        spec: GraphSpec,
+        *,
+        contexts: int = 1,
+        warm_up: bool = True,
+        loaded: tuple[Any, Device] | None = None,
+    ) -> None:
+        if contexts < 1:
+            raise BackendError(f"contexts must be positive, got {contexts}")
+        self.name = flavor
+        self.spec = spec
+        self.record = read_record(engine_path.with_suffix(".json"))
+        self._log: list[str] = []
+        self._cache: RuntimeCache | None = None
+        if self.record.onnx_sha256 != spec.sha256:
+            raise EngineError(f"{engine_path.name} is stale: the bundle's graph changed since it was built")
+        if loaded is None:
+            library = load_library(flavor, self.record)
+            device: Device = CudaDevice()
+            self._runtime, engine = load_engine(library, flavor, engine_path, self.record, self._log)
+            new_context, self._cache = context_maker(library, flavor, engine, engine_path, self._failure)
+        else:
+            engine, device = loaded
+            new_context = engine.create_execution_context
+        self._engine = engine
+        self._profiles = symbol_ranges(spec, self.record.profiles)
+        check_engine(engine, spec, len(self._profiles), engine_path)
+        self._union = union(self._profiles)
+        cuttable = splittable(spec)
+        self._accepted = {
+            symbol: Range(limit.min, limit.opt, _ANY) if symbol in cuttable else limit
+            for symbol, limit in self._union.items()
+        }
+        # TensorRT-RTX records graphs itself, once its kernels for the shape are compiled.
+        capture = flavor == "tensorrt"
+        # Last in, first out: the lane used last is the warmest. None says that the backend was closed.
+        self._lanes: queue.LifoQueue[Lane | None] = queue.LifoQueue()
+        self._all: list[Lane] = []
+        self._closing = threading.Lock()
+        try:
+            for _ in range(contexts):
+                lane = Lane(spec, device, new_context, capture=capture, failure=self._failure)
+                self._all.append(lane)
+                self._lanes.put(lane)
+            if warm_up:
+                self.warm_up()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """Over all profiles, the sizes each symbol may take; batch axes beyond theirs are cut into parts."""
+        return self._union
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """See `Backend.run`; a size outside every profile, along an axis that cannot be cut, is a TensorError."""
+        sizes = check_feeds(self.spec, self._accepted, feeds)
+        outputs = {t.name: np.empty(shape_of(t, sizes), t.dtype) for t in self.spec.outputs}
+        parts = list(cut(self.spec, self._profiles, sizes))
+        with self._lane() as lane:
+            for part in parts:
+                part_sizes = {symbol: rows.stop - rows.start for symbol, rows in part.slices.items()}
+                part_feeds = {t.name: feeds[t.name][_rows(t.shape, part.slices)] for t in self.spec.inputs}
+                part_outputs = {t.name: outputs[t.name][_rows(t.shape, part.slices)] for t in self.spec.outputs}
+                lane.run(part.profile, part_sizes, part_feeds, part_outputs)
+        return outputs
+
+    def run_on_device(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """As `run`, on tensors that lie on this GPU and speak DLPack (torch, cupy); nothing is copied.
+
+        Args:
+            feeds: one dense DLPack tensor for each input.
+            out: where to write outputs; those left out are allocated and belong to the caller.
+
+        Raises:
+            TensorError: as in `run`; such a request is not cut, it must fit one profile.
+            BackendError: a tensor lies elsewhere or is not dense, or CUDA failed.
+        """
+        shapes = {name: _Shape(tensor) for name, tensor in feeds.items()}
+        sizes = check_feeds(self.spec, self._union, shapes)  # type: ignore[arg-type]
+        part, *more = cut(self.spec, self._profiles, sizes)
+        if more:
+            raise TensorError(self.spec.inputs[0].name, "tensors on the device must fit one profile", sizes)
+        with self._lane() as lane:
+            return lane.run_on_device(part.profile, sizes, feeds, out or {})
+
+    def warm_up(self) -> None:
+        """Run every profile, in every lane, at its tuned-for sizes: to make room, to be seen, to be recorded."""
+        lanes = [self._take() for _ in self._all]
+        try:
+            for lane, _, (index, profile) in product(lanes, range(3), enumerate(self._profiles)):
+                sizes = {symbol: limits.opt for symbol, limits in profile.items()}
+                feeds = {t.name: np.ones(shape_of(t, sizes), t.dtype) for t in self.spec.inputs}
+                outputs = {t.name: np.empty(shape_of(t, sizes), t.dtype) for t in self.spec.outputs}
+                lane.run(index, sizes, feeds, outputs)
+        finally:
+            for lane in lanes:
+                self._lanes.put(lane)
+        if self._cache is not None:
+            self._cache.save()
+
+    @property
+    def allocations(self) -> int:
+        """How often the lanes allocated memory so far; constant once they are warm."""
+        return sum(lane.allocations for lane in self._all)
+
+    @property
+    def graphs(self) -> int:
+        """How many CUDA graphs the lanes recorded so far."""
+        return sum(lane.graphs for lane in self._all)
+
+    def close(self) -> None:
+        """Wait for the requests under way, then free everything; requests that still wait are refused."""
+        with self._closing:
+            lanes = [self._take() for _ in self._all]
+            self._all = []
+            if self._cache is not None:
+                self._cache.save()
+                self._cache = None
+            for lane in lanes:
+                lane.close()
+            if self._engine is not None:
+                self._engine = None
+                self._lanes.put(None)
+
+    def _take(self) -> Lane:
+        lane = self._lanes.get()
+        if lane is None:
+            self._lanes.put(None)  # for the next one who waits
+            raise BackendError(f"{self.name} was closed")
+        return lane
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        lane = self._take()
+        try:
+            yield lane
+        finally:
+            self._lanes.put(lane)
+
+    def _failure(self) -> str:
+        """What the library logged as errors since it was last asked."""
+        said = "; ".join(self._log)
+        self._log.clear()
+        return said
+
+
+class _Shape:
+    """dtype and shape of a tensor of any library, as `check_feeds` reads them of numpy arrays."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.shape = tuple(tensor.shape)
+        self.ndim = len(self.shape)
+        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+
+def _rows(shape: tuple[int | str, ...], slices: Mapping[str, slice]) -> tuple[slice, ...]:
+    """How a part of a request indexes a tensor: only batch axes are ever less than whole."""
+    return tuple(slices[axis] if isinstance(axis, str) else slice(None) for axis in shape)
