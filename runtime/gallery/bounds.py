@@ -1,0 +1,139 @@
+"""What a proof of exactness rests on: how far a score from int8 codes can be from the fine copy's.
+
+**Similarities.** Write a gallery vector x = x_hat + dx and a query vector q = q_hat + dq, where the hats are what the
+codes stand for. Exactly, q.x - q_hat.x_hat = q.dx + dq.x_hat, so by Cauchy-Schwarz
+
+    |q.x - q_hat.x_hat| <= ||q|| ||dx|| + ||dq|| ||x_hat||.                                                 (1)
+
+Each norm on the right is stored or computed in float64 and rounded up (quantize.py). The left's q_hat.x_hat is a
+product of two scales and an exact integer. So (1) holds for every pair, with no assumption about the data.
+
+**Scores.** If every similarity of a row is within e of its estimate, so is every maximum of similarities, and the score
+is within `pooling.score_change(e)` of the score pooled from the estimates.
+
+**The arithmetic's own rounding.** Let u = 2^-53, S a bound on |similarity| (||q|| times the row's largest norm), n the
+number of pooled values, T the temperature. In any order of summation, a float64 inner product of D terms is off by at
+most g(D) ||q|| ||x||, g(D) = D u / (1 - D u) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1;
+the products of two float32 or float16 numbers are exact in float64, which only helps). Pooling adds at most a
+few roundings a value: a quotient, an exponential and a logarithm good to 4 units in the last place (numpy's SIMD loops
+promise that), n additions. Everything together stays below
+
+    16 u (D + n + 16) (S + T) for one similarity's worth,                                                   (2)
+
+which `score_change` turns into score units like any other change. (2) is some 10^-12: it is there so that the theorem
+is about the program and not only about real numbers.
+
+**Certificate.** Each row's true score lies in [score - radius, score + radius]. Let t be at most the k-th largest true
+score. A row with score + radius < t is strictly worse than k rows: it cannot be among the best k, nor tie with one. All
+other rows are scored again from the fine copy in float64. So the result is that of scoring every row there, ties too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contract import AlignmentConfig
+from .pooling import Array, pools_query, score_change
+from .quantize import LEVELS, Quantized, quantize
+
+_UNIT64 = 2.0**-53
+_UNIT32 = 2.0**-24
+_TINY32 = 2.0**-126  # what one float32 product can lose to underflow, even where denormals are flushed to zero
+MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of up to 32,768 terms overflows
+
+
+@dataclass(frozen=True)
+class QuantizedQuery:
+    """A query's vectors at int8, with what (1) needs of them.
+
+    Attributes:
+        codes: int8 [Q, D].
+        scale: float64 [Q].
+        norm: no less than any ||q||.
+        error: no less than any ||q - q_hat||.
+    """
+
+    codes: NDArray[np.int8]
+    scale: Array
+    norm: float
+    error: float
+
+
+def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool) -> QuantizedQuery:
+    """Quantize one query's vectors [Q, D].
+
+    per_vector: one scale for each vector. The maximum over a query's vectors is taken on integers, so where the coding
+    takes it (`pools_query` is False) they share one scale.
+    """
+    count = len(vectors)
+    starts = np.arange(count + 1) if per_vector else np.array([0, count])
+    quantized: Quantized = quantize(vectors, starts, LEVELS)
+    scale = np.repeat(quantized.scale.astype(np.float64), np.diff(starts))
+    return QuantizedQuery(quantized.codes, scale, largest_norm(vectors), float(quantized.error.max()))
+
+
+def largest_norm(vectors: NDArray[np.floating]) -> float:
+    """No less than the largest norm of vectors [V, D]: float64's rounding is allowed for."""
+    exact = vectors.astype(np.float64)
+    return float(np.sqrt(np.square(exact).sum(axis=1).max(initial=0.0))) * (1 + 1e-12)
+
+
+def rounding(similarity: Array, dim: int, count: Array | int, alignment: AlignmentConfig) -> Array:
+    """Bound (2), where |similarity| bounds every similarity and `count` are pooled."""
+    return np.asarray(16 * _UNIT64 * (dim + count + 16) * (similarity + alignment.pooling_temperature))
+
+
+def int8_radius(
+    row_error: NDArray[np.float32],
+    row_norm: NDArray[np.float32],
+    query: QuantizedQuery,
+    count: Array | int,
+    spread: Array | float,
+    alignment: AlignmentConfig,
+) -> Array:
+    """How far rows' scores from codes can be from their float64 scores on the fine copy: [N].
+
+    Args:
+        row_error, row_norm: float32 [N], for each row the largest ||x - x_hat|| and ||x_hat|| of its vectors.
+        query: the quantized query.
+        count: pooled similarities: of each row [N], or of the query.
+        spread: of each row's pooled similarities [N] (Softmax only).
+    """
+    error, norm = row_error.astype(np.float64), row_norm.astype(np.float64)
+    similarity = query.norm * (norm + error)
+    change = (query.norm * error + query.error * norm) * (1 + 1e-12)
+    change += rounding(similarity, query.codes.shape[1], count, alignment)
+    return score_change(change, count, spread, alignment)
+
+
+def float32_similarity_error(dim: int, query_norm: float, row_norm: Array) -> Array:
+    """How far a float32 inner product, summed in any order, can be from the float64 one.
+
+    Higham's g(D) in float32, plus what products that underflow can lose, plus float64's own rounding.
+    """
+    relative = dim * _UNIT32 / (1 - dim * _UNIT32)
+    underflow = dim * _TINY32 * (1 + query_norm + row_norm)
+    return np.asarray(relative * (1 + 1e-6) * query_norm * row_norm + underflow)
+
+
+def kth_largest(values: Array, k: int) -> float:
+    """The k-th largest value, or -inf where there are fewer than k."""
+    if k > len(values):
+        return -np.inf
+    return float(np.partition(values, len(values) - k)[len(values) - k])
+
+
+__all__ = [
+    "MAX_VALUE",
+    "QuantizedQuery",
+    "float32_similarity_error",
+    "int8_radius",
+    "kth_largest",
+    "largest_norm",
+    "pools_query",
+    "quantize_query",
+    "rounding",
+]

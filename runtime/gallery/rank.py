@@ -1,0 +1,382 @@
+"""The certified top k: scan every row's codes, bound every score, score again the few that could be best.
+
+The truth is `true_score`: one row against one query on the fine copy in float64. `Ranker.exact` returns the k rows with
+the highest true score, ties by lower row, and is proven (bounds.py) to return what scoring every row would.
+`Ranker.fast` is the same search over the rows that a scan of a short prefix likes best; that choice is not proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contract import AlignmentConfig
+from .bounds import (
+    QuantizedQuery,
+    float32_similarity_error,
+    int8_radius,
+    kth_largest,
+    quantize_query,
+    rounding,
+)
+from .part import Part
+from .pooling import Array, Kind, pool_groups, pools_query, score_change
+from .scan import Kernel, PackedQueries, Pool, pack_queries
+from .true_score import TrueRow, row_similarities, true_row, true_rows
+
+_BLOCK_BYTES = (
+    16 << 20
+)  # of codes a task reads; 10 tasks for 4,000 images, so two threads end within 10 % of each other
+_WIDE_BLOCK_BYTES = 512 << 10  # when many words make it bound by arithmetic: the block and a group of words fit in L2
+_WIDE = 64  # query vectors from which on that is so
+_ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are served in turns
+_FIRST_RESCORED = 8  # rows rescored beyond k before the threshold is looked at again
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best rows for one query.
+
+    Attributes:
+        rows: the rows, best first; ties by lower row.
+        scores: float64, true scores; estimates from codes where the gallery keeps no fine copy.
+        details: for each row its true score's similarities; None where there is no fine copy.
+        candidates: rows the search chose among (all that were allowed; fewer in fast mode).
+        rescored: rows that were scored again from the fine copy.
+        certified: whether the ranking is proven to be that of exhaustive scoring.
+    """
+
+    rows: NDArray[np.int64]
+    scores: Array
+    details: tuple[TrueRow, ...] | None
+    candidates: int
+    rescored: int
+    certified: bool
+
+
+class Ranker:
+    """Ranks the rows of some parts; immutable, so any number of threads may use one.
+
+    Args:
+        parts: consecutive rows; row numbers run on from part to part.
+        kind: what the rows are.
+        alignment: how similarities become scores.
+        kernel: the scan.
+        pool: the threads it runs on.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], kind: Kind, alignment: AlignmentConfig, kernel: Kernel, pool: Pool
+    ) -> None:
+        self.parts = tuple(parts)
+        self.kind: Kind = kind
+        self.alignment = alignment
+        self._kernel = kernel
+        self._pool = pool
+        self._pools_query = pools_query(kind, alignment)
+        self._bases = np.cumsum([0] + [len(part.starts) - 1 for part in self.parts])
+
+    @property
+    def count(self) -> int:
+        """N, rows of all parts, deleted ones too."""
+        return int(self._bases[-1])
+
+    @cached_property
+    def _error(self) -> NDArray[np.float32]:
+        return np.concatenate([part.error for part in self.parts])
+
+    @cached_property
+    def _norm(self) -> NDArray[np.float32]:
+        return np.concatenate([part.norm for part in self.parts])
+
+    @cached_property
+    def _lengths(self) -> Array:
+        return np.concatenate([np.diff(part.starts) for part in self.parts]).astype(np.float64)
+
+    def exact(self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_]) -> list[Ranking]:
+        """The certified top k of each query's vectors [Q_i, D] among the rows where `allowed` [N] is True."""
+        if not allowed.any():
+            return [_nothing() for _ in queries]
+        if not all(part.has_fine for part in self.parts):
+            return self._by_codes(queries, k, allowed)
+        if self.alignment.coding == "VSA":
+            return [self._exhaustive(query, k, allowed) for query in queries]
+        rows = np.flatnonzero(allowed)
+        return [ranking for turn in self._turns(queries) for ranking in self._exact_turn(turn, k, rows)]
+
+    def fast(
+        self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_], share: float
+    ) -> list[Ranking]:
+        """The certified top k among the best `share` of the allowed rows (at least 4 k) by the prefix scan."""
+        keep = max(4 * k, int(np.ceil(share * np.count_nonzero(allowed))))
+        rows = np.flatnonzero(allowed)
+        if keep >= len(rows):
+            return self.exact(queries, k, allowed)
+        return [ranking for turn in self._turns(queries) for ranking in self._fast_turn(turn, k, rows, keep)]
+
+    def _turns(self, queries: Sequence[NDArray[np.float32]]) -> Iterator[Sequence[NDArray[np.float32]]]:
+        """The queries in pieces whose estimates fit the memory set aside for them."""
+        per_turn = max(1, _ESTIMATE_BYTES // (16 * self.count))
+        for begin in range(0, len(queries), per_turn):
+            yield queries[begin : begin + per_turn]
+
+    def _exact_turn(self, queries: Sequence[NDArray[np.float32]], k: int, rows: NDArray[np.int64]) -> list[Ranking]:
+        quantized = [quantize_query(query, per_vector=self._pools_query) for query in queries]
+        scores, spread = self._scan(quantized)
+
+        def certify(i: int) -> Ranking:
+            estimate = scores[i, rows]
+            radius = self._radius(rows, quantized[i], spread[i, rows])
+            return self._rescore(queries[i], quantized[i], rows, estimate - radius, estimate + radius, k)
+
+        return self._each(certify, len(queries))
+
+    def _fast_turn(
+        self, queries: Sequence[NDArray[np.float32]], k: int, rows: NDArray[np.int64], keep: int
+    ) -> list[Ranking]:
+        scores = self._scan_prefix(queries)
+
+        def among(i: int) -> Ranking:
+            estimate = scores[i, rows]
+            best = np.argpartition(estimate, len(estimate) - keep)[-keep:]
+            return self._among(queries[i], k, np.sort(rows[best]))
+
+        return self._each(among, len(queries))
+
+    def _each(self, rank: Callable[[int], Ranking], count: int) -> list[Ranking]:
+        """rank(0), ..., rank(count - 1), on the pool's threads; a single one in the caller's."""
+        if count == 1:
+            return [rank(0)]
+        done: dict[int, Ranking] = {}
+
+        def task(first: int, last: int) -> None:
+            for i in range(first, last):
+                done[i] = rank(i)
+
+        step = max(1, count // (4 * self._pool.threads))
+        self._pool.run([partial(task, a, min(a + step, count)) for a in range(0, count, step)])
+        return [done[i] for i in range(count)]
+
+    # -- scans
+
+    def _blocks(self, columns: int, width: int) -> list[tuple[int, int, int]]:
+        """(part, first row, last row) covering all rows in pieces of about the same bytes."""
+        target = _BLOCK_BYTES if columns <= _WIDE else _WIDE_BLOCK_BYTES
+        blocks = []
+        for index, part in enumerate(self.parts):
+            rows = len(part.starts) - 1
+            if rows == 0:
+                continue
+            pieces = max(1, min(rows, -(-int(part.starts[-1]) * width // target)))
+            edges = np.linspace(0, rows, pieces + 1).astype(np.int64)
+            blocks += [(index, int(a), int(b)) for a, b in pairwise(edges)]
+        return blocks
+
+    def _scan(self, queries: Sequence[QuantizedQuery]) -> tuple[Array, Array]:
+        """Scores from codes and, for Softmax pooling, the spread of the pooled similarities: [queries, N] each."""
+        codes = np.concatenate([query.codes for query in queries])
+        starts = np.cumsum([0] + [len(query.codes) for query in queries])
+        packed = pack_queries(codes, starts)
+        if self._pools_query:
+            scale = np.concatenate([query.scale for query in queries])
+        else:
+            scale = np.array([query.scale[0] for query in queries])
+        scores, spread = np.empty((2, len(queries), self.count))
+
+        def task(index: int, first: int, last: int) -> None:
+            part = self.parts[index]
+            row_starts = part.starts[first : last + 1] - part.starts[first]
+            pooled = self._estimate(part.codes(first, last), row_starts, part.scale[first:last], packed, scale, starts)
+            columns = slice(self._bases[index] + first, self._bases[index] + last)
+            scores[:, columns], spread[:, columns] = pooled
+
+        width = self.parts[0].codes(0, 0).shape[1]
+        self._pool.run([partial(task, *block) for block in self._blocks(len(codes), width)])
+        return scores, spread
+
+    def _estimate(
+        self,
+        stored: NDArray[np.uint8],
+        row_starts: NDArray[np.int64],
+        row_scale: NDArray[np.float32],
+        packed: PackedQueries,
+        scale: Array,
+        starts: NDArray[np.int64],
+    ) -> tuple[Array, Array]:
+        """Pooled similarities of a block of rows from its codes, and their spread: [queries, rows] each."""
+        if self._pools_query:
+            products = self._kernel.max_over_row(stored, row_starts, packed)  # [rows, Q]
+            similarities = np.multiply(products.T, scale[:, None], order="C")
+            similarities *= row_scale.astype(np.float64)
+            return pool_groups(similarities, starts, self.alignment)
+        products = self._kernel.max_over_query(stored, packed)  # [V, queries]
+        similarities = products * scale
+        similarities *= np.repeat(row_scale.astype(np.float64), np.diff(row_starts))[:, None]
+        pooled, spread = pool_groups(similarities, row_starts, self.alignment)
+        return pooled.T, spread.T
+
+    def _scan_prefix(self, queries: Sequence[NDArray[np.float32]]) -> Array:
+        """Estimates of the scores from the prefixes' codes: [queries, N]."""
+        scores = np.empty((len(queries), self.count))
+        starts = np.cumsum([0] + [len(query) for query in queries])
+        packs: dict[int, tuple[PackedQueries, Array]] = {}
+        for part in self.parts:
+            prefix = part.prefix
+            if prefix is None or id(prefix.basis) in packs:
+                continue
+            quantized = [quantize_query(query @ prefix.basis, per_vector=self._pools_query) for query in queries]
+            packed = pack_queries(np.concatenate([query.codes for query in quantized]), starts)
+            scale = [query.scale if self._pools_query else query.scale[:1] for query in quantized]
+            packs[id(prefix.basis)] = packed, np.concatenate(scale)
+
+        def task(index: int, first: int, last: int) -> None:
+            part = self.parts[index]
+            prefix = part.prefix
+            columns = slice(self._bases[index] + first, self._bases[index] + last)
+            if prefix is None:  # too few rows to have earned one: never leave them out
+                scores[:, columns] = np.inf
+                return
+            packed, scale = packs[id(prefix.basis)]
+            row_starts = part.starts[first : last + 1] - part.starts[first]
+            stored = part.prefix_codes(first, last)
+            scores[:, columns], _ = self._estimate(stored, row_starts, prefix.scale[first:last], packed, scale, starts)
+
+        width = max((part.prefix.basis.shape[1] for part in self.parts if part.prefix is not None), default=1)
+        self._pool.run([partial(task, *block) for block in self._blocks(int(starts[-1]), width)])
+        return scores
+
+    # -- from estimates to a certified ranking
+
+    def _locate(self, row: int) -> tuple[Part, int]:
+        index = int(np.searchsorted(self._bases, row, side="right")) - 1
+        return self.parts[index], row - int(self._bases[index])
+
+    def fine(self, row: int) -> NDArray[np.floating]:
+        """The fine copy of one row: [vectors, D]."""
+        part, local = self._locate(row)
+        return part.fine(local)
+
+    def _radius(self, rows: NDArray[np.int64], query: QuantizedQuery, spread: Array) -> Array:
+        count = len(query.codes) if self._pools_query else self._lengths[rows]
+        return int8_radius(self._error[rows], self._norm[rows], query, count, spread, self.alignment)
+
+    def _among(self, query: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Ranking:
+        """The certified top k of a few rows: their codes are gathered and scanned."""
+        quantized = quantize_query(query, per_vector=self._pools_query)
+        starts = np.array([0, len(query)])
+        packed = pack_queries(quantized.codes, starts)
+        scale = quantized.scale if self._pools_query else quantized.scale[:1]
+        estimate, spread = np.empty((2, len(rows)))
+        owner = np.searchsorted(self._bases, rows, side="right") - 1
+        for index in np.unique(owner):
+            part = self.parts[index]
+            mine = np.flatnonzero(owner == index)
+            local = rows[mine] - self._bases[index]
+            lengths = part.starts[local + 1] - part.starts[local]
+            stored = np.concatenate([part.codes(row, row + 1) for row in local])
+            pooled = self._estimate(stored, np.r_[0, np.cumsum(lengths)], part.scale[local], packed, scale, starts)
+            estimate[mine], spread[mine] = pooled[0][0], pooled[1][0]
+        radius = self._radius(rows, quantized, spread)
+        return self._rescore(query, quantized, rows, estimate - radius, estimate + radius, k)
+
+    def _rescore(
+        self,
+        query: NDArray[np.float32],
+        quantized: QuantizedQuery,
+        rows: NDArray[np.int64],
+        lower: Array,
+        upper: Array,
+        k: int,
+    ) -> Ranking:
+        """From intervals that hold the true scores to the true top k.
+
+        Rows are taken by falling upper bound and scored in float32, which is within a proven distance of float64; each
+        score sharpens the threshold, and the first upper bound below it ends the search. What the float32 intervals
+        leave undecided, a handful of rows, is scored in float64.
+        """
+        threshold = kth_largest(lower, k)
+        candidates = np.flatnonzero(upper >= threshold)
+        candidates = candidates[np.argsort(-upper[candidates], kind="stable")]
+        similarities: list[NDArray[np.float32]] = []
+        low, high = np.empty((2, len(candidates)))
+        done = 0
+        while done < len(candidates) and upper[candidates[done]] >= threshold:
+            stop = min(len(candidates), max(done + _FIRST_RESCORED, k))
+            piece = candidates[done:stop]
+            new = [row_similarities(self.fine(int(row)), query) for row in rows[piece]]
+            score, radius = self._float32_scores(new, rows[piece], quantized)
+            low[done:stop], high[done:stop] = score - radius, score + radius
+            similarities += new
+            done = stop
+            threshold = max(threshold, kth_largest(low[:done], k))
+        contenders = np.flatnonzero(high[:done] >= threshold)
+        chosen = rows[candidates[contenders]]
+        slack = float32_similarity_error(query.shape[1], quantized.norm, self._fine_norm(chosen))
+        details = true_rows(
+            [self.fine(int(row)) for row in chosen],
+            query,
+            [similarities[i] for i in contenders],
+            2 * slack,
+            self.kind,
+            self.alignment,
+        )
+        order = sorted(range(len(chosen)), key=lambda i: (-details[i].score, chosen[i]))[:k]
+        best = tuple(details[i] for i in order)
+        return Ranking(chosen[order], np.array([d.score for d in best]), best, len(rows), done, certified=True)
+
+    def _fine_norm(self, rows: NDArray[np.int64]) -> Array:
+        return self._norm[rows].astype(np.float64) + self._error[rows]
+
+    def _float32_scores(
+        self, similarities: list[NDArray[np.float32]], rows: NDArray[np.int64], query: QuantizedQuery
+    ) -> tuple[Array, Array]:
+        """Scores of rows from float32 similarities [L, Q] each, and how far they can be from the true ones."""
+        axis = 0 if self._pools_query else 1
+        reduced = [values.max(axis=axis).astype(np.float64) for values in similarities]
+        counts = np.array([len(values) for values in reduced])
+        starts = np.r_[0, np.cumsum(counts)]
+        pooled, spread = pool_groups(np.concatenate(reduced)[:, None], starts, self.alignment)
+        norm, dim = self._fine_norm(rows), query.codes.shape[1]
+        change = float32_similarity_error(dim, query.norm, norm) + rounding(
+            query.norm * norm, dim, counts, self.alignment
+        )
+        return pooled[:, 0], score_change(change, counts, spread[:, 0], self.alignment)
+
+    # -- without bounds
+
+    def _exhaustive(self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]) -> Ranking:
+        """Score every allowed row from the fine copy: certified by construction (VSA, whose bounds prune nothing)."""
+        rows = np.flatnonzero(allowed)
+        scores = np.empty(len(rows))
+
+        def task(first: int, last: int) -> None:
+            for i in range(first, last):
+                scores[i] = true_row(self.fine(int(rows[i])), query, self.kind, self.alignment).score
+
+        step = max(1, -(-len(rows) // (4 * self._pool.threads)))
+        self._pool.run([partial(task, a, min(a + step, len(rows))) for a in range(0, len(rows), step)])
+        order = np.lexsort((rows, -scores))[:k]
+        best = rows[order]
+        details = tuple(true_row(self.fine(int(row)), query, self.kind, self.alignment) for row in best)
+        return Ranking(best, scores[order], details, len(rows), len(rows), certified=True)
+
+    def _by_codes(self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_]) -> list[Ranking]:
+        """Rank by the codes alone: the gallery keeps no fine copy, so nothing is certified."""
+        rows = np.flatnonzero(allowed)
+        rankings = []
+        for query in queries:
+            quantized = quantize_query(query, per_vector=self._pools_query)
+            estimate = self._scan([quantized])[0][0][rows]
+            order = np.lexsort((rows, -estimate))[:k]
+            rankings.append(Ranking(rows[order], estimate[order], None, len(rows), 0, certified=False))
+        return rankings
+
+
+def _nothing() -> Ranking:
+    """The ranking of no rows: trivially that of exhaustive scoring."""
+    return Ranking(np.zeros(0, np.int64), np.zeros(0), (), 0, 0, certified=True)

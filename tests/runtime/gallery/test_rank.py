@@ -1,0 +1,125 @@
+"""The certified top k against brute force in float64, over galleries made to break it."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.gallery.part import array_part
+from chan_rt.runtime.gallery.rank import Ranker, Ranking
+from chan_rt.runtime.gallery.scan import Pool, open_kernel
+
+CODINGS = ("VHA", "THA", "VSA")
+POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")
+POOL = Pool(2)
+
+
+def brute_force(rows: list[np.ndarray], query: np.ndarray, kind: str, alignment: AlignmentConfig) -> np.ndarray:
+    """Scores as UPSTREAM.md defines them, written out again in float64: [N]."""
+    scores = []
+    for row in rows:
+        regions, words = (row, query) if kind == "images" else (query, row)
+        regions, words = regions.astype(np.float64), words.astype(np.float64)
+        similarities = regions @ words.T
+        if alignment.coding == "VHA":
+            coding = similarities.max(axis=0)
+        elif alignment.coding == "THA":
+            coding = similarities.max(axis=1)
+        else:
+            weights = np.exp((similarities - similarities.max(axis=1, keepdims=True)) / alignment.attention_temperature)
+            attended = (weights / weights.sum(axis=1, keepdims=True)) @ words
+            coding = (regions * attended).sum(axis=1) / (np.linalg.norm(attended, axis=1) + 1e-8)
+        t = alignment.pooling_temperature
+        weights = np.exp((coding - coding.max()) / t)
+        scores.append(
+            {
+                "Max": coding.max(),
+                "Mean": coding.mean(),
+                "Sum": coding.sum(),
+                "LSE": np.log(weights.sum()) + coding.max() / t,
+                "Softmax": (weights * coding).sum() / weights.sum(),
+            }[alignment.pooling]
+        )
+    return np.array(scores)
+
+
+def ranker(rows: list[np.ndarray], kind: str, alignment: AlignmentConfig, cuts=(), kernel="auto", **options) -> Ranker:
+    """A ranker over rows in as many parts as there are cuts, plus one."""
+    edges = [0, *sorted(cuts), len(rows)]
+    parts = []
+    for first, last in itertools.pairwise(edges):
+        starts = np.cumsum([0] + [len(row) for row in rows[first:last]]).astype(np.int64)
+        parts.append(array_part(np.concatenate([*rows[first:last], rows[0][:0]]), starts, **options))
+    return Ranker(parts, kind, alignment, open_kernel(kernel), POOL)
+
+
+def check(ranking: Ranking, truth: np.ndarray, k: int, allowed: np.ndarray) -> None:
+    """The ranking is that of brute force, but for scores float64 cannot tell apart."""
+    rows = np.flatnonzero(allowed)
+    tolerance = 1e-11 * (1 + np.abs(truth).max())
+    expected = rows[np.lexsort((rows, -truth[rows]))][:k]
+    assert len(ranking.rows) == len(expected)
+    assert len(set(ranking.rows.tolist())) == len(expected)
+    assert allowed[ranking.rows].all()
+    np.testing.assert_allclose(ranking.scores, truth[ranking.rows], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(truth[ranking.rows], truth[expected], rtol=0, atol=tolerance)
+    assert (np.diff(ranking.scores) <= 0).all()
+    for a, b in itertools.pairwise(range(len(ranking.rows))):
+        if ranking.scores[a] == ranking.scores[b]:
+            assert ranking.rows[a] < ranking.rows[b]
+
+
+@st.composite
+def galleries(draw):
+    """Rows and a query: random, tied, duplicated, nearly duplicated, zero, tiny, huge, short and long."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dim = draw(st.sampled_from([1, 3, 16, 70, 256]))
+    count = draw(st.integers(1, 40))
+    longest = draw(st.sampled_from([1, 2, 12, 13, 36, 100]))
+    words = draw(st.sampled_from([1, 2, 12, 17, 60]))
+    even = draw(st.booleans())
+    lengths = np.full(count, longest) if even else rng.integers(1, longest + 1, count)
+    rows = [rng.standard_normal((length, dim)).astype(np.float32) for length in lengths]
+    query = rng.standard_normal((words, dim)).astype(np.float32)
+    match draw(
+        st.sampled_from(["unit", "raw", "ties", "duplicates", "near", "zero", "tiny", "huge", "mixed", "sparse"])
+    ):
+        case "unit":
+            rows = [row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows]
+            query /= np.linalg.norm(query, axis=1, keepdims=True)
+        case "ties":
+            rows = [np.sign(row) for row in rows]
+            query = np.sign(query)
+        case "duplicates":
+            rows = [rows[i % 3].copy() for i in range(count)]
+        case "near":
+            rows = [rows[0] + np.float32(1e-6) * rng.standard_normal(rows[0].shape).astype(np.float32) for _ in rows]
+        case "zero":
+            rows = [row * (i % 2) for i, row in enumerate(rows)]
+        case "tiny":
+            rows = [row * np.float32(10.0 ** rng.integers(-44, -20)) for row in rows]
+        case "huge":
+            rows = [row * np.float32(10.0 ** rng.integers(0, 14)) for row in rows]
+        case "mixed":
+            rows = [row * np.float32(10.0) ** rng.integers(-6, 3, (len(row), 1)).astype(np.float32) for row in rows]
+        case "sparse":
+            rows = [np.where(rng.random(row.shape) < 0.05, row, 0).astype(np.float32) for row in rows]
+    k = draw(st.sampled_from([1, 2, 5, count, count + 3]))
+    cuts = draw(st.lists(st.integers(0, count), max_size=2))
+    allowed = rng.random(count) < draw(st.sampled_from([1.1, 0.6, 0.05]))
+    return rows, query, k, cuts, allowed
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("coding", CODINGS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(case=galleries(), kind=st.sampled_from(["images", "captions"]), temperature=st.sampled_from([0.1, 1.0, 0.02]))
+def test_exact_is_brute_force(case, kind: str, coding: str, pooling: str, temperature: float) -> None:
+    rows, query, k, cuts, allowed = case
+    alignment = AlignmentConfig(coding, pooling, 0.1, temperature)
+    (ranking,) = ranker(rows, kind, alignment, cuts).exact([query], k, allowed)
+    assert ranking.certified
+    check(ranking, brute_force(rows, query, kind, alignment), k, allowed)

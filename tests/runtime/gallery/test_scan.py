@@ -1,0 +1,89 @@
+"""Both scan kernels give the integers that numpy's int64 product gives."""
+
+import numpy as np
+import onnx
+import pytest
+
+from chan_rt.runtime.errors import BackendError, InputError
+from chan_rt.runtime.gallery.matmul_model import matmul_integer_model
+from chan_rt.runtime.gallery.quantize import store_codes
+from chan_rt.runtime.gallery.scan import Pool, open_kernel, pack_queries
+
+KERNELS = ("onnxruntime", "numpy")
+
+
+def starts_of(lengths: list[int]) -> np.ndarray:
+    return np.cumsum([0, *lengths]).astype(np.int64)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dim", [1, 5, 64, 100, 1024])
+@pytest.mark.parametrize("lengths", [[3, 1, 100, 7], [36] * 5, [1]])
+@pytest.mark.parametrize("words", [[12], [1, 60, 17], [4, 4]])
+def test_kernel_is_exact(name: str, dim: int, lengths: list[int], words: list[int]) -> None:
+    rng = np.random.default_rng(dim)
+    rows, queries = starts_of(lengths), starts_of(words)
+    gallery = rng.integers(-127, 128, (rows[-1], dim), dtype=np.int8)
+    query = rng.integers(-127, 128, (queries[-1], dim), dtype=np.int8)
+    products = gallery.astype(np.int64) @ query.astype(np.int64).T
+    kernel, packed = open_kernel(name), pack_queries(query, queries)
+    over_row = kernel.max_over_row(store_codes(gallery), rows, packed)
+    over_query = kernel.max_over_query(store_codes(gallery), packed)
+    np.testing.assert_array_equal(over_row, np.maximum.reduceat(products, rows[:-1], axis=0))
+    np.testing.assert_array_equal(over_query, np.maximum.reduceat(products, queries[:-1], axis=1))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("gallery", "word"), [(127, 127), (-127, 127), (127, -127), (-127, -127)])
+def test_the_largest_sums_do_not_saturate(name: str, gallery: int, word: int) -> None:
+    stored = store_codes(np.full((2, 1024), gallery, np.int8))
+    packed = pack_queries(np.full((1, 1024), word, np.int8), starts_of([1]))
+    assert (open_kernel(name).max_over_row(stored, starts_of([2]), packed) == gallery * word * 1024).all()
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(None, "NLQ"), (1, "NQ"), (2, "NL")])
+def test_the_model_written_by_hand_is_valid_onnx(axis: int | None, shape: str) -> None:
+    model = onnx.load_from_string(matmul_integer_model(axis))
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["MatMulInteger", "ReduceMax"][: 1 if axis is None else 2]
+    dims = model.graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_param for dim in dims] == list(shape)
+    assert model.SerializeToString() == matmul_integer_model(axis), "the encoding is protobuf's own, byte for byte"
+
+
+def test_a_saturating_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chan_rt.runtime.gallery import scan
+
+    def saturating(self: object, axis: int | None, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+        return np.full((1, 1, 1), 32767, np.int32)
+
+    monkeypatch.setattr(scan.OnnxruntimeKernel, "_run", saturating)
+    with pytest.raises(BackendError, match="saturate"):
+        scan.OnnxruntimeKernel()
+
+
+def test_without_onnxruntime_numpy_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    assert open_kernel.__wrapped__().name == "numpy"
+    with pytest.raises(BackendError, match=r"pip install 'chan-rt\[cpu\]'"):
+        open_kernel.__wrapped__("onnxruntime")
+
+
+def test_unknown_kernel_and_threads_are_refused() -> None:
+    with pytest.raises(InputError, match="scan must be one of"):
+        open_kernel("cuda")
+    with pytest.raises(InputError, match="threads must be positive, got 0"):
+        Pool(0)
+
+
+def test_pool_raises_the_error_of_a_task_after_all_ended() -> None:
+    done: list[int] = []
+
+    def task(i: int) -> None:
+        done.append(i)
+        if i == 1:
+            raise ValueError("task 1")
+
+    with pytest.raises(ValueError, match="task 1"):
+        Pool(2).run([lambda i=i: task(i) for i in range(4)])
+    assert sorted(done) == [0, 1, 2, 3]
