@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "calibrate": "calibrate",
     "sensitivity": "sensitivity",
     "build": "build",
+    "inspect": "inspect",
     "doctor": "doctor",
 }
 

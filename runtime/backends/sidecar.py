@@ -170,11 +170,19 @@ def read_record(path: Path) -> EngineRecord:
         raise EngineError(f"{path}: {error}") from error
 
 
-def records(bundle: str | Path) -> Iterator[tuple[Path, EngineRecord]]:
-    """Every finished engine of a bundle with its sidecar, the newest first; unreadable sidecars raise EngineError."""
-    found = sorted((Path(bundle) / ENGINES).glob("*.json"), key=lambda path: (-path.stat().st_mtime_ns, path.name))
-    for path in found:
-        yield path.with_suffix(".engine"), read_record(path)
+def records(bundle: str | Path, pattern: str = "*") -> Iterator[tuple[Path, EngineRecord | EngineError]]:
+    """Every finished engine of a bundle with its sidecar, or with why that cannot be read; the newest first.
+
+    Args:
+        bundle: the bundle's folder.
+        pattern: what the sidecar's name must match but for its suffix.
+    """
+    found = (Path(bundle) / ENGINES).glob(f"{pattern}.json")
+    for path in sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path.name)):
+        try:
+            yield path.with_suffix(".engine"), read_record(path)
+        except EngineError as error:
+            yield path.with_suffix(".engine"), error
 
 
 def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> Path:
@@ -187,8 +195,9 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> 
     spec = Manifest.load(bundle).graph(graph, precision)
     version, os = installed_version(flavor), host_os()
     reasons = []
-    for path, record in records(bundle):
-        if (record.graph, record.precision, record.flavor) != (graph, precision, flavor):
+    for path, record in records(bundle, stem(graph, precision, flavor, "*")):
+        if isinstance(record, EngineError):
+            reasons.append(str(record))
             continue
         reason = record.misfit(path, spec.sha256, version, os)
         if reason is None:

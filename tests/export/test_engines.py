@@ -396,3 +396,40 @@ def test_an_engine_without_its_precision_is_an_error(
 ) -> None:
     with pytest.raises(EngineError, match=message):
         check_precision(precision, {"by_precision": counts, "matrix": matrix}, network, "the engine")
+
+
+def test_inspect_shows_bundles_engines_and_onnx_files(
+    bundle: Path, build: Callable[..., engines.BuiltEngine], tmp_path: Path
+) -> None:
+    engine = build().path
+
+    def shown(path: Path, *more: str) -> str:
+        result = CliRunner().invoke(cli.main, ["inspect", str(path), *more])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "region_embeddings float16[B, R, 4]" in shown(bundle)
+    assert json.loads(shown(bundle, "--json"))["engines"][0]["problem"] is None
+    text = shown(engine)
+    assert "Half 4, Float 2, other 2" in text or "Float 2, Half 4, other 2" in text
+    assert "from the build log" in text
+    assert "profile 1, scratch up to" in text
+    assert "[1, 1, 8] | [4, 6, 8] | [16, 10, 8]" in text
+    assert len(json.loads(shown(engine, "--json"))["layers"]["each"]) == 8
+    onnx_file = bundle / "graphs/fp16/region_encoder.onnx"
+    found = json.loads(shown(onnx_file, "--json"))
+    assert found["weight_bytes"]["float16"] == 2 * (8 * 4 + 1)
+    assert {"type": "MatMul", "precision": "float16", "count": 1} in found["nodes_by_type"]
+    assert "regions float[B, R, 8]" in shown(onnx_file)
+    truncate(engine)
+    assert "truncated" in shown(bundle)
+    garble(engine)
+    assert "cannot be understood" in shown(bundle)
+    with pytest.raises(EngineError, match="no usable tensorrt_rtx engine of region_encoder at fp32; run"):
+        find_engine(bundle, "region_encoder", "fp32", "tensorrt_rtx")  # its neighbor's damage is not its own
+    onnx_file.write_bytes(b"\xff" * 10)
+    assert "altered" in shown(bundle)
+    for path, message in [(onnx_file, "not a readable ONNX file"), (tmp_path, "path must be a bundle's folder")]:
+        result = CliRunner().invoke(cli.main, ["inspect", str(path)])
+        assert result.exit_code == 1
+        assert message in result.output

@@ -1,0 +1,152 @@
+"""What is inside a bundle, an engine or an ONNX file, as plain data for `chan inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..runtime.backends.sidecar import host_os, installed_version, read_record, records
+from ..runtime.contract import MANIFEST, Manifest, TensorSpec, sha256_file
+from ..runtime.errors import BundleError, EngineError, InputError
+
+SIDECAR = ".json"
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """Describe whatever lies at `path`; `kind` says what it was taken for.
+
+    Raises:
+        InputError: neither a bundle, nor an engine with its sidecar, nor an ONNX file.
+        BundleError, EngineError: one that cannot be understood.
+    """
+    if path.is_dir() and (path / MANIFEST).exists():
+        return inspect_bundle(path)
+    if path.suffix == ".engine" and path.is_file():
+        return inspect_engine(path)
+    if path.suffix == ".onnx" and path.is_file():
+        return inspect_onnx(path)
+    raise InputError(f"path must be a bundle's folder, an .engine or an .onnx file, got {path}")
+
+
+def inspect_bundle(bundle: Path) -> dict[str, Any]:
+    """Graphs, their files and ranges, and every engine with whether it may be used here."""
+    manifest = Manifest.load(bundle)
+    graphs = []
+    for name, by_precision in manifest.graphs.items():
+        for precision, spec in by_precision.items():
+            file = bundle / spec.file
+            sound = file.is_file() and sha256_file(file) == spec.sha256
+            graphs.append(
+                {
+                    "graph": name,
+                    "precision": precision,
+                    "file": spec.file,
+                    "bytes": file.stat().st_size if file.is_file() else None,
+                    "sound": sound,
+                    "opset": spec.opset,
+                    "inputs": [asdict(tensor) for tensor in spec.inputs],
+                    "outputs": [asdict(tensor) for tensor in spec.outputs],
+                    "ranges": {symbol: asdict(limits) for symbol, limits in spec.ranges.items()},
+                }
+            )
+    engines: list[dict[str, Any]] = []
+    broken = []
+    for path, record in records(bundle):
+        if isinstance(record, EngineError):
+            broken.append(str(record))
+            continue
+        spec_here = manifest.graphs.get(record.graph, {}).get(record.precision)
+        known = spec_here.sha256 if spec_here is not None else "no such graph any more"
+        problem = record.misfit(path, known, installed_version(record.flavor), host_os())
+        engines.append({"file": path.name, "problem": problem, **_engine_summary(asdict(record))})
+    return {
+        "kind": "bundle",
+        "model": dict(manifest.model),
+        "alignment": asdict(manifest.alignment),
+        "tokenizer": manifest.tokenizer.kind,
+        "tools": dict(manifest.tools),
+        "parity": dict(manifest.parity),
+        "graphs": graphs,
+        "engines": engines,
+        "broken": broken,
+    }
+
+
+def inspect_engine(path: Path) -> dict[str, Any]:
+    """Everything the engine's sidecar tells, and whether it may be used here."""
+    sidecar = path.with_suffix(SIDECAR)
+    if not sidecar.exists():
+        raise EngineError(f"{path} has no sidecar {sidecar.name}: it was not built by chan build, or never finished")
+    record = read_record(sidecar)
+    problem = record.misfit(path, None, installed_version(record.flavor), host_os())
+    kinds = Counter((layer["type"], layer["precision"]) for layer in record.layers.get("each", []))
+    by_type = [
+        {"type": kind, "precision": precision, "count": count} for (kind, precision), count in kinds.most_common()
+    ]
+    return {"kind": "engine", "problem": problem, "layers_by_type": by_type, **asdict(record)}
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """Inputs, outputs, nodes by type, and how many of the weights' bytes and of the nodes are of each precision."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    except (DecodeError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise BundleError(f"{path} is not a readable ONNX file: {error}") from error
+    graph = model.graph
+    name_of = {value: key.lower() for key, value in onnx.TensorProto.DataType.items()}
+    weights: Counter[str] = Counter()
+    for tensor in graph.initializer:
+        weights[name_of[tensor.data_type]] += _bytes(onnx, tensor)
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    nodes: Counter[tuple[str, str]] = Counter()
+    for node in graph.node:
+        nodes[node.op_type, _precision(name_of.get(types.get(name, 0), "undefined") for name in node.input)] += 1
+    by_precision: Counter[str] = Counter()
+    for (_, precision), count in nodes.items():
+        by_precision[precision] += count
+    return {
+        "kind": "onnx",
+        "bytes": path.stat().st_size,
+        "ir_version": model.ir_version,
+        "opsets": {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
+        "inputs": [asdict(_spec(value, name_of)) for value in graph.input],
+        "outputs": [asdict(_spec(value, name_of)) for value in graph.output],
+        "weight_bytes": dict(weights),
+        "nodes_by_precision": dict(by_precision),
+        "nodes_by_type": [
+            {"type": kind, "precision": precision, "count": count} for (kind, precision), count in nodes.most_common()
+        ],
+    }
+
+
+def _engine_summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without its list of layers."""
+    layers = {key: value for key, value in record["layers"].items() if key != "each"}
+    return {**record, "layers": layers}
+
+
+def _spec(value: Any, name_of: Mapping[int, str]) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
+    return TensorSpec(value.name, name_of[tensor.elem_type], shape)
+
+
+def _precision(inputs: Iterable[str]) -> str:
+    """What a node computes in: the narrowest floating or 8-bit type it reads."""
+    found = set(inputs)
+    return next((name for name in ("int8", "uint8", "float16", "bfloat16", "float") if name in found), "other")
+
+
+def _bytes(onnx: Any, tensor: Any) -> int:
+    if tensor.raw_data:
+        return len(tensor.raw_data)
+    return int(prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
