@@ -1,0 +1,211 @@
+"""A checkpoint becomes a bundle: every graph at every precision, checked, with the tokenizer and the manifest.
+
+BUNDLE/
+├── manifest.json              sizes, hashes, ranges and versions: `runtime.contract.Manifest`
+├── graphs/PRECISION/NAME.onnx
+└── tokenizer/                 the checkpoint's files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from ..chan_ref.checkpoint import Checkpoint
+from ..chan_ref.checkpoint import load as load_checkpoint
+from ..chan_ref.config import ModelConfig
+from ..runtime.contract import (
+    MANIFEST,
+    GraphName,
+    GraphSpec,
+    Manifest,
+    Range,
+    TensorSpec,
+    TokenizerSpec,
+    sha256_file,
+    write_manifest,
+)
+from ..runtime.errors import BundleError, InputError
+from .backbone import Backbone
+from .backbone import backbone as backbone_graph
+from .check import check_graph, make_cases
+from .graphs import build_graphs
+from .precision import to_half
+
+# The pass that makes each precision of a float32 graph.
+CONVERT: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {"fp32": lambda model: model, "fp16": to_half}
+PROTOBUF_LIMIT = 2**31 - 1
+# Sizes an engine is tuned for. The alignment holds I x R x C x W similarities at once: at these maxima 0.4 G of them,
+# 1.7 GB in float32; at the tuned sizes 38 MB. Larger galleries go through in blocks.
+RANGES: Mapping[str, Range] = {
+    "B": Range(1, 32, 256),
+    "R": Range(1, 36, 100),
+    "W": Range(1, 16, 128),
+    "I": Range(1, 128, 256),
+    "C": Range(1, 64, 128),
+}
+# A picture of 384 x 384 is a thousand times a caption.
+BACKBONE_BATCH = Range(1, 8, 32)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """One file of a new bundle: its spec, its bytes and its relative error against torch (`check.TOLERANCES`)."""
+
+    name: GraphName
+    precision: str
+    spec: GraphSpec
+    size: int
+    error: float
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    out: str | Path,
+    precisions: Sequence[str] = ("fp32", "fp16"),
+    backbone: Backbone | None = None,
+    force: bool = False,
+    on_graph: Callable[[str, int], None] = lambda graph, total: None,
+) -> tuple[Manifest, list[ExportedGraph]]:
+    """Write a bundle beside OUT and move it into place; the same checkpoint gives the same bytes.
+
+    Args:
+        checkpoint: a directory as `chan train` or `chan import` writes it.
+        out: the bundle's directory, to be made.
+        precisions: some of `CONVERT`.
+        backbone: pictures to regions; None for a bundle that starts from region features.
+        force: replace a bundle at OUT, with all that was calibrated and built in it.
+        on_graph: told each graph with its precision, and how many there are, before it is made.
+
+    Raises:
+        InputError: a precision is unknown, or OUT is taken (by anything but a bundle: also with `force`).
+        CheckpointError: the checkpoint cannot be read.
+        BundleError: the checkpoint has no tokenizer, the backbone's regions do not fit the model, or a graph fails a
+            check of `check.check_graph`.
+    """
+    if not precisions or not set(precisions) <= CONVERT.keys():
+        raise InputError(
+            f"precision must be one or more of {', '.join(CONVERT)}, got {', '.join(precisions) or 'none'}"
+        )
+    wanted = list(dict.fromkeys(precisions))
+    out = Path(out)
+    _check_place(out, force)
+    loaded = load_checkpoint(checkpoint)
+    if not loaded.tokenizer_files:
+        raise BundleError(
+            f"{checkpoint} has no tokenizer: a bundle could not read captions; save the checkpoint with one"
+        )
+    config = loaded.model.config
+    graphs = build_graphs(loaded.model)
+    if backbone is not None:
+        graphs = {"backbone": backbone_graph(backbone, config.region_dim), **graphs}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        fresh = Path(scratch, "new")
+        exported = []
+        for name, model in graphs.items():
+            cases = make_cases(name, loaded.model, backbone)
+            for precision in wanted:
+                on_graph(f"{name} {precision}", len(graphs) * len(wanted))
+                file = f"graphs/{precision}/{name}.onnx"
+                converted = CONVERT[precision](model)
+                _write(fresh / file, converted)
+                error = check_graph(fresh / file, precision, cases)
+                spec = describe(converted, fresh, file, config)
+                exported.append(ExportedGraph(name, precision, spec, (fresh / file).stat().st_size, error))
+        manifest = Manifest(
+            model=config.to_dict(),
+            alignment=config.alignment,
+            graphs={name: {item.precision: item.spec for item in exported if item.name == name} for name in graphs},
+            tokenizer=_write_tokenizer(loaded, fresh),
+            preprocess=None if backbone is None else backbone.preprocess,
+            tools={name: version(name) for name in ("chan-rt", "onnx", "torch")},
+        )
+        write_manifest(fresh, manifest)
+        _move(fresh, out, Path(scratch, "old"))
+    return manifest, exported
+
+
+def describe(model: onnx.ModelProto, bundle: Path, file: str, config: ModelConfig) -> GraphSpec:
+    """The manifest's record of a graph written to BUNDLE/FILE."""
+    inputs = tuple(map(_tensor_spec, model.graph.input))
+    ranges = dict(RANGES)
+    if model.graph.name == "backbone":
+        ranges["B"] = BACKBONE_BATCH
+    elif config.bert is not None:
+        ranges["W"] = _at_most(RANGES["W"], config.bert.positions)
+    return GraphSpec(
+        file=file,
+        sha256=sha256_file(bundle / file),
+        opset=next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx")),
+        inputs=inputs,
+        outputs=tuple(map(_tensor_spec, model.graph.output)),
+        ranges={axis: ranges[axis] for tensor in inputs for axis in tensor.shape if isinstance(axis, str)},
+    )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether PATH holds a manifest, of whatever schema."""
+    try:
+        raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and {"schema", "graphs"} <= raw.keys()
+
+
+def _write(path: Path, model: onnx.ModelProto) -> None:
+    if model.ByteSize() > PROTOBUF_LIMIT:
+        raise BundleError(f"{path.stem} has {model.ByteSize()} bytes, an ONNX file at most {PROTOBUF_LIMIT}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _write_tokenizer(checkpoint: Checkpoint, bundle: Path) -> TokenizerSpec:
+    files = {}
+    (bundle / "tokenizer").mkdir()
+    for name, content in sorted(checkpoint.tokenizer_files.items()):
+        (bundle / "tokenizer" / name).write_bytes(content)
+        files[f"tokenizer/{name}"] = sha256_file(bundle / "tokenizer" / name)
+    return TokenizerSpec(checkpoint.tokenizer_kind, files)
+
+
+def _tensor_spec(info: onnx.ValueInfoProto) -> TensorSpec:
+    kind = info.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
+    return TensorSpec(info.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
+
+
+def _at_most(sizes: Range, limit: int) -> Range:
+    return Range(min(sizes.min, limit), min(sizes.opt, limit), min(sizes.max, limit))
+
+
+def _check_place(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_bundle(out):
+        raise InputError(f"{out} exists and is not a bundle: choose another place or remove it")
+    if not force:
+        raise InputError(f"{out} exists: --force replaces it, with its calibration and engines")
+
+
+def _move(fresh: Path, out: Path, old: Path) -> None:
+    """Put a finished bundle in place; what was there comes back when that fails."""
+    if not out.exists():
+        os.replace(fresh, out)
+        return
+    os.replace(out, old)
+    try:
+        os.replace(fresh, out)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(old, out)
+        raise

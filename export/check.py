@@ -1,0 +1,202 @@
+"""What every exported graph must survive: the ONNX checker, onnxruntime without a warning, and the torch reference.
+
+A smoke test at a handful of sizes, made to fail an export at once; the proof over real data is `chan parity`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..chan_ref import alignment
+from ..chan_ref.model import ChanModel
+from ..runtime.contract import GraphName
+from ..runtime.errors import BundleError
+from .backbone import Backbone
+
+# Error of an output relative to its reference, ||got - want|| / ||want||. Measured over the sizes below: fp32 at most
+# 1.4e-6 (the backbone; 1.2e-6 BERT-base), fp16 at most 7.3e-3 (the backbone; 6.6e-4 elsewhere).
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2}
+# Batch and length of each case: never the sizes a tracer saw, among them the smallest.
+SIZES = ((1, 1), (2, 5), (5, 18))
+_PROBLEM = re.compile(r"\[[WEF]:onnxruntime")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of a graph and the reference's outputs for them.
+
+    For `alignment_map`, `similarities` [I, C, R, W] judges `word_regions`: another region is as right when its
+    similarity is as high.
+    """
+
+    feeds: Mapping[str, NDArray[np.generic]]
+    want: Mapping[str, NDArray[np.generic]]
+    similarities: NDArray[np.float32] | None = None
+
+
+def make_cases(name: GraphName, model: ChanModel, backbone: Backbone | None) -> list[Case]:
+    """Random inputs, the same in every run, with lengths from 1 to full and what the torch reference makes of them."""
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        if name == "backbone":
+            if backbone is None:
+                raise BundleError("the backbone's graph cannot be checked without the backbone")
+            size = backbone.preprocess.size
+            pixels = [rng.uniform(-1, 1, (batch, 3, size, size)).astype(np.float32) for batch in (1, 3)]
+            return [Case({"pixels": p}, {"regions": backbone.module(torch.from_numpy(p)).numpy()}) for p in pixels]
+        return [_case(name, model, rng, *sizes) for sizes in SIZES]
+
+
+def check_graph(path: Path, precision: str, cases: Sequence[Case]) -> float:
+    """Check one ONNX file; returns the largest relative error over its cases and outputs.
+
+    Raises:
+        BundleError: the checker or shape inference refuses it, onnxruntime warns of it or cannot run it, an output is
+            not finite or not the reference's.
+    """
+    label = f"{path.parent.name}/{path.stem}"
+    try:
+        onnx.checker.check_model(path, full_check=True)
+        onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BundleError(f"{label} is not valid ONNX: {error}") from error
+    worst = 0.0
+    for case, got in zip(cases, run_without_warnings(path, label, cases), strict=True):
+        for name, want in case.want.items():
+            worst = max(worst, _error(f"{label}: {name}", got[name], want, case))
+    if worst > TOLERANCES[precision]:
+        raise BundleError(
+            f"{label} differs from the torch reference by {worst:.2g} of its norm, at {precision} at most "
+            f"{TOLERANCES[precision]:.0e} is right: this is a mistake of the export, please report it"
+        )
+    return worst
+
+
+def run_without_warnings(path: Path, label: str, cases: Sequence[Case]) -> list[dict[str, NDArray[np.generic]]]:
+    """Run a graph in onnxruntime on the CPU; BundleError when it fails or logs a warning, of a shape for instance."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BundleError("export checks its graphs in onnxruntime: pip install 'chan-rt[cpu]'") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 2  # warnings
+    with native_stderr() as log:
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            kinds = {item.name: _NUMPY[item.type] for item in session.get_inputs()}
+            names = [item.name for item in session.get_outputs()]
+            results = [
+                dict(zip(names, session.run(None, {k: v.astype(kinds[k]) for k, v in case.feeds.items()}), strict=True))
+                for case in cases
+            ]
+        except Exception as error:  # onnxruntime's exceptions share no base but this
+            raise BundleError(f"{label} does not run in onnxruntime: {error}") from error
+    if log:
+        raise BundleError(f"onnxruntime warns of {label}: " + " | ".join(log[:3]))
+    return results
+
+
+@contextmanager
+def native_stderr() -> Iterator[list[str]]:
+    """Collect onnxruntime's warnings and errors, which C++ writes to file descriptor 2; the list is filled on leaving.
+
+    Lines of others go where they were going. The descriptor is the process's: no other thread should log meanwhile.
+    """
+    problems: list[str] = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield problems
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            for line in file.read().decode(errors="replace").splitlines():
+                if _PROBLEM.search(line):
+                    problems.append(_COLOR.sub("", line))
+                else:
+                    sys.stderr.write(line + "\n")
+
+
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
+
+
+def _case(name: GraphName, model: ChanModel, rng: np.random.Generator, batch: int, size: int) -> Case:
+    config = model.config
+    if name == "region_encoder":
+        regions, lengths = _normal(rng, batch, size, config.region_dim), _lengths(rng, batch, size)
+        want = model.encode_regions(torch.from_numpy(regions), torch.from_numpy(lengths))
+        return Case({"regions": regions, "region_lengths": lengths}, {"region_embeddings": want.numpy()})
+    if name == "text_encoder":
+        if config.bert is not None:
+            size = min(size, config.bert.positions)
+        vocabulary = config.vocab_size if config.bert is None else config.bert.vocab_size
+        ids = rng.integers(0, vocabulary, (batch, size)).astype(np.int32)
+        lengths = _lengths(rng, batch, size)
+        want = model.encode_words(torch.from_numpy(ids), torch.from_numpy(lengths))
+        return Case({"token_ids": ids, "token_lengths": lengths}, {"word_embeddings": want.numpy()})
+    captions, words = batch % 3 + 1, size // 2 + 1
+    feeds = {
+        "region_embeddings": _unit(_normal(rng, batch, size, config.embed_dim)),
+        "region_lengths": _lengths(rng, batch, size),
+        "word_embeddings": _unit(_normal(rng, captions, words, config.embed_dim)),
+        "word_lengths": _lengths(rng, captions, words),
+    }
+    tensors: list[Tensor] = [torch.from_numpy(value) for value in feeds.values()]
+    if name == "hard_alignment":
+        return Case(feeds, {"scores": model.score(*tensors).numpy()})
+    word_scores, word_regions = alignment.align(*tensors)
+    similarities = alignment.similarities(tensors[0], tensors[2]).numpy()
+    return Case(feeds, {"word_scores": word_scores.numpy(), "word_regions": word_regions.numpy()}, similarities)
+
+
+def _error(label: str, got: NDArray[np.generic], want: NDArray[np.generic], case: Case) -> float:
+    """Norm of the difference over the norm of `want`, both float64."""
+    if got.shape != want.shape:
+        raise BundleError(f"{label} has shape {list(got.shape)}, the reference {list(want.shape)}")
+    if case.similarities is not None and np.issubdtype(want.dtype, np.integer):
+        if ((got < 0) != (want < 0)).any() or (got >= case.similarities.shape[2]).any():
+            raise BundleError(f"{label} must be -1 exactly past a caption's length and a region's index elsewhere")
+        got, want = _chosen(case.similarities, got), _chosen(case.similarities, want)
+    wide, reference = got.astype(np.float64), want.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise BundleError(f"{label} holds NaN or infinity")
+    return float(np.linalg.norm(wide - reference) / max(np.linalg.norm(reference), np.finfo(np.float32).tiny))
+
+
+def _chosen(similarities: NDArray[np.float32], regions: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Similarity [I, C, W] of each word with the region it chose, 0 where it chose none."""
+    index = np.maximum(regions, 0).astype(np.int64)
+    chosen = np.take_along_axis(similarities, index[:, :, None, :], axis=2)[:, :, 0]
+    return np.where(regions < 0, np.float32(0), chosen)
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def _lengths(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.int32]:
+    """Lengths in 1..size, the last one full."""
+    lengths = rng.integers(1, size + 1, batch).astype(np.int32)
+    lengths[-1] = size
+    return lengths
