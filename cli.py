@@ -12,11 +12,14 @@ COMMANDS: dict[str, str] = {
     "features": "features",
     "train": "train",
     "import": "import_",
+    "evaluate": "evaluate",
     "export": "export",
     "calibrate": "calibrate",
     "sensitivity": "sensitivity",
     "build": "build",
     "inspect": "inspect",
+    "explain": "explain",
+    "bench": "bench",
     "doctor": "doctor",
 }
 

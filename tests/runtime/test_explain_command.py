@@ -1,0 +1,79 @@
+"""`chan explain` from a picture file to a drawn one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from chan_rt import cli
+from chan_rt.runtime.matcher import Matcher
+
+CAPTION = "two red Clouds"
+
+
+@pytest.fixture(scope="module")
+def bundle(make_small_model: Callable) -> Path:
+    return make_small_model(pictures=True).bundle
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def _explain(*args: object) -> Result:
+    return CliRunner().invoke(cli.main, ["explain", *map(str, args)])
+
+
+def test_words_are_printed_and_drawn(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.png"
+    result = _explain(bundle, picture, CAPTION, "-o", out, "--backend", "onnxruntime")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.output.splitlines()] == [
+        *("score", "word", "<start>", "two", "red", "clouds", "<end>", "drawn"),
+    ]
+    with Image.open(out) as drawn:
+        assert drawn.size[0] > 1000
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_json_is_what_the_matcher_says(bundle: Path, picture: Path) -> None:
+    result = _explain(bundle, picture, CAPTION, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    with Matcher.open(bundle, "onnxruntime") as matcher:
+        images = matcher.encode_pictures([picture, picture])
+        np.testing.assert_allclose(images.vectors[0], images.vectors[1], atol=1e-6)
+        expected = matcher.explain(images[1], CAPTION)
+    assert found["grid"] == 2
+    assert [word["word"] for word in found["words"]] == ["<start>", "two", "red", "clouds", "<end>"]
+    assert [word["region"] for word in found["words"]] == [match.region for match in expected.words]
+    assert found["score"] == pytest.approx(expected.score, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["", "--json"], "captions[0] must hold at least one word, got ''"),
+        ([CAPTION, "-o", "out.txt"], "out must end in .png or .jpg, got out.txt"),
+        ([CAPTION, "--backend", "torch"], "backend must be one of auto, tensorrt"),
+        ([CAPTION, "--precision", "fp16"], "not in this bundle at precision 'fp16'; it has fp32"),
+    ],
+)
+def test_mistakes_are_one_line(bundle: Path, picture: Path, args: list[str], message: str) -> None:
+    result = _explain(bundle, picture, *args)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert message in result.output
+
+
+def test_a_bundle_without_a_backbone(make_small_model: Callable, picture: Path) -> None:
+    result = _explain(make_small_model().bundle, picture, CAPTION)
+    assert result.exit_code == 1
+    assert "it has no backbone" in result.output
