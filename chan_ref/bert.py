@@ -107,10 +107,11 @@ def read_config(directory: str | Path) -> BertConfig:
             raise CheckpointError(f"{path}: {key} must be {only!r}, got {raw[key]!r}")
     if missing := [name for name in CONFIG_FIELDS.values() if name not in raw]:
         raise CheckpointError(f"{path} is not the configuration of a BERT: it lacks {', '.join(missing)}")
-    eps = raw.get("layer_norm_eps", 1e-12)
-    if not isinstance(eps, float) or not 0 < eps < 1:
-        raise CheckpointError(f"{path}: layer_norm_eps must be a small positive number, got {eps!r}")
-    return BertConfig(**{field: raw[name] for field, name in CONFIG_FIELDS.items()}, layer_norm_eps=eps)
+    sizes = {field: raw[name] for field, name in CONFIG_FIELDS.items()}
+    try:
+        return BertConfig(**sizes, layer_norm_eps=raw.get("layer_norm_eps", 1e-12))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:

@@ -29,6 +29,8 @@ class BertConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden", "layers", "heads", "intermediate", "positions", "segments"):
             _require_size(f"bert {name}", getattr(self, name))
+        if not isinstance(self.layer_norm_eps, float) or not 0 < self.layer_norm_eps < 1:
+            raise CheckpointError(f"bert layer_norm_eps must be a small positive number, got {self.layer_norm_eps!r}")
         if self.hidden % self.heads:
             raise CheckpointError(f"bert hidden must be a multiple of heads, got {self.hidden} and {self.heads}")
 
@@ -71,6 +73,9 @@ class ModelConfig:
             raise CheckpointError("bert sizes must be given exactly when text_encoder is 'bert'")
         for name in ("region_dim", "embed_dim", "attention_heads"):
             _require_size(name, getattr(self, name))
+        for name in ("normalize_regions", "normalize_words"):
+            if type(getattr(self, name)) is not bool:
+                raise CheckpointError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.text_encoder == "bigru":
             _require_size("vocab_size", self.vocab_size)
             _require_size("word_dim", self.word_dim)
@@ -92,7 +97,7 @@ class ModelConfig:
             if fields.get("bert") is not None:
                 fields["bert"] = BertConfig(**fields["bert"])
             return cls(**fields)
-        except (TypeError, KeyError, BundleError) as error:
+        except (TypeError, ValueError, KeyError, BundleError) as error:
             raise CheckpointError(f"the model configuration cannot be understood: {error!r}") from error
 
 

@@ -132,6 +132,8 @@ def test_loading_is_strict_and_names_what_differs(saved: Path, changes: dict, me
     [
         ({"schema": 2}, "schema must be 1, got 2"),
         ({"model": {}}, "model configuration cannot be understood"),
+        ({"model": "gru"}, "model configuration cannot be understood"),
+        ({"model": {**GRU.to_dict(), "normalize_words": "no"}}, "normalize_words must be true or false, got 'no'"),
         ({"model": {**GRU.to_dict(), "depth": 3}}, "depth"),
         ({"model": {**GRU.to_dict(), "embed_dim": "8"}}, "embed_dim must be a positive integer, got '8'"),
         ({"model": {**GRU.to_dict(), "embed_dim": 0}}, "embed_dim must be a positive integer, got 0"),
