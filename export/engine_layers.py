@@ -105,6 +105,7 @@ def _type(text: str) -> str:
 
 
 def _summary(source: str, layers: list[dict[str, str]]) -> dict[str, Any]:
-    matrix = Counter(layer["precision"] for layer in layers if _MATRIX.search(layer["type"]))
+    # A fused attention is a generated kernel by type; its name tells.
+    matrix = Counter(one["precision"] for one in layers if _MATRIX.search(one["type"]) or "_gemm_" in one["name"])
     counts = Counter(layer["precision"] for layer in layers)
     return {"source": source, "by_precision": dict(counts), "matrix": dict(matrix), "each": layers}

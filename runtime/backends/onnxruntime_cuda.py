@@ -1,18 +1,132 @@
-"""onnxruntime on an NVIDIA GPU."""
+"""onnxruntime on an NVIDIA GPU: tensors bound to device memory once per choice of sizes, replayed as CUDA graphs."""
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..contract import GraphSpec
-from .base import Backend
+from ..errors import BackendError
+from .base import Array, Backend, Feeds, check_feeds
+from .buckets import Sizes
+from .lane import shape_of
 from .onnxruntime import OnnxRuntimeBackend
 
 # TensorFloat-32 keeps 10 bits of a float32's 23: an fp32 graph would not be one.
 _OPTIONS = {"use_tf32": "0"}
+# onnxruntime never gives a recorded graph back, so only this many choices of sizes get one, first come, first served.
+MAX_GRAPHS = 16
 
 
 def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
     """Open an ONNX file on the first GPU; `threads` serve what little stays on the CPU."""
-    provider = ("CUDAExecutionProvider", dict(_OPTIONS))
-    return OnnxRuntimeBackend("onnxruntime_cuda", file, spec, provider, threads, extra="gpu")
+    try:
+        return BoundBackend("onnxruntime_cuda", file, spec, _provider(graphs=True), threads, device="cuda", graphs=True)
+    except BackendError as error:
+        # onnxruntime refuses to record a session of which some node must stay on the CPU; it runs all the same.
+        if "graph feature" not in str(error):
+            raise
+    return BoundBackend("onnxruntime_cuda", file, spec, _provider(graphs=False), threads, device="cuda", graphs=False)
+
+
+class BoundBackend(OnnxRuntimeBackend):
+    """An onnxruntime session whose inputs and outputs live in device memory, one binding for each choice of sizes.
+
+    `run` may be called from several threads; the calls take turns. Sizes that come a second time keep their binding, so
+    that later calls allocate nothing on the device and replay a recorded graph where `graphs` says so.
+
+    Args:
+        name, file, spec, provider, threads: as of `OnnxRuntimeBackend`.
+        device: onnxruntime's name of the memory to bind: cuda, or cpu where nothing else is at hand.
+        graphs: whether the provider was told to record CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file: Path,
+        spec: GraphSpec,
+        provider: tuple[str, dict[str, str]],
+        threads: int | None,
+        *,
+        device: str,
+        graphs: bool,
+    ) -> None:
+        super().__init__(name, file, spec, provider, threads, extra="gpu" if device == "cuda" else "cpu")
+        import onnxruntime
+
+        self._ort: Any = onnxruntime
+        self._device = device
+        self._graphs = graphs
+        self._turn = threading.Lock()
+        self._seen: set[tuple[int, ...]] = set()
+        self._bindings: dict[tuple[int, ...], _Binding] = {}
+
+    @property
+    def bindings(self) -> int:
+        """How many choices of sizes have a binding of their own."""
+        return len(self._bindings)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """See `Backend.run`."""
+        sizes = check_feeds(self.spec, self.ranges, feeds)
+        key = tuple(sizes.values())
+        with self._turn:
+            if self._session is None:
+                raise BackendError(f"{self.name} was closed")
+            try:
+                binding = self._bindings.get(key) or self._bind(key, sizes)
+                for name, array in feeds.items():
+                    binding.inputs[name].update_inplace(np.ascontiguousarray(array))
+                self._session.run_with_iobinding(binding.io, binding.options)
+                # On some devices `numpy` is a view of the bound memory, which the next call overwrites.
+                return {name: np.array(value.numpy()) for name, value in binding.outputs.items()}
+            except Exception as error:  # onnxruntime's exceptions have no common base but Exception
+                raise BackendError(f"{self.name} failed in {self.spec.file}: {error}") from error
+
+    def close(self) -> None:
+        """Wait for the run under way, then drop the session and everything bound."""
+        with self._turn:
+            self._bindings.clear()
+            super().close()
+
+    def _bind(self, key: tuple[int, ...], sizes: Sizes) -> _Binding:
+        """Device memory for these sizes; kept, and given a graph to record, once they came before."""
+        keep = key in self._seen and len(self._bindings) < MAX_GRAPHS
+        self._seen.add(key)
+        options = self._ort.RunOptions()
+        if self._graphs:
+            # -1 tells the provider to run without recording.
+            options.add_run_config_entry("gpu_graph_id", str(len(self._bindings) + 1 if keep else -1))
+        io = self._session.io_binding()
+        inputs, outputs = (
+            {t.name: self._allocate(shape_of(t, sizes), t.dtype) for t in side}
+            for side in (self.spec.inputs, self.spec.outputs)
+        )
+        for name, value in inputs.items():
+            io.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            io.bind_ortvalue_output(name, value)
+        binding = _Binding(io, options, inputs, outputs)
+        if keep:
+            self._bindings[key] = binding
+        return binding
+
+    def _allocate(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype).type, self._device, 0)
+
+
+@dataclass(frozen=True)
+class _Binding:
+    io: Any
+    options: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+
+
+def _provider(*, graphs: bool) -> tuple[str, dict[str, str]]:
+    return "CUDAExecutionProvider", _OPTIONS | {"enable_cuda_graph": "1" if graphs else "0"}
