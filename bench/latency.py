@@ -1,0 +1,258 @@
+"""Latency of a bundle: encode a caption, score it against images, the whole query; every backend beside torch.
+
+All candidates of one operation take turns in one run. Images and captions are random: speed does not depend on values.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..chan_ref.checkpoint import load
+from ..chan_ref.model import ChanModel
+from ..runtime.contract import Manifest
+from ..runtime.embeddings import Embeddings
+from ..runtime.errors import ChanError, InputError
+from ..runtime.matcher import Matcher
+from ..runtime.text import Tokenizer, load_tokenizer
+from .measure import Latency, float32_rate, machine, read_bandwidth, take_turns
+
+TOP_K = 10
+PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: `images` of `regions` regions against captions of `words` words, in batches of `batches`.
+
+    seconds: time for each operation, all candidates together.
+    """
+
+    images: int = 1000
+    regions: int = 36
+    words: int = 12
+    batches: tuple[int, ...] = (1, 64)
+    seconds: float = 5.0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds until a candidate answered its first query: opened cold, and opened again in the same process."""
+
+    cold: float
+    warm: float
+
+
+@dataclass
+class Report:
+    """Everything `chan bench` prints.
+
+    Attributes:
+        machine: processor and versions.
+        setting: what was measured.
+        limits: bytes a second read from memory, float32 operations a second of a matrix product, in this run.
+        latencies: operation -> candidate -> latency.
+        starts: candidate -> start times.
+        bound: operation -> milliseconds that memory or arithmetic alone would take in float32.
+        skipped: candidate -> why it did not run.
+        peak_memory: of this process, in bytes, with every candidate open.
+    """
+
+    machine: dict[str, Any]
+    setting: dict[str, Any]
+    limits: dict[str, float]
+    latencies: dict[str, dict[str, Latency]] = field(default_factory=dict)
+    starts: dict[str, Start] = field(default_factory=dict)
+    bound: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    peak_memory: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+class Candidate(Protocol):
+    """What is timed; a Matcher is one."""
+
+    def encode_texts(self, captions: Sequence[str]) -> Embeddings:
+        """Word embeddings of captions."""
+
+    def encode_images(self, regions: np.ndarray) -> Embeddings:
+        """Region embeddings of images."""
+
+    def score(self, images: Embeddings, texts: Embeddings) -> np.ndarray:
+        """Scores [I, C]."""
+
+
+class TorchCandidate:
+    """The reference model, eager or compiled, behind the Matcher's interface."""
+
+    def __init__(self, model: ChanModel, tokenizer: Tokenizer, compiled: bool) -> None:
+        import torch
+
+        wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
+        self._torch = torch
+        self._tokenizer = tokenizer
+        self._encode_words = wrap(model.encode_words)
+        self._encode_regions = wrap(model.encode_regions)
+        self._score = wrap(model.score)
+
+    def encode_texts(self, captions: Sequence[str]) -> Embeddings:
+        """Word embeddings of captions."""
+        tokens = self._tokenizer.encode(captions)
+        with self._torch.inference_mode():
+            ids, lengths = self._torch.from_numpy(tokens.ids), self._torch.from_numpy(tokens.lengths)
+            return Embeddings(self._encode_words(ids, lengths).numpy(), tokens.lengths)
+
+    def encode_images(self, regions: np.ndarray) -> Embeddings:
+        """Region embeddings of images that all have the same count of regions."""
+        lengths = np.full(len(regions), regions.shape[1], np.int32)
+        with self._torch.inference_mode():
+            found = self._encode_regions(self._torch.from_numpy(regions), self._torch.from_numpy(lengths))
+            return Embeddings(found.numpy(), lengths)
+
+    def score(self, images: Embeddings, texts: Embeddings) -> np.ndarray:
+        """Scores [I, C]."""
+        arrays = (images.vectors, images.lengths, texts.vectors, texts.lengths)
+        with self._torch.inference_mode():
+            return self._score(*(self._torch.from_numpy(array) for array in arrays)).numpy()
+
+
+def run(
+    bundle: Path,
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    checkpoint: Path | None,
+    setting: Setting,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Report:
+    """Measure every backend at every precision that works here, beside torch eager and torch.compile.
+
+    Args:
+        bundle: what to measure.
+        backends: names of backends; each that does not run here is listed under `skipped` with the reason.
+        precisions: of the bundle.
+        checkpoint: native checkpoint for the torch candidates; None leaves them out.
+        setting: sizes and time.
+        progress: called with what is being measured.
+
+    Raises:
+        InputError: no candidate runs here.
+    """
+    manifest = Manifest.load(bundle)
+    threads = setting.threads or machine(())["cores"]
+    limits = {"read_bytes_per_second": read_bandwidth(int(threads)), "float32_flops": float32_rate()}
+    report = Report(machine(PACKAGES), asdict(setting), limits)
+    with ExitStack() as stack:
+        candidates: dict[str, Candidate] = {}
+        for name, opener in _openers(bundle, manifest, backends, precisions, checkpoint, setting):
+            progress(f"opening {name}")
+            try:
+                report.starts[name] = _start(opener)
+                candidates[name] = stack.enter_context(opener())
+                candidates[name].encode_texts(["a"])
+            except (ChanError, RuntimeError) as error:
+                report.skipped[name] = str(error).strip().splitlines()[0]
+                candidates.pop(name, None)
+                report.starts.pop(name, None)
+        if not candidates:
+            raise InputError("nothing to measure runs here: " + "; ".join(map(str, report.skipped.items())))
+        _measure(candidates, manifest, setting, report, progress)
+        report.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
+    return report
+
+
+def _openers(
+    bundle: Path,
+    manifest: Manifest,
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    checkpoint: Path | None,
+    setting: Setting,
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name and a function that gives a context manager of a fresh candidate."""
+    if checkpoint is not None:
+        for name, compiled in (("torch eager", False), ("torch.compile", True)):
+            yield name, lambda compiled=compiled: _open_torch(bundle, manifest, checkpoint, compiled, setting)
+    for backend in backends:
+        for precision in precisions:
+            yield (
+                f"{backend} {precision}",
+                lambda backend=backend, precision=precision: Matcher.open(bundle, backend, precision, setting.threads),
+            )
+
+
+@contextmanager
+def _open_torch(
+    bundle: Path, manifest: Manifest, checkpoint: Path, compiled: bool, setting: Setting
+) -> Iterator[TorchCandidate]:
+    import torch
+
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    model = load(checkpoint).model.eval()
+    yield TorchCandidate(model, load_tokenizer(bundle, manifest.tokenizer), compiled)
+
+
+def _start(opener: Callable[[], Any]) -> Start:
+    times = []
+    for _ in range(2):
+        before = time.perf_counter()
+        with opener() as candidate:
+            candidate.encode_texts(["a"])
+        times.append(time.perf_counter() - before)
+    return Start(*times)
+
+
+def _measure(
+    candidates: dict[str, Candidate],
+    manifest: Manifest,
+    setting: Setting,
+    report: Report,
+    progress: Callable[[str], None],
+) -> None:
+    rng = np.random.default_rng(0)
+    d, f = manifest.embed_dim, manifest.region_dim
+    # start and end marks count as words
+    captions = [" ".join(["a"] * max(1, setting.words - 2))] * max(setting.batches)
+    gallery = _unit(rng.standard_normal((setting.images, setting.regions, d), np.float32))
+    regions = rng.standard_normal((max(setting.batches), setting.regions, f), np.float32)
+
+    def compare(operation: str, call: Callable[[Candidate], object]) -> None:
+        progress(operation)
+        calls = {name: lambda candidate=candidate: call(candidate) for name, candidate in candidates.items()}
+        report.latencies[operation] = take_turns(calls, setting.seconds)
+
+    for batch in setting.batches:
+        compare(f"encode {batch} captions", lambda c, batch=batch: c.encode_texts(captions[:batch]))
+        compare(f"encode {batch} images", lambda c, batch=batch: c.encode_images(regions[:batch]))
+    query = next(iter(candidates.values())).encode_texts(captions[:1])
+    scoring = f"score 1 caption x {setting.images} images"
+    compare(scoring, lambda c: c.score(gallery, query))
+    report.bound[scoring] = gallery.vectors.nbytes / report.limits["read_bytes_per_second"] * 1e3
+    compare(f"whole query, {setting.images} images", lambda c: _query(c, gallery, captions[0]))
+    flops = 2 * max(setting.batches) * setting.regions * f * d
+    report.bound[f"encode {max(setting.batches)} images"] = flops / report.limits["float32_flops"] * 1e3
+
+
+def _query(candidate: Candidate, gallery: Embeddings, caption: str) -> np.ndarray:
+    scores = candidate.score(gallery, candidate.encode_texts([caption]))[:, 0]
+    best = np.argpartition(-scores, min(TOP_K, len(scores) - 1))[:TOP_K]
+    return best[np.argsort(-scores[best], kind="stable")]
+
+
+def _unit(vectors: np.ndarray) -> Embeddings:
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    return Embeddings(vectors, np.full(len(vectors), vectors.shape[1], np.int32))
