@@ -39,7 +39,7 @@ def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, 
         "coding": alignment["coding"],
         "pooling": f"{alignment['pooling']}, temperature {alignment['pooling_temperature']:g}",
         "parameters": f"{found['parameters']:,}",
-        "left out": ", ".join(found["unused"]) or "nothing",
+        "left out": f"{', '.join(found['unused'])} (stored, never used)" if found["unused"] else "nothing",
         "checkpoint": found["checkpoint"],
     }
     for name, value in rows.items():
