@@ -213,13 +213,14 @@ def _warnings() -> list[str]:
 
 
 def _libraries_that_do_not_load() -> list[str]:
-    """onnxruntime's provider libraries that the dynamic loader refuses, each with the loader's reason."""
-    spec = importlib.util.find_spec("onnxruntime")
-    if spec is None or not spec.submodule_search_locations:
-        return []
-    folder = Path(spec.submodule_search_locations[0]) / "capi"
+    """Provider libraries of onnxruntime, and NVIDIA's plugin, that the loader refuses, each with its reason."""
+    folders = []
+    for package, inner in (("onnxruntime", "capi"), ("onnxruntime_ep_nv_tensorrt_rtx", ".")):
+        spec = importlib.util.find_spec(package)
+        folders += [Path(place) / inner for place in (spec.submodule_search_locations if spec else None) or ()]
+    found = [path for folder in folders for path in folder.glob("*providers_*")]
     # The shared library must come first: the others take their host's functions from it.
-    libraries = sorted(folder.glob("*providers_*"), key=lambda path: ("shared" not in path.name, path.name))
+    libraries = sorted(found, key=lambda path: ("shared" not in path.name, path.name))
     failures = []
     for library in (path for path in libraries if path.suffix in (".so", ".dll")):
         try:

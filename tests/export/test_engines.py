@@ -20,8 +20,11 @@ from chan_rt import cli
 from chan_rt.export import engines
 from chan_rt.export.engine_layers import check_precision, from_build_log, from_inspector
 from chan_rt.export.engines import BuildOptions, build_engine, find_target, plan
-from chan_rt.runtime.backends.sidecar import InputRange, find_engine, read_record
+from chan_rt.runtime.backends import open_backend, open_graph
+from chan_rt.runtime.backends.lane import shape_of
+from chan_rt.runtime.backends.sidecar import FLAVORS, InputRange, find_engine, read_record
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
+from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.errors import BundleError, EngineError, InputError
 
 PRECISIONS = {"fp32": (TensorProto.FLOAT, "float32"), "fp16": (TensorProto.FLOAT16, "float16")}
@@ -433,3 +436,44 @@ def test_inspect_shows_bundles_engines_and_onnx_files(
         result = CliRunner().invoke(cli.main, ["inspect", str(path)])
         assert result.exit_code == 1
         assert message in result.output
+
+
+def flavors_that_run_here() -> list[str]:
+    return [report.name for report in examine().backends if report.name in FLAVORS and report.runs]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not flavors_that_run_here(), reason="no NVIDIA GPU with tensorrt or tensorrt_rtx")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("graph", ["region_encoder", "hard_alignment"])
+def test_engines_agree_with_onnxruntime_on_the_gpu(bundle: Path, graph: str, precision: str) -> None:
+    manifest = Manifest.load(bundle)
+    spec = manifest.graph(graph, precision)
+    rng = np.random.default_rng(0)
+    for flavor in flavors_that_run_here():
+        build_engine(bundle, graph, precision, find_target(flavor))
+        engine = open_graph(flavor, bundle, manifest, graph, precision)
+        reference = open_backend("onnxruntime", bundle / spec.file, spec)
+        with engine, reference:
+            for turn in range(12):  # the same sizes three times: plain, recorded, replayed
+                sizes = {
+                    symbol: (limits.min, limits.opt, limits.max)[turn % 3] for symbol, limits in spec.ranges.items()
+                }
+                feeds = {t.name: (rng.standard_normal(shape_of(t, sizes)) + 1).astype(t.dtype) for t in spec.inputs}
+                expected = reference.run(feeds)
+                tolerance = 1e-4 if precision == "fp32" else 2e-2
+                for name, array in engine.run(feeds).items():
+                    np.testing.assert_allclose(array, expected[name], rtol=tolerance, atol=tolerance)
+            allocations = engine.allocations
+            engine.run(feeds)
+            assert engine.allocations == allocations
+            sizes = {
+                symbol: limits.max * 2 + 1 if symbol in "BI" else limits.opt for symbol, limits in spec.ranges.items()
+            }
+            feeds = {t.name: np.ones(shape_of(t, sizes), t.dtype) for t in spec.inputs}
+            (output,) = spec.outputs
+            assert engine.run(feeds)[output.name].shape == shape_of(output, sizes)
+            for path in (bundle / "engines").glob("*.engine"):
+                corrupt(path)
+            with pytest.raises(EngineError, match="corrupt"):
+                find_engine(bundle, graph, precision, flavor)
