@@ -51,7 +51,8 @@ class Matcher:
         """For tests and for those who open backends themselves; otherwise use `Matcher.open`."""
         missing = [graph for graph in NEEDED if graph not in backends]
         if missing:
-            raise BundleError(f"a matcher needs the graphs {', '.join(missing)}")
+            raise BundleError(f"a matcher needs the graphs {', '.join(missing)}, which were not given")
+        _check_vocabulary(manifest, tokenizer)
         self.manifest = manifest
         self.alignment: AlignmentConfig = manifest.alignment
         self.tokenizer = tokenizer
@@ -81,7 +82,9 @@ class Matcher:
         """
         manifest = Manifest.load(bundle)
         tokenizer = load_tokenizer(bundle, manifest.tokenizer)
-        backends = open_graphs(backend, bundle, manifest, dict.fromkeys(NEEDED, precision), threads=threads)
+        backends = open_graphs(
+            backend, bundle, manifest, {graph: manifest.resolve(graph, precision) for graph in NEEDED}, threads=threads
+        )
         return cls(bundle, manifest, tokenizer, backends, precision, threads)
 
     def encode_images(self, regions: Array, lengths: Array | None = None) -> Embeddings:
@@ -228,8 +231,7 @@ class Matcher:
         """A graph that not every use needs, opened when the first does."""
         with self._opening:
             if graph not in self._backends:
-                has_precision = self.precision in self.manifest.graphs.get(graph, {})
-                precision = self.precision if has_precision or graph != "backbone" else "fp32"
+                precision = self.manifest.resolve(graph, self.precision)
                 opened = open_graphs(
                     self.backend, self._bundle, self.manifest, {graph: precision}, threads=self._threads
                 )
@@ -343,6 +345,16 @@ def _run_rows(backend: Backend, feeds: Mapping[str, Array]) -> dict[str, Array]:
     count = len(next(iter(feeds.values())))
     outputs = backend.run({name: _padded(array, backend.ranges["B"].min) for name, array in feeds.items()})
     return {name: array[:count] for name, array in outputs.items()}
+
+
+def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:
+    """An id past the embedding is an error on one backend and silent nonsense on another."""
+    sizes = manifest.model.get("bert") or manifest.model
+    rows = sizes.get("vocab_size")
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise BundleError(
+            f"tokenizer: its ids must be below the {rows} rows of the word embedding, got {tokenizer.vocab_size} ids"
+        )
 
 
 def _check_array(tensor: str, array: Array, dtype: type, shape: tuple[int | str, ...]) -> None:

@@ -259,6 +259,16 @@ def test_a_graph_that_gives_nan_is_an_error(small: Any) -> None:
         narrow.encode_texts(["a red apple"])
 
 
+def test_a_tokenizer_of_another_model_is_refused(small: Any) -> None:
+    manifest = Manifest.load(small.bundle)
+    real = open_graphs("onnxruntime", small.bundle, manifest, dict.fromkeys(GRAPHS, "fp32"), threads=1)
+    tokenizer = load_tokenizer(small.bundle, manifest.tokenizer)
+    fewer = replace(manifest, model={**manifest.model, "vocab_size": tokenizer.vocab_size - 1})
+    Matcher(small.bundle, manifest, tokenizer, real, "fp32").close()
+    with pytest.raises(BundleError, match=r"its ids must be below the \d+ rows of the word embedding"):
+        Matcher(small.bundle, fewer, tokenizer, real, "fp32")
+
+
 def test_a_bundle_without_a_backbone_says_so(matcher: Matcher) -> None:
     with pytest.raises(BundleError, match="it has no backbone"):
         matcher.encode_pictures(["x.png"])
