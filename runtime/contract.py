@@ -26,6 +26,8 @@ Precision = Literal["fp32", "fp16", "int8", "int8_x86"]
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+# TensorRT runs what is not int8 in half; onnxruntime on the CPU has no half kernels worth having.
+FINER: Mapping[str, tuple[Precision, ...]] = {"int8": ("fp16", "fp32"), "int8_x86": ("fp32",)}
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,21 @@ class Manifest:
                 f"Add it with: chan export CHECKPOINT -o BUNDLE --precision {precision}"
             )
         return by_precision[precision]
+
+    def resolve(self, name: str, precision: str) -> str:
+        """What a graph runs at when `precision` is asked for: that, or the next finer where it has no such form.
+
+        Only int8 falls back, and every precision of the backbone: a graph of which nothing was quantized, or which
+        makes the model's input, has no int8 file. BundleError where the bundle has no graph at `precision` at all.
+        """
+        by_precision = self.graphs.get(name, {})
+        falls_back = precision in ("int8", "int8_x86") or name == "backbone"
+        if precision not in by_precision and falls_back and any(precision in item for item in self.graphs.values()):
+            for finer in FINER.get(precision, ("fp32",)):
+                if finer in by_precision:
+                    return finer
+        self.graph(name, precision)
+        return precision
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two-space indent, final newline."""

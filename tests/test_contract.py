@@ -79,3 +79,23 @@ def test_verified_finds_altered_missing_and_escaping_files(tmp_path) -> None:
     for file, sha256, message in [("a", "0" * 64, "altered"), ("b", good, "missing"), ("../secret", good, "outside")]:
         with pytest.raises(BundleError, match=message):
             verified(inside, file, sha256)
+
+
+def test_int8_and_the_backbone_fall_back_and_nothing_else_does(manifest: Manifest) -> None:
+    spec = manifest.graph("region_encoder", "fp32")
+    graphs = {
+        "backbone": {"fp32": spec},
+        "region_encoder": {"fp32": spec, "fp16": spec, "int8": spec},
+        "text_encoder": {"fp32": spec, "fp16": spec, "int8_x86": spec},
+        "hard_alignment": {"fp32": spec},
+    }
+    many = replace(manifest, graphs=graphs)
+    assert many.resolve("region_encoder", "int8") == "int8"
+    assert many.resolve("text_encoder", "int8") == "fp16"
+    assert many.resolve("region_encoder", "int8_x86") == "fp32"
+    assert many.resolve("hard_alignment", "int8") == "fp32"
+    assert many.resolve("backbone", "fp16") == "fp32"
+    with pytest.raises(BundleError, match="hard_alignment is not in this bundle at precision 'fp16'"):
+        many.resolve("hard_alignment", "fp16")
+    with pytest.raises(BundleError, match="region_encoder is not in this bundle at precision 'int8'"):
+        manifest.resolve("region_encoder", "int8")
