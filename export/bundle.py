@@ -59,13 +59,16 @@ BACKBONE_BATCH = Range(1, 8, 32)
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """One file of a new bundle: its spec, its bytes and its relative error against torch (`check.TOLERANCES`)."""
+    """One file of a new bundle: its spec, its bytes and its relative error against torch (`check.TOLERANCES`).
+
+    error is None for int8, whose ranges fit real samples only: parity judges it.
+    """
 
     name: GraphName
     precision: str
     spec: GraphSpec
     size: int
-    error: float
+    error: float | None
 
 
 def export_bundle(
@@ -118,7 +121,7 @@ def export_bundle(
                 on_graph(f"{name} {precision}", len(graphs) * len(wanted))
                 file = f"graphs/{precision}/{name}.onnx"
                 converted = CONVERT[precision](model)
-                _write(fresh / file, converted)
+                write_graph(fresh / file, converted)
                 error = check_graph(fresh / file, precision, cases)
                 spec = describe(converted, fresh, file, config)
                 exported.append(ExportedGraph(name, precision, spec, (fresh / file).stat().st_size, error))
@@ -162,7 +165,8 @@ def is_bundle(path: Path) -> bool:
     return isinstance(raw, dict) and {"schema", "graphs"} <= raw.keys()
 
 
-def _write(path: Path, model: onnx.ModelProto) -> None:
+def write_graph(path: Path, model: onnx.ModelProto) -> None:
+    """Write an ONNX file, the same bytes for the same model; BundleError where it is too large for one file."""
     if model.ByteSize() > PROTOBUF_LIMIT:
         raise BundleError(f"{path.stem} has {model.ByteSize()} bytes, an ONNX file at most {PROTOBUF_LIMIT}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,121 @@
+"""Add int8 graphs to a calibrated bundle, and keep them only when parity passes.
+
+`int8` holds TensorRT's artefacts (explicit Q/DQ), `int8_x86` onnxruntime's; a graph of which nothing is quantized is in
+neither, and the runtime takes its next finer precision (`Manifest.resolve`). The files lie in a folder of their own,
+named after their content, so that the old manifest stays true until the new one replaces it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from ..calibration.calibrate import CALIBRATED, load_calibration
+from ..calibration.plan import Plan, find_layers, products_of_activations, to_int8
+from ..calibration.qdq import Scheme
+from ..chan_ref.config import ModelConfig
+from ..runtime.contract import Manifest, Precision, verified, write_manifest
+from ..runtime.errors import InputError, ParityError
+from .bundle import ExportedGraph, describe, write_graph
+
+SCHEMES: Mapping[Precision, Scheme] = {"int8": "tensorrt", "int8_x86": "x86"}
+Prove = Callable[[Sequence[Precision]], Sequence[str]]
+
+
+def add_int8(
+    bundle: Path,
+    prove: Prove,
+    precisions: Sequence[Precision] = tuple(SCHEMES),
+    plan: Plan | None = None,
+    force: bool = False,
+) -> list[ExportedGraph]:
+    """Quantize a bundle's float32 graphs with the ranges it carries.
+
+    Args:
+        bundle: calibrated by `chan calibrate`.
+        prove: called once the graphs are in place, with their precisions; returns the misses of the parity check,
+            having recorded its verdict in the manifest.
+        precisions: `int8`, `int8_x86` or both.
+        plan: what stays float32; None leaves only products of two activations there.
+        force: keep graphs that missed, with the verdict in the manifest.
+
+    Raises:
+        BundleError: the bundle is not calibrated, or was altered.
+        InputError: the plan names a layer that the bundle does not have, or leaves nothing to quantize.
+        ParityError: parity missed and `force` is False; the bundle is then as it was before.
+    """
+    before = Manifest.load(bundle)
+    exported = _write_graphs(bundle, before, precisions, plan)
+    kept = False
+    try:
+        graphs = {name: dict(specs) for name, specs in before.graphs.items()}
+        for specs in graphs.values():
+            for precision in precisions:
+                specs.pop(precision, None)
+        for item in exported:
+            graphs[item.name][item.precision] = item.spec
+        write_manifest(bundle, replace(before, graphs=graphs))
+        misses = prove(sorted({item.precision for item in exported}))
+        kept = force or not misses
+    finally:
+        if not kept:
+            write_manifest(bundle, before)
+        _drop_unused(bundle)
+    if not kept:
+        raise ParityError(
+            "the int8 graphs were not added, parity missed: " + "; ".join(misses) + ". Keep more layers in float32 "
+            "(chan sensitivity --max-rsum-drop ... --plan), or add them all the same with --force"
+        )
+    return exported
+
+
+def _write_graphs(
+    bundle: Path, manifest: Manifest, precisions: Sequence[Precision], plan: Plan | None
+) -> list[ExportedGraph]:
+    """Write the new graphs into a folder that no manifest names yet."""
+    unknown = set(precisions) - set(SCHEMES)
+    if unknown or not precisions:
+        raise InputError(f"int8 precisions are {', '.join(SCHEMES)}, got {', '.join(sorted(unknown)) or 'none'}")
+    calibration = load_calibration(bundle, manifest)
+    config = ModelConfig.from_dict(manifest.model)
+    with tempfile.TemporaryDirectory(prefix=".int8.", dir=bundle / "graphs") as scratch:
+        made = []
+        digest = hashlib.sha256()
+        for name in CALIBRATED:
+            spec = manifest.graph(name, "fp32")
+            model = onnx.load(verified(bundle, spec.file, spec.sha256))
+            exclude = products_of_activations(model) if plan is None else tuple(plan.exclude.get(name, ()))
+            for precision in precisions:
+                if not set(find_layers(model, SCHEMES[precision])) - set(exclude):
+                    continue
+                quantized = to_int8(model, calibration.ranges(name, spec.sha256), SCHEMES[precision], exclude)
+                file = Path(precision, f"{name}.onnx")
+                write_graph(Path(scratch, file), quantized)
+                digest.update(f"{file}\n".encode() + Path(scratch, file).read_bytes())
+                made.append((name, precision, file, quantized))
+        if not made:
+            raise InputError("the plan leaves nothing to quantize")
+        fresh = bundle / "graphs" / f"int8-{digest.hexdigest()[:16]}"
+        if not fresh.exists():
+            os.replace(scratch, fresh)
+            Path(scratch).mkdir()
+    exported = []
+    for name, precision, file, quantized in made:
+        spec = describe(quantized, bundle, str((fresh / file).relative_to(bundle)), config)
+        exported.append(ExportedGraph(name, precision, spec, (fresh / file).stat().st_size, None))
+    return exported
+
+
+def _drop_unused(bundle: Path) -> None:
+    """Remove the int8 folders that the manifest does not name."""
+    named = {Path(spec.file).parts[1] for specs in Manifest.load(bundle).graphs.values() for spec in specs.values()}
+    for folder in (bundle / "graphs").glob("int8-*"):
+        if folder.name not in named:
+            shutil.rmtree(folder)
