@@ -19,6 +19,8 @@ def load_library(flavor: Flavor, record: EngineRecord) -> Any:
     from ..doctor import examine_backend, examine_gpu
 
     gpu = examine_gpu()
+    if gpu.problem is not None:  # the library is large: it is not loaded only to find that out
+        raise BackendError(f"{flavor} cannot run here: no usable GPU: {gpu.problem}; use the backend onnxruntime")
     report = examine_backend(flavor, gpu)
     if not report.runs:
         raise BackendError(f"{flavor} cannot run here: {report.problem}; {report.remedy}")

@@ -156,10 +156,12 @@ def host_os() -> str:
 
 def installed_version(flavor: str) -> str | None:
     """Full version of the flavor's library, read without loading it; None where it is not installed."""
-    try:
-        return metadata.version(flavor)
-    except metadata.PackageNotFoundError:
-        return None
+    for package in (flavor, f"{flavor}-cu13", f"{flavor}-cu12"):  # the plain one only points to one of the others
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def read_record(path: Path) -> EngineRecord:

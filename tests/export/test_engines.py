@@ -151,6 +151,11 @@ def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle:
     assert not list((bundle / "engines").glob(".*build*"))
 
 
+def test_building_needs_no_torch() -> None:
+    code = "import sys, chan_rt.export.engines, chan_rt.export.engine_worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_default_profiles_have_each_batch_axis_at_one_and_the_whole_range(bundle: Path) -> None:
     chosen = {graph: profiles for graph, precision, profiles in plan(bundle, precisions=["fp32"])}
     assert [profile["regions"].max for profile in chosen["region_encoder"]] == [(1, 10, 8), (16, 10, 8)]
