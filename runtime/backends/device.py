@@ -150,13 +150,13 @@ class CudaDevice:
 
         try:
             found = StridedMemoryView.from_any_interface(tensor, stream_ptr=stream)
-        except (BufferError, ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:  # every library refuses in its own way
             raise BackendError(f"a {type(tensor).__name__} cannot be read as a DLPack tensor: {error}") from error
         if not found.is_device_accessible or found.device_id != self.index:
             raise BackendError(f"a DLPack tensor must lie on CUDA device {self.index}, got device {found.device_id}")
-        shape, strides = tuple(found.shape), found.strides
-        if strides is not None and tuple(strides) != _dense(shape):
-            raise BackendError(f"a DLPack tensor must be dense in row order, got strides {tuple(strides)}")
+        shape = tuple(found.shape)
+        if found.strides is not None and not is_dense(shape, tuple(found.strides)):
+            raise BackendError(f"a DLPack tensor must be dense in row order, got strides {tuple(found.strides)}")
         return int(found.ptr), shape, np.dtype(found.dtype)
 
     def export(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Any]:
@@ -195,9 +195,11 @@ class _Owned:
         self.device.free(self.address)
 
 
-def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
+def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether strides, in elements, are those of a dense array in row order; those of axes of size 1 mean nothing."""
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != step:
+            return False
         step *= size
-    return tuple(reversed(strides))
+    return True

@@ -133,7 +133,7 @@ class TensorRTBackend(Backend):
             TensorError: as in `run`; such a request is not cut, it must fit one profile.
             BackendError: a tensor lies elsewhere or is not dense, or CUDA failed.
         """
-        shapes = {name: _Shape(tensor) for name, tensor in feeds.items()}
+        shapes = {name: _Shape(name, tensor) for name, tensor in feeds.items()}
         sizes = check_feeds(self.spec, self._union, shapes)  # type: ignore[arg-type]
         part, *more = cut(self.spec, self._profiles, sizes)
         if more:
@@ -205,10 +205,13 @@ class TensorRTBackend(Backend):
 class _Shape:
     """dtype and shape of a tensor of any library, as `check_feeds` reads them of numpy arrays."""
 
-    def __init__(self, tensor: Any) -> None:
+    def __init__(self, name: str, tensor: Any) -> None:
         self.shape = tuple(tensor.shape)
         self.ndim = len(self.shape)
-        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        try:
+            self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        except TypeError as error:
+            raise TensorError(name, "dtype must be one that numpy knows", tensor.dtype) from error
 
 
 def _rows(shape: tuple[int | str, ...], slices: Mapping[str, slice]) -> tuple[slice, ...]:

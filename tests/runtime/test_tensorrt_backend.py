@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from chan_rt.runtime.backends import open_backend
 from chan_rt.runtime.backends.buckets import cut, symbol_ranges
+from chan_rt.runtime.backends.device import is_dense
 from chan_rt.runtime.backends.lane import MAX_GRAPHS
 from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange, host_os
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
@@ -411,6 +413,9 @@ def test_tensors_on_the_device_must_fit_and_lie_there(make) -> None:
     big["region_embeddings"] = device.upload(np.zeros((40, 6, 4), np.float32))
     with pytest.raises(TensorError, match="I must be between"):
         backend.run_on_device(big)
+    foreign = SimpleNamespace(shape=(3, 6, 4), dtype="torch.qint8")
+    with pytest.raises(TensorError, match="dtype must be one that numpy knows, got"):
+        backend.run_on_device({**big, "region_embeddings": foreign})
     good = {name: device.upload(array) for name, array in feeds(3, 2).items()}
     with pytest.raises(TensorError, match="out must be float32"):
         backend.run_on_device(good, {"scores": device.upload(np.zeros((2, 2), np.float32))})
@@ -489,6 +494,20 @@ def test_without_a_gpu_the_error_says_what_is_missing_and_what_works(make, tmp_p
     (sidecar,) = tmp_path.glob("*.json")
     with pytest.raises(BackendError, match=f"{problem}.*use the backend onnxruntime"):
         TensorRTBackend("tensorrt", sidecar.with_suffix(".engine"), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "dense"),
+    [
+        ((2, 3), (3, 1), True),
+        ((2, 3), (1, 2), False),
+        ((1, 3), (99, 1), True),
+        ((2, 1, 3), (3, 7, 1), True),
+        ((), (), True),
+    ],
+)
+def test_dense_is_told_from_strides(shape: tuple, strides: tuple, dense: bool) -> None:
+    assert is_dense(shape, strides) is dense
 
 
 @pytest.mark.gpu
