@@ -112,7 +112,8 @@ def plan(
 
     Args:
         bundle: the bundle's folder.
-        graphs, precisions: which ones; empty for all the bundle has that TensorRT can build (not int8_x86).
+        graphs, precisions: which ones; empty for all the bundle has that TensorRT can build (not int8_x86). A graph
+            that has no int8 form is built at the precision a Matcher takes in its place.
         profiles: `SYMBOL=MIN:OPT:MAX,...` each; where one names only symbols of a graph, it replaces that graph's
             default profiles. Empty for the defaults.
 
@@ -128,7 +129,8 @@ def plan(
     for graph in graphs or manifest.graphs:
         if graph not in manifest.graphs:
             manifest.graph(graph, "")  # says which graphs there are
-        for precision in precisions or [name for name in manifest.graphs[graph] if name in WANTED]:
+        own_precisions = [name for name in manifest.graphs[graph] if name in WANTED]
+        for precision in dict.fromkeys(manifest.resolve(graph, name) for name in precisions or own_precisions):
             spec = manifest.graph(graph, precision)
             fitting = [index for index, ranges in enumerate(wanted) if set(ranges) <= set(spec.ranges)]
             used.update(fitting)

@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from chan_rt import cli
+from chan_rt.calibration.plan import to_int8
+from chan_rt.calibration.ranges import TensorRange
 from chan_rt.export import engines
 from chan_rt.export.engine_layers import check_precision, from_build_log, from_inspector
 from chan_rt.export.engines import BuildOptions, build_engine, find_target, plan
@@ -178,6 +180,31 @@ def test_own_profiles_go_to_the_graphs_that_have_their_symbols(bundle: Path) -> 
 def test_bad_profiles_are_refused(bundle: Path, profiles: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(bundle, profiles=profiles)
+
+
+def test_an_int8_engine_multiplies_in_int8(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    graphs = {name: dict(by_precision) for name, by_precision in manifest.graphs.items()}
+    path = bundle / "graphs/int8/region_encoder.onnx"
+    path.parent.mkdir()
+    ranges = {"x": TensorRange(-3.0, 3.0, -3.0, 3.0, 100, 0.0)}
+    onnx.save(to_int8(encoder(TensorProto.FLOAT), ranges, "tensorrt", ()), path)
+    file = path.relative_to(bundle).as_posix()
+    graphs["region_encoder"]["int8"] = replace(graphs["region_encoder"]["fp32"], file=file, sha256=sha256_file(path))
+    (bundle / "manifest.json").write_text(replace(manifest, graphs=graphs).to_json())
+    built = build_engine(bundle, "region_encoder", "int8", find_target("tensorrt_rtx"))
+    assert set(built.record.layers["matrix"]) == {"Int8"}
+
+
+def test_int8_builds_what_a_matcher_would_run(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    graphs = {name: dict(by_precision) for name, by_precision in manifest.graphs.items()}
+    graphs["region_encoder"]["int8"] = graphs["region_encoder"]["fp32"]
+    changed = replace(manifest, graphs=graphs)
+    (bundle / "manifest.json").write_text(changed.to_json())
+    chosen = {graph: precision for graph, precision, _ in plan(bundle, precisions=["int8"])}
+    assert chosen == {graph: changed.resolve(graph, "int8") for graph in graphs}
+    assert chosen["region_encoder"] == "int8"
 
 
 def test_unknown_graphs_precisions_and_backends_are_refused(bundle: Path) -> None:
