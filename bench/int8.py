@@ -1,0 +1,190 @@
+"""Size, error and CPU speed of every precision on full-size models with random weights: python -m chan_rt.bench.int8
+
+Random weights say nothing of recalls (the demo's table does); sizes, speed and rounding errors are those of a trained
+model of this shape. Errors are against onnxruntime at fp32, whose own distance from torch is parity's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from ..calibration.calibrate import calibrate
+from ..calibration.feeds import Samples
+from ..chan_ref import checkpoint
+from ..chan_ref.config import BertConfig, ModelConfig
+from ..chan_ref.model import ChanModel
+from ..export.bundle import export_bundle
+from ..export.int8 import add_int8
+from ..runtime.backends import open_graph
+from ..runtime.contract import AlignmentConfig, Manifest
+from ..runtime.text import TokenBatch
+from .measure import Latency, machine, take_turns
+
+VOCABULARY = 8481  # words of Flickr30K in the published models
+REGIONS, WORDS, CALIBRATION_IMAGES, IMAGES, CAPTIONS = 36, 12, 64, 64, 256
+PRECISIONS = ("fp32", "fp16", "int8", "int8_x86")
+PACKAGES = ("torch", "onnxruntime", "numpy")
+MODELS = {
+    "gru": ModelConfig(vocab_size=VOCABULARY),
+    "bert": ModelConfig(
+        region_encoder="basic", text_encoder="bert", bert=BertConfig(), alignment=AlignmentConfig(pooling="Mean")
+    ),
+}
+
+
+@click.command()
+@click.option(
+    "--model", "names", type=click.Choice(list(MODELS)), multiple=True, default=tuple(MODELS), help="Repeatable."
+)
+@click.option("--seconds", default=6.0, show_default=True, help="Time for each comparison.")
+@click.option("--threads", type=int, help="CPU threads; default one per core.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+def main(names: tuple[str, ...], seconds: float, threads: int | None, json_file: Path | None) -> None:
+    """Compare the precisions of full-size models on this CPU, all in one run."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    record: dict[str, Any] = {"machine": machine(PACKAGES), "models": {}}
+    click.echo(", ".join(f"{name} {value}" for name, value in record["machine"].items()))
+    for name in names:
+        with TemporaryDirectory(prefix="chan-bench-") as folder:
+            record["models"][name] = measure(name, Path(folder), seconds, threads)
+    if json_file is not None:
+        json_file.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def measure(name: str, folder: Path, seconds: float, threads: int | None) -> dict[str, Any]:
+    """Export, calibrate, quantize and time one model; prints its table and returns the figures."""
+    config = MODELS[name]
+    torch.manual_seed(0)
+    model = ChanModel(config).eval()
+    tokenizer = {"vocab.json" if config.bert is None else "tokenizer.json": b"{}"}
+    checkpoint.save(folder / "checkpoint", model, tokenizer, {})
+    bundle = folder / "bundle"
+    export_bundle(folder / "checkpoint", bundle)
+    rng = np.random.default_rng(0)
+    calibrate(bundle, _samples(config, rng, CALIBRATION_IMAGES), "mse")
+    add_int8(bundle, prove=lambda precisions: [])
+    held_out = _samples(config, rng, IMAGES)
+    click.echo(f"\n{name}: {REGIONS} x {config.region_dim} -> {config.embed_dim}, {config.text_encoder}")
+    return {
+        "region_encoder": _graph(bundle, "region_encoder", model, held_out, (1, 64), seconds, threads),
+        "text_encoder": _graph(bundle, "text_encoder", model, held_out, (1, 64), seconds, threads),
+        "scores": _score_errors(bundle, held_out, threads),
+    }
+
+
+def _samples(config: ModelConfig, rng: np.random.Generator, images: int) -> Samples:
+    """Features as detectors give them (not negative, heavy-tailed), captions of random words."""
+    features = rng.gamma(0.5, 1.0, (images, REGIONS, config.region_dim)).astype(np.float32)
+    counts = np.full(images, REGIONS, np.int32)
+    vocabulary = config.vocab_size if config.bert is None else config.bert.vocab_size
+    ids = rng.integers(1, vocabulary, (CAPTIONS, WORDS), dtype=np.int32)
+    return Samples(
+        lambda part: (features[part], counts[part]), images, TokenBatch(ids, np.full(CAPTIONS, WORDS, np.int32))
+    )
+
+
+def _feeds(graph: str, samples: Samples, batch: int) -> dict[str, np.ndarray]:
+    if graph == "region_encoder":
+        regions, lengths = samples.regions(slice(0, batch))
+        return {"regions": regions, "region_lengths": lengths}
+    return dict(samples.captions(np.arange(batch)))
+
+
+def _graph(
+    bundle: Path,
+    graph: str,
+    model: ChanModel,
+    samples: Samples,
+    batches: tuple[int, ...],
+    seconds: float,
+    threads: int | None,
+) -> dict[str, Any]:
+    manifest = Manifest.load(bundle)
+    encode = model.encode_regions if graph == "region_encoder" else model.encode_words
+    opened = {
+        precision: open_graph(
+            "onnxruntime", bundle, manifest, graph, manifest.resolve(graph, precision), threads=threads
+        )
+        for precision in PRECISIONS
+        if manifest.resolve(graph, precision) == precision
+    }
+    latencies: dict[int, dict[str, Latency]] = {}
+    for batch in batches:
+        feeds = _feeds(graph, samples, batch)
+        calls: dict[str, Callable[[], object]] = {"torch fp32": _torch_call(encode, feeds)}
+        calls |= {name: lambda run=backend.run, feeds=feeds: run(feeds) for name, backend in opened.items()}
+        latencies[batch] = take_turns(calls, seconds)
+    outputs = {name: next(iter(backend.run(_feeds(graph, samples, 64)).values())) for name, backend in opened.items()}
+    expected = outputs["fp32"]
+    record = {}
+    head = "".join(f"{f'batch {batch}, ms':>14}{'ratio':>8}" for batch in batches)
+    click.echo(f"  {graph:<16}{'MB':>8}{'least cosine':>14}{head}")
+    for name in ("torch fp32", *opened):
+        size = None if name not in opened else (bundle / manifest.graph(graph, name).file).stat().st_size
+        cosine = None if name not in opened else float((outputs[name].astype(np.float32) * expected).sum(-1).min())
+        row = f"{'' if size is None else f'{size / 1e6:.1f}':>8}{'' if cosine is None else f'{cosine:.6f}':>14}"
+        for batch in batches:
+            ratio = latencies[batch]["torch fp32"].p50 / latencies[batch][name].p50
+            row += f"{latencies[batch][name].p50:14.2f}{ratio:7.2f}x"
+        click.echo(f"    {name:<14}{row}")
+        by_batch = {str(batch): asdict(latencies[batch][name]) for batch in batches}
+        record[name] = {"bytes": size, "least_cosine": cosine, "latency": by_batch}
+    for backend in opened.values():
+        backend.close()
+    return record
+
+
+def _torch_call(encode: Callable[..., torch.Tensor], feeds: dict[str, np.ndarray]) -> Callable[[], object]:
+    tensors = [torch.from_numpy(array) for array in feeds.values()]
+
+    def call() -> object:
+        with torch.inference_mode():
+            return encode(*tensors)
+
+    return call
+
+
+def _score_errors(bundle: Path, samples: Samples, threads: int | None) -> dict[str, dict[str, float]]:
+    """Largest and mean change of 64 x 64 scores against fp32, all graphs at the precision."""
+    manifest = Manifest.load(bundle)
+    scores = {}
+    for precision in PRECISIONS:
+        feeds: dict[str, np.ndarray] = {}
+        for graph, output, lengths in (
+            ("region_encoder", "region_embeddings", "region_lengths"),
+            ("text_encoder", "word_embeddings", "word_lengths"),
+        ):
+            with open_graph(
+                "onnxruntime", bundle, manifest, graph, manifest.resolve(graph, precision), threads=threads
+            ) as backend:
+                inputs = _feeds(graph, samples, 64)
+                feeds[output] = backend.run(inputs)[output]
+                feeds[lengths] = list(inputs.values())[1]
+        resolved = manifest.resolve("hard_alignment", precision)
+        with open_graph("onnxruntime", bundle, manifest, "hard_alignment", resolved, threads=threads) as backend:
+            dtypes = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}
+            scores[precision] = backend.run({name: value.astype(dtypes[name]) for name, value in feeds.items()})[
+                "scores"
+            ]
+    click.echo(f"  {'scores':<16}{'largest change':>16}{'mean change':>14}{'spread (std)':>14}")
+    found = {}
+    for precision in PRECISIONS[1:]:
+        change = np.abs(scores[precision] - scores["fp32"])
+        found[precision] = {"largest": float(change.max()), "mean": float(change.mean())}
+        row = f"{change.max():16.5f}{change.mean():14.5f}{scores['fp32'].std():14.5f}"
+        click.echo(f"    {precision:<14}{row}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
