@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "calibrate": "calibrate",
     "sensitivity": "sensitivity",
     "build": "build",
+    "parity": "parity",
     "inspect": "inspect",
     "explain": "explain",
     "bench": "bench",

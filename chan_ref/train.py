@@ -28,11 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..runtime.errors import CheckpointError, InputError
-from ..runtime.text import BertTokenizer, ScanTokenizer, build_scan_vocabulary
+from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import checkpoint
 from .augment import change_words, drop_regions
 from .config import ModelConfig
 from .data import PrecompSplit, has_split
+from .inference import read_tokenizer
 from .loss import MARGIN, hinge, infonce
 from .model import ChanModel
 from .train_config import EpochLog, TrainConfig
@@ -187,7 +188,7 @@ class _Run:
         self.tokenizer_files, self.on_step, self.on_epoch = tokenizer_files, on_step, on_epoch
         self.model = model.to(device)
         self.optimizer = _optimizer(model, config)
-        self.tokenizer = _tokenizer(tokenizer_files)
+        self.tokenizer = read_tokenizer(tokenizer_files)
         self.tokens = self.tokenizer.encode([data.train.captions[row] for row in data.pairs])
         self.logs: list[EpochLog] = []
 
@@ -326,9 +327,3 @@ def _moments(optimizer: torch.optim.AdamW, model: ChanModel) -> dict[str, Tensor
 
 def _optimizer_file(folder: Path, epoch: int) -> Path:
     return folder / f"optimizer-{epoch}.safetensors"
-
-
-def _tokenizer(files: Mapping[str, bytes]) -> ScanTokenizer | BertTokenizer:
-    if "vocab.json" in files:
-        return ScanTokenizer(json.loads(files["vocab.json"])["word2idx"])
-    return BertTokenizer(files["tokenizer.json"].decode())

@@ -1,0 +1,119 @@
+"""`chan evaluate`: checkpoints, bundles and ensembles give the same recalls as the reference."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.config import ModelConfig
+from chan_rt.chan_ref.inference import ReferenceMatcher
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.cli import main
+from chan_rt.export.bundle import export_bundle
+from chan_rt.runtime import metrics
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
+
+IMAGES, REGIONS, WIDTH = 10, 4, 12
+CAPTIONS = [" ".join(f"w{(row * 7 + k * k) % 23}" for k in range(1 + row % 6)) for row in range(5 * IMAGES)]
+
+
+def _save(path: Path, pooling: str, seed: int) -> Path:
+    torch.manual_seed(seed)
+    vocabulary = build_scan_vocabulary(CAPTIONS, 1)
+    config = ModelConfig(
+        region_dim=WIDTH,
+        embed_dim=16,
+        attention_heads=4,
+        word_dim=8,
+        vocab_size=ScanTokenizer(vocabulary["word2idx"]).vocab_size,
+        alignment=AlignmentConfig(pooling=pooling),  # type: ignore[arg-type]
+    )
+    checkpoint.save(path, ChanModel(config).eval(), {"vocab.json": json.dumps(vocabulary).encode()}, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("evaluate")
+    (root / "data/precomp").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save(root / "data/precomp/test_ims.npy", rng.standard_normal((IMAGES, REGIONS, WIDTH)).astype(np.float32))
+    (root / "data/precomp/test_caps.txt").write_text("\n".join(CAPTIONS) + "\n")
+    _save(root / "lse", "LSE", 1)
+    _save(root / "mean", "Mean", 2)
+    export_bundle(root / "lse", root / "bundle", ("fp32", "fp16"))
+    return root
+
+
+def _run(*arguments: object) -> dict[str, object]:
+    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def _scores(path: Path, root: Path) -> np.ndarray:
+    """The slow way: everything at once in the reference."""
+    matcher = ReferenceMatcher.open(path)
+    features = np.load(root / "data/precomp/test_ims.npy")
+    images = matcher.encode_images(features, np.full(IMAGES, REGIONS, np.int32))
+    return matcher.score(images, matcher.encode_texts(CAPTIONS))
+
+
+OWNER = np.arange(50) // 5
+
+
+def test_a_checkpoint_a_bundle_and_the_reference_agree(place: Path) -> None:
+    expected = metrics.evaluate(_scores(place / "lse", place), OWNER)
+    for arguments in (
+        [place / "lse"],
+        [place / "bundle", "--backend", "onnxruntime"],
+        [place / "bundle", "--backend", "onnxruntime", "--precision", "fp16"],
+    ):
+        found = _run(*arguments, place / "data")
+        if "fp16" not in arguments:
+            assert found["rsum"] == pytest.approx(expected.rsum)
+            assert found["i2t"] == pytest.approx(vars(expected.i2t))
+        else:
+            assert found["rsum"] == pytest.approx(expected.rsum, abs=25)
+        assert (found["images"], found["captions"]) == (IMAGES, 50)
+        bounds = found["rsum_bounds"]
+        assert bounds["pessimistic"] <= found["rsum"] <= bounds["optimistic"]  # type: ignore[index]
+
+
+def test_an_ensemble_is_the_mean_on_one_scale(place: Path) -> None:
+    mixed = (0.1 * _scores(place / "lse", place) + _scores(place / "mean", place)) / 2
+    expected = metrics.evaluate(mixed, OWNER)
+    found = _run(place / "lse", place / "mean", place / "data")
+    assert found["rsum"] == pytest.approx(expected.rsum)
+    assert found["t2i"] == pytest.approx(vars(expected.t2i))
+
+
+def test_folds_are_averaged(place: Path) -> None:
+    expected, _ = metrics.evaluate_folds(_scores(place / "lse", place), OWNER, 5)
+    assert _run(place / "lse", place / "data", "--folds", 5)["rsum"] == pytest.approx(expected.rsum)
+
+
+def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:
+    def invoke(*arguments: object) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+        return result.exit_code, result.output
+
+    code, text = invoke(place / "lse", place / "data", "--folds", 2)
+    assert code == 0
+    assert "10 images, 50 captions of test, mean of 2 folds" in text
+    assert "image-to-text" in text
+    assert "rsum" in text
+    code, text = invoke(tmp_path, place / "data")
+    assert code == 1
+    assert "neither a checkpoint" in text
+    code, text = invoke(place / "lse", place / "data", "--eccv")
+    assert code == 1
+    assert "test_ids.txt is missing" in text
+    code, text = invoke(place / "lse", place / "data", "--split", "testall")
+    assert code == 1
+    assert "testall_caps.txt is missing" in text
