@@ -40,6 +40,7 @@ PIECES = [
     *(". . .", " . . . ", " \n ", "\n\n", ". ,", ".\n", '." ', ".) ", "?' ", "!\u201d "),
 ]
 ABBREVIATED = _ABBREVIATED.split()
+PLAIN = ["a", "man", "in", "the", "red", "t-shirt", "and", "2", "dogs", "a1", "mr", "u", "s", "walk", "dinner-table"]
 SENTENCES = (
     "A man in a blue shirt is standing on a ladder cleaning a window.",
     'Two dogs play in the snow; one barks "woof!" at the other.',
@@ -55,6 +56,10 @@ def _caption(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.15:
         return " ".join(rng.choices(SENTENCES, k=rng.choice((1, 1, 2, 3))))
+    if kind < 0.3:
+        plain = rng.choices((*PLAIN, "cannot", "gonna", "wanna"), [10] * len(PLAIN) + [1, 1, 1], k=rng.randrange(1, 14))
+        joints = (" ", " ", " ", "  ", ", ", " , ", "-", ",", " - ", "--", ". ")
+        return "".join(word + rng.choice(joints) for word in plain) + rng.choice(("", ".", " .", ",", "-", ".. ", ". "))
     parts = []
     for _ in range(400 if kind > 0.998 else rng.choice((1, 2, 3, 5, 8, 13, 25))):
         part = rng.random()
