@@ -175,7 +175,7 @@ def check_parity(
             is named must run here, an engine that is not named is listed as not run.
         precisions: names; empty for all the bundle (or its engines) has.
         backbone: what the bundle's backbone was exported from; None leaves that graph unchecked, as the report notes.
-        progress: called with a stage's name, blocks done and blocks in all.
+        progress: called with the name of what runs, blocks done and blocks in all, over every stage.
 
     Raises:
         ParityError: the checkpoint is of another model than the bundle, or nothing could be run.
@@ -190,24 +190,26 @@ def check_parity(
     tolerances = {stage: load_tolerances(*stage) for stage in planned}
     stages = []
     with tempfile.TemporaryDirectory(prefix="chan-parity-") as scratch:
-        folder = Path(scratch, "torch")
-        folder.mkdir()
-        reference = Reference(checkpoint, source, backbone, sample, folder, lambda *blocks: progress("torch", *blocks))
-        for backend, precision in planned:
+
+        def ticker(name: str, turn: int) -> Tick:
+            return lambda done, total: progress(name, turn * total + done, (1 + len(planned)) * total)
+
+        def folder(name: str) -> Path:
+            path = Path(scratch, name)
+            path.mkdir()
+            return path
+
+        reference = Reference(checkpoint, source, backbone, sample, folder("torch"), ticker("torch", 0))
+        for turn, (backend, precision) in enumerate(planned, start=1):
             cannot = _cannot_run(backend)
-            if cannot and not backends:
+            if cannot and backends:
+                raise BackendError(f"{backend} cannot run here: {cannot}")
+            if cannot:
                 stages.append(Stage(backend, precision, "not run", f"built, not run: {cannot}"))
                 continue
-            if cannot:
-                raise BackendError(f"{backend} cannot run here: {cannot}")
-            folder = Path(scratch, f"{backend}-{precision}")
-            folder.mkdir()
-
-            def tick(done: int, total: int, name: str = f"{backend}/{precision}") -> None:
-                progress(name, done, total)
-
-            bounds = tolerances[backend, precision]
-            stages.append(_run_stage(reference, bundle, manifest, backend, precision, bounds, folder, tick))
+            bounds, name = tolerances[backend, precision], f"{backend}/{precision}"
+            own = folder(f"{backend}-{precision}")
+            stages.append(_run_stage(reference, bundle, manifest, backend, precision, bounds, own, ticker(name, turn)))
     if all(stage.status == "not run" for stage in stages):
         raise ParityError("no stage could run here: " + "; ".join(f"{stage.name} {stage.reason}" for stage in stages))
     return Report(
@@ -230,7 +232,7 @@ def plan_stages(
     exported = [name for name in PRECISIONS if name in (precisions or manifest.graphs["region_encoder"])]
     for precision in precisions:
         for graph in COMPARED:
-            manifest.graph(graph, precision)  # says what the bundle has instead
+            manifest.resolve(graph, precision)  # says what the bundle has instead
     built = {(record.flavor, record.precision) for _, record in records(bundle)}
     planned = [
         (backend, precision)
@@ -271,7 +273,9 @@ def record_verdict(bundle: str | Path, report: Report) -> None:
             "checkpoint_sha256": report.checkpoint["sha256"],
             "images": report.sample["images"],
             "captions": report.sample["captions"],
-            "graphs": {graph: manifest.graph(graph, stage.precision).sha256 for graph in COMPARED},
+            "graphs": {
+                graph: manifest.graph(graph, manifest.resolve(graph, stage.precision)).sha256 for graph in COMPARED
+            },
         }
         for stage in report.stages
         if stage.status != "not run"
@@ -326,6 +330,10 @@ def _check_same_model(manifest: Manifest, config: ModelConfig, which: str) -> No
     if different:
         found = "; ".join(f"{name} is {here.get(name)} and {there.get(name)}" for name in different)
         raise ParityError(f"{which} are not of one model: {found}")
+
+
+def _hash_of(manifest: Manifest, graph: str, precision: str) -> str:
+    return manifest.graph(graph, manifest.resolve(graph, precision)).sha256
 
 
 def _recalls(metrics: Metrics) -> dict[str, Any]:

@@ -99,14 +99,15 @@ class GraphRunner:
         bundle: the bundle's folder.
         manifest: of the bundle.
         backend: a name of `runtime.backends.BACKENDS`.
-        precision: of every graph.
+        precision: as it is asked for; `Manifest.resolve` says what each graph has in its place.
     """
 
     def __init__(self, bundle: Path, manifest: Manifest, backend: str, precision: str) -> None:
         self._graphs: dict[str, Backend] = {}
         try:
             for graph in COMPARED:
-                self._graphs[graph] = open_graph(backend, bundle, manifest, graph, precision)
+                form = manifest.resolve(graph, precision)
+                self._graphs[graph] = open_graph(backend, bundle, manifest, graph, form)
             if precision in manifest.graphs.get("backbone", {}):
                 self._graphs["backbone"] = open_graph(backend, bundle, manifest, "backbone", precision)
         except BaseException:

@@ -1,0 +1,76 @@
+"""`chan parity`: table, files, and an exit status that a CI job can rely on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.config import ModelConfig
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.cli import main
+from chan_rt.export.bundle import export_bundle
+from chan_rt.runtime.contract import Manifest
+from chan_rt.runtime.text import scan_vocabulary
+
+WORDS = ["<pad>", "<start>", "<end>", "<unk>", "cat", "dog", "sun"]
+
+
+def save(path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = ModelConfig(region_dim=6, embed_dim=8, vocab_size=len(WORDS) + 1, word_dim=5, region_encoder="basic")
+    vocabulary = json.dumps(scan_vocabulary({word: row for row, word in enumerate(WORDS)})).encode()
+    checkpoint.save(path, ChanModel(config).eval(), {"vocab.json": vocabulary}, {})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    save(root / "checkpoint", 0)
+    save(root / "other", 1)
+    export_bundle(root / "checkpoint", root / "bundle", ["fp32"])
+    (root / "data" / "precomp").mkdir(parents=True)
+    regions = np.random.default_rng(0).standard_normal((4, 3, 6)).astype(np.float32)
+    np.save(root / "data" / "precomp" / "test_ims.npy", regions)
+    captions = [f"{first} {second}" for first in ("cat", "dog", "sun", "hat") for second in ("cat",) * 3 + ("sun",) * 2]
+    (root / "data" / "precomp" / "test_caps.txt").write_text("\n".join(captions) + "\n")
+    return root
+
+
+def run(world: Path, *options: str, reference: str = "checkpoint") -> tuple[int, str]:
+    arguments = [str(world / "bundle"), "--checkpoint", str(world / reference), "--data", str(world / "data")]
+    result = CliRunner().invoke(main, ["parity", *arguments, *options])
+    return result.exit_code, result.stdout
+
+
+def test_a_faithful_bundle_exits_with_0(world: Path, tmp_path: Path) -> None:
+    json_file, html_file = tmp_path / "report.json", tmp_path / "report.html"
+    status, output = run(world, "--json", str(json_file), "--html", str(html_file), "--record")
+    assert status == 0, output
+    assert output.splitlines()[0].startswith("4 images and 20 captions")
+    assert output.splitlines()[-1] == "parity holds in 1 of 1 stages"
+    assert json.loads(json_file.read_text())["passed"] is True
+    assert html_file.read_text().startswith("<!doctype html>")
+    assert Manifest.load(world / "bundle").parity["onnxruntime/fp32"]["passed"] is True
+
+
+def test_a_bundle_of_other_weights_exits_with_1(world: Path) -> None:
+    status, output = run(world, "--json", "-", reference="other")
+    assert status == 1
+    raw = json.loads(output)
+    assert raw["passed"] is False
+    assert raw["stages"][0]["checks"][1]["misses"]
+
+
+def test_errors_are_one_line(world: Path, tmp_path: Path) -> None:
+    status, output = run(world, "--precision", "fp16")
+    assert status == 1
+    assert output == ""
+    result = CliRunner().invoke(main, ["parity", str(world / "bundle"), "--data", str(world / "data")])
+    assert result.exit_code == 2
+    assert "--checkpoint" in result.stderr
