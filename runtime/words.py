@@ -107,7 +107,7 @@ _CIRCLED_LETTERS = (
 _CLITIC = re.compile(r"(?i:re|ve|ll|[mtsdn])")
 
 
-# Most captions: of all the rules below only those for a comma and the last period can apply (measured: 3 us instead of 127).
+# Most captions: of all rules below only those for a comma and the last period can apply (measured: 3 us, not 127).
 _PLAIN = re.compile(r"(?:[a-z0-9 ]|, |-(?!-))*\.?")
 _CONTRACTED = re.compile("cannot|gimme|gonna|gotta|lemme|wanna")
 
