@@ -115,12 +115,14 @@ class OnnxruntimeKernel:
         lengths = np.diff(starts)
         if (lengths == lengths[0]).all():
             return self._run(1, stored.reshape(len(lengths), lengths[0], -1), query.codes)
-        return np.maximum.reduceat(self._run(None, stored[None], query.codes)[0], starts[:-1], axis=0)
+        products = self._run(None, stored[None], query.codes)[0]  # [V, Q]
+        return np.maximum.reduceat(products, starts[:-1], axis=0)
 
     def max_over_query(self, stored: NDArray[np.uint8], query: PackedQueries) -> NDArray[np.int32]:
         """See Kernel."""
         if len(query.starts) == 2:
-            return self._run(2, stored[None], query.codes)[0][:, None]
+            over_one: NDArray[np.int32] = self._run(2, stored[None], query.codes)[0][:, None]
+            return over_one
         return np.maximum.reduceat(self._run(None, stored[None], query.codes)[0], query.starts[:-1], axis=1)
 
     def _run(self, axis: int | None, vectors: NDArray[np.uint8], query: NDArray[np.int8]) -> NDArray[np.int32]:

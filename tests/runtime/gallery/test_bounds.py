@@ -1,5 +1,7 @@
 """The bounds hold for every pair, the arithmetic's rounding included, and are as tight as stated."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -143,7 +145,7 @@ def test_grouped_pooling_is_pooling_of_each_group() -> None:
         for pooling in POOLINGS:
             alignment = AlignmentConfig("VHA", pooling)
             pooled, spread = pool_groups(values, starts, alignment)
-            for i, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+            for i, (a, b) in enumerate(itertools.pairwise(starts)):
                 np.testing.assert_allclose(pooled[i], pool(values[a:b].T, alignment), rtol=1e-13)
                 expected = np.ptp(values[a:b], axis=0) if pooling == "Softmax" else np.zeros(5)
                 np.testing.assert_array_equal(spread[i], expected)
@@ -157,7 +159,7 @@ def test_quantization_errors_are_upper_bounds_and_close() -> None:
     restored = rows.codes * np.repeat(rows.scale, np.diff(starts)).astype(np.float64)[:, None]
     error = np.linalg.norm(x - restored, axis=1)
     norm = np.linalg.norm(restored, axis=1)
-    for i, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(starts)):
         assert error[a:b].max() <= rows.error[i] <= error[a:b].max() * (1 + 1e-6)
         assert norm[a:b].max() <= rows.norm[i] <= norm[a:b].max() * (1 + 1e-6)
         assert np.abs(rows.codes[a:b]).max() == 127

@@ -1,0 +1,337 @@
+"""A gallery open for search: snapshots of what was committed, and certified answers from them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contract import AlignmentConfig
+from ..embeddings import Embeddings
+from ..errors import GalleryCorrupt, GalleryError, InputError
+from .catalogue import Catalogue, Row, SegmentRecord
+from .fast import MIN_ROWS, FastScan
+from .part import pack_rows
+from .rank import Ranker, Ranking
+from .scan import KernelName, Pool, open_kernel
+from .segments import Segment
+from .settings import GallerySettings
+from .true_score import true_row
+from .writer import SEGMENTS, checked_meta, load_fast
+
+Mode = Literal["exact", "fast"]
+_RETRIES = 50  # of a snapshot whose files a compaction removed meanwhile; each retry reads a newer commit
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One row found.
+
+    Attributes:
+        id, metadata: as they were added.
+        score: float64, from the fine copy.
+        word_regions: int32 [W], for each word of the caption (the query, or this hit) the region it chose.
+        word_scores: float32 [W], that region's similarity with the word.
+    """
+
+    id: str
+    score: float
+    metadata: Mapping[str, Any]
+    word_regions: NDArray[np.int32]
+    word_scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The answer to one query.
+
+    Attributes:
+        hits: best first, ties by order of addition.
+        mode: `exact` or `fast`, as it was carried out (fast falls back to exact in small galleries).
+        certified: whether this is proven to be the top k of scoring every row's fine copy in float64.
+        reason: why it is certified, or why not.
+        rows: rows that could have been found.
+        rescored: rows that were scored again from the fine copy.
+    """
+
+    hits: tuple[Hit, ...]
+    mode: Mode
+    certified: bool
+    reason: str
+    rows: int
+    rescored: int
+
+    @property
+    def rescored_share(self) -> float:
+        """rescored / rows; 0 where there were no rows."""
+        return self.rescored / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """One commit, its files mapped; searches that began on it end on it, whatever is committed meanwhile."""
+
+    generation: int
+    records: tuple[SegmentRecord, ...]
+    segments: tuple[Segment, ...]
+    bases: NDArray[np.int64]
+    live: NDArray[np.bool_]
+    ranker: Ranker
+    fast: FastScan | None
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(index of the segment, position in it) of a row."""
+        index = int(np.searchsorted(self.bases, row, side="right")) - 1
+        return index, row - int(self.bases[index])
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(number of the segment, position in it) of a row."""
+        index, position = self.locate(row)
+        return self.records[index].number, position
+
+
+class Gallery:
+    """A gallery open for reading; searches see the newest commit. Any number of threads may use one, beside one writer.
+
+    Args:
+        path: the gallery's folder.
+        model: fingerprint of the model that will encode the queries; None trusts the caller.
+        scan: the kernel, see scan.py.
+        threads: for scans; every core by default.
+
+    Raises:
+        GalleryError: no gallery, of another schema, or made with another model.
+        GalleryCorrupt: the catalogue or a segment's header is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        scan: KernelName | Literal["auto"] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._kernel = open_kernel(scan)
+        self._catalogue = Catalogue(self.path)
+        self.settings = GallerySettings.from_dict(checked_meta(self._catalogue, self.path))
+        if model is not None and model != self.settings.model:
+            raise GalleryError(
+                f"{self.path} was made with another model (fingerprint {self.settings.model[:12]}, the bundle's is "
+                f"{model[:12]}): its embeddings cannot be compared. Index again with this bundle"
+            )
+        self._pool = Pool(threads)
+        self._lock = threading.Lock()
+        self._current: _Snapshot | None = None
+        self._snapshot()
+
+    def close(self) -> None:
+        """Close the catalogue and end the threads."""
+        self._pool.close()
+        self._catalogue.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Rows of the newest commit."""
+        return int(np.count_nonzero(self._snapshot().live))
+
+    @property
+    def alignment(self) -> AlignmentConfig:
+        """How similarities become scores."""
+        return self.settings.alignment
+
+    @property
+    def scan(self) -> KernelName:
+        """The kernel in use."""
+        return self._kernel.name
+
+    @property
+    def fast(self) -> FastScan | None:
+        """The fast scan with its measured recall, if it was prepared."""
+        return self._snapshot().fast
+
+    def rows(self) -> list[Row]:
+        """Every row's id and metadata, in order of addition."""
+        snapshot = self._snapshot()
+        with self._catalogue.transaction("DEFERRED"):
+            return [row for record in snapshot.records for row in self._catalogue.rows_of(record.number)]
+
+    def search(
+        self,
+        queries: Embeddings,
+        k: int = 10,
+        *,
+        mode: Mode = "exact",
+        ids: Iterable[str] | None = None,
+        where: Mapping[str, object] | None = None,
+    ) -> list[SearchResult]:
+        """The k best rows for each query.
+
+        Args:
+            queries: of the other side: captions' words for a gallery of images, images' regions for one of captions.
+            k: how many; all rows where there are fewer.
+            mode: `exact` is certified; `fast` is not, and its recall was measured (`Gallery.fast`).
+            ids: only rows with these ids.
+            where: only rows whose metadata has each value at its key (a scan of all metadata).
+
+        Raises:
+            InputError: k or mode out of range; fast without its preparation; an id that does not exist.
+            TensorError: queries of another width, or not finite.
+            GalleryCorrupt: bytes this search must read are not those that were committed.
+        """
+        if k < 1:
+            raise InputError(f"k must be positive, got {k}")
+        if mode not in get_args(Mode):
+            raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        if queries.dim != self.settings.dim:
+            raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")
+        vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
+        split = np.split(vectors, starts[1:-1])
+        for _ in range(_RETRIES):
+            snapshot = self._snapshot()
+            allowed = self._allowed(snapshot, ids, where)
+            used, reason, rankings = self._rank(snapshot, split, k, mode, allowed)
+            found = [self._hits(snapshot, query, ranking) for query, ranking in zip(split, rankings, strict=True)]
+            if None in found:  # a hit was deleted or moved while this searched: ask the newer commit
+                continue
+            rows = int(np.count_nonzero(allowed))
+            return [
+                SearchResult(hits or (), used, ranking.certified and used == "exact", reason, rows, ranking.rescored)
+                for hits, ranking in zip(found, rankings, strict=True)
+            ]
+        raise GalleryError(f"{self.path}: hits were deleted or moved {_RETRIES} times during one search")
+
+    def verify(self) -> list[str]:
+        """Read every byte and name what is damaged: files, pages, arrays, records. Empty where all is well."""
+        found = self._catalogue.damaged()
+        if found:
+            return found
+        snapshot = self._snapshot()
+        for segment in snapshot.segments:
+            found += segment.damaged()
+        with self._catalogue.transaction("DEFERRED"):
+            for record in self._catalogue.segments():
+                rows = [row.position for row in self._catalogue.rows_of(record.number)]
+                if rows != np.flatnonzero(record.live).tolist():
+                    found.append(f"{self._catalogue.path}: segment {record.number}'s rows are not those alive in it")
+        return found
+
+    # -- pieces
+
+    def _snapshot(self) -> _Snapshot:
+        """The newest commit; files already mapped, and pages already checked, are taken over."""
+        with self._lock:
+            current = self._current
+            if current is not None and self._catalogue.meta("generation") == current.generation:
+                return current
+            known = {}
+            if current is not None:
+                known = {(r.file.name, r.fast): s for r, s in zip(current.records, current.segments, strict=True)}
+            for attempt in range(_RETRIES):
+                with self._catalogue.transaction("DEFERRED"):
+                    generation = self._catalogue.meta("generation")
+                    records = self._catalogue.segments()
+                    try:
+                        fast = load_fast(self._catalogue, self.path / SEGMENTS)
+                        basis = None if fast is None else fast.basis
+                        segments = [
+                            known.get((record.file.name, record.fast))
+                            or Segment(self.path / SEGMENTS, record.file, record.fast, basis)
+                            for record in records
+                        ]
+                        break
+                    except FileNotFoundError as error:
+                        if attempt == _RETRIES - 1:
+                            raise GalleryCorrupt(f"{error.filename} is missing: {self.path} is incomplete") from error
+            live = np.concatenate([record.live for record in records]) if records else np.zeros(0, bool)
+            ranker = Ranker(segments, self.settings.kind, self.alignment, self._kernel, self._pool)
+            bases = np.cumsum([0] + [record.rows for record in records])
+            self._current = _Snapshot(generation, tuple(records), tuple(segments), bases, live, ranker, fast)
+            return self._current
+
+    def _allowed(
+        self, snapshot: _Snapshot, ids: Iterable[str] | None, where: Mapping[str, object] | None
+    ) -> NDArray[np.bool_]:
+        allowed = snapshot.live
+        if ids is not None:
+            wanted = list(ids)
+            found = self._catalogue.find(wanted)
+            missing = [id for id in wanted if id not in found]
+            if missing:
+                raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+            allowed = allowed & self._mask(snapshot, found.values())
+        if where is not None:
+            allowed = allowed & self._mask(snapshot, self._catalogue.places(where))
+        return allowed
+
+    def _mask(self, snapshot: _Snapshot, rows: Iterable[Row]) -> NDArray[np.bool_]:
+        base = {record.number: int(snapshot.bases[i]) for i, record in enumerate(snapshot.records)}
+        mask = np.zeros(len(snapshot.live), bool)
+        for row in rows:
+            if row.segment in base:
+                mask[base[row.segment] + row.position] = True
+        return mask
+
+    def _rank(
+        self,
+        snapshot: _Snapshot,
+        queries: Sequence[NDArray[np.float32]],
+        k: int,
+        mode: Mode,
+        allowed: NDArray[np.bool_],
+    ) -> tuple[Mode, str, list[Ranking]]:
+        fast = snapshot.fast
+        if mode == "fast" and np.count_nonzero(allowed) >= MIN_ROWS and self.alignment.coding != "VSA":
+            if fast is None:
+                raise InputError(f"mode: fast search is not prepared; run: chan gallery prepare {self.path}")
+            measured = "was not measured" if fast.recall is None else f"{fast.recall:.4f} over {fast.queries} queries"
+            reason = f"fast mode is not certified; its recall of the exact top {fast.k} {measured}"
+            return "fast", reason, snapshot.ranker.fast(queries, k, allowed, fast.share)
+        rankings = snapshot.ranker.exact(queries, k, allowed)
+        if self.settings.fine == "none":
+            return "exact", "this gallery keeps no fine copy to certify against", rankings
+        if self.alignment.coding == "VSA":
+            return "exact", "every row was scored from the fine copy (VSA)", rankings
+        return "exact", "every row that was not rescored is proven to score less than all hits", rankings
+
+    def _hits(self, snapshot: _Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...] | None:
+        """A ranking with ids and metadata; None where a row was deleted or moved since the snapshot was taken."""
+        with self._catalogue.transaction("DEFERRED"):
+            records = [self._catalogue.row_at(*snapshot.place(int(row))) for row in ranking.rows]
+            if None in records and self._catalogue.meta("generation") == snapshot.generation:
+                raise GalleryCorrupt(
+                    f"{self._catalogue.path} lacks a row that it says is alive; restore it from a copy"
+                )
+        hits = []
+        for i, record in enumerate(records):
+            if record is None:
+                return None
+            regions, similarities = self._words(snapshot, query, ranking, i)
+            hits.append(Hit(record.id, float(ranking.scores[i]), record.metadata, regions, similarities))
+        return tuple(hits)
+
+    def _words(
+        self, snapshot: _Snapshot, query: NDArray[np.float32], ranking: Ranking, i: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Each word's region and similarity."""
+        if self.alignment.coding == "VHA" and ranking.details is not None:
+            detail = ranking.details[i]
+        else:
+            index, position = snapshot.locate(int(ranking.rows[i]))
+            vectors = snapshot.segments[index].vectors(position, position + 1, self.settings.dim)
+            detail = true_row(vectors, query, self.settings.kind, AlignmentConfig("VHA", "Max"))
+        return detail.winners, detail.maxima.astype(np.float32)

@@ -1,0 +1,375 @@
+"""Changes to a gallery: one writer at a time, beside any number of readers.
+
+A change is: write new files, make them durable, then one transaction of the catalogue. Files are never changed once
+written. So a crash at any point leaves the last commit; files no commit names are swept when the next writer opens.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from ..embeddings import Embeddings
+from ..errors import GalleryError, GalleryLocked, InputError
+from .catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord
+from .fast import FastScan, fit_basis, measure
+from .part import ArrayPart, array_part, pack_rows
+from .quantize import padded_width, quantize, store_codes
+from .segments import FileRecord, MappedFile, Segment, prefix_arrays, segment_arrays, sync_folder, write_arrays
+from .settings import GallerySettings
+
+SEGMENTS = "segments"
+LOCK = "writer.lock"
+SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
+
+
+class GalleryWriter:
+    """The one writer of a gallery; a context manager that gives the lock back.
+
+    Raises:
+        GalleryLocked: another process, or this one, is already writing.
+        GalleryError: there is no gallery, or its folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._segments = self.path / SEGMENTS
+        self._lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        if not (self.path / CATALOGUE).is_file():
+            raise GalleryError(f"{self.path} is not a gallery; make one with: chan index BUNDLE IMAGES -o {self.path}")
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise GalleryLocked(f"{self.path} is being written by another process; wait for it to end") from error
+        except OSError as error:
+            raise GalleryError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        try:
+            self._catalogue = Catalogue(self.path)
+            self.settings = GallerySettings.from_dict(checked_meta(self._catalogue, self.path))
+            self._sweep()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def create(cls, path: str | Path, settings: GallerySettings) -> GalleryWriter:
+        """Make an empty gallery and open it for writing; PATH must not exist yet, or be an empty folder.
+
+        Raises:
+            GalleryError: something is already there, or it cannot be written.
+        """
+        folder = Path(path)
+        new = folder / f"{CATALOGUE}.new"
+        leftovers = {SEGMENTS, LOCK, new.name, f"{new.name}-wal", f"{new.name}-shm"}  # of an interrupted creation
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if {entry.name for entry in folder.iterdir()} - leftovers:
+                raise GalleryError(f"{folder} already exists and is not empty; choose another folder, or add to it")
+            (folder / SEGMENTS).mkdir(exist_ok=True)
+            new.unlink(missing_ok=True)
+            catalogue = Catalogue(folder=folder, create=True, name=new.name)
+            with catalogue.transaction():
+                catalogue.create_tables()
+                catalogue.set_meta("schema", SCHEMA)
+                catalogue.set_meta("settings", settings.to_dict())
+                catalogue.set_meta("generation", 0)
+                catalogue.set_meta("next_segment", 1)
+            catalogue.close()
+            os.replace(new, folder / CATALOGUE)
+            sync_folder(folder)
+        except OSError as error:
+            raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
+        return cls(folder)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._catalogue.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ids(self, among: Iterable[str]) -> set[str]:
+        """Those of the given ids that the gallery has."""
+        return set(self._catalogue.find(among))
+
+    def add(
+        self,
+        ids: Sequence[str],
+        embeddings: Embeddings,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Add rows in one commit: when this returns they are on the disk, and if it does not, none of them is.
+
+        Args:
+            ids: one for each row, unique.
+            embeddings: of the rows, from the gallery's model.
+            metadata: JSON values for each row (path, boxes, caption, ...).
+            overwrite: rows whose id exists take the place of the old ones, which go in the same commit; they count as
+                new rows (ties are decided by the order of addition). Without it an existing id is an error.
+
+        Raises:
+            InputError: lengths that differ, ids twice, ids that exist.
+            TensorError: embeddings of another width, or values that are not finite.
+            GalleryError: the disk is full or cannot be written; nothing was changed.
+        """
+        details = [{}] * len(ids) if metadata is None else metadata
+        if not len(ids) == len(embeddings) == len(details):
+            raise InputError(
+                f"ids, embeddings, metadata: must agree, got {len(ids)}, {len(embeddings)}, {len(details)}"
+            )
+        if len(set(ids)) < len(ids):
+            raise InputError("ids: must be unique, got " + ", ".join(sorted({i for i in ids if ids.count(i) > 1})[:5]))
+        if embeddings.dim != self.settings.dim:
+            raise InputError(f"embeddings: D must be this gallery's {self.settings.dim}, got {embeddings.dim}")
+        existing = self._catalogue.find(ids)
+        if existing and not overwrite:
+            raise InputError(
+                f"ids: already in the gallery (pass overwrite to replace them): {', '.join(list(existing)[:5])}"
+            )
+        vectors, starts = pack_rows(embeddings.vectors, embeddings.lengths, "embeddings")
+        fast = self._fast()
+        with self._new_files() as files:
+            written = []
+            for first, last in self._pieces(starts):
+                part_starts = starts[first : last + 1] - starts[first]
+                part = array_part(vectors[starts[first] : starts[last]], part_starts, self.settings.fine)
+                record = files.write(segment_arrays(part))
+                prefix = None
+                if fast is not None:
+                    coordinates = quantize(vectors[starts[first] : starts[last]] @ fast.basis, part_starts)
+                    prefix = files.write(prefix_arrays(coordinates.scale, store_codes(coordinates.codes)))
+                written.append((first, last, record, prefix))
+            with self._commit():
+                self._catalogue.kill(existing.values())
+                for first, last, record, prefix in written:
+                    number, live = self._catalogue.new_number(), np.ones(last - first, bool)
+                    self._catalogue.put_segment(SegmentRecord(number, number, record, prefix, last - first, live))
+                    self._catalogue.put_rows(Row(ids[i], number, i - first, details[i]) for i in range(first, last))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove rows in one commit; their bytes go with the next `compact`.
+
+        Raises:
+            InputError: ids the gallery does not have; nothing was changed.
+        """
+        found = self._catalogue.find(ids)
+        missing = [id for id in dict.fromkeys(ids) if id not in found]
+        if missing:
+            raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+        with self._commit():
+            self._catalogue.kill(found.values())
+
+    def compact(self) -> None:
+        """Rewrite segments that hold deleted rows or are small, in one commit; rows keep their order.
+
+        Needs room on the disk for the rewritten rows beside the old ones. Readers go on with the old files.
+        """
+        records = self._catalogue.segments()
+        fast = self._fast()
+        with self._new_files() as files:
+            replaced: list[tuple[list[SegmentRecord], _Merged | None]] = []
+            for group in self._groups(records):
+                if len(group) == 1 and group[0].live.all():
+                    continue
+                replaced.append((group, self._merge(group, files, fast)))
+            with self._commit():
+                for group, merged in replaced:
+                    moved = [row for record in group for row in self._catalogue.rows_of(record.number)]
+                    self._catalogue.drop_segments(record.number for record in group)
+                    if merged is not None:
+                        number = self._catalogue.new_number()
+                        live = np.ones(len(moved), bool)
+                        self._catalogue.put_segment(
+                            SegmentRecord(number, group[0].place, merged.file, merged.fast, len(moved), live)
+                        )
+                        self._catalogue.move_rows(moved, number)
+        self._sweep()
+
+    def prepare_fast(self, queries: Embeddings | None = None) -> FastScan:
+        """Fit the fast scan to the gallery as it is now, measure its recall and keep both, in one commit.
+
+        Args:
+            queries: embeddings of the other side (captions for a gallery of images). Half choose how many rows to
+                rescore; the recall that is stored and shown is measured on the other half. Without queries it is
+                unknown.
+        """
+        records = self._catalogue.segments()
+        segments = [Segment(self._segments, record.file, None, None) for record in records]
+        basis = fit_basis(segments, [record.live for record in records], self.settings.dim)
+        with self._new_files() as files:
+            basis_file = files.write({"basis": basis})
+            new = []
+            for record, segment in zip(records, segments, strict=True):
+                prefix = files.write(prefix_arrays(*_prefix_of(segment, basis)))
+                new.append(replace(record, fast=prefix))
+            parts = [Segment(self._segments, record.file, record.fast, basis) for record in new]
+            live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
+            fast = measure(parts, live, self.settings, queries, basis)
+            with self._commit():
+                for record in new:
+                    self._catalogue.put_segment(record)
+                self._catalogue.set_meta("fast", fast.to_dict(basis_file))
+        self._sweep()
+        return fast
+
+    # -- pieces
+
+    def _fast(self) -> FastScan | None:
+        return load_fast(self._catalogue, self._segments)
+
+    def _pieces(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Rows in pieces of at most SEGMENT_BYTES of fine vectors, one row at least."""
+        limit = max(1, SEGMENT_BYTES // (4 * self.settings.dim))
+        edges = [0]
+        while edges[-1] < len(starts) - 1:
+            stop = int(np.searchsorted(starts, starts[edges[-1]] + limit, side="right")) - 1
+            edges.append(max(edges[-1] + 1, stop))
+        return list(pairwise(edges))
+
+    def _groups(self, records: list[SegmentRecord]) -> Iterator[list[SegmentRecord]]:
+        """Consecutive segments whose living rows fit one file."""
+        group: list[SegmentRecord] = []
+        size = 0.0
+        for record in records:
+            living = record.file.length * float(record.live.mean())
+            if group and size + living > SEGMENT_BYTES:
+                yield group
+                group, size = [], 0.0
+            group.append(record)
+            size += living
+        if group:
+            yield group
+
+    def _merge(self, group: list[SegmentRecord], files: _NewFiles, fast: FastScan | None) -> _Merged | None:
+        """Files of the group's living rows, copied as they are; None where none lives."""
+        if not any(record.live.any() for record in group):
+            return None
+        basis = None if fast is None else fast.basis
+        segments = [Segment(self._segments, record.file, record.fast, basis) for record in group]
+        lengths = np.concatenate([np.diff(s.starts)[r.live] for s, r in zip(segments, group, strict=True)])
+
+        def joined(name: str) -> NDArray[Any]:
+            return np.concatenate([s.kept(name, r.live) for s, r in zip(segments, group, strict=True)])
+
+        part = ArrayPart(
+            starts=np.r_[0, np.cumsum(lengths, dtype=np.int64)],
+            scale=joined("scale"),
+            error=joined("error"),
+            norm=joined("norm"),
+            stored=joined("codes"),
+            exact=joined("fine") if segments[0].has_fine else None,
+        )
+        file = files.write(segment_arrays(part))
+        prefix = None
+        if all(segment.prefix is not None for segment in segments):
+            kept = [s.kept_prefix(r.live) for s, r in zip(segments, group, strict=True)]
+            prefix = files.write(prefix_arrays(*(np.concatenate(arrays) for arrays in zip(*kept, strict=True))))
+        return _Merged(file, prefix)
+
+    @contextmanager
+    def _commit(self) -> Iterator[None]:
+        with self._catalogue.transaction():
+            yield
+            self._catalogue.set_meta("generation", self._catalogue.meta("generation") + 1)
+
+    @contextmanager
+    def _new_files(self) -> Iterator[_NewFiles]:
+        """Files that go again if what they are for fails."""
+        files = _NewFiles(self._segments)
+        try:
+            yield files
+        except BaseException as error:
+            files.discard()
+            if isinstance(error, OSError):
+                raise GalleryError(
+                    f"{self.path} cannot be written: {error.strerror or error}; nothing of this change was kept"
+                ) from error
+            raise
+
+    def _sweep(self) -> None:
+        """Remove files that no commit names: what a crash or a compaction left."""
+        named = {file.name for r in self._catalogue.segments() for file in (r.file, r.fast) if file is not None}
+        fast = self._catalogue.meta("fast")
+        if fast is not None:
+            named.add(fast["file"]["name"])
+        for path in self._segments.iterdir():
+            if path.name not in named:
+                path.unlink()
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """The files of a compaction's new segment."""
+
+    file: FileRecord
+    fast: FileRecord | None
+
+
+class _NewFiles:
+    """Files written for one commit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: list[str] = []
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
+        record = write_arrays(self._folder, f"{uuid.uuid4().hex}.safetensors", arrays)
+        self._names.append(record.name)
+        return record
+
+    def discard(self) -> None:
+        for name in self._names:
+            (self._folder / name).unlink(missing_ok=True)
+
+
+def _prefix_of(segment: Segment, basis: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Scale and stored codes of a segment's coordinates, a piece of rows at a time."""
+    rows = len(segment.starts) - 1
+    scale = np.empty(rows, np.float32)
+    stored = np.empty((int(segment.starts[-1]), padded_width(basis.shape[1])), np.uint8)
+    for first in range(0, rows, 256):
+        last = min(first + 256, rows)
+        begin, end = int(segment.starts[first]), int(segment.starts[last])
+        coordinates = quantize(
+            segment.vectors(first, last, len(basis)) @ basis, segment.starts[first : last + 1] - begin
+        )
+        scale[first:last], stored[begin:end] = coordinates.scale, store_codes(coordinates.codes)
+    return scale, stored
+
+
+def checked_meta(catalogue: Catalogue, path: Path) -> Mapping[str, Any]:
+    """The settings of a catalogue whose schema this version knows."""
+    schema = catalogue.meta("schema")
+    if schema != SCHEMA:
+        raise GalleryError(f"{path}: the gallery's schema is {schema!r}, this version reads {SCHEMA}: index it again")
+    settings: Mapping[str, Any] = catalogue.meta("settings")
+    return settings
+
+
+def load_fast(catalogue: Catalogue, segments: Path) -> FastScan | None:
+    """The fast scan a catalogue knows of."""
+    raw = catalogue.meta("fast")
+    if raw is None:
+        return None
+    file = raw["file"]
+    record = FileRecord(file["name"], file["length"], bytes.fromhex(file["sums"]))
+    return FastScan(MappedFile(segments, record).read("basis"), raw["share"], raw["recall"], raw["k"], raw["queries"])

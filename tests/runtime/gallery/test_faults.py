@@ -1,0 +1,288 @@
+"""Kills, full disks, read-only folders and flipped bits: acknowledged rows stay, half-done changes leave no trace."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.embeddings import Embeddings
+from chan_rt.runtime.errors import ChanError, GalleryCorrupt, GalleryError
+from chan_rt.runtime.gallery import Gallery, GallerySettings, GalleryWriter
+
+CHILD = Path(__file__).with_name("kill_child.py")
+
+
+def run_child(path: Path, seed: int, line: int) -> list[dict]:
+    """The changes the child began and finished before it was killed at `line`."""
+    command = [sys.executable, str(CHILD), str(path), str(seed), str(line)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode in (0, -9), done.stderr
+    return [json.loads(text) for text in done.stdout.splitlines() if text.endswith("}")]
+
+
+def apply(state: dict[str, int], change: dict) -> dict[str, int]:
+    """The rows (id -> version) after a change."""
+    if change["kind"] == "add":
+        return {**state, **dict.fromkeys(change["ids"], change["version"])}
+    if change["kind"] == "delete":
+        return {id: version for id, version in state.items() if id not in change["ids"]}
+    return state
+
+
+def stored(path: Path) -> dict[str, int]:
+    """The rows (id -> version) a gallery holds, from metadata and vectors, which must agree; all bytes verified."""
+    with Gallery(path, threads=1) as gallery:
+        assert gallery.verify() == []
+        rows = {row.id: row.metadata["version"] for row in gallery.rows()}
+        assert len(gallery) == len(rows)
+        snapshot = gallery._snapshot()
+        for place, row in zip(np.flatnonzero(snapshot.live), gallery.rows(), strict=True):
+            index, position = snapshot.locate(int(place))
+            assert (snapshot.segments[index].fine(position)[:, 0] == rows[row.id]).all(), "vectors of another version"
+        return rows
+
+
+def kill_and_check(tmp_path: Path, seed: int, line: int) -> None:
+    path = tmp_path / f"gallery {seed} {line}"
+    GalleryWriter.create(path, GallerySettings("images", 16, AlignmentConfig(), "m")).close()
+    state: dict[str, int] = {}
+    pending = None
+    for event in run_child(path, seed, line):
+        if event.get("phase") == "begin":
+            pending = event
+        elif event.get("phase") == "done":
+            state, pending = apply(state, event), None
+    possible = [state] if pending is None else [state, apply(state, pending)]
+    assert stored(path) in possible, "the gallery is neither before nor after the change that was killed"
+    with GalleryWriter(path) as writer:  # the lock is free, orphans are swept, and work goes on
+        named = {f.name for r in writer._catalogue.segments() for f in (r.file, r.fast) if f is not None}
+        fast = writer._catalogue.meta("fast")
+        named |= {fast["file"]["name"]} if fast else set()
+        assert {file.name for file in (path / "segments").iterdir()} == named
+        writer.compact()
+    assert stored(path) in possible
+    shutil.rmtree(path)
+
+
+def points(seed: int, tmp_path: Path, count: int) -> list[int]:
+    """Random lines of one run."""
+    path = tmp_path / f"whole {seed}"
+    GalleryWriter.create(path, GallerySettings("images", 16, AlignmentConfig(), "m")).close()
+    lines = run_child(path, seed, 0)[-1]["lines"]
+    return random.Random(seed).sample(range(1, lines), count)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_at_random_points(tmp_path: Path, seed: int) -> None:
+    for line in points(seed, tmp_path, 10):
+        kill_and_check(tmp_path, seed, line)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_kill_at_many_random_points(tmp_path: Path, seed: int) -> None:
+    for line in points(seed, tmp_path, 10):
+        kill_and_check(tmp_path, seed, line)
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, code: int) -> Iterator[None]:
+    """The nth call of os.NAME raises OSError(code)."""
+    real, calls = getattr(os, name), [0]
+
+    def fail(*args: object, **kwargs: object) -> object:
+        calls[0] += 1
+        if calls[0] == nth:
+            raise OSError(code, os.strerror(code))
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail)
+        yield
+
+
+def contents(path: Path) -> list[tuple]:
+    with Gallery(path) as gallery:
+        assert gallery.verify() == []
+        return [(row.id, row.metadata) for row in gallery.rows()]
+
+
+@pytest.mark.parametrize(
+    ("change", "nth"), [("add", 1), ("add", 2), ("compact", 1), ("compact", 2), ("prepare", 1), ("prepare", 4)]
+)
+def test_a_disk_that_fails_to_sync_changes_nothing(
+    gallery_path: Path, make_embeddings, monkeypatch, change: str, nth: int
+) -> None:
+    before = contents(gallery_path)
+    with GalleryWriter(gallery_path) as writer:
+        run = {
+            "add": lambda: writer.add(["new"], make_embeddings(3, 1), [{"n": -1}]),
+            "compact": writer.compact,
+            "prepare": writer.prepare_fast,
+        }[change]
+        full = pytest.raises(GalleryError, match="No space left on device; nothing of this change was kept")
+        with failing(monkeypatch, "fsync", nth, errno.ENOSPC), full:
+            run()
+        assert len(list((gallery_path / "segments").iterdir())) == 3, "no leftovers"
+        assert contents(gallery_path) == before
+        writer.add(["new"], make_embeddings(3, 1))
+    assert len(contents(gallery_path)) == 31
+
+
+FULL_DISK = """
+import resource, signal, sys
+from chan_rt.runtime.errors import GalleryError
+from chan_rt.runtime.gallery import GalleryWriter
+sys.path.insert(0, sys.argv[1])
+from conftest import embeddings
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with GalleryWriter(sys.argv[2]) as writer:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+    try:
+        writer.add([f"new {i}" for i in range(4000)], embeddings(5, 4000, 2))
+    except GalleryError as error:
+        print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("limit", [50_000, 900_000])
+def test_a_full_disk_in_a_file_or_in_the_catalogue(gallery_path: Path, limit: int) -> None:
+    """A file-size limit makes the kernel refuse real writes: first in the segment, then in SQLite's log."""
+    before = contents(gallery_path)
+    arguments = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(gallery_path), str(limit)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 3, (result.stdout, result.stderr)
+    assert contents(gallery_path) == before
+    GalleryWriter(gallery_path).close()
+    assert len(list((gallery_path / "segments").iterdir())) == 3
+
+
+def test_a_read_only_folder_is_searched_and_not_written(
+    gallery_path: Path, make_embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a read-only disk. Root ignores permission bits, so the two system answers are given by hand."""
+    import filelock
+
+    def refused(self: object, *args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    query = make_embeddings(1, 1)
+    with Gallery(gallery_path) as gallery:
+        expected = gallery.search(query)[0]
+    before = {path.name: path.stat().st_mtime_ns for path in gallery_path.rglob("*")}
+    monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    with Gallery(gallery_path) as gallery:
+        found = gallery.search(query)[0]
+        assert [(h.id, h.score, h.metadata) for h in found.hits] == [(h.id, h.score, h.metadata) for h in expected.hits]
+        assert gallery.verify() == []
+    assert {path.name: path.stat().st_mtime_ns for path in gallery_path.rglob("*")} == before
+    with pytest.raises(GalleryError, match="cannot be written: Read-only file system"):
+        GalleryWriter(gallery_path)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(GalleryError, match="cannot be written: Read-only file system"):
+        GalleryWriter.create(gallery_path.parent / "new", gallery.settings)
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def verify_and_search(path: Path, damaged: str, query: Embeddings) -> None:
+    """Open the gallery, see that `verify` names the damaged file and nothing else, and search it all the same."""
+    with Gallery(path) as gallery:
+        (named,) = gallery.verify()
+        assert damaged in named
+        gallery.search(query, k=30)
+
+
+def test_every_flipped_bit_of_a_segment_is_named_and_never_searched(gallery_path: Path, make_embeddings) -> None:
+    query = make_embeddings(99, 1)
+    file = sorted((gallery_path / "segments").iterdir())[0]
+    whole = file.read_bytes()
+    choose = random.Random(1)
+    for bit in [0, 70, *(choose.randrange(8 * len(whole)) for _ in range(40)), 8 * len(whole) - 1]:
+        flip(file, bit)
+        with pytest.raises(GalleryCorrupt, match=file.name):
+            verify_and_search(gallery_path, file.name, query)
+        file.write_bytes(whole)
+    assert contents(gallery_path)
+
+
+def test_a_damaged_page_is_refused_only_by_searches_that_need_it(
+    tmp_path: Path, make_embeddings, make_settings
+) -> None:
+    path = tmp_path / "g"
+    with GalleryWriter.create(path, make_settings()) as writer:
+        writer.add([str(i) for i in range(4000)], make_embeddings(1, 4000, 4, even=True))
+    file = next((path / "segments").iterdir())
+    flip(file, 8 * (file.stat().st_size - 4))  # the fine copy of the last row
+    query = make_embeddings(1, 4000, 4, even=True)
+    with Gallery(path) as gallery:
+        assert gallery.search(query[5], k=1)[0].hits[0].id == "5", "a hit far from the damage is certified as ever"
+        with pytest.raises(
+            GalleryCorrupt, match=r"bytes \d+ to \d+ \(fine\): the bytes are not those that were committed"
+        ):
+            gallery.search(query[3999], k=1)
+        (named,) = gallery.verify()
+        assert "(fine)" in named
+
+
+def test_a_missing_or_cut_segment_is_named(gallery_path: Path) -> None:
+    file = next((gallery_path / "segments").iterdir())
+    data = file.read_bytes()
+    file.write_bytes(data[:-1])
+    with pytest.raises(GalleryCorrupt, match=f"has {len(data) - 1} bytes, {len(data)} were committed"):
+        Gallery(gallery_path)
+    file.unlink()
+    with pytest.raises(GalleryCorrupt, match=r"is missing: .* is incomplete"):
+        Gallery(gallery_path)
+
+
+def test_a_flipped_bit_of_the_catalogue_never_changes_an_answer(gallery_path: Path, make_embeddings) -> None:
+    """Either the error names the catalogue, or (a bit nobody reads) the answer is the right one."""
+    query = make_embeddings(99, 1)
+    file = gallery_path / "catalogue.sqlite"
+    with Gallery(gallery_path) as gallery:
+        expected = [(h.id, h.score, h.metadata) for h in gallery.search(query, k=30)[0].hits]
+    whole = file.read_bytes()
+    choose = random.Random(2)
+    refused: list[str] = []
+    used = [8 * at + choose.randrange(8) for at, byte in enumerate(whole) if byte]  # most of a page is empty
+    for bit in choose.sample(used, 100):
+        flip(file, bit)
+        try:
+            with Gallery(gallery_path) as gallery:
+                found = [(h.id, h.score, h.metadata) for h in gallery.search(query, k=30)[0].hits]
+            assert found == expected
+        except ChanError as error:
+            refused.append(str(error))
+        for extra in gallery_path.glob("catalogue.sqlite-*"):
+            extra.unlink()
+        file.write_bytes(whole)
+    assert len(refused) > 30
+    assert all(str(gallery_path) in text for text in refused)
+
+
+def test_verify_names_a_changed_record(gallery_path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(gallery_path / "catalogue.sqlite") as connection:
+        connection.execute("UPDATE rows SET metadata = '{\"n\": 12345}' WHERE id = '7'")
+    with Gallery(gallery_path) as gallery:
+        (found,) = gallery.verify()
+    assert "row 7 is not what was committed" in found

@@ -1,0 +1,362 @@
+"""A gallery on disk: what is added is found, what is deleted is not, and an answer is the one from memory."""
+
+import itertools
+import sqlite3
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
+from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery import writer as writer_module
+
+
+def scores_of(rows, query, alignment=AlignmentConfig()) -> np.ndarray:  # noqa: B008 - frozen
+    """VHA with log-sum-exp in float64: [N]."""
+    out = []
+    for i in range(len(rows)):
+        x = rows.vectors[i, : rows.lengths[i]].astype(np.float64)
+        s = (x @ query.astype(np.float64).T).max(axis=0) / alignment.pooling_temperature
+        out.append(np.log(np.exp(s - s.max()).sum()) + s.max())
+    return np.array(out)
+
+
+def ids(result) -> list[str]:
+    return [hit.id for hit in result.hits]
+
+
+def test_search_is_brute_force_with_ids_metadata_and_word_regions(gallery_path: Path, make_embeddings) -> None:
+    parts = [make_embeddings(i, 10) for i in (0, 10, 20)]
+    queries = make_embeddings(99, 5)
+    with Gallery(gallery_path) as gallery:
+        assert len(gallery) == 30
+        results = gallery.search(queries, k=4)
+    for i, result in enumerate(results):
+        query = queries.vectors[i, : queries.lengths[i]]
+        truth = np.concatenate([scores_of(part, query) for part in parts])
+        assert ids(result) == [str(n) for n in np.argsort(-truth)[:4]]
+        assert result.certified
+        assert result.mode == "exact"
+        assert result.rows == 30
+        assert 4 <= result.rescored <= 30
+        for hit in result.hits:
+            part, row = divmod(int(hit.id), 10)
+            assert hit.score == pytest.approx(truth[int(hit.id)], abs=1e-12)
+            assert hit.metadata == {"n": int(hit.id), "even": int(hit.id) % 2 == 0}
+            similarities = parts[part].vectors[row, : parts[part].lengths[row]] @ query.T
+            np.testing.assert_array_equal(hit.word_regions, similarities.argmax(axis=0))
+            np.testing.assert_allclose(hit.word_scores, similarities.max(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("coding", ["VHA", "THA", "VSA"])
+@pytest.mark.parametrize("kind", ["images", "captions"])
+def test_each_word_of_a_hit_names_its_best_region(tmp_path: Path, make_embeddings, make_settings, kind, coding) -> None:
+    rows, queries = make_embeddings(1, 12), make_embeddings(2, 2)
+    with GalleryWriter.create(tmp_path / "g", make_settings(kind=kind, alignment=AlignmentConfig(coding))) as writer:
+        writer.add([str(i) for i in range(12)], rows)
+    with Gallery(tmp_path / "g") as gallery:
+        for i, result in enumerate(gallery.search(queries, k=12)):
+            for hit in result.hits:
+                row = rows.vectors[int(hit.id), : rows.lengths[int(hit.id)]]
+                query = queries.vectors[i, : queries.lengths[i]]
+                regions, words = (row, query) if kind == "images" else (query, row)
+                np.testing.assert_array_equal(hit.word_regions, (regions @ words.T).argmax(axis=0))
+
+
+def test_filters_restrict_the_rows(gallery_path: Path, make_embeddings) -> None:
+    query = make_embeddings(99, 1)
+    with Gallery(gallery_path) as gallery:
+        every = ids(gallery.search(query, k=30)[0])
+        assert ids(gallery.search(query, k=30, where={"even": True})[0]) == [i for i in every if int(i) % 2 == 0]
+        assert (
+            ids(gallery.search(query, k=2, ids=["3", "17", "8"])[0]) == [i for i in every if i in {"3", "17", "8"}][:2]
+        )
+        assert ids(gallery.search(query, ids=["3", "4"], where={"n": 4})[0]) == ["4"]
+        nothing = gallery.search(query, where={"n": -1})[0]
+        assert (nothing.hits, nothing.certified, nothing.rescored_share) == ((), True, 0.0)
+        with pytest.raises(InputError, match="not in the gallery: x"):
+            gallery.search(query, ids=["x"])
+
+
+def test_open_galleries_see_adds_deletes_replacements_and_compaction(gallery_path: Path, make_embeddings) -> None:
+    query = make_embeddings(99, 1)
+    with Gallery(gallery_path) as gallery, GalleryWriter(gallery_path) as writer:
+        before = gallery.search(query, k=40)[0]
+        best = before.hits[0].id
+        writer.delete([best])
+        after = gallery.search(query, k=40)[0]
+        assert [(h.id, h.score) for h in after.hits] == [(h.id, h.score) for h in before.hits if h.id != best]
+        writer.add([best], make_embeddings(0, 10)[int(best)] if int(best) < 10 else make_embeddings(7, 1))
+        assert len(gallery) == 30
+        second = before.hits[1].id
+        writer.add([second, "new"], make_embeddings(5, 2), [{"v": 2}, {}], overwrite=True)
+        middle = gallery.search(query, k=40)[0]
+        assert sorted(ids(middle)) == sorted([*(h.id for h in before.hits), "new"])
+        assert next(h for h in middle.hits if h.id == second).metadata == {"v": 2}
+        order = [row.id for row in gallery.rows()]
+        files = len(list((gallery_path / "segments").iterdir()))
+        writer.compact()
+        assert len(list((gallery_path / "segments").iterdir())) == 1 < files
+        compacted = gallery.search(query, k=40)[0]
+        assert [(h.id, h.score, h.metadata) for h in compacted.hits] == [
+            (h.id, h.score, h.metadata) for h in middle.hits
+        ]
+        assert [row.id for row in gallery.rows()] == order
+        assert gallery.verify() == []
+        writer.delete(ids(compacted))
+        writer.compact()
+        assert len(gallery) == 0
+        assert gallery.search(query)[0].hits == ()
+        assert gallery.verify() == []
+
+
+def test_compaction_leaves_full_segments_alone(gallery_path: Path, monkeypatch, make_embeddings) -> None:
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 1)
+    with GalleryWriter(gallery_path) as writer:
+        files = {path.name for path in (gallery_path / "segments").iterdir()}
+        writer.delete(["11"])
+        writer.compact()
+        kept = {path.name for path in (gallery_path / "segments").iterdir()}
+        assert len(files & kept) == 2
+        writer.add(["a", "b", "c"], make_embeddings(3, 3))
+        assert len(list((gallery_path / "segments").iterdir())) == 6, "a large addition is cut into several files"
+    with Gallery(gallery_path) as gallery:
+        assert [row.id for row in gallery.rows()] == [str(i) for i in range(30) if i != 11] + ["a", "b", "c"]
+        assert gallery.verify() == []
+
+
+def test_ties_go_to_the_row_added_first_and_survive_compaction(tmp_path: Path, make_embeddings, make_settings) -> None:
+    same = make_embeddings(1, 1)
+    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+        for name in ("c", "a", "b"):
+            writer.add([name], same)
+        with Gallery(tmp_path / "g") as gallery:
+            assert ids(gallery.search(make_embeddings(2, 1), k=2)[0]) == ["c", "a"]
+            writer.delete(["c"])
+            writer.add(["c"], same)
+            writer.compact()
+            assert ids(gallery.search(make_embeddings(2, 1), k=3)[0]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("fine", ["float32", "float16", "none"])
+def test_fine_copies(tmp_path: Path, make_embeddings, make_settings, fine: str) -> None:
+    rows, query = make_embeddings(1, 20), make_embeddings(2, 1)
+    with GalleryWriter.create(tmp_path / "g", make_settings(fine=fine)) as writer:
+        writer.add([str(i) for i in range(20)], rows)
+    with Gallery(tmp_path / "g") as gallery:
+        result = gallery.search(query, k=20)[0]
+    assert result.certified == (fine != "none")
+    assert ("no fine copy" in result.reason) == (fine == "none")
+    kept = rows if fine == "none" else type(rows)(rows.vectors.astype(fine).astype(np.float32), rows.lengths)
+    truth = scores_of(kept, query.vectors[0, : query.lengths[0]])
+    if fine == "none":
+        np.testing.assert_allclose([h.score for h in result.hits], truth[[int(h.id) for h in result.hits]], atol=0.5)
+    else:
+        assert ids(result) == [str(i) for i in np.argsort(-truth)]
+
+
+@pytest.mark.parametrize("kernel", ["onnxruntime", "numpy"])
+def test_kernels_and_threads_give_the_same_bytes(gallery_path: Path, make_embeddings, kernel: str) -> None:
+    queries = make_embeddings(99, 20)
+    with Gallery(gallery_path, scan="numpy", threads=1) as one, Gallery(gallery_path, scan=kernel, threads=3) as other:
+        assert other.scan == kernel
+        for a, b in zip(one.search(queries), other.search(queries), strict=True):
+            assert (ids(a), [h.score for h in a.hits], a.rescored) == (ids(b), [h.score for h in b.hits], b.rescored)
+
+
+def test_many_queries_are_served_in_turns(gallery_path: Path, make_embeddings, monkeypatch) -> None:
+    from chan_rt.runtime.gallery import rank
+
+    queries = make_embeddings(99, 33)
+    with Gallery(gallery_path) as gallery:
+        whole = gallery.search(queries, k=3)
+        monkeypatch.setattr(rank, "_ESTIMATE_BYTES", 16 * 30 * 7)
+        for a, b in zip(whole, gallery.search(queries, k=3), strict=True):
+            assert [(h.id, h.score) for h in a.hits] == [(h.id, h.score) for h in b.hits]
+
+
+def test_fast_search_measures_its_recall(tmp_path: Path, make_embeddings, make_settings, monkeypatch) -> None:
+    from chan_rt.runtime.gallery import fast
+
+    monkeypatch.setattr(fast, "PREFIX", 8)
+    rows = make_embeddings(1, 1200)
+    rows.vectors[:, :, 8:] *= 0.05  # nearly all of every vector lies in 8 dimensions
+    captions = make_embeddings(2, 60)
+    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+        writer.add([str(i) for i in range(1200)], rows)
+        with Gallery(tmp_path / "g") as gallery:
+            with pytest.raises(InputError, match="fast search is not prepared"):
+                gallery.search(captions, mode="fast")
+            prepared = writer.prepare_fast(captions)
+            assert prepared.queries == 30
+            assert prepared.recall is not None
+            assert prepared.recall > 0.99
+            results = gallery.search(captions, mode="fast")
+            exact = gallery.search(captions)
+            found = np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(results, exact, strict=True)])
+            assert found > 0.99
+            assert all((r.mode, r.certified, r.rows) == ("fast", False, 1200) for r in results)
+            assert all(f"{prepared.recall:.4f} over 30 queries" in r.reason for r in results)
+            assert gallery.search(captions[0], mode="fast", ids=["5", "6"])[0].certified, "few rows: exact"
+            writer.add(["late"], make_embeddings(9, 1))
+            writer.delete(["7"])
+            writer.compact()
+            assert gallery.fast is not None
+            assert gallery.fast.recall == prepared.recall
+            again = gallery.search(captions, mode="fast")
+            assert np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(again, exact, strict=True)]) > 0.97
+            assert gallery.verify() == []
+
+
+def test_a_second_writer_is_told_and_readers_are_not_hindered(gallery_path: Path, make_embeddings) -> None:
+    with GalleryWriter(gallery_path):
+        with pytest.raises(GalleryLocked, match="being written by another process"):
+            GalleryWriter(gallery_path)
+        with Gallery(gallery_path) as gallery:
+            assert len(gallery.search(make_embeddings(1, 1))[0].hits) == 10
+    GalleryWriter(gallery_path).close()
+
+
+def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, make_settings) -> None:
+    with pytest.raises(GalleryError, match="not a gallery; make one with: chan index"):
+        Gallery(tmp_path / "none")
+    with pytest.raises(GalleryError, match="not a gallery"):
+        GalleryWriter(tmp_path / "none")
+    with pytest.raises(GalleryError, match="already exists and is not empty"):
+        GalleryWriter.create(gallery_path, make_settings())
+    with pytest.raises(GalleryError, match="made with another model"):
+        Gallery(gallery_path, model="x" * 64)
+    with pytest.raises(InputError, match="kind must be one of images, captions, got 'videos'"):
+        make_settings(kind="videos")
+    with pytest.raises(InputError, match="fine must be one of"):
+        make_settings(fine="int4")
+    with GalleryWriter(gallery_path) as writer, Gallery(gallery_path) as gallery:
+        with pytest.raises(InputError, match="already in the gallery"):
+            writer.add(["5"], make_embeddings(1, 1))
+        with pytest.raises(InputError, match="ids: must be unique, got x"):
+            writer.add(["x", "x"], make_embeddings(1, 2))
+        with pytest.raises(InputError, match="must agree, got 2, 1, 2"):
+            writer.add(["x", "y"], make_embeddings(1, 1))
+        with pytest.raises(InputError, match="D must be this gallery's 24, got 8"):
+            writer.add(["x"], make_embeddings(1, 1, dim=8))
+        with pytest.raises(InputError, match="D must be this gallery's 24, got 8"):
+            gallery.search(make_embeddings(1, 1, dim=8))
+        broken = make_embeddings(1, 1)
+        broken.vectors[0, 0, 0] = np.nan
+        with pytest.raises(TensorError, match="values must be finite"):
+            writer.add(["x"], broken)
+        with pytest.raises(TensorError, match="queries: values must be finite"):
+            gallery.search(broken)
+        with pytest.raises(InputError, match="not in the gallery: nobody"):
+            writer.delete(["1", "nobody"])
+        with pytest.raises(InputError, match="k must be positive, got 0"):
+            gallery.search(make_embeddings(1, 1), k=0)
+        with pytest.raises(InputError, match="mode must be one of exact, fast"):
+            gallery.search(make_embeddings(1, 1), mode="approximate")
+        assert len(gallery) == 30
+        assert len(list((gallery_path / "segments").iterdir())) == 3
+
+
+def test_a_newer_schema_is_refused(gallery_path: Path) -> None:
+    from chan_rt.runtime.gallery.catalogue import Catalogue
+
+    catalogue = Catalogue(gallery_path)
+    with catalogue.transaction():
+        catalogue.set_meta("schema", 2)
+    catalogue.close()
+    with pytest.raises(GalleryError, match="schema is 2, this version reads 1"):
+        Gallery(gallery_path)
+
+
+def test_segment_files_are_safetensors(gallery_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    arrays = load_file(next((gallery_path / "segments").iterdir()))
+    assert set(arrays) == {"starts", "scale", "error", "norm", "codes", "fine"}
+    assert arrays["codes"].shape == (arrays["starts"][-1], 64)
+
+
+@pytest.mark.parametrize("queries", [800, pytest.param(10_000, marks=pytest.mark.nightly)])
+def test_concurrent_queries_while_a_writer_appends(
+    gallery_path: Path, make_embeddings, queries: int, request: pytest.FixtureRequest
+) -> None:
+    """Each answer is that of some commit: complete additions only, and never fewer rows than before."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(2e-4)  # far more interleavings than the default's, and no convoy of 5 ms waits
+    query = make_embeddings(99, 1)
+    stop = threading.Event()
+    committed = [30]
+
+    def append() -> None:
+        with GalleryWriter(gallery_path) as writer:
+            for n in itertools.count():
+                if stop.is_set():
+                    break
+                writer.add([f"w{n}-{i}" for i in range(5)], make_embeddings(1000 + n, 5))
+                if n >= 4:
+                    writer.delete([f"w{n - 4}-{i}" for i in range(5)])
+                if n % 10 == 9:
+                    writer.compact()
+                committed.append(0)
+
+    failures: list[BaseException] = []
+
+    def ask(count: int) -> None:
+        try:
+            for turn in range(count):
+                if turn % 10:
+                    assert len(gallery.search(query, k=3)[0].hits) == 3
+                    continue
+                result = gallery.search(query, k=10_000)[0]
+                found = ids(result)
+                assert len(set(found)) == len(found) == result.rows
+                assert (len(found) - 30) % 5 == 0, "an addition was seen in part"
+                assert set(map(str, range(30))) <= set(found)
+        except BaseException as error:
+            failures.append(error)
+
+    with Gallery(gallery_path, threads=1) as gallery:
+        writing = threading.Thread(target=append)
+        asking = [threading.Thread(target=ask, args=(queries // 8,)) for _ in range(8)]
+        writing.start()
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        stop.set()
+        writing.join()
+        assert failures == []
+        assert len(committed) > 1
+        assert gallery.verify() == []
+
+
+def test_opening_reads_no_vectors(gallery_path: Path, monkeypatch) -> None:
+    from chan_rt.runtime.gallery.segments import Segment
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("opened a gallery by reading its vectors")
+
+    monkeypatch.setattr(Segment, "codes", refuse)
+    monkeypatch.setattr(Segment, "fine", refuse)
+    Gallery(gallery_path).close()
+
+
+def test_clock_changes_do_not_matter(gallery_path: Path, monkeypatch, make_embeddings) -> None:
+    import time
+
+    for now in (0.0, 4e9, 1.0):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        with GalleryWriter(gallery_path) as writer:
+            writer.add([f"at {now}"], make_embeddings(int(now) % 97, 1))
+    with Gallery(gallery_path) as gallery:
+        assert [row.id for row in gallery.rows()][-3:] == ["at 0.0", "at 4000000000.0", "at 1.0"]
+
+
+def test_the_catalogue_is_plain_sqlite(gallery_path: Path) -> None:
+    with sqlite3.connect(gallery_path / "catalogue.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM rows").fetchone() == (30,)
