@@ -31,6 +31,8 @@ from ..runtime.errors import CheckpointError, InputError
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import checkpoint
 from .augment import change_words, drop_regions
+from .bert import bert_from_pretrained
+from .bert import read_tokenizer as read_bert_tokenizer
 from .config import ModelConfig
 from .data import PrecompSplit, has_split
 from .inference import read_tokenizer
@@ -157,17 +159,24 @@ class _Data:
 
 def _new_model(config: TrainConfig, data: _Data) -> tuple[ChanModel, dict[str, bytes]]:
     """A model at the start of training and its tokenizer's files."""
-    captions = [data.train.captions[row] for row in data.pairs]
-    vocabulary = build_scan_vocabulary(captions, config.min_count)
     shape = ModelConfig(
         region_dim=data.train.region_dim,
         embed_dim=config.embed_dim,
         region_encoder=config.region_encoder,
         word_dim=config.word_dim,
-        vocab_size=ScanTokenizer(vocabulary["word2idx"]).vocab_size,
+        vocab_size=1,  # until the vocabulary is known
         alignment=config.alignment,
     )
-    return ChanModel(shape), {"vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode()}
+    if config.bert is None:
+        captions = [data.train.captions[row] for row in data.pairs]
+        vocabulary = build_scan_vocabulary(captions, config.min_count)
+        size = ScanTokenizer(vocabulary["word2idx"]).vocab_size
+        files = {"vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode()}
+        return ChanModel(replace(shape, vocab_size=size)), files
+    sizes, weights = bert_from_pretrained(config.bert)
+    model = ChanModel(replace(shape, text_encoder="bert", bert=sizes, vocab_size=0))
+    model.text_encoder.get_submodule("bert").load_state_dict(weights)
+    return model, read_bert_tokenizer(config.bert, sizes.vocab_size)
 
 
 class _Run:

@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.augment import change_words, drop_regions
+from chan_rt.chan_ref.bert import CONFIG_FIELDS, huggingface_names
+from chan_rt.chan_ref.config import BertConfig
 from chan_rt.chan_ref.data import PrecompSplit
+from chan_rt.chan_ref.encoders import Bert
 from chan_rt.chan_ref.train import resume, train
 from chan_rt.chan_ref.train_config import TrainConfig
 from chan_rt.chan_ref.validate import Validation
@@ -246,3 +251,43 @@ def test_validation_scores_do_not_depend_on_blocks(data: Path, finished: Path, m
     monkeypatch.setattr(module, "_BLOCK_SIMILARITIES", 5 * 7 * 6 * 2)
     assert validation.evaluate(last.model, tokenizer, "cpu") == whole
     assert isinstance(whole, metrics.Metrics)
+
+
+def _tiny_bert(folder: Path) -> Path:
+    """A BERT as Hugging Face stores it, with random weights and the words of this data."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "and", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    config = BertConfig(vocab_size=len(pieces), hidden=16, layers=1, heads=2, intermediate=32, positions=16)
+    names = {ours: theirs for theirs, ours in huggingface_names(config).items()}
+    state = {names[name]: tensor.contiguous() for name, tensor in Bert(config).state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    raw = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **raw}))
+    return folder
+
+
+def test_bert_trains_with_a_rate_and_decay_of_its_own(data: Path, tmp_path: Path) -> None:
+    bert = _tiny_bert(tmp_path / "bert")
+    options = {**vars(SMALL), "text_encoder": "bert", "bert": str(bert), "epochs": 2, "learning_rate": 1e-2}
+    train(data, tmp_path / "run", TrainConfig(**options))
+    last = checkpoint.load(tmp_path / "run/last")
+    assert last.tokenizer_kind == "bert"
+    start = load_file(bert / "model.safetensors")
+    embedding = last.model.state_dict()["text_encoder.bert.words.weight"].numpy()
+    assert not np.array_equal(embedding, start["embeddings.word_embeddings.weight"])
+
+    # With a rate next to none for BERT's own weights they stay, while the rest learns.
+    train(data, tmp_path / "frozen", TrainConfig(**{**options, "bert_learning_rate": 1e-30}))
+    frozen = checkpoint.load(tmp_path / "frozen/last").model.state_dict()
+    np.testing.assert_array_equal(
+        frozen["text_encoder.bert.words.weight"].numpy(), start["embeddings.word_embeddings.weight"]
+    )
+
+    # Dropout draws from the epoch's seed too: a resumed run is still the same.
+    resume(data, tmp_path / "run", epochs=3)
+    train(data, tmp_path / "whole", TrainConfig(**{**options, "epochs": 3}))
+    assert (
+        _contents(tmp_path / "run")["last/model.safetensors"] == _contents(tmp_path / "whole")["last/model.safetensors"]
+    )

@@ -30,7 +30,8 @@ def test_known_rankings(judge: object) -> None:
     shuffled = [images[row] for row in order]
     columns = {int(name): place for place, name in enumerate(captions[order].ravel())}
     rows = {name: place for place, name in enumerate(shuffled)}
-    scores = np.zeros((5000, 25000), np.float32)
+    noise = np.random.default_rng(1).random((5000, 25000), np.float32) / 2
+    scores = noise.copy()
     for image, right in judge.eccv_gts["i2t"].items():  # type: ignore[attr-defined]
         scores[rows[image], [columns[name] for name in right if name in columns]] = 1
     for caption, right in judge.eccv_gts["t2i"].items():  # type: ignore[attr-defined]
@@ -43,9 +44,8 @@ def test_known_rankings(judge: object) -> None:
         assert 99 < found[name].i2t <= 100
         assert 99 < found[name].t2i <= 100
 
-    own = np.zeros((5000, 25000), np.float32)
-    own[OWNER, np.roll(np.arange(25000), 5)] = 1  # each image gets its neighbor's captions
-    found = extended_metrics(own, names, OWNER)
+    noise[OWNER, np.roll(np.arange(25000), 5)] = 1  # each image gets its neighbor's captions
+    found = extended_metrics(noise, names, OWNER)
     assert found["cxc_r1"].i2t < 1
     assert found["eccv_r1"].t2i < 3
 
@@ -67,3 +67,12 @@ def test_first_ranks_ties_by_lower_index() -> None:
     scores = np.array([0.5, 1.0, 0.5, 0.5, 2.0, 0.0])
     np.testing.assert_array_equal(first(scores, 4), [4, 1, 0, 2])
     np.testing.assert_array_equal(first(scores, 99), [4, 1, 0, 2, 3, 5])
+
+
+def test_first_is_the_head_of_a_stable_sort() -> None:
+    rng = np.random.default_rng(2)
+    for size in (1, 19, 80, 81, 400, 5000):
+        for scores in (rng.standard_normal(size), rng.integers(0, 5, size).astype(np.float32), np.zeros(size)):
+            for count in (1, 20, 50):
+                expected = np.argsort(-scores, kind="stable")[:count]
+                np.testing.assert_array_equal(first(scores, count), expected)
