@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Array, Backend, open_graphs
-from .contract import AlignmentConfig, Manifest, Range
+from .blocks import Block, cut_rows, groups, padded, pieces, run_rows
+from .contract import AlignmentConfig, Manifest
 from .embeddings import Embeddings, check_finite, check_lengths
 from .errors import BackendError, BundleError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
@@ -126,8 +125,8 @@ class Matcher:
             raise InputError("pictures must hold at least one picture, got none")
         backbone = self._open("backbone")
         parts = [
-            self.encode_images(_run_rows(backbone, {"pixels": load_pixels(pictures[rows], preprocess)})["regions"])
-            for rows in _pieces(len(pictures), backbone.ranges["B"])
+            self.encode_images(run_rows(backbone, {"pixels": load_pixels(pictures[rows], preprocess)})["regions"])
+            for rows in pieces(len(pictures), backbone.ranges["B"])
         ]
         return Embeddings.concatenate(parts)
 
@@ -249,14 +248,14 @@ class Matcher:
             raise TensorError(f"{tensor}[{row}]", f"{symbol} must be at most {limit.max}", int(lengths[row]))
         result = np.zeros((len(rows), width, self.manifest.embed_dim), np.float32)
         order = np.argsort(lengths, kind="stable")
-        for piece in _pieces(len(rows), backend.ranges["B"]):
+        for piece in pieces(len(rows), backend.ranges["B"]):
             chosen = order[piece]
             longest = int(lengths[chosen].max())
             feeds = {
-                spec_inputs[0].name: _cut(rows[chosen], lengths[chosen], max(longest, limit.min)),
+                spec_inputs[0].name: cut_rows(rows[chosen], lengths[chosen], max(longest, limit.min)),
                 spec_inputs[1].name: lengths[chosen],
             }
-            vectors = _run_rows(backend, feeds)[output].astype(np.float32, copy=False)
+            vectors = run_rows(backend, feeds)[output].astype(np.float32, copy=False)
             result[chosen, :longest] = vectors[:, :longest]
         encoded = Embeddings(result, lengths)
         try:
@@ -275,77 +274,23 @@ class Matcher:
         _check_embeddings("word_embeddings", texts, self.manifest.embed_dim, ("W", ranges["W"].max))
         dtypes = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}
         captions = [
-            _Block.of(texts, rows, dtypes["word_embeddings"], ranges["W"])
-            for rows in _groups(texts.lengths, ranges["C"], ranges["C"].opt)
+            Block.of(texts, rows, dtypes["word_embeddings"], ranges["W"])
+            for rows in groups(texts.lengths, ranges["C"], ranges["C"].opt)
         ]
         area = max(block.vectors.shape[0] * block.vectors.shape[1] for block in captions)
         most = max(1, BLOCK // (area * int(images.lengths.max())))
-        for image_rows in _groups(images.lengths, ranges["I"], most):
-            image = _Block.of(images, image_rows, dtypes["region_embeddings"], ranges["R"])
+        for image_rows in groups(images.lengths, ranges["I"], most):
+            image = Block.of(images, image_rows, dtypes["region_embeddings"], ranges["R"])
             for caption in captions:
                 feeds = {
-                    "region_embeddings": _padded(image.vectors, ranges["I"].min),
-                    "region_lengths": _padded(image.lengths, ranges["I"].min),
-                    "word_embeddings": _padded(caption.vectors, ranges["C"].min),
-                    "word_lengths": _padded(caption.lengths, ranges["C"].min),
+                    "region_embeddings": padded(image.vectors, ranges["I"].min),
+                    "region_lengths": padded(image.lengths, ranges["I"].min),
+                    "word_embeddings": padded(caption.vectors, ranges["C"].min),
+                    "word_lengths": padded(caption.lengths, ranges["C"].min),
                 }
                 outputs = backend.run(feeds)
                 here = {name: array[: len(image.rows), : len(caption.rows)] for name, array in outputs.items()}
                 yield image.rows, caption.rows, here
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Some rows of embeddings, cut to their longest and of the graph's dtype."""
-
-    rows: NDArray[np.intp]
-    vectors: Array
-    lengths: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, whole: Embeddings, rows: NDArray[np.intp], dtype: str, columns: Range) -> _Block:
-        lengths = whole.lengths[rows]
-        cut = _cut(whole.vectors[rows], lengths, max(int(lengths.max()), columns.min))
-        return cls(rows, cut.astype(dtype, copy=False), lengths)
-
-
-def _groups(lengths: NDArray[np.int32], range_: Range, most: int) -> list[NDArray[np.intp]]:
-    """Rows in groups of similar length, of at most `most` and never more than the range allows."""
-    order = np.argsort(lengths, kind="stable")
-    size = min(max(most, range_.min), range_.max)
-    return [order[piece] for piece in _pieces(len(order), Range(1, 1, size))]
-
-
-def _pieces(count: int, range_: Range) -> list[slice]:
-    """0..count cut into the fewest pieces of at most range_.max, all of nearly one size."""
-    number = -(-count // range_.max)
-    edges = [count * piece // number for piece in range(number + 1)]
-    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
-
-
-def _cut(rows: Array, lengths: NDArray[np.int32], width: int) -> Array:
-    """Rows [B, L, ...] as [B, width, ...] with zeros past each length; copies only where something must change."""
-    if width <= rows.shape[1]:
-        rows = rows[:, :width]
-    else:
-        rows = np.pad(rows, [(0, 0), (0, width - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
-    if lengths.min() < width:
-        rows = rows.copy()
-        rows[np.arange(width) >= lengths[:, None]] = 0
-    return np.ascontiguousarray(rows)
-
-
-def _padded(array: Array, least: int) -> Array:
-    """At least `least` rows: the last one again where there are fewer."""
-    short = least - len(array)
-    return array if short <= 0 else np.concatenate([array, np.repeat(array[-1:], short, axis=0)])
-
-
-def _run_rows(backend: Backend, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a graph whose one batch symbol is B, also on fewer rows than it takes."""
-    count = len(next(iter(feeds.values())))
-    outputs = backend.run({name: _padded(array, backend.ranges["B"].min) for name, array in feeds.items()})
-    return {name: array[:count] for name, array in outputs.items()}
 
 
 def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,69 @@
+"""Cutting work to the sizes a graph takes: rows of similar length together, little padding, nothing too small."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Array, Backend
+from .contract import Range
+from .embeddings import Embeddings
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of embeddings, cut to their longest and of the graph's dtype."""
+
+    rows: NDArray[np.intp]
+    vectors: Array
+    lengths: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, whole: Embeddings, rows: NDArray[np.intp], dtype: str, columns: Range) -> Block:
+        """The rows of `whole`, at least `columns.min` wide."""
+        lengths = whole.lengths[rows]
+        cut = cut_rows(whole.vectors[rows], lengths, max(int(lengths.max()), columns.min))
+        return cls(rows, cut.astype(dtype, copy=False), lengths)
+
+
+def groups(lengths: NDArray[np.int32], range_: Range, most: int) -> list[NDArray[np.intp]]:
+    """Rows in groups of similar length, of at most `most` and never more than the range allows."""
+    order = np.argsort(lengths, kind="stable")
+    size = min(max(most, range_.min), range_.max)
+    return [order[piece] for piece in pieces(len(order), Range(1, 1, size))]
+
+
+def pieces(count: int, range_: Range) -> list[slice]:
+    """0..count cut into the fewest pieces of at most range_.max, all of nearly one size."""
+    number = -(-count // range_.max)
+    edges = [count * piece // number for piece in range(number + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def cut_rows(rows: Array, lengths: NDArray[np.int32], width: int) -> Array:
+    """Rows [B, L, ...] as [B, width, ...] with zeros past each length; copies only where something must change."""
+    if width <= rows.shape[1]:
+        rows = rows[:, :width]
+    else:
+        rows = np.pad(rows, [(0, 0), (0, width - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
+    if lengths.min() < width:
+        rows = rows.copy()
+        rows[np.arange(width) >= lengths[:, None]] = 0
+    return np.ascontiguousarray(rows)
+
+
+def padded(array: Array, least: int) -> Array:
+    """At least `least` rows: the last one again where there are fewer."""
+    short = least - len(array)
+    return array if short <= 0 else np.concatenate([array, np.repeat(array[-1:], short, axis=0)])
+
+
+def run_rows(backend: Backend, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a graph whose one batch symbol is B, also on fewer rows than it takes."""
+    count = len(next(iter(feeds.values())))
+    outputs = backend.run({name: padded(array, backend.ranges["B"].min) for name, array in feeds.items()})
+    return {name: array[:count] for name, array in outputs.items()}
