@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..export.backbone import Backbone
+    from ..export.bundle import ExportedGraph
 
 
 @click.command(short_help="Turn a checkpoint into a bundle: ONNX graphs, tokenizer, manifest.")
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The bundle's directory, to be made.")
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle's directory: made, or for int8 added to.",
+)
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     default=("fp32", "fp16"),
     show_default=True,
-    help="fp32 or fp16; repeatable.",
+    help="fp32, fp16; or int8 (TensorRT) and int8_x86 (onnxruntime), added to a calibrated bundle. Repeatable.",
 )
 @click.option(
     "--backbone/--no-backbone",
@@ -30,14 +39,52 @@ if TYPE_CHECKING:
     default=None,
     help="The demo's network from pictures to regions. Default: where it is installed and fits the model.",
 )
-@click.option("--force", is_flag=True, help="Replace a bundle at OUT, with all that was calibrated and built in it.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="int8: data of the parity check that the new graphs must pass.",
+)
+@click.option("--split", default="test", show_default=True, help="int8: its split.")
+@click.option("--samples", default=500, show_default=True, help="int8: its images, spread evenly over the split.")
+@click.option(
+    "--plan",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="int8: which layers stay float32, from chan sensitivity.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a bundle at OUT, with all that was calibrated and built in it; int8: add graphs that missed parity.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the graphs as JSON.")
 def command(
-    checkpoint: Path, out: Path, precisions: tuple[str, ...], wanted: bool | None, force: bool, as_json: bool
+    checkpoint: Path,
+    out: Path,
+    precisions: tuple[str, ...],
+    wanted: bool | None,
+    data: Path | None,
+    split: str,
+    samples: int,
+    plan: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write CHECKPOINT's graphs, tokenizer and manifest to a new bundle, each graph checked against PyTorch."""
-    from ..export.bundle import export_bundle
+    """Write CHECKPOINT's graphs, tokenizer and manifest to a new bundle, each graph checked against PyTorch.
 
+    With --precision int8 or int8_x86: quantize the graphs of a bundle that `chan calibrate` has seen, and add them if
+    they pass parity on --data. The verdict is in the manifest.
+    """
+    from ..export.bundle import export_bundle
+    from ..export.int8 import SCHEMES
+
+    if set(precisions) & set(SCHEMES):
+        if not set(precisions) <= set(SCHEMES):
+            raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, chan calibrate, then int8")
+        if data is None:
+            raise click.UsageError("int8 is kept only if it passes parity: give --data")
+        exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force)
+        _print(exported, out, "as it was", as_json)
+        return
     backbone, said = _find_backbone(checkpoint, wanted)
     with click.progressbar(length=1, label="Exporting", file=sys.stderr, item_show_func=lambda text: text) as bar:
 
@@ -46,6 +93,10 @@ def command(
             bar.update(1, graph)
 
         _, exported = export_bundle(checkpoint, out, precisions, backbone, force, show)
+    _print(exported, out, said, as_json)
+
+
+def _print(exported: Sequence[ExportedGraph], out: Path, backbone: str, as_json: bool) -> None:
     if as_json:
         rows = [
             {
@@ -58,14 +109,46 @@ def command(
             }
             for one in exported
         ]
-        click.echo(json.dumps({"bundle": str(out), "backbone": said, "graphs": rows}, indent=2))
+        click.echo(json.dumps({"bundle": str(out), "backbone": backbone, "graphs": rows}, indent=2))
         return
     click.echo(f"{'graph':<16}{'precision':<10}{'MB':>9}{'error':>10}  file")
     for one in exported:
         size = one.size / 1e6
-        click.echo(f"{one.name:<16}{one.precision:<10}{size:>9.2f}{one.error:>10.1e}  {out / one.spec.file}")
+        error = "by parity" if one.error is None else f"{one.error:.1e}"
+        click.echo(f"{one.name:<16}{one.precision:<10}{size:>9.2f}{error:>10}  {out / one.spec.file}")
     click.echo("error: norm of the difference from PyTorch over PyTorch's norm, on random inputs")
-    click.echo(f"backbone: {said}")
+    click.echo(f"backbone: {backbone}")
+
+
+def _add_int8(
+    checkpoint: Path,
+    bundle: Path,
+    precisions: Sequence[str],
+    data: Path,
+    split: str,
+    samples: int,
+    plan: Path | None,
+    force: bool,
+) -> list[ExportedGraph]:
+    from ..calibration.plan import Plan
+    from ..export.int8 import add_int8
+    from ..export.parity import check_parity, record_verdict
+    from ..export.parity_runners import open_sample
+
+    sample = open_sample(data, split, samples)
+
+    def prove(added: Sequence[str]) -> list[str]:
+        with click.progressbar(length=1, label="Parity", file=sys.stderr, item_show_func=lambda text: text) as bar:
+
+            def show(stage: str, done: int, total: int) -> None:
+                bar.length = total
+                bar.update(done - bar.pos, stage)
+
+            report = check_parity(bundle, checkpoint, sample, ("onnxruntime",), added, progress=show)
+        record_verdict(bundle, report)
+        return report.misses()
+
+    return add_int8(bundle, prove, precisions, None if plan is None else Plan.from_file(plan), force)  # type: ignore[arg-type]
 
 
 def _find_backbone(checkpoint: Path, wanted: bool | None) -> tuple[Backbone | None, str]:
