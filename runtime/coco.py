@@ -83,8 +83,8 @@ def extended_metrics(
 def first(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
     """Indexes of the `count` highest scores, best first, ties by lower index."""
     count = min(count, len(scores))
-    # `count` groups reach the count-th largest of the groups' maxima, so nothing below it can be in the list. This takes
-    # a third of the time of a partition of the whole row.
+    # `count` groups reach the count-th largest of the groups' maxima, so nothing below it can be in the list. It
+    # takes a third of the time that a partition of the row takes.
     maxima = np.maximum.reduceat(scores, np.arange(0, len(scores), max(1, len(scores) // (4 * count))))
     bound = np.partition(maxima, len(maxima) - count)[len(maxima) - count]
     candidates = np.flatnonzero(scores >= bound)
