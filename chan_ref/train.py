@@ -260,7 +260,7 @@ class _Run:
         scores = scores.masked_fill(siblings.to(self.device), -torch.inf)
         if self.config.loss == "infonce":
             return infonce(scores) * len(batch)
-        return hinge(scores, MARGIN, hardest=epoch > 0)
+        return hinge(scores, MARGIN, hardest=epoch >= self.config.warmup_epochs)
 
     def _save(self) -> None:
         """Write the epoch so that a crash at any point leaves this epoch or the one before it, whole.

@@ -25,7 +25,9 @@ class TrainConfig:
         text_encoder: `bigru` or `bert`.
         bert: folder of pretrained BERT weights (`bert`).
         alignment: coding, pooling and their temperatures.
-        loss: `hinge` (margin 0.05: all violations in the first epoch, then each query's hardest) or `infonce`.
+        loss: `hinge` (margin 0.05: all violations for `warmup_epochs`, then each query's hardest) or `infonce`.
+        warmup_epochs: small data need more than the published 1: a model not yet far from chance collapses when only
+            the hardest negatives pull at it (seen as a loss of twice the margin and recalls of chance).
         epochs, batch_size: batch_size 0 stands for the published one: 384 for `bigru`, 128 for `bert`.
         learning_rate, drop_epoch: AdamW's, a tenth of it from epoch `drop_epoch` on (counted from 0).
         bert_learning_rate, bert_weight_decay: those of BERT's own weights.
@@ -42,6 +44,7 @@ class TrainConfig:
     bert: str | None = None
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     loss: LossKind = "hinge"
+    warmup_epochs: int = 1
     epochs: int = 25
     batch_size: int = 0
     learning_rate: float = 5e-4
@@ -63,7 +66,7 @@ class TrainConfig:
         for name in ("embed_dim", "word_dim", "epochs", "learning_rate", "bert_learning_rate", "min_count"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("batch_size", "drop_epoch", "bert_weight_decay", "seed"):
+        for name in ("batch_size", "drop_epoch", "warmup_epochs", "bert_weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("region_drop", "word_drop"):

@@ -46,6 +46,13 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
 @click.option("--attention-temperature", type=float, default=0.1, show_default=True, help="Of VSA.")
 @click.option("--pooling-temperature", type=float, default=0.1, show_default=True, help="Of LSE and Softmax.")
 @click.option("--loss", type=click.Choice(["hinge", "infonce"]), default="hinge", show_default=True)
+@click.option(
+    "--warmup-epochs",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Epochs in which hinge counts every violation, then only the hardest. Raise it where recall falls to chance.",
+)
 @click.option("--min-count", type=int, default=4, show_default=True, help="Rarer words are unknown ones (bigru).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", help="A torch device. Default: cuda where there is one.")
