@@ -122,11 +122,8 @@ class Gallery:
         self._kernel = open_kernel(scan)
         self._catalogue = Catalogue(self.path)
         self.settings = GallerySettings.from_dict(checked_meta(self._catalogue, self.path))
-        if model is not None and model != self.settings.model:
-            raise GalleryError(
-                f"{self.path} was made with another model (fingerprint {self.settings.model[:12]}, the bundle's is "
-                f"{model[:12]}): its embeddings cannot be compared. Index again with this bundle"
-            )
+        if model is not None:
+            self.check_model(model)
         self._pool = Pool(threads)
         self._lock = threading.Lock()
         self._current: _Snapshot | None = None
@@ -163,6 +160,25 @@ class Gallery:
     def fast(self) -> FastScan | None:
         """The fast scan with its measured recall, if it was prepared."""
         return self._snapshot().fast
+
+    def check_model(self, model: str) -> None:
+        """GalleryError unless the gallery was made with the model of this fingerprint."""
+        self.settings.check_model(model, self.path)
+
+    def info(self) -> dict[str, Any]:
+        """Plain facts: rows, bytes and what the gallery was made with."""
+        snapshot = self._snapshot()
+        files = [f for r in snapshot.records for f in (r.file, r.fast) if f is not None]
+        fast = snapshot.fast
+        return {
+            "rows": int(np.count_nonzero(snapshot.live)),
+            "deleted_rows": int(np.count_nonzero(~snapshot.live)),
+            "segments": len(snapshot.records),
+            "bytes": sum(file.length for file in files),
+            "scan": self.scan,
+            **self.settings.to_dict(),
+            "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
+        }
 
     def rows(self) -> list[Row]:
         """Every row's id and metadata, in order of addition."""

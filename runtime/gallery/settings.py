@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from ..contract import AlignmentConfig, Manifest
@@ -45,6 +46,14 @@ class GallerySettings:
             raise InputError(f"fine must be one of {', '.join(get_args(Precision))}, got {self.fine!r}")
         if not 1 <= self.dim <= MAX_DIM:
             raise InputError(f"dim must be from 1 to {MAX_DIM}, got {self.dim}")
+
+    def check_model(self, model: str, path: Path) -> None:
+        """GalleryError unless `model` is the fingerprint of the model the gallery at `path` was made with."""
+        if model != self.model:
+            raise GalleryError(
+                f"{path} was made with another model (fingerprint {self.model[:12]}, the bundle's is {model[:12]}): "
+                "their embeddings cannot be compared. Index again with this bundle"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

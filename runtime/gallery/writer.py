@@ -105,6 +105,31 @@ class GalleryWriter:
     ) -> None:
         self.close()
 
+    def __len__(self) -> int:
+        """Rows that are not deleted."""
+        return sum(int(record.live.sum()) for record in self._catalogue.segments())
+
+    def describe(self) -> str:
+        """Rows, segments and bytes in words."""
+        records = self._catalogue.segments()
+        size = sum(file.length for r in records for file in (r.file, r.fast) if file is not None)
+        rows = sum(int(record.live.sum()) for record in records)
+        each = f", {size / rows / 1e3:.1f} KB a row" if rows else ""
+        return f"{rows} {self.settings.kind} in {len(records)} segments, {size / 1e6:.1f} MB{each}"
+
+    def check(self, settings: GallerySettings) -> None:
+        """Raise unless rows of these settings may be added here.
+
+        Raises:
+            GalleryError: the gallery was made with another model.
+            InputError: it holds the other kind of rows, or another fine copy.
+        """
+        self.settings.check_model(settings.model, self.path)
+        for name in ("kind", "fine"):
+            mine, asked = getattr(self.settings, name), getattr(settings, name)
+            if mine != asked:
+                raise InputError(f"{name} must be this gallery's {mine}, got {asked}")
+
     def ids(self, among: Iterable[str]) -> set[str]:
         """Those of the given ids that the gallery has."""
         return set(self._catalogue.find(among))

@@ -1,0 +1,90 @@
+"""`chan gallery`: look after a gallery that `chan index` made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+_GALLERY = click.argument("gallery", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+@click.group("gallery", short_help="Look after a gallery: info, delete, compact, verify, prepare.")
+def command() -> None:
+    """Look after a GALLERY that `chan index` made. One of these may write while any number of searches read."""
+
+
+@command.command("info")
+@_GALLERY
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def info(gallery: Path, as_json: bool) -> None:
+    """Rows, bytes, model and the fast scan's measured recall."""
+    from ..runtime.gallery import Gallery
+
+    with Gallery(gallery) as opened:
+        facts = opened.info()
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@command.command("delete")
+@_GALLERY
+@click.argument("ids", nargs=-1, required=True)
+def delete(gallery: Path, ids: tuple[str, ...]) -> None:
+    """Delete rows by their IDS, all of them or none. Their bytes go with the next `compact`."""
+    from ..runtime.gallery import GalleryWriter
+
+    with GalleryWriter(gallery) as writer:
+        writer.delete(list(ids))
+        click.echo(f"{len(set(ids))} deleted; {gallery}: {writer.describe()}")
+
+
+@command.command("compact")
+@_GALLERY
+def compact(gallery: Path) -> None:
+    """Merge small segments and drop deleted rows. Needs disk for a second copy of what it rewrites."""
+    from ..runtime.gallery import GalleryWriter
+
+    with GalleryWriter(gallery) as writer:
+        writer.compact()
+        click.echo(f"{gallery}: {writer.describe()}")
+
+
+@command.command("verify")
+@_GALLERY
+def verify(gallery: Path) -> None:
+    """Read every byte and name what is damaged; exit status 1 if anything is."""
+    from ..runtime.errors import GalleryCorrupt
+    from ..runtime.gallery import Gallery
+
+    with Gallery(gallery) as opened:
+        damaged = opened.verify()
+        if damaged:
+            raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
+        click.echo(f"{gallery}: {len(opened)} rows, every byte is as it was committed")
+
+
+@command.command("prepare")
+@_GALLERY
+@click.option("--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Captions, one a line: half choose how much to rescore, half measure the recall.")  # fmt: skip
+@click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), help="If it was moved.")
+def prepare(gallery: Path, queries: Path | None, bundle: Path | None) -> None:
+    """Fit the fast scan to the gallery as it is now, and measure its recall."""
+    from ..runtime.gallery import Gallery, GalleryWriter
+    from .gallery_sources import read_lines
+    from .search import open_matcher
+
+    embeddings = None
+    if queries is not None:
+        with Gallery(gallery) as opened, open_matcher(opened, bundle, "auto", None) as matcher:
+            embeddings = matcher.encode_texts(read_lines(queries))
+    with GalleryWriter(gallery) as writer:
+        fast = writer.prepare_fast(embeddings)
+    recall = "not measured (give --queries)" if fast.recall is None else f"{fast.recall:.4f} of the exact top {fast.k}"
+    click.echo(f"fast search: rescores {fast.share:.0%} of the rows, recall {recall}, {fast.queries} held-out queries")

@@ -1,0 +1,188 @@
+"""`chan search`: the images that fit a caption best, or the captions that fit a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..runtime.gallery import Gallery, SearchResult
+    from ..runtime.matcher import Matcher
+
+
+@click.command("search", short_help="Find the images that fit a caption, or the captions that fit a picture.")
+@click.argument("arguments", nargs=-1, required=True, metavar="GALLERY [CAPTION] | BUNDLE IMAGES... CAPTION")
+@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Search captions with this picture instead of images with a caption.")  # fmt: skip
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many to find.")
+@click.option("--mode", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
+    help="exact is certified; fast reads an eighth of the bytes and its recall was measured.")  # fmt: skip
+@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only rows with this metadata; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of the hits, alignments drawn in."
+)
+@click.option("--bundle", "moved", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The gallery's bundle, if it was moved.")  # fmt: skip
+@click.option("--backend", default="auto", show_default=True, help="auto, or a name that `chan doctor` lists.")
+@click.option("--threads", type=click.IntRange(min=1), help="For encoding and scanning; every core by default.")
+def command(
+    arguments: tuple[str, ...], image: Path | None, k: int, mode: str, where: tuple[str, ...], as_json: bool,
+    html: Path | None, moved: Path | None, backend: str, threads: int | None,
+) -> None:  # fmt: skip
+    """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded for this search alone.
+
+    \b
+    chan search GALLERY "two red apples on a table"
+    chan search GALLERY --image picture.jpg            (a gallery of captions)
+    chan search BUNDLE photos/ "two red apples on a table"
+    """
+    from ..runtime.errors import InputError
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.catalogue import CATALOGUE
+
+    first, *rest = arguments
+    if (Path(first) / CATALOGUE).is_file():
+        if len(rest) != (image is None):
+            raise InputError(
+                f"{first} is a gallery: give one caption or --image, got {len(rest) + (image is not None)}"
+            )
+        with Gallery(first, threads=threads) as gallery, open_matcher(gallery, moved, backend, threads) as matcher:
+            _search(gallery, matcher, rest[0] if rest else None, image, k, mode, where, as_json, html)
+        return
+    if image is not None or len(rest) < 2:
+        raise InputError(f"{first} is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION")
+    with tempfile.TemporaryDirectory(prefix="chan-search-") as scratch:
+        _search_pictures(Path(first), [Path(path) for path in rest[:-1]], rest[-1], Path(scratch),
+                         k=k, as_json=as_json, html=html, backend=backend, threads=threads)  # fmt: skip
+
+
+def open_matcher(gallery: Gallery, moved: Path | None, backend: str, threads: int | None) -> Matcher:
+    """The gallery's own bundle, at the precision its rows were encoded with.
+
+    Raises:
+        InputError: the gallery does not know its bundle, or it is no longer there.
+        GalleryError: the bundle is of another model.
+    """
+    from ..runtime.errors import InputError
+    from ..runtime.gallery import fingerprint
+    from ..runtime.matcher import Matcher
+
+    settings = gallery.settings
+    bundle = moved or (None if settings.bundle is None else Path(settings.bundle))
+    if bundle is None or not bundle.is_dir():
+        raise InputError(f"the gallery's bundle {bundle} is not there; say where it is with --bundle")
+    matcher = Matcher.open(bundle, backend, settings.precision or "fp32", threads)
+    try:
+        gallery.check_model(fingerprint(matcher.manifest, matcher.precision))
+    except BaseException:
+        matcher.close()
+        raise
+    return matcher
+
+
+def _search_pictures(
+    bundle: Path, paths: Sequence[Path], caption: str, scratch: Path, *,
+    k: int, as_json: bool, html: Path | None, backend: str, threads: int | None,
+) -> None:  # fmt: skip
+    """Index pictures in a folder that goes afterwards, and search it."""
+    from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
+    from ..runtime.matcher import Matcher
+    from .gallery_sources import pictures
+
+    source = pictures(paths)
+    with Matcher.open(bundle, backend, threads=threads) as matcher:
+        settings = GallerySettings("images", matcher.manifest.embed_dim, matcher.alignment, model="")
+        with GalleryWriter.create(scratch / "gallery", settings) as writer:
+            writer.add(source.ids, source.encode(matcher, range(len(source.ids))), source.metadata)
+        with Gallery(scratch / "gallery", threads=threads) as gallery:
+            _search(gallery, matcher, caption, None, k, "exact", (), as_json, html)
+
+
+def _search(
+    gallery: Gallery, matcher: Matcher, caption: str | None, image: Path | None, k: int, mode: str,
+    where: Sequence[str], as_json: bool, html: Path | None,
+) -> None:  # fmt: skip
+    from ..runtime.errors import InputError
+    from ..runtime.gallery.page import render_page
+
+    kind = gallery.settings.kind
+    if (kind == "images") != (caption is not None):
+        wanted = "a caption" if kind == "images" else "--image"
+        raise InputError(f"this gallery holds {kind}: search it with {wanted}")
+    queries = matcher.encode_pictures([image]) if image is not None else matcher.encode_texts([caption or ""])
+    (result,) = gallery.search(queries, k, mode=mode, where=_conditions(where))  # type: ignore[arg-type]
+    words = [matcher.tokenizer.tokens(caption or str(hit.metadata.get("caption", ""))) for hit in result.hits]
+    if html is not None:
+        preprocess = matcher.manifest.preprocess
+        page = render_page(result, words, caption, image, None if preprocess is None else preprocess.grid)
+        _write(html, page)
+    if as_json:
+        click.echo(json.dumps(_as_dict(result, words, caption, image), ensure_ascii=False))
+        return
+    for rank, hit in enumerate(result.hits, 1):
+        text = hit.metadata.get("caption") or hit.metadata.get("path") or ""
+        shown = hit.id if text in ("", hit.id) else f"{hit.id}  {text}"
+        click.echo(f"{rank:>4}  {hit.score:>10.4f}  {shown}")
+    verdict = "certified" if result.certified else "not certified"
+    click.echo(f"{result.mode}, {verdict}: {result.reason}; {result.rescored} of {result.rows} rows rescored")
+    if html is not None:
+        click.echo(f"page: {html}")
+
+
+def _conditions(where: Sequence[str]) -> dict[str, object] | None:
+    """KEY=VALUE options; a value that is a JSON number or true/false is one."""
+    from ..runtime.errors import InputError
+
+    if not where:
+        return None
+    conditions: dict[str, object] = {}
+    for text in where:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise InputError(f"where must be KEY=VALUE, got {text!r}")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        conditions[key] = parsed if isinstance(parsed, int | float) else value
+    return conditions
+
+
+def _as_dict(
+    result: SearchResult, words: Sequence[Sequence[str]], caption: str | None, image: Path | None
+) -> dict[str, Any]:
+    return {
+        "query": caption if caption is not None else str(image),
+        "mode": result.mode,
+        "certified": result.certified,
+        "reason": result.reason,
+        "rows": result.rows,
+        "rescored": result.rescored,
+        "hits": [
+            {
+                "id": hit.id,
+                "score": hit.score,
+                "metadata": dict(hit.metadata),
+                "words": [
+                    {"word": word, "region": int(region), "similarity": round(float(similarity), 6)}
+                    for word, region, similarity in zip(tokens, hit.word_regions, hit.word_scores, strict=True)
+                ],
+            }
+            for hit, tokens in zip(result.hits, words, strict=True)
+        ],
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside, then move into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

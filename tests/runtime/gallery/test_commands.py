@@ -1,0 +1,193 @@
+"""`chan index`, `chan gallery` and `chan search`, as a user types them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from chan_rt import cli
+from chan_rt.commands import index as index_command
+from chan_rt.runtime.gallery import Gallery
+from chan_rt.runtime.matcher import Matcher
+
+CAPTION = "two red Clouds"
+WORDS = ["<start>", "two", "red", "clouds", "<end>"]
+
+
+@pytest.fixture(scope="module")
+def bundle(make_small_model: Callable) -> Path:
+    return make_small_model(pictures=True).bundle
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        Image.fromarray(rng.integers(0, 255, (30, 60, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(1)
+    (folder / "precomp").mkdir()
+    np.save(folder / "precomp" / "test_ims.npy", rng.standard_normal((6, 4, 12)).astype(np.float32))
+    words = ["red", "strawberry", "green", "apple", "blue", "table", "two", "white", "clouds"]
+    captions = [" ".join(rng.choice(words, 4)) for _ in range(30)]
+    (folder / "precomp" / "test_caps.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    return folder
+
+
+def chan(*args: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
+
+
+def ok(*args: object) -> str:
+    result = chan(*args)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def expected_order(bundle: Path, photos: Path) -> tuple[list[str], np.ndarray]:
+    with Matcher.open(bundle, "onnxruntime") as matcher:
+        files = sorted(photos.iterdir())
+        scores = matcher.score(matcher.encode_pictures(files), matcher.encode_texts([CAPTION]))[:, 0]
+    return [str(files[i].resolve()) for i in np.argsort(-scores)], np.sort(scores)[::-1]
+
+
+def test_pictures_are_indexed_searched_and_drawn(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "g"
+    assert "7 images in 1 segments" in ok("index", bundle, photos, "-o", gallery)
+    ids, scores = expected_order(bundle, photos)
+    page = tmp_path / "new" / "hits.html"
+    found = json.loads(ok("search", gallery, CAPTION, "-k", 3, "--json", "--html", page))
+    assert [hit["id"] for hit in found["hits"]] == ids[:3]
+    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], scores[:3], atol=1e-4)
+    assert found["certified"]
+    with Matcher.open(bundle, "onnxruntime") as matcher:
+        for hit in found["hits"]:
+            explained = matcher.explain(matcher.encode_pictures([hit["id"]]), CAPTION)
+            assert [word["word"] for word in hit["words"]] == WORDS
+            assert [word["region"] for word in hit["words"]] == [match.region for match in explained.words]
+    text = page.read_text()
+    tags: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append(tag)  # type: ignore[method-assign]
+    parser.feed(text)
+    assert tags.count("figure") == tags.count("img") == 3
+    assert 3 <= tags.count("i") <= 9, "a box for each region that a word chose"
+    assert CAPTION in text
+    assert "certified top" in text
+    assert list(page.parent.iterdir()) == [page]
+    shown = ok("search", gallery, CAPTION, "-k", 2)
+    assert shown.splitlines()[0].split()[2] == ids[0]
+    assert "exact, certified" in shown
+
+
+def test_pictures_are_searched_without_a_gallery(bundle: Path, photos: Path) -> None:
+    ids, _ = expected_order(bundle, photos)
+    found = json.loads(ok("search", bundle, photos, CAPTION, "--json"))
+    assert [hit["id"] for hit in found["hits"]] == ids
+    one, two = sorted(photos.iterdir())[:2]
+    found = json.loads(ok("search", bundle, two, one, CAPTION, "--json", "-k", 1))
+    assert found["rows"] == 2
+
+
+def test_index_goes_on_where_it_stopped(bundle: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    copy, gallery = tmp_path / "photos", tmp_path / "g"
+    shutil.copytree(photos, copy)
+    (copy / "5.png").write_bytes(b"no picture")
+    monkeypatch.setattr(index_command, "COMMIT_ROWS", 2)
+    stopped = chan("index", bundle, copy, "-o", gallery)
+    assert stopped.exit_code == 1
+    assert "5.png" in stopped.output
+    with Gallery(gallery) as opened:
+        assert len(opened) == 4, "what was committed before the broken picture is kept"
+    (copy / "5.png").unlink()
+    assert "2 rows encoded, 4 were already there" in ok("index", bundle, copy, "-o", gallery)
+    assert "6 rows encoded, 0 were already there" in ok("index", bundle, copy, "-o", gallery, "--replace")
+    assert "6 rows, every byte is as it was committed" in ok("gallery", "verify", gallery)
+
+
+def test_a_data_folder_both_ways(bundle: Path, data: Path, photos: Path, tmp_path: Path) -> None:
+    images, captions = tmp_path / "images", tmp_path / "captions"
+    assert "6 images" in ok("index", bundle, data, "-o", images)
+    assert "30 captions" in ok("index", bundle, data, "--captions", "-o", captions)
+    found = json.loads(ok("search", images, CAPTION, "--json", "--where", "row=3"))
+    assert [hit["id"] for hit in found["hits"]] == ["test/3"]
+    assert len(found["hits"][0]["metadata"]["captions"]) == 5
+    picture = sorted(photos.iterdir())[0]
+    page = tmp_path / "hits.html"
+    found = json.loads(ok("search", captions, "--image", picture, "--json", "-k", 4, "--html", page))
+    with Matcher.open(bundle, "onnxruntime") as matcher:
+        texts = (data / "precomp" / "test_caps.txt").read_text().splitlines()
+        scores = matcher.score(matcher.encode_pictures([picture]), matcher.encode_texts(texts))[0]
+    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], np.sort(scores)[::-1][:4], atol=1e-4)
+    assert [word["word"] for word in found["hits"][0]["words"]][1:-1] == found["hits"][0]["metadata"]["caption"].split()
+    assert page.read_text().count("<img") == 4
+
+
+def test_text_files_are_galleries_of_captions(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("red apple\n\nblue table\nred apple\n")
+    assert "2 captions" in ok("index", bundle, tmp_path / "lines.txt", "--captions", "-o", tmp_path / "g")
+
+
+def test_gallery_commands(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "g"
+    ok("index", bundle, photos, "-o", gallery, "--fine", "float16")
+    ids = [str(path.resolve()) for path in sorted(photos.iterdir())]
+    assert "2 deleted" in ok("gallery", "delete", gallery, *ids[:2])
+    facts = json.loads(ok("gallery", "info", gallery, "--json"))
+    assert (facts["rows"], facts["deleted_rows"], facts["fine"]) == (5, 2, "float16")
+    ok("gallery", "compact", gallery)
+    assert "deleted_rows  0" in ok("gallery", "info", gallery)
+    (tmp_path / "queries.txt").write_text("red apple\nblue table\nwhite clouds\ntwo clouds\n")
+    assert "2 held-out queries" in ok("gallery", "prepare", gallery, "--queries", tmp_path / "queries.txt")
+    file = next((gallery / "segments").iterdir())
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    damaged = chan("gallery", "verify", gallery)
+    assert damaged.exit_code == 1
+    assert file.name in damaged.output
+
+
+def test_mistakes_are_one_line(
+    bundle: Path, photos: Path, data: Path, tmp_path: Path, make_small_model: Callable
+) -> None:
+    gallery = tmp_path / "g"
+    ok("index", bundle, photos, "-o", gallery)
+    other = make_small_model(coding="THA", pictures=True).bundle
+    for arguments, message in {
+        ("search", gallery): "is a gallery: give one caption or --image",
+        ("search", gallery, "a", "b"): "is a gallery: give one caption or --image",
+        ("search", photos, "red"): "is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION",
+        ("search", gallery, "--image", next(photos.iterdir())): "this gallery holds images: search it with a caption",
+        ("search", gallery, CAPTION, "--where", "x"): "where must be KEY=VALUE, got 'x'",
+        ("search", gallery, CAPTION, "--bundle", other): "was made with another model",
+        ("index", other, photos, "-o", gallery): "was made with another model",
+        ("index", bundle, data, "--captions", "-o", gallery): "kind must be this gallery's images, got captions",
+        ("index", bundle, data, photos, "-o", tmp_path / "x"): "a data folder must stand alone",
+        ("index", bundle, photos, "-o", photos): "already exists and is not empty",
+        ("gallery", "delete", gallery, "nothing"): "not in the gallery: nothing",
+        ("gallery", "info", photos): "is not a gallery; make one with: chan index",
+    }.items():
+        result = chan(*arguments)
+        assert result.exit_code == 1, (arguments, result.output)
+        assert message in result.output, result.output
+        assert "Traceback" not in result.output
+    moved = tmp_path / "moved"
+    shutil.copytree(bundle, moved)
+    gone = tmp_path / "gone"
+    ok("index", moved, photos, "-o", gone)
+    shutil.rmtree(moved)
+    assert "say where it is with --bundle" in chan("search", gone, CAPTION).output
+    ok("search", gone, CAPTION, "--bundle", bundle)
