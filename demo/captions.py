@@ -31,7 +31,7 @@ _LARGE = ("large", "big", "huge")
 _NEAR = (("next", "to"), ("beside",), ("near",), ("close", "to"), ("by",))
 _ANYWHERE = (("and",), ("and",), ("with",), ("together", "with"))
 # A picture whose long side is below or above these (pixels of a 384 canvas) may be called small or large.
-_SMALL_BELOW, _LARGE_ABOVE = 96, 140
+SMALL_BELOW, LARGE_ABOVE = 72, 104
 _NEAR_BELOW = 170
 
 
@@ -104,7 +104,7 @@ class _Writer:
     def write(self, background: Sequence[str]) -> None:
         """Name one to three pictures, with relations or places, and now and then the background."""
         # How many pictures a caption names sets how hard retrieval is: one leaves several scenes to choose from.
-        named = 1 + int(self.rng.choice(3, p=(0.25, 0.5, 0.25)))
+        named = 1 + int(self.rng.choice(3, p=(0.5, 0.4, 0.1)))
         order = [int(index) for index in self.rng.permutation(len(self.boxes))[:named]]
         self.words += self._pick(_OPENINGS)
         self._name(order[0])
@@ -125,8 +125,8 @@ class _Writer:
         box = self.boxes[index]
         nouns = box.name.split("_")
         adjective: list[str] = []
-        if self.rng.random() < 0.3 and not _SMALL_BELOW <= box.long_side <= _LARGE_ABOVE:
-            adjective = [str(self.rng.choice(_SMALL if box.long_side < _SMALL_BELOW else _LARGE))]
+        if self.rng.random() < 0.3 and not SMALL_BELOW <= box.long_side <= LARGE_ABOVE:
+            adjective = [str(self.rng.choice(_SMALL if box.long_side < SMALL_BELOW else _LARGE))]
         article = "some" if box.name in _SOME else _article((adjective or nouns)[0])
         self.words += [article, *adjective, *nouns]
         self.mentions.append(Mention(len(self.words) - len(nouns), len(self.words), index))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.embeddings import Embeddings
 from ..runtime.errors import InputError
 
 
@@ -69,6 +70,27 @@ def pointing_accuracy(
             inside.append(within.mean())
     cover = np.array(inside)
     return Pointing(float(np.mean(hits)), float(cover.mean()), float((cover > 0).mean()), len(hits))
+
+
+def chosen_regions(
+    images: Embeddings, texts: Embeddings, image_of_caption: npt.NDArray[np.integer[Any]]
+) -> list[npt.NDArray[np.int64]]:
+    """The region of a caption's own picture that each of its words is most similar to (ties: the lower index).
+
+    Args:
+        images: region embeddings [I, R, D], of the reference or of a runtime.
+        texts: word embeddings [C, W, D].
+        image_of_caption: [C].
+
+    Returns:
+        For each caption, a region for each of its words.
+    """
+    chosen = []
+    for caption, image in enumerate(image_of_caption):
+        regions = images.vectors[image, : images.lengths[image]]
+        words = texts.vectors[caption, : texts.lengths[caption]]
+        chosen.append((regions @ words.T).argmax(0))
+    return chosen
 
 
 def read_boxes(data: str | Path, split: str) -> tuple[int, list[dict[str, Any]]]:
