@@ -14,7 +14,7 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
 
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False))
-@click.option("-o", "--output", "run", required=True, type=click.Path(file_okay=False), help="Folder of the run.")
+@click.option("-o", "--out", "run", required=True, type=click.Path(file_okay=False), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of the run there.")
 @click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=2), help="Default: 384 for bigru, 128 for bert.")

@@ -1,0 +1,31 @@
+"""The published loop and this package's evaluation give the same scores on the same made-up split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from chan_rt.bench import evaluate as bench
+
+
+def test_both_loops_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BLOCK", 7)
+    monkeypatch.setattr(bench, "FEATURES", 64)
+    monkeypatch.setattr(bench, "ModelConfig", lambda **sizes: _config(region_dim=64, embed_dim=32, **sizes))
+    found = bench.make_split(tmp_path, 6)
+    assert (found["images"], found["captions"], found["longest"]) == (6, 30, 69)
+    assert 12 < found["mean_words"] < 18
+    ours, theirs = bench.evaluate(tmp_path), bench.evaluate_as_published(tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "chan.npy"), np.load(tmp_path / "published.npy"), atol=2e-5)
+    assert ours["rsum"] == pytest.approx(theirs["rsum"])
+    assert 0 < ours["encoding"] < ours["seconds"]
+
+
+def test_the_command_tells_what_it_does() -> None:
+    result = CliRunner().invoke(bench.main, ["--help"])
+    assert result.exit_code == 0
+    assert "published loop" in result.output
+
+
+_config = bench.ModelConfig
