@@ -9,6 +9,7 @@ Each stage is one backend at one precision, checked in the order of the data:
     hard_alignment   fed the reference's embeddings
     alignment_map    fed the reference's embeddings
     matcher          captions and features in, scores out, as a service runs it: errors, ranks and recalls
+    gallery          exact search over the embeddings that the matcher made
 
 Each graph is fed what the reference has at that place, so the first check that misses names the graph at fault. What
 is measured is in `parity_measures.MEASURES`, what is allowed in `tolerances.json` and nowhere else.
@@ -90,8 +91,7 @@ class Stage:
     @property
     def recalls(self) -> Metrics | None:
         """End to end; None where the stage has no finite scores."""
-        last = self.checks[-1].found if self.checks else None
-        return None if last is None else last.recalls
+        return next((check.found.recalls for check in self.checks if check.found and check.found.recalls), None)
 
     def misses(self) -> list[str]:
         """Every miss with the part it belongs to, in the order of the data: the first names the culprit."""

@@ -50,6 +50,7 @@ MEASURES: dict[str, Measure] = {
     "same_region": Measure("words that choose the same region, %", "high"),
     "same_region_clear": Measure(f"the same, where the choice is clear by {MARGIN:g}, %", "high"),
     "regions_beyond": Measure("regions chosen past a caption's length", "low"),
+    "uncertified": Measure("answers of the exact search without its proof", "low"),
     "recall_change": Measure("largest change of a recall, points", "low"),
     "rsum_change": Measure("change of rsum, points", "low"),
 }
@@ -212,6 +213,20 @@ def compare_ranks(reference: np.ndarray, candidate: np.ndarray) -> dict[str, flo
     return found
 
 
+def compare_lists(reference: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Lists of images [C, k], best first, against the reference's scores of all images [C, I]: as `compare_ranks`."""
+    sums = np.zeros(3)
+    for start in range(0, len(reference), _QUERIES):
+        scores, second = reference[start : start + _QUERIES], found[start : start + _QUERIES]
+        top = np.argsort(-scores, axis=1, kind="stable")[:, : found.shape[1]]
+        sums += _agreement(scores, top, second)
+    return {
+        "top1_t2i": 100 * sums[0] / len(reference),
+        "overlap10_t2i": 100 * sums[1] / len(reference),
+        "moved10": int(sums[2]),
+    }
+
+
 _QUERIES = 256  # queries compared at once: 256 x 50 x 50 pairs and 256 x 25,000 indices stay under 60 MB
 
 
@@ -219,11 +234,16 @@ def _compare_lists(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Sums over the queries (rows): same first, share of the top 10, Kendall, lists moved by more than a tie."""
     first = np.argsort(-a, axis=1, kind="stable")[:, :KENDALL_TOP]
     second = np.argsort(-b, axis=1, kind="stable")[:, :TOP]
-    top = first[:, :TOP]
-    shared = (top[:, :, None] == second[:, None, :]).any(2).mean(1)
-    apart = np.abs(np.take_along_axis(a, top, 1) - np.take_along_axis(a, second, 1)) > TIE
     tau = kendall(np.take_along_axis(a, first, 1), np.take_along_axis(b, first, 1))
-    return np.array([(top[:, 0] == second[:, 0]).sum(), shared.sum(), tau.sum(), apart.any(1).sum()])
+    same, shared, moved = _agreement(a, first[:, :TOP], second)
+    return np.array([same, shared, tau.sum(), moved])
+
+
+def _agreement(scores: np.ndarray, top: np.ndarray, second: np.ndarray) -> tuple[float, float, int]:
+    """Sums over the queries of two lists each: same first, share of entries in both, moved by more than a tie."""
+    shared = (top[:, :, None] == second[:, None, :]).any(2).mean(1)
+    apart = np.abs(np.take_along_axis(scores, top, 1) - np.take_along_axis(scores, second, 1)) > TIE
+    return float((top[:, 0] == second[:, 0]).sum()), float(shared.sum()), int(apart.any(1).sum())
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -112,8 +112,7 @@ def _errors(check: Check) -> bool:
 
 
 def _scores(stage: Stage) -> np.ndarray | None:
-    found = stage.checks[-1].found
-    return None if found is None else found.scores
+    return next((c.found.scores for c in stage.checks if c.found is not None and c.found.scores is not None), None)
 
 
 def _long_name(name: str) -> str:

@@ -18,12 +18,13 @@ from ..chan_ref.checkpoint import TOKENIZER, Checkpoint
 from ..runtime.contract import Manifest, TokenizerSpec, sha256_file
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ParityError
+from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
 from ..runtime.images import load_pixels
 from ..runtime.matcher import Matcher
 from ..runtime.metrics import Metrics, evaluate
 from ..runtime.text import load_tokenizer, pad_rows
 from .backbone import Backbone
-from .parity_measures import ChoiceMeter, ErrorMeter, compare_scores
+from .parity_measures import TOP, ChoiceMeter, ErrorMeter, compare_lists, compare_scores
 from .parity_runners import EmbeddingStore, GraphRunner, Sample, TorchRunner, cut_short, token_block
 
 Tick = Callable[[int, int], None]
@@ -157,6 +158,7 @@ class StageRun:
         self._bundle, self._manifest = bundle, manifest
         self._graphs, self._matcher = graphs, matcher
         self._scratch = scratch
+        self._images, self._captions = EmbeddingStore(scratch / "images"), EmbeddingStore(scratch / "captions")
         self._tick = tick
         self._done = 0
 
@@ -171,6 +173,7 @@ class StageRun:
             "hard_alignment": self._hard_alignment,
             "alignment_map": self._alignment_map,
             "matcher": self._end_to_end,
+            "gallery": self._gallery,
         }
 
     def _tokenizer(self) -> Measured:
@@ -235,7 +238,7 @@ class StageRun:
 
     def _end_to_end(self) -> Measured:
         sample, reference = self._sample, self._reference
-        images, captions = EmbeddingStore(self._scratch / "images"), EmbeddingStore(self._scratch / "captions")
+        images, captions = self._images, self._captions
         for block in sample.image_blocks():
             images.put(block, self._matcher.encode_images(*sample.regions(block)))
         for block in caption_blocks(sample):
@@ -249,6 +252,26 @@ class StageRun:
         measures, meter, recalls = compare_scores(reference.scores, scores, sample.image_of_caption)
         pairs = _scatter(reference.scores, scores, sample.image_of_caption)
         return Measured(measures | choices.measures(), tuple(meter.histogram()), recalls, pairs)
+
+    def _gallery(self) -> Measured:
+        """The exact search over what the matcher encoded, each caption's top 10 against the reference's scores."""
+        settings = GallerySettings("images", self._manifest.embed_dim, self._manifest.alignment, model="parity")
+        with GalleryWriter.create(self._scratch / "gallery", settings) as writer:
+            for block in self._sample.image_blocks():
+                writer.add([str(row) for row in range(block.start, block.stop)], self._images.get(block))
+        meter, hits, found = ErrorMeter("scores"), [], []
+        uncertified = 0
+        with Gallery(self._scratch / "gallery") as gallery:
+            for block in caption_blocks(self._sample):
+                for result in gallery.search(self._captions.get(block), TOP):
+                    uncertified += not result.certified
+                    hits.append([int(hit.id) for hit in result.hits])
+                    found.append([hit.score for hit in result.hits])
+        expected = np.take_along_axis(self._reference.scores.T, np.array(hits), axis=1)
+        meter.add(expected, np.array(found))
+        measured = _measured(meter)
+        lists = compare_lists(self._reference.scores.T, np.array(hits))
+        return replace(measured, measures={**measured.measures, **lists, "uncertified": uncertified})
 
     def _step(self) -> None:
         self._done += 1

@@ -22,7 +22,9 @@ from chan_rt.export.engines import build_engine, find_target
 from chan_rt.export.parity import Report, check_parity, record_verdict
 from chan_rt.export.parity_runners import Sample, open_sample
 from chan_rt.runtime.contract import AlignmentConfig, Manifest, sha256_file, write_manifest
+from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, BundleError, InputError, ParityError
+from chan_rt.runtime.gallery import Gallery, SearchResult
 
 IMAGES = 20  # two blocks, the second one short
 Edit = Callable[[onnx.ModelProto], onnx.ModelProto | None]
@@ -141,10 +143,11 @@ def test_a_faithful_bundle_passes(world: Path, check: Callable[..., Report]) -> 
     for stage in report.stages:
         assert [item.part for item in stage.checks] == [
             "tokenizer", "backbone", "region_encoder", "text_encoder", "hard_alignment", "alignment_map", "matcher",
+            "gallery",
         ]  # fmt: skip
         assert all(item.tolerances for item in stage.checks)
         assert stage.recalls is not None
-    exact, half = (stage.checks[-1].found.measures["max_abs"] for stage in report.stages)
+    exact, half = (stage.checks[-2].found.measures["max_abs"] for stage in report.stages)
     assert 0 < exact < half, "fp16 must have been computed in fp16"
     assert report.stages[0].recalls == report.reference
     assert report.sample["images"] == IMAGES
@@ -207,6 +210,18 @@ def test_a_graph_that_makes_nan_misses(bundle: Path, check: Callable[..., Report
     assert json.loads(report.to_json())["stages"][0]["recalls"] is None
 
 
+def test_a_search_that_skips_the_best_hit_is_named(
+    world: Path, check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Gallery.search
+
+    def skip_best(gallery: Gallery, queries: Embeddings, k: int) -> list[SearchResult]:
+        return [replace(result, hits=result.hits[1:]) for result in search(gallery, queries, k + 1)]
+
+    monkeypatch.setattr(Gallery, "search", skip_best)
+    assert first_miss(check(world / "bundle", "fp32")) == "onnxruntime/fp32 gallery"
+
+
 def test_a_flipped_bit_is_refused_before_anything_runs(bundle: Path, check: Callable[..., Report]) -> None:
     file = bundle / Manifest.load(bundle).graph("text_encoder", "fp32").file
     content = bytearray(file.read_bytes())
@@ -220,7 +235,7 @@ def test_the_report_is_json_and_the_verdict_goes_into_the_manifest(bundle: Path,
     report = check(bundle, "fp32")
     raw = json.loads(report.to_json())
     assert raw["passed"] is True
-    assert raw["stages"][0]["checks"][-1]["measures"]["rsum_change"] == 0
+    assert raw["stages"][0]["checks"][-2]["measures"]["rsum_change"] == 0
     assert raw["reference"]["rsum"] == report.reference.rsum
     record_verdict(bundle, report)
     manifest = Manifest.load(bundle)
