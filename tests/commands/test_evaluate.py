@@ -15,6 +15,7 @@ from chan_rt.chan_ref.model import ChanModel
 from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime import metrics
+from chan_rt.runtime.coco import Directions
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
 
@@ -117,3 +118,30 @@ def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:
     code, text = invoke(place / "lse", place / "data", "--split", "testall")
     assert code == 1
     assert "testall_caps.txt is missing" in text
+
+
+def test_eccv_gets_the_whole_matrix_with_its_ids(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[tuple[int, int], list[str]]] = []
+
+    def judge(scores: np.ndarray, image_ids: list[str], image_of_caption: np.ndarray) -> dict[str, Directions]:
+        given.append((scores.shape, image_ids))
+        np.testing.assert_array_equal(image_of_caption, OWNER)
+        return {"cxc_r1": Directions(12.5, 25.0)}
+
+    monkeypatch.setattr("chan_rt.runtime.coco.extended_metrics", judge)
+    ids = place / "data/precomp/test_ids.txt"
+    ids.write_text("".join(f"{100 + row}\n" for row in range(IMAGES)))
+    try:
+        found = _run(place / "lse", place / "data", "--eccv")
+        table = CliRunner().invoke(main, ["evaluate", str(place / "lse"), str(place / "data"), "--eccv"]).output
+        both = (
+            CliRunner()
+            .invoke(main, ["evaluate", str(place / "lse"), str(place / "data"), "--eccv", "--folds", "2"])
+            .output
+        )
+    finally:
+        ids.unlink()
+    assert given[0] == ((IMAGES, 50), [str(100 + row) for row in range(IMAGES)])
+    assert found["extended"] == {"cxc_r1": {"i2t": 12.5, "t2i": 25.0}}
+    assert "cxc_r1" in table
+    assert "leave --folds out" in both
