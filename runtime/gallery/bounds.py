@@ -20,7 +20,8 @@ promise that), n additions. Everything together stays below
 
     16 u (D + n + 16) (S + T) for one similarity's worth,                                                   (2)
 
-which `score_change` turns into score units like any other change. (2) is some 10^-12: it is there so that the theorem
+which `score_change` turns into score units like any other change. The scan's products are rounded to float32 three
+times, 3 x 2^-24 S at most; that is added. (2) is some 10^-12: it is there so that the theorem
 is about the program and not only about real numbers.
 
 **Certificate.** Each row's true score lies in [score - radius, score + radius]. Let t be at most the k-th largest true
@@ -37,7 +38,8 @@ from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
 from .pooling import Array, pools_query, score_change
-from .quantize import LEVELS, Quantized, quantize
+from .quantize import LEVELS
+from .scan import PLANE
 
 _UNIT64 = 2.0**-53
 _UNIT32 = 2.0**-24
@@ -47,32 +49,46 @@ MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of
 
 @dataclass(frozen=True)
 class QuantizedQuery:
-    """A query's vectors at int8, with what (1) needs of them.
+    """A query's vectors in two int8 planes, with what (1) needs of them.
 
     Attributes:
-        codes: int8 [Q, D].
+        planes: int8 [2, Q, D], high and low: q_hat = scale * (254 high + low).
         scale: float64 [Q].
         norm: no less than any ||q||.
         error: no less than any ||q - q_hat||.
     """
 
-    codes: NDArray[np.int8]
+    planes: NDArray[np.int8]
     scale: Array
     norm: float
     error: float
+
+    @property
+    def count(self) -> int:
+        """Q."""
+        return int(self.planes.shape[1])
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.planes.shape[2])
 
 
 def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool) -> QuantizedQuery:
     """Quantize one query's vectors [Q, D].
 
     per_vector: one scale for each vector. The maximum over a query's vectors is taken on integers, so where the coding
-    takes it (`pools_query` is False) they share one scale.
+        takes it (`pools_query` is False) they share one scale.
     """
-    count = len(vectors)
-    starts = np.arange(count + 1) if per_vector else np.array([0, count])
-    quantized: Quantized = quantize(vectors, starts, LEVELS)
-    scale = np.repeat(quantized.scale.astype(np.float64), np.diff(starts))
-    return QuantizedQuery(quantized.codes, scale, largest_norm(vectors), float(quantized.error.max()))
+    exact = vectors.astype(np.float64)
+    peak = np.abs(exact).max(axis=1, keepdims=True)
+    scale = (peak if per_vector else np.full_like(peak, peak.max())) / (LEVELS * PLANE)
+    units = np.divide(exact, scale, out=np.zeros_like(exact), where=scale > 0)
+    high = np.clip(np.rint(units / PLANE), -LEVELS, LEVELS)
+    low = np.clip(np.rint(units - PLANE * high), -LEVELS, LEVELS)
+    error = np.sqrt(np.square(exact - scale * (PLANE * high + low)).sum(axis=1).max(initial=0.0)) * (1 + 1e-12)
+    planes = np.stack([high, low]).astype(np.int8)
+    return QuantizedQuery(planes, scale[:, 0], largest_norm(vectors), float(error))
 
 
 def largest_norm(vectors: NDArray[np.floating]) -> float:
@@ -105,7 +121,7 @@ def int8_radius(
     error, norm = row_error.astype(np.float64), row_norm.astype(np.float64)
     similarity = query.norm * (norm + error)
     change = (query.norm * error + query.error * norm) * (1 + 1e-12)
-    change += rounding(similarity, query.codes.shape[1], count, alignment)
+    change += rounding(similarity, query.dim, count, alignment) + 4 * _UNIT32 * similarity
     return score_change(change, count, spread, alignment)
 
 

@@ -1,39 +1,61 @@
-"""Two ONNX models, written byte by byte: `MatMulInteger(vectors, query, 128)`, alone or with a `ReduceMax`.
+"""ONNX models of the scan, written byte by byte: integer products of both planes of a query, combined and reduced.
 
-The runtime must not import `onnx`, and a model this small does not need it: an ONNX file is a protobuf message, and of
-protobuf it takes two field kinds, varint and length-delimited (https://protobuf.dev/programming-guides/encoding/). The
-field numbers are those of onnx.proto3, named beside each. The tests parse the bytes with `onnx` and check them.
+The runtime must not import `onnx`, and a model this small does not need it: an ONNX file is a protobuf message, and
+of protobuf it takes two field kinds, varint and length-delimited (https://protobuf.dev/programming-guides/encoding/).
+Field numbers are those of onnx.proto3, named beside each. The tests parse the bytes with `onnx` and check them.
 """
 
 from __future__ import annotations
 
-_UINT8, _INT8, _INT32 = 2, 3, 6  # TensorProto.DataType
+import struct
+
+_FLOAT, _UINT8, _INT8 = 1, 2, 3  # TensorProto.DataType
 
 
-def matmul_integer_model(reduced_axis: int | None = None) -> bytes:
-    """ONNX bytes: vectors uint8 [N, L, S] with zero point 128, query int8 [S, Q] -> out int32, exact.
+def scan_model(reduced_axis: int | None, weight: float) -> bytes:
+    """ONNX bytes: vectors uint8 [N, L, S] with zero point 128, query int8 [S, 2 Q] -> out float32.
 
-    reduced_axis: None for all products [N, L, Q]; 1 or 2 for their maximum along that axis.
+    The query's first Q columns are its high plane, the others its low one; a product is `weight * high + low`.
+
+    Args:
+        reduced_axis: None for all products [N, L, Q]; 1 or 2 for their maximum along that axis.
+        weight: of the high plane.
     """
     products = "out" if reduced_axis is None else "products"
-    node = _text(1, "vectors") + _text(1, "query") + _text(1, "zero")  # NodeProto.input
-    node += _text(2, products) + _text(4, "MatMulInteger")  # .output, .op_type
-    zero = _number(2, _UINT8) + _text(8, "zero") + _bytes(9, b"\x80")  # TensorProto.data_type, .name, .raw_data
-    graph = _bytes(1, node)  # GraphProto.node
+    nodes = [
+        _node("MatMulInteger", ["vectors", "query", "zero"], ["both"]),
+        _node("Split", ["both"], ["high_int", "low_int"], axis=2),
+        _node("Cast", ["high_int"], ["high"], to=_FLOAT),
+        _node("Cast", ["low_int"], ["low"], to=_FLOAT),
+        _node("Mul", ["high", "weight"], ["weighted"]),
+        _node("Add", ["weighted", "low"], [products]),
+    ]
     shape = ["N", "L", "Q"]
     if reduced_axis is not None:
         del shape[reduced_axis]
-        axes = _text(1, "axes") + _number(8, reduced_axis) + _number(20, 7)  # AttributeProto.name, .ints, .type = INTS
-        keep = _text(1, "keepdims") + _number(3, 0) + _number(20, 2)  # .i, .type = INT
-        node = _text(1, products) + _text(2, "out") + _text(4, "ReduceMax") + _bytes(5, axes) + _bytes(5, keep)
-        graph += _bytes(1, node)
-    graph += _text(2, "scan") + _bytes(5, zero)  # GraphProto.name, .initializer
+        nodes.append(_node("ReduceMax", [products], ["out"], axes=[reduced_axis], keepdims=0))
+    zero = _number(2, _UINT8) + _text(8, "zero") + _bytes(9, b"\x80")  # TensorProto.data_type, .name, .raw_data
+    scale = _number(2, _FLOAT) + _text(8, "weight") + _bytes(9, struct.pack("<f", weight))
+    graph = b"".join(_bytes(1, node) for node in nodes) + _text(2, "scan")  # GraphProto.node, .name
+    graph += _bytes(5, zero) + _bytes(5, scale)  # .initializer
     graph += _bytes(11, _value("vectors", _UINT8, "N", "L", "S")) + _bytes(
-        11, _value("query", _INT8, "S", "Q")
+        11, _value("query", _INT8, "S", "P")
     )  # .input
-    graph += _bytes(12, _value("out", _INT32, *shape))  # .output
+    graph += _bytes(12, _value("out", _FLOAT, *shape))  # .output
     opset = _text(1, "") + _number(2, 13)  # OperatorSetIdProto.domain, .version
     return _number(1, 8) + _bytes(7, graph) + _bytes(8, opset)  # ModelProto.ir_version, .graph, .opset_import
+
+
+def _node(operator: str, inputs: list[str], outputs: list[str], **attributes: int | list[int]) -> bytes:
+    node = b"".join(_text(1, name) for name in inputs) + b"".join(_text(2, name) for name in outputs)
+    node += _text(4, operator)  # NodeProto.input, .output, .op_type
+    for name, value in attributes.items():  # .attribute; AttributeProto.name, .i or .ints, .type
+        if isinstance(value, list):
+            kind = b"".join(_number(8, item) for item in value) + _number(20, 7)
+        else:
+            kind = _number(3, value) + _number(20, 2)
+        node += _bytes(5, _text(1, name) + kind)
+    return node
 
 
 def _value(name: str, dtype: int, *symbols: str) -> bytes:

@@ -35,7 +35,7 @@ _BLOCK_BYTES = (
 _WIDE_BLOCK_BYTES = 512 << 10  # when many words make it bound by arithmetic: the block and a group of words fit in L2
 _WIDE = 64  # query vectors from which on that is so
 _ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are served in turns
-_FIRST_RESCORED = 8  # rows rescored beyond k before the threshold is looked at again
+_FIRST_RESCORED = 8  # rows rescored beyond k before the threshold is looked at again; then twice as many
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class Ranker:
 
     def _scan(self, queries: Sequence[QuantizedQuery]) -> tuple[Array, Array]:
         """Scores from codes and, for Softmax pooling, the spread of the pooled similarities: [queries, N] each."""
-        codes = np.concatenate([query.codes for query in queries])
-        starts = np.cumsum([0] + [len(query.codes) for query in queries])
-        packed = pack_queries(codes, starts)
+        planes = np.concatenate([query.planes for query in queries], axis=1)
+        starts = np.cumsum([0] + [query.count for query in queries])
+        packed = pack_queries(planes, starts)
         if self._pools_query:
             scale = np.concatenate([query.scale for query in queries])
         else:
@@ -196,7 +196,7 @@ class Ranker:
             scores[:, columns], spread[:, columns] = pooled
 
         width = self.parts[0].codes(0, 0).shape[1]
-        self._pool.run([partial(task, *block) for block in self._blocks(len(codes), width)])
+        self._pool.run([partial(task, *block) for block in self._blocks(int(starts[-1]), width)])
         return scores, spread
 
     def _estimate(
@@ -230,7 +230,7 @@ class Ranker:
             if prefix is None or id(prefix.basis) in packs:
                 continue
             quantized = [quantize_query(query @ prefix.basis, per_vector=self._pools_query) for query in queries]
-            packed = pack_queries(np.concatenate([query.codes for query in quantized]), starts)
+            packed = pack_queries(np.concatenate([query.planes for query in quantized], axis=1), starts)
             scale = [query.scale if self._pools_query else query.scale[:1] for query in quantized]
             packs[id(prefix.basis)] = packed, np.concatenate(scale)
 
@@ -262,14 +262,14 @@ class Ranker:
         return part.fine(local)
 
     def _radius(self, rows: NDArray[np.int64], query: QuantizedQuery, spread: Array) -> Array:
-        count = len(query.codes) if self._pools_query else self._lengths[rows]
+        count = query.count if self._pools_query else self._lengths[rows]
         return int8_radius(self._error[rows], self._norm[rows], query, count, spread, self.alignment)
 
     def _among(self, query: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Ranking:
         """The certified top k of a few rows: their codes are gathered and scanned."""
         quantized = quantize_query(query, per_vector=self._pools_query)
         starts = np.array([0, len(query)])
-        packed = pack_queries(quantized.codes, starts)
+        packed = pack_queries(quantized.planes, starts)
         scale = quantized.scale if self._pools_query else quantized.scale[:1]
         estimate, spread = np.empty((2, len(rows)))
         owner = np.searchsorted(self._bases, rows, side="right") - 1
@@ -306,7 +306,8 @@ class Ranker:
         low, high = np.empty((2, len(candidates)))
         done = 0
         while done < len(candidates) and upper[candidates[done]] >= threshold:
-            stop = min(len(candidates), max(done + _FIRST_RESCORED, k))
+            within = int(np.searchsorted(-upper[candidates], -threshold, side="right"))
+            stop = min(within, k + _FIRST_RESCORED if done == 0 else 2 * done)
             piece = candidates[done:stop]
             new = [row_similarities(self.fine(int(row)), query) for row in rows[piece]]
             score, radius = self._float32_scores(new, rows[piece], quantized)
@@ -341,7 +342,7 @@ class Ranker:
         counts = np.array([len(values) for values in reduced])
         starts = np.r_[0, np.cumsum(counts)]
         pooled, spread = pool_groups(np.concatenate(reduced)[:, None], starts, self.alignment)
-        norm, dim = self._fine_norm(rows), query.codes.shape[1]
+        norm, dim = self._fine_norm(rows), query.dim
         change = float32_similarity_error(dim, query.norm, norm) + rounding(
             query.norm * norm, dim, counts, self.alignment
         )

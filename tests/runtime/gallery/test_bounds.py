@@ -17,6 +17,7 @@ from chan_rt.runtime.gallery.bounds import (
 )
 from chan_rt.runtime.gallery.pooling import pool, pool_groups, score_change
 from chan_rt.runtime.gallery.quantize import quantize
+from chan_rt.runtime.gallery.scan import PLANE
 
 POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")
 KINDS = ("unit", "raw", "tiny", "denormal", "huge", "mixed", "sparse", "zero", "equal", "ulp")
@@ -57,7 +58,8 @@ def violations(rng: np.random.Generator, kinds: tuple[str, str], vectors: int, w
     starts = np.r_[0, cuts, vectors].astype(np.int64)
     rows, query = quantize(x, starts), quantize_query(q, per_vector=bool(rng.integers(2)))
     group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    products = (rows.codes.astype(np.float64) @ query.codes.astype(np.float64).T).astype(np.int64)
+    high, low = (rows.codes.astype(np.float64) @ plane.astype(np.float64).T for plane in query.planes)
+    products = high.astype(np.float32) * np.float32(PLANE) + low.astype(np.float32)  # as the kernels round
     estimate = (products * query.scale) * rows.scale.astype(np.float64)[group, None]
     error, norm = rows.error.astype(np.float64)[group], rows.norm.astype(np.float64)[group]
     maximum = AlignmentConfig("VHA", "Max")  # Max pooling of one similarity leaves it as it is

@@ -1,13 +1,13 @@
-"""Both scan kernels give the integers that numpy's int64 product gives."""
+"""Both scan kernels give the products that numpy's int64 gives, rounded to float32."""
 
 import numpy as np
 import onnx
 import pytest
 
 from chan_rt.runtime.errors import BackendError, InputError
-from chan_rt.runtime.gallery.matmul_model import matmul_integer_model
+from chan_rt.runtime.gallery.matmul_model import scan_model
 from chan_rt.runtime.gallery.quantize import store_codes
-from chan_rt.runtime.gallery.scan import Pool, open_kernel, pack_queries
+from chan_rt.runtime.gallery.scan import PLANE, Pool, open_kernel, pack_queries
 
 KERNELS = ("onnxruntime", "numpy")
 
@@ -16,17 +16,23 @@ def starts_of(lengths: list[int]) -> np.ndarray:
     return np.cumsum([0, *lengths]).astype(np.int64)
 
 
+def products_of(gallery: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """254 high + low, rounded as the kernels may: each plane to float32, their product and sum."""
+    high, low = (gallery.astype(np.int64) @ plane.astype(np.int64).T for plane in planes)
+    return high.astype(np.float32) * np.float32(PLANE) + low.astype(np.float32)
+
+
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dim", [1, 5, 64, 100, 1024])
 @pytest.mark.parametrize("lengths", [[3, 1, 100, 7], [36] * 5, [1]])
 @pytest.mark.parametrize("words", [[12], [1, 60, 17], [4, 4]])
-def test_kernel_is_exact(name: str, dim: int, lengths: list[int], words: list[int]) -> None:
+def test_kernels_agree_to_the_bit(name: str, dim: int, lengths: list[int], words: list[int]) -> None:
     rng = np.random.default_rng(dim)
     rows, queries = starts_of(lengths), starts_of(words)
     gallery = rng.integers(-127, 128, (rows[-1], dim), dtype=np.int8)
-    query = rng.integers(-127, 128, (queries[-1], dim), dtype=np.int8)
-    products = gallery.astype(np.int64) @ query.astype(np.int64).T
-    kernel, packed = open_kernel(name), pack_queries(query, queries)
+    planes = rng.integers(-127, 128, (2, queries[-1], dim), dtype=np.int8)
+    products = products_of(gallery, planes)
+    kernel, packed = open_kernel(name), pack_queries(planes, queries)
     over_row = kernel.max_over_row(store_codes(gallery), rows, packed)
     over_query = kernel.max_over_query(store_codes(gallery), packed)
     np.testing.assert_array_equal(over_row, np.maximum.reduceat(products, rows[:-1], axis=0))
@@ -36,26 +42,28 @@ def test_kernel_is_exact(name: str, dim: int, lengths: list[int], words: list[in
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(("gallery", "word"), [(127, 127), (-127, 127), (127, -127), (-127, -127)])
 def test_the_largest_sums_do_not_saturate(name: str, gallery: int, word: int) -> None:
-    stored = store_codes(np.full((2, 1024), gallery, np.int8))
-    packed = pack_queries(np.full((1, 1024), word, np.int8), starts_of([1]))
-    assert (open_kernel(name).max_over_row(stored, starts_of([2]), packed) == gallery * word * 1024).all()
+    codes, planes = np.full((2, 1024), gallery, np.int8), np.full((2, 1, 1024), word, np.int8)
+    found = open_kernel(name).max_over_row(store_codes(codes), starts_of([2]), pack_queries(planes, starts_of([1])))
+    assert found[0, 0] == pytest.approx(gallery * word * 1024 * 255, rel=1e-6)
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(None, "NLQ"), (1, "NQ"), (2, "NL")])
 def test_the_model_written_by_hand_is_valid_onnx(axis: int | None, shape: str) -> None:
-    model = onnx.load_from_string(matmul_integer_model(axis))
-    onnx.checker.check_model(model, full_check=True)
-    assert [node.op_type for node in model.graph.node] == ["MatMulInteger", "ReduceMax"][: 1 if axis is None else 2]
-    dims = model.graph.output[0].type.tensor_type.shape.dim
-    assert [dim.dim_param for dim in dims] == list(shape)
-    assert model.SerializeToString() == matmul_integer_model(axis), "the encoding is protobuf's own, byte for byte"
+    model = onnx.load_from_string(scan_model(axis, PLANE))
+    onnx.checker.check_model(model)
+    expected = ["MatMulInteger", "Split", "Cast", "Cast", "Mul", "Add", "ReduceMax"]
+    assert [node.op_type for node in model.graph.node] == expected[: 6 if axis is None else 7]
+    assert [dim.dim_param for dim in model.graph.output[0].type.tensor_type.shape.dim] == list(shape)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight")
+    assert onnx.numpy_helper.to_array(weight) == PLANE
+    assert model.SerializeToString() == scan_model(axis, PLANE), "the encoding is protobuf's own, byte for byte"
 
 
 def test_a_saturating_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from chan_rt.runtime.gallery import scan
 
     def saturating(self: object, axis: int | None, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-        return np.full((1, 1, 1), 32767, np.int32)
+        return np.full((1, 1, 1), 32767, np.float32)
 
     monkeypatch.setattr(scan.OnnxruntimeKernel, "_run", saturating)
     with pytest.raises(BackendError, match="saturate"):
