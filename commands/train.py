@@ -16,9 +16,9 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
 @click.argument("data", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--out", "run", required=True, type=click.Path(file_okay=False), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch of the run there.")
-@click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Passes over all pairs.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Default: 384 for bigru, 128 for bert.")
-@click.option("--learning-rate", type=float, default=5e-4, show_default=True)
+@click.option("--learning-rate", type=float, default=5e-4, show_default=True, help="Of AdamW.")
 @click.option(
     "--drop-epoch",
     type=click.IntRange(min=0),
@@ -26,12 +26,30 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
     show_default=True,
     help="From this epoch on (counted from 0) a tenth of the learning rate.",
 )
-@click.option("--embed-dim", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option("--word-dim", type=click.IntRange(min=1), default=300, show_default=True)
 @click.option(
-    "--region-encoder", type=click.Choice(["basic", "selfattention"]), default="selfattention", show_default=True
+    "--embed-dim", type=click.IntRange(min=1), default=1024, show_default=True, help="Width of the embeddings."
 )
-@click.option("--text-encoder", type=click.Choice(["bigru", "bert"]), default="bigru", show_default=True)
+@click.option(
+    "--word-dim",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Width of the word embedding (bigru).",
+)
+@click.option(
+    "--region-encoder",
+    type=click.Choice(["basic", "selfattention"]),
+    default="selfattention",
+    show_default=True,
+    help="basic is one linear layer.",
+)
+@click.option(
+    "--text-encoder",
+    type=click.Choice(["bigru", "bert"]),
+    default="bigru",
+    show_default=True,
+    help="bert needs --bert.",
+)
 @click.option(
     "--bert",
     type=click.Path(exists=True, file_okay=False),
@@ -39,13 +57,29 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
 )
 @click.option("--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Of BERT's own weights.")
 @click.option("--bert-weight-decay", type=float, default=1e-4, show_default=True, help="Of BERT's own weights.")
-@click.option("--coding", type=click.Choice(["VHA", "THA", "VSA"]), default="VHA", show_default=True)
 @click.option(
-    "--pooling", type=click.Choice(["Max", "Mean", "Sum", "LSE", "Softmax"]), default="LSE", show_default=True
+    "--coding",
+    type=click.Choice(["VHA", "THA", "VSA"]),
+    default="VHA",
+    show_default=True,
+    help="Who chooses: each word a region (VHA), each region a word (THA), or soft attention (VSA).",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(["Max", "Mean", "Sum", "LSE", "Softmax"]),
+    default="LSE",
+    show_default=True,
+    help="How the chosen similarities become a score.",
 )
 @click.option("--attention-temperature", type=float, default=0.1, show_default=True, help="Of VSA.")
 @click.option("--pooling-temperature", type=float, default=0.1, show_default=True, help="Of LSE and Softmax.")
-@click.option("--loss", type=click.Choice(["hinge", "infonce"]), default="hinge", show_default=True)
+@click.option(
+    "--loss",
+    type=click.Choice(["hinge", "infonce"]),
+    default="hinge",
+    show_default=True,
+    help="hinge is the published one.",
+)
 @click.option(
     "--warmup-epochs",
     type=click.IntRange(min=0),
@@ -54,7 +88,9 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
     help="Epochs in which hinge counts every violation, then only the hardest. Raise it where recall falls to chance.",
 )
 @click.option("--min-count", type=int, default=4, show_default=True, help="Rarer words are unknown ones (bigru).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights, order and augmentation."
+)
 @click.option("--device", help="A torch device. Default: cuda where there is one.")
 @click.pass_context
 def command(
