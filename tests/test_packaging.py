@@ -11,12 +11,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def tracked_files() -> set[str]:
+    """Paths that git tracks, relative to the root."""
+    found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(filter(None, found.stdout.split("\0")))
+
+
 @pytest.fixture(scope="module")
 def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names in a wheel built from what git tracks, so that leftovers of this working tree cannot hide a mistake."""
     source = tmp_path_factory.mktemp("source")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, tracked.split("\0")):
+    for name in tracked_files():
         if (ROOT / name).is_file():
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,16 +42,15 @@ def test_wheel_contains_exactly_the_packages(wheel_files: set[str]) -> None:
         if package != "chan_rt":
             patterns.append("*.py")
         for pattern in patterns:
-            expected |= {f"chan_rt/{path.relative_to(ROOT)}" for path in folder.glob(pattern)}
+            files = {str(path.relative_to(ROOT)) for path in folder.glob(pattern)}
+            expected |= {f"chan_rt/{name}" for name in files & tracked_files()}
     assert {name for name in wheel_files if ".dist-info/" not in name} == expected
 
 
 def test_every_package_folder_is_named_in_pyproject() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    tracked = subprocess.run(
-        ["git", "ls-files", "*/__init__.py", "__init__.py"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split()
-    folders = {Path(name).parent for name in tracked if not name.startswith("tests/")}
+    packages = (Path(name) for name in tracked_files() if Path(name).name == "__init__.py")
+    folders = {path.parent for path in packages if path.parts[0] != "tests"}
     assert set(setuptools["packages"]) == {".".join(("chan_rt", *folder.parts)) for folder in folders}
 
 
