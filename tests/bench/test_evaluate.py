@@ -13,7 +13,7 @@ def test_both_loops_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench, "BLOCK", 7)
     monkeypatch.setattr(bench, "FEATURES", 64)
     monkeypatch.setattr(bench, "ModelConfig", lambda **sizes: _config(region_dim=64, embed_dim=32, **sizes))
-    found = bench.make_split(tmp_path, 6)
+    found = bench.make_split(tmp_path, 6, 11.4)
     assert (found["images"], found["captions"], found["longest"]) == (6, 30, 69)
     assert 12 < found["mean_words"] < 18
     ours, theirs = bench.evaluate(tmp_path), bench.evaluate_as_published(tmp_path)
