@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 PIP_INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-gpu test-nightly lint bench bench-gpu clean
+.PHONY: help demo test test-gpu test-nightly lint bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
