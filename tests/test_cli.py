@@ -1,5 +1,9 @@
 """The command line: every command explains itself, and a library error is one readable line."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -41,3 +45,14 @@ def test_library_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli.main, ["fails"])
     assert result.exit_code == 1
     assert result.output == "Error: regions: must be finite, got nan\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("torch", ["train", ".", "-o", "run"]), ("PIL", ["scenes", "out"]), ("onnx", ["sensitivity", ".", "."])],
+)
+def test_a_missing_extra_names_its_pip_command(module: str, arguments: list[str], tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from chan_rt.cli import main; main({arguments!r})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f"Error: this command needs {module}: pip install 'chan-rt[{cli.EXTRAS[module]}]'\n"
