@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def command(bundle: Path, data: Path, split: str, samples: int, method: str, thr
     from chan_rt.commands.samples import open_samples
 
     chosen = open_samples(bundle, data, split, samples)
-    with click.progressbar(length=1, label="calibrating", file=click.get_text_stream("stderr")) as bar:
+    with click.progressbar(length=1, label="calibrating", file=sys.stderr) as bar:
 
         def progress(graph: str, done: int, total: int) -> None:
             bar.length = total

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration.feeds import Samples, choose_rows
-from ..chan_ref.data import PrecompSplit
+from ..calibration.feeds import Samples
+from ..export.parity_runners import open_sample
 from ..runtime.contract import Manifest
 from ..runtime.text import load_tokenizer
 
@@ -23,10 +23,6 @@ class ChosenSamples:
 
 def open_samples(bundle: Path, data: Path, split: str, count: int) -> ChosenSamples:
     """`count` images spread evenly over a split, with all their captions, tokenized as the bundle does."""
-    manifest = Manifest.load(bundle)
-    source = PrecompSplit.open(data, split)
-    rows = choose_rows(source.num_images, count)
-    captions = np.nonzero(np.isin(source.image_of_caption, rows))[0]
-    tokens = load_tokenizer(bundle, manifest.tokenizer).encode([source.captions[row] for row in captions])
-    samples = Samples(regions=lambda part: source.regions(rows[part]), num_images=len(rows), tokens=tokens)
-    return ChosenSamples(samples, np.searchsorted(rows, source.image_of_caption[captions]))
+    chosen = open_sample(data, split, count)
+    tokens = load_tokenizer(bundle, Manifest.load(bundle).tokenizer).encode(chosen.captions)
+    return ChosenSamples(Samples(chosen.regions, chosen.num_images, tokens), chosen.image_of_caption)

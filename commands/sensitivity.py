@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def command(
     chosen = open_samples(bundle, data, split, samples)
     calibration = load_calibration(bundle, Manifest.load(bundle))
     study = Sensitivity(bundle, calibration, chosen.samples, chosen.image_of_caption, scheme, threads)  # type: ignore[arg-type]
-    stderr = click.get_text_stream("stderr")
+    stderr = sys.stderr
     with click.progressbar(study.groups(by_scope), label="layers", file=stderr) as groups:
         effects = sorted((study.measure(group) for group in groups), key=lambda effect: -effect.score_error)
     record: dict[str, Any] = {"scheme": scheme, "effects": [asdict(effect) for effect in effects]}
