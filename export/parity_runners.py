@@ -28,7 +28,7 @@ from ..runtime.errors import ParityError
 from ..runtime.text import TokenBatch
 
 COMPARED = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
-PICTURES = 32  # looked at by the backbone, which costs a hundred times what a caption does
+PICTURES = 16  # looked at by the backbone, which costs a hundred times what a caption does
 IMAGES_PER_BLOCK = 16
 CAPTIONS_PER_BLOCK = 80
 

@@ -1,0 +1,220 @@
+"""The steps of `make demo`: each does one thing with the library and returns what the page shows."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+from ..chan_ref.checkpoint import load as load_checkpoint
+from ..chan_ref.data import PrecompSplit
+from ..export.backbone import Backbone
+from ..export.bundle import export_bundle
+from ..export.engines import BuiltEngine, build_engine, find_target, plan
+from ..export.parity_runners import TorchRunner
+from ..runtime.backends.sidecar import FLAVORS
+from ..runtime.contract import Manifest
+from ..runtime.draw import draw_explanation
+from ..runtime.embeddings import Embeddings
+from ..runtime.errors import EngineError
+from ..runtime.explanation import Explanation
+from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, fingerprint
+from ..runtime.matcher import Matcher
+from ..runtime.text import load_tokenizer, pad_rows
+from .backbone import GRID, load_backbone
+from .dataset import write_scenes
+from .pointing import Pointing, chosen_regions, pointing_accuracy, read_boxes
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+SPLIT = "test"
+SEED = 0  # of the scenes the checkpoint was measured on; it was trained on the same seed's training split
+HITS = 5
+TIMED = 30  # repetitions of the timed query
+Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
+
+
+def draw_scenes(data: Path, scenes: int, progress: Progress) -> bool:
+    """Draw the test scenes with their captions, boxes and region features, unless they are there; whether it drew."""
+    if data.is_dir():
+        found = PrecompSplit.open(data, SPLIT)
+        if found.num_images == scenes:
+            return False
+        shutil.rmtree(data)
+    done = 0
+    for finished in write_scenes(data, {SPLIT: scenes}, SEED):
+        done += finished
+        progress("scenes", done, scenes)
+    return True
+
+
+def export(bundle: Path, progress: Progress) -> bool:
+    """Export the demo's checkpoint; a bundle of the same bytes keeps its engines; whether anything changed."""
+    done = 0
+
+    def on_graph(graph: str, total: int) -> None:
+        nonlocal done
+        progress(graph, done := done + 1, total)
+
+    fresh = bundle.with_name(f".{bundle.name}.fresh")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        export_bundle(CHECKPOINT, fresh, backbone=Backbone(*load_backbone()), on_graph=on_graph)
+        if bundle.is_dir() and _content(bundle) == _content(fresh):
+            return False
+        shutil.rmtree(bundle, ignore_errors=True)
+        fresh.rename(bundle)
+        return True
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _content(bundle: Path) -> object:
+    manifest = Manifest.load(bundle)
+    return manifest.graphs, manifest.tokenizer, manifest.alignment
+
+
+def build_engines(bundle: Path, progress: Progress) -> tuple[list[BuiltEngine], list[str]]:
+    """Engines of every graph and precision, with each TensorRT flavor that builds here; and why others do not."""
+    engines, reasons = [], []
+    for flavor in FLAVORS:
+        try:
+            target = find_target(flavor)
+        except EngineError as error:
+            reasons.append(str(error))
+            continue
+        wanted = plan(bundle)
+        for number, (graph, precision, profiles) in enumerate(wanted):
+            progress(f"{flavor} {graph} {precision}", number, len(wanted))
+            engines.append(build_engine(bundle, graph, precision, target, profiles))
+    return engines, reasons
+
+
+def measure_pointing(bundle: Path, data: Path, precisions: Sequence[str]) -> dict[str, Pointing]:
+    """Whether the words choose the pictures they name: in torch, then at each precision on onnxruntime."""
+    source = PrecompSplit.open(data, SPLIT)
+    checkpoint = load_checkpoint(CHECKPOINT)
+    reference = TorchRunner(checkpoint.model)
+    manifest = Manifest.load(bundle)
+    tokens = pad_rows(load_tokenizer(bundle, manifest.tokenizer).rows(source.captions))
+
+    def accuracy(images: Embeddings, texts: Embeddings) -> Pointing:
+        return pointing_accuracy(chosen_regions(images, texts, source.image_of_caption), data, SPLIT, GRID)
+
+    regions, lengths = source.regions(slice(None))
+    found = {
+        "torch": accuracy(
+            Embeddings(reference.encode_regions(regions, lengths), lengths),
+            Embeddings(reference.encode_words(tokens.ids, tokens.lengths), tokens.lengths),
+        )
+    }
+    for precision in precisions:
+        with Matcher.open(bundle, "onnxruntime", precision) as matcher:
+            images, texts = matcher.encode_images(regions, lengths), matcher.encode_texts(source.captions)
+            found[f"onnxruntime/{precision}"] = accuracy(images, texts)
+    return found
+
+
+@dataclass(frozen=True)
+class Query:
+    """One caption asked of the gallery.
+
+    Attributes:
+        caption: of a scene.
+        scene: the row it was written for.
+        backend: that encoded the query.
+        result: the best pictures, each with what every word chose.
+        words: of the caption, as the model reads them; `naming` are the positions of those that name a picture.
+        encode_ms, search_ms: median time of encoding the caption and of the search.
+        gallery_bytes: of the gallery's files.
+        explanation: of the best picture.
+    """
+
+    caption: str
+    scene: int
+    backend: str
+    result: SearchResult
+    words: list[str]
+    naming: list[int]
+    encode_ms: float
+    search_ms: float
+    gallery_bytes: int
+    explanation: Explanation
+
+
+def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
+    """Index the scenes, ask for one caption's best pictures, and draw which region of the first each word chose.
+
+    Args:
+        bundle: opened with the backend `auto` finds: an engine where there is a GPU.
+        data: of `draw_scenes`.
+        gallery: folder to make, in place of an earlier one.
+        picture: file to draw the explanation to.
+    """
+    source = PrecompSplit.open(data, SPLIT)
+    _, records = read_boxes(data, SPLIT)
+    every = [words for record in records for words in record["mentions"]]
+    caption = choose_caption(source.captions, every)
+    mentions = every[caption]
+    with Matcher.open(bundle) as matcher:
+        shutil.rmtree(gallery, ignore_errors=True)
+        settings = GallerySettings(
+            kind="images",
+            dim=matcher.manifest.embed_dim,
+            alignment=matcher.alignment,
+            model=fingerprint(matcher.manifest, matcher.precision),
+            bundle=str(bundle.resolve()),
+            precision=matcher.precision,
+        )
+        paths = [(data / record["image"]).resolve() for record in records]
+        with GalleryWriter.create(gallery, settings) as writer:
+            embeddings = matcher.encode_images(*source.regions(slice(None)))
+            writer.add([path.name for path in paths], embeddings, [{"path": str(path)} for path in paths])
+        text = source.captions[caption]
+        with Gallery(gallery) as opened:
+            encode_ms, words = _timed(lambda: matcher.encode_texts([text]))
+            search_ms, results = _timed(lambda: opened.search(words, HITS))
+            size = int(opened.info()["bytes"])
+        result = results[0]
+        best = Path(str(result.hits[0].metadata["path"]))
+        explanation = matcher.explain(matcher.encode_pictures([best]), text)
+        draw_explanation(best, text, explanation).save(picture)
+        return Query(
+            caption=text,
+            scene=int(source.image_of_caption[caption]),
+            backend=matcher.backend,
+            result=result,
+            words=matcher.tokenizer.tokens(text),
+            # A name of several words points where its last one does; <start> comes before the first.
+            naming=[mention["stop"] for mention in mentions],
+            encode_ms=encode_ms,
+            search_ms=search_ms,
+            gallery_bytes=size,
+            explanation=explanation,
+        )
+
+
+def choose_caption(captions: Sequence[str], mentions: Sequence[Sequence[dict[str, Any]]]) -> int:
+    """The first caption that names two pictures in eight words or fewer: short to read, enough to explain."""
+    fitting = (row for row, names in enumerate(mentions) if len(names) >= 2 and len(captions[row].split()) <= 8)
+    return next(fitting, 0)
+
+
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Median milliseconds of a call after one that warms up, and its result."""
+    result = call()
+    times = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - started))
+    return median(times), result
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes of all files among `paths`."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
