@@ -29,9 +29,7 @@ from .pooling import Array, Kind, pool_groups, pools_query, score_change
 from .scan import Kernel, PackedQueries, Pool, pack_queries
 from .true_score import TrueRow, row_similarities, true_row, true_rows
 
-_BLOCK_BYTES = (
-    16 << 20
-)  # of codes a task reads; 10 tasks for 4,000 images, so two threads end within 10 % of each other
+_BLOCK_BYTES = 8 << 20  # of codes a task reads: its products, 8,192 vectors x 24 columns, still fit in L2
 _WIDE_BLOCK_BYTES = 512 << 10  # when many words make it bound by arithmetic: the block and a group of words fit in L2
 _WIDE = 64  # query vectors from which on that is so
 _ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are served in turns

@@ -1,0 +1,301 @@
+"""`python -m chan_rt.bench.search`: one caption, and a thousand, against galleries in memory; peers side by side in
+one run.
+
+Embeddings are made up with the spectrum of trained ones (measured on 4,000 demo scenes: a first direction with 83 %
+of the energy, 98 % in 16), because a bound's tightness and a prefix's recall depend on it; `--gallery` measures a
+real one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.contract import AlignmentConfig
+from ..runtime.embeddings import Embeddings
+from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
+from ..runtime.gallery.quantize import padded_width
+from .measure import Latency, machine, read_bandwidth, take_turns
+
+REGIONS, DIM, WORDS, K = 36, 1024, 12, 10
+Floats = NDArray[np.float32]
+
+
+class Concepts:
+    """Embeddings that behave like those of demo scenes: 83 % of the energy is common to all, 15 % tells concepts apart.
+
+    An image shows four of 60 concepts before a background; a caption names three, its other words are in no image.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        axes = np.linalg.qr(self._rng.standard_normal((DIM, 64)))[0].astype(np.float32)  # [D, 64]
+        fall = 1 / np.arange(1, 64, dtype=np.float32)
+        own = self._rng.standard_normal((81, 63), np.float32) * np.sqrt(fall / fall.sum())
+        self._table = np.sqrt(np.float32(0.83)) * axes[:, 0] + np.sqrt(np.float32(0.15)) * (own @ axes[:, 1:].T)
+
+    def images(self, count: int) -> Embeddings:
+        """Region embeddings [count, REGIONS, D]."""
+        shown = self._rng.integers(1, 61, (count, 4))
+        part = self._rng.integers(0, 8, (count, REGIONS))  # half of the regions are background
+        named = np.where(part < 4, np.take_along_axis(shown, part % 4, axis=1), 0)
+        return self._embed(named, np.full(count, REGIONS, np.int32))
+
+    def captions(self, lengths: NDArray[np.int32]) -> Embeddings:
+        """Word embeddings [C, longest, D]."""
+        named = self._rng.integers(61, 81, (len(lengths), int(lengths.max())))
+        named[:, 1:4] = self._rng.integers(1, 61, (len(lengths), 3))
+        return self._embed(named, lengths)
+
+    def _embed(self, named: NDArray[np.int64], lengths: NDArray[np.int32]) -> Embeddings:
+        vectors = self._rng.standard_normal((*named.shape, DIM), np.float32)
+        vectors *= np.sqrt(np.float32(0.02 / DIM))
+        vectors += self._table[named]
+        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+        vectors[np.arange(named.shape[1]) >= lengths[:, None]] = 0
+        return Embeddings(vectors, lengths)
+
+
+def published(regions: Any, words: Any, lengths: Any) -> Any:
+    """The published scoring: one caption at a time at padded width, float32, masked, max over regions, log-sum-exp.
+
+    regions [I, R, D], words [C, W, D], lengths [C] as torch tensors -> scores [I, C].
+    """
+    import torch
+
+    columns = []
+    for word, length in zip(words, lengths, strict=True):
+        similarities = torch.einsum("ird,wd->irw", regions, word)
+        best = similarities.amax(dim=1)
+        best = best.masked_fill(torch.arange(len(word)) >= length, -torch.inf)
+        columns.append(torch.logsumexp(best / 0.1, dim=1))
+    return torch.stack(columns, dim=1)
+
+
+def packed(regions: Any, words: Any) -> Callable[[], Any]:
+    """PyTorch at its best for one caption: one matrix product of all regions with the caption's own words."""
+    import torch
+
+    flat, transposed = regions.reshape(-1, DIM), words.T.contiguous()
+
+    def score() -> Any:
+        best = (flat @ transposed).reshape(len(regions), REGIONS, -1).amax(dim=1).float()
+        return torch.topk(torch.logsumexp(best / 0.1, dim=1), K)
+
+    return score
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A gallery on disk, the same images in memory, and captions."""
+
+    folder: Path
+    images: Embeddings
+    captions: Embeddings
+
+
+def build(folder: Path, count: int, source: Concepts) -> Setting:
+    """Images in a gallery with its fast scan prepared, and 200 captions."""
+    images, captions = source.images(count), source.captions(np.full(200, WORDS, np.int32))
+    with GalleryWriter.create(folder, GallerySettings("images", DIM, AlignmentConfig(), model="bench")) as writer:
+        for first in range(0, count, 1000):
+            part = images[first : first + 1000]
+            writer.add([str(i) for i in range(first, first + len(part))], part)
+        writer.prepare_fast(captions)
+    return Setting(folder, images, captions)
+
+
+def one_caption(setting: Setting, gallery: Gallery, threads: int, seconds: float) -> dict[str, Latency]:
+    """Latencies of one caption against all images, each candidate in turn."""
+    import torch
+
+    torch.set_num_threads(threads)
+    regions = torch.from_numpy(setting.images.vectors)
+    half = regions.bfloat16()
+    word, query = torch.from_numpy(setting.captions.vectors[0]), setting.captions[0]
+    lengths = torch.tensor([WORDS])
+    candidates: dict[str, Callable[[], Any]] = {
+        "published (torch float32, padded)": lambda: published(regions, word[None], lengths),
+        "torch float32, packed": packed(regions, word),
+        "torch bfloat16, packed": packed(half, word.bfloat16()),
+    }
+    if importlib.util.find_spec("fast_maxsim") is not None:
+        import fast_maxsim
+
+        candidates["fast-maxsim (sum of max)"] = lambda: fast_maxsim.maxsim_scores(
+            setting.captions.vectors[0], setting.images.vectors
+        )
+    candidates["this, exact (certified)"] = lambda: gallery.search(query, K)
+    candidates["this, fast"] = lambda: gallery.search(query, K, mode="fast")
+    return take_turns(candidates, seconds)
+
+
+def bulk(captions: int, images: int, longest: int, threads: int, source: Concepts) -> dict[str, float]:
+    """Seconds for the top 10 of many captions of 12 words, one of `longest`; the published loop is timed on a part."""
+    import torch
+
+    torch.set_num_threads(threads)
+    lengths = np.full(captions, WORDS, np.int32)
+    lengths[0] = longest  # the published loop pads every caption to the longest
+    texts, pictures = source.captions(lengths), source.images(images)
+    part = max(1, captions // 50)
+    start = time.perf_counter()
+    published(
+        torch.from_numpy(pictures.vectors), torch.from_numpy(texts.vectors[:part]), torch.from_numpy(lengths[:part])
+    )
+    loop = (time.perf_counter() - start) * captions / part
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = GallerySettings("images", DIM, AlignmentConfig(), model="bench")
+        with GalleryWriter.create(Path(scratch, "g"), settings) as writer:
+            writer.add([str(i) for i in range(images)], pictures)
+        with Gallery(Path(scratch, "g"), threads=threads) as gallery:
+            gallery.search(texts[0], K)
+            start = time.perf_counter()
+            results = gallery.search(texts, K)
+            exact = time.perf_counter() - start
+    rescored = float(np.mean([result.rescored for result in results]))
+    return {"published_s": loop, "exact_s": exact, "ratio": loop / exact, "longest": longest, "rescored": rescored}
+
+
+def rescored_histogram(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
+    """How many rows a certified top 10 rescored, and what fast search found of it."""
+    exact = gallery.search(captions, K)
+    counts = np.array([result.rescored for result in exact])
+    edges = [0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10**9]
+    histogram = {f"{a + 1}-{b}": int(((counts > a) & (counts <= b)).sum()) for a, b in pairwise(edges)}
+    found: dict[str, Any] = {
+        "rows": exact[0].rows,
+        "captions": len(exact),
+        "rescored_mean": float(counts.mean()),
+        "rescored_p95": float(np.percentile(counts, 95)),
+        "share_mean": float(np.mean([result.rescored_share for result in exact])),
+        "histogram": {key: value for key, value in histogram.items() if value},
+    }
+    if gallery.fast is not None:
+        fast = gallery.search(captions, K, mode="fast")
+        hits = [len({h.id for h in a.hits} & {h.id for h in b.hits}) / K for a, b in zip(fast, exact, strict=True)]
+        found |= {"fast_recall": float(np.mean(hits)), "fast_share": gallery.fast.share}
+        found["fast_recall_when_built"] = gallery.fast.recall
+    return found
+
+
+def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
+    """Time, memory and bytes an image as a gallery grows; images are made a thousand at a time, so memory is not
+    theirs."""
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "g")
+        settings = GallerySettings("images", DIM, AlignmentConfig(), model="bench", fine="float16")
+        query = source.captions(np.array([WORDS], np.int32))
+        with GalleryWriter.create(folder, settings) as writer:
+            for count in counts:
+                start = time.perf_counter()
+                for first in range(len(writer), count, 1000):
+                    part = source.images(min(1000, count - first))
+                    writer.add([str(i) for i in range(first, first + len(part))], part)
+                adding = time.perf_counter() - start
+                start = time.perf_counter()
+                with Gallery(folder) as gallery:
+                    opening = time.perf_counter() - start
+                    start = time.perf_counter()
+                    gallery.search(query, K)
+                    first_search = time.perf_counter() - start
+                    latency = take_turns({"exact": lambda gallery=gallery: gallery.search(query, K)}, 3.0)["exact"]
+                    size = gallery.info()["bytes"]
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # mapped pages count
+                rows.append(
+                    {"images": count, "bytes_an_image": size / count, "add_s": adding, "open_ms": opening * 1e3,
+                     "first_ms": first_search * 1e3, "exact_ms": latency.p50, "peak_resident_bytes": peak}
+                )  # fmt: skip
+    return rows
+
+
+@click.command()
+@click.option(
+    "--images", "sizes", multiple=True, type=int, default=(1000, 4000, 10_000), show_default=True, help="Gallery sizes."
+)
+@click.option("--threads", default=2, show_default=True, help="CPU threads of every candidate.")
+@click.option("--seconds", default=15.0, show_default=True, help="For each size, all candidates together.")
+@click.option("--bulk", "bulk_size", type=(int, int), default=(1000, 5000), show_default=True, help="Captions, images.")
+@click.option("--grow", multiple=True, type=int, help="Measure growth up to these sizes instead.")
+@click.option(
+    "--gallery", type=click.Path(exists=True, path_type=Path), help="Measure this gallery's rescored share instead."
+)
+@click.option("--queries", type=click.Path(exists=True, path_type=Path), help="Captions for --gallery, one a line.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write everything there, too.")
+def main(
+    sizes: tuple[int, ...], threads: int, seconds: float, bulk_size: tuple[int, int], grow: tuple[int, ...],
+    gallery: Path | None, queries: Path | None, out: Path | None,
+) -> None:  # fmt: skip
+    """Measure search on this machine."""
+    source = Concepts(0)
+    report: dict[str, Any] = {"machine": machine(("numpy", "onnxruntime", "torch", "fast-maxsim"))}
+    if gallery is not None:
+        report["gallery"] = _real(gallery, queries, threads)
+    elif grow:
+        report["growth"] = growth(sorted(grow), source)
+    else:
+        bandwidth = read_bandwidth(threads)
+        report["read_bytes_a_second"] = bandwidth
+        click.echo(f"reading memory: {bandwidth / 1e9:.1f} GB/s with {threads} threads")
+        for count in sizes:
+            report[f"{count} images"] = _one_size(count, threads, seconds, bandwidth, source)
+        captions, images = bulk_size
+        report["bulk"] = [bulk(captions, images, longest, threads, source) for longest in (WORDS, 50)]
+        for row in report["bulk"]:
+            times = (
+                f"published {row['published_s']:.1f} s, exact {row['exact_s']:.1f} s, {row['ratio']:.1f} times as fast"
+            )
+            click.echo(f"{captions} captions of up to {row['longest']} words x {images}: {times}")
+    if gallery is not None or grow:
+        click.echo(json.dumps(report, indent=2))
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _one_size(count: int, threads: int, seconds: float, bandwidth: float, source: Concepts) -> dict[str, Any]:
+    """Build, measure and print one size."""
+    with tempfile.TemporaryDirectory() as scratch:
+        setting = build(Path(scratch, "g"), count, source)
+        with Gallery(setting.folder, threads=threads) as gallery:
+            latencies = one_caption(setting, gallery, threads, seconds)
+            scan = rescored_histogram(gallery, setting.captions)
+    limit = count * REGIONS * padded_width(DIM) / bandwidth * 1e3
+    reference = latencies["published (torch float32, padded)"].p50
+    click.echo(f"\n{count} images x {REGIONS} x {DIM}, {WORDS} words; reading the int8 codes alone: {limit:.1f} ms")
+    click.echo(f"{'':<36}{'median':>9}{'best':>9}{'x limit':>9}{'x published':>13}")
+    for name, found in latencies.items():
+        times = f"{found.p50:>6.1f} ms{found.best:>6.1f} ms"
+        click.echo(f"{name:<36}{times}{found.p50 / limit:>9.1f}{reference / found.p50:>13.1f}")
+    click.echo(f"rescored {scan['rescored_mean']:.0f} rows on average; recall of fast {scan.get('fast_recall', 1):.4f}")
+    return {"limit_ms": limit, "latency_ms": {name: vars(found) for name, found in latencies.items()}, **scan}
+
+
+def _real(path: Path, queries: Path | None, threads: int) -> dict[str, Any]:
+    from ..runtime.errors import InputError
+    from ..runtime.matcher import Matcher
+
+    with Gallery(path, threads=threads) as gallery:
+        settings = gallery.settings
+        if queries is None or settings.bundle is None or settings.kind != "images":
+            raise InputError("gallery: must hold images and know its bundle, and --queries must be given")
+        with Matcher.open(settings.bundle, precision=settings.precision or "fp32") as matcher:
+            captions = matcher.encode_texts(queries.read_text(encoding="utf-8").splitlines())
+        return rescored_histogram(gallery, captions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

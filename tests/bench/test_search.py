@@ -1,0 +1,54 @@
+"""The search benchmark compares like with like, and runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from chan_rt.bench import search
+from chan_rt.bench.search import WORDS, Concepts, build, bulk, main, packed, published
+from chan_rt.runtime.gallery import Gallery
+
+
+def test_every_candidate_finds_the_same_images(tmp_path: Path) -> None:
+    setting = build(tmp_path / "g", 60, Concepts(0))
+    regions, word = torch.from_numpy(setting.images.vectors), torch.from_numpy(setting.captions.vectors[0])
+    scores = published(regions, word[None], torch.tensor([WORDS]))[:, 0]
+    found = packed(regions, word)()
+    with Gallery(setting.folder) as gallery:
+        hits = gallery.search(setting.captions[0], 10)[0].hits
+    assert [int(hit.id) for hit in hits] == found.indices.tolist() == torch.topk(scores, 10).indices.tolist()
+    np.testing.assert_allclose([hit.score for hit in hits], found.values, atol=1e-4)
+
+
+def test_padding_does_not_change_the_published_score() -> None:
+    source = Concepts(0)
+    texts, pictures = source.captions(np.array([5, 20], np.int32)), source.images(3)
+    regions = torch.from_numpy(pictures.vectors)
+    padded = published(regions, torch.from_numpy(texts.vectors), torch.tensor([5, 20]))
+    alone = published(regions, torch.from_numpy(texts.vectors[:1, :5]), torch.tensor([5]))
+    torch.testing.assert_close(padded[:, :1], alone)
+
+
+def test_bulk_reports_both_times() -> None:
+    found = bulk(4, 20, 30, 1, Concepts(0))
+    assert found["published_s"] > 0
+    assert found["ratio"] == found["published_s"] / found["exact_s"]
+
+
+def test_the_command_prints_and_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "read_bandwidth", lambda threads: 3e10)
+    out = tmp_path / "report.json"
+    arguments = ["--images", "20", "--seconds", "0.01", "--bulk", "2", "10", "--threads", "1", "--json", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "x limit" in result.output
+    report = json.loads(out.read_text())
+    assert report["20 images"]["rows"] == 20
+    assert {"processor", "cores"} <= set(report["machine"])
+    grown = CliRunner().invoke(main, ["--grow", "10", "--grow", "20", "--json", str(out)])
+    assert grown.exit_code == 0, grown.output
+    assert [row["images"] for row in json.loads(out.read_text())["growth"]] == [10, 20]
