@@ -16,6 +16,7 @@ from ..export.engines import BuiltEngine
 from ..export.parity import Report
 from ..export.parity_measures import named_recalls
 from ..export.parity_plots import recall_plot
+from ..export.parity_report import cell
 from ..runtime.backends.onnxruntime import usable_cores
 from ..runtime.draw import PALETTE
 from .backbone import GRID
@@ -77,6 +78,7 @@ def render(findings: Findings) -> str:
         recalls=[(name, list(named_recalls(metrics).values()), metrics.rsum) for name, metrics in rows if metrics],
         recall_names=list(named_recalls(report.reference)),
         plot=recall_plot(report),
+        cell=cell,
         cores=usable_cores(),
         sizes=[(name, size / 1e6) for name, size in findings.sizes() if size],
         scan_bytes=query.gallery_bytes / query.result.rows,

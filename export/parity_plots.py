@@ -31,7 +31,8 @@ def error_plot(report: Report) -> str:
         for axis, part in zip(axes.flat, parts, strict=False):
             for color, stage in zip(_COLORS, stages, strict=False):
                 _plot_errors(axis, stage, part, color)
-            axis.set(xscale="log", xlim=(1e-9, 10), ylim=(0, None), title=_PART_NAMES.get(part, part))
+            axis.set_ylim(0, 1.25 * max(axis.get_ylim()[1], 1))
+            axis.set(xscale="log", xlim=(1e-9, 10), title=_PART_NAMES.get(part, part))
             axis.set_xlabel("|error| against torch")
             axis.set_ylabel("% of values")
         for axis in axes.flat[len(parts) :]:
@@ -96,9 +97,12 @@ def _plot_errors(axis: Any, stage: Stage, part: str, color: str) -> None:
     if check is None or check.found is None or not check.found.errors:
         return
     edges, shares = np.array(check.found.errors).T
-    # What is exactly equal has no place on a logarithmic axis: it stands at the left end.
-    axis.step(np.maximum(edges, 1.2e-9), 100 * shares, where="mid", color=color)
-    axis.fill_between(np.maximum(edges, 1.2e-9), 100 * shares, step="mid", color=color, alpha=0.15)
+    # What is equal has no place on a logarithmic axis and would dwarf the rest: it is told in words.
+    axis.step(edges[1:], 100 * shares[1:], where="mid", color=color)
+    axis.fill_between(edges[1:], 100 * shares[1:], step="mid", color=color, alpha=0.15)
+    if shares[0] >= 0.005:
+        line = sum(text.get_color() in _COLORS for text in axis.texts)
+        axis.text(0.02, 0.95 - 0.1 * line, f"{100 * shares[0]:.0f} % equal", color=color, transform=axis.transAxes)
     if "max_abs" in check.tolerances:
         axis.axvline(check.tolerances["max_abs"], color=color, linestyle=":")
 

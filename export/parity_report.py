@@ -86,7 +86,7 @@ def cell(check: Check, measure: str, missing: str) -> str:
     if measure.startswith("cosine"):
         return f"{value:.7f}"
     if measure in ("max_abs", "p999_abs"):
-        return f"{value:.1e}"
+        return f"{value:.1e}" if value else "0"
     return f"{value:.4g}"
 
 
