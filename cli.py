@@ -48,7 +48,10 @@ EXTRAS = {
 
 
 class ChanGroup(click.Group):
-    """Loads commands on first use; a ChanError or a missing extra becomes click's one-line error (exit status 1)."""
+    """Loads commands on first use; a ChanError, a missing extra or the system's refusal of a file becomes one line.
+
+    The exit status is then 1.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the work, not of the alphabet."""
@@ -63,7 +66,7 @@ class ChanGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; library errors and missing extras become `Error: ...`."""
+        """Run the command; library errors, missing extras and files that cannot be written become `Error: ...`."""
         from chan_rt.runtime.errors import ChanError
 
         try:
@@ -76,6 +79,11 @@ class ChanGroup(click.Group):
                 raise
             hint = f"pip install 'chan-rt[{EXTRAS[module]}]'"
             raise click.ClickException(f"this command needs {module}: {hint}") from error
+        except BrokenPipeError:  # the reader of a pipe has left: click ends quietly
+            raise
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename is not None else ""
+            raise click.ClickException(f"{place}{error.strerror or error}") from error
 
 
 @click.group(cls=ChanGroup, context_settings={"help_option_names": ["-h", "--help"]})

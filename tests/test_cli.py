@@ -47,6 +47,17 @@ def test_library_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output == "Error: regions: must be finite, got nan\n"
 
 
+def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @click.command()
+    def fails() -> None:
+        (tmp_path / "missing" / "out.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr(cli.ChanGroup, "get_command", lambda self, ctx, name: fails)
+    result = CliRunner().invoke(cli.main, ["fails"])
+    assert result.exit_code == 1
+    assert result.output == f"Error: {tmp_path / 'missing' / 'out.json'}: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [("torch", ["train", ".", "-o", "run"]), ("PIL", ["scenes", "out"]), ("onnx", ["sensitivity", ".", "."])],
