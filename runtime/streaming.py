@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .contract import AlignmentConfig
 from .embeddings import Embeddings
+from .errors import InputError
 from .scoring import PackedWords
 from .scoring import score as score_packed
 
@@ -71,8 +72,13 @@ def score_blocks(
         on_progress: told how far it is.
 
     Raises:
+        InputError: a blank caption, by its place among all of them.
         ChanError: as the encoder and `images` raise it.
     """
+    # The encoder would name the place within its batch, which is sorted.
+    blank = next((place for place, caption in enumerate(captions) if not caption.strip()), None)
+    if blank is not None:
+        raise InputError(f"captions[{blank}] must hold at least one word, got {captions[blank]!r}")
     total = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks)
     done = 0
     for rows, columns in blocks:
