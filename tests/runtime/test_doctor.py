@@ -1,7 +1,9 @@
 """`chan doctor` says what runs, what does not and why; broken installations are told apart from absent ones."""
 
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -25,7 +27,16 @@ def test_onnxruntime_on_the_cpu_works_here_and_the_report_is_json() -> None:
     backends = {backend["name"]: backend for backend in report["backends"]}
     assert backends["onnxruntime"]["runs"] is True
     assert list(backends) == ["tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime"]
-    assert "rtx" in report["extras"]
+
+
+def test_every_extra_is_reported_with_the_packages_it_brings() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    brings = {
+        extra: {re.split(r"[<>=]", need)[0] for need in needs if not need.startswith("chan-rt")}
+        for extra, needs in project["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    assert {extra: set(packages) for extra, packages in doctor.examine().extras.items()} == brings
 
 
 def test_every_backend_that_does_not_run_has_a_reason_and_a_remedy_in_the_table() -> None:
