@@ -112,6 +112,8 @@ def _search(
     from ..runtime.errors import InputError
     from ..runtime.gallery.page import render_page
 
+    if not len(gallery):
+        raise InputError("the gallery is empty: chan index adds rows")
     kind = gallery.settings.kind
     if (kind == "images") != (caption is not None):
         wanted = "a caption" if kind == "images" else "--image"

@@ -184,6 +184,10 @@ def test_mistakes_are_one_line(
         assert result.exit_code == 1, (arguments, result.output)
         assert message in result.output, result.output
         assert "Traceback" not in result.output
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert chan("index", bundle, tmp_path / "broken.png", "-o", tmp_path / "empty").exit_code == 1
+    empty = chan("search", tmp_path / "empty", CAPTION)
+    assert (empty.exit_code, empty.output) == (1, "Error: the gallery is empty: chan index adds rows\n")
     moved = tmp_path / "moved"
     shutil.copytree(bundle, moved)
     gone = tmp_path / "gone"
