@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from ..bench.latency import Report
 
+COUNT = click.IntRange(min=1)
+
 
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -21,14 +23,32 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The checkpoint behind BUNDLE: adds torch eager and torch.compile.",
 )
-@click.option("--images", default=1000, show_default=True, help="Images a caption is scored against.")
-@click.option("--regions", default=36, show_default=True, help="Regions of each image.")
-@click.option("--words", default=12, show_default=True, help="Words of each caption, start and end included.")
+@click.option("--images", type=COUNT, default=1000, show_default=True, help="Images a caption is scored against.")
+@click.option("--regions", type=COUNT, default=36, show_default=True, help="Regions of each image.")
 @click.option(
-    "--batch", "batches", multiple=True, type=int, default=(1, 64), show_default=True, help="Encoder batch; repeatable."
+    "--words",
+    type=click.IntRange(min=3),
+    default=12,
+    show_default=True,
+    help="Words of each caption, start and end included.",
 )
-@click.option("--seconds", default=5.0, show_default=True, help="Time for each operation, all candidates together.")
-@click.option("--threads", type=int, help="CPU threads; default one per core this process may use.")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=COUNT,
+    default=(1, 64),
+    show_default=True,
+    help="Encoder batch; repeatable.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Time for each operation, all candidates together.",
+)
+@click.option("--threads", type=COUNT, help="CPU threads; default one per core this process may use.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Also write everything as JSON to this file."
 )

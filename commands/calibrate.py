@@ -25,7 +25,7 @@ import click
     show_default=True,
     help="How a clipping range is chosen from what was seen; minmax lost least where it was measured (docs/int8.md).",
 )
-@click.option("--threads", default=0, help="Threads of onnxruntime; 0 lets it choose.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime; 0 lets it choose.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ranges as JSON instead of a table.")
 def command(bundle: Path, data: Path, split: str, samples: int, method: str, threads: int, as_json: bool) -> None:
     """Calibrate BUNDLE on real samples of DATA (SCAN / VSE-infinity layout).

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), help="Write a plot of the table (PNG, SVG or PDF)."
 )
-@click.option("--threads", default=0, help="Threads of onnxruntime; 0 lets it choose.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime; 0 lets it choose.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(
     bundle: Path,
