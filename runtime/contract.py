@@ -240,7 +240,7 @@ def verified(bundle: str | Path, file: str, sha256: str) -> Path:
         raise BundleError(f"{path} is missing: the bundle is incomplete, export it again")
     found = sha256_file(path)
     if found != sha256:
-        raise BundleError(f"{path} was altered: sha256 is {found}, the manifest says {sha256}")
+        raise BundleError(f"{path} was altered: sha256 is {found}, the manifest says {sha256}. Copy or export it again")
     return path
 
 
