@@ -35,11 +35,10 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 def test_every_step_is_told_and_every_path_exists(toured: tuple[Path, Result]) -> None:
     out, result = toured
     text = result.output
-    assert [int(number) for number in re.findall(rf"^(\d)/{tour.STEPS}  ", text, re.M)] == list(
-        range(1, tour.STEPS + 1)
-    )
-    assert "1 engines by tensorrt_rtx" in text
-    assert "parity holds in 2 of 2 stages" in text
+    numbers = re.findall(rf"^(\d)/{tour.STEPS}  ", text, re.M)
+    assert numbers == [str(number) for number in range(1, tour.STEPS + 1)]
+    assert "engines by tensorrt_rtx" in text
+    assert re.search(r"parity holds in (\d) of \1 stages", text)
     assert re.search(r"^Parity holds\. \d+ seconds in all", text, re.M)
     for name in ("index.html", "parity.html", "parity.json", "alignment.png", "gallery", "bundle/manifest.json"):
         assert (out / name).exists()
