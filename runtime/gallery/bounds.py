@@ -8,6 +8,15 @@ codes stand for. Exactly, q.x - q_hat.x_hat = q.dx + dq.x_hat, so by Cauchy-Schw
 Each norm on the right is stored or computed in float64 and rounded up (quantize.py). The left's q_hat.x_hat is a
 product of two scales and an exact integer. So (1) holds for every pair, with no assumption about the data.
 
+**By direction.** Rounding noise points everywhere alike, while queries share few directions: of demo captions' words
+95 % of the energy lies in 16 of 256. So split the inner product along axes B = [B_1 ... B_J] fitted to queries. For any
+matrix B at all, put q_rest = q - B B^T q; then q = sum_j B_j (B_j^T q) + q_rest exactly, and
+
+    |q.dx| <= sum_j ||B_j^T q|| ||B_j^T dx|| + ||q_rest|| ||dx||.                                            (1')
+
+Nothing is assumed of B, not even orthonormal columns: a bad B costs width, never truth. The smaller of (1) and (1')
+holds.
+
 **Scores.** If every similarity of a row is within e of its estimate, so is every maximum of similarities, and the score
 is within `pooling.score_change(e)` of the score pooled from the estimates.
 
@@ -44,6 +53,7 @@ from .scan import PLANE
 _UNIT64 = 2.0**-53
 _UNIT32 = 2.0**-24
 _TINY32 = 2.0**-126  # what one float32 product can lose to underflow, even where denormals are flushed to zero
+AXIS_BLOCKS = (1, 4, 16, 64)  # ends of the blocks of axes: a spectrum that falls is flat enough within each
 MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of up to 32,768 terms overflows
 
 
@@ -54,12 +64,14 @@ class QuantizedQuery:
     Attributes:
         planes: int8 [2, Q, D], high and low: q_hat = scale * (254 high + low).
         scale: float64 [Q].
+        vectors: float64 [Q, D], as they were.
         norm: no less than any ||q||.
         error: no less than any ||q - q_hat||.
     """
 
     planes: NDArray[np.int8]
     scale: Array
+    vectors: Array
     norm: float
     error: float
 
@@ -88,7 +100,7 @@ def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool) -> Quantiz
     low = np.clip(np.rint(units - PLANE * high), -LEVELS, LEVELS)
     error = np.sqrt(np.square(exact - scale * (PLANE * high + low)).sum(axis=1).max(initial=0.0)) * (1 + 1e-12)
     planes = np.stack([high, low]).astype(np.int8)
-    return QuantizedQuery(planes, scale[:, 0], largest_norm(vectors), float(error))
+    return QuantizedQuery(planes, scale[:, 0], exact, largest_norm(vectors), float(error))
 
 
 def largest_norm(vectors: NDArray[np.floating]) -> float:
@@ -102,7 +114,57 @@ def rounding(similarity: Array, dim: int, count: Array | int, alignment: Alignme
     return np.asarray(16 * _UNIT64 * (dim + count + 16) * (similarity + alignment.pooling_temperature))
 
 
+def no_axes(dim: int) -> NDArray[np.float32]:
+    """The empty B of (1'), [dim, 0]: where no queries are known."""
+    return np.zeros((dim, 0), np.float32)
+
+
+def fit_axes(queries: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The axes B of (1') for queries like these vectors [V, D]: the first of their principal ones, [D, m]."""
+    moment = queries.T.astype(np.float64) @ queries.astype(np.float64)
+    axes = np.linalg.eigh(moment)[1][:, ::-1][:, : AXIS_BLOCKS[-1]]
+    return np.ascontiguousarray(axes, np.float32)
+
+
+def block_norms(vectors: Array, axes: NDArray[np.float32]) -> Array:
+    """||B_j^T x|| of vectors x [V, D] for each block of axes: [V, J], rounded up."""
+    coordinates = np.square(vectors @ axes.astype(np.float64))
+    edges = [edge for edge in (0, *AXIS_BLOCKS) if edge < axes.shape[1]]
+    if not edges:
+        return np.zeros((len(vectors), 0))
+    # A coordinate is off by at most g(D) ||b|| ||x||, and the axes' columns are no longer than 1 + 10^-6.
+    slack = 2 * vectors.shape[1] * _UNIT64 * np.sqrt(np.square(vectors).sum(axis=1) * AXIS_BLOCKS[-1])
+    norms: Array = np.sqrt(np.add.reduceat(coordinates, edges, axis=1)) * (1 + 1e-12) + slack[:, None]
+    return norms
+
+
+def inner_error(
+    row_error: NDArray[np.float32],
+    row_blocks: NDArray[np.float32],
+    axes: NDArray[np.float32],
+    query: QuantizedQuery,
+) -> Array:
+    """No less than any |q.dx| of each row: the smaller of (1) and (1'), [N].
+
+    Args:
+        row_error: float32 [N], the largest ||dx|| of each row's vectors.
+        row_blocks: float32 [N, J], the largest ||B_j^T dx||.
+        axes: float32 [D, m], B.
+        query: the quantized query.
+    """
+    whole: Array = query.norm * row_error.astype(np.float64)
+    if axes.shape[1] == 0:
+        return whole
+    basis = axes.astype(np.float64)
+    rest = query.vectors - (query.vectors @ basis) @ basis.T
+    rest_norm = np.sqrt(np.square(rest).sum(axis=1).max()) * (1 + 1e-12)
+    rest_norm += 4 * query.dim * _UNIT64 * AXIS_BLOCKS[-1] * query.norm  # the two products' rounding
+    blocks = block_norms(query.vectors, axes).max(axis=0)
+    return np.asarray(np.minimum(whole, row_blocks.astype(np.float64) @ blocks + rest_norm * row_error))
+
+
 def int8_radius(
+    inner: Array,
     row_error: NDArray[np.float32],
     row_norm: NDArray[np.float32],
     query: QuantizedQuery,
@@ -113,14 +175,15 @@ def int8_radius(
     """How far rows' scores from codes can be from their float64 scores on the fine copy: [N].
 
     Args:
+        inner: of each row, what `inner_error` gives.
         row_error, row_norm: float32 [N], for each row the largest ||x - x_hat|| and ||x_hat|| of its vectors.
         query: the quantized query.
         count: pooled similarities: of each row [N], or of the query.
         spread: of each row's pooled similarities [N] (Softmax only).
     """
-    error, norm = row_error.astype(np.float64), row_norm.astype(np.float64)
-    similarity = query.norm * (norm + error)
-    change = (query.norm * error + query.error * norm) * (1 + 1e-12)
+    norm = row_norm.astype(np.float64)
+    similarity = query.norm * (norm + row_error)
+    change = (inner + query.error * norm) * (1 + 1e-12)
     change += rounding(similarity, query.dim, count, alignment) + 4 * _UNIT32 * similarity
     return score_change(change, count, spread, alignment)
 
@@ -143,12 +206,17 @@ def kth_largest(values: Array, k: int) -> float:
 
 
 __all__ = [
+    "AXIS_BLOCKS",
     "MAX_VALUE",
     "QuantizedQuery",
+    "block_norms",
+    "fit_axes",
     "float32_similarity_error",
+    "inner_error",
     "int8_radius",
     "kth_largest",
     "largest_norm",
+    "no_axes",
     "pools_query",
     "quantize_query",
     "rounding",

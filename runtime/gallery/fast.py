@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
+from .bounds import fit_axes, no_axes
 from .part import Part
 from .rank import Ranker, Ranking
 from .scan import Pool, open_kernel
@@ -36,6 +37,7 @@ class FastScan:
 
     Attributes:
         basis: float32 [D, P], orthonormal columns.
+        axes: float32 [D, m], the queries' axes of bounds.py (1'); m = 0 where there were no queries.
         share: of the rows, rescored from all coordinates.
         recall: the share of the exact top `k` that was found, measured; None where there were no queries.
         k: of that measurement.
@@ -43,6 +45,7 @@ class FastScan:
     """
 
     basis: NDArray[np.float32]
+    axes: NDArray[np.float32]
     share: float
     recall: float | None
     k: int
@@ -68,16 +71,24 @@ def fit_basis(segments: Sequence[Segment], live: Sequence[NDArray[np.bool_]], di
     return np.ascontiguousarray(axes[:, ::-1][:, :PREFIX], np.float32)
 
 
+def query_axes(queries: Embeddings | None, dim: int) -> NDArray[np.float32]:
+    """Axes that hold most of queries like these."""
+    if queries is None:
+        return no_axes(dim)
+    return fit_axes(queries.vectors[np.arange(queries.vectors.shape[1]) < queries.lengths[:, None]])
+
+
 def measure(
     parts: Sequence[Part],
     live: NDArray[np.bool_],
     settings: GallerySettings,
     queries: Embeddings | None,
     basis: NDArray[np.float32],
+    axes: NDArray[np.float32],
 ) -> FastScan:
     """Choose the share of rows to rescore on every other query, and measure its recall on the rest."""
     if queries is None or len(queries) < 2 or not live.any():
-        return FastScan(basis, 0.05, None, _K, 0)
+        return FastScan(basis, axes, 0.05, None, _K, 0)
     pool = Pool()
     try:
         ranker = Ranker(parts, settings.kind, settings.alignment, open_kernel(), pool)
@@ -92,7 +103,7 @@ def measure(
         found = recall(ranker.fast(held_out, _K, live, share), ranker.exact(held_out, _K, live))
     finally:
         pool.close()
-    return FastScan(basis, share, found, _K, len(held_out))
+    return FastScan(basis, axes, share, found, _K, len(held_out))
 
 
 def recall(found: Sequence[Ranking], exact: Sequence[Ranking]) -> float:

@@ -263,10 +263,10 @@ class Gallery:
                     records = self._catalogue.segments()
                     try:
                         fast = load_fast(self._catalogue, self.path / SEGMENTS)
-                        basis = None if fast is None else fast.basis
+                        prepared = () if fast is None else (fast.basis, fast.axes)
                         segments = [
                             known.get((record.file.name, record.fast))
-                            or Segment(self.path / SEGMENTS, record.file, record.fast, basis)
+                            or Segment(self.path / SEGMENTS, record.file, record.fast, *prepared)
                             for record in records
                         ]
                         break

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TensorError
-from .bounds import MAX_VALUE
+from .bounds import MAX_VALUE, block_norms, no_axes
 from .quantize import quantize, store_codes
 from .scan import MAX_DIM
 
@@ -36,6 +36,7 @@ class Part(Protocol):
         starts: int64 [n + 1].
         scale, error, norm: float32 [n], see quantize.py; a row's vectors share one scale, so that the maximum over them
             can be taken on integers.
+        axes: float32 [D, m], and blocks: float32 [n, J], each row's rounding errors along them, see bounds.py (1').
         prefix: where the fast scan was prepared, otherwise None.
     """
 
@@ -43,6 +44,14 @@ class Part(Protocol):
     scale: NDArray[np.float32]
     error: NDArray[np.float32]
     norm: NDArray[np.float32]
+
+    @property
+    def axes(self) -> NDArray[np.float32]:
+        """B of (1'), [D, m]."""
+
+    @property
+    def blocks(self) -> NDArray[np.float32]:
+        """Rounding errors along B's blocks, [n, J]."""
 
     @property
     def has_fine(self) -> bool:
@@ -70,6 +79,8 @@ class ArrayPart:
     scale: NDArray[np.float32]
     error: NDArray[np.float32]
     norm: NDArray[np.float32]
+    axes: NDArray[np.float32]
+    blocks: NDArray[np.float32]
     stored: NDArray[np.uint8]
     exact: NDArray[np.floating] | None
     prefix: Prefix | None = None
@@ -126,6 +137,7 @@ def array_part(
     starts: NDArray[np.int64],
     precision: Precision = "float32",
     basis: NDArray[np.float32] | None = None,
+    axes: NDArray[np.float32] | None = None,
 ) -> ArrayPart:
     """Quantize packed rows (see `pack_rows`).
 
@@ -137,15 +149,42 @@ def array_part(
         starts: int64 [N + 1].
         precision: of the fine copy; the codes' errors are measured against what it holds.
         basis: float32 [D, P] to also make the fast scan's prefix.
+        axes: float32 [D, m] to also measure the rounding errors along them.
     """
     exact = None if precision == "none" else vectors.astype(precision, copy=False)
     if exact is not None and not np.isfinite(exact).all():
         raise TensorError("vectors", "must fit float16, or keep the fine copy as float32", float(np.abs(vectors).max()))
     coarse = quantize(vectors if exact is None else exact, starts)
+    axes = no_axes(vectors.shape[1]) if axes is None or exact is None else axes
+    blocks = errors_along(axes, vectors if exact is None else exact, coarse.codes, coarse.scale, starts)
     prefix = stored_prefix = None
     if basis is not None:
         coordinates = quantize(vectors @ basis, starts)
         prefix, stored_prefix = Prefix(basis, coordinates.scale), store_codes(coordinates.codes)
     return ArrayPart(
-        starts, coarse.scale, coarse.error, coarse.norm, store_codes(coarse.codes), exact, prefix, stored_prefix
-    )
+        starts, coarse.scale, coarse.error, coarse.norm, axes, blocks,
+        store_codes(coarse.codes), exact, prefix, stored_prefix,
+    )  # fmt: skip
+
+
+def errors_along(
+    axes: NDArray[np.float32],
+    exact: NDArray[np.floating],
+    codes: NDArray[np.integer],
+    scale: NDArray[np.float32],
+    starts: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """For each row the largest ||B_j^T (x - x_hat)|| of its vectors, rounded up to float32: [n, J].
+
+    exact, codes: of the vectors [V, D]; scale: of the rows [n].
+    """
+    rows = len(starts) - 1
+    if rows == 0 or axes.shape[1] == 0:
+        return np.zeros((rows, 0), np.float32)
+    step = np.repeat(scale.astype(np.float64), np.diff(starts))
+    pieces = []
+    for begin in range(0, len(exact), 4096):  # float64 copies of a piece at a time
+        part = slice(begin, begin + 4096)
+        pieces.append(block_norms(exact[part].astype(np.float64) - step[part, None] * codes[part], axes))
+    largest = np.maximum.reduceat(np.concatenate(pieces), starts[:-1], axis=0)
+    return np.nextafter(largest.astype(np.float32), np.float32(np.inf))

@@ -19,6 +19,7 @@ from ..contract import AlignmentConfig
 from .bounds import (
     QuantizedQuery,
     float32_similarity_error,
+    inner_error,
     int8_radius,
     kth_largest,
     quantize_query,
@@ -259,9 +260,14 @@ class Ranker:
         part, local = self._locate(row)
         return part.fine(local)
 
+    def _inner(self, query: QuantizedQuery) -> Array:
+        """Bounds on |q.dx| for every row: [N]."""
+        return np.concatenate([inner_error(part.error, part.blocks, part.axes, query) for part in self.parts])
+
     def _radius(self, rows: NDArray[np.int64], query: QuantizedQuery, spread: Array) -> Array:
         count = query.count if self._pools_query else self._lengths[rows]
-        return int8_radius(self._error[rows], self._norm[rows], query, count, spread, self.alignment)
+        inner = self._inner(query)[rows]
+        return int8_radius(inner, self._error[rows], self._norm[rows], query, count, spread, self.alignment)
 
     def _among(self, query: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Ranking:
         """The certified top k of a few rows: their codes are gathered and scanned."""

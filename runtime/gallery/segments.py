@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GalleryCorrupt, GalleryError
-from .part import ArrayPart, Prefix
+from .bounds import block_norms, no_axes
+from .part import ArrayPart, Prefix, errors_along
 from .quantize import OFFSET
 
 PAGE = 256 << 10
@@ -181,25 +182,40 @@ def segment_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def prefix_arrays(scale: NDArray[np.float32], stored: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """The arrays of a segment's fast-scan file."""
-    return {"codes": stored, "scale": scale}
+def fast_arrays(
+    stored: NDArray[np.uint8], scale: NDArray[np.float32], blocks: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a segment's second file: the prefix's codes and scales, and errors along the queries' axes."""
+    return {"codes": stored, "scale": scale, "blocks": blocks}
 
 
 class Segment:
-    """A `Part` on disk: one segment file and, once the fast scan was prepared, one more for its prefix."""
+    """A `Part` on disk: one segment file and, once search was prepared, one more.
 
-    def __init__(self, folder: Path, record: FileRecord, fast: FileRecord | None, basis: NDArray[np.float32] | None):
+    basis, axes: of the gallery's preparation, where there is one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: FileRecord,
+        fast: FileRecord | None = None,
+        basis: NDArray[np.float32] | None = None,
+        axes: NDArray[np.float32] | None = None,
+    ) -> None:
         self._file = _open(folder, record)
         self.starts = self._file.read("starts")
         self.scale = self._file.read("scale")
         self.error = self._file.read("error")
         self.norm = self._file.read("norm")
         self.prefix: Prefix | None = None
+        self.axes = no_axes(0)
+        self.blocks = np.zeros((len(self.scale), 0), np.float32)
         self._fast: MappedFile | None = None
-        if fast is not None and basis is not None:
+        if fast is not None and basis is not None and axes is not None:
             self._fast = _open(folder, fast)
             self.prefix = Prefix(basis, self._fast.read("scale"))
+            self.axes, self.blocks = axes, self._fast.read("blocks")
 
     @property
     def has_fine(self) -> bool:
@@ -237,12 +253,25 @@ class Segment:
         keep = np.repeat(live, np.diff(self.starts)) if name in ("codes", "fine") else live
         return self._file.read(name)[keep]
 
-    def kept_prefix(self, live: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Scale and codes of the living rows' prefix."""
+    def errors_along(self, axes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Each row's rounding errors along the axes, [n, J]; none without a fine copy."""
+        if not self.has_fine:
+            return np.zeros((len(self.scale), 0), np.float32)
+        dim = len(axes)
+        pieces = [np.zeros((0, len(block_norms(np.zeros((1, dim)), axes)[0])), np.float32)]
+        for first in range(0, len(self.scale), 256):
+            last = min(first + 256, len(self.scale))
+            codes = self.codes(first, last)[:, :dim].astype(np.int16) - OFFSET
+            starts = self.starts[first : last + 1] - self.starts[first]
+            pieces.append(errors_along(axes, self.vectors(first, last, dim), codes, self.scale[first:last], starts))
+        return np.concatenate(pieces)
+
+    def kept_fast(self, live: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
+        """The living rows' part of the second file: codes, scale, blocks."""
         if self._fast is None:
             raise LookupError("this segment has no prefix")
         codes = self._fast.read("codes")[np.repeat(live, np.diff(self.starts))]
-        return self._fast.read("scale")[live], codes
+        return codes, self._fast.read("scale")[live], self._fast.read("blocks")[live]
 
     def damaged(self) -> list[str]:
         """Every damaged page of its files, in words."""

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryError, GalleryLocked, InputError
+from .bounds import no_axes
 from .catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord
-from .fast import FastScan, fit_basis, measure
+from .fast import FastScan, fit_basis, measure, query_axes
 from .part import ArrayPart, array_part, pack_rows
 from .quantize import padded_width, quantize, store_codes
-from .segments import FileRecord, MappedFile, Segment, prefix_arrays, segment_arrays, sync_folder, write_arrays
+from .segments import FileRecord, MappedFile, Segment, fast_arrays, segment_arrays, sync_folder, write_arrays
 from .settings import GallerySettings
 
 SEGMENTS = "segments"
@@ -176,12 +177,14 @@ class GalleryWriter:
             written = []
             for first, last in self._pieces(starts):
                 part_starts = starts[first : last + 1] - starts[first]
-                part = array_part(vectors[starts[first] : starts[last]], part_starts, self.settings.fine)
+                part_vectors = vectors[starts[first] : starts[last]]
+                axes = None if fast is None else fast.axes
+                part = array_part(part_vectors, part_starts, self.settings.fine, axes=axes)
                 record = files.write(segment_arrays(part))
                 prefix = None
                 if fast is not None:
-                    coordinates = quantize(vectors[starts[first] : starts[last]] @ fast.basis, part_starts)
-                    prefix = files.write(prefix_arrays(coordinates.scale, store_codes(coordinates.codes)))
+                    coordinates = quantize(part_vectors @ fast.basis, part_starts)
+                    prefix = files.write(fast_arrays(store_codes(coordinates.codes), coordinates.scale, part.blocks))
                 written.append((first, last, record, prefix))
             with self._commit():
                 self._catalogue.kill(existing.values())
@@ -230,25 +233,30 @@ class GalleryWriter:
         self._sweep()
 
     def prepare_fast(self, queries: Embeddings | None = None) -> FastScan:
-        """Fit the fast scan to the gallery as it is now, measure its recall and keep both, in one commit.
+        """Fit search to the gallery as it is now and to its queries, in one commit.
+
+        The fast scan is fitted to the gallery and its recall measured; exact search's intervals are narrowed along the
+        directions that queries share.
 
         Args:
-            queries: embeddings of the other side (captions for a gallery of images). Half choose how many rows to
+            queries: embeddings of the other side (captions for a gallery of images). All tell the directions; half
+            choose how many rows to
                 rescore; the recall that is stored and shown is measured on the other half. Without queries it is
                 unknown.
         """
         records = self._catalogue.segments()
-        segments = [Segment(self._segments, record.file, None, None) for record in records]
+        segments = [Segment(self._segments, record.file) for record in records]
+        axes = query_axes(queries, self.settings.dim)
         basis = fit_basis(segments, [record.live for record in records], self.settings.dim)
         with self._new_files() as files:
-            basis_file = files.write({"basis": basis})
+            basis_file = files.write({"basis": basis, "axes": axes})
             new = []
             for record, segment in zip(records, segments, strict=True):
-                prefix = files.write(prefix_arrays(*_prefix_of(segment, basis)))
+                prefix = files.write(fast_arrays(*_prefix_of(segment, basis), segment.errors_along(axes)))
                 new.append(replace(record, fast=prefix))
-            parts = [Segment(self._segments, record.file, record.fast, basis) for record in new]
+            parts = [Segment(self._segments, record.file, record.fast, basis, axes) for record in new]
             live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
-            fast = measure(parts, live, self.settings, queries, basis)
+            fast = measure(parts, live, self.settings, queries, basis, axes)
             with self._commit():
                 for record in new:
                     self._catalogue.put_segment(record)
@@ -288,26 +296,29 @@ class GalleryWriter:
         """Files of the group's living rows, copied as they are; None where none lives."""
         if not any(record.live.any() for record in group):
             return None
-        basis = None if fast is None else fast.basis
-        segments = [Segment(self._segments, record.file, record.fast, basis) for record in group]
+        known = () if fast is None else (fast.basis, fast.axes)
+        segments = [Segment(self._segments, record.file, record.fast, *known) for record in group]
         lengths = np.concatenate([np.diff(s.starts)[r.live] for s, r in zip(segments, group, strict=True)])
 
         def joined(name: str) -> NDArray[Any]:
             return np.concatenate([s.kept(name, r.live) for s, r in zip(segments, group, strict=True)])
 
+        starts = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
         part = ArrayPart(
-            starts=np.r_[0, np.cumsum(lengths, dtype=np.int64)],
+            starts=starts,
             scale=joined("scale"),
             error=joined("error"),
             norm=joined("norm"),
+            axes=no_axes(self.settings.dim),
+            blocks=np.zeros((len(lengths), 0), np.float32),
             stored=joined("codes"),
             exact=joined("fine") if segments[0].has_fine else None,
         )
         file = files.write(segment_arrays(part))
         prefix = None
         if all(segment.prefix is not None for segment in segments):
-            kept = [s.kept_prefix(r.live) for s, r in zip(segments, group, strict=True)]
-            prefix = files.write(prefix_arrays(*(np.concatenate(arrays) for arrays in zip(*kept, strict=True))))
+            kept = [s.kept_fast(r.live) for s, r in zip(segments, group, strict=True)]
+            prefix = files.write(fast_arrays(*(np.concatenate(arrays) for arrays in zip(*kept, strict=True))))
         return _Merged(file, prefix)
 
     @contextmanager
@@ -366,19 +377,18 @@ class _NewFiles:
             (self._folder / name).unlink(missing_ok=True)
 
 
-def _prefix_of(segment: Segment, basis: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Scale and stored codes of a segment's coordinates, a piece of rows at a time."""
+def _prefix_of(segment: Segment, basis: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Stored codes and scale of a segment's coordinates, a piece of rows at a time."""
     rows = len(segment.starts) - 1
     scale = np.empty(rows, np.float32)
     stored = np.empty((int(segment.starts[-1]), padded_width(basis.shape[1])), np.uint8)
     for first in range(0, rows, 256):
         last = min(first + 256, rows)
         begin, end = int(segment.starts[first]), int(segment.starts[last])
-        coordinates = quantize(
-            segment.vectors(first, last, len(basis)) @ basis, segment.starts[first : last + 1] - begin
-        )
+        vectors = segment.vectors(first, last, len(basis))
+        coordinates = quantize(vectors @ basis, segment.starts[first : last + 1] - begin)
         scale[first:last], stored[begin:end] = coordinates.scale, store_codes(coordinates.codes)
-    return scale, stored
+    return stored, scale
 
 
 def checked_meta(catalogue: Catalogue, path: Path) -> Mapping[str, Any]:
@@ -397,4 +407,5 @@ def load_fast(catalogue: Catalogue, segments: Path) -> FastScan | None:
         return None
     file = raw["file"]
     record = FileRecord(file["name"], file["length"], bytes.fromhex(file["sums"]))
-    return FastScan(MappedFile(segments, record).read("basis"), raw["share"], raw["recall"], raw["k"], raw["queries"])
+    opened = MappedFile(segments, record)
+    return FastScan(opened.read("basis"), opened.read("axes"), raw["share"], raw["recall"], raw["k"], raw["queries"])

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.gallery.bounds import (
+    block_norms,
+    fit_axes,
     float32_similarity_error,
+    inner_error,
     int8_radius,
     kth_largest,
     largest_norm,
@@ -63,13 +66,20 @@ def violations(rng: np.random.Generator, kinds: tuple[str, str], vectors: int, w
     estimate = (products * query.scale) * rows.scale.astype(np.float64)[group, None]
     error, norm = rows.error.astype(np.float64)[group], rows.norm.astype(np.float64)[group]
     maximum = AlignmentConfig("VHA", "Max")  # Max pooling of one similarity leaves it as it is
-    radius = int8_radius(error.astype(np.float32), norm.astype(np.float32), query, 1, 0.0, maximum)
+    axes = rng.standard_normal((dim, min(dim, 64))).astype(np.float32) if rng.integers(2) else fit_axes(x)
+    if axes.size:
+        axes /= np.float32(1 + 1e-6) * np.linalg.norm(axes, axis=0)
+    lost = x.astype(np.float64) - rows.codes * rows.scale.astype(np.float64)[group, None]
+    blocks = np.nextafter(block_norms(lost, axes).astype(np.float32), np.float32(np.inf))
+    inner = inner_error(rows.error[group], blocks, axes, query)
+    wrong_inner = np.abs(lost @ q.astype(np.float64).T) > (inner * (1 + 1e-12) + 1e-12 * query.norm * error)[:, None]
+    radius = int8_radius(inner, error.astype(np.float32), norm.astype(np.float32), query, 1, 0.0, maximum)
     exact = x.astype(np.float64) @ q.astype(np.float64).T
     wrong = np.abs(exact - estimate) > radius[:, None]
     single = x @ q.T
     slack = float32_similarity_error(dim, query.norm, norm + error)
     wrong32 = np.abs(single.astype(np.float64) - exact) > slack[:, None]
-    return int(wrong.sum() + wrong32.sum()), wrong.size
+    return int(wrong.sum() + wrong32.sum() + wrong_inner.sum()), wrong.size
 
 
 def test_no_similarity_leaves_its_interval_in_ten_million_pairs() -> None:
