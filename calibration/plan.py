@@ -66,7 +66,7 @@ def products_of_activations(model: onnx.ModelProto) -> tuple[str, ...]:
 def to_int8(
     model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: Scheme, exclude: tuple[str, ...]
 ) -> onnx.ModelProto:
-    """The int8 artefact of a float32 graph.
+    """The int8 artifact of a float32 graph.
 
     Args:
         model: float32 graph.

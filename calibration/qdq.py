@@ -74,7 +74,7 @@ def quantize(
     Args:
         model: float32 graph.
         ranges: by tensor name, from `calibration.ranges`.
-        scheme: which library's artefact this is.
+        scheme: which library's artifact this is.
         exclude: names of nodes to leave in float32.
 
     Raises:

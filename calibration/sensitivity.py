@@ -85,7 +85,7 @@ class Sensitivity:
         calibration: its ranges.
         samples: images and captions to measure on; at best not those of the calibration.
         image_of_caption: int64 [C], the image that each caption belongs to.
-        scheme: which artefact's int8.
+        scheme: which artifact's int8.
         threads: of onnxruntime; 0 lets it choose.
     """
 

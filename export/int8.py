@@ -1,6 +1,6 @@
 """Add int8 graphs to a calibrated bundle, and keep them only when parity passes.
 
-`int8` holds TensorRT's artefacts (explicit Q/DQ), `int8_x86` onnxruntime's; a graph of which nothing is quantized is in
+`int8` holds TensorRT's artifacts (explicit Q/DQ), `int8_x86` onnxruntime's; a graph of which nothing is quantized is in
 neither, and the runtime takes its next finer precision (`Manifest.resolve`). The files lie in a folder of their own,
 named after their content, so that the old manifest stays true until the new one replaces it.
 """
