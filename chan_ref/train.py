@@ -263,9 +263,10 @@ class _Run:
         return hinge(scores, MARGIN, hardest=epoch >= self.config.warmup_epochs)
 
     def _save(self) -> None:
-        """Write the epoch so that a crash at any point leaves this epoch or the one before it, whole.
+        """Write the epoch so that Ctrl-C or an error at any point leaves this epoch or the one before it, whole.
 
-        `last` names the epoch and is replaced in one step, last; the optimizer's file carries the epoch in its name.
+        `last` names the epoch and is replaced last; the optimizer's file carries the epoch in its name. Replacing a
+        folder takes two renames: a process killed just between them leaves the epoch before it in RUN/.last.*/old.
         """
         log = self.logs[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
