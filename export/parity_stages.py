@@ -29,7 +29,8 @@ from .parity_runners import EmbeddingStore, GraphRunner, Sample, TorchRunner, cu
 
 Tick = Callable[[int, int], None]
 PICTURES_PER_BLOCK = 2  # larger batches are no faster on a CPU and take far more memory
-QUERIES = 500  # captions that the gallery is asked, spread evenly
+TILE = 4  # blocks of images
+QUERIES = 200  # captions that the gallery is asked, spread evenly
 SCATTER = 4000  # score pairs kept for the plot
 
 
@@ -87,7 +88,7 @@ class Reference:
         self.images = EmbeddingStore(scratch / "images")
         self.captions = EmbeddingStore(scratch / "captions")
         blocks = caption_blocks(sample)
-        done, total = 0, len(sample.image_blocks()) + 2 * len(blocks)
+        done, total = 0, steps_of(sample)
         for block in sample.image_blocks():
             regions, lengths = sample.regions(block)
             self.images.put(block, Embeddings(self.runner.encode_regions(regions, lengths), lengths))
@@ -97,11 +98,11 @@ class Reference:
             self.captions.put(block, Embeddings(self.runner.encode_words(ids, lengths), lengths))
             tick(done := done + 1, total)
 
-        def scored_block() -> None:
+        def scored() -> None:
             nonlocal done
             tick(done := done + 1, total)
 
-        self.scores = score_blocks(sample, self.images, self.captions, self.runner.score, scored_block)
+        self.scores = score_all(sample, self.images, self.captions, self.runner.score, scored)
         self.recalls = evaluate(self.scores, sample.image_of_caption)
 
 
@@ -110,25 +111,37 @@ def caption_blocks(sample: Sample) -> list[slice]:
     return [block for images in sample.image_blocks() for block in sample.caption_blocks(images)]
 
 
-def score_blocks(
+def score_tiles(sample: Sample) -> list[list[slice]]:
+    """Blocks of images that are scored together: larger products are faster, and each caption is read less often."""
+    blocks = sample.image_blocks()
+    return [blocks[start : start + TILE] for start in range(0, len(blocks), TILE)]
+
+
+def score_all(
     sample: Sample,
     images: EmbeddingStore,
     captions: EmbeddingStore,
     score: Callable[[Embeddings, Embeddings], np.ndarray],
-    after_block: Callable[[], None],
+    after_tile: Callable[[], None],
 ) -> np.ndarray:
     """Scores [I, C] of stored embeddings, float32."""
     scores = np.empty((sample.num_images, len(sample.captions)), np.float32)
-    for columns in caption_blocks(sample):
-        words = captions.get(columns)
-        for rows in sample.image_blocks():
-            block = score(images.get(rows), words)
+    for tile in score_tiles(sample):
+        rows = slice(tile[0].start, tile[-1].stop)
+        regions = Embeddings.concatenate([images.get(block) for block in tile])
+        for columns in caption_blocks(sample):
+            found = score(regions, captions.get(columns))
             expected = (rows.stop - rows.start, columns.stop - columns.start)
-            if block.shape != expected:
-                raise ParityError(f"scores: shape must be [I, C] = {list(expected)}, got {list(block.shape)}")
-            scores[rows, columns] = block
-        after_block()
+            if found.shape != expected:
+                raise ParityError(f"scores: shape must be [I, C] = {list(expected)}, got {list(found.shape)}")
+            scores[rows, columns] = found
+        after_tile()
     return scores
+
+
+def steps_of(sample: Sample) -> int:
+    """How often one pass over a sample ticks: for each block encoded and each tile scored."""
+    return len(sample.image_blocks()) + len(caption_blocks(sample)) + len(score_tiles(sample))
 
 
 class StageRun:
@@ -249,7 +262,7 @@ class StageRun:
             _, found = self._matcher.align(images.get(rows), captions.get(columns))
             feeds = reference.images.get(rows), reference.captions.get(columns)
             choices.add(self._runner.align(*feeds)[1], found, self._runner.margins(*feeds))
-        scores = score_blocks(sample, images, captions, self._matcher.score, self._step)
+        scores = score_all(sample, images, captions, self._matcher.score, self._step)
         measures, meter, recalls = compare_scores(reference.scores, scores, sample.image_of_caption)
         pairs = _scatter(reference.scores, scores, sample.image_of_caption)
         return Measured(measures | choices.measures(), tuple(meter.histogram()), recalls, pairs)
@@ -281,7 +294,7 @@ class StageRun:
 
     def _step(self) -> None:
         self._done += 1
-        self._tick(self._done, len(self._sample.image_blocks()) + 2 * len(caption_blocks(self._sample)))
+        self._tick(self._done, steps_of(self._sample))
 
 
 def _measured(meter: ErrorMeter, padded: bool = False) -> Measured:
