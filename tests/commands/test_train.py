@@ -53,7 +53,9 @@ def test_options_reach_the_run_and_resume_lengthens_it(data: Path, tmp_path: Pat
 def test_ctrl_c_keeps_the_last_finished_epoch(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", str(data), "-o", str(run), *SMALL, "--epochs", "100000"]
-    code = f"from chan_rt.cli import main; main({command!r})"
+    # a test runner started in the background ignores SIGINT, and its children would too
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from chan_rt.cli import main; main({command!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()

@@ -1,5 +1,6 @@
 """The executor's bookkeeping on a device made of numpy: profiles, parts, buffers, recorded graphs, lanes, errors."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ class FakeDevice:
         self.streams: set[int] = set()
         self.live_graphs: list[list[Callable[[], None]]] = []
         self.recordings: dict[int, list[Callable[[], None]]] = {}  # by thread, as CUDA's thread-local mode has it
-        self.next = 4096
+        self.addresses = itertools.count(1 << 20, 1 << 20)  # one step, so that two threads never draw the same
         self.launches = 0
         self.capturable = True
         self.fail: str | None = None
@@ -45,9 +46,9 @@ class FakeDevice:
 
     def malloc(self, size: int) -> int:
         assert threading.get_ident() not in self.recordings, "allocation while a graph is recorded"
-        self.next += 1 << 20
-        self.memory[self.next] = np.full(size, 0xAB, np.uint8)
-        return self.next
+        address = next(self.addresses)
+        self.memory[address] = np.full(size, 0xAB, np.uint8)
+        return address
 
     def free(self, address: int) -> None:
         del self.memory[address]
@@ -61,9 +62,9 @@ class FakeDevice:
         self.hosts.remove(memory.ctypes.data)
 
     def create_stream(self) -> int:
-        self.next += 1
-        self.streams.add(self.next)
-        return self.next
+        stream = next(self.addresses)
+        self.streams.add(stream)
+        return stream
 
     def destroy_stream(self, stream: int) -> None:
         self.streams.remove(stream)
