@@ -17,7 +17,7 @@ from ..export.parity import Report, check_parity, record_verdict
 from ..export.parity_report import page as parity_page
 from ..export.parity_report import table
 from ..export.parity_runners import open_sample
-from ..runtime.errors import ChanError
+from ..runtime.errors import ChanError, InputError
 from .backbone import load_backbone
 from .page import Findings, render
 from .steps import (
@@ -33,6 +33,7 @@ from .steps import (
 )
 
 STEPS = 6
+MARK = ".chan-demo"  # says that a folder is the demo's own
 
 
 @click.command()
@@ -47,10 +48,21 @@ def main(out: Path, scenes: int) -> None:
     sys.exit(0 if passed else 1)
 
 
+def _claim(out: Path) -> None:
+    """Make OUT the demo's: what it finds in its own folder it replaces, so it must never be somebody's data."""
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise InputError(f"{out} holds something that the demo did not make: choose a new folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).touch()
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error}") from error
+
+
 def run(out: Path, scenes: int) -> bool:
     """Every step; whether parity holds."""
     started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    _claim(out)
     data, bundle, gallery = out / "data", out / "bundle", out / "gallery"
     seconds: dict[str, float] = {}
 
