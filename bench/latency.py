@@ -166,7 +166,8 @@ def run(
                 candidates.pop(name, None)
                 report.starts.pop(name, None)
         if not candidates:
-            raise InputError("nothing to measure runs here: " + "; ".join(map(str, report.skipped.items())))
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
+            raise InputError(f"nothing to measure runs here: {reasons}")
         _measure(candidates, manifest, setting, report, progress)
         report.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
             1 if sys.platform == "darwin" else 1024

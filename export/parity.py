@@ -332,10 +332,6 @@ def _check_same_model(manifest: Manifest, config: ModelConfig, which: str) -> No
         raise ParityError(f"{which} are not of one model: {found}")
 
 
-def _hash_of(manifest: Manifest, graph: str, precision: str) -> str:
-    return manifest.graph(graph, manifest.resolve(graph, precision)).sha256
-
-
 def _recalls(metrics: Metrics) -> dict[str, Any]:
     return {**asdict(metrics), "rsum": metrics.rsum}
 

@@ -160,10 +160,9 @@ class Manifest:
         if by_precision is None:
             raise BundleError(f"this bundle has no graph {name!r}; it has {', '.join(self.graphs)}")
         if precision not in by_precision:
-            raise BundleError(
-                f"{name} is not in this bundle at precision {precision!r}; it has {', '.join(by_precision)}. "
-                f"Add it with: chan export CHECKPOINT -o BUNDLE --precision {precision}"
-            )
+            hint = f"; chan export --precision {precision} makes it" if precision in PRECISIONS else ""
+            held = ", ".join(by_precision)
+            raise BundleError(f"{name} is not in this bundle at precision {precision!r}; it has {held}{hint}")
         return by_precision[precision]
 
     def resolve(self, name: str, precision: str) -> str:
