@@ -240,9 +240,8 @@ class GalleryWriter:
 
         Args:
             queries: embeddings of the other side (captions for a gallery of images). All tell the directions; half
-            choose how many rows to
-                rescore; the recall that is stored and shown is measured on the other half. Without queries it is
-                unknown.
+                choose how many rows fast search rescores, the other half measure its recall. Without queries the
+                recall is unknown, and exact search rescores more.
         """
         records = self._catalogue.segments()
         segments = [Segment(self._segments, record.file) for record in records]
