@@ -71,7 +71,7 @@ def measure(name: str, folder: Path, seconds: float, threads: int | None) -> dic
     bundle = folder / "bundle"
     export_bundle(folder / "checkpoint", bundle)
     rng = np.random.default_rng(0)
-    calibrate(bundle, _samples(config, rng, CALIBRATION_IMAGES), "mse")
+    calibrate(bundle, _samples(config, rng, CALIBRATION_IMAGES), "minmax")
     add_int8(bundle, prove=lambda precisions: [])
     held_out = _samples(config, rng, IMAGES)
     click.echo(f"\n{name}: {REGIONS} x {config.region_dim} -> {config.embed_dim}, {config.text_encoder}")
