@@ -123,3 +123,30 @@ def test_exact_is_brute_force(case, kind: str, coding: str, pooling: str, temper
     (ranking,) = ranker(rows, kind, alignment, cuts).exact([query], k, allowed)
     assert ranking.certified
     check(ranking, brute_force(rows, query, kind, alignment), k, allowed)
+
+
+@pytest.mark.parametrize("coding", ["VHA", "THA"])
+def test_rows_that_float32_cannot_tell_apart_are_ranked_by_float64(coding: str) -> None:
+    """200 rows a unit in the last place from one another: float32 products order them by their own rounding."""
+    rng = np.random.default_rng(3)
+    base = rng.standard_normal((4, 256)).astype(np.float32)
+    rows = [np.nextafter(base, base + rng.choice([-1, 0, 1], base.shape).astype(np.float32)) for _ in range(200)]
+    alignment = AlignmentConfig(coding, "Mean")
+    everything = np.ones(200, bool)
+    for seed in range(10):
+        query = np.random.default_rng(seed).standard_normal((3, 256)).astype(np.float32)
+        (ranking,) = ranker(rows, "images", alignment).exact([query], 5, everything)
+        truth = brute_force(rows, query, "images", alignment)
+        np.testing.assert_allclose(truth[ranking.rows], np.sort(truth)[::-1][:5], rtol=0, atol=1e-12)
+
+
+def test_equal_rows_tie_wherever_they_stand() -> None:
+    """Equal scores are equal to the bit, whatever block, part or length of row they were computed in."""
+    rng = np.random.default_rng(4)
+    best = rng.standard_normal((1, 70)).astype(np.float32)
+    rows = [best if i % 3 else np.concatenate([best, best * 0, best]) for i in range(60)]
+    for count in (1, 12, 17):
+        query = best + np.float32(0.01) * rng.standard_normal((count, 70)).astype(np.float32)
+        (ranking,) = ranker(rows, "images", AlignmentConfig(), [7, 30]).exact([query], 60, np.ones(60, bool))
+        assert ranking.rows.tolist() == list(range(60))
+        assert len(set(ranking.scores.tolist())) == 1
