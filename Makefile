@@ -17,7 +17,8 @@ help:  ## show this list
 	mkdir -p .link && ln -sfn .. $@
 
 demo: .venv/installed  ## pictures -> features -> bundle -> engines -> parity -> search, in under three minutes
-	$(PY) -m chan_rt.demo out/demo
+	# waiting torch threads must not spin where the cores are shared: at load 6 the scenes took 101 s so, 243 s without
+	OMP_WAIT_POLICY=passive $(PY) -m chan_rt.demo out/demo
 
 test: .venv/installed  ## every test that needs neither GPU nor network
 	$(PY) -m pytest -n 2 -m 'not gpu and not nightly'
