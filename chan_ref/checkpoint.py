@@ -82,16 +82,21 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         for name, content in tokenizer_files.items():
             (fresh / TOKENIZER / name).write_bytes(content)
         (fresh / CONFIG).write_text(config + "\n", encoding="utf-8")
-        if not path.exists():
-            os.replace(fresh, path)
-            return
-        os.replace(path, old)
-        try:
-            os.replace(fresh, path)
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(old, path)
-            raise
+        replace_folder(path, fresh, old)
+
+
+def replace_folder(path: Path, fresh: Path, old: Path) -> None:
+    """Move a finished folder to PATH; what was there is put at OLD, and comes back when that fails."""
+    if not path.exists():
+        os.replace(fresh, path)
+        return
+    os.replace(path, old)
+    try:
+        os.replace(fresh, path)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(old, path)
+        raise
 
 
 def load(path: str | Path) -> Checkpoint:

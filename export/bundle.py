@@ -9,8 +9,6 @@ BUNDLE/
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from ..chan_ref.checkpoint import Checkpoint
+from ..chan_ref.checkpoint import Checkpoint, replace_folder
 from ..chan_ref.checkpoint import load as load_checkpoint
 from ..chan_ref.config import ModelConfig
 from ..runtime.contract import (
@@ -134,7 +132,7 @@ def export_bundle(
             tools={name: version(name) for name in ("chan-rt", "onnx", "torch")},
         )
         write_manifest(fresh, manifest)
-        _move(fresh, out, Path(scratch, "old"))
+        replace_folder(out, fresh, Path(scratch, "old"))
     return manifest, exported
 
 
@@ -199,17 +197,3 @@ def _check_place(out: Path, force: bool) -> None:
         raise InputError(f"{out} exists and is not a bundle: choose another place or remove it")
     if not force:
         raise InputError(f"{out} exists: --force replaces it, with its calibration and engines")
-
-
-def _move(fresh: Path, out: Path, old: Path) -> None:
-    """Put a finished bundle in place; what was there comes back when that fails."""
-    if not out.exists():
-        os.replace(fresh, out)
-        return
-    os.replace(out, old)
-    try:
-        os.replace(fresh, out)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(old, out)
-        raise
