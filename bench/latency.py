@@ -95,13 +95,14 @@ class Candidate(Protocol):
 
 
 class TorchCandidate:
-    """The reference model, eager or compiled, behind the Matcher's interface."""
+    """The reference model, eager or compiled, on the CPU or a GPU, behind the Matcher's interface."""
 
-    def __init__(self, model: ChanModel, tokenizer: Tokenizer, compiled: bool) -> None:
+    def __init__(self, model: ChanModel, tokenizer: Tokenizer, compiled: bool, device: str) -> None:
         import torch
 
         wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
         self._torch = torch
+        self._device = device
         self._tokenizer = tokenizer
         self._encode_words = wrap(model.encode_words)
         self._encode_regions = wrap(model.encode_regions)
@@ -111,21 +112,22 @@ class TorchCandidate:
         """Word embeddings of captions."""
         tokens = self._tokenizer.encode(captions)
         with self._torch.inference_mode():
-            ids, lengths = self._torch.from_numpy(tokens.ids), self._torch.from_numpy(tokens.lengths)
-            return Embeddings(self._encode_words(ids, lengths).numpy(), tokens.lengths)
+            return Embeddings(self._call(self._encode_words, tokens.ids, tokens.lengths), tokens.lengths)
 
     def encode_images(self, regions: np.ndarray) -> Embeddings:
         """Region embeddings of images that all have the same count of regions."""
         lengths = np.full(len(regions), regions.shape[1], np.int32)
         with self._torch.inference_mode():
-            found = self._encode_regions(self._torch.from_numpy(regions), self._torch.from_numpy(lengths))
-            return Embeddings(found.numpy(), lengths)
+            return Embeddings(self._call(self._encode_regions, regions, lengths), lengths)
 
     def score(self, images: Embeddings, texts: Embeddings) -> np.ndarray:
         """Scores [I, C]."""
         arrays = (images.vectors, images.lengths, texts.vectors, texts.lengths)
         with self._torch.inference_mode():
-            return self._score(*(self._torch.from_numpy(array) for array in arrays)).numpy()
+            return self._call(self._score, *arrays)
+
+    def _call(self, function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+        return function(*(self._torch.from_numpy(array).to(self._device) for array in arrays)).cpu().numpy()
 
 
 def run(
@@ -185,8 +187,14 @@ def _openers(
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name and a function that gives a context manager of a fresh candidate."""
     if checkpoint is not None:
-        for name, compiled in (("torch eager", False), ("torch.compile", True)):
-            yield name, lambda compiled=compiled: _open_torch(bundle, manifest, checkpoint, compiled, setting)
+        for device in _torch_devices():
+            for name, compiled in (("torch eager", False), ("torch.compile", True)):
+                yield (
+                    name if device == "cpu" else f"{name} {device}",
+                    lambda compiled=compiled, device=device: _open_torch(
+                        bundle, manifest, checkpoint, compiled, device, setting
+                    ),
+                )
     for backend in backends:
         for precision in precisions:
             yield (
@@ -197,14 +205,20 @@ def _openers(
 
 @contextmanager
 def _open_torch(
-    bundle: Path, manifest: Manifest, checkpoint: Path, compiled: bool, setting: Setting
+    bundle: Path, manifest: Manifest, checkpoint: Path, compiled: bool, device: str, setting: Setting
 ) -> Iterator[TorchCandidate]:
     import torch
 
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
-    model = load(checkpoint).model.eval()
-    yield TorchCandidate(model, load_tokenizer(bundle, manifest.tokenizer), compiled)
+    model = load(checkpoint).model.eval().to(device)
+    yield TorchCandidate(model, load_tokenizer(bundle, manifest.tokenizer), compiled, device)
+
+
+def _torch_devices() -> tuple[str, ...]:
+    import torch
+
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def _start(opener: Callable[[], Any]) -> Start:
