@@ -140,7 +140,7 @@ def one_caption(setting: Setting, gallery: Gallery, threads: int, seconds: float
         )
     candidates["this, exact (certified)"] = lambda: gallery.search(query, K)
     candidates["this, fast"] = lambda: gallery.search(query, K, mode="fast")
-    return take_turns(candidates, seconds)
+    return take_turns(candidates, seconds, in_a_row=5)
 
 
 def bulk(captions: int, images: int, longest: int, threads: int, source: Concepts) -> dict[str, float]:

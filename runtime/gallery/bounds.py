@@ -17,6 +17,12 @@ matrix B at all, put q_rest = q - B B^T q; then q = sum_j B_j (B_j^T q) + q_rest
 Nothing is assumed of B, not even orthonormal columns: a bad B costs width, never truth. The smaller of (1) and (1')
 holds.
 
+**A query of one plane** loses as much as the gallery does, and ||dq|| ||x_hat|| is no small change. But gallery vectors
+share directions too. Split the product along axes V = [V_1 ... V_J] fitted to them. For any matrix V at all,
+dq.x_hat = sum_j (V_j^T dq).(V_j^T x_hat) + dq.(x_hat - V V^T x_hat) exactly, and
+
+    |dq.x_hat| <= sum_j ||V_j^T dq|| ||V_j^T x_hat|| + ||dq|| ||x_hat - V V^T x_hat||.                      (1'')
+
 **Scores.** If every similarity of a row is within e of its estimate, so is every maximum of similarities, and the score
 is within `pooling.score_change(e)` of the score pooled from the estimates.
 
@@ -46,6 +52,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
+from .blas import product
 from .pooling import Array, pools_query, score_change
 from .quantize import LEVELS
 from .scan import PLANE
@@ -53,7 +60,10 @@ from .scan import PLANE
 _UNIT64 = 2.0**-53
 _UNIT32 = 2.0**-24
 _TINY32 = 2.0**-126  # what one float32 product can lose to underflow, even where denormals are flushed to zero
-AXIS_BLOCKS = (1, 4, 16, 64)  # ends of the blocks of axes: a spectrum that falls is flat enough within each
+_WEIGHTS = {1: (1,), 2: (PLANE, 1)}  # of a query's planes
+_AXES = 64  # that are fitted to queries
+_FEW = 128  # vectors: as many as a query may have
+_EDGES = (0, 1, 4, 16, 64)  # where blocks of axes begin: a spectrum that falls is flat enough within each
 MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of up to 32,768 terms overflows
 
 
@@ -62,16 +72,18 @@ class QuantizedQuery:
     """A query's vectors in two int8 planes, with what (1) needs of them.
 
     Attributes:
-        planes: int8 [2, Q, D], high and low: q_hat = scale * (254 high + low).
+        planes: int8 [1 or 2, Q, D]: q_hat = scale * high, or scale * (254 high + low).
         scale: float64 [Q].
         vectors: float64 [Q, D], as they were.
+        lost: float64 [Q, D], dq.
         norm: no less than any ||q||.
-        error: no less than any ||q - q_hat||.
+        error: no less than any ||dq||.
     """
 
     planes: NDArray[np.int8]
     scale: Array
     vectors: Array
+    lost: Array
     norm: float
     error: float
 
@@ -86,21 +98,25 @@ class QuantizedQuery:
         return int(self.planes.shape[2])
 
 
-def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool) -> QuantizedQuery:
+def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool, planes: int = 2) -> QuantizedQuery:
     """Quantize one query's vectors [Q, D].
 
     per_vector: one scale for each vector. The maximum over a query's vectors is taken on integers, so where the coding
         takes it (`pools_query` is False) they share one scale.
+    planes: 1 or 2, of 8 bits each.
     """
     exact = vectors.astype(np.float64)
     peak = np.abs(exact).max(axis=1, keepdims=True)
-    scale = (peak if per_vector else np.full_like(peak, peak.max())) / (LEVELS * PLANE)
-    units = np.divide(exact, scale, out=np.zeros_like(exact), where=scale > 0)
-    high = np.clip(np.rint(units / PLANE), -LEVELS, LEVELS)
-    low = np.clip(np.rint(units - PLANE * high), -LEVELS, LEVELS)
-    error = np.sqrt(np.square(exact - scale * (PLANE * high + low)).sum(axis=1).max(initial=0.0)) * (1 + 1e-12)
-    planes = np.stack([high, low]).astype(np.int8)
-    return QuantizedQuery(planes, scale[:, 0], exact, largest_norm(vectors), float(error))
+    scale = (peak if per_vector else np.full_like(peak, peak.max())) / (LEVELS * _WEIGHTS[planes][0])
+    rest = np.divide(exact, scale, out=np.zeros_like(exact), where=scale > 0)
+    codes = []
+    for weight in _WEIGHTS[planes]:
+        codes.append(np.clip(np.rint(rest / weight), -LEVELS, LEVELS))
+        rest = rest - weight * codes[-1]
+    lost = exact - scale * sum(weight * plane for weight, plane in zip(_WEIGHTS[planes], codes, strict=True))
+    return QuantizedQuery(
+        np.stack(codes).astype(np.int8), scale[:, 0], exact, lost, largest_norm(vectors), largest_norm(lost)
+    )
 
 
 def largest_norm(vectors: NDArray[np.floating]) -> float:
@@ -122,49 +138,90 @@ def no_axes(dim: int) -> NDArray[np.float32]:
 def fit_axes(queries: NDArray[np.floating]) -> NDArray[np.float32]:
     """The axes B of (1') for queries like these vectors [V, D]: the first of their principal ones, [D, m]."""
     moment = queries.T.astype(np.float64) @ queries.astype(np.float64)
-    axes = np.linalg.eigh(moment)[1][:, ::-1][:, : AXIS_BLOCKS[-1]]
+    axes = np.linalg.eigh(moment)[1][:, ::-1][:, :_AXES]
     return np.ascontiguousarray(axes, np.float32)
 
 
-def block_norms(vectors: Array, axes: NDArray[np.float32]) -> Array:
+def block_norms(vectors: Array, axes: NDArray[np.floating]) -> Array:
     """||B_j^T x|| of vectors x [V, D] for each block of axes: [V, J], rounded up."""
-    coordinates = np.square(vectors @ axes.astype(np.float64))
-    edges = [edge for edge in (0, *AXIS_BLOCKS) if edge < axes.shape[1]]
+    edges = [edge for edge in _EDGES if edge < axes.shape[1]]
     if not edges:
         return np.zeros((len(vectors), 0))
-    # A coordinate is off by at most g(D) ||b|| ||x||, and the axes' columns are no longer than 1 + 10^-6.
-    slack = 2 * vectors.shape[1] * _UNIT64 * np.sqrt(np.square(vectors).sum(axis=1) * AXIS_BLOCKS[-1])
-    norms: Array = np.sqrt(np.add.reduceat(coordinates, edges, axis=1)) * (1 + 1e-12) + slack[:, None]
+    coordinates = np.square(_coordinates(vectors, axes))
+    norms: Array = np.sqrt(np.add.reduceat(coordinates, edges, axis=1)) * (1 + 1e-12) + _slack(vectors, axes)
     return norms
 
 
-def inner_error(
-    row_error: NDArray[np.float32],
-    row_blocks: NDArray[np.float32],
-    axes: NDArray[np.float32],
-    query: QuantizedQuery,
-) -> Array:
-    """No less than any |q.dx| of each row: the smaller of (1) and (1'), [N].
+def gallery_norms(restored: Array, axes: NDArray[np.floating]) -> Array:
+    """What (1'') needs of x_hat [V, D]: the norms along each block of axes and of what they leave, [V, J + 1]."""
+    if axes.shape[1] == 0:
+        return np.zeros((len(restored), 0))
+    held = _coordinates(restored, axes) @ axes.T.astype(np.float64, copy=False)
+    rest = np.sqrt(np.square(restored - held).sum(axis=1, keepdims=True)) * (1 + 1e-12)
+    return np.concatenate([block_norms(restored, axes), rest + _slack(restored, axes) * np.sqrt(axes.shape[1])], axis=1)
+
+
+def _coordinates(vectors: Array, axes: NDArray[np.floating]) -> Array:
+    """vectors [V, D] @ axes [D, m] in float64; those of a query are computed on the caller's thread."""
+    multiply = product if len(vectors) <= _FEW else np.matmul
+    return np.asarray(multiply(vectors, axes.astype(np.float64, copy=False)))
+
+
+def _slack(vectors: Array, axes: NDArray[np.floating]) -> Array:
+    """What float64 can lose of vectors' coordinates [V, m] together: [V, 1].
+
+    A coordinate is off by at most g(D) ||b|| ||x||, and the axes' columns are no longer than 1 + 10^-6.
+    """
+    norms: Array = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    return np.asarray(2 * (vectors.shape[1] + axes.shape[1]) * _UNIT64 * np.sqrt(axes.shape[1]) * norms)
+
+
+class QueryReach:
+    """The query's side of (1') and (1''), computed once for all rows that were measured along the same axes.
 
     Args:
-        row_error: float32 [N], the largest ||dx|| of each row's vectors.
-        row_blocks: float32 [N, J], the largest ||B_j^T dx||.
-        axes: float32 [D, m], B.
         query: the quantized query.
+        axes: [D, m], B.
+        basis: [D, P], V.
     """
-    whole: Array = query.norm * row_error.astype(np.float64)
-    if axes.shape[1] == 0:
-        return whole
-    basis = axes.astype(np.float64)
-    rest = query.vectors - (query.vectors @ basis) @ basis.T
-    rest_norm = np.sqrt(np.square(rest).sum(axis=1).max()) * (1 + 1e-12)
-    rest_norm += 4 * query.dim * _UNIT64 * AXIS_BLOCKS[-1] * query.norm  # the two products' rounding
-    blocks = block_norms(query.vectors, axes).max(axis=0)
-    return np.asarray(np.minimum(whole, row_blocks.astype(np.float64) @ blocks + rest_norm * row_error))
+
+    def __init__(self, query: QuantizedQuery, axes: NDArray[np.floating], basis: NDArray[np.floating]) -> None:
+        self._query = query
+        self._along = block_norms(query.vectors, axes).max(axis=0)
+        self._lost_along = block_norms(query.lost, basis).max(axis=0)
+        self._rest = query.norm
+        if axes.shape[1]:
+            held = product(_coordinates(query.vectors, axes), axes.T.astype(np.float64, copy=False))
+            rest = largest_norm(query.vectors - held)
+            self._rest = rest + 4 * query.dim * _UNIT64 * axes.shape[1] * query.norm  # the two products' rounding
+
+    def change(
+        self,
+        error: NDArray[np.floating],
+        norm: NDArray[np.floating],
+        blocks: NDArray[np.floating],
+        norms: NDArray[np.floating],
+    ) -> Array:
+        """No less than any |q.x - q_hat.x_hat| of each row, [N].
+
+        Args:
+            error: float32 [N], the largest ||dx|| of each row's vectors.
+            norm: float32 [N], the largest ||x_hat||.
+            blocks: float32 [N, J], the largest ||B_j^T dx||; J = 0 where they were not measured.
+            norms: float32 [N, J + 1], the largest of what `gallery_norms` gives; width 0 where they were not measured.
+        """
+        # in float64 from the start: a Python number times float32 would be float32
+        error, norm, blocks, norms = (array.astype(np.float64) for array in (error, norm, blocks, norms))
+        inner, outer = self._query.norm * error, self._query.error * norm
+        if blocks.shape[1]:
+            inner = np.minimum(inner, blocks @ self._along + self._rest * error)
+        if norms.shape[1]:
+            outer = np.minimum(outer, norms[:, :-1] @ self._lost_along + self._query.error * norms[:, -1])
+        return np.asarray((inner + outer) * (1 + 1e-12))
 
 
 def int8_radius(
-    inner: Array,
+    change: Array,
     row_error: NDArray[np.float32],
     row_norm: NDArray[np.float32],
     query: QuantizedQuery,
@@ -175,7 +232,7 @@ def int8_radius(
     """How far rows' scores from codes can be from their float64 scores on the fine copy: [N].
 
     Args:
-        inner: of each row, what `inner_error` gives.
+        change: of each row, what `QueryReach.change` gives.
         row_error, row_norm: float32 [N], for each row the largest ||x - x_hat|| and ||x_hat|| of its vectors.
         query: the quantized query.
         count: pooled similarities: of each row [N], or of the query.
@@ -183,8 +240,7 @@ def int8_radius(
     """
     norm = row_norm.astype(np.float64)
     similarity = query.norm * (norm + row_error)
-    change = (inner + query.error * norm) * (1 + 1e-12)
-    change += rounding(similarity, query.dim, count, alignment) + 4 * _UNIT32 * similarity
+    change = change + rounding(similarity, query.dim, count, alignment) + 4 * _UNIT32 * similarity
     return score_change(change, count, spread, alignment)
 
 
@@ -206,13 +262,13 @@ def kth_largest(values: Array, k: int) -> float:
 
 
 __all__ = [
-    "AXIS_BLOCKS",
     "MAX_VALUE",
     "QuantizedQuery",
+    "QueryReach",
     "block_norms",
     "fit_axes",
     "float32_similarity_error",
-    "inner_error",
+    "gallery_norms",
     "int8_radius",
     "kth_largest",
     "largest_norm",

@@ -25,7 +25,7 @@ from ..errors import GalleryCorrupt, GalleryError
 from .segments import FileRecord
 
 CATALOGUE = "catalogue.sqlite"
-SCHEMA = 1
+SCHEMA = 2
 _BUSY_SECONDS = 30.0  # that a writer waits for another connection's checkpoint
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID;
@@ -103,8 +103,14 @@ class Catalogue:
 
     @contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """All or nothing: commits at the end, rolls back on any error. `DEFERRED` reads one consistent state."""
+        """All or nothing: commits at the end, rolls back on any error. `DEFERRED` reads one consistent state.
+
+        Within another one of the same thread it is part of that.
+        """
         with self._lock, _errors(self.path):
+            if self._connection.in_transaction:
+                yield
+                return
             self._connection.execute(f"BEGIN {kind}")
             try:
                 yield

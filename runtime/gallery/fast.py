@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..embeddings import Embeddings
 from .bounds import fit_axes, no_axes
 from .part import Part
-from .rank import Ranker, Ranking
+from .rank import WIDE, Ranker, Ranking
 from .scan import Pool, open_kernel
 from .segments import FileRecord, Segment
 from .settings import GallerySettings
@@ -28,7 +28,9 @@ MIN_ROWS = 1000  # below which fast search is exact search: both take about a mi
 _SAMPLE = 20_000  # vectors the axes are fitted to
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _WANTED = 0.999
+_PLANE_WORTH = 0.02  # of the rows: rescoring as many takes about what scanning a second plane takes
 _K = 10
+MEASURED = ("planes", "share", "recall", "k", "queries")  # what the catalogue keeps of a FastScan
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,18 @@ class FastScan:
     """A gallery's fast scan.
 
     Attributes:
-        basis: float32 [D, P], orthonormal columns.
-        axes: float32 [D, m], the queries' axes of bounds.py (1'); m = 0 where there were no queries.
+        basis: [D, P], orthonormal columns.
+        axes: [D, m], the queries' axes of bounds.py (1'); m = 0 where there were no queries.
+        planes: of queries' codes in exact search of many: 1 where that rescored few more rows than 2 did.
         share: of the rows, rescored from all coordinates.
         recall: the share of the exact top `k` that was found, measured; None where there were no queries.
         k: of that measurement.
-        queries: how many queries measured it, none of which chose `share`.
+        queries: how many queries measured it, none of which chose `share` or `planes`.
     """
 
-    basis: NDArray[np.float32]
-    axes: NDArray[np.float32]
+    basis: NDArray[np.floating]
+    axes: NDArray[np.floating]
+    planes: int
     share: float
     recall: float | None
     k: int
@@ -54,7 +58,7 @@ class FastScan:
     def to_dict(self, file: FileRecord) -> dict[str, Any]:
         """Plain data for the catalogue; the basis lies in `file`."""
         record = {"name": file.name, "length": file.length, "sums": file.sums.hex()}
-        return {"file": record, "share": self.share, "recall": self.recall, "k": self.k, "queries": self.queries}
+        return {"file": record, **{name: getattr(self, name) for name in MEASURED}}
 
 
 def fit_basis(segments: Sequence[Segment], live: Sequence[NDArray[np.bool_]], dim: int) -> NDArray[np.float32]:
@@ -83,27 +87,36 @@ def measure(
     live: NDArray[np.bool_],
     settings: GallerySettings,
     queries: Embeddings | None,
-    basis: NDArray[np.float32],
-    axes: NDArray[np.float32],
+    basis: NDArray[np.floating],
+    axes: NDArray[np.floating],
 ) -> FastScan:
     """Choose the share of rows to rescore on every other query, and measure its recall on the rest."""
     if queries is None or len(queries) < 2 or not live.any():
-        return FastScan(basis, axes, 0.05, None, _K, 0)
+        return FastScan(basis, axes, 2, 0.05, None, _K, 0)
     pool = Pool()
     try:
-        ranker = Ranker(parts, settings.kind, settings.alignment, open_kernel(), pool)
+        one, two = (Ranker(parts, settings.kind, settings.alignment, open_kernel(), pool, planes) for planes in (1, 2))
         vectors = [queries.vectors[i, : queries.lengths[i]] for i in range(len(queries))]
         choosing, held_out = vectors[::2], vectors[1::2]
-        exact = ranker.exact(choosing, _K, live)
+        exact = two.exact(choosing, _K, live)
+        planes = 2
+        if sum(map(len, choosing)) > WIDE:
+            dearer = rescored(one.exact(choosing, _K, live)) - rescored(exact)
+            planes = 1 if dearer <= _PLANE_WORTH * np.count_nonzero(live) else 2
         share = _SHARES[-1]
         for candidate in _SHARES:
-            if recall(ranker.fast(choosing, _K, live, candidate), exact) >= _WANTED:
+            if recall(two.fast(choosing, _K, live, candidate), exact) >= _WANTED:
                 share = candidate
                 break
-        found = recall(ranker.fast(held_out, _K, live, share), ranker.exact(held_out, _K, live))
+        found = recall(two.fast(held_out, _K, live, share), two.exact(held_out, _K, live))
     finally:
         pool.close()
-    return FastScan(basis, axes, share, found, _K, len(held_out))
+    return FastScan(basis, axes, planes, share, found, _K, len(held_out))
+
+
+def rescored(rankings: Sequence[Ranking]) -> float:
+    """Rows rescored for one query, on average."""
+    return float(np.mean([ranking.rescored for ranking in rankings]))
 
 
 def recall(found: Sequence[Ranking], exact: Sequence[Ranking]) -> float:

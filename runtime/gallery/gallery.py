@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
-from ..errors import GalleryCorrupt, GalleryError, InputError
+from ..errors import GalleryCorrupt, InputError
 from .catalogue import Catalogue, Row, SegmentRecord
 from .fast import MIN_ROWS, FastScan
 from .part import pack_rows
@@ -26,6 +27,7 @@ from .true_score import true_row
 from .writer import SEGMENTS, checked_meta, load_fast
 
 Mode = Literal["exact", "fast"]
+_PATIENCE = 5  # attempts of a search before it holds on to a commit
 _RETRIES = 50  # of a snapshot whose files a compaction removed meanwhile; each retry reads a newer commit
 
 
@@ -125,7 +127,7 @@ class Gallery:
         if model is not None:
             self.check_model(model)
         self._pool = Pool(threads)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._current: _Snapshot | None = None
         self._snapshot()
 
@@ -217,11 +219,11 @@ class Gallery:
             raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")
         vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
         split = np.split(vectors, starts[1:-1])
-        for _ in range(_RETRIES):
-            snapshot = self._snapshot()
-            allowed = self._allowed(snapshot, ids, where)
-            used, reason, rankings = self._rank(snapshot, split, k, mode, allowed)
-            found = [self._hits(snapshot, query, ranking) for query, ranking in zip(split, rankings, strict=True)]
+        for attempt in range(_PATIENCE + 1):
+            with self._held() if attempt >= _PATIENCE else nullcontext(self._snapshot()) as snapshot:
+                allowed = self._allowed(snapshot, ids, where)
+                used, reason, rankings = self._rank(snapshot, split, k, mode, allowed)
+                found = [self._hits(snapshot, query, ranking) for query, ranking in zip(split, rankings, strict=True)]
             if None in found:  # a hit was deleted or moved while this searched: ask the newer commit
                 continue
             rows = int(np.count_nonzero(allowed))
@@ -229,7 +231,7 @@ class Gallery:
                 SearchResult(hits or (), used, ranking.certified and used == "exact", reason, rows, ranking.rescored)
                 for hits, ranking in zip(found, rankings, strict=True)
             ]
-        raise GalleryError(f"{self.path}: hits were deleted or moved {_RETRIES} times during one search")
+        raise GalleryCorrupt(f"{self.path}: rows of a commit are missing. See what: chan gallery verify {self.path}")
 
     def verify(self) -> list[str]:
         """Read every byte and name what is damaged: files, pages, arrays, records. Empty where all is well."""
@@ -274,10 +276,22 @@ class Gallery:
                         if attempt == _RETRIES - 1:
                             raise GalleryCorrupt(f"{error.filename} is missing: {self.path} is incomplete") from error
             live = np.concatenate([record.live for record in records]) if records else np.zeros(0, bool)
-            ranker = Ranker(segments, self.settings.kind, self.alignment, self._kernel, self._pool)
+            planes = 2 if fast is None else fast.planes
+            ranker = Ranker(segments, self.settings.kind, self.alignment, self._kernel, self._pool, planes)
             bases = np.cumsum([0] + [record.rows for record in records])
             self._current = _Snapshot(generation, tuple(records), tuple(segments), bases, live, ranker, fast)
             return self._current
+
+    @contextmanager
+    def _held(self) -> Iterator[_Snapshot]:
+        """The newest commit, readable to the end whatever is committed meanwhile; other searches wait for this one."""
+        with self._lock:
+            while True:
+                snapshot = self._snapshot()
+                with self._catalogue.transaction("DEFERRED"):
+                    if self._catalogue.meta("generation") == snapshot.generation:
+                        yield snapshot
+                        return
 
     def _allowed(
         self, snapshot: _Snapshot, ids: Iterable[str] | None, where: Mapping[str, object] | None

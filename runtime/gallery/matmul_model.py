@@ -1,4 +1,4 @@
-"""ONNX models of the scan, written byte by byte: integer products of both planes of a query, combined and reduced.
+"""ONNX models of the scan, written byte by byte: integer products of a query's planes, combined and reduced.
 
 The runtime must not import `onnx`, and a model this small does not need it: an ONNX file is a protobuf message, and
 of protobuf it takes two field kinds, varint and length-delimited (https://protobuf.dev/programming-guides/encoding/).
@@ -12,32 +12,35 @@ import struct
 _FLOAT, _UINT8, _INT8 = 1, 2, 3  # TensorProto.DataType
 
 
-def scan_model(reduced_axis: int | None, weight: float) -> bytes:
-    """ONNX bytes: vectors uint8 [N, L, S] with zero point 128, query int8 [S, 2 Q] -> out float32.
-
-    The query's first Q columns are its high plane, the others its low one; a product is `weight * high + low`.
+def scan_model(reduced_axis: int | None, weight: float | None) -> bytes:
+    """ONNX bytes: vectors uint8 [N, L, S] with zero point 128, query int8 [S, P] -> out float32.
 
     Args:
         reduced_axis: None for all products [N, L, Q]; 1 or 2 for their maximum along that axis.
-        weight: of the high plane.
+        weight: the query has two planes: its first Q columns are the high one, the others the low one, and a product is
+            `weight * high + low`. None where it has one.
     """
     products = "out" if reduced_axis is None else "products"
-    nodes = [
-        _node("MatMulInteger", ["vectors", "query", "zero"], ["both"]),
-        _node("Split", ["both"], ["high_int", "low_int"], axis=2),
-        _node("Cast", ["high_int"], ["high"], to=_FLOAT),
-        _node("Cast", ["low_int"], ["low"], to=_FLOAT),
-        _node("Mul", ["high", "weight"], ["weighted"]),
-        _node("Add", ["weighted", "low"], [products]),
-    ]
+    nodes = [_node("MatMulInteger", ["vectors", "query", "zero"], ["sums"])]
+    if weight is None:
+        nodes.append(_node("Cast", ["sums"], [products], to=_FLOAT))
+    else:
+        nodes += [
+            _node("Split", ["sums"], ["high_int", "low_int"], axis=2),
+            _node("Cast", ["high_int"], ["high"], to=_FLOAT),
+            _node("Cast", ["low_int"], ["low"], to=_FLOAT),
+            _node("Mul", ["high", "weight"], ["weighted"]),
+            _node("Add", ["weighted", "low"], [products]),
+        ]
     shape = ["N", "L", "Q"]
     if reduced_axis is not None:
         del shape[reduced_axis]
         nodes.append(_node("ReduceMax", [products], ["out"], axes=[reduced_axis], keepdims=0))
     zero = _number(2, _UINT8) + _text(8, "zero") + _bytes(9, b"\x80")  # TensorProto.data_type, .name, .raw_data
-    scale = _number(2, _FLOAT) + _text(8, "weight") + _bytes(9, struct.pack("<f", weight))
     graph = b"".join(_bytes(1, node) for node in nodes) + _text(2, "scan")  # GraphProto.node, .name
-    graph += _bytes(5, zero) + _bytes(5, scale)  # .initializer
+    graph += _bytes(5, zero)  # .initializer
+    if weight is not None:
+        graph += _bytes(5, _number(2, _FLOAT) + _text(8, "weight") + _bytes(9, struct.pack("<f", weight)))
     graph += _bytes(11, _value("vectors", _UINT8, "N", "L", "S")) + _bytes(
         11, _value("query", _INT8, "S", "P")
     )  # .input

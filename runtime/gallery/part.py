@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TensorError
-from .bounds import MAX_VALUE, block_norms, no_axes
+from .bounds import MAX_VALUE, block_norms, gallery_norms, no_axes
 from .quantize import quantize, store_codes
 from .scan import MAX_DIM
 
@@ -21,12 +21,14 @@ class Prefix:
     """A row's first principal coordinates at int8, for the fast scan.
 
     Attributes:
-        basis: float32 [D, P], orthonormal columns; a vector's coordinates are `vector @ basis`.
+        basis: [D, P], orthonormal columns; a vector's coordinates are `vector @ basis`.
         scale: float32 [n], of each row.
+        norms: float32 [n, J + 1], the largest of what bounds.py (1'') needs of each row's vectors.
     """
 
-    basis: NDArray[np.float32]
+    basis: NDArray[np.floating]
     scale: NDArray[np.float32]
+    norms: NDArray[np.float32]
 
 
 class Part(Protocol):
@@ -36,7 +38,7 @@ class Part(Protocol):
         starts: int64 [n + 1].
         scale, error, norm: float32 [n], see quantize.py; a row's vectors share one scale, so that the maximum over them
             can be taken on integers.
-        axes: float32 [D, m], and blocks: float32 [n, J], each row's rounding errors along them, see bounds.py (1').
+        axes: [D, m], and blocks: float32 [n, J], each row's rounding errors along them, see bounds.py (1').
         prefix: where the fast scan was prepared, otherwise None.
     """
 
@@ -46,7 +48,7 @@ class Part(Protocol):
     norm: NDArray[np.float32]
 
     @property
-    def axes(self) -> NDArray[np.float32]:
+    def axes(self) -> NDArray[np.floating]:
         """B of (1'), [D, m]."""
 
     @property
@@ -79,7 +81,7 @@ class ArrayPart:
     scale: NDArray[np.float32]
     error: NDArray[np.float32]
     norm: NDArray[np.float32]
-    axes: NDArray[np.float32]
+    axes: NDArray[np.floating]
     blocks: NDArray[np.float32]
     stored: NDArray[np.uint8]
     exact: NDArray[np.floating] | None
@@ -136,8 +138,8 @@ def array_part(
     vectors: NDArray[np.float32],
     starts: NDArray[np.int64],
     precision: Precision = "float32",
-    basis: NDArray[np.float32] | None = None,
-    axes: NDArray[np.float32] | None = None,
+    basis: NDArray[np.floating] | None = None,
+    axes: NDArray[np.floating] | None = None,
 ) -> ArrayPart:
     """Quantize packed rows (see `pack_rows`).
 
@@ -148,8 +150,8 @@ def array_part(
         vectors: float32 [V, D].
         starts: int64 [N + 1].
         precision: of the fine copy; the codes' errors are measured against what it holds.
-        basis: float32 [D, P] to also make the fast scan's prefix.
-        axes: float32 [D, m] to also measure the rounding errors along them.
+        basis: [D, P] to also make the fast scan's prefix.
+        axes: [D, m] to also measure the rounding errors along them.
     """
     exact = None if precision == "none" else vectors.astype(precision, copy=False)
     if exact is not None and not np.isfinite(exact).all():
@@ -159,8 +161,9 @@ def array_part(
     blocks = errors_along(axes, vectors if exact is None else exact, coarse.codes, coarse.scale, starts)
     prefix = stored_prefix = None
     if basis is not None:
-        coordinates = quantize(vectors @ basis, starts)
-        prefix, stored_prefix = Prefix(basis, coordinates.scale), store_codes(coordinates.codes)
+        coordinates = quantize(vectors @ basis.astype(np.float32, copy=False), starts)
+        norms = norms_along(basis, coarse.codes, coarse.scale, starts)
+        prefix, stored_prefix = Prefix(basis, coordinates.scale, norms), store_codes(coordinates.codes)
     return ArrayPart(
         starts, coarse.scale, coarse.error, coarse.norm, axes, blocks,
         store_codes(coarse.codes), exact, prefix, stored_prefix,
@@ -168,7 +171,7 @@ def array_part(
 
 
 def errors_along(
-    axes: NDArray[np.float32],
+    axes: NDArray[np.floating],
     exact: NDArray[np.floating],
     codes: NDArray[np.integer],
     scale: NDArray[np.float32],
@@ -187,4 +190,22 @@ def errors_along(
         part = slice(begin, begin + 4096)
         pieces.append(block_norms(exact[part].astype(np.float64) - step[part, None] * codes[part], axes))
     largest = np.maximum.reduceat(np.concatenate(pieces), starts[:-1], axis=0)
+    return np.nextafter(largest.astype(np.float32), np.float32(np.inf))
+
+
+def norms_along(
+    basis: NDArray[np.floating], codes: NDArray[np.integer], scale: NDArray[np.float32], starts: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """For each row the largest of what bounds.py (1'') needs of its vectors, rounded up to float32: [n, J + 1].
+
+    codes: of the vectors [V, D]; scale: of the rows [n].
+    """
+    rows = len(starts) - 1
+    step = np.repeat(scale.astype(np.float64), np.diff(starts))
+    pieces = [gallery_norms(np.zeros((0, len(basis))), basis)]
+    for begin in range(0, len(codes), 4096):  # float64 copies of a piece at a time
+        part = slice(begin, begin + 4096)
+        pieces.append(gallery_norms(step[part, None] * codes[part], basis))
+    norms = np.concatenate(pieces)
+    largest = np.maximum.reduceat(norms, starts[:-1], axis=0) if rows else norms
     return np.nextafter(largest.astype(np.float32), np.float32(np.inf))

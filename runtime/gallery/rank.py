@@ -7,7 +7,7 @@ the highest true score, ties by lower row, and is proven (bounds.py) to return w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -18,22 +18,24 @@ from numpy.typing import NDArray
 from ..contract import AlignmentConfig
 from .bounds import (
     QuantizedQuery,
+    QueryReach,
     float32_similarity_error,
-    inner_error,
     int8_radius,
     kth_largest,
+    no_axes,
     quantize_query,
     rounding,
 )
 from .part import Part
 from .pooling import Array, Kind, pool_groups, pools_query, score_change
-from .scan import Kernel, PackedQueries, Pool, pack_queries
-from .true_score import TrueRow, row_similarities, true_row, true_rows
+from .scan import Kernel, Over, PackedQueries, Pool
+from .true_score import TrueRow, true_row, true_rows
 
-_BLOCK_BYTES = 8 << 20  # of codes a task reads: its products, 8,192 vectors x 24 columns, still fit in L2
 _WIDE_BLOCK_BYTES = 512 << 10  # when many words make it bound by arithmetic: the block and a group of words fit in L2
-_WIDE = 64  # query vectors from which on that is so
+WIDE = 64  # query vectors from which on that is so
+_FEW_ROWS = 64  # that are sooner scored from the fine copy than narrowed down by their codes
 _ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are served in turns
+_TURN = 64  # queries scanned together: enough for the scan to be bound by arithmetic
 _FIRST_RESCORED = 8  # rows rescored beyond k before the threshold is looked at again; then twice as many
 
 
@@ -67,17 +69,26 @@ class Ranker:
         alignment: how similarities become scores.
         kernel: the scan.
         pool: the threads it runs on.
+        planes: of queries' codes in a certified scan of many, 1 or 2: the result is the same, what is rescored is not.
     """
 
     def __init__(
-        self, parts: Sequence[Part], kind: Kind, alignment: AlignmentConfig, kernel: Kernel, pool: Pool
+        self,
+        parts: Sequence[Part],
+        kind: Kind,
+        alignment: AlignmentConfig,
+        kernel: Kernel,
+        pool: Pool,
+        planes: int = 2,
     ) -> None:
         self.parts = tuple(parts)
         self.kind: Kind = kind
         self.alignment = alignment
         self._kernel = kernel
         self._pool = pool
+        self._planes = planes
         self._pools_query = pools_query(kind, alignment)
+        self._over: Over = "row" if self._pools_query else "query"
         self._bases = np.cumsum([0] + [len(part.starts) - 1 for part in self.parts])
 
     @property
@@ -106,7 +117,7 @@ class Ranker:
         if self.alignment.coding == "VSA":
             return [self._exhaustive(query, k, allowed) for query in queries]
         rows = np.flatnonzero(allowed)
-        return [ranking for turn in self._turns(queries) for ranking in self._exact_turn(turn, k, rows)]
+        return self._in_turns(queries, lambda turn: self._exact_turn(turn, k, rows))
 
     def fast(
         self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_], share: float
@@ -116,16 +127,37 @@ class Ranker:
         rows = np.flatnonzero(allowed)
         if keep >= len(rows):
             return self.exact(queries, k, allowed)
-        return [ranking for turn in self._turns(queries) for ranking in self._fast_turn(turn, k, rows, keep)]
+        return self._in_turns(queries, lambda turn: self._fast_turn(turn, k, rows, keep))
 
-    def _turns(self, queries: Sequence[NDArray[np.float32]]) -> Iterator[Sequence[NDArray[np.float32]]]:
-        """The queries in pieces whose estimates fit the memory set aside for them."""
-        per_turn = max(1, _ESTIMATE_BYTES // (16 * self.count))
-        for begin in range(0, len(queries), per_turn):
-            yield queries[begin : begin + per_turn]
+    def _in_turns(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        rank: Callable[[Sequence[NDArray[np.float32]]], list[Ranking]],
+    ) -> list[Ranking]:
+        """Rank the queries in pieces whose estimates fit the memory set aside for them, one piece a thread.
+
+        So while one thread computes rankings, which Python's lock lets only one do, the others scan.
+        """
+        threads = self._pool.threads
+        size = min(_TURN, max(1, _ESTIMATE_BYTES // (16 * self.count * threads)), -(-len(queries) // (2 * threads)))
+        if sum(len(query) for query in queries) <= WIDE:
+            size = len(queries)
+        done: dict[int, list[Ranking]] = {}
+
+        def task(first: int) -> None:
+            done[first] = rank(queries[first : first + size])
+
+        firsts = range(0, len(queries), max(1, size))
+        if len(firsts) == 1:
+            task(0)
+        else:
+            self._pool.run([partial(task, first) for first in firsts])
+        return [ranking for first in firsts for ranking in done[first]]
 
     def _exact_turn(self, queries: Sequence[NDArray[np.float32]], k: int, rows: NDArray[np.int64]) -> list[Ranking]:
-        quantized = [quantize_query(query, per_vector=self._pools_query) for query in queries]
+        wide = sum(len(query) for query in queries) > WIDE
+        planes = self._planes if wide else 2  # which costs nothing where reading the gallery takes longer
+        quantized = [quantize_query(query, per_vector=self._pools_query, planes=planes) for query in queries]
         scores, spread = self._scan(quantized)
 
         def certify(i: int) -> Ranking:
@@ -165,7 +197,11 @@ class Ranker:
 
     def _blocks(self, columns: int, width: int) -> list[tuple[int, int, int]]:
         """(part, first row, last row) covering all rows in pieces of about the same bytes."""
-        target = _BLOCK_BYTES if columns <= _WIDE else _WIDE_BLOCK_BYTES
+        stored = sum(int(part.starts[-1]) for part in self.parts) * width
+        share = -(-stored // (4 * self._pool.threads))  # so that all threads end at about the same time
+        target = min(max(share, _WIDE_BLOCK_BYTES), self._kernel.block_bytes)
+        if columns > WIDE:
+            target = _WIDE_BLOCK_BYTES
         blocks = []
         for index, part in enumerate(self.parts):
             rows = len(part.starts) - 1
@@ -180,7 +216,7 @@ class Ranker:
         """Scores from codes and, for Softmax pooling, the spread of the pooled similarities: [queries, N] each."""
         planes = np.concatenate([query.planes for query in queries], axis=1)
         starts = np.cumsum([0] + [query.count for query in queries])
-        packed = pack_queries(planes, starts)
+        packed = self._kernel.pack(planes, starts, self._over)
         if self._pools_query:
             scale = np.concatenate([query.scale for query in queries])
         else:
@@ -209,11 +245,11 @@ class Ranker:
     ) -> tuple[Array, Array]:
         """Pooled similarities of a block of rows from its codes, and their spread: [queries, rows] each."""
         if self._pools_query:
-            products = self._kernel.max_over_row(stored, row_starts, packed)  # [rows, Q]
+            products = self._kernel.maxima(stored, row_starts, packed)  # [rows, Q]
             similarities = np.multiply(products.T, scale[:, None], order="C")
             similarities *= row_scale.astype(np.float64)
             return pool_groups(similarities, starts, self.alignment)
-        products = self._kernel.max_over_query(stored, packed)  # [V, queries]
+        products = self._kernel.maxima(stored, row_starts, packed)  # [V, queries]
         similarities = products * scale
         similarities *= np.repeat(row_scale.astype(np.float64), np.diff(row_starts))[:, None]
         pooled, spread = pool_groups(similarities, row_starts, self.alignment)
@@ -228,8 +264,12 @@ class Ranker:
             prefix = part.prefix
             if prefix is None or id(prefix.basis) in packs:
                 continue
-            quantized = [quantize_query(query @ prefix.basis, per_vector=self._pools_query) for query in queries]
-            packed = pack_queries(np.concatenate([query.planes for query in quantized], axis=1), starts)
+            quantized = [
+                quantize_query(query @ prefix.basis, per_vector=self._pools_query, planes=1) for query in queries
+            ]
+            packed = self._kernel.pack(
+                np.concatenate([query.planes for query in quantized], axis=1), starts, self._over
+            )
             scale = [query.scale if self._pools_query else query.scale[:1] for query in quantized]
             packs[id(prefix.basis)] = packed, np.concatenate(scale)
 
@@ -260,20 +300,32 @@ class Ranker:
         part, local = self._locate(row)
         return part.fine(local)
 
-    def _inner(self, query: QuantizedQuery) -> Array:
-        """Bounds on |q.dx| for every row: [N]."""
-        return np.concatenate([inner_error(part.error, part.blocks, part.axes, query) for part in self.parts])
-
     def _radius(self, rows: NDArray[np.int64], query: QuantizedQuery, spread: Array) -> Array:
+        """How far the scores of rows from their codes can be from the true ones."""
         count = query.count if self._pools_query else self._lengths[rows]
-        inner = self._inner(query)[rows]
-        return int8_radius(inner, self._error[rows], self._norm[rows], query, count, spread, self.alignment)
+        change = np.empty(len(rows))
+        owner = np.searchsorted(self._bases, rows, side="right") - 1
+        reaches: dict[tuple[int, int], QueryReach] = {}
+        for index in np.unique(owner):
+            part, mine = self.parts[index], np.flatnonzero(owner == index)
+            local = rows[mine] - self._bases[index]
+            basis, norms = no_axes(query.dim), part.blocks[:, :0]
+            if part.prefix is not None and len(query.planes) == 1:  # two lose next to nothing
+                basis, norms = part.prefix.basis, part.prefix.norms
+            key = id(part.axes), id(basis)  # parts prepared together share them
+            if key not in reaches:
+                reaches[key] = QueryReach(query, part.axes, basis)
+            change[mine] = reaches[key].change(part.error[local], part.norm[local], part.blocks[local], norms[local])
+        return int8_radius(change, self._error[rows], self._norm[rows], query, count, spread, self.alignment)
 
     def _among(self, query: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Ranking:
-        """The certified top k of a few rows: their codes are gathered and scanned."""
+        """The certified top k of some rows: by their codes, gathered and scanned, or straight from the fine copy."""
         quantized = quantize_query(query, per_vector=self._pools_query)
+        if len(rows) <= _FEW_ROWS:
+            nothing_known = np.full(len(rows), np.inf)
+            return self._rescore(query, quantized, rows, -nothing_known, nothing_known, k)
         starts = np.array([0, len(query)])
-        packed = pack_queries(quantized.planes, starts)
+        packed = self._kernel.pack(quantized.planes, starts, self._over)
         scale = quantized.scale if self._pools_query else quantized.scale[:1]
         estimate, spread = np.empty((2, len(rows)))
         owner = np.searchsorted(self._bases, rows, side="right") - 1
@@ -313,10 +365,12 @@ class Ranker:
             within = int(np.searchsorted(-upper[candidates], -threshold, side="right"))
             stop = min(within, k + _FIRST_RESCORED if done == 0 else 2 * done)
             piece = candidates[done:stop]
-            new = [row_similarities(self.fine(int(row)), query) for row in rows[piece]]
-            score, radius = self._float32_scores(new, rows[piece], quantized)
+            fine = [self.fine(int(row)) for row in rows[piece]]
+            starts = np.cumsum([0] + [len(vectors) for vectors in fine])
+            new = self._kernel.products(fine, query)
+            score, radius = self._float32_scores(new, starts, rows[piece], quantized)
             low[done:stop], high[done:stop] = score - radius, score + radius
-            similarities += new
+            similarities += [new[a:b] for a, b in pairwise(starts)]
             done = stop
             threshold = max(threshold, kth_largest(low[:done], k))
         contenders = np.flatnonzero(high[:done] >= threshold)
@@ -338,14 +392,23 @@ class Ranker:
         return self._norm[rows].astype(np.float64) + self._error[rows]
 
     def _float32_scores(
-        self, similarities: list[NDArray[np.float32]], rows: NDArray[np.int64], query: QuantizedQuery
+        self,
+        similarities: NDArray[np.float32],
+        starts: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        query: QuantizedQuery,
     ) -> tuple[Array, Array]:
-        """Scores of rows from float32 similarities [L, Q] each, and how far they can be from the true ones."""
-        axis = 0 if self._pools_query else 1
-        reduced = [values.max(axis=axis).astype(np.float64) for values in similarities]
-        counts = np.array([len(values) for values in reduced])
-        starts = np.r_[0, np.cumsum(counts)]
-        pooled, spread = pool_groups(np.concatenate(reduced)[:, None], starts, self.alignment)
+        """Scores of rows from float32 similarities [sum of L, Q], and how far they can be from the true ones.
+
+        starts: row i is similarities[starts[i]:starts[i + 1]].
+        """
+        if self._pools_query:
+            reduced = np.maximum.reduceat(similarities, starts[:-1], axis=0)
+            counts = np.full(len(rows), query.count)
+        else:
+            reduced, counts = similarities.max(axis=1), np.diff(starts)
+        pooled_starts = np.r_[0, np.cumsum(counts)]
+        pooled, spread = pool_groups(reduced.astype(np.float64).reshape(-1, 1), pooled_starts, self.alignment)
         norm, dim = self._fine_norm(rows), query.dim
         change = float32_similarity_error(dim, query.norm, norm) + rounding(
             query.norm * norm, dim, counts, self.alignment

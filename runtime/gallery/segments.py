@@ -9,6 +9,7 @@ again while the file is open: about 2 GB/s once, nothing afterwards, and a flipp
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import threading
@@ -22,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GalleryCorrupt, GalleryError
-from .bounds import block_norms, no_axes
-from .part import ArrayPart, Prefix, errors_along
+from .bounds import no_axes
+from .part import ArrayPart, Precision, Prefix, array_part
 from .quantize import OFFSET
 
 PAGE = 256 << 10
@@ -106,6 +107,22 @@ class _Paged:
         return np.array(self._sums + tail, "<u4").tobytes()
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in its file: bytes from `begin` on, `stride` of them a row."""
+
+    begin: int
+    rows: int
+    row: tuple[int, ...]
+    stride: int
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, start: int, entry: Mapping[str, Any]) -> _Place:
+        (rows, *row), dtype = entry["shape"], np.dtype(_DTYPES[entry["dtype"]])
+        return cls(start + entry["data_offsets"][0], rows, tuple(row), dtype.itemsize * math.prod(row), dtype)
+
+
 class MappedFile:
     """A file of arrays, mapped; `read` checks the pages it touches for the first time.
 
@@ -116,7 +133,7 @@ class MappedFile:
     def __init__(self, folder: Path, record: FileRecord) -> None:
         self.path = folder / record.name
         self._sums = np.frombuffer(record.sums, "<u4")
-        self._checked = np.zeros(len(self._sums), bool)
+        self._checked = bytearray(len(self._sums))
         self._lock = threading.Lock()
         with open(self.path, "rb") as file:
             length = os.fstat(file.fileno()).st_size
@@ -128,20 +145,23 @@ class MappedFile:
         self._check(0, 8 + size)
         self._start = 8 + size
         self._header: dict[str, Any] = json.loads(bytes(self._bytes[8 : self._start]))
+        self._places = {key: _Place.of(self._start, entry) for key, entry in self._header.items()}
 
     def __contains__(self, key: str) -> bool:
-        return key in self._header
+        return key in self._places
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arrays."""
+        return tuple(self._places)
 
     def read(self, key: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Rows first..last - 1 of an array, mapped, once their bytes are known to be those that were committed."""
-        entry = self._header[key]
-        shape, dtype = entry["shape"], np.dtype(_DTYPES[entry["dtype"]])
-        stop = shape[0] if last is None else last
-        stride = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        begin = self._start + entry["data_offsets"][0] + first * stride
-        end = begin + (stop - first) * stride
+        place = self._places[key]
+        stop = place.rows if last is None else last
+        begin, end = place.begin + first * place.stride, place.begin + stop * place.stride
         self._check(begin, end)
-        return self._bytes[begin:end].view(dtype).reshape(stop - first, *shape[1:])
+        return self._bytes[begin:end].view(place.dtype).reshape(stop - first, *place.row)
 
     def damaged(self) -> list[str]:
         """Every damaged page, in words: which bytes, and which arrays lie there. Reads the whole file."""
@@ -152,7 +172,7 @@ class MappedFile:
 
     def _check(self, begin: int, end: int) -> None:
         first, last = begin // PAGE, -(-end // PAGE)
-        if self._checked[first:last].all():
+        if 0 not in self._checked[first:last]:
             return
         for page in range(first, last):
             if not self._checked[page]:
@@ -161,7 +181,7 @@ class MappedFile:
                         f"{self._describe(page)}: the bytes are not those that were committed. Restore the file, "
                         f"or see what is lost with: chan gallery verify {self.path.parent.parent}"
                     )
-                self._checked[page] = True
+                self._checked[page] = 1
 
     def _describe(self, page: int) -> str:
         begin, end = page * PAGE, min((page + 1) * PAGE, len(self._bytes))
@@ -182,11 +202,12 @@ def segment_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def fast_arrays(
-    stored: NDArray[np.uint8], scale: NDArray[np.float32], blocks: NDArray[np.float32]
-) -> dict[str, NDArray[Any]]:
-    """The arrays of a segment's second file: the prefix's codes and scales, and errors along the queries' axes."""
-    return {"codes": stored, "scale": scale, "blocks": blocks}
+def fast_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
+    """The arrays of a segment's second file: what preparing search adds to a part."""
+    if part.prefix is None or part.stored_prefix is None:
+        raise LookupError("this part was not prepared")
+    scale, norms = part.prefix.scale, part.prefix.norms
+    return {"codes": part.stored_prefix, "scale": scale, "norms": norms, "blocks": part.blocks}
 
 
 class Segment:
@@ -200,8 +221,8 @@ class Segment:
         folder: Path,
         record: FileRecord,
         fast: FileRecord | None = None,
-        basis: NDArray[np.float32] | None = None,
-        axes: NDArray[np.float32] | None = None,
+        basis: NDArray[np.floating] | None = None,
+        axes: NDArray[np.floating] | None = None,
     ) -> None:
         self._file = _open(folder, record)
         self.starts = self._file.read("starts")
@@ -214,7 +235,7 @@ class Segment:
         self._fast: MappedFile | None = None
         if fast is not None and basis is not None and axes is not None:
             self._fast = _open(folder, fast)
-            self.prefix = Prefix(basis, self._fast.read("scale"))
+            self.prefix = Prefix(basis, self._fast.read("scale"), self._fast.read("norms"))
             self.axes, self.blocks = axes, self._fast.read("blocks")
 
     @property
@@ -253,25 +274,26 @@ class Segment:
         keep = np.repeat(live, np.diff(self.starts)) if name in ("codes", "fine") else live
         return self._file.read(name)[keep]
 
-    def errors_along(self, axes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Each row's rounding errors along the axes, [n, J]; none without a fine copy."""
-        if not self.has_fine:
-            return np.zeros((len(self.scale), 0), np.float32)
-        dim = len(axes)
-        pieces = [np.zeros((0, len(block_norms(np.zeros((1, dim)), axes)[0])), np.float32)]
+    def prepare(self, basis: NDArray[np.floating], axes: NDArray[np.floating]) -> dict[str, NDArray[Any]]:
+        """The arrays of a second file for these axes, made a piece of rows at a time; see `fast_arrays`."""
+        made: dict[str, list[NDArray[Any]]] = {}
+        precision: Precision = "none"
+        if self.has_fine:
+            precision = "float16" if self._file.read("fine", 0, 0).dtype == np.float16 else "float32"
         for first in range(0, len(self.scale), 256):
             last = min(first + 256, len(self.scale))
-            codes = self.codes(first, last)[:, :dim].astype(np.int16) - OFFSET
             starts = self.starts[first : last + 1] - self.starts[first]
-            pieces.append(errors_along(axes, self.vectors(first, last, dim), codes, self.scale[first:last], starts))
-        return np.concatenate(pieces)
+            part = array_part(self.vectors(first, last, len(basis)), starts, precision, basis, axes)
+            for name, array in fast_arrays(part).items():
+                made.setdefault(name, []).append(array)
+        return {name: np.concatenate(pieces) for name, pieces in made.items()}
 
-    def kept_fast(self, live: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
-        """The living rows' part of the second file: codes, scale, blocks."""
+    def kept_fast(self, live: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        """The living rows' part of the second file's arrays."""
         if self._fast is None:
             raise LookupError("this segment has no prefix")
-        codes = self._fast.read("codes")[np.repeat(live, np.diff(self.starts))]
-        return codes, self._fast.read("scale")[live], self._fast.read("blocks")[live]
+        keep = np.repeat(live, np.diff(self.starts))
+        return {name: self._fast.read(name)[keep if name == "codes" else live] for name in self._fast.names}
 
     def damaged(self) -> list[str]:
         """Every damaged page of its files, in words."""

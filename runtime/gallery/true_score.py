@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from ..contract import AlignmentConfig
 from .pooling import Array, Kind, pool, pools_query
 
-# numpy's OpenBLAS wakes its own threads from 4 * 65,536 multiplications on; smaller pieces stay on the caller's.
-_BLAS_SINGLE_THREAD = 4 * 65536
-
 
 @dataclass(frozen=True)
 class TrueRow:
@@ -33,15 +30,6 @@ class TrueRow:
     score: float
     maxima: Array
     winners: NDArray[np.int32]
-
-
-def row_similarities(fine: NDArray[np.floating], query: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 similarities of a row's vectors [L, D] with a query's [Q, D]: [L, Q]."""
-    vectors = fine.astype(np.float32, copy=False)
-    piece = max(1, (_BLAS_SINGLE_THREAD - 1) // query.size)
-    if piece >= len(vectors):
-        return np.asarray(vectors @ query.T)
-    return np.concatenate([vectors[begin : begin + piece] @ query.T for begin in range(0, len(vectors), piece)])
 
 
 def inner_products(left: Array, right: Array) -> Array:

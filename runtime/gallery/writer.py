@@ -24,9 +24,8 @@ from ..embeddings import Embeddings
 from ..errors import GalleryError, GalleryLocked, InputError
 from .bounds import no_axes
 from .catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord
-from .fast import FastScan, fit_basis, measure, query_axes
+from .fast import MEASURED, FastScan, fit_basis, measure, query_axes
 from .part import ArrayPart, array_part, pack_rows
-from .quantize import padded_width, quantize, store_codes
 from .segments import FileRecord, MappedFile, Segment, fast_arrays, segment_arrays, sync_folder, write_arrays
 from .settings import GallerySettings
 
@@ -178,13 +177,10 @@ class GalleryWriter:
             for first, last in self._pieces(starts):
                 part_starts = starts[first : last + 1] - starts[first]
                 part_vectors = vectors[starts[first] : starts[last]]
-                axes = None if fast is None else fast.axes
-                part = array_part(part_vectors, part_starts, self.settings.fine, axes=axes)
+                fitted = (None, None) if fast is None else (fast.basis, fast.axes)
+                part = array_part(part_vectors, part_starts, self.settings.fine, *fitted)
                 record = files.write(segment_arrays(part))
-                prefix = None
-                if fast is not None:
-                    coordinates = quantize(part_vectors @ fast.basis, part_starts)
-                    prefix = files.write(fast_arrays(store_codes(coordinates.codes), coordinates.scale, part.blocks))
+                prefix = None if fast is None else files.write(fast_arrays(part))
                 written.append((first, last, record, prefix))
             with self._commit():
                 self._catalogue.kill(existing.values())
@@ -251,7 +247,7 @@ class GalleryWriter:
             basis_file = files.write({"basis": basis, "axes": axes})
             new = []
             for record, segment in zip(records, segments, strict=True):
-                prefix = files.write(fast_arrays(*_prefix_of(segment, basis), segment.errors_along(axes)))
+                prefix = files.write(segment.prepare(basis, axes))
                 new.append(replace(record, fast=prefix))
             parts = [Segment(self._segments, record.file, record.fast, basis, axes) for record in new]
             live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
@@ -317,7 +313,7 @@ class GalleryWriter:
         prefix = None
         if all(segment.prefix is not None for segment in segments):
             kept = [s.kept_fast(r.live) for s, r in zip(segments, group, strict=True)]
-            prefix = files.write(fast_arrays(*(np.concatenate(arrays) for arrays in zip(*kept, strict=True))))
+            prefix = files.write({name: np.concatenate([arrays[name] for arrays in kept]) for name in kept[0]})
         return _Merged(file, prefix)
 
     @contextmanager
@@ -376,20 +372,6 @@ class _NewFiles:
             (self._folder / name).unlink(missing_ok=True)
 
 
-def _prefix_of(segment: Segment, basis: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Stored codes and scale of a segment's coordinates, a piece of rows at a time."""
-    rows = len(segment.starts) - 1
-    scale = np.empty(rows, np.float32)
-    stored = np.empty((int(segment.starts[-1]), padded_width(basis.shape[1])), np.uint8)
-    for first in range(0, rows, 256):
-        last = min(first + 256, rows)
-        begin, end = int(segment.starts[first]), int(segment.starts[last])
-        vectors = segment.vectors(first, last, len(basis))
-        coordinates = quantize(vectors @ basis, segment.starts[first : last + 1] - begin)
-        scale[first:last], stored[begin:end] = coordinates.scale, store_codes(coordinates.codes)
-    return stored, scale
-
-
 def checked_meta(catalogue: Catalogue, path: Path) -> Mapping[str, Any]:
     """The settings of a catalogue whose schema this version knows."""
     schema = catalogue.meta("schema")
@@ -407,4 +389,5 @@ def load_fast(catalogue: Catalogue, segments: Path) -> FastScan | None:
     file = raw["file"]
     record = FileRecord(file["name"], file["length"], bytes.fromhex(file["sums"]))
     opened = MappedFile(segments, record)
-    return FastScan(opened.read("basis"), opened.read("axes"), raw["share"], raw["recall"], raw["k"], raw["queries"])
+    basis, axes = (opened.read(name).astype(np.float64) for name in ("basis", "axes"))  # once, not for every query
+    return FastScan(basis, axes, **{name: raw[name] for name in MEASURED})

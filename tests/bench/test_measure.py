@@ -25,3 +25,10 @@ def test_machine_says_what_is_missing() -> None:
     assert record["numpy"] == np.__version__
     assert record["no-such-package"] == "not installed"
     assert int(record["cores"]) >= 1
+
+
+def test_the_first_of_several_calls_in_a_row_is_not_counted() -> None:
+    calls: list[str] = []
+    found = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0, warmup=0, in_a_row=3)
+    assert "".join(calls) == ("aaaa" + "bbbb") * 5
+    assert found["a"].runs == 15

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.gallery.bounds import (
+    QueryReach,
     block_norms,
     fit_axes,
     float32_similarity_error,
-    inner_error,
+    gallery_norms,
     int8_radius,
     kth_largest,
     largest_norm,
+    no_axes,
     quantize_query,
 )
 from chan_rt.runtime.gallery.pooling import pool, pool_groups, score_change
@@ -53,33 +55,49 @@ def adversarial(rng: np.random.Generator, kind: str, count: int, dim: int) -> np
     return x
 
 
+def random_axes(rng: np.random.Generator, vectors: np.ndarray, count: int) -> np.ndarray:
+    """Axes for (1') and (1''), [dim, at most `count`]: none, fitted to vectors, or random and not orthogonal."""
+    dim = vectors.shape[1]
+    match rng.integers(3):
+        case 0:
+            return no_axes(dim)
+        case 1:
+            return fit_axes(vectors)
+    axes = rng.standard_normal((dim, min(dim, count))).astype(np.float32)
+    return axes / (np.float32(1 + 1e-6) * np.linalg.norm(axes, axis=0))
+
+
 def violations(rng: np.random.Generator, kinds: tuple[str, str], vectors: int, words: int, dim: int) -> tuple[int, int]:
     """(pairs whose similarity leaves its interval, pairs checked), for groups of random length."""
     x = adversarial(rng, kinds[0], vectors, dim)
     q = adversarial(rng, kinds[1], words, dim)
     cuts = np.sort(rng.choice(np.arange(1, vectors), vectors // 7, replace=False))
     starts = np.r_[0, cuts, vectors].astype(np.int64)
-    rows, query = quantize(x, starts), quantize_query(q, per_vector=bool(rng.integers(2)))
+    planes = int(rng.integers(1, 3))
+    rows, query = quantize(x, starts), quantize_query(q, per_vector=bool(rng.integers(2)), planes=planes)
     group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    high, low = (rows.codes.astype(np.float64) @ plane.astype(np.float64).T for plane in query.planes)
-    products = high.astype(np.float32) * np.float32(PLANE) + low.astype(np.float32)  # as the kernels round
+    high, *low = (rows.codes.astype(np.float64) @ plane.astype(np.float64).T for plane in query.planes)
+    products = high.astype(np.float32)
+    if low:
+        products = products * np.float32(PLANE) + low[0].astype(np.float32)  # as the kernels round
     estimate = (products * query.scale) * rows.scale.astype(np.float64)[group, None]
     error, norm = rows.error.astype(np.float64)[group], rows.norm.astype(np.float64)[group]
     maximum = AlignmentConfig("VHA", "Max")  # Max pooling of one similarity leaves it as it is
-    axes = rng.standard_normal((dim, min(dim, 64))).astype(np.float32) if rng.integers(2) else fit_axes(x)
-    if axes.size:
-        axes /= np.float32(1 + 1e-6) * np.linalg.norm(axes, axis=0)
-    lost = x.astype(np.float64) - rows.codes * rows.scale.astype(np.float64)[group, None]
+    axes, basis = random_axes(rng, x, 64), random_axes(rng, q, 128)
+    restored = rows.codes * rows.scale.astype(np.float64)[group, None]
+    lost = x.astype(np.float64) - restored
     blocks = np.nextafter(block_norms(lost, axes).astype(np.float32), np.float32(np.inf))
-    inner = inner_error(rows.error[group], blocks, axes, query)
-    wrong_inner = np.abs(lost @ q.astype(np.float64).T) > (inner * (1 + 1e-12) + 1e-12 * query.norm * error)[:, None]
-    radius = int8_radius(inner, error.astype(np.float32), norm.astype(np.float32), query, 1, 0.0, maximum)
+    norms = np.nextafter(gallery_norms(restored, basis).astype(np.float32), np.float32(np.inf))
+    change = QueryReach(query, axes, basis).change(rows.error[group], rows.norm[group], blocks, norms)
+    moved = np.abs(lost @ q.astype(np.float64).T + restored @ query.lost.T)
+    wrong_change = moved > (change * (1 + 1e-12) + 1e-12 * query.norm * (norm + error))[:, None]
+    radius = int8_radius(change, error.astype(np.float32), norm.astype(np.float32), query, 1, 0.0, maximum)
     exact = x.astype(np.float64) @ q.astype(np.float64).T
     wrong = np.abs(exact - estimate) > radius[:, None]
     single = x @ q.T
     slack = float32_similarity_error(dim, query.norm, norm + error)
     wrong32 = np.abs(single.astype(np.float64) - exact) > slack[:, None]
-    return int(wrong.sum() + wrong32.sum() + wrong_inner.sum()), wrong.size
+    return int(wrong.sum() + wrong32.sum() + wrong_change.sum()), wrong.size
 
 
 def test_no_similarity_leaves_its_interval_in_ten_million_pairs() -> None:

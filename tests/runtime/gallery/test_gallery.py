@@ -267,9 +267,9 @@ def test_a_newer_schema_is_refused(gallery_path: Path) -> None:
 
     catalogue = Catalogue(gallery_path)
     with catalogue.transaction():
-        catalogue.set_meta("schema", 2)
+        catalogue.set_meta("schema", 3)
     catalogue.close()
-    with pytest.raises(GalleryError, match="schema is 2, this version reads 1"):
+    with pytest.raises(GalleryError, match="schema is 3, this version reads 2"):
         Gallery(gallery_path)
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.gallery.bounds import fit_axes
 from chan_rt.runtime.gallery.part import array_part
-from chan_rt.runtime.gallery.rank import Ranker, Ranking
+from chan_rt.runtime.gallery.rank import WIDE, Ranker, Ranking
 from chan_rt.runtime.gallery.scan import Pool, open_kernel
 
 CODINGS = ("VHA", "THA", "VSA")
@@ -46,14 +47,16 @@ def brute_force(rows: list[np.ndarray], query: np.ndarray, kind: str, alignment:
     return np.array(scores)
 
 
-def ranker(rows: list[np.ndarray], kind: str, alignment: AlignmentConfig, cuts=(), kernel="auto", **options) -> Ranker:
+def ranker(
+    rows: list[np.ndarray], kind: str, alignment: AlignmentConfig, cuts=(), kernel="auto", planes=2, **options
+) -> Ranker:
     """A ranker over rows in as many parts as there are cuts, plus one."""
     edges = [0, *sorted(cuts), len(rows)]
     parts = []
     for first, last in itertools.pairwise(edges):
         starts = np.cumsum([0] + [len(row) for row in rows[first:last]]).astype(np.int64)
         parts.append(array_part(np.concatenate([*rows[first:last], rows[0][:0]]), starts, **options))
-    return Ranker(parts, kind, alignment, open_kernel(kernel), POOL)
+    return Ranker(parts, kind, alignment, open_kernel(kernel), POOL, planes)
 
 
 def check(ranking: Ranking, truth: np.ndarray, k: int, allowed: np.ndarray) -> None:
@@ -123,6 +126,21 @@ def test_exact_is_brute_force(case, kind: str, coding: str, pooling: str, temper
     (ranking,) = ranker(rows, kind, alignment, cuts).exact([query], k, allowed)
     assert ranking.certified
     check(ranking, brute_force(rows, query, kind, alignment), k, allowed)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("coding", ["VHA", "THA"])
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(case=galleries(), kind=st.sampled_from(["images", "captions"]), prepared=st.booleans())
+def test_many_queries_of_one_plane_are_ranked_as_by_brute_force(case, kind, coding, pooling, prepared) -> None:
+    rows, query, k, cuts, allowed = case
+    alignment = AlignmentConfig(coding, pooling)
+    fitted = {"basis": fit_axes(np.concatenate(rows)), "axes": fit_axes(query)} if prepared else {}
+    queries = [query, query[::-1]] * (WIDE // len(query) + 1)
+    rankings = ranker(rows, kind, alignment, cuts, planes=1, **fitted).exact(queries, k, allowed)
+    for ranking in (rankings[0], rankings[-2]):
+        assert ranking.certified
+        check(ranking, brute_force(rows, query, kind, alignment), k, allowed)
 
 
 @pytest.mark.parametrize("coding", ["VHA", "THA"])

@@ -1,40 +1,56 @@
-"""Both scan kernels give the products that numpy's int64 gives, rounded to float32."""
+"""All scan kernels give the products that numpy's int64 gives, rounded to float32."""
+
+import sys
 
 import numpy as np
 import onnx
 import pytest
 
 from chan_rt.runtime.errors import BackendError, InputError
+from chan_rt.runtime.gallery.bounds import float32_similarity_error
 from chan_rt.runtime.gallery.matmul_model import scan_model
 from chan_rt.runtime.gallery.quantize import store_codes
-from chan_rt.runtime.gallery.scan import PLANE, Pool, open_kernel, pack_queries
+from chan_rt.runtime.gallery.scan import PLANE, Kernel, Pool, VnniKernel, open_kernel
 
-KERNELS = ("onnxruntime", "numpy")
+KERNELS = ("vnni", "vnni, 8 lanes", "onnxruntime", "numpy")
 
 
 def starts_of(lengths: list[int]) -> np.ndarray:
     return np.cumsum([0, *lengths]).astype(np.int64)
 
 
+def open_here(name: str) -> Kernel:
+    """The named kernel; skips where it is the CPU that cannot run it."""
+    if name.startswith("vnni"):
+        try:
+            return VnniKernel(8 if name == "vnni, 8 lanes" else None)
+        except BackendError as error:
+            if "no VNNI" not in str(error):
+                raise
+            pytest.skip(str(error))
+    return open_kernel(name)
+
+
 def products_of(gallery: np.ndarray, planes: np.ndarray) -> np.ndarray:
-    """254 high + low, rounded as the kernels may: each plane to float32, their product and sum."""
-    high, low = (gallery.astype(np.int64) @ plane.astype(np.int64).T for plane in planes)
-    return high.astype(np.float32) * np.float32(PLANE) + low.astype(np.float32)
+    """high, or 254 high + low, rounded as the kernels may: each plane to float32, their product and sum."""
+    high, *low = (gallery.astype(np.int64) @ plane.astype(np.int64).T for plane in planes)
+    return high.astype(np.float32) * np.float32(PLANE) + low[0].astype(np.float32) if low else high.astype(np.float32)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dim", [1, 5, 64, 100, 1024])
 @pytest.mark.parametrize("lengths", [[3, 1, 100, 7], [36] * 5, [1]])
 @pytest.mark.parametrize("words", [[12], [1, 60, 17], [4, 4]])
-def test_kernels_agree_to_the_bit(name: str, dim: int, lengths: list[int], words: list[int]) -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_kernels_agree_to_the_bit(name: str, dim: int, lengths: list[int], words: list[int], depth: int) -> None:
     rng = np.random.default_rng(dim)
     rows, queries = starts_of(lengths), starts_of(words)
     gallery = rng.integers(-127, 128, (rows[-1], dim), dtype=np.int8)
-    planes = rng.integers(-127, 128, (2, queries[-1], dim), dtype=np.int8)
+    planes = rng.integers(-127, 128, (depth, queries[-1], dim), dtype=np.int8)
     products = products_of(gallery, planes)
-    kernel, packed = open_kernel(name), pack_queries(planes, queries)
-    over_row = kernel.max_over_row(store_codes(gallery), rows, packed)
-    over_query = kernel.max_over_query(store_codes(gallery), packed)
+    kernel = open_here(name)
+    over_row = kernel.maxima(store_codes(gallery), rows, kernel.pack(planes, queries, "row"))
+    over_query = kernel.maxima(store_codes(gallery), rows, kernel.pack(planes, queries, "query"))
     np.testing.assert_array_equal(over_row, np.maximum.reduceat(products, rows[:-1], axis=0))
     np.testing.assert_array_equal(over_query, np.maximum.reduceat(products, queries[:-1], axis=1))
 
@@ -43,26 +59,43 @@ def test_kernels_agree_to_the_bit(name: str, dim: int, lengths: list[int], words
 @pytest.mark.parametrize(("gallery", "word"), [(127, 127), (-127, 127), (127, -127), (-127, -127)])
 def test_the_largest_sums_do_not_saturate(name: str, gallery: int, word: int) -> None:
     codes, planes = np.full((2, 1024), gallery, np.int8), np.full((2, 1, 1024), word, np.int8)
-    found = open_kernel(name).max_over_row(store_codes(codes), starts_of([2]), pack_queries(planes, starts_of([1])))
+    kernel = open_here(name)
+    found = kernel.maxima(store_codes(codes), starts_of([2]), kernel.pack(planes, starts_of([1]), "row"))
     assert found[0, 0] == pytest.approx(gallery * word * 1024 * 255, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("dim", "words"), [(1, 1), (5, 12), (64, 6), (100, 13), (1024, 60)])
+def test_fine_products_are_within_their_bound_of_float64s(name: str, dtype: type, dim: int, words: int) -> None:
+    rng = np.random.default_rng(dim)
+    rows = [rng.standard_normal((length, dim)).astype(dtype) for length in (36, 1, 4, 7)]
+    query = rng.standard_normal((words, dim)).astype(np.float32)
+    exact = np.concatenate(rows).astype(np.float64) @ query.T.astype(np.float64)
+    norms = np.linalg.norm(np.concatenate(rows).astype(np.float64), axis=1)
+    bound = float32_similarity_error(dim, float(np.linalg.norm(query, axis=1).max()), norms)
+    found = open_here(name).products(rows, query)
+    assert found.dtype == np.float32
+    assert (np.abs(found - exact) <= bound[:, None]).all()
+
+
 @pytest.mark.parametrize(("axis", "shape"), [(None, "NLQ"), (1, "NQ"), (2, "NL")])
-def test_the_model_written_by_hand_is_valid_onnx(axis: int | None, shape: str) -> None:
-    model = onnx.load_from_string(scan_model(axis, PLANE))
+@pytest.mark.parametrize("weight", [None, PLANE])
+def test_the_model_written_by_hand_is_valid_onnx(axis: int | None, shape: str, weight: float | None) -> None:
+    model = onnx.load_from_string(scan_model(axis, weight))
     onnx.checker.check_model(model)
-    expected = ["MatMulInteger", "Split", "Cast", "Cast", "Mul", "Add", "ReduceMax"]
-    assert [node.op_type for node in model.graph.node] == expected[: 6 if axis is None else 7]
+    expected = ["MatMulInteger", "Cast"] if weight is None else ["MatMulInteger", "Split", "Cast", "Cast", "Mul", "Add"]
+    assert [node.op_type for node in model.graph.node] == expected + ["ReduceMax"] * (axis is not None)
     assert [dim.dim_param for dim in model.graph.output[0].type.tensor_type.shape.dim] == list(shape)
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight")
-    assert onnx.numpy_helper.to_array(weight) == PLANE
-    assert model.SerializeToString() == scan_model(axis, PLANE), "the encoding is protobuf's own, byte for byte"
+    weights = [tensor for tensor in model.graph.initializer if tensor.name == "weight"]
+    assert [onnx.numpy_helper.to_array(tensor) for tensor in weights] == ([] if weight is None else [PLANE])
+    assert model.SerializeToString() == scan_model(axis, weight), "the encoding is protobuf's own, byte for byte"
 
 
 def test_a_saturating_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from chan_rt.runtime.gallery import scan
 
-    def saturating(self: object, axis: int | None, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    def saturating(self: object, axis: int | None, vectors: np.ndarray, query: object) -> np.ndarray:
         return np.full((1, 1, 1), 32767, np.float32)
 
     monkeypatch.setattr(scan.OnnxruntimeKernel, "_run", saturating)
@@ -71,7 +104,8 @@ def test_a_saturating_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_onnxruntime_numpy_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
     assert open_kernel.__wrapped__().name == "numpy"
     with pytest.raises(BackendError, match=r"pip install 'chan-rt\[cpu\]'"):
         open_kernel.__wrapped__("onnxruntime")
