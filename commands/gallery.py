@@ -10,7 +10,7 @@ import click
 _GALLERY = click.argument("gallery", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 
-@click.group("gallery", short_help="Look after a gallery: info, delete, compact, verify, prepare.")
+@click.group("gallery", short_help="Look after a gallery: info, delete, compact, verify, prepare, kernel.")
 def command() -> None:
     """Look after a GALLERY that `chan index` made. One of these may write while any number of searches read."""
 
@@ -88,3 +88,33 @@ def prepare(gallery: Path, queries: Path | None, bundle: Path | None) -> None:
         fast = writer.prepare_fast(embeddings)
     recall = "not measured (give --queries)" if fast.recall is None else f"{fast.recall:.4f} of the exact top {fast.k}"
     click.echo(f"fast search: rescores {fast.share:.0%} of the rows, recall {recall}, {fast.queries} held-out queries")
+
+
+@command.command("kernel")
+@_GALLERY
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(["int8", "float16"]), default=("int8",),
+    show_default=True, help="What the GPU will hold: int8 is certified, float16 is not; repeatable.")  # fmt: skip
+@click.option("--gpu", "gpus", multiple=True,
+    help="Architecture of the GPU that will search, such as sm_90; repeatable. Default: the GPU here.")  # fmt: skip
+def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) -> None:
+    """Compile the scan of `chan search --device cuda` for GALLERY, with Triton; needs no GPU where --gpu names one."""
+    from ..export.kernels import GPUS, build_kernels
+    from ..runtime.doctor import examine_gpu
+    from ..runtime.errors import InputError
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.resident import check_settings
+    from ..runtime.gallery.resident.kernels import architecture
+
+    with Gallery(gallery) as opened:
+        settings = opened.settings
+    check_settings(settings)
+    if not gpus:
+        found = examine_gpu()
+        if found.problem is not None:
+            raise InputError(f"gpu must be one of {', '.join(GPUS)}: this machine has none to go by ({found.problem})")
+        gpus = (architecture(found.gpus[0].capability),)
+    for precision in precisions:
+        for gpu in gpus:
+            record, cached = build_kernels(gallery, settings.dim, settings.alignment.pooling, precision, gpu)
+            how = "already there" if cached else f"compiled by triton {record.compiler}"
+            click.echo(f"{precision} for {gpu}: {record.stem}, {how}")

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     help="The gallery's bundle, if it was moved.")  # fmt: skip
 @click.option("--backend", default="auto", show_default=True, help="auto, or a name that `chan doctor` lists.")
 @click.option("--threads", type=click.IntRange(min=1), help="For encoding and scanning; every core by default.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    help="Where a GALLERY is scanned; cuda needs `chan gallery kernel`.")  # fmt: skip
 def command(
     arguments: tuple[str, ...], image: Path | None, k: int, mode: str, where: tuple[str, ...], as_json: bool,
-    html: Path | None, moved: Path | None, backend: str, threads: int | None,
+    html: Path | None, moved: Path | None, backend: str, threads: int | None, device: Literal["cpu", "cuda"],
 ) -> None:  # fmt: skip
     """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded for this search alone.
 
@@ -53,9 +55,14 @@ def command(
             raise InputError(
                 f"{first} is a gallery: give one caption or --image, got {len(rest) + (image is not None)}"
             )
-        with Gallery(first, threads=threads) as gallery, open_matcher(gallery, moved, backend, threads) as matcher:
+        with (
+            Gallery(first, threads=threads, device=device) as gallery,
+            open_matcher(gallery, moved, backend, threads) as matcher,
+        ):
             _search(gallery, matcher, rest[0] if rest else None, image, k, mode, where, as_json, html)
         return
+    if device != "cpu":
+        raise InputError(f"device must be cpu for pictures encoded for one search, got {device}; chan index them first")
     if image is not None or len(rest) < 2:
         raise InputError(f"{first} is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION")
     with tempfile.TemporaryDirectory(prefix="chan-search-") as scratch:

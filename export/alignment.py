@@ -3,6 +3,7 @@
 hard_alignment   region_embeddings [I, R, D], region_lengths [I], word_embeddings [C, W, D], word_lengths [C]
                  -> scores [I, C]
 alignment_map    the same -> word_scores [I, C, W], word_regions [I, C, W]
+best_images      the same -> best_scores [C, K], best_images [C, K]
 
 What lies past a length, NaN included, never matters: it is replaced, never multiplied by zero.
 """
@@ -24,6 +25,28 @@ def hard_alignment(config: AlignmentConfig, embed_dim: int) -> onnx.ModelProto:
     one thread, and TensorRT would add a TopK and carry 2 I C W numbers off the device.
     """
     b = GraphBuilder("hard_alignment")
+    _scores(b, config, embed_dim)
+    b.output("scores", "float32", ("I", "C"))
+    return b.build()
+
+
+def best_images(config: AlignmentConfig, embed_dim: int, k: int) -> onnx.ModelProto:
+    """For each caption the k best images, best first, ties by lower image; I must be at least k.
+
+    For a gallery that stays on the device: the scores [I, C] never leave it. An image of no regions scores below all
+    others.
+    """
+    b = GraphBuilder("best_images")
+    scores = b.node("Transpose", _scores(b, config, embed_dim), name="by_caption", perm=[1, 0])  # [C, I]
+    index = b.top_k(scores, k, name="best", values="best_scores")
+    b.node("Cast", index, name="best32", output="best_images", to=TensorProto.INT32)
+    b.output("best_scores", "float32", ("C", k))
+    b.output("best_images", "int32", ("C", k))
+    return b.build()
+
+
+def _scores(b: GraphBuilder, config: AlignmentConfig, embed_dim: int) -> str:
+    """`scores` [I, C] of the alignment's inputs."""
     regions, region_valid, words, word_valid = _embeddings(b, embed_dim)
     if config.coding == "VSA":  # it multiplies words by weights that are 0 in the padding, where NaN must not be
         words = b.node("Where", b.row_mask(word_valid), words, b.real(0.0), name="clear_padding")
@@ -38,8 +61,7 @@ def hard_alignment(config: AlignmentConfig, embed_dim: int) -> onnx.ModelProto:
             coding = _soft_attention(b, similarity, words, word_valid, config.attention_temperature)
         valid, axis = b.node("Unsqueeze", region_valid, b.integers(2), name="pooled_regions"), 1  # [I, R, 1]
     _pool(b, coding, valid, axis, config)
-    b.output("scores", "float32", ("I", "C"))
-    return b.build()
+    return "scores"
 
 
 def alignment_map(embed_dim: int) -> onnx.ModelProto:

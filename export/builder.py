@@ -101,6 +101,13 @@ class GraphBuilder:
         self._graph.node.append(helper.make_node(op, inputs, [value], name=full, **attributes))
         return value
 
+    def top_k(self, x: str, k: int, *, name: str, values: str) -> str:
+        """The k largest along the last axis, largest first: they are named `values`; returns the indices' name."""
+        full = "/".join([*self._scopes, name])
+        outputs = [self._claim(values), self._claim(f"{full}/index")]
+        self._graph.node.append(helper.make_node("TopK", [x, self.integers(k)], outputs, name=full))
+        return outputs[1]
+
     def length_mask(self, lengths: str, rows: str) -> str:
         """Boolean [B, L]: True at positions below each length; L is the second dimension of `rows`."""
         with self.scope(f"{lengths}_mask"):

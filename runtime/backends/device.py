@@ -5,6 +5,9 @@ Memory is handed around as addresses. `CudaDevice` is cuda-python; tests use a d
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +60,17 @@ class Device(Protocol):
 
     def destroy_graph(self, graph: Any) -> None:
         """Give a graph back."""
+
+    def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
+        """The function `name` of a compiled module, to be launched with `shared` bytes of shared memory a block."""
+
+    def launch_kernel(
+        self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
+    ) -> None:
+        """Queue a kernel on `blocks` blocks of `threads` threads; addresses are uint64."""
+
+    def unload_kernel(self, kernel: Any) -> None:
+        """Give a kernel of `load_kernel` back."""
 
     def view(self, tensor: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
         """Address, shape and dtype of a dense DLPack tensor on this device, ready for use on `stream`."""
@@ -144,6 +158,30 @@ class CudaDevice:
         """See `Device.destroy_graph`."""
         self._call("cudaGraphExecDestroy", graph)
 
+    def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
+        """See `Device.load_kernel`."""
+        from cuda.bindings import driver
+
+        self._call("cudaFree", 0)  # the driver's calls want the context that the runtime makes at its first use
+        module = self._driver("cuModuleLoadData", image)
+        function = self._driver("cuModuleGetFunction", module, name.encode())
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._driver("cuFuncSetAttribute", function, attribute, shared)
+        return _Kernel(module, function, shared)
+
+    def launch_kernel(
+        self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
+    ) -> None:
+        """See `Device.launch_kernel`."""
+        values = tuple(argument.item() for argument in arguments), tuple(map(_c_type, arguments))
+        self._driver(
+            "cuLaunchKernel", kernel.function, blocks, 1, 1, threads, 1, 1, kernel.shared, stream, values, 0
+        )  # fmt: skip
+
+    def unload_kernel(self, kernel: Any) -> None:
+        """See `Device.unload_kernel`."""
+        self._driver("cuModuleUnload", kernel.module)
+
     def view(self, tensor: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
         """See `Device.view`."""
         from cuda.core.utils import StridedMemoryView
@@ -175,6 +213,32 @@ class CudaDevice:
             _, text = self._cuda.cudaGetErrorString(status)
             raise BackendError(f"CUDA: {name} failed: {text.decode()} ({status.name})")
         return results[0] if results else None
+
+    def _driver(self, name: str, *arguments: Any) -> Any:
+        from cuda.bindings import driver
+
+        status, *results = getattr(driver, name)(*arguments)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            _, text = driver.cuGetErrorString(status)
+            raise BackendError(f"CUDA: {name} failed: {text.decode() if text else 'unknown error'} ({status.name})")
+        return results[0] if results else None
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A function of a loaded module, and the shared memory it is launched with."""
+
+    module: Any
+    function: Any
+    shared: int
+
+
+_C_TYPES = {np.uint64: ctypes.c_void_p, np.int32: ctypes.c_int32, np.float64: ctypes.c_double}
+
+
+def _c_type(argument: np.generic) -> Any:
+    """The C type by which a kernel takes a numpy scalar."""
+    return _C_TYPES[type(argument)]
 
 
 class _Pinned:

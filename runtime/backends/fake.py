@@ -1,10 +1,16 @@
-"""A backend made of a Python function, for tests of whatever uses a backend."""
+"""A backend made of a Python function and a device made of host memory, for tests of whatever uses them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..contract import GraphSpec, Range
+from ..errors import BackendError
 from .base import Array, Backend, Feeds, check_feeds
 
 
@@ -48,3 +54,110 @@ class FakeBackend(Backend):
     def close(self) -> None:
         """Remember it."""
         self.closed = True
+
+
+class FakeDevice:
+    """The part of `Device` that moves bytes and launches kernels, on the host: addresses are real, streams a count.
+
+    Args:
+        kernels: what a kernel's name runs: a function of this device, the number of blocks and the arguments.
+        capacity: bytes that may be allocated at once.
+
+    Attributes:
+        memory: what is allocated, by address; a read or write outside it fails.
+        launched: names of the kernels launched, in order.
+        copied_in: bytes copied to the device so far.
+    """
+
+    def __init__(self, kernels: Mapping[str, Callable[..., None]], capacity: int = 1 << 30) -> None:
+        self._kernels = kernels
+        self._capacity = capacity
+        self.memory: dict[int, NDArray[np.uint8]] = {}
+        self.hosts: dict[int, NDArray[np.uint8]] = {}
+        self.streams = 0
+        self.loaded = 0
+        self.launched: list[str] = []
+        self.copied_in = 0
+
+    def activate(self) -> None:
+        """Nothing to choose between."""
+
+    def malloc(self, size: int) -> int:
+        """See `Device.malloc`; memory is filled, so that what was never written shows."""
+        if sum(map(len, self.memory.values())) + size > self._capacity:
+            raise BackendError("CUDA: cudaMalloc failed: out of memory (cudaErrorMemoryAllocation)")
+        memory = np.full(size + 15, 0xAB, np.uint8)
+        memory = memory[-memory.ctypes.data % 16 :][:size]  # real addresses are aligned, kernels rely on it
+        self.memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def free(self, address: int) -> None:
+        """See `Device.free`."""
+        del self.memory[address]
+
+    def malloc_host(self, size: int) -> Array:
+        """See `Device.malloc_host`."""
+        memory = np.full(size, 0xCD, np.uint8)
+        self.hosts[memory.ctypes.data] = memory
+        return memory
+
+    def free_host(self, memory: Array) -> None:
+        """See `Device.free_host`."""
+        del self.hosts[memory.ctypes.data]
+
+    def create_stream(self) -> int:
+        """See `Device.create_stream`."""
+        self.streams += 1
+        return self.streams
+
+    def destroy_stream(self, stream: int) -> None:
+        """See `Device.destroy_stream`."""
+        self.streams -= 1
+
+    def synchronize(self, stream: int) -> None:
+        """Nothing waits: all is done when it is queued."""
+
+    def copy_in(self, address: int, memory: Array, stream: int) -> None:
+        """See `Device.copy_in`."""
+        self.copied_in += memory.nbytes
+        self.array(address, np.uint8)[: memory.nbytes] = memory.reshape(-1).view(np.uint8)
+
+    def copy_out(self, memory: Array, address: int, stream: int) -> None:
+        """See `Device.copy_out`."""
+        memory[...] = self.array(address, np.uint8)[: memory.nbytes]
+
+    def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
+        """The Python function of that name."""
+        self.loaded += 1
+        return name
+
+    def launch_kernel(
+        self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
+    ) -> None:
+        """Run the function."""
+        self.launched.append(kernel)
+        self._kernels[kernel](self, blocks, *arguments)
+
+    def unload_kernel(self, kernel: Any) -> None:
+        """See `Device.unload_kernel`."""
+        self.loaded -= 1
+
+    def export(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Any]:
+        """See `Device.export`: a numpy array, which owns its memory here."""
+        address = self.malloc(int(np.prod(shape)) * dtype.itemsize)
+        tensor = self.array(address, dtype).reshape(shape)
+        weakref.finalize(tensor, self.free, address)
+        return address, tensor
+
+    def array(self, address: int, dtype: Any) -> Array:
+        """What lies from an address to the end of its allocation, as a view."""
+        for base, memory in self.memory.items():
+            if base <= address < base + len(memory):
+                rest = memory[address - base :]
+                return rest[: len(rest) // np.dtype(dtype).itemsize * np.dtype(dtype).itemsize].view(dtype)
+        raise BackendError(f"CUDA: an illegal memory access was encountered at {address:#x}")
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything was given back."""
+        return not (self.memory or self.hosts or self.streams or self.loaded)

@@ -20,6 +20,7 @@ from .catalogue import Catalogue, Row, SegmentRecord
 from .fast import MIN_ROWS, FastScan
 from .part import pack_rows
 from .rank import Ranker, Ranking
+from .resident import ResidentRanker, ResidentScan, ScanPrecision, open_resident
 from .scan import KernelName, Pool, open_kernel
 from .segments import Segment
 from .settings import GallerySettings
@@ -106,8 +107,12 @@ class Gallery:
         model: fingerprint of the model that will encode the queries; None trusts the caller.
         scan: the kernel, see scan.py.
         threads: for scans; every core by default.
+        device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
+        resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
 
     Raises:
+        InputError: there is no such device, or none for a gallery like this.
+        BackendError: no usable GPU, no kernels for it, or not enough memory on it.
         GalleryError: no gallery, of another schema, or made with another model.
         GalleryCorrupt: the catalogue or a segment's header is damaged.
     """
@@ -119,7 +124,11 @@ class Gallery:
         model: str | None = None,
         scan: KernelName | Literal["auto"] = "auto",
         threads: int | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
+        resident: ScanPrecision = "int8",
     ) -> None:
+        if device not in ("cpu", "cuda"):
+            raise InputError(f"device must be cpu or cuda, got {device!r}")
         self.path = Path(path)
         self._kernel = open_kernel(scan)
         self._catalogue = Catalogue(self.path)
@@ -129,10 +138,19 @@ class Gallery:
         self._pool = Pool(threads)
         self._lock = threading.RLock()
         self._current: _Snapshot | None = None
-        self._snapshot()
+        self._resident: ResidentScan | None = None
+        try:
+            if device == "cuda":
+                self._resident = open_resident(self.path, self.settings, resident)
+            self._snapshot()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Close the catalogue and end the threads."""
+        """Close the catalogue, end the threads and free the GPU's memory."""
+        if self._resident is not None:
+            self._resident.close()
         self._pool.close()
         self._catalogue.close()
 
@@ -177,7 +195,7 @@ class Gallery:
             "deleted_rows": int(np.count_nonzero(~snapshot.live)),
             "segments": len(snapshot.records),
             "bytes": sum(file.length for file in files),
-            "scan": self.scan,
+            "scan": self.scan if self._resident is None else self._resident.name,
             **self.settings.to_dict(),
             "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
         }
@@ -277,7 +295,8 @@ class Gallery:
                             raise GalleryCorrupt(f"{error.filename} is missing: {self.path} is incomplete") from error
             live = np.concatenate([record.live for record in records]) if records else np.zeros(0, bool)
             planes = 2 if fast is None else fast.planes
-            ranker = Ranker(segments, self.settings.kind, self.alignment, self._kernel, self._pool, planes)
+            how = (segments, self.settings.kind, self.alignment, self._kernel, self._pool)
+            ranker = Ranker(*how, planes) if self._resident is None else ResidentRanker(*how, self._resident)
             bases = np.cumsum([0] + [record.rows for record in records])
             self._current = _Snapshot(generation, tuple(records), tuple(segments), bases, live, ranker, fast)
             return self._current
@@ -332,6 +351,8 @@ class Gallery:
             reason = f"fast mode is not certified; its recall of the exact top {fast.k} {measured}"
             return "fast", reason, snapshot.ranker.fast(queries, k, allowed, fast.share)
         rankings = snapshot.ranker.exact(queries, k, allowed)
+        if self._resident is not None and not self._resident.certified:
+            return "exact", f"{self._resident.name} chose the rows, and nothing proves its choice", rankings
         if self.settings.fine == "none":
             return "exact", "this gallery keeps no fine copy to certify against", rankings
         if self.alignment.coding == "VSA":

@@ -1,0 +1,168 @@
+"""Compile the GPU scan for a gallery, ahead of time: needs Triton, but neither a GPU nor torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..runtime.errors import ChanError, EngineError, InputError
+from ..runtime.gallery.quantize import padded_width
+from ..runtime.gallery.resident.kernels import (
+    GROUPS,
+    KERNELS,
+    POOLINGS,
+    PRECISIONS,
+    ROWS_A_GROUP,
+    ROWS_A_PROGRAM,
+    WORD_TILES,
+    Function,
+    KernelRecord,
+    ScanPrecision,
+)
+
+# CUDA compute capabilities that Triton's code generator and its ptxas know; older ones lack int8 products.
+GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
+_STAGES = 3
+_VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
+_TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A kernel to compile: its arguments' types by name, its constants, and warps of a block."""
+
+    kernel: str
+    types: Mapping[str, str]
+    constants: Mapping[str, Any]
+    warps: int = 4
+
+
+def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: str) -> tuple[KernelRecord, bool]:
+    """Compile a gallery's scan into GALLERY/kernels/, or find it there; True where it was found.
+
+    Args:
+        gallery: the gallery's folder.
+        dim: D of its embeddings.
+        pooling: of its alignment, one of POOLINGS.
+        precision: int8 or float16.
+        gpu: architecture of the GPU that will run it, one of GPUS.
+
+    Raises:
+        InputError: a pooling, precision or architecture there is no kernel for.
+        EngineError: Triton is not installed, or does not compile.
+    """
+    for name, value, known in (
+        ("pooling", pooling, POOLINGS),
+        ("precision", precision, PRECISIONS),
+        ("gpu", gpu, GPUS),
+    ):
+        if value not in known:
+            raise InputError(f"{name} must be one of {', '.join(known)} for a gallery on the GPU, got {value}")
+    chosen: ScanPrecision = "int8" if precision == "int8" else "float16"
+    source = Path(__file__).with_name("scan_kernels.py").read_bytes() + Path(__file__).read_bytes()
+    width = padded_width(dim)
+    wanted = KernelRecord(chosen, width, pooling, gpu, _version(), hashlib.sha256(source).hexdigest(), {})
+    folder = gallery / KERNELS
+    folder.mkdir(exist_ok=True)
+    sidecar = folder / f"{wanted.stem}.json"
+    with FileLock(folder / f".{wanted.stem}.lock"):
+        found = _intact(folder, sidecar)
+        if found is not None:
+            os.utime(sidecar)  # the kernels asked for last are the ones find_kernels prefers
+            return found, True
+        functions = {}
+        for name, job in _jobs(chosen, width, pooling).items():
+            function, code = _compile(name, job, gpu, f"{wanted.stem}.{name}.cubin")
+            _publish(folder / function.file, code)
+            functions[name] = function
+        identity = (wanted.precision, width, pooling, gpu, wanted.compiler, wanted.source_sha256)
+        record = KernelRecord(*identity, functions)
+        _publish(sidecar, record.to_json().encode())
+    return record, False
+
+
+def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]:
+    kind, planes = _TYPES[precision]
+    scan_types = {
+        "vectors": kind, "starts": "*i64", "row_scale": "*fp32", "allowed": "*u8", "query": kind,
+        "word_starts": "*i32", "word_scale": "*fp64", "scores": "*fp64",
+        "rows": "i32", "stride": "i32", "words": "i32", "queries": "i32", "temperature": "fp64",
+    }  # fmt: skip
+    bounds = {"scores": "*fp64", "error": "*fp32", "norm": "*fp32", "terms": "*fp64"}
+    listed = {"thresholds": "*fp64", "found": "*i32", "listed_rows": "*i32", "listed_scores": "*fp64"}
+    row_bytes = 128  # of a vector, read at a time: a line of the level-2 cache, where the width divides into such
+    step = row_bytes if precision == "int8" and width % row_bytes == 0 else 64
+    constants = {"WIDTH": width, "PLANES": planes, "POOLING": pooling, "ROWS": ROWS_A_PROGRAM, "BLOCK_R": _VECTORS}
+    jobs = {
+        f"scan_{words}": _Job(
+            "scan", scan_types, {**constants, "BLOCK_W": words, "BLOCK_K": step}, 4 if words < 64 else 8
+        )
+        for words in WORD_TILES
+    }
+    numbers = dict.fromkeys(("rows", "stride", "groups_stride", "queries"), "i32")
+    sizes = {"GROUPS": GROUPS, "SIZE": ROWS_A_GROUP}
+    jobs["group_maxima"] = _Job("group_maxima", {**bounds, "maxima": "*fp64", **numbers}, sizes)
+    numbers = dict.fromkeys(("base", "rows", "stride", "capacity", "queries"), "i32")
+    jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, {"SIZE": GROUPS * ROWS_A_GROUP})
+    return jobs
+
+
+def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes]:
+    """One kernel's code for an architecture."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from . import scan_kernels
+
+    types = {**job.types, **dict.fromkeys(job.constants, "constexpr")}
+    # What these point to is allocated whole, and every vector begins at a multiple of its width.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, each in enumerate(types) if each in ("vectors", "query")}
+    source = ASTSource(getattr(scan_kernels, job.kernel), types, dict(job.constants), aligned)
+    target = GPUTarget("cuda", int(gpu.removeprefix("sm_")), 32)
+    # Fused multiply-adds would round otherwise than the kernels of runtime/gallery/scan.py, if never more often.
+    options = {"num_warps": job.warps, "num_stages": _STAGES, "enable_fp_fusion": False}
+    try:
+        compiled = triton.compile(source, target=target, options=options)
+    except Exception as error:  # the compiler and ptxas raise errors of many kinds
+        raise EngineError(f"{name} does not compile for {gpu} with triton {triton.__version__}: {error}") from error
+    code: bytes = compiled.asm["cubin"]
+    hidden = compiled.asm["ptx"].split(")", 1)[0].count(".param") - len(job.types)
+    symbol, shared = compiled.metadata.name, compiled.metadata.shared
+    threads = 32 * compiled.metadata.num_warps
+    return Function(file, hashlib.sha256(code).hexdigest(), symbol, threads, shared, hidden), code
+
+
+def _version() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError as error:
+        raise EngineError("compiling the GPU scan needs triton: pip install 'chan-rt[triton]'") from error
+
+
+def _intact(folder: Path, sidecar: Path) -> KernelRecord | None:
+    """The record at `sidecar` if it and all its files are whole."""
+    try:
+        record = KernelRecord.from_json(sidecar.read_text(encoding="utf-8"))
+        hashes = {each.sha256: (folder / each.file).read_bytes() for each in record.functions.values()}
+    except (OSError, UnicodeDecodeError, ChanError):
+        return None
+    whole = all(hashlib.sha256(code).hexdigest() == wanted for wanted, code in hashes.items())
+    return record if whole and f"{record.stem}.json" == sidecar.name else None
+
+
+def _publish(path: Path, data: bytes) -> None:
+    """Write beside, then move into place, once the bytes are on disk."""
+    beside = path.with_name(f".{path.name}.partial")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)

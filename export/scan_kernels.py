@@ -1,0 +1,160 @@
+"""The GPU scan's kernels, in Triton: one query against a few rows a program; products and maxima never leave the chip.
+
+Only `kernels.py` (ahead of time) and the tests (interpreted) import this module: it needs Triton, the runtime does not.
+
+Exactness at int8: sums of products are exact in int32, as in runtime/gallery/scan.py; `254 high + low` is rounded to
+float32 three times; all that follows is float64, with CUDA's exponential and logarithm good to one unit in the last
+place (CUDA C++ Programming Guide, mathematical functions). That is what runtime/gallery/bounds.py assumes.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def scan(
+    vectors,  # int8 or float16 [V, WIDTH]
+    starts,  # int64 [rows + 1]
+    row_scale,  # float32 [rows]
+    allowed,  # uint8 [rows]
+    query,  # [PLANES, words, WIDTH], of the vectors' type
+    word_starts,  # int32 [queries + 1]
+    word_scale,  # float64 [words]
+    scores,  # float64 [queries, stride]; -inf where a row is not allowed
+    rows,
+    stride,
+    words,
+    queries,
+    temperature,
+    WIDTH: tl.constexpr,
+    PLANES: tl.constexpr,
+    POOLING: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Scores of ROWS rows and one query: per query vector the largest product over each row, pooled."""
+    row = tl.program_id(0) // queries * ROWS + tl.arange(0, ROWS)
+    which = tl.program_id(0) % queries
+    chosen = tl.load(allowed + row, mask=row < rows, other=0) != 0
+    first = tl.load(starts + row, mask=chosen, other=0)
+    count = (tl.load(starts + row + 1, mask=chosen, other=0) - first).to(tl.int32)
+    scale = tl.load(row_scale + row, mask=chosen, other=0.0).to(tl.float64)
+    begin = tl.load(word_starts + which)
+    end = tl.load(word_starts + which + 1)
+    k = tl.arange(0, BLOCK_K)
+    sum_type: tl.constexpr = tl.int32 if PLANES == 2 else tl.float32
+    peak = tl.full([ROWS], float("-inf"), tl.float64)
+    total = tl.full([ROWS], 0.0, tl.float64)
+    for tile in range(begin, end, BLOCK_W):
+        word = tile + tl.arange(0, BLOCK_W)
+        valid_word = word < end
+        query_at = query + word[:, None].to(tl.int64) * WIDTH + k[None, :]
+        best = tl.full([BLOCK_W, ROWS], float("-inf"), tl.float32)
+        for piece in range(0, tl.max(count, axis=0), BLOCK_R):  # of every row's vectors
+            place = piece + tl.arange(0, BLOCK_R)
+            vector = tl.reshape(first[:, None] + place[None, :], [ROWS * BLOCK_R])
+            valid = tl.reshape(place[None, :] < count[:, None], [ROWS * BLOCK_R])
+            vector_at = vectors + vector[None, :] * WIDTH + k[:, None]
+            high = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
+            low = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
+            for step in range(0, WIDTH, BLOCK_K):
+                codes = tl.load(vector_at + step, mask=valid[None, :], other=0)
+                plane = tl.load(query_at + step, mask=valid_word[:, None], other=0)
+                high = tl.dot(plane, codes, high, out_dtype=sum_type)
+                if PLANES == 2:
+                    second = words.to(tl.int64) * WIDTH + step
+                    plane = tl.load(query_at + second, mask=valid_word[:, None], other=0)
+                    low = tl.dot(plane, codes, low, out_dtype=sum_type)
+            product = high.to(tl.float32)
+            if PLANES == 2:
+                product = product * 254.0 + low.to(tl.float32)
+            product = tl.where(valid[None, :], product, float("-inf"))
+            best = tl.maximum(best, tl.max(tl.reshape(product, [BLOCK_W, ROWS, BLOCK_R]), axis=2))
+        value = best.to(tl.float64) * tl.load(word_scale + word, mask=valid_word, other=0.0)[:, None] * scale[None, :]
+        if POOLING == "LSE":
+            value = tl.where(valid_word[:, None], value / temperature, float("-inf"))
+            top = tl.maximum(peak, tl.max(value, axis=0))
+            total = total * tl.exp(peak - top) + tl.sum(tl.exp(value - top[None, :]), axis=0)
+            peak = top
+        elif POOLING == "Max":
+            peak = tl.maximum(peak, tl.max(tl.where(valid_word[:, None], value, float("-inf")), axis=0))
+        else:
+            total += tl.sum(tl.where(valid_word[:, None], value, 0.0), axis=0)
+    if POOLING == "LSE":
+        total = tl.log(total) + peak
+    elif POOLING == "Max":
+        total = peak
+    elif POOLING == "Mean":
+        total = total / (end - begin)
+    target = scores + which.to(tl.int64) * stride + row
+    tl.store(target, tl.where(chosen, total, float("-inf")), mask=row < rows)
+
+
+@triton.jit
+def radius(terms, error, norm, which, row, valid):
+    """How far rows' scores can be off for a query: constant, per unit of the row's error, per unit of its norm."""
+    constant = tl.load(terms + which * 3)
+    per_error = tl.load(terms + which * 3 + 1)
+    per_norm = tl.load(terms + which * 3 + 2)
+    row_error = tl.load(error + row, mask=valid, other=0.0).to(tl.float64)
+    row_norm = tl.load(norm + row, mask=valid, other=0.0).to(tl.float64)
+    return constant + per_error * row_error + per_norm * row_norm
+
+
+@triton.jit
+def group_maxima(
+    scores,  # float64 [queries, stride]
+    error,  # float32 [rows]
+    norm,  # float32 [rows]
+    terms,  # float64 [queries, 3]
+    maxima,  # float64 [queries, groups_stride]
+    rows,
+    stride,
+    groups_stride,
+    queries,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """The largest lower bound of each group of SIZE rows."""
+    block = tl.program_id(0) // queries
+    which = (tl.program_id(0) % queries).to(tl.int64)
+    group = block * GROUPS + tl.arange(0, GROUPS)
+    row = group[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    valid = row < rows
+    score = tl.load(scores + which * stride + row, mask=valid, other=float("-inf"))
+    largest = tl.max(score - radius(terms, error, norm, which, row, valid), axis=1)
+    tl.store(maxima + which * groups_stride + group, largest, mask=group * SIZE < rows)
+
+
+@triton.jit
+def shortlist(
+    scores,  # float64 [queries, stride]
+    error,  # float32 [rows]
+    norm,  # float32 [rows]
+    terms,  # float64 [queries, 3]
+    thresholds,  # float64 [queries]
+    found,  # int32 [queries], how many so far; counts on past the capacity
+    listed_rows,  # int32 [queries, capacity], in no order
+    listed_scores,  # float64 [queries, capacity]
+    base,  # of the first row's number
+    rows,
+    stride,
+    capacity,
+    queries,
+    SIZE: tl.constexpr,
+):
+    """Append the rows whose upper bound reaches the query's threshold, with their scores."""
+    block = tl.program_id(0) // queries
+    which = (tl.program_id(0) % queries).to(tl.int64)
+    row = block * SIZE + tl.arange(0, SIZE)
+    valid = row < rows
+    score = tl.load(scores + which * stride + row, mask=valid, other=float("-inf"))
+    upper = score + radius(terms, error, norm, which, row, valid)
+    keep = (upper >= tl.load(thresholds + which)) & (score > float("-inf"))
+    counted = keep.to(tl.int32)
+    place = tl.atomic_add(found + which, tl.sum(counted, axis=0)) + tl.cumsum(counted, axis=0) - counted
+    keep = keep & (place < capacity)
+    tl.store(listed_rows + which * capacity + place, row + base, mask=keep)
+    tl.store(listed_scores + which * capacity + place, score, mask=keep)

@@ -1,0 +1,147 @@
+"""Compiled GPU kernels of a gallery's scan: found, verified and loaded without the compiler that made them.
+
+GALLERY/kernels/ holds, for each precision and GPU architecture, one .cubin for each function and, written last, a
+sidecar .json that names them with their hashes; one without a sidecar was never finished. `chan gallery kernel` makes
+them (export/kernels.py), on any machine, with Triton.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ...errors import BackendError, ChanError
+
+KERNELS = "kernels"
+SCHEMA = 1
+ScanPrecision = Literal["int8", "float16"]
+PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
+POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
+WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
+ROWS_A_PROGRAM = 8  # rows a program of `scan` takes, so that it reads the query once for all of them
+ROWS_A_GROUP = 16  # rows that share one lower bound when the threshold is looked for
+GROUPS = 64  # groups that one program of `group_maxima` and `shortlist` takes
+
+
+@dataclass(frozen=True)
+class Function:
+    """One compiled kernel.
+
+    Attributes:
+        file: its .cubin, beside the sidecar.
+        sha256: of that file.
+        symbol: the function's name in it.
+        threads, shared: of a block; bytes of dynamic shared memory.
+        hidden: pointers the compiler appended to the arguments, which are null.
+    """
+
+    file: str
+    sha256: str
+    symbol: str
+    threads: int
+    shared: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class KernelRecord:
+    """The sidecar of a set of kernels.
+
+    Attributes:
+        precision: of the vectors they read.
+        width: values each vector has, padding included.
+        pooling: how similarities become scores.
+        gpu: architecture, `sm_90` and the like.
+        compiler: Triton's version.
+        source_sha256: of the kernels' source.
+        functions: `scan_16`, `scan_64`, `group_maxima`, `shortlist`.
+    """
+
+    precision: ScanPrecision
+    width: int
+    pooling: str
+    gpu: str
+    compiler: str
+    source_sha256: str
+    functions: Mapping[str, Function]
+
+    @property
+    def key(self) -> str:
+        """sha256 over canonical JSON of everything that decides the kernels' code."""
+        identity = {name: value for name, value in asdict(self).items() if name != "functions"}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        return f"scan.{self.precision}.{self.gpu}.{self.key[:16]}"
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, two-space indent, final newline."""
+        return json.dumps({"schema": SCHEMA, "key": self.key, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> KernelRecord:
+        """Read `to_json`'s text; BackendError says what does not fit."""
+        try:
+            raw = json.loads(text)
+            if raw.pop("schema") != SCHEMA:
+                raise BackendError("the sidecar is of another version of chan-rt")
+            key = raw.pop("key")
+            raw["functions"] = {name: Function(**each) for name, each in raw["functions"].items()}
+            record = cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BackendError(f"the sidecar cannot be understood: {error!r}") from error
+        if record.key != key:
+            raise BackendError("the sidecar was altered")
+        return record
+
+    def misfit(self, precision: ScanPrecision, width: int, pooling: str, capability: tuple[int, int]) -> str | None:
+        """Why these kernels cannot scan such vectors on a GPU of this compute capability, or None."""
+        if (self.precision, self.width, self.pooling) != (precision, width, pooling):
+            found, wanted = (self.precision, self.width, self.pooling), (precision, width, pooling)
+            return f"it is for {' x '.join(map(str, found))}, the gallery is {' x '.join(map(str, wanted))}"
+        # Code for Ampere runs on all of its generation; later architectures' code is bound to its own chip.
+        built = divmod(int(self.gpu.removeprefix("sm_")), 10)
+        if built != capability and not (built[0] == capability[0] == 8 and built < capability):
+            return f"it is for {self.gpu}, this GPU is {architecture(capability)}"
+        return None
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """`sm_90` for (9, 0)."""
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def find_kernels(
+    gallery: Path, precision: ScanPrecision, width: int, pooling: str, capability: tuple[int, int]
+) -> tuple[KernelRecord, dict[str, bytes]]:
+    """The newest usable kernels of a gallery and their code, verified by hash.
+
+    Raises:
+        BackendError: there are none; says why each candidate is not usable, and the command that makes one.
+    """
+    reasons = []
+    folder = gallery / KERNELS
+    for sidecar in sorted(folder.glob("scan.*.json"), key=lambda path: (-path.stat().st_mtime_ns, path.name)):
+        try:
+            record = KernelRecord.from_json(sidecar.read_text(encoding="utf-8"))
+            reason = record.misfit(precision, width, pooling, capability)
+            if reason is None:
+                return record, {name: _code(folder, function) for name, function in record.functions.items()}
+        except (OSError, UnicodeDecodeError, ChanError) as error:
+            reason = str(error)
+        reasons.append(f"{sidecar.name}: {reason}")
+    command = f"chan gallery kernel {gallery} --precision {precision} --gpu {architecture(capability)}"
+    raise BackendError("; ".join([f"no usable {precision} kernels in {folder}", *reasons, f"run: {command}"]))
+
+
+def _code(folder: Path, function: Function) -> bytes:
+    code = (folder / function.file).read_bytes()
+    if hashlib.sha256(code).hexdigest() != function.sha256:
+        raise BackendError(f"{function.file} is corrupt: its sha256 is not the sidecar's")
+    return code

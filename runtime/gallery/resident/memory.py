@@ -1,0 +1,131 @@
+"""Device memory that a scan keeps between calls, and the pinned memory values pass through on their way."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backends.device import Device
+from ...errors import BackendError
+
+_STAGING = 32 << 20  # bytes of pinned memory that an upload passes through at a time
+
+
+class Arena:
+    """One stream of a device and everything allocated for it; `close` frees whatever is left.
+
+    Attributes:
+        allocations: how often device memory was allocated; constant once calls are warm.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.stream = device.create_stream()
+        self.allocations = 0
+        self._addresses: set[int] = set()
+        self._rooms: dict[str, tuple[int, int]] = {}
+        self._hosts: dict[str, NDArray[np.uint8]] = {}
+        self._closed = False
+
+    def keep(self, owner: object, arrays: Sequence[NDArray[Any]]) -> list[int]:
+        """Addresses of copies of arrays on the device, freed with their owner or with the arena.
+
+        Raises:
+            BackendError: the device has not room for them; what was allocated is freed.
+        """
+        addresses: list[int] = []
+        try:
+            for array in arrays:
+                addresses.append(self._malloc(array.nbytes))
+                self.write(addresses[-1], array)
+        except BaseException:
+            self._free(addresses)
+            raise
+        weakref.finalize(owner, self._free, addresses)
+        return addresses
+
+    def room(self, owner: object, size: int) -> int:
+        """Address of `size` fresh bytes, freed with their owner or with the arena."""
+        address = self._malloc(size)
+        weakref.finalize(owner, self._free, [address])
+        return address
+
+    def write(self, address: int, array: NDArray[Any]) -> None:
+        """Copy an array to the device, through pinned memory, and wait for it."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for begin in range(0, len(data), _STAGING):
+            piece = data[begin : begin + _STAGING]
+            self.device.copy_in(address + begin, self._pinned("staging", piece), self.stream)
+            self.device.synchronize(self.stream)
+
+    def scratch(self, name: str, size: int) -> int:
+        """Address of at least `size` bytes under this name, for the call under way; grown when needed."""
+        address, capacity = self._rooms.get(name, (0, 0))
+        if size > capacity:
+            self._free([address])
+            capacity = max(256, 1 << (size - 1).bit_length()) if size < 1 << 26 else size
+            address = self._malloc(capacity)
+            self._rooms[name] = address, capacity
+        return address
+
+    def send(self, name: str, array: NDArray[Any]) -> int:
+        """Queue a copy of an array into the scratch of this name; its address."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        address = self.scratch(name, len(data))
+        self.device.copy_in(address, self._pinned(name, data), self.stream)
+        return address
+
+    def fetch(self, name: str, address: int, count: int, dtype: Any) -> NDArray[Any]:
+        """Queue a copy of `count` values from the device; they are there once `wait` returned, until the next fetch."""
+        size = count * np.dtype(dtype).itemsize
+        host = self._host(f"{name} fetched", size)[:size]
+        self.device.copy_out(host, address, self.stream)
+        return host.view(dtype)
+
+    def wait(self) -> None:
+        """Wait for all that was queued; its errors are raised here."""
+        self.device.synchronize(self.stream)
+
+    def close(self) -> None:
+        """Free everything; twice does no harm."""
+        if self._closed:
+            return
+        self._closed = True
+        self.device.activate()
+        self._free(list(self._addresses))
+        for host in self._hosts.values():
+            self.device.free_host(host)
+        self._hosts.clear()
+        self.device.destroy_stream(self.stream)
+
+    def _pinned(self, name: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        host = self._host(name, len(data))[: len(data)]
+        host[...] = data
+        return host
+
+    def _host(self, name: str, size: int) -> NDArray[np.uint8]:
+        host = self._hosts.get(name)
+        if host is None or len(host) < size:
+            if host is not None:
+                self.device.free_host(self._hosts.pop(name))
+            host = self._hosts[name] = self.device.malloc_host(max(256, 1 << (size - 1).bit_length()))
+        return host
+
+    def _malloc(self, size: int) -> int:
+        if self._closed:
+            raise BackendError("the gallery was closed")
+        address = self.device.malloc(max(size, 16))
+        self._addresses.add(address)
+        self.allocations += 1
+        return address
+
+    def _free(self, addresses: Sequence[int]) -> None:
+        for address in addresses:
+            if address in self._addresses:
+                self._addresses.remove(address)
+                self.device.activate()
+                self.device.free(address)

@@ -1,0 +1,161 @@
+"""The GPU scan is really compiled, for several architectures and without a GPU; its code is checked before use."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from chan_rt import cli
+from chan_rt.export import kernels
+from chan_rt.export.kernels import GPUS, build_kernels
+from chan_rt.runtime.doctor import examine_gpu
+from chan_rt.runtime.errors import BackendError, EngineError, InputError
+from chan_rt.runtime.gallery.resident.kernels import POOLINGS, PRECISIONS, KernelRecord, find_kernels
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
+ROOT = Path(__file__).parents[2]
+
+
+def find(folder: Path, capability: tuple[int, int], precision: str = "int8") -> tuple[KernelRecord, dict[str, bytes]]:
+    return find_kernels(folder, precision, 128, "LSE", capability)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
+def test_code_for_the_architecture_is_made_without_a_gpu(tmp_path: Path, gpu: str, precision: str) -> None:
+    record, cached = build_kernels(tmp_path, 100, "LSE", precision, gpu)
+    assert not cached
+    found, code = find(tmp_path, divmod(int(gpu[3:]), 10), precision)
+    assert found == record
+    assert code.keys() == {"scan_16", "scan_64", "group_maxima", "shortlist"}
+    for name, function in record.functions.items():
+        assert code[name][:4] == b"\x7fELF"
+        assert int.from_bytes(code[name][18:20], "little") == 190, "the machine an ELF file is for: NVIDIA CUDA"
+        assert function.symbol.encode() in code[name]
+        assert function.threads == (256 if name == "scan_64" else 128)
+        assert function.shared <= 160 << 10, "what an Ampere block may have"
+        assert function.hidden == 2, "Triton 3.9's pointers to scratch memory, unused here"
+    assert record.functions["scan_16"].symbol == "scan"
+    assert build_kernels(tmp_path, 100, "LSE", precision, gpu) == (record, True)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_pooling_compiles(tmp_path: Path, pooling: str) -> None:
+    record, _ = build_kernels(tmp_path, 1024, pooling, "int8", "sm_90")
+    assert record.width == 1024
+
+
+def test_int8_products_are_integers_on_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What exactness rests on, read from the code: int32 sums of int8, no fused multiply-add, float64 afterwards."""
+    import triton
+
+    made = []
+    real = triton.compile
+    monkeypatch.setattr(triton, "compile", lambda *args, **more: made.append(real(*args, **more)) or made[-1])
+    kernels._compile("scan_16", kernels._jobs("int8", 1024, "LSE")["scan_16"], "sm_90", "x.cubin")
+    ptx = made[0].asm["ptx"]
+    assert "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32" in ptx
+    assert "fma.rn.f32" not in ptx
+    assert "ex2.approx" not in ptx
+    assert "fma.rn.f64" in ptx, "libdevice's exponential"
+
+
+def test_older_ampere_code_serves_its_generation_and_nothing_else(tmp_path: Path) -> None:
+    record, _ = build_kernels(tmp_path, 128, "LSE", "int8", "sm_80")
+    for capability in ((8, 0), (8, 6), (8, 9)):
+        assert find(tmp_path, capability)[0] == record
+    for capability in ((9, 0), (12, 0)):
+        with pytest.raises(
+            BackendError, match=r"it is for sm_80, this GPU is sm_.*0; run: chan gallery kernel .*--gpu"
+        ):
+            find(tmp_path, capability)
+    assert record.misfit("int8", 128, "LSE", (8, 0)) is None
+    assert "the gallery is int8 x 64 x LSE" in (record.misfit("int8", 64, "LSE", (8, 0)) or "")
+    assert replace(record, gpu="sm_90").misfit("int8", 128, "LSE", (9, 0)) is None
+    assert "sm_90" in (replace(record, gpu="sm_90").misfit("int8", 128, "LSE", (10, 0)) or "")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda sidecar, code: code.write_bytes(code.read_bytes()[:-1] + b"?"), "is corrupt: its sha256"),
+        (lambda sidecar, code: code.unlink(), "No such file"),
+        (lambda sidecar, code: sidecar.write_text("{"), "cannot be understood"),
+        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace("sm_90", "sm_80")), "was altered"),
+        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace('schema": 1', 'schema": 9')), "version"),
+        (lambda sidecar, code: sidecar.write_bytes(b"\xff"), "decode"),
+    ],
+)
+def test_damaged_kernels_are_refused_and_made_again(tmp_path: Path, damage: Callable, message: str) -> None:
+    record, _ = build_kernels(tmp_path, 128, "LSE", "int8", "sm_90")
+    folder = tmp_path / "kernels"
+    damage(folder / f"{record.stem}.json", folder / record.functions["scan_16"].file)
+    with pytest.raises(BackendError, match=message):
+        find(tmp_path, (9, 0))
+    assert build_kernels(tmp_path, 128, "LSE", "int8", "sm_90") == (record, False)
+    assert find(tmp_path, (9, 0))[0] == record
+
+
+def test_what_cannot_be_compiled_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, message in [
+        ((64, "Softmax", "int8", "sm_90"), "pooling must be one of LSE, Max, Mean, Sum .* got Softmax"),
+        ((64, "LSE", "fp8", "sm_90"), "precision must be one of int8, float16"),
+        ((64, "LSE", "int8", "sm_70"), "gpu must be one of sm_80.* got sm_70"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            build_kernels(tmp_path, *arguments)
+    import triton
+
+    def refuse(*args: object, **more: object) -> None:
+        raise RuntimeError("out of registers")
+
+    monkeypatch.setattr(triton, "compile", refuse)
+    with pytest.raises(EngineError, match=r"scan_16 does not compile for sm_90 with triton .*out of registers"):
+        build_kernels(tmp_path, 64, "LSE", "int8", "sm_90")
+    with pytest.raises(BackendError, match="no usable int8 kernels"):
+        find(tmp_path, (9, 0))
+
+
+def test_without_triton_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise kernels.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(kernels.metadata, "version", missing)
+    with pytest.raises(EngineError, match=r"pip install 'chan-rt\[triton\]'"):
+        build_kernels(tmp_path, 64, "LSE", "int8", "sm_90")
+
+
+def test_command(tmp_path: Path) -> None:
+    from chan_rt.runtime.contract import AlignmentConfig
+    from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
+
+    def run(folder: Path, *arguments: str):
+        return CliRunner().invoke(cli.main, ["gallery", "kernel", str(folder), *arguments])
+
+    GalleryWriter.create(tmp_path / "g", GallerySettings("images", 24, AlignmentConfig(), model="m")).close()
+    result = run(tmp_path / "g", "--gpu", "sm_80", "--gpu", "sm_90")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("compiled by triton") == 2
+    assert run(tmp_path / "g", "--gpu", "sm_80").stdout.rstrip().endswith("already there")
+    if not examine_gpu().gpus:
+        result = run(tmp_path / "g")
+        assert result.exit_code == 1
+        assert f"gpu must be one of {', '.join(GPUS)}: this machine has none to go by" in result.output
+    GalleryWriter.create(tmp_path / "soft", GallerySettings("images", 24, AlignmentConfig("VSA"), model="m")).close()
+    assert "device='cpu'" in run(tmp_path / "soft", "--gpu", "sm_80").output
+
+
+def test_interpreted_kernels_rank_as_the_cpu_does() -> None:
+    """The gallery's tests once more, with Triton's interpreter in place of numpy's kernels."""
+    chosen = "interpreted or (rankings and (plain or ties)) or listed or float16 or through_changes"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", "-k", chosen,
+               "tests/runtime/gallery/test_resident.py"]  # fmt: skip
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

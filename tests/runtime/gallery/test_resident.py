@@ -1,0 +1,549 @@
+"""A gallery on a GPU, on a device made of host memory: rankings are the CPU's, memory is kept and given back.
+
+Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted; a test of
+tests/export/test_kernels.py does that.
+"""
+
+import gc
+import itertools
+import os
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from chan_rt import cli
+from chan_rt.runtime.backends.fake import FakeDevice
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.doctor import examine_gpu
+from chan_rt.runtime.embeddings import Embeddings
+from chan_rt.runtime.errors import BackendError, InputError, TensorError
+from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery import gallery as gallery_module
+from chan_rt.runtime.gallery.bounds import fit_axes, quantize_query
+from chan_rt.runtime.gallery.part import array_part
+from chan_rt.runtime.gallery.quantize import padded_width
+from chan_rt.runtime.gallery.rank import Ranker
+from chan_rt.runtime.gallery.resident import ResidentRanker, check_settings, open_resident
+from chan_rt.runtime.gallery.resident import scan as scan_module
+from chan_rt.runtime.gallery.resident.kernels import (
+    GROUPS,
+    POOLINGS,
+    ROWS_A_GROUP,
+    ROWS_A_PROGRAM,
+    Function,
+    KernelRecord,
+)
+from chan_rt.runtime.gallery.resident.scan import KernelScan
+from chan_rt.runtime.gallery.scan import Pool, open_kernel
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+NAMES = ("scan_16", "scan_64", "group_maxima", "shortlist")
+POOL = Pool(1)
+
+
+class Model:
+    """The kernels in numpy: what each must leave in memory, written out plainly."""
+
+    def __init__(self, precision: str, width: int, pooling: str) -> None:
+        self.precision, self.width, self.pooling = precision, width, pooling
+
+    def scan(self, device, blocks, vectors, starts, scale, allowed, query, word_starts, word_scale, scores, rows,
+             stride, words, queries, temperature) -> None:  # fmt: skip
+        assert blocks == -(-rows // ROWS_A_PROGRAM) * queries
+        kind, planes = (np.int8, 2) if self.precision == "int8" else (np.float16, 1)
+        starts = device.array(starts, np.int64)[: rows + 1]
+        word_starts = device.array(word_starts, np.int32)[: queries + 1]
+        stored = device.array(vectors, kind)[: starts[-1] * self.width].reshape(-1, self.width)
+        both = device.array(query, kind)[: planes * words * self.width].reshape(planes, words, self.width)
+        wide = np.int64 if planes == 2 else np.float32
+        products = [(stored.astype(wide) @ plane.astype(wide).T).astype(np.float32) for plane in both]
+        product = products[0] * np.float32(254) + products[1] if planes == 2 else products[0]
+        best = np.maximum.reduceat(product, starts[:-1], axis=0).astype(np.float64)  # [rows, words]
+        best *= device.array(word_scale, np.float64)[:words]
+        best *= device.array(scale, np.float32)[:rows, None].astype(np.float64)
+        mask = device.array(allowed, np.uint8)[:rows] != 0
+        for which in range(queries):
+            values = best[:, word_starts[which] : word_starts[which + 1]]
+            scaled = values / temperature
+            pooled = {
+                "LSE": np.log(np.exp(scaled - scaled.max(1, keepdims=True)).sum(1)) + scaled.max(1),
+                "Max": values.max(1),
+                "Mean": values.mean(1),
+                "Sum": values.sum(1),
+            }[self.pooling]
+            out = device.array(scores, np.float64)[which * stride : which * stride + rows]
+            out[...] = np.where(mask, pooled, -np.inf)
+
+    def group_maxima(self, device, blocks, scores, error, norm, terms, maxima, rows, stride, groups_stride,
+                     queries) -> None:  # fmt: skip
+        assert blocks == -(-rows // (GROUPS * ROWS_A_GROUP)) * queries
+        for which in range(queries):
+            lower = self._score(device, scores, which, stride, rows)
+            lower = lower - self._radius(device, error, norm, terms, which, rows)
+            groups = [lower[i : i + ROWS_A_GROUP].max() for i in range(0, rows, ROWS_A_GROUP)]
+            device.array(maxima, np.float64)[which * groups_stride :][: len(groups)] = groups
+
+    def shortlist(self, device, blocks, scores, error, norm, terms, thresholds, found, listed_rows, listed_scores, base,
+                  rows, stride, capacity, queries) -> None:  # fmt: skip
+        for which in range(queries):
+            score = self._score(device, scores, which, stride, rows)
+            upper = score + self._radius(device, error, norm, terms, which, rows)
+            keep = np.flatnonzero((upper >= device.array(thresholds, np.float64)[which]) & (score > -np.inf))[::-1]
+            count = device.array(found, np.int32)
+            place = count[which]
+            count[which] += len(keep)
+            keep = keep[: max(0, capacity - place)]
+            at = which * capacity + place
+            device.array(listed_rows, np.int32)[at : at + len(keep)] = keep + base
+            device.array(listed_scores, np.float64)[at : at + len(keep)] = score[keep]
+
+    @staticmethod
+    def _score(device, scores, which, stride, rows) -> np.ndarray:
+        return device.array(scores, np.float64)[which * stride : which * stride + rows]
+
+    @staticmethod
+    def _radius(device, error, norm, terms, which, rows) -> np.ndarray:
+        constant, per_error, per_norm = device.array(terms, np.float64)[which * 3 : which * 3 + 3]
+        error, norm = (device.array(address, np.float32)[:rows] for address in (error, norm))
+        return constant + per_error * error.astype(np.float64) + per_norm * norm.astype(np.float64)
+
+
+def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
+    """What a device runs under each kernel's name: the model, or Triton's kernels interpreted."""
+    model = Model(precision, width, pooling)
+    if not INTERPRETED:
+        return {name: getattr(model, name.split("_1")[0].split("_6")[0]) for name in NAMES}
+    import torch
+
+    from chan_rt.export import kernels as compiled
+    from chan_rt.export import scan_kernels
+
+    types = {"*i8": np.int8, "*fp16": np.float16, "*u8": np.uint8, "*i32": np.int32, "*i64": np.int64,
+             "*fp32": np.float32, "*fp64": np.float64}  # fmt: skip
+
+    def run(job: Any, device: FakeDevice, blocks: int, *arguments: Any) -> None:
+        given = [
+            torch.from_numpy(device.array(int(value), types[kind])) if kind in types else value.item()
+            for value, kind in zip(arguments, job.types.values(), strict=True)
+        ]
+        getattr(scan_kernels, job.kernel)[(blocks,)](*given, **job.constants)
+
+    return {name: partial(run, job) for name, job in compiled._jobs(precision, width, pooling).items()}
+
+
+def open_scan(precision: str, dim: int, alignment: AlignmentConfig, capacity: int = 1 << 30):
+    """A scan on a fake device, and the device."""
+    functions = {name: Function("", "", name, 128, 0, 0) for name in NAMES}
+    record = KernelRecord(precision, padded_width(dim), alignment.pooling, "sm_90", "none", "", functions)
+    device = FakeDevice(kernels(precision, padded_width(dim), alignment.pooling), capacity)
+    return KernelScan(record, dict.fromkeys(NAMES, b""), device, dim, alignment), device
+
+
+def make_parts(rows: list[np.ndarray], cuts=(), **options):
+    """Parts that end at the cuts."""
+    parts = []
+    for first, last in itertools.pairwise([0, *sorted(cuts), len(rows)]):
+        starts = np.cumsum([0] + [len(row) for row in rows[first:last]]).astype(np.int64)
+        parts.append(array_part(np.concatenate([*rows[first:last], rows[0][:0]]), starts, **options))
+    return parts
+
+
+def made_up(case: str, seed: int, count: int, longest: int, dim: int) -> list[np.ndarray]:
+    """Rows of random length: plain, tied, nearly equal, zero, huge."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, count)
+    rows = [rng.standard_normal((length, dim)).astype(np.float32) for length in lengths]
+    match case:
+        case "ties":
+            rows = [np.sign(rows[i % 3][:1]).repeat(length, axis=0) for i, length in enumerate(lengths)]
+        case "near":
+            rows = [rows[0] + np.float32(1e-5) * rng.standard_normal(rows[0].shape).astype(np.float32) for _ in rows]
+        case "zero":
+            rows = [row * (i % 2) for i, row in enumerate(rows)]
+        case "huge":
+            rows = [row * np.float32(10.0 ** rng.integers(-6, 6)) for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize("case", ["plain", "ties", "near", "zero", "huge"])
+@pytest.mark.parametrize(
+    ("kind", "coding", "pooling", "longest", "words"),
+    [
+        ("images", "VHA", "LSE", 7, (1, 12, 16)),
+        ("images", "VHA", "LSE", 100, (60, 3)),
+        ("images", "VHA", "LSE", 1, (70, 5)),
+        ("images", "VHA", "Mean", 7, (5, 17)),
+        ("images", "VHA", "Sum", 7, (5, 65)),
+        ("captions", "THA", "Max", 7, (4, 1)),
+    ],
+)
+def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, words) -> None:
+    dim, count = 70, 20 if INTERPRETED else 120
+    alignment = AlignmentConfig(coding, pooling)
+    rows = made_up(case, 5, count, longest, dim)
+    queries = [np.random.default_rng(i).standard_normal((n, dim)).astype(np.float32) for i, n in enumerate(words)]
+    parts = make_parts(rows, (count // 3, count // 3, count // 2), axes=fit_axes(queries[0]))
+    allowed = np.random.default_rng(1).random(count) < 0.8
+    scan, device = open_scan("int8", dim, alignment)
+    how = (parts, kind, alignment, open_kernel("numpy"), POOL)
+    ours = ResidentRanker(*how, scan)
+    for k in (1, 5, count + 1):
+        expected = Ranker(*how).exact(queries, k, allowed)
+        found = ours.exact(queries, k, allowed)
+        for one, other in zip(found, expected, strict=True):
+            assert one.certified
+            assert one.rows.tolist() == other.rows.tolist()
+            assert one.scores.tolist() == other.scores.tolist()
+            assert [d.winners.tolist() for d in one.details] == [d.winners.tolist() for d in other.details]
+            assert one.candidates == other.candidates
+    del ours
+    scan.close()
+    assert device.empty
+
+
+def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
+    """The list holds every row of the true top k and leaves most out; its scores are within the bound of the truth."""
+    rng = np.random.default_rng(0)
+    dim, count, k = 64, 60 if INTERPRETED else 2000, 3
+    rows = [row / np.linalg.norm(row) for row in rng.standard_normal((count, 4, dim)).astype(np.float32)]
+    query = rng.standard_normal((6, dim)).astype(np.float32)
+    alignment = AlignmentConfig()
+    scan, _ = open_scan("int8", dim, alignment)
+    ranker = ResidentRanker(make_parts(rows), "images", alignment, open_kernel("numpy"), POOL, scan)
+    quantized = quantize_query(query, per_vector=True)
+    ((listed, scores),) = scan.shortlist(ranker._held, [quantized], k, np.ones(count, bool))
+    best = (np.stack(rows).astype(np.float64) @ query.T.astype(np.float64)).max(axis=1) / 0.1
+    truth = np.log(np.exp(best - best.max(1, keepdims=True)).sum(1)) + best.max(1)
+    assert set(np.argsort(-truth)[:k]) <= set(listed.tolist())
+    assert len(listed) < count / 4
+    radius = ranker._radius(listed, quantized, np.zeros(len(listed)))
+    assert (np.abs(scores - truth[listed]) <= radius).all()
+    constant, per_error, per_norm = scan._terms(quantized)
+    (part,) = ranker.parts
+    wide = constant + per_error * part.error[listed].astype(float) + per_norm * part.norm[listed].astype(float)
+    assert (radius <= wide).all(), "the GPU's interval must hold the CPU's"
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="compares Triton's interpreter with numpy: needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(("lengths", "words"), [((1, 36, 64, 65), (1, 16)), ((100, 1, 7), (60, 17, 1))])
+def test_interpreted_scores_are_numpys(precision, pooling, lengths, words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every score of every query, ties and zeros among them: int8 to float64's rounding, half to float32's."""
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((length, 70)).astype(np.float32) for length in lengths]
+    rows += [rows[0], np.zeros((3, 70), np.float32)]
+    queries = [quantize_query(rng.standard_normal((count, 70)).astype(np.float32), per_vector=True) for count in words]
+    alignment = AlignmentConfig(pooling=pooling)
+    every = []
+    for interpreted in (True, False):
+        monkeypatch.setitem(globals(), "INTERPRETED", interpreted)
+        scan, _ = open_scan(precision, 70, alignment)
+        held = [scan.hold(part) for part in make_parts(rows, (2,))]
+        listed = scan.shortlist(held, queries, len(rows), np.ones(len(rows), bool))
+        assert all(found.tolist() == list(range(len(rows))) for found, _ in listed)
+        every.append(np.stack([scores for _, scores in listed]))
+    tolerance = 1e-13 if precision == "int8" else 1e-6
+    np.testing.assert_allclose(every[0], every[1], rtol=tolerance, atol=tolerance * np.abs(every[1]).max())
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="compares Triton's interpreter with numpy: needs TRITON_INTERPRET=1")
+def test_interpreted_lists_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows so close that some intervals reach the best one's and some do not: the same are listed."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((4, 70)).astype(np.float32)
+    rows = [base * np.float32(1 + 1e-3 * i) for i in range(40)]
+    query = quantize_query(base, per_vector=True)
+    listed = []
+    for interpreted in (True, False):
+        monkeypatch.setitem(globals(), "INTERPRETED", interpreted)
+        scan, _ = open_scan("int8", 70, AlignmentConfig())
+        ((found, _),) = scan.shortlist(
+            [scan.hold(part) for part in make_parts(rows, (9,))], [query], 1, np.ones(40, bool)
+        )
+        listed.append(found.tolist())
+    assert listed[0] == listed[1]
+    assert 2 < len(listed[0]) < 38
+
+
+@pytest.mark.skipif(INTERPRETED, reason="many rows")
+def test_lists_that_overflow_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_module, "CAPACITY", 8)
+    alignment = AlignmentConfig()
+    rows = made_up("near", 3, 200, 5, 24)
+    parts = make_parts(rows, (50,))
+    scan, _ = open_scan("int8", 24, alignment)
+    how = (parts, "images", alignment, open_kernel("numpy"), POOL)
+    queries = [np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) for i in range(3)]
+    everything = np.ones(200, bool)
+    found, expected = (
+        ResidentRanker(*how, scan).exact(queries, 5, everything),
+        Ranker(*how).exact(queries, 5, everything),
+    )
+    assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="many rows")
+def test_many_queries_take_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_module, "_QUERIES", 2)
+    alignment = AlignmentConfig()
+    scan, device = open_scan("int8", 24, alignment)
+    how = (make_parts(made_up("plain", 3, 40, 5, 24)), "images", alignment, open_kernel("numpy"), POOL)
+    queries = [np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) for i in range(5)]
+    found = ResidentRanker(*how, scan).exact(queries, 5, np.ones(40, bool))
+    expected = Ranker(*how).exact(queries, 5, np.ones(40, bool))
+    assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
+    assert device.launched == ["scan_16", "group_maxima", "shortlist"] * 3
+
+
+@pytest.mark.parametrize("large", [1.0, 1e9])
+def test_float16_ranks_by_half_and_claims_nothing(large: float) -> None:
+    alignment = AlignmentConfig()
+    rows = made_up("plain", 3, 30, 5, 24)
+    parts = make_parts(rows, (10,))
+    scan, _ = open_scan("float16", 24, alignment)
+    how = (parts, "images", alignment, open_kernel("numpy"), POOL)
+    queries = [
+        np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) * np.float32(large) for i in range(3)
+    ]
+    found = ResidentRanker(*how, scan).exact(queries, 5, np.ones(30, bool))
+    expected = Ranker(*how).exact(queries, 5, np.ones(30, bool))
+    for one, other in zip(found, expected, strict=True):
+        assert not one.certified
+        assert one.rescored == 5
+        assert one.rows.tolist() == other.rows.tolist()  # these scores lie further apart than half can err
+        assert one.scores.tolist() == other.scores.tolist()
+
+
+def test_what_does_not_fit_float16_is_refused() -> None:
+    scan, device = open_scan("float16", 24, AlignmentConfig())
+    (part,) = make_parts([np.full((1, 24), 1e6, np.float32)])
+    with pytest.raises(TensorError, match="must fit float16 to be held so on a GPU, got 1000000"):
+        scan.hold(part)
+    gc.collect()
+    scan.close()
+    assert device.empty
+
+
+def test_a_part_is_uploaded_once_and_freed_with_its_last_holder() -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    part, other = make_parts(made_up("plain", 3, 30, 5, 24), (10,))
+    held = scan.hold(part)
+    copied, kept = device.copied_in, len(device.memory)
+    assert scan.hold(part) is held
+    assert device.copied_in == copied
+    more = scan.hold(other)
+    assert len(device.memory) > kept
+    del more
+    gc.collect()
+    assert len(device.memory) == kept
+    assert scan.hold(part) is held
+    del held
+    gc.collect()
+    assert not device.memory
+    scan.close()
+    assert device.empty
+
+
+def test_the_codes_are_the_parts_own_in_twos_complement() -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    (part,) = make_parts(made_up("plain", 3, 30, 5, 24))
+    held = scan.hold(part)
+    stored = device.array(held.vectors, np.int8)[: part.stored.size].reshape(part.stored.shape)
+    np.testing.assert_array_equal(stored, part.stored.astype(np.int16) - 128)
+
+
+def test_a_warm_call_allocates_nothing() -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    parts = make_parts(made_up("plain", 3, 30, 5, 24))
+    ranker = ResidentRanker(parts, "images", AlignmentConfig(), open_kernel("numpy"), POOL, scan)
+    queries = [np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) for i in range(3)]
+    ranker.exact(queries, 5, np.ones(30, bool))
+    allocations, hosts = scan.allocations, len(device.hosts)
+    ranker.exact(queries, 5, np.ones(30, bool))
+    ranker.exact(queries[:1], 2, np.ones(30, bool))
+    assert (scan.allocations, len(device.hosts)) == (allocations, hosts)
+
+
+def test_too_little_memory_says_how_much_is_needed_and_what_to_do() -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig(), capacity=4000)
+    parts = make_parts(made_up("plain", 3, 300, 5, 24))
+    how = (parts, "images", AlignmentConfig(), open_kernel("numpy"), POOL)
+    with pytest.raises(BackendError, match=r"300 rows need 0\.0 GiB .* out of memory .*device='cpu'"):
+        ResidentRanker(*how, scan)
+    gc.collect()
+    scan.close()
+    assert device.empty, "what was allocated before it failed is given back"
+
+
+def test_close_frees_what_is_still_held_and_refuses_more() -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    part, other = make_parts(made_up("plain", 3, 30, 5, 24), (10,))
+    held = scan.hold(part)
+    scan.close()
+    scan.close()
+    assert device.empty
+    with pytest.raises(BackendError, match="was closed"):
+        scan.hold(other)
+    del held
+
+
+# -- through a gallery on disk
+
+
+@pytest.fixture
+def on_fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
+    """Galleries opened with device='cuda' use a fake device; those made so far."""
+    devices: list[FakeDevice] = []
+
+    def fake(path: Path, settings: Any, precision: str) -> KernelScan:
+        check_settings(settings)
+        scan, device = open_scan(precision, settings.dim, settings.alignment)
+        devices.append(device)
+        return scan
+
+    monkeypatch.setattr(gallery_module, "open_resident", fake)
+    return devices
+
+
+def answers(gallery: Gallery, queries: Embeddings, **how: Any) -> list:
+    return [
+        [(hit.id, hit.score, hit.metadata, hit.word_regions.tolist()) for hit in result.hits]
+        for result in gallery.search(queries, 4, **how)
+    ]
+
+
+def test_gallery_answers_as_on_the_cpu_through_changes(gallery_path: Path, make_embeddings, on_fake) -> None:
+    queries = make_embeddings(99, 3)
+    with Gallery(gallery_path) as cpu, Gallery(gallery_path, device="cuda") as gpu:
+        (device,) = on_fake
+        assert gpu.info()["scan"] == "triton int8"
+        assert answers(gpu, queries) == answers(cpu, queries)
+        assert answers(gpu, queries, where={"even": True}) == answers(cpu, queries, where={"even": True})
+        assert all(result.certified for result in gpu.search(queries, 4))
+        before = device.copied_in
+        with GalleryWriter(gallery_path) as writer:
+            writer.add(["new"], make_embeddings(50, 1), [{"n": 30, "even": True}])
+            writer.delete(["3"])
+        assert answers(gpu, queries) == answers(cpu, queries)
+        scanned = device.copied_in - before
+        with GalleryWriter(gallery_path) as writer:
+            writer.compact()
+        assert answers(gpu, queries) == answers(cpu, queries)
+        assert scanned < 10_000, "only the new segment is uploaded, not the gallery again"
+        with pytest.raises(InputError, match="mode must be exact for a gallery on a GPU"):
+            gpu._snapshot().ranker.fast([queries.vectors[0]], 1, np.ones(30, bool), 0.1)
+    assert device.empty
+
+
+def test_float16_gallery_says_that_nothing_is_proven(gallery_path: Path, make_embeddings, on_fake) -> None:
+    with Gallery(gallery_path, device="cuda", resident="float16") as gallery:
+        (result,) = gallery.search(make_embeddings(99, 1), 4)
+    assert not result.certified
+    assert result.reason == "triton float16 chose the rows, and nothing proves its choice"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="threads gain nothing")
+def test_threads_share_a_gallery(gallery_path: Path, make_embeddings, on_fake) -> None:
+    queries = [make_embeddings(i, 2) for i in range(8)]
+    with Gallery(gallery_path) as cpu, Gallery(gallery_path, device="cuda") as gpu:
+        expected = [answers(cpu, query) for query in queries]
+        found: dict[int, list] = {}
+        threads = [
+            threading.Thread(target=lambda i=i: found.__setitem__(i, answers(gpu, queries[i]))) for i in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [found[i] for i in range(8)] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alignment": AlignmentConfig("THA")}, "images are searched by VHA .* images scored by THA; .*device='cpu'"),
+        ({"alignment": AlignmentConfig("VSA")}, "scored by VSA"),
+        ({"kind": "captions"}, "captions by THA, this gallery holds captions scored by VHA"),
+        ({"alignment": AlignmentConfig(pooling="Softmax")}, "pooling must be one of LSE, Max, Mean, Sum .* Softmax"),
+        ({"fine": "none"}, "ranks by the fine copy, which this gallery does not keep"),
+    ],
+)
+def test_galleries_without_a_gpu_scan_are_refused(make_settings, changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_settings(make_settings(**changes))
+
+
+def test_every_pooling_is_tested() -> None:
+    assert set(POOLINGS) == {"LSE", "Mean", "Sum", "Max"}
+
+
+def test_unknown_devices_and_precisions_are_refused(gallery_path: Path) -> None:
+    with pytest.raises(InputError, match="device must be cpu or cuda, got 'tpu'"):
+        Gallery(gallery_path, device="tpu")
+    with pytest.raises(InputError, match="resident must be one of int8, float16, got 'fp8'"):
+        Gallery(gallery_path, device="cuda", resident="fp8")
+
+
+@pytest.mark.skipif(bool(examine_gpu().gpus), reason="there is a GPU")
+def test_without_a_gpu_the_error_says_so(gallery_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"device='cuda' cannot run here: no usable GPU: .*device='cpu'"):
+        Gallery(gallery_path, device="cuda")
+
+
+@pytest.mark.skipif(bool(examine_gpu().gpus), reason="there is a GPU")
+def test_the_command_refuses_a_gpu_that_is_not_there(gallery_path: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.main, ["search", str(gallery_path), "a caption", "--device", "cuda"])
+    assert result.exit_code == 1
+    assert "device='cuda' cannot run here" in result.output
+    result = CliRunner().invoke(cli.main, ["search", str(tmp_path), "photos", "a caption", "--device", "cuda"])
+    assert result.exit_code == 1
+    assert "device must be cpu for pictures encoded for one search, got cuda" in result.output
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_settings, precision, pooling) -> None:
+    pytest.importorskip("triton", reason="compiling the kernels needs triton")
+    from chan_rt.export.kernels import build_kernels
+    from chan_rt.runtime.gallery.resident.kernels import architecture
+
+    coding = AlignmentConfig("THA" if pooling == "Max" else "VHA", pooling)
+    kind, dim = "captions" if pooling == "Max" else "images", 200
+    made = make_settings(kind=kind, dim=dim, alignment=coding)
+    with GalleryWriter.create(tmp_path / "g", made) as writer:
+        for part in range(3):
+            writer.add([f"{part}-{i}" for i in range(400)], make_embeddings(part, 400, 40, dim=dim))
+        writer.delete(["0-3", "2-399"])
+    build_kernels(tmp_path / "g", dim, pooling, precision, architecture(examine_gpu().gpus[0].capability))
+    queries = [make_embeddings(9, 5, longest, dim=dim) for longest in (1, 12, 60, 100)]
+    with Gallery(tmp_path / "g") as cpu, Gallery(tmp_path / "g", device="cuda", resident=precision) as gpu:
+        for query in queries:
+            assert answers(gpu, query) == answers(cpu, query)
+        scan = gpu._resident
+        assert isinstance(scan, KernelScan)
+        warm = scan.allocations
+        for query in queries:
+            gpu.search(query, 4)
+        assert scan.allocations == warm
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
+def test_on_a_gpu_too_large_a_gallery_says_what_to_do(make_settings, tmp_path: Path) -> None:
+    from chan_rt.runtime.backends.device import CudaDevice
+    from chan_rt.runtime.gallery.resident.memory import Arena
+
+    arena = Arena(CudaDevice())
+    with pytest.raises(BackendError, match="cudaMalloc failed: out of memory"):
+        arena.room(arena, 1 << 50)
+    arena.close()
+    with pytest.raises(BackendError, match=r"no usable int8 kernels .* chan gallery kernel"):
+        open_resident(tmp_path, make_settings(), "int8")
