@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 PIP_INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-gpu test-nightly lint bench clean
+.PHONY: help demo test test-gpu test-nightly lint bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ lint: .venv/installed .link/chan_rt  ## ruff, mypy, import-linter
 
 bench: .venv/installed  ## every CPU benchmark, side by side with its peers
 	$(PY) -m chan_rt.bench
+
+bench-gpu: .venv/installed  ## every GPU figure of this machine, into bench/results/
+	$(PY) -m chan_rt.bench.gpu
 
 clean:  ## remove the environment and everything generated
 	rm -rf .venv .link build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -64,15 +64,8 @@ def main(names: tuple[str, ...], seconds: float, threads: int | None, json_file:
 def measure(name: str, folder: Path, seconds: float, threads: int | None) -> dict[str, Any]:
     """Export, calibrate, quantize and time one model; prints its table and returns the figures."""
     config = MODELS[name]
-    torch.manual_seed(0)
-    model = ChanModel(config).eval()
-    tokenizer = {"vocab.json" if config.bert is None else "tokenizer.json": b"{}"}
-    checkpoint.save(folder / "checkpoint", model, tokenizer, {})
-    bundle = folder / "bundle"
-    export_bundle(folder / "checkpoint", bundle)
     rng = np.random.default_rng(0)
-    calibrate(bundle, _samples(config, rng, CALIBRATION_IMAGES), "minmax")
-    add_int8(bundle, prove=lambda precisions: [])
+    model, bundle = make_bundle(config, folder, rng, {})
     held_out = _samples(config, rng, IMAGES)
     click.echo(f"\n{name}: {REGIONS} x {config.region_dim} -> {config.embed_dim}, {config.text_encoder}")
     return {
@@ -80,6 +73,21 @@ def measure(name: str, folder: Path, seconds: float, threads: int | None) -> dic
         "text_encoder": _graph(bundle, "text_encoder", model, held_out, (1, 64), seconds, threads),
         "scores": _score_errors(bundle, held_out, threads),
     }
+
+
+def make_bundle(
+    config: ModelConfig, folder: Path, rng: np.random.Generator, vocabulary: dict[str, Any]
+) -> tuple[ChanModel, Path]:
+    """A model with random weights, FOLDER/checkpoint, and its bundle FOLDER/bundle at every precision."""
+    torch.manual_seed(0)
+    model = ChanModel(config).eval()
+    tokenizer = {"vocab.json" if config.bert is None else "tokenizer.json": json.dumps(vocabulary).encode()}
+    checkpoint.save(folder / "checkpoint", model, tokenizer, {})
+    bundle = folder / "bundle"
+    export_bundle(folder / "checkpoint", bundle)
+    calibrate(bundle, _samples(config, rng, CALIBRATION_IMAGES), "minmax")
+    add_int8(bundle, prove=lambda precisions: [])
+    return model, bundle
 
 
 def _samples(config: ModelConfig, rng: np.random.Generator, images: int) -> Samples:

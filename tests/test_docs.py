@@ -30,8 +30,11 @@ def test_the_pages_have_commands() -> None:
 
 @pytest.mark.parametrize(("page", "line"), LINES)
 def test_command_and_options_exist(page: str, line: str) -> None:
-    _, name, *arguments = shlex.split(line)
-    command = main.get_command(click.Context(main), name)
+    _, *arguments = shlex.split(line)
+    command: click.Command | None = main
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.get_command(click.Context(command), name)
     assert command is not None
     given, rest, _ = command.make_parser(click.Context(command)).parse_args(list(arguments))
     assert not rest

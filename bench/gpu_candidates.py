@@ -1,0 +1,184 @@
+"""Everything that can search a gallery held on a GPU, behind one small interface; libraries are imported when opened.
+
+Peers score by the sum of maxima, CHAN by their log-sum-exp: a caption's words are handed to them as queries of one
+word each, whose scores are the maxima, and PyTorch pools those. Both are Apache-2.0 and optional.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export.kernels import build_kernels
+from ..export.resident_engine import build_resident_engine
+from ..runtime.backends.device import Device
+from ..runtime.backends.sidecar import Flavor
+from ..runtime.backends.tensorrt import TensorRTBackend
+from ..runtime.contract import AlignmentConfig
+from ..runtime.gallery.part import ArrayPart
+from ..runtime.gallery.quantize import padded_width
+from ..runtime.gallery.rank import Ranking
+from ..runtime.gallery.resident import ResidentRanker, ResidentScan
+from ..runtime.gallery.resident.engine_scan import EngineScan
+from ..runtime.gallery.resident.kernels import ScanPrecision, architecture, find_kernels
+from ..runtime.gallery.resident.scan import KernelScan
+from ..runtime.gallery.scan import Pool, open_kernel
+
+K = 10
+CAPTIONS = 50  # that PyTorch scores at once: their similarities with 1,000 images take 43 MB in half
+_TENSORS: weakref.WeakValueDictionary[tuple[int, str, str], Any] = weakref.WeakValueDictionary()
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The gallery: one part whose fine copy is float16, rows of one length, and the directions of its queries."""
+
+    part: ArrayPart
+    regions: int
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.part.starts) - 1
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.fine.shape[1])
+
+    @property
+    def fine(self) -> NDArray[np.floating]:
+        """The fine copy, [N x regions, D]."""
+        if self.part.exact is None:
+            raise LookupError("made without a fine copy")
+        return self.part.exact
+
+
+# One way to search, open: captions' words [W, D] each -> the rows of each one's K best, best first.
+Search = Callable[[Sequence[Floats]], list[NDArray[np.int64]]]
+Opener = Callable[[Images, Device, tuple[int, int]], AbstractContextManager[Search]]
+
+
+def candidates() -> dict[str, Opener]:
+    """Every candidate by name, the published scoring first."""
+    return {
+        "torch eager float32": lambda images, device, gpu: _torch(images, "float32", compiled=False),
+        "torch eager float16": lambda images, device, gpu: _torch(images, "float16", compiled=False),
+        "torch.compile float16": lambda images, device, gpu: _torch(images, "float16", compiled=True),
+        "late-interaction-kernels float16": lambda images, device, gpu: _torch(images, "float16", maxima=_peer_lik()),
+        "flash-maxsim float16": lambda images, device, gpu: _torch(images, "float16", maxima=_peer_flash()),
+        "tensorrt engine float16": lambda images, device, gpu: _engine("tensorrt", images, device),
+        "tensorrt_rtx engine float16": lambda images, device, gpu: _engine("tensorrt_rtx", images, device),
+        "this, triton float16": lambda images, device, gpu: _kernels("float16", images, device, gpu),
+        "this, triton int8, certified": lambda images, device, gpu: _kernels("int8", images, device, gpu),
+    }
+
+
+@contextmanager
+def _kernels(precision: ScanPrecision, images: Images, device: Device, gpu: tuple[int, int]) -> Iterator[Search]:
+    alignment = AlignmentConfig()
+    with tempfile.TemporaryDirectory() as scratch:
+        build_kernels(Path(scratch), images.dim, alignment.pooling, precision, architecture(gpu))
+        found = find_kernels(Path(scratch), precision, padded_width(images.dim), alignment.pooling, gpu)
+    yield from _resident(KernelScan(*found, device, images.dim, alignment), images)
+
+
+@contextmanager
+def _engine(flavor: Flavor, images: Images, device: Device) -> Iterator[Search]:
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = min(images.count, 8192)
+        spec, built = build_resident_engine(
+            Path(scratch), flavor, AlignmentConfig(), images.dim, rows=rows, regions=images.regions, k=K
+        )
+        backend = TensorRTBackend(flavor, built.path, spec)
+        yield from _resident(EngineScan(backend, device), images)
+
+
+def _resident(scan: ResidentScan, images: Images) -> Iterator[Search]:
+    pool = Pool()
+    try:
+        ranker = ResidentRanker([images.part], "images", AlignmentConfig(), open_kernel(), pool, scan)
+        everything = np.ones(images.count, bool)
+
+        def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:
+            rankings: list[Ranking] = ranker.exact(captions, K, everything)
+            return [ranking.rows for ranking in rankings]
+
+        yield search
+    finally:
+        scan.close()
+        pool.close()
+
+
+@contextmanager
+def _torch(
+    images: Images,
+    precision: str,
+    *,
+    compiled: bool = False,
+    maxima: Callable[[Any, Any], Any] | None = None,
+    device: str = "cuda",
+) -> Iterator[Search]:
+    """PyTorch on a device: maxima over each image's regions (one matrix product, or a peer's), log-sum-exp, top k."""
+    import torch
+
+    regions = _on_device(images, precision, device)  # [N, R, D]
+    temperature = AlignmentConfig().pooling_temperature
+
+    def product(words: Any, regions: Any) -> Any:
+        return (regions.flatten(0, 1) @ words.flatten(0, 1).T).unflatten(0, (len(regions), -1)).amax(dim=1).T
+
+    best = maxima or product  # words [V, 1, D], regions -> [V, N]
+
+    def score(words: Any) -> Any:  # [C, W, D] -> [C, K]
+        found = best(words.flatten(0, 1)[:, None], regions).float().unflatten(0, words.shape[:2])
+        return torch.topk(torch.logsumexp(found / temperature, dim=1), K).indices
+
+    run = torch.compile(score) if compiled else score
+
+    def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:
+        rows: list[NDArray[np.int64]] = []
+        with torch.inference_mode():
+            for first in range(0, len(captions), CAPTIONS):
+                words = torch.from_numpy(np.stack(captions[first : first + CAPTIONS]))
+                rows += list(run(words.to(device, regions.dtype)).cpu().numpy())
+        return rows
+
+    try:
+        yield search
+    finally:
+        torch.cuda.empty_cache()
+
+
+def _on_device(images: Images, precision: str, device: str) -> Any:
+    """The gallery as a torch tensor [N, R, D], one for all candidates that are open."""
+    import torch
+
+    key = id(images.part), precision, device
+    if key not in _TENSORS:
+        dtype = getattr(torch, precision)
+        tensor = torch.from_numpy(np.asarray(images.fine)).to(device, dtype)
+        _TENSORS[key] = tensor = tensor.reshape(images.count, images.regions, -1)
+        return tensor
+    return _TENSORS[key]
+
+
+def _peer_lik() -> Callable[[Any, Any], Any]:
+    from late_interaction_kernels import maxsim
+
+    return maxsim  # type: ignore[no-any-return]
+
+
+def _peer_flash() -> Callable[[Any, Any], Any]:
+    from flash_maxsim import flash_maxsim_batched
+
+    return lambda words, regions: flash_maxsim_batched(words, regions, pad_lq=False)
