@@ -1,0 +1,67 @@
+"""How kernels are handed to CUDA: what the driver is called with, and what its refusals say."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda.bindings import driver
+
+from chan_rt.runtime.backends.device import CudaDevice
+from chan_rt.runtime.errors import BackendError
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]]]:
+    """What the driver was called with; it agrees to everything."""
+    made: list[tuple[str, tuple[Any, ...]]] = []
+
+    def accept(name: str, *results: object) -> None:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            made.append((name, arguments))
+            return driver.CUresult.CUDA_SUCCESS, *results
+
+        monkeypatch.setattr(driver, name, call)
+
+    accept("cuModuleLoadData", "module")
+    accept("cuModuleGetFunction", "function")
+    for name in ("cuFuncSetAttribute", "cuLaunchKernel", "cuModuleUnload"):
+        accept(name)
+    return made
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> CudaDevice:
+    """A device whose runtime says yes: there may be no GPU here."""
+    monkeypatch.setattr(CudaDevice, "_call", lambda self, name, *arguments: None)
+    return CudaDevice()
+
+
+def test_kernels_are_loaded_launched_and_unloaded(device: CudaDevice, calls: list) -> None:
+    kernel = device.load_kernel(b"\x7fELF", "scan", 40960)
+    device.launch_kernel(kernel, 7, 128, [np.uint64(1 << 40), np.int32(-3), np.float64(0.1), np.uint64(0)], 99)
+    device.unload_kernel(kernel)
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    types = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p)
+    assert calls == [
+        ("cuModuleLoadData", (b"\x7fELF",)),
+        ("cuModuleGetFunction", ("module", b"scan")),
+        ("cuFuncSetAttribute", ("function", attribute, 40960)),
+        ("cuLaunchKernel", ("function", 7, 1, 1, 128, 1, 1, 40960, 99, ((1 << 40, -3, 0.1, 0), types), 0)),
+        ("cuModuleUnload", ("module",)),
+    ]
+
+
+def test_a_refusal_carries_cudas_words(device: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = driver.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU
+    monkeypatch.setattr(driver, "cuModuleLoadData", lambda image: (refused, None))
+    words = b"no kernel image is available for execution on the device"
+    monkeypatch.setattr(driver, "cuGetErrorString", lambda status: (driver.CUresult.CUDA_SUCCESS, words))
+    with pytest.raises(BackendError, match=f"CUDA: cuModuleLoadData failed: {words.decode()} .*NO_BINARY_FOR_GPU"):
+        device.load_kernel(b"", "scan", 0)
+
+
+def test_only_the_three_kinds_of_argument_are_taken(device: CudaDevice, calls: list) -> None:
+    kernel = device.load_kernel(b"", "scan", 0)
+    with pytest.raises(KeyError):
+        device.launch_kernel(kernel, 1, 32, [np.float32(1)], 0)
