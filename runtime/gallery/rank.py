@@ -33,7 +33,7 @@ from .true_score import TrueRow, true_row, true_rows
 
 _WIDE_BLOCK_BYTES = 512 << 10  # when many words make it bound by arithmetic: the block and a group of words fit in L2
 WIDE = 64  # query vectors from which on that is so
-_FEW_ROWS = 64  # that are sooner scored from the fine copy than narrowed down by their codes
+_FEW_ROWS = 128  # that are sooner scored from the fine copy than narrowed down by their codes
 _ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are served in turns
 _TURN = 64  # queries scanned together: enough for the scan to be bound by arithmetic
 _FIRST_RESCORED = 8  # rows rescored beyond k before the threshold is looked at again; then twice as many
@@ -291,14 +291,14 @@ class Ranker:
 
     # -- from estimates to a certified ranking
 
-    def _locate(self, row: int) -> tuple[Part, int]:
-        index = int(np.searchsorted(self._bases, row, side="right")) - 1
-        return self.parts[index], row - int(self._bases[index])
-
     def fine(self, row: int) -> NDArray[np.floating]:
         """The fine copy of one row: [vectors, D]."""
-        part, local = self._locate(row)
-        return part.fine(local)
+        return self._fine_rows(np.array([row]))[0]
+
+    def _fine_rows(self, rows: NDArray[np.int64]) -> list[NDArray[np.floating]]:
+        owner = np.searchsorted(self._bases, rows, side="right") - 1
+        local = rows - self._bases[owner]
+        return [self.parts[index].fine(row) for index, row in zip(owner.tolist(), local.tolist(), strict=True)]
 
     def _radius(self, rows: NDArray[np.int64], query: QuantizedQuery, spread: Array) -> Array:
         """How far the scores of rows from their codes can be from the true ones."""
@@ -358,6 +358,7 @@ class Ranker:
         threshold = kth_largest(lower, k)
         candidates = np.flatnonzero(upper >= threshold)
         candidates = candidates[np.argsort(-upper[candidates], kind="stable")]
+        fine: list[NDArray[np.floating]] = []
         similarities: list[NDArray[np.float32]] = []
         low, high = np.empty((2, len(candidates)))
         done = 0
@@ -365,9 +366,9 @@ class Ranker:
             within = int(np.searchsorted(-upper[candidates], -threshold, side="right"))
             stop = min(within, k + _FIRST_RESCORED if done == 0 else 2 * done)
             piece = candidates[done:stop]
-            fine = [self.fine(int(row)) for row in rows[piece]]
-            starts = np.cumsum([0] + [len(vectors) for vectors in fine])
-            new = self._kernel.products(fine, query)
+            fine += self._fine_rows(rows[piece])
+            starts = np.cumsum([0] + [len(vectors) for vectors in fine[done:]])
+            new = self._kernel.products(fine[done:], query)
             score, radius = self._float32_scores(new, starts, rows[piece], quantized)
             low[done:stop], high[done:stop] = score - radius, score + radius
             similarities += [new[a:b] for a, b in pairwise(starts)]
@@ -377,7 +378,7 @@ class Ranker:
         chosen = rows[candidates[contenders]]
         slack = float32_similarity_error(query.shape[1], quantized.norm, self._fine_norm(chosen))
         details = true_rows(
-            [self.fine(int(row)) for row in chosen],
+            [fine[i] for i in contenders],
             query,
             [similarities[i] for i in contenders],
             2 * slack,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,24 +66,29 @@ def true_rows(
     slack: [rows], twice the most a float32 similarity can be from the float64 one. A pair that is smaller than the
         largest by more than that cannot be the maximum in float64.
     """
-    axis = 0 if pools_query(kind, alignment) else 1
-    pairs = []
-    for values, margin in zip(similarities, slack, strict=True):
-        near = values >= values.max(axis=axis, keepdims=True).astype(np.float64) - margin
-        pairs.append(np.nonzero(near.T if axis == 0 else near))  # sorted by what is pooled, then by the other side
-    vectors = [rows[pair[1] if axis == 0 else pair[0]] for rows, pair in zip(fine, pairs, strict=True)]
-    others = [query[pair[0] if axis == 0 else pair[1]] for pair in pairs]
-    products = inner_products(np.concatenate(vectors).astype(np.float64), np.concatenate(others).astype(np.float64))
-    results, begin = [], 0
-    for pooled, other in pairs:
-        exact = products[begin : begin + len(pooled)]
-        begin += len(pooled)
-        first = np.flatnonzero(np.r_[True, pooled[1:] != pooled[:-1]])
-        maxima = np.maximum.reduceat(exact, first)
-        reached = np.flatnonzero(exact == maxima[pooled])
-        winners = other[reached[np.searchsorted(pooled[reached], np.arange(len(first)))]].astype(np.int32)
-        results.append(TrueRow(float(pool(maxima, alignment)), maxima, winners))
-    return results
+    lengths = np.array([len(rows) for rows in fine])
+    starts = np.r_[0, np.cumsum(lengths)]
+    row_of = np.repeat(np.arange(len(fine)), lengths)
+    values, words = np.concatenate(similarities), len(query)
+    if pools_query(kind, alignment):
+        least = np.maximum.reduceat(values, starts[:-1], axis=0).astype(np.float64) - slack[:, None]
+        vector, word = np.nonzero(values >= least[row_of])
+        order = np.lexsort((vector, word, row_of[vector]))
+        vector, word = vector[order], word[order]
+        group, other = row_of[vector] * words + word, vector - starts[row_of[vector]]
+        group_starts = np.arange(len(fine) + 1) * words
+    else:
+        least = values.max(axis=1).astype(np.float64) - slack[row_of]
+        vector, word = np.nonzero(values >= least[:, None])
+        group, other, group_starts = vector, word, starts
+    edges = np.searchsorted(row_of[vector], np.arange(len(fine) + 1))
+    near = [rows[vector[a:b] - start] for rows, (a, b), start in zip(fine, pairwise(edges), starts, strict=False)]
+    products = inner_products(np.concatenate(near).astype(np.float64), query[word].astype(np.float64))
+    maxima = np.maximum.reduceat(products, np.flatnonzero(np.r_[True, group[1:] != group[:-1]]))
+    reached = np.flatnonzero(products == maxima[group])
+    winners = other[reached[np.searchsorted(group[reached], np.arange(len(maxima)))]].astype(np.int32)
+    spans = [slice(a, b) for a, b in pairwise(group_starts)]
+    return [TrueRow(float(pool(maxima[span], alignment)), maxima[span], winners[span]) for span in spans]
 
 
 def _soft(similarities: Array, words: Array, alignment: AlignmentConfig) -> TrueRow:
