@@ -34,6 +34,9 @@ def command(as_json: bool) -> None:
             click.echo(f"{backend.name:<18}{backend.version or '-':<14}{runs:<6}{builds:<8}{backend.problem or ''}")
             if backend.remedy:
                 click.echo(f"{'':<46}-> {backend.remedy}")
+        click.echo("\ngallery scans, best first")
+        for name, problem in report.scans.items():
+            click.echo(f"  {name:<13}{problem or 'works'}")
         click.echo("\nextras")
         for extra, packages in report.extras.items():
             missing = [package for package, version in packages.items() if version is None]

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .backends.sidecar import EXTRA, installed_version
+from .errors import BackendError
+from .gallery.scan import KernelName, open_kernel
 
 # One Identity node on one float32, opset 13: enough to make onnxruntime show whether a provider works.
 _IDENTITY = (
@@ -75,6 +77,7 @@ class Report:
     system: str
     gpu: GpuReport
     backends: tuple[BackendReport, ...]
+    scans: dict[str, str | None]  # of each kernel that scans a gallery, why it does not work here
     extras: dict[str, dict[str, str | None]]
     warnings: tuple[str, ...]
 
@@ -97,9 +100,18 @@ def examine() -> Report:
         system=platform.platform(),
         gpu=gpu,
         backends=backends,
+        scans={name: _scan_problem(name) for name in get_args(KernelName)},
         extras={extra: {package: _version(package) for package in packages} for extra, packages in _EXTRAS.items()},
         warnings=tuple(_warnings()),
     )
+
+
+def _scan_problem(name: KernelName) -> str | None:
+    try:
+        open_kernel(name)
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def examine_gpu() -> GpuReport:

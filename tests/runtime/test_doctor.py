@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.runtime import doctor
 from chan_rt.runtime.doctor import Gpu, GpuReport, examine_backend
+from chan_rt.runtime.gallery.scan import open_kernel
 
 NO_GPU = GpuReport(problem="no CUDA device")
 ADA = GpuReport((Gpu("Ada", (8, 9), 2**34),), "580.0", "13.0")
@@ -49,6 +50,18 @@ def test_every_backend_that_does_not_run_has_a_reason_and_a_remedy_in_the_table(
             assert backend.remedy
             assert backend.problem in result.output
             assert backend.remedy in result.output
+
+
+def test_a_gallery_scan_that_does_not_work_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    open_kernel.cache_clear()
+    try:
+        scans = doctor.examine().scans
+    finally:
+        open_kernel.cache_clear()
+    assert list(scans) == ["vnni", "onnxruntime", "numpy"]
+    assert "pip install 'chan-rt[scan]'" in scans["vnni"]
+    assert scans["onnxruntime"] is scans["numpy"] is None
 
 
 def test_exit_status_is_one_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
