@@ -202,17 +202,21 @@ class Manifest:
             }
             return cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BundleError(f"{MANIFEST} cannot be understood: {error!r}") from error
+            raise BundleError(f"the manifest cannot be understood: {error!r}") from error
 
     @classmethod
     def load(cls, bundle: str | Path) -> Manifest:
-        """Read BUNDLE/manifest.json; BundleError where there is none."""
+        """Read BUNDLE/manifest.json; BundleError names it where there is none or it does not fit."""
         path = Path(bundle) / MANIFEST
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             hint = "make one with: chan export CHECKPOINT -o BUNDLE"
             raise BundleError(f"{bundle} is not a bundle ({error}); {hint}") from error
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path} cannot be understood: {error}") from error
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from error
 
 
 def write_manifest(bundle: str | Path, manifest: Manifest) -> None:

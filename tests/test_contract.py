@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,17 @@ def test_refuses_what_it_does_not_understand(manifest: Manifest, change: dict, m
     raw = json.loads(manifest.to_json()) | change
     with pytest.raises(BundleError, match=message):
         Manifest.from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{}", "the manifest cannot be understood"), (b"\xff\xfe", "cannot be understood"), (b'{"schema": 9}', "is 9")],
+)
+def test_what_cannot_be_understood_is_named_by_its_path(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=message) as raised:
+        Manifest.load(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path / "manifest.json"))
 
 
 def test_missing_precision_says_what_there_is(manifest: Manifest) -> None:
