@@ -60,20 +60,6 @@ def evaluate(scores: NDArray[Any], image_of_caption: NDArray[Any], ties: Ties = 
     return Metrics(recalls(i2t), recalls(t2i))
 
 
-def evaluate_folds(
-    scores: NDArray[Any], image_of_caption: NDArray[Any], folds: int, ties: Ties = "lower"
-) -> tuple[Metrics, list[Metrics]]:
-    """The mean over `folds` consecutive blocks of images with their captions, and each block's own metrics.
-
-    COCO's 1K protocol is five folds of 5,000 images and 25,000 captions. Only the blocks' own scores are read.
-    """
-    owner = _checked(scores, image_of_caption)
-    per_fold = []
-    for images, captions in fold_slices(owner, scores.shape[0], folds):
-        per_fold.append(evaluate(scores[images, captions], owner[captions] - images.start, ties))
-    return mean_metrics(per_fold), per_fold
-
-
 def fold_slices(image_of_caption: NDArray[Any], num_images: int, folds: int) -> list[tuple[slice, slice]]:
     """Image rows and caption columns of each of `folds` consecutive blocks of equally many images.
 

@@ -85,15 +85,17 @@ def test_blocks_do_not_change_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_folds_are_consecutive_blocks_averaged() -> None:
     scores, owner = GOLDEN["sims"], np.arange(100) // 5
-    mean, per_fold = metrics.evaluate_folds(scores, owner, 5)
-    first = metrics.evaluate(scores[:4, :20], np.arange(20) // 5)
-    assert per_fold[0] == first
+    blocks = metrics.fold_slices(owner, 20, 5)
+    assert blocks[0] == (slice(0, 4), slice(0, 20))
+    assert blocks[-1] == (slice(16, 20), slice(80, 100))
+    per_fold = [metrics.evaluate(scores[block], owner[block[1]] - block[0].start) for block in blocks]
+    mean = metrics.mean_metrics(per_fold)
     assert mean.i2t.r1 == pytest.approx(np.mean([fold.i2t.r1 for fold in per_fold]))
     assert mean.rsum == pytest.approx(np.mean([fold.rsum for fold in per_fold]))
     with pytest.raises(InputError, match="folds must divide the 20 images, got 3"):
-        metrics.evaluate_folds(scores, owner, 3)
+        metrics.fold_slices(owner, 20, 3)
     with pytest.raises(InputError, match="order of their images"):
-        metrics.evaluate_folds(scores, owner[::-1].copy(), 5)
+        metrics.fold_slices(owner[::-1].copy(), 20, 5)
 
 
 def test_median_is_floored_and_counted_from_one() -> None:
