@@ -108,7 +108,7 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config, record = _read_config(path)
         state = load_file(path / WEIGHTS)
         files = sorted((path / TOKENIZER).iterdir()) if (path / TOKENIZER).is_dir() else []
         tokenizer_files = {file.name: file.read_bytes() for file in files if file.is_file()}
@@ -117,16 +117,33 @@ def load(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint ({error}); {hint}") from error
     except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise CheckpointError(f"{path / CONFIG}: schema must be {SCHEMA}, got {found!r}")
-    config = ModelConfig.from_dict(raw.get("model", {}))
     return Checkpoint(
         model=build(config, state, str(path)),
         tokenizer_kind="scan" if config.text_encoder == "bigru" else "bert",
         tokenizer_files=tokenizer_files,
-        record={key: value for key, value in raw.items() if key not in ("schema", "model")},
+        record=record,
     )
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The sizes and choices of a checkpoint, without its weights; CheckpointError as `load` raises it."""
+    try:
+        return _read_config(Path(path))[0]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """What `config.json` says of the model, and the record beside it."""
+    raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise CheckpointError(f"{path / CONFIG}: schema must be {SCHEMA}, got {found!r}")
+    try:
+        config = ModelConfig.from_dict(raw.get("model", {}))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path / CONFIG}: {error}") from error
+    return config, {key: value for key, value in raw.items() if key not in ("schema", "model")}
 
 
 def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> ChanModel:

@@ -41,12 +41,14 @@ class PrecompSplit:
         image_of_caption: int64 [C], the image row of each caption.
         image_ids: [I], or None where there is no ids file.
         num_images: I.
+        file: of the region features.
         region_dim: F.
         max_regions: R, the largest number of regions of an image.
     """
 
     split: Split
     folder: Path
+    file: Path
     captions: list[str]
     image_of_caption: NDArray[np.int64]
     image_ids: list[str] | None
@@ -77,6 +79,7 @@ class PrecompSplit:
         return cls(
             split=split,
             folder=folder,
+            file=store.file,
             captions=captions,
             image_of_caption=owner,
             image_ids=ids,
@@ -90,6 +93,14 @@ class PrecompSplit:
     def num_captions(self) -> int:
         """C."""
         return len(self.captions)
+
+    def check_width(self, region_dim: int, model: str | Path) -> None:
+        """InputError unless the features are as wide as a model, named by its path, reads them."""
+        if self.region_dim != region_dim:
+            raise InputError(
+                f"{self.file} has features {self.region_dim} wide and {model} reads {region_dim}: give the features it "
+                "was trained on, or another model"
+            )
 
     def regions(self, rows: Sequence[int] | NDArray[Any] | slice) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Features of the images in `rows`: [n, R, F], zeros past each length, and lengths [n].
@@ -108,14 +119,12 @@ class PrecompSplit:
         out = np.zeros((len(images), int(lengths.max(initial=0)), self.region_dim), dtype=np.float32)
         for row, image in enumerate(images):
             if not len(image):
-                raise TensorError(
-                    f"{self.split}_ims", "every image must have a region", f"none for image {wanted[row]}"
-                )
+                raise TensorError(str(self.file), "every image must have a region", f"none for image {wanted[row]}")
             out[row, : len(image)] = image
         # One pass that makes no temporary: a sum is finite exactly when no term is NaN or infinite (or it overflows).
         if not np.isfinite(out.sum(dtype=np.float64)):
             bad = int(wanted[np.argmin(np.isfinite(out).all(axis=(1, 2)))])
-            raise TensorError(f"{self.split}_ims", "features must be finite", f"NaN or infinity in image {bad}")
+            raise TensorError(str(self.file), "features must be finite", f"NaN or infinity in image {bad}")
         return out, lengths
 
 

@@ -68,6 +68,8 @@ def command(
     if eccv and images.image_ids is None:
         raise InputError(f"--eccv needs COCO's image ids: {images.folder / f'{split}_ids.txt'} is missing")
     blocks = metrics.fold_slices(owner, images.num_images, folds or 1)
+    for path in models:  # all of them before the first is at work
+        images.check_width(_region_dim(path), path)
     total: list[Any] = []
     start = time.perf_counter()
     for number, path in enumerate(models):
@@ -138,6 +140,20 @@ def _table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _region_dim(path: str) -> int:
+    """The width of region features that a bundle or a checkpoint reads."""
+    from ..runtime.contract import MANIFEST, Manifest
+    from ..runtime.errors import InputError
+
+    if (Path(path) / MANIFEST).is_file():
+        return Manifest.load(path).region_dim
+    if (Path(path) / "config.json").is_file():
+        from ..chan_ref.checkpoint import read_config
+
+        return read_config(path).region_dim
+    raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
+
+
 def _open(path: str, backend: str, precision: str) -> Any:
     """A context that gives the encoder of a bundle or a checkpoint, and whether the packed scorer stands for its own.
 
@@ -147,7 +163,6 @@ def _open(path: str, backend: str, precision: str) -> Any:
     from contextlib import contextmanager
 
     from ..runtime.contract import MANIFEST
-    from ..runtime.errors import InputError
     from ..runtime.matcher import Matcher
 
     @contextmanager
@@ -155,11 +170,9 @@ def _open(path: str, backend: str, precision: str) -> Any:
         if (Path(path) / MANIFEST).is_file():
             with Matcher.open(path, backend, precision) as matcher:
                 yield matcher, matcher.backend == "onnxruntime" and precision == "fp32"
-        elif (Path(path) / "config.json").is_file():
+        else:
             from ..chan_ref.inference import ReferenceMatcher
 
             yield ReferenceMatcher.open(path), True
-        else:
-            raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
 
     return opened()

@@ -135,7 +135,7 @@ def _add_int8(
     from ..export.parity import check_parity, record_verdict
     from ..export.parity_runners import open_sample
 
-    sample = open_sample(data, split, samples)
+    sample = open_sample(data, split, samples, bundle)
 
     def prove(added: Sequence[str]) -> list[str]:
         with click.progressbar(length=1, label="Parity", file=sys.stderr, item_show_func=lambda text: text) as bar:

@@ -68,7 +68,7 @@ def command(
     from ..export.parity_report import page, table
     from ..export.parity_runners import open_sample
 
-    sample = open_sample(data, split, samples)
+    sample = open_sample(data, split, samples, bundle)
     with click.progressbar(length=1, label="parity", file=sys.stderr, item_show_func=lambda text: text) as bar:
 
         def show(stage: str, done: int, total: int) -> None:

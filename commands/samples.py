@@ -23,6 +23,6 @@ class ChosenSamples:
 
 def open_samples(bundle: Path, data: Path, split: str, count: int) -> ChosenSamples:
     """`count` images spread evenly over a split, with all their captions, tokenized as the bundle does."""
-    chosen = open_sample(data, split, count)
+    chosen = open_sample(data, split, count, bundle)
     tokens = load_tokenizer(bundle, Manifest.load(bundle).tokenizer).encode(chosen.captions)
     return ChosenSamples(Samples(chosen.regions, chosen.num_images, tokens), chosen.image_of_caption)

@@ -24,7 +24,7 @@ from ..runtime.backends import open_graph
 from ..runtime.backends.base import Backend
 from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import ParityError
+from ..runtime.errors import InputError, ParityError
 from ..runtime.text import TokenBatch
 
 COMPARED = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
@@ -206,16 +206,19 @@ def _slices(start: int, stop: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
-def open_sample(data: str | Path, split: str, samples: int) -> Sample:
+def open_sample(data: str | Path, split: str, samples: int, bundle: str | Path | None = None) -> Sample:
     """`samples` images spread evenly over a split of precomputed features, with all their captions.
 
     Raises:
-        InputError: the split cannot be read.
+        InputError: the split cannot be read, or its features are not as wide as `bundle` reads them.
+        BundleError: `bundle` is none.
         ParityError: samples below 1, or a split without images.
     """
     if samples < 1:
         raise ParityError(f"samples must be positive, got {samples}")
     source = PrecompSplit.open(data, split)  # type: ignore[arg-type]  # it checks the name
+    if bundle is not None:
+        source.check_width(Manifest.load(bundle).region_dim, bundle)
     rows = choose_rows(source.num_images, samples)
     chosen = np.nonzero(np.isin(source.image_of_caption, rows))[0]
     return Sample(
@@ -233,7 +236,12 @@ def _pictures(source: PrecompSplit, rows: np.ndarray) -> tuple[Path, ...]:
     mapping = source.folder.parent / "id_mapping.json"
     if source.image_ids is None or not mapping.is_file():
         return ()
-    files = json.loads(mapping.read_text(encoding="utf-8"))
+    try:
+        files = json.loads(mapping.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{mapping} must be JSON: {error}") from error
+    if not isinstance(files, dict):
+        raise InputError(f"{mapping} must map image ids to files, got {type(files).__name__}")
     ids = [source.image_ids[row] for row in rows[choose_rows(len(rows), PICTURES)]]
     paths = tuple(mapping.parent / str(files[name]) for name in ids if name in files)
     return paths if len(paths) == len(ids) and all(path.is_file() for path in paths) else ()

@@ -145,8 +145,17 @@ def test_loading_is_strict_and_names_what_differs(saved: Path, changes: dict, me
 def test_a_wrong_configuration_is_named(saved: Path, edit: dict, message: str):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, **edit}))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as raised:
         checkpoint.load(saved)
+    assert str(saved) in str(raised.value)
+
+
+def test_the_configuration_is_read_without_the_weights(saved: Path):
+    (saved / "model.safetensors").unlink()
+    assert checkpoint.read_config(saved) == GRU
+    (saved / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.read_config(saved)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])

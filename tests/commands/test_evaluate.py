@@ -23,11 +23,11 @@ IMAGES, REGIONS, WIDTH = 10, 4, 12
 CAPTIONS = [" ".join(f"w{(row * 7 + k * k) % 23}" for k in range(1 + row % 6)) for row in range(5 * IMAGES)]
 
 
-def _save(path: Path, pooling: str, seed: int) -> Path:
+def _save(path: Path, pooling: str, seed: int, width: int = WIDTH) -> Path:
     torch.manual_seed(seed)
     vocabulary = build_scan_vocabulary(CAPTIONS, 1)
     config = ModelConfig(
-        region_dim=WIDTH,
+        region_dim=width,
         embed_dim=16,
         attention_heads=4,
         word_dim=8,
@@ -95,8 +95,10 @@ def test_an_ensemble_is_the_mean_on_one_scale(place: Path) -> None:
 
 
 def test_folds_are_averaged(place: Path) -> None:
-    expected, _ = metrics.evaluate_folds(_scores(place / "lse", place), OWNER, 5)
-    assert _run(place / "lse", place / "data", "--folds", 5)["rsum"] == pytest.approx(expected.rsum)
+    scores = _scores(place / "lse", place)
+    folds = [scores[2 * fold : 2 * fold + 2, 10 * fold : 10 * fold + 10] for fold in range(5)]
+    expected = np.mean([metrics.evaluate(fold, np.arange(10) // 5).rsum for fold in folds])
+    assert _run(place / "lse", place / "data", "--folds", 5)["rsum"] == pytest.approx(expected)
 
 
 def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:
@@ -118,6 +120,20 @@ def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:
     code, text = invoke(place / "lse", place / "data", "--split", "testall")
     assert code == 1
     assert "testall_caps.txt is missing" in text
+
+
+def test_features_of_another_width_are_named_before_any_work(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wide/precomp"
+    folder.mkdir(parents=True)
+    np.save(folder / "test_ims.npy", np.zeros((IMAGES, REGIONS, WIDTH + 3), np.float32))
+    (folder / "test_caps.txt").write_text("\n".join(CAPTIONS) + "\n")
+    _save(tmp_path / "fitting", "Mean", 3, WIDTH + 3)
+    for models in ([place / "lse"], [place / "bundle"], [tmp_path / "fitting", place / "lse"]):
+        result = CliRunner().invoke(main, ["evaluate", *map(str, models), str(tmp_path / "wide")])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: ")  # no line of progress before it
+        error = f"{folder / 'test_ims.npy'} has features {WIDTH + 3} wide and {models[-1]} reads {WIDTH}"
+        assert error in result.stderr
 
 
 def test_eccv_gets_the_whole_matrix_with_its_ids(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,20 @@ def test_errors_are_one_line(world: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["parity", str(world / "bundle"), "--data", str(world / "data")])
     assert result.exit_code == 2
     assert "--checkpoint" in result.stderr
+
+
+def test_data_that_do_not_fit_are_named_before_any_work(world: Path, tmp_path: Path) -> None:
+    def fails_on(data: Path) -> str:
+        arguments = ["parity", str(world / "bundle"), "--checkpoint", str(world / "checkpoint"), "--data", str(data)]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 1
+        return result.stderr
+
+    shutil.copytree(world / "data", tmp_path / "data")
+    (tmp_path / "data/precomp/test_ids.txt").write_text("0\n1\n2\n3\n")
+    for content, rule in (("{", "must be JSON"), ("[1]", "must map image ids to files, got list")):
+        (tmp_path / "data/id_mapping.json").write_text(content)
+        assert f"Error: {tmp_path / 'data/id_mapping.json'} {rule}" in fails_on(tmp_path / "data")
+    np.save(tmp_path / "data/precomp/test_ims.npy", np.zeros((4, 3, 9), np.float32))
+    error = fails_on(tmp_path / "data")
+    assert f"{tmp_path / 'data/precomp/test_ims.npy'} has features 9 wide and {world / 'bundle'} reads 6" in error
