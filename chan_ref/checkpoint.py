@@ -67,8 +67,7 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         raise CheckpointError(f"the record must not hold {', '.join(sorted(reserved))}: those are the checkpoint's own")
     if unplain := [name for name in tokenizer_files if Path(name).name != name]:
         raise CheckpointError(f"tokenizer files must be plain names, got {', '.join(unplain)}")
-    if path.exists() and not (path / CONFIG).is_file():
-        raise CheckpointError(f"{path} exists and is not a checkpoint: choose another place or remove it")
+    check_place(path, force=True)
     try:
         config = json.dumps({"schema": SCHEMA, "model": model.config.to_dict(), **record}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -83,6 +82,26 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
             (fresh / TOKENIZER / name).write_bytes(content)
         (fresh / CONFIG).write_text(config + "\n", encoding="utf-8")
         replace_folder(path, fresh, old)
+
+
+def check_place(path: str | Path, force: bool) -> None:
+    """CheckpointError unless PATH is free, or with `force` holds a checkpoint, which alone may be replaced."""
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not _is_checkpoint(path):
+        raise CheckpointError(f"{path} exists and is not a checkpoint: choose another place or remove it")
+    if not force:
+        raise CheckpointError(f"{path} holds a checkpoint already: --force replaces it, or choose another place")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether PATH holds a configuration of ours, of whatever schema; Hugging Face's folders have a config.json too."""
+    try:
+        raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and {"schema", "model"} <= raw.keys()
 
 
 def replace_folder(path: Path, fresh: Path, old: Path) -> None:

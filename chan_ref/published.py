@@ -99,7 +99,11 @@ def read_published(path: str | Path) -> Published:
 
 
 def import_published(
-    path: str | Path, out: str | Path, vocabulary: str | Path | None = None, tokenizer: str | Path | None = None
+    path: str | Path,
+    out: str | Path,
+    vocabulary: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Turn a published checkpoint into a native one.
 
@@ -108,14 +112,17 @@ def import_published(
         out: the checkpoint directory to write; nothing is written before everything has been checked.
         vocabulary: SCAN vocabulary JSON of a GRU model; not needed where the file carries its own.
         tokenizer: directory with tokenizer.json or vocab.txt, of a BERT model.
+        force: replace a checkpoint at OUT.
 
     Returns:
         What was found, as plain data.
 
     Raises:
-        CheckpointError: as in `read_published`, or the tokenizer is missing or of another size.
+        CheckpointError: as in `read_published`, or the tokenizer is missing or of another size, or OUT is taken (by
+            anything but a checkpoint: also with `force`).
     """
     path = Path(path)
+    checkpoint.check_place(out, force)
     published = read_published(path)
     files = _tokenizer_files(published, path, vocabulary, tokenizer)
     config = published.model.config

@@ -13,8 +13,9 @@ import click
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The checkpoint directory to write.")
 @click.option("--vocab", type=click.Path(path_type=Path), help="SCAN vocabulary JSON of a GRU model.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder with tokenizer.json or vocab.txt, for BERT.")
+@click.option("--force", is_flag=True, help="Replace a checkpoint at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, as_json: bool) -> None:
+def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, force: bool, as_json: bool) -> None:
     """Turn the published checkpoint MODEL.pth into a checkpoint directory.
 
     Every choice is read from the file's own options. Nothing in the file is executed, and nothing is written unless
@@ -22,7 +23,7 @@ def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, 
     """
     from ..chan_ref.published import import_published
 
-    found = import_published(model, out, vocab, tokenizer)
+    found = import_published(model, out, vocab, tokenizer, force)
     if as_json:
         click.echo(json.dumps(found, indent=2, sort_keys=True))
         return

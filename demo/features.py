@@ -76,21 +76,34 @@ def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
         yield batch
 
 
-def write_features(files: Sequence[Path], out: Path) -> Iterator[int]:
+def write_features(files: Sequence[Path], out: Path, force: bool = False) -> Iterator[int]:
     """Encode picture files into OUT/ims.npy, with their paths by row in OUT/names.txt.
+
+    Args:
+        files: pictures, one row each.
+        out: folder, made where there is none.
+        force: replace the features that OUT holds.
 
     Yields:
         How many pictures were finished since the last time.
 
     Raises:
-        InputError: a picture cannot be read, or a path has a line break.
+        InputError: a picture cannot be read, a path has a line break, or OUT holds features and `force` is False.
     """
+    if (out / "ims.npy").exists() and not force:
+        raise InputError(f"{out / 'ims.npy'} exists: --force replaces it, or choose another folder")
     broken = next((file for file in files if "\n" in str(file)), None)
     if broken is not None:
         raise InputError(f"a picture's path must not contain a line break, got {str(broken)!r}")
     encoder = Encoder()
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    yield from encoder.encode_to(out / "ims.npy", files, len(files))
+    try:
+        yield from encoder.encode_to(out / "ims.npy", files, len(files))
+    except BaseException:
+        if made:
+            out.rmdir()
+        raise
     names = out / ".names.txt.partial"
     names.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
     os.replace(names, out / "names.txt")

@@ -16,6 +16,8 @@ import torch
 from click.testing import CliRunner
 
 from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.config import ModelConfig
+from chan_rt.chan_ref.model import ChanModel
 from chan_rt.chan_ref.published import import_published, read_published
 from chan_rt.cli import main
 from chan_rt.runtime.errors import ChanError, CheckpointError
@@ -86,7 +88,7 @@ def test_what_was_found_is_said(published: Path, tmp_path: Path):
         "fc.weight, fc.bias",
     ):
         assert words in result.output
-    result = CliRunner().invoke(main, [*arguments, "--vocab", str(published / "vocab.json"), "--json"])
+    result = CliRunner().invoke(main, [*arguments, "--vocab", str(published / "vocab.json"), "--json", "--force"])
     found = json.loads(result.output)
     assert found["best_rsum"] == 123.4
     assert found["epoch"] == 3
@@ -239,6 +241,38 @@ def test_an_imported_checkpoint_replaces_only_a_checkpoint(published: Path, tmp_
     assert result.exit_code == 1
     assert "exists and is not a checkpoint" in result.output
     assert (tmp_path / "out" / "notes").read_text() == "mine"
+
+
+def test_a_checkpoint_is_replaced_only_by_force_and_only_by_a_whole_one(published: Path, tmp_path: Path):
+    def run(*options: str) -> str:
+        arguments = ["import", str(published / f"{OWN_WORDS}.pth"), "-o", str(tmp_path / "out"), *options]
+        result = CliRunner().invoke(main, arguments)
+        return result.output if result.exit_code else ""
+
+    def content() -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+
+    assert run() == ""
+    model = ChanModel(ModelConfig(region_dim=6, embed_dim=8, vocab_size=12, word_dim=5))
+    checkpoint.save(tmp_path / "out", model, {}, {"epoch": 25})  # of a training, say
+    before = content()
+    assert f"{tmp_path / 'out'} holds a checkpoint already: --force replaces it" in run()
+    assert "give --vocab FILE instead of --tokenizer" in run("--force", "--tokenizer", str(published / "bert"))
+    assert content() == before
+    assert run("--force") == ""
+    assert "imported" in checkpoint.load(tmp_path / "out").record
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_hugging_face_folder_is_never_replaced(published: Path, tmp_path: Path):
+    """It has a config.json of its own, and --tokenizer DIR may well be given where -o should."""
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    arguments = ["import", str(published / f"{OWN_WORDS}.pth"), "-o", str(tmp_path / "bert"), "--force"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "exists and is not a checkpoint" in result.output
+    assert (tmp_path / "bert" / "config.json").read_text() == '{"model_type": "bert"}'
 
 
 def test_weights_trained_on_a_gpu_share_a_buffer_and_import_all_the_same(published: Path, tmp_path: Path):

@@ -139,7 +139,25 @@ def test_features_name_the_broken_picture_and_leave_nothing(data: Path, tmp_path
     result = CliRunner().invoke(cli.main, ["features", str(good), str(broken), "-o", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "broken.png cannot be read as a picture" in result.output
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_features_that_are_there_are_replaced_only_by_force(data: Path, tmp_path: Path) -> None:
+    out, pictures = tmp_path / "out", data / "images" / "test"
+    assert CliRunner().invoke(cli.main, ["features", str(pictures), "-o", str(out)]).exit_code == 0
+    before = hashes(out)
+    again = ["features", str(pictures / "00001.png"), "-o", str(out)]
+    result = CliRunner().invoke(cli.main, again)
+    assert result.exit_code == 1
+    assert f"{out / 'ims.npy'} exists: --force replaces it" in result.output
+    assert hashes(out) == before
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    assert CliRunner().invoke(cli.main, ["features", str(broken), "-o", str(out), "--force"]).exit_code == 1
+    assert hashes(out) == before
+    assert CliRunner().invoke(cli.main, [*again, "--force"]).exit_code == 0
+    assert np.load(out / "ims.npy").shape == (1, GRID * GRID, REGION_DIM)
+    assert (out / "names.txt").read_text() == f"{pictures / '00001.png'}\n"
 
 
 def test_batches_are_consecutive_and_the_last_is_shorter() -> None:
