@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import BundleError, CheckpointError
 from ..runtime.text import BertTokenizer, ScanTokenizer
 from . import checkpoint
 from .model import ChanModel
@@ -26,16 +26,16 @@ class ReferenceMatcher:
         alignment: how similarities become scores.
     """
 
-    def __init__(self, model: ChanModel, tokenizer_files: Mapping[str, bytes]) -> None:
+    def __init__(self, model: ChanModel, tokenizer: ScanTokenizer | BertTokenizer) -> None:
         self.model = model.eval()
         self.alignment: AlignmentConfig = model.config.alignment
-        self.tokenizer = read_tokenizer(tokenizer_files)
+        self.tokenizer = tokenizer
 
     @classmethod
     def open(cls, path: str | Path) -> ReferenceMatcher:
-        """Load a native checkpoint; CheckpointError as `checkpoint.load` raises it."""
+        """Load a native checkpoint; CheckpointError as `checkpoint.load` and `open_tokenizer` raise it."""
         loaded = checkpoint.load(path)
-        return cls(loaded.model, loaded.tokenizer_files)
+        return cls(loaded.model, open_tokenizer(loaded, path))
 
     def encode_images(self, regions: NDArray[np.float32], lengths: NDArray[np.int32]) -> Embeddings:
         """Region features [B, R, F] with lengths [B] -> region embeddings."""
@@ -59,9 +59,31 @@ class ReferenceMatcher:
 
 
 def read_tokenizer(files: Mapping[str, bytes]) -> ScanTokenizer | BertTokenizer:
-    """The tokenizer of a checkpoint's files; CheckpointError where there is none."""
+    """The tokenizer of a checkpoint's files; CheckpointError where there is none, BundleError where it is damaged."""
     if "vocab.json" in files:
-        return ScanTokenizer(json.loads(files["vocab.json"])["word2idx"])
+        try:
+            return ScanTokenizer(json.loads(files["vocab.json"])["word2idx"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"vocab.json must be a vocabulary {{word2idx, idx2word, idx}}: {error!r}") from error
     if "tokenizer.json" in files:
         return BertTokenizer(files["tokenizer.json"].decode())
     raise CheckpointError(f"the checkpoint has no vocab.json and no tokenizer.json, only {sorted(files) or 'no files'}")
+
+
+def open_tokenizer(loaded: checkpoint.Checkpoint, path: str | Path) -> ScanTokenizer | BertTokenizer:
+    """The tokenizer of the checkpoint at PATH; CheckpointError unless it has an id for each row of the embedding.
+
+    A larger one would index past the embedding, a smaller one is another model's: its ids mean other words.
+    """
+    try:
+        tokenizer = read_tokenizer(loaded.tokenizer_files)
+    except (BundleError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    config = loaded.model.config
+    rows = config.vocab_size if config.bert is None else config.bert.vocab_size
+    if tokenizer.vocab_size != rows:
+        raise CheckpointError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size} ids and its word embedding {rows} rows: put the "
+            "tokenizer it was trained with into it, or import or train it again"
+        )
+    return tokenizer

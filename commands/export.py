@@ -74,6 +74,8 @@ def command(
     With --precision int8 or int8_x86: quantize the graphs of a bundle that `chan calibrate` has seen, and add them if
     they pass parity on --data. The verdict is in the manifest.
     """
+    from ..chan_ref.checkpoint import load
+    from ..chan_ref.inference import open_tokenizer
     from ..export.bundle import export_bundle
     from ..export.int8 import SCHEMES
 
@@ -85,6 +87,7 @@ def command(
         exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force)
         _print(exported, out, "as it was", as_json)
         return
+    open_tokenizer(load(checkpoint), checkpoint)  # a bundle with another model's words would score nonsense
     backbone, said = _find_backbone(checkpoint, wanted)
     with click.progressbar(length=1, label="Exporting", file=sys.stderr, item_show_func=lambda text: text) as bar:
 
@@ -153,7 +156,7 @@ def _add_int8(
 
 def _find_backbone(checkpoint: Path, wanted: bool | None) -> tuple[Backbone | None, str]:
     """The demo's backbone where it is wanted, or possible when nothing was said; and what was done, in words."""
-    from ..chan_ref.checkpoint import load
+    from ..chan_ref.checkpoint import read_config
     from ..export.backbone import Backbone
     from ..runtime.errors import InputError
 
@@ -161,7 +164,7 @@ def _find_backbone(checkpoint: Path, wanted: bool | None) -> tuple[Backbone | No
         return None, "left out as asked; the bundle reads region features"
     from ..demo.backbone import REGION_DIM, load_backbone
 
-    width = load(checkpoint).model.config.region_dim
+    width = read_config(checkpoint).region_dim
     if width != REGION_DIM and not wanted:
         return None, f"left out: this model reads {width}-d regions, the demo's backbone makes {REGION_DIM}-d ones"
     try:

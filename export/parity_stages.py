@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..chan_ref.checkpoint import TOKENIZER, Checkpoint
-from ..runtime.contract import Manifest, TokenizerSpec, sha256_file
+from ..chan_ref.checkpoint import Checkpoint
+from ..chan_ref.inference import open_tokenizer
+from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ParityError
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
@@ -77,13 +78,10 @@ class Reference:
         scratch: Path,
         tick: Tick,
     ) -> None:
-        files = {f"{TOKENIZER}/{name}": sha256_file(path / TOKENIZER / name) for name in checkpoint.tokenizer_files}
-        if not files:
-            raise ParityError(f"{path} has no tokenizer, so its captions cannot be read")
         self.sample = sample
         self.backbone = backbone if sample.pictures else None
         self.runner = TorchRunner(checkpoint.model)
-        self.rows = load_tokenizer(path, TokenizerSpec(checkpoint.tokenizer_kind, files)).rows(sample.captions)
+        self.rows = open_tokenizer(checkpoint, path).rows(sample.captions)
         self.tokens = pad_rows(self.rows)
         self.images = EmbeddingStore(scratch / "images")
         self.captions = EmbeddingStore(scratch / "captions")

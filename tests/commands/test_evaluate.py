@@ -1,6 +1,7 @@
 """`chan evaluate`: checkpoints, bundles and ensembles give the same recalls as the reference."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,34 @@ def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:
     code, text = invoke(place / "lse", place / "data", "--split", "testall")
     assert code == 1
     assert "testall_caps.txt is missing" in text
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused_by_every_command(place: Path, tmp_path: Path) -> None:
+    """Too many words would index past the embedding, too few are another model's and score nonsense in silence."""
+
+    def fails(command: str, *arguments: object) -> str:
+        result = CliRunner().invoke(main, [command, *map(str, arguments)])
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)  # not a traceback
+        return result.stderr
+
+    rows = len(build_scan_vocabulary(CAPTIONS, 1)["word2idx"]) + 1
+    for words, rule in (
+        (
+            json.dumps(build_scan_vocabulary([*CAPTIONS, "two more"], 1)),
+            f"has {rows + 2} ids and its word embedding {rows}",
+        ),
+        (json.dumps(build_scan_vocabulary(CAPTIONS[:1], 1)), "rows: put the"),
+        ("[1]", "vocab.json must be a vocabulary"),
+        ("{", "vocab.json must be a vocabulary"),
+    ):
+        model = tmp_path / "model"
+        shutil.copytree(place / "lse", model, dirs_exist_ok=True)
+        (model / "tokenizer/vocab.json").write_text(words)
+        assert rule in fails("evaluate", model, place / "data")
+        assert rule in fails("parity", place / "bundle", "--checkpoint", model, "--data", place / "data")
+        assert rule in fails("export", model, "-o", tmp_path / "bundle")
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_features_of_another_width_are_named_before_any_work(place: Path, tmp_path: Path) -> None:
