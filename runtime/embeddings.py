@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import TensorError
+
+Kind = Literal["images", "captions"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +21,7 @@ class Embeddings:
     Attributes:
         vectors: [B, L, D] float32, zeros past each row's length.
         lengths: [B] int32, 1 <= length <= L.
+        kind: what they are of, where an encoder says so; None fits everywhere.
 
     Raises:
         TensorError: the two break these rules.
@@ -25,6 +29,7 @@ class Embeddings:
 
     vectors: NDArray[np.float32]
     lengths: NDArray[np.int32]
+    kind: Kind | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.dtype != np.float32:
@@ -41,7 +46,7 @@ class Embeddings:
         """The rows as Embeddings of their own; one integer gives one row (B = 1), a slice copies nothing."""
         if isinstance(rows, int | np.integer):
             rows = [int(rows)]
-        return Embeddings(self.vectors[rows], self.lengths[rows])
+        return Embeddings(self.vectors[rows], self.lengths[rows], self.kind)
 
     @property
     def dim(self) -> int:
@@ -50,7 +55,7 @@ class Embeddings:
 
     def trimmed(self) -> Embeddings:
         """The same without columns that are padding in every row."""
-        return Embeddings(self.vectors[:, : self.lengths.max()], self.lengths)
+        return Embeddings(self.vectors[:, : self.lengths.max()], self.lengths, self.kind)
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
@@ -65,7 +70,10 @@ class Embeddings:
         for part in parts:
             vectors[row : row + len(part), : part.vectors.shape[1]] = part.vectors
             row += len(part)
-        return Embeddings(vectors, np.concatenate([part.lengths for part in parts]))
+        kinds = {part.kind for part in parts}
+        return Embeddings(
+            vectors, np.concatenate([part.lengths for part in parts]), kinds.pop() if len(kinds) == 1 else None
+        )
 
 
 def check_lengths(tensor: str, lengths: NDArray[np.int32], shape: tuple[int, ...]) -> None:

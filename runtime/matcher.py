@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .backends import Array, Backend, open_graphs
 from .blocks import Block, cut_rows, groups, padded, pieces, run_rows
 from .contract import AlignmentConfig, Manifest
-from .embeddings import Embeddings, check_finite, check_lengths
+from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
 from .images import Picture, load_pixels
@@ -103,7 +103,7 @@ class Matcher:
         sizes = np.full(len(regions), regions.shape[1], np.int32) if lengths is None else _lengths(lengths)
         check_lengths("region_lengths", sizes, regions.shape[:2])
         check_finite("regions", regions, sizes)
-        return self._encode("region_encoder", regions, sizes, "regions", "R")
+        return self._encode("region_encoder", regions, sizes, "regions", "R", "images")
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> Embeddings:
         """Region embeddings of picture files or open Pillow images, through the bundle's backbone.
@@ -149,13 +149,14 @@ class Matcher:
                     len(row),
                 )
         batch = pad_rows(rows)
-        return self._encode("text_encoder", batch.ids, batch.lengths, "token_ids", "W")
+        return self._encode("text_encoder", batch.ids, batch.lengths, "token_ids", "W", "captions")
 
     def score(self, images: Embeddings, texts: Embeddings) -> NDArray[np.float32]:
         """Scores [I, C] of every image with every caption, block by block in bounded memory.
 
         Raises:
-            TensorError: embeddings of another width, NaN or infinite, or longer than the graph takes.
+            TensorError: captions where images belong or the reverse; embeddings of another width, NaN or infinite,
+                or longer than the graph takes.
         """
         scores = np.empty((len(images), len(texts)), np.float32)
         for image_rows, text_rows, outputs in self._align("hard_alignment", images, texts):
@@ -238,7 +239,9 @@ class Matcher:
                 self._backends.update(opened)
             return self._backends[graph]
 
-    def _encode(self, graph: str, rows: Array, lengths: NDArray[np.int32], tensor: str, symbol: str) -> Embeddings:
+    def _encode(
+        self, graph: str, rows: Array, lengths: NDArray[np.int32], tensor: str, symbol: str, kind: Kind
+    ) -> Embeddings:
         """Run an encoder over rows [B, L, ...], similar lengths together, and put its output back in order."""
         backend = self._backends[graph]
         width, spec_inputs, output = rows.shape[1], backend.spec.inputs, backend.spec.outputs[0].name
@@ -257,7 +260,7 @@ class Matcher:
             }
             vectors = run_rows(backend, feeds)[output].astype(np.float32, copy=False)
             result[chosen, :longest] = vectors[:, :longest]
-        encoded = Embeddings(result, lengths)
+        encoded = Embeddings(result, lengths, kind)
         try:
             check_finite(output, encoded.vectors, lengths)
         except TensorError as error:
@@ -270,6 +273,7 @@ class Matcher:
         """Run a graph of (images, captions) in blocks: rows of images, rows of captions, outputs."""
         backend = self._open(graph)
         ranges = backend.ranges
+        _check_kinds(images, texts)
         _check_embeddings("region_embeddings", images, self.manifest.embed_dim, ("R", ranges["R"].max))
         _check_embeddings("word_embeddings", texts, self.manifest.embed_dim, ("W", ranges["W"].max))
         dtypes = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}
@@ -323,6 +327,13 @@ def _lengths(lengths: Array) -> NDArray[np.int32]:
         raise TensorError("region_lengths", "dtype must be an integer one", array.dtype)
     # Clipped first: a value past int32 must stay too large, not wrap around.
     return array.clip(-1, np.iinfo(np.int32).max).astype(np.int32)
+
+
+def _check_kinds(images: Embeddings, texts: Embeddings) -> None:
+    if images.kind == "captions":
+        raise TensorError("images", "must be of images, and the captions come second: swap the two", "captions")
+    if texts.kind == "images":
+        raise TensorError("texts", "must be of captions, and the images come first", "images")
 
 
 def _check_embeddings(tensor: str, embeddings: Embeddings, dim: int, limit: tuple[str, int]) -> None:

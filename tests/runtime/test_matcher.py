@@ -248,6 +248,22 @@ def test_embeddings_that_are_refused(matcher: Matcher, vectors: np.ndarray, leng
         matcher.score(Embeddings(vectors, np.array(lengths, np.int32)), texts)
 
 
+def test_swapped_arguments_are_named(matcher: Matcher, regions: tuple) -> None:
+    images, texts = matcher.encode_images(*regions), matcher.encode_texts(CAPTIONS)
+    for call in (matcher.score, matcher.align):
+        with pytest.raises(TensorError, match="images: must be of images, and the captions come second: swap the two"):
+            call(texts, images)
+        with pytest.raises(TensorError, match="texts: must be of captions, and the images come first, got images"):
+            call(images, images[2:4])
+    with pytest.raises(TensorError, match="images: must be of images"):
+        matcher.explain(Embeddings.concatenate([texts[0]]).trimmed(), CAPTIONS[0])
+    # made by hand they have no kind, and may stand on either side
+    by_hand = [Embeddings(item.vectors, item.lengths) for item in (images, texts)]
+    np.testing.assert_array_equal(matcher.score(*by_hand), matcher.score(images, texts))
+    assert matcher.score(*reversed(by_hand)).shape == (len(CAPTIONS), 7)
+    assert Embeddings.concatenate([images, by_hand[0]]).kind is None
+
+
 def test_embeddings_select_and_concatenate() -> None:
     rng = np.random.default_rng(0)
     one = Embeddings(rng.standard_normal((3, 4, 2)).astype(np.float32), np.array([4, 1, 2], np.int32))
