@@ -129,7 +129,7 @@ class Query:
         backend: that encoded the query.
         result: the best pictures, each with what every word chose.
         words: of the caption, as the model reads them; `naming` are the positions of those that name a picture.
-        encode_ms, search_ms: median time of encoding the caption and of the search.
+        encode_ms, search_ms: median time of encoding the caption and of the search, of `timed` repetitions.
         gallery_bytes: of the gallery's files.
         explanation: of the best picture.
     """
@@ -142,6 +142,7 @@ class Query:
     naming: list[int]
     encode_ms: float
     search_ms: float
+    timed: int
     gallery_bytes: int
     explanation: Explanation
 
@@ -193,6 +194,7 @@ def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
             naming=[mention["stop"] for mention in mentions],
             encode_ms=encode_ms,
             search_ms=search_ms,
+            timed=TIMED,
             gallery_bytes=size,
             explanation=explanation,
         )

@@ -27,6 +27,8 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     plan = steps.plan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "plan", lambda bundle: plan(bundle, ["hard_alignment"], ["fp32"]))
+        patch.setattr(steps, "TIMED", 7)
+        patch.setattr(steps, "HITS", 4)
         result = CliRunner().invoke(tour.main, [str(out), "--scenes", str(SCENES)])
     assert result.exit_code == 0, result.output
     return out, result
@@ -59,7 +61,9 @@ def test_recalls_and_pointing_are_the_reference_s_at_fp32(toured: tuple[Path, Re
 
 def test_page_shows_the_pictures_and_loads_nothing(toured: tuple[Path, Result]) -> None:
     html = (toured[0] / "index.html").read_text()
-    assert html.count("data:image/jpeg;base64,") == steps.HITS
+    assert html.count("data:image/jpeg;base64,") == 4
+    assert "The 4 best of 6 pictures" in html
+    assert "(medians of 7)" in html
     assert html.count("data:image/png;base64,") >= 1
     assert "parity holds" in html
     assert "built, not run" in html or "tensorrt_rtx/fp32" in html
