@@ -82,8 +82,9 @@ def true_rows(
         vector, word = np.nonzero(values >= least[:, None])
         group, other, group_starts = vector, word, starts
     edges = np.searchsorted(row_of[vector], np.arange(len(fine) + 1))
-    near = [rows[vector[a:b] - start] for rows, (a, b), start in zip(fine, pairwise(edges), starts, strict=False)]
-    products = inner_products(np.concatenate(near).astype(np.float64), query[word].astype(np.float64))
+    exact, products = query.astype(np.float64), np.empty(len(vector))
+    for rows, (a, b), start in zip(fine, pairwise(edges), starts, strict=False):  # of all at once, float64 copies cost
+        products[a:b] = inner_products(rows[vector[a:b] - start].astype(np.float64), exact[word[a:b]])  # more than sums
     maxima = np.maximum.reduceat(products, np.flatnonzero(np.r_[True, group[1:] != group[:-1]]))
     reached = np.flatnonzero(products == maxima[group])
     winners = other[reached[np.searchsorted(group[reached], np.arange(len(maxima)))]].astype(np.int32)
