@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -29,8 +30,9 @@ import numpy as np
 
 from ..export.engines import build_engine, find_target, plan
 from ..runtime.backends import BACKENDS, ENGINE_BACKENDS
+from ..runtime.backends.sidecar import ENGINES
 from ..runtime.contract import AlignmentConfig, Manifest
-from ..runtime.doctor import GpuReport, examine_gpu
+from ..runtime.doctor import GpuReport, examine, examine_gpu
 from ..runtime.errors import ChanError
 from ..runtime.gallery.part import ArrayPart, array_part
 from ..runtime.gallery.rank import Ranker
@@ -131,18 +133,35 @@ def limits(device: TimedDevice) -> dict[str, Any]:
 
 
 def parity(demo: Path) -> dict[str, Any]:
-    """The verdict on every stage of the demo's bundle, with engines built for this GPU."""
+    """The verdict on every backend and precision of the demo's bundle, with engines built for this GPU.
+
+    int8 is calibrated on 64 of the pictures it is checked on: its verdict is on the arithmetic, not on unseen data.
+    """
+    from ..calibration.calibrate import calibrate
+    from ..calibration.feeds import Samples
+    from ..export.int8 import add_int8
     from ..export.parity import check_parity
     from ..export.parity_report import table
     from ..export.parity_runners import open_sample
+    from ..runtime.text import load_tokenizer
 
-    bundle = demo / "bundle"
-    if not bundle.is_dir():
+    if not (demo / "bundle").is_dir():
         subprocess.run([sys.executable, "-m", "chan_rt.demo", str(demo)], check=True, stdout=subprocess.DEVNULL)
-    reasons = build_engines(bundle)
-    report = check_parity(bundle, CHECKPOINT, open_sample(demo / "data", "test", 500), tuple(BACKENDS))
+    cannot = {report.name: report.problem for report in examine().backends if not report.runs}
+    with TemporaryDirectory(prefix="chan-bench-gpu-") as scratch:
+        bundle = Path(scratch, "bundle")
+        shutil.copytree(demo / "bundle", bundle, ignore=shutil.ignore_patterns(ENGINES))
+        few = open_sample(demo / "data", "test", 64)
+        tokens = load_tokenizer(bundle, Manifest.load(bundle).tokenizer).encode(few.captions)
+        calibrate(bundle, Samples(few.regions, few.num_images, tokens), "minmax")
+        add_int8(bundle, lambda precisions: [], ("int8",))
+        reasons = build_engines(bundle)
+        running = [name for name in BACKENDS if name not in cannot and name not in reasons]
+        report = check_parity(bundle, CHECKPOINT, open_sample(demo / "data", "test", 500), running)
     click.echo("\n".join(table(report)))
-    return {"report": json.loads(report.to_json()), "engines not built": reasons}
+    for name, reason in cannot.items():
+        click.echo(f"not run: {name}: {reason}")
+    return {"report": json.loads(report.to_json()), "engines not built": reasons, "not run": cannot}
 
 
 def build_engines(bundle: Path) -> dict[str, str]:

@@ -23,11 +23,14 @@ from chan_rt.export import engines
 from chan_rt.export.engine_layers import check_precision, from_build_log, from_inspector
 from chan_rt.export.engines import BuildOptions, build_engine, find_target, plan
 from chan_rt.runtime.backends import open_backend, open_graph
+from chan_rt.runtime.backends.device import CudaDevice
 from chan_rt.runtime.backends.lane import shape_of
 from chan_rt.runtime.backends.sidecar import FLAVORS, InputRange, find_engine, read_record
+from chan_rt.runtime.backends.tensorrt import TensorRTBackend
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
 from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.errors import BundleError, EngineError, InputError
+from chan_rt.runtime.gallery.resident.memory import Arena
 
 PRECISIONS = {"fp32": (TensorProto.FLOAT, "float32"), "fp16": (TensorProto.FLOAT16, "float16")}
 
@@ -509,3 +512,38 @@ def test_engines_agree_with_onnxruntime_on_the_gpu(bundle: Path, graph: str, pre
                 corrupt(path)
             with pytest.raises(EngineError, match="corrupt"):
                 find_engine(bundle, graph, precision, flavor)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not flavors_that_run_here(), reason="no NVIDIA GPU with tensorrt or tensorrt_rtx")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tensors_on_the_gpu_are_neither_copied_nor_changed(bundle: Path, precision: str) -> None:
+    """`run_on_device` gives what `run` gives, into the caller's memory or its own; what it gives can be fed again."""
+    spec = Manifest.load(bundle).graph("region_encoder", precision)
+    rng = np.random.default_rng(0)
+    device = CudaDevice()
+    arena = Arena(device)
+    for flavor in flavors_that_run_here():
+        built = build_engine(bundle, "region_encoder", precision, find_target(flavor))
+        with TensorRTBackend(flavor, built.path, spec) as backend:
+            feeds = {"regions": rng.standard_normal((4, 6, 8)).astype(np.float32), "region_lengths": np.arange(1, 5)}
+            feeds["region_lengths"] = feeds["region_lengths"].astype(np.int32)
+            on_device = {}
+            for name, array in feeds.items():
+                address, on_device[name] = device.export(array.shape, array.dtype)
+                arena.write(address, array)
+            expected = backend.run(feeds)["region_embeddings"]
+            address, mine = device.export(expected.shape, expected.dtype)
+            for out in ({}, {"region_embeddings": mine}):
+                found = backend.run_on_device(on_device, out)["region_embeddings"]
+                at, shape, dtype = device.view(found, arena.stream)
+                assert (shape, dtype) == (expected.shape, expected.dtype)
+                values = arena.fetch("found", at, expected.size, dtype)
+                arena.wait()
+                np.testing.assert_array_equal(values.reshape(shape), expected)
+            assert at == address, "the caller's own memory was filled"
+            if flavor == "tensorrt":
+                for _ in range(3):
+                    np.testing.assert_array_equal(backend.run(feeds)["region_embeddings"], expected)
+                assert backend.graphs >= 1, "sizes that come again are replayed"
+    arena.close()

@@ -18,10 +18,12 @@ from chan_rt.export import parity
 from chan_rt.export.alignment import hard_alignment
 from chan_rt.export.backbone import Backbone
 from chan_rt.export.bundle import export_bundle
-from chan_rt.export.engines import build_engine, find_target
+from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.parity import Report, check_parity, record_verdict
 from chan_rt.export.parity_runners import Sample, open_sample
+from chan_rt.runtime.backends.sidecar import FLAVORS
 from chan_rt.runtime.contract import AlignmentConfig, Manifest, sha256_file, write_manifest
+from chan_rt.runtime.doctor import examine, examine_gpu
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, BundleError, InputError, ParityError
 from chan_rt.runtime.gallery import Gallery, SearchResult
@@ -292,3 +294,19 @@ def test_the_sample_is_spread_evenly_with_all_captions_of_its_images(world: Path
     stored = np.load(world / "data" / "precomp" / "test_ims.npy")
     np.testing.assert_array_equal(few.regions(slice(0, 3))[0], stored[[0, 9, 19]])
     assert [path.name for path in few.pictures] == ["0.png", "9.png", "19.png"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
+def test_every_backend_that_runs_on_the_gpu_keeps_parity(
+    bundle: Path, world: Path, sample: Sample, tiny_backbone: Backbone
+) -> None:
+    running = [report.name for report in examine().backends if report.runs]
+    if running == ["onnxruntime"]:
+        pytest.skip("no library that uses the GPU is installed")
+    for flavor in set(running) & set(FLAVORS):
+        for graph, precision, profiles in plan(bundle):
+            build_engine(bundle, graph, precision, find_target(flavor), profiles)
+    report = check_parity(bundle, world / "checkpoint", sample, running, (), tiny_backbone)
+    assert report.misses() == []
+    assert {stage.backend for stage in report.stages} == set(running)
