@@ -46,7 +46,9 @@ other rows are scored again from the fine copy in float64. So the result is that
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +64,6 @@ _UNIT32 = 2.0**-24
 _TINY32 = 2.0**-126  # what one float32 product can lose to underflow, even where denormals are flushed to zero
 _WEIGHTS = {1: (1,), 2: (PLANE, 1)}  # of a query's planes
 _AXES = 64  # that are fitted to queries
-_FEW = 128  # vectors: as many as a query may have
 _EDGES = (0, 1, 4, 16, 64)  # where blocks of axes begin: a spectrum that falls is flat enough within each
 MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of up to 32,768 terms overflows
 
@@ -121,8 +122,12 @@ def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool, planes: in
 
 def largest_norm(vectors: NDArray[np.floating]) -> float:
     """No less than the largest norm of vectors [V, D]: float64's rounding is allowed for."""
-    exact = vectors.astype(np.float64)
-    return float(np.sqrt(np.square(exact).sum(axis=1).max(initial=0.0))) * (1 + 1e-12)
+    return float(_norms(vectors.astype(np.float64)).max(initial=0.0))
+
+
+def _norms(vectors: Array) -> Array:
+    """No less than the norms of vectors [V, D]: [V]."""
+    return np.asarray(np.sqrt(np.square(vectors).sum(axis=1)) * (1 + 1e-12))
 
 
 def rounding(similarity: Array, dim: int, count: Array | int, alignment: AlignmentConfig) -> Array:
@@ -142,12 +147,12 @@ def fit_axes(queries: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.ascontiguousarray(axes, np.float32)
 
 
-def block_norms(vectors: Array, axes: NDArray[np.floating]) -> Array:
+def block_norms(vectors: Array, axes: NDArray[np.floating], multiply: Callable[..., Any] = np.matmul) -> Array:
     """||B_j^T x|| of vectors x [V, D] for each block of axes: [V, J], rounded up."""
     edges = [edge for edge in _EDGES if edge < axes.shape[1]]
     if not edges:
         return np.zeros((len(vectors), 0))
-    coordinates = np.square(_coordinates(vectors, axes))
+    coordinates = np.square(multiply(vectors, axes.astype(np.float64, copy=False)))
     norms: Array = np.sqrt(np.add.reduceat(coordinates, edges, axis=1)) * (1 + 1e-12) + _slack(vectors, axes)
     return norms
 
@@ -156,15 +161,10 @@ def gallery_norms(restored: Array, axes: NDArray[np.floating]) -> Array:
     """What (1'') needs of x_hat [V, D]: the norms along each block of axes and of what they leave, [V, J + 1]."""
     if axes.shape[1] == 0:
         return np.zeros((len(restored), 0))
-    held = _coordinates(restored, axes) @ axes.T.astype(np.float64, copy=False)
+    exact = axes.astype(np.float64, copy=False)
+    held = restored @ exact @ exact.T
     rest = np.sqrt(np.square(restored - held).sum(axis=1, keepdims=True)) * (1 + 1e-12)
     return np.concatenate([block_norms(restored, axes), rest + _slack(restored, axes) * np.sqrt(axes.shape[1])], axis=1)
-
-
-def _coordinates(vectors: Array, axes: NDArray[np.floating]) -> Array:
-    """vectors [V, D] @ axes [D, m] in float64; those of a query are computed on the caller's thread."""
-    multiply = product if len(vectors) <= _FEW else np.matmul
-    return np.asarray(multiply(vectors, axes.astype(np.float64, copy=False)))
 
 
 def _slack(vectors: Array, axes: NDArray[np.floating]) -> Array:
@@ -176,24 +176,34 @@ def _slack(vectors: Array, axes: NDArray[np.floating]) -> Array:
     return np.asarray(2 * (vectors.shape[1] + axes.shape[1]) * _UNIT64 * np.sqrt(axes.shape[1]) * norms)
 
 
-class QueryReach:
-    """The query's side of (1') and (1''), computed once for all rows that were measured along the same axes.
+class Reach:
+    """The queries' side of (1') and (1''), computed once for all rows that were measured along the same axes.
 
     Args:
-        query: the quantized query.
+        queries: the quantized queries.
         axes: [D, m], B.
         basis: [D, P], V.
     """
 
-    def __init__(self, query: QuantizedQuery, axes: NDArray[np.floating], basis: NDArray[np.floating]) -> None:
-        self._query = query
-        self._along = block_norms(query.vectors, axes).max(axis=0)
-        self._lost_along = block_norms(query.lost, basis).max(axis=0)
-        self._rest = query.norm
+    def __init__(
+        self, queries: Sequence[QuantizedQuery], axes: NDArray[np.floating], basis: NDArray[np.floating]
+    ) -> None:
+        starts = np.cumsum([0] + [query.count for query in queries])[:-1]
+        vectors = np.concatenate([query.vectors for query in queries])
+        self._norm = np.array([[query.norm] for query in queries])
+        self._error = np.array([[query.error] for query in queries])
+        self._along = np.maximum.reduceat(block_norms(vectors, axes, product), starts, axis=0)
+        self._lost_along = np.zeros((len(queries), 0))
+        if basis.shape[1]:
+            lost = np.concatenate([query.lost for query in queries])
+            self._lost_along = np.maximum.reduceat(block_norms(lost, basis, product), starts, axis=0)
+        self._rest = self._norm
         if axes.shape[1]:
-            held = product(_coordinates(query.vectors, axes), axes.T.astype(np.float64, copy=False))
-            rest = largest_norm(query.vectors - held)
-            self._rest = rest + 4 * query.dim * _UNIT64 * axes.shape[1] * query.norm  # the two products' rounding
+            exact = axes.astype(np.float64, copy=False)
+            held = product(product(vectors, exact), exact.T)
+            rest = np.maximum.reduceat(_norms(vectors - held), starts)[:, None]
+            dim = vectors.shape[1]
+            self._rest = rest + 4 * dim * _UNIT64 * axes.shape[1] * self._norm  # the two products' rounding
 
     def change(
         self,
@@ -202,7 +212,7 @@ class QueryReach:
         blocks: NDArray[np.floating],
         norms: NDArray[np.floating],
     ) -> Array:
-        """No less than any |q.x - q_hat.x_hat| of each row, [N].
+        """No less than any |q.x - q_hat.x_hat| of each query and row, [queries, N].
 
         Args:
             error: float32 [N], the largest ||dx|| of each row's vectors.
@@ -212,11 +222,11 @@ class QueryReach:
         """
         # in float64 from the start: a Python number times float32 would be float32
         error, norm, blocks, norms = (array.astype(np.float64) for array in (error, norm, blocks, norms))
-        inner, outer = self._query.norm * error, self._query.error * norm
+        inner, outer = self._norm * error, self._error * norm
         if blocks.shape[1]:
-            inner = np.minimum(inner, blocks @ self._along + self._rest * error)
+            inner = np.minimum(inner, self._along @ blocks.T + self._rest * error)
         if norms.shape[1]:
-            outer = np.minimum(outer, norms[:, :-1] @ self._lost_along + self._query.error * norms[:, -1])
+            outer = np.minimum(outer, self._lost_along @ norms[:, :-1].T + self._error * norms[:, -1])
         return np.asarray((inner + outer) * (1 + 1e-12))
 
 
@@ -232,7 +242,7 @@ def int8_radius(
     """How far rows' scores from codes can be from their float64 scores on the fine copy: [N].
 
     Args:
-        change: of each row, what `QueryReach.change` gives.
+        change: of each row, what `Reach.change` gives for the query.
         row_error, row_norm: float32 [N], for each row the largest ||x - x_hat|| and ||x_hat|| of its vectors.
         query: the quantized query.
         count: pooled similarities: of each row [N], or of the query.
@@ -244,14 +254,15 @@ def int8_radius(
     return score_change(change, count, spread, alignment)
 
 
-def float32_similarity_error(dim: int, query_norm: float, row_norm: Array) -> Array:
-    """How far a float32 inner product, summed in any order, can be from the float64 one.
+def float32_similarity_error(dim: int, roundings: int, query_norm: float, row_norm: Array) -> Array:
+    """How far a float32 inner product can be from the float64 one, where at most `roundings` touch any of its terms.
 
-    Higham's g(D) in float32, plus what products that underflow can lose, plus float64's own rounding.
+    Higham's g(roundings) in float32 (3.1; D of them whatever the order of summation), plus what products that underflow
+    can lose, plus float64's own rounding.
     """
-    relative = dim * _UNIT32 / (1 - dim * _UNIT32)
+    relative = roundings * _UNIT32 / (1 - roundings * _UNIT32)
     underflow = dim * _TINY32 * (1 + query_norm + row_norm)
-    return np.asarray(relative * (1 + 1e-6) * query_norm * row_norm + underflow)
+    return np.asarray((relative + 4 * dim * _UNIT64) * (1 + 1e-6) * query_norm * row_norm + underflow)
 
 
 def kth_largest(values: Array, k: int) -> float:
@@ -264,7 +275,7 @@ def kth_largest(values: Array, k: int) -> float:
 __all__ = [
     "MAX_VALUE",
     "QuantizedQuery",
-    "QueryReach",
+    "Reach",
     "block_norms",
     "fit_axes",
     "float32_similarity_error",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..embeddings import Embeddings
 from .bounds import fit_axes, no_axes
 from .part import Part
-from .rank import WIDE, Ranker, Ranking
+from .rank import Ranker, Ranking
 from .scan import Pool, open_kernel
 from .segments import FileRecord, Segment
 from .settings import GallerySettings
@@ -40,7 +40,7 @@ class FastScan:
     Attributes:
         basis: [D, P], orthonormal columns.
         axes: [D, m], the queries' axes of bounds.py (1'); m = 0 where there were no queries.
-        planes: of queries' codes in exact search of many: 1 where that rescored few more rows than 2 did.
+        planes: of queries' codes in exact search: 1 where that rescored few more rows than 2 did.
         share: of the rows, rescored from all coordinates.
         recall: the share of the exact top `k` that was found, measured; None where there were no queries.
         k: of that measurement.
@@ -99,10 +99,8 @@ def measure(
         vectors = [queries.vectors[i, : queries.lengths[i]] for i in range(len(queries))]
         choosing, held_out = vectors[::2], vectors[1::2]
         exact = two.exact(choosing, _K, live)
-        planes = 2
-        if sum(map(len, choosing)) > WIDE:
-            dearer = rescored(one.exact(choosing, _K, live)) - rescored(exact)
-            planes = 1 if dearer <= _PLANE_WORTH * np.count_nonzero(live) else 2
+        dearer = rescored(one.exact(choosing, _K, live)) - rescored(exact)
+        planes = 1 if dearer <= _PLANE_WORTH * np.count_nonzero(live) else 2
         share = _SHARES[-1]
         for candidate in _SHARES:
             if recall(two.fast(choosing, _K, live, candidate), exact) >= _WANTED:

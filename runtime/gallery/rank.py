@@ -7,18 +7,19 @@ the highest true score, ties by lower row, and is proven (bounds.py) to return w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, repeat, starmap
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
+from .blas import product
 from .bounds import (
     QuantizedQuery,
-    QueryReach,
+    Reach,
     float32_similarity_error,
     int8_radius,
     kth_largest,
@@ -31,8 +32,9 @@ from .pooling import Array, Kind, pool_groups, pools_query, score_change
 from .scan import Kernel, Over, PackedQueries, Pool
 from .true_score import TrueRow, true_row, true_rows
 
+_BLOCK_BYTES = 4 << 20  # below which passing Python's lock on takes longer than a second thread saves
 _WIDE_BLOCK_BYTES = 512 << 10  # when many words make it bound by arithmetic: the block and a group of words fit in L2
-WIDE = 64  # query vectors from which on that is so
+_WIDE = 64  # query vectors from which on that is so
 _FEW_ROWS = 128  # that are sooner scored from the fine copy than narrowed down by their codes
 _ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are served in turns
 _TURN = 64  # queries scanned together: enough for the scan to be bound by arithmetic
@@ -69,7 +71,7 @@ class Ranker:
         alignment: how similarities become scores.
         kernel: the scan.
         pool: the threads it runs on.
-        planes: of queries' codes in a certified scan of many, 1 or 2: the result is the same, what is rescored is not.
+        planes: of queries' codes in a certified scan, 1 or 2: the result is the same, what is rescored is not.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class Ranker:
         """
         threads = self._pool.threads
         size = min(_TURN, max(1, _ESTIMATE_BYTES // (16 * self.count * threads)), -(-len(queries) // (2 * threads)))
-        if sum(len(query) for query in queries) <= WIDE:
+        if sum(len(query) for query in queries) <= _WIDE:
             size = len(queries)
         done: dict[int, list[Ranking]] = {}
 
@@ -155,15 +157,14 @@ class Ranker:
         return [ranking for first in firsts for ranking in done[first]]
 
     def _exact_turn(self, queries: Sequence[NDArray[np.float32]], k: int, rows: NDArray[np.int64]) -> list[Ranking]:
-        wide = sum(len(query) for query in queries) > WIDE
-        planes = self._planes if wide else 2  # which costs nothing where reading the gallery takes longer
-        quantized = [quantize_query(query, per_vector=self._pools_query, planes=planes) for query in queries]
-        scores, spread = self._scan(quantized)
+        quantized = [quantize_query(query, per_vector=self._pools_query, planes=self._planes) for query in queries]
+        change = np.empty((len(queries), self.count))
+        scores, spread = self._scan(quantized, lambda: self._changes(quantized, out=change))
 
         def certify(i: int) -> Ranking:
-            estimate = scores[i, rows]
-            radius = self._radius(rows, quantized[i], spread[i, rows])
-            return self._rescore(queries[i], quantized[i], rows, estimate - radius, estimate + radius, k)
+            radius = self._radius(quantized[i], change[i], spread[i])
+            lower, upper = scores[i] - radius, scores[i] + radius
+            return self._rescore(queries[i], quantized[i], rows, lower[rows], upper[rows], k)
 
         return self._each(certify, len(queries))
 
@@ -199,8 +200,8 @@ class Ranker:
         """(part, first row, last row) covering all rows in pieces of about the same bytes."""
         stored = sum(int(part.starts[-1]) for part in self.parts) * width
         share = -(-stored // (4 * self._pool.threads))  # so that all threads end at about the same time
-        target = min(max(share, _WIDE_BLOCK_BYTES), self._kernel.block_bytes)
-        if columns > WIDE:
+        target = min(max(share, _BLOCK_BYTES), self._kernel.block_bytes)
+        if columns > _WIDE:
             target = _WIDE_BLOCK_BYTES
         blocks = []
         for index, part in enumerate(self.parts):
@@ -212,8 +213,13 @@ class Ranker:
             blocks += [(index, int(a), int(b)) for a, b in pairwise(edges)]
         return blocks
 
-    def _scan(self, queries: Sequence[QuantizedQuery]) -> tuple[Array, Array]:
-        """Scores from codes and, for Softmax pooling, the spread of the pooled similarities: [queries, N] each."""
+    def _scan(
+        self, queries: Sequence[QuantizedQuery], meanwhile: Callable[[], object] | None = None
+    ) -> tuple[Array, Array]:
+        """Scores from codes and, for Softmax pooling, the spread of the pooled similarities: [queries, N] each.
+
+        meanwhile: is done on one of the threads.
+        """
         planes = np.concatenate([query.planes for query in queries], axis=1)
         starts = np.cumsum([0] + [query.count for query in queries])
         packed = self._kernel.pack(planes, starts, self._over)
@@ -221,17 +227,22 @@ class Ranker:
             scale = np.concatenate([query.scale for query in queries])
         else:
             scale = np.array([query.scale[0] for query in queries])
-        scores, spread = np.empty((2, len(queries), self.count))
+        scores = np.empty((len(queries), self.count))
+        softmax = self.alignment.pooling == "Softmax"
+        spread = np.empty_like(scores) if softmax else np.broadcast_to(0.0, scores.shape)
 
         def task(index: int, first: int, last: int) -> None:
             part = self.parts[index]
             row_starts = part.starts[first : last + 1] - part.starts[first]
             pooled = self._estimate(part.codes(first, last), row_starts, part.scale[first:last], packed, scale, starts)
             columns = slice(self._bases[index] + first, self._bases[index] + last)
-            scores[:, columns], spread[:, columns] = pooled
+            scores[:, columns] = pooled[0]
+            if softmax:
+                spread[:, columns] = pooled[1]
 
         width = self.parts[0].codes(0, 0).shape[1]
-        self._pool.run([partial(task, *block) for block in self._blocks(int(starts[-1]), width)])
+        tasks: list[Callable[[], object]] = [partial(task, *block) for block in self._blocks(int(starts[-1]), width)]
+        self._pool.run([meanwhile, *tasks] if meanwhile is not None else tasks)
         return scores, spread
 
     def _estimate(
@@ -265,7 +276,8 @@ class Ranker:
             if prefix is None or id(prefix.basis) in packs:
                 continue
             quantized = [
-                quantize_query(query @ prefix.basis, per_vector=self._pools_query, planes=1) for query in queries
+                quantize_query(product(query, prefix.basis), per_vector=self._pools_query, planes=1)
+                for query in queries
             ]
             packed = self._kernel.pack(
                 np.concatenate([query.planes for query in quantized], axis=1), starts, self._over
@@ -300,22 +312,36 @@ class Ranker:
         local = rows - self._bases[owner]
         return [self.parts[index].fine(row) for index, row in zip(owner.tolist(), local.tolist(), strict=True)]
 
-    def _radius(self, rows: NDArray[np.int64], query: QuantizedQuery, spread: Array) -> Array:
-        """How far the scores of rows from their codes can be from the true ones."""
-        count = query.count if self._pools_query else self._lengths[rows]
-        change = np.empty(len(rows))
+    def _places(self, rows: NDArray[np.int64]) -> Iterator[tuple[Part, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each part that holds some of the rows: which of its own they are, and which of `rows`."""
         owner = np.searchsorted(self._bases, rows, side="right") - 1
-        reaches: dict[tuple[int, int], QueryReach] = {}
         for index in np.unique(owner):
-            part, mine = self.parts[index], np.flatnonzero(owner == index)
-            local = rows[mine] - self._bases[index]
-            basis, norms = no_axes(query.dim), part.blocks[:, :0]
-            if part.prefix is not None and len(query.planes) == 1:  # two lose next to nothing
+            mine = np.flatnonzero(owner == index)
+            yield self.parts[index], rows[mine] - self._bases[index], mine
+
+    def _changes(
+        self, queries: Sequence[QuantizedQuery], rows: NDArray[np.int64] | None = None, out: Array | None = None
+    ) -> Array:
+        """How far any similarity of each row (every one by default) can be off: [queries, rows]; in `out` if given."""
+        change = np.empty((len(queries), self.count if rows is None else len(rows))) if out is None else out
+        reaches: dict[tuple[int, int], Reach] = {}
+        every = zip(self.parts, repeat(slice(None)), starmap(slice, pairwise(self._bases)), strict=False)
+        for part, local, place in every if rows is None else self._places(rows):
+            basis, norms = no_axes(queries[0].dim), part.blocks[:, :0]
+            if part.prefix is not None and len(queries[0].planes) == 1:  # two lose next to nothing
                 basis, norms = part.prefix.basis, part.prefix.norms
             key = id(part.axes), id(basis)  # parts prepared together share them
             if key not in reaches:
-                reaches[key] = QueryReach(query, part.axes, basis)
-            change[mine] = reaches[key].change(part.error[local], part.norm[local], part.blocks[local], norms[local])
+                reaches[key] = Reach(queries, part.axes, basis)
+            measured = part.error[local], part.norm[local], part.blocks[local], norms[local]
+            change[:, place] = reaches[key].change(*measured)
+        return change
+
+    def _radius(
+        self, query: QuantizedQuery, change: Array, spread: Array, rows: NDArray[np.int64] | slice = slice(None)
+    ) -> Array:
+        """How far the scores of rows from their codes can be from the true ones; change and spread are of those."""
+        count = query.count if self._pools_query else self._lengths[rows]
         return int8_radius(change, self._error[rows], self._norm[rows], query, count, spread, self.alignment)
 
     def _among(self, query: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Ranking:
@@ -328,16 +354,12 @@ class Ranker:
         packed = self._kernel.pack(quantized.planes, starts, self._over)
         scale = quantized.scale if self._pools_query else quantized.scale[:1]
         estimate, spread = np.empty((2, len(rows)))
-        owner = np.searchsorted(self._bases, rows, side="right") - 1
-        for index in np.unique(owner):
-            part = self.parts[index]
-            mine = np.flatnonzero(owner == index)
-            local = rows[mine] - self._bases[index]
+        for part, local, mine in self._places(rows):
             lengths = part.starts[local + 1] - part.starts[local]
             stored = np.concatenate([part.codes(row, row + 1) for row in local])
             pooled = self._estimate(stored, np.r_[0, np.cumsum(lengths)], part.scale[local], packed, scale, starts)
             estimate[mine], spread[mine] = pooled[0][0], pooled[1][0]
-        radius = self._radius(rows, quantized, spread)
+        radius = self._radius(quantized, self._changes([quantized], rows)[0], spread, rows)
         return self._rescore(query, quantized, rows, estimate - radius, estimate + radius, k)
 
     def _rescore(
@@ -376,7 +398,7 @@ class Ranker:
             threshold = max(threshold, kth_largest(low[:done], k))
         contenders = np.flatnonzero(high[:done] >= threshold)
         chosen = rows[candidates[contenders]]
-        slack = float32_similarity_error(query.shape[1], quantized.norm, self._fine_norm(chosen))
+        slack = self._float32_error(chosen, quantized)
         details = true_rows(
             [fine[i] for i in contenders],
             query,
@@ -391,6 +413,10 @@ class Ranker:
 
     def _fine_norm(self, rows: NDArray[np.int64]) -> Array:
         return self._norm[rows].astype(np.float64) + self._error[rows]
+
+    def _float32_error(self, rows: NDArray[np.int64], query: QuantizedQuery) -> Array:
+        roundings = self._kernel.roundings(query.dim)
+        return float32_similarity_error(query.dim, roundings, query.norm, self._fine_norm(rows))
 
     def _float32_scores(
         self,
@@ -410,10 +436,8 @@ class Ranker:
             reduced, counts = similarities.max(axis=1), np.diff(starts)
         pooled_starts = np.r_[0, np.cumsum(counts)]
         pooled, spread = pool_groups(reduced.astype(np.float64).reshape(-1, 1), pooled_starts, self.alignment)
-        norm, dim = self._fine_norm(rows), query.dim
-        change = float32_similarity_error(dim, query.norm, norm) + rounding(
-            query.norm * norm, dim, counts, self.alignment
-        )
+        similarity = query.norm * self._fine_norm(rows)
+        change = self._float32_error(rows, query) + rounding(similarity, query.dim, counts, self.alignment)
         return pooled[:, 0], score_change(change, counts, spread[:, 0], self.alignment)
 
     # -- without bounds

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +29,7 @@ from ..errors import BackendError, InputError
 from .blas import product
 from .matmul_model import scan_model
 from .quantize import OFFSET, padded_width
-from .vnni import Code
+from .vnni import SHAPES, Code
 
 KernelName = Literal["vnni", "onnxruntime", "numpy"]
 Over = Literal["row", "query"]
@@ -74,9 +75,10 @@ class Kernel(Protocol):
         """
 
     def products(self, rows: Sequence[NDArray[np.floating]], query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Inner products in float32, added up in any order, of the fine copy of rows [L_i, D] with a query's vectors
-        [Q, D]: [sum of L_i, Q].
-        """
+        """Inner products in float32 of rows' fine copies [L_i, D] with a query's vectors [Q, D]: [sum of L_i, Q]."""
+
+    def roundings(self, dim: int) -> int:
+        """How many roundings touch any one term of an inner product of `products`, at most."""
 
 
 class _MatrixKernel:
@@ -94,6 +96,10 @@ class _MatrixKernel:
     def products(self, rows: Sequence[NDArray[np.floating]], query: NDArray[np.float32]) -> NDArray[np.float32]:
         """See Kernel."""
         return np.concatenate([product(row.astype(np.float32, copy=False), query.T) for row in rows])
+
+    def roundings(self, dim: int) -> int:
+        """See Kernel: BLAS adds up in what order it likes."""
+        return dim
 
 
 class NumpyKernel(_MatrixKernel):
@@ -177,10 +183,15 @@ class VnniKernel:
         self._code = Code(PLANE, lanes)
 
     def pack(self, planes: NDArray[np.int8], starts: NDArray[np.int64], over: Over) -> PackedQueries:
-        """See Kernel; laid: the tiles and what their lanes begin with, and each query's first tile."""
+        """See Kernel; laid: the code's shape, the tiles, what their lanes begin with, and each query's first tile."""
         depth, count, dim = planes.shape
-        tile = self._code.tile(depth)
-        tile_starts = np.r_[0, np.cumsum(-(-np.diff(starts) // tile))]
+        lengths = np.diff(starts) if over == "query" else np.array([count])
+        shape = min(
+            (shape for shape in SHAPES if shape.planes == depth),
+            key=lambda shape: (int(np.sum(-(-lengths // self._code.tile(shape)))) * shape.groups, -shape.groups),
+        )
+        tile = self._code.tile(shape)
+        tile_starts = np.r_[0, np.cumsum(-(-lengths // tile))]
         if over == "row":
             places = np.arange(-(-count // tile) * tile).clip(max=count - 1)
         else:  # lanes past a query's end repeat its last vector: a maximum does not mind
@@ -189,18 +200,22 @@ class VnniKernel:
             places = np.minimum(np.arange(tile_starts[-1] * tile) + first, last)
         padded = np.zeros((depth, len(places), padded_width(dim)), np.int8)
         padded[:, :, :dim] = planes[:, places]
-        return PackedQueries(depth, starts, over, (*self._code.tiles(padded), tile_starts))
+        return PackedQueries(depth, starts, over, (shape, *self._code.tiles(padded, shape), tile_starts))
 
     def maxima(self, stored: NDArray[np.uint8], starts: NDArray[np.int64], query: PackedQueries) -> NDArray[np.float32]:
         """See Kernel."""
-        tiles, begin, tile_starts = query.laid
+        shape, tiles, begin, tile_starts = query.laid
         if query.over == "row":
-            return self._code.over_row(stored, starts, query.planes, tiles, begin)[:, : query.starts[-1]]
-        return self._code.over_query(stored, tile_starts, query.planes, tiles, begin)
+            return self._code.over_row(stored, starts, shape, tiles, begin)[:, : query.starts[-1]]
+        return self._code.over_query(stored, tile_starts, shape, tiles, begin)
 
     def products(self, rows: Sequence[NDArray[np.floating]], query: NDArray[np.float32]) -> NDArray[np.float32]:
         """See Kernel."""
         return self._code.products(rows, query)
+
+    def roundings(self, dim: int) -> int:
+        """See Kernel: each lane's fused multiply-adds, then halves of the lanes are added."""
+        return -(-dim // self._code.lanes) + (self._code.lanes - 1).bit_length()
 
 
 _KERNELS: dict[KernelName, Callable[[], Kernel]] = {
@@ -229,27 +244,29 @@ def open_kernel(name: KernelName | Literal["auto"] = "auto") -> Kernel:
 
 
 class Pool:
-    """Runs pieces of work on a fixed number of threads; with one thread, or within such a piece, in the caller's."""
+    """Spreads pieces of work over some threads, the caller's among them; within such a piece, over none but its own."""
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be positive, got {threads}")
         self.threads = threads or os.cpu_count() or 1
-        self._executor = None
-        if self.threads > 1:
-            self._executor = ThreadPoolExecutor(self.threads, "chan-scan", initializer=_enter)
+        self._executor = ThreadPoolExecutor(self.threads - 1, "chan-scan") if self.threads > 1 else None
 
-    def run(self, tasks: Iterable[Callable[[], None]]) -> None:
-        """Run every task; the first error is raised once all have ended."""
+    def run(self, tasks: Iterable[Callable[[], object]]) -> None:
+        """Run every task; an error of one is raised once none is running any more, and those not begun are dropped."""
+        waiting = deque(tasks)
+        helpers = min(self.threads, len(waiting)) - 1
         if self._executor is None or getattr(_thread, "works", False):
-            for task in tasks:
-                task()
-            return
-        futures = [self._executor.submit(task) for task in tasks]
+            helpers = 0
+        futures = [self._executor.submit(_work, waiting) for _ in range(helpers)] if self._executor else []
+        try:
+            _work(waiting)
+        finally:
+            waiting.clear()
+            wait([future for future in futures if not future.cancel()])  # one that never began found nothing to do
         for future in futures:
-            future.exception()
-        for future in futures:
-            future.result()
+            if not future.cancelled():
+                future.result()
 
     def close(self) -> None:
         """Let the threads end."""
@@ -257,8 +274,19 @@ class Pool:
             self._executor.shutdown()
 
 
-_thread = threading.local()
-
-
-def _enter() -> None:
+def _work(waiting: deque[Callable[[], object]]) -> None:
+    outermost = not getattr(_thread, "works", False)
     _thread.works = True
+    try:
+        while waiting:
+            try:
+                task = waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            task()
+    finally:
+        if outermost:
+            _thread.works = False
+
+
+_thread = threading.local()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,30 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 from .quantize import LANE, OFFSET
 
-VECTORS = 6  # gallery vectors at a time, two registers of sums each: vpdpbusd takes 5 cycles, and two start in one
+SUMS = 12  # registers of sums at a time: vpdpbusd takes 5 cycles, and two start in one
 AHEAD = 36  # vectors from the one multiplied to the one fetched: a hardware prefetcher does not cross a page
 _STEP = 4  # bytes of a vector that one instruction multiplies
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of the queries meets a gallery vector at once: `groups` registers of lanes, of each plane."""
+
+    planes: int
+    groups: int
+
+    @property
+    def registers(self) -> int:
+        """Registers of sums that a gallery vector takes."""
+        return self.planes * self.groups
+
+    @property
+    def vectors(self) -> int:
+        """Gallery vectors that are multiplied at a time."""
+        return SUMS // self.registers
+
+
+SHAPES = (Shape(1, 1), Shape(1, 2), Shape(2, 1))
 
 
 class Code:
@@ -58,55 +80,55 @@ class Code:
         address = self._engine.get_function_address
         self._products = {size: ctypes.CFUNCTYPE(None, *_ROW_ARGUMENTS)(address(f"products_{size}")) for size in (2, 4)}
         self._functions = {
-            (name, planes): ctypes.CFUNCTYPE(None, *_ARGUMENTS)(address(f"{name}_{planes}"))
+            (name, shape): ctypes.CFUNCTYPE(None, *_ARGUMENTS)(address(f"{name}_{shape.planes}_{shape.groups}"))
             for name in ("over_row", "over_query")
-            for planes in (1, 2)
+            for shape in SHAPES
         }
 
-    def tile(self, planes: int) -> int:
-        """Query vectors in one tile: two registers of them, or one of both planes."""
-        return self.lanes * (2 // planes)
+    def tile(self, shape: Shape) -> int:
+        """Query vectors in one tile."""
+        return self.lanes * shape.groups
 
-    def tiles(self, vectors: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
-        """Lay out the planes of query vectors [P, Q, S], Q a multiple of `tile(P)`, as the code reads them.
+    def tiles(self, vectors: NDArray[np.int8], shape: Shape) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
+        """Lay out the planes of query vectors [P, Q, S], Q a multiple of `tile(shape)`, as the code reads them.
 
         Returns:
-            int8 [tiles, S / 4, P, 2 / P, lanes, 4] at a cache line's boundary, and the sums that the lanes begin with,
-            int32 [tiles, 2, lanes]: what the offset of the stored codes adds, taken off.
+            int8 [tiles, S / 4, P, groups, lanes, 4] at a cache line's boundary, and the sums that the lanes begin with,
+            int32 [tiles, P x groups, lanes]: what the offset of the stored codes adds, taken off.
         """
         planes, count, width = vectors.shape
-        tiles = count // self.tile(planes)
-        each = vectors.reshape(planes, tiles, 2 // planes, self.lanes, width // _STEP, _STEP)
-        laid = _aligned(2 * tiles * self.lanes * width).view(np.int8)
-        laid = laid.reshape(tiles, width // _STEP, planes, 2 // planes, self.lanes, _STEP)
+        tiles = count // self.tile(shape)
+        each = vectors.reshape(planes, tiles, shape.groups, self.lanes, width // _STEP, _STEP)
+        laid = _aligned(shape.registers * tiles * self.lanes * width).view(np.int8)
+        laid = laid.reshape(tiles, width // _STEP, planes, shape.groups, self.lanes, _STEP)
         laid[...] = each.transpose(1, 4, 0, 2, 3, 5)
         begin = each.sum(axis=(4, 5), dtype=np.int32) * -OFFSET
-        return laid, np.ascontiguousarray(begin.transpose(1, 0, 2, 3).reshape(tiles, 2, self.lanes))
+        return laid, np.ascontiguousarray(begin.transpose(1, 0, 2, 3).reshape(tiles, shape.registers, self.lanes))
 
     def over_row(
         self,
         stored: NDArray[np.uint8],
         starts: NDArray[np.int64],
-        planes: int,
+        shape: Shape,
         laid: NDArray[np.int8],
         begin: NDArray[np.int32],
     ) -> NDArray[np.float32]:
         """Maxima over the vectors of each row: [rows, Q]; row i is stored[starts[i]:starts[i + 1]], none empty."""
-        out = np.empty((len(starts) - 1, len(laid) * self.tile(planes)), np.float32)
-        self._call("over_row", planes, stored, starts, laid, begin, len(starts) - 1, len(laid), out)
+        out = np.empty((len(starts) - 1, len(laid) * self.tile(shape)), np.float32)
+        self._call("over_row", shape, stored, starts, laid, begin, len(starts) - 1, len(laid), out)
         return out
 
     def over_query(
         self,
         stored: NDArray[np.uint8],
         starts: NDArray[np.int64],
-        planes: int,
+        shape: Shape,
         laid: NDArray[np.int8],
         begin: NDArray[np.int32],
     ) -> NDArray[np.float32]:
         """Maxima over the vectors of each query: [V, queries]; query i is the tiles starts[i] up to starts[i + 1]."""
         out = np.empty((len(stored), len(starts) - 1), np.float32)
-        self._call("over_query", planes, stored, starts, laid, begin, len(stored), len(starts) - 1, out)
+        self._call("over_query", shape, stored, starts, laid, begin, len(stored), len(starts) - 1, out)
         return out
 
     def products(self, rows: Sequence[NDArray[np.floating]], query: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -129,7 +151,7 @@ class Code:
     def _call(
         self,
         name: str,
-        planes: int,
+        shape: Shape,
         stored: NDArray[np.uint8],
         starts: NDArray[np.int64],
         laid: NDArray[np.int8],
@@ -142,7 +164,7 @@ class Code:
         if not (stored.flags.c_contiguous and stored.shape[1] % LANE == 0):
             raise ValueError("stored codes must lie in one piece, padded")
         arrays = (array.ctypes.data for array in (stored, starts, laid, begin, out))
-        self._functions[name, planes](*arrays, stored.shape[1], outer, inner)
+        self._functions[name, shape](*arrays, stored.shape[1], outer, inner)
 
 
 # stored, starts, laid, begin, out; then width, and the counts of the outer and the inner loop
@@ -176,9 +198,9 @@ class _Source:
         self.fma = ir.Function(self.module, fused, f"llvm.fma.v{lanes}f32")
         fetch = ir.FunctionType(ir.VoidType(), [self.pointer] + [ir.IntType(32)] * 3)
         self.prefetch = ir.Function(self.module, fetch, "llvm.prefetch.p0")
-        for planes in (1, 2):
-            self._over_row(planes)
-            self._over_query(planes)
+        for shape in SHAPES:
+            self._over_row(shape)
+            self._over_query(shape)
         for size, value in ((2, ir.HalfType()), (4, ir.FloatType())):
             self._products_of_rows(size, value)
 
@@ -187,33 +209,36 @@ class _Source:
         function = self.ir.Function(self.module, kind, name)
         return self.ir.IRBuilder(function.append_basic_block()), list(function.args)
 
-    def _over_row(self, planes: int) -> None:
+    def _over_row(self, shape: Shape) -> None:
         """for tile: for row: out[row, tile] = max over the row's vectors of its products with the tile"""
-        b, (stored, starts, laid, begin, out, width, rows, tiles) = self._function(f"over_row_{planes}", 5)
-        groups = 2 // planes
+        b, (stored, starts, laid, begin, out, width, rows, tiles) = self._function(
+            f"over_row_{shape.planes}_{shape.groups}", 5
+        )
         with self._loop(b, tiles) as (tile, _):
-            query, sums = self._tile(b, laid, begin, width, tile)
+            query, sums = self._tile(b, laid, begin, width, tile, shape)
             with self._loop(b, rows) as (row, _):
                 first, end = self._span(b, starts, row)
-                with self._loop(b, end, first, VECTORS, [self.least] * groups) as (vector, carried):
+                with self._loop(b, end, first, shape.vectors, [self.least] * shape.groups) as (vector, carried):
                     last = b.sub(end, self._int(1))
-                    for found in self._maxima(b, stored, width, vector, last, query, sums, planes):
+                    for found in self._maxima(b, stored, width, vector, last, query, sums, shape):
                         carried[:] = [self._larger(b, *pair) for pair in zip(found, carried, strict=True)]
-                place = b.mul(b.add(b.mul(row, tiles), tile), self._int(groups))
+                place = b.mul(b.add(b.mul(row, tiles), tile), self._int(shape.groups))
                 for i, maxima in enumerate(carried):
                     b.store(maxima, b.gep(out, [b.add(place, self._int(i))], source_etype=self.floats), align=4)
         b.ret_void()
 
-    def _over_query(self, planes: int) -> None:
+    def _over_query(self, shape: Shape) -> None:
         """for query: for vectors: out[vector, query] = max over the query's tiles, and over their lanes"""
-        b, (stored, starts, laid, begin, out, width, vectors, queries) = self._function(f"over_query_{planes}", 5)
+        b, (stored, starts, laid, begin, out, width, vectors, queries) = self._function(
+            f"over_query_{shape.planes}_{shape.groups}", 5
+        )
         last = b.sub(vectors, self._int(1))
         with self._loop(b, queries) as (query, _):
             first, end = self._span(b, starts, query)
-            with self._loop(b, vectors, step=VECTORS) as (vector, _):
-                with self._loop(b, end, first, carried=[self.least] * VECTORS) as (tile, carried):
-                    tiled, sums = self._tile(b, laid, begin, width, tile)
-                    for i, found in enumerate(self._maxima(b, stored, width, vector, last, tiled, sums, planes)):
+            with self._loop(b, vectors, step=shape.vectors) as (vector, _):
+                with self._loop(b, end, first, carried=[self.least] * shape.vectors) as (tile, carried):
+                    tiled, sums = self._tile(b, laid, begin, width, tile, shape)
+                    for i, found in enumerate(self._maxima(b, stored, width, vector, last, tiled, sums, shape)):
                         for group in found:
                             carried[i] = self._larger(b, group, carried[i])
                 for i, maxima in enumerate(carried):
@@ -269,46 +294,47 @@ class _Source:
             values = combine(b, values, b.shuffle_vector(values, values, self.ir.Constant(indices, turned)))
         return b.extract_element(values, self._int(0))
 
-    def _tile(self, b: Any, laid: Any, begin: Any, width: Any, tile: Any) -> tuple[Any, list[Any]]:
+    def _tile(self, b: Any, laid: Any, begin: Any, width: Any, tile: Any, shape: Shape) -> tuple[Any, list[Any]]:
         """Where a tile's vectors begin, and the sums its lanes begin with."""
-        size = b.mul(width, self._int(2 * self.lanes))
+        count = shape.registers
+        size = b.mul(width, self._int(count * self.lanes))
         query = b.gep(laid, [b.mul(tile, size)], source_etype=self.ir.IntType(8))
-        places = [b.add(b.mul(tile, self._int(2)), self._int(i)) for i in range(2)]
+        places = [b.add(b.mul(tile, self._int(count)), self._int(i)) for i in range(count)]
         return query, [
             b.load(b.gep(begin, [place], source_etype=self.sums), typ=self.sums, align=4) for place in places
         ]
 
     def _maxima(
-        self, b: Any, stored: Any, width: Any, vector: Any, last: Any, query: Any, sums: list[Any], planes: int
+        self, b: Any, stored: Any, width: Any, vector: Any, last: Any, query: Any, sums: list[Any], shape: Shape
     ) -> list[list[Any]]:
-        """Products of VECTORS vectors from `vector` on, none past `last` (it is repeated), with a tile's: for each
-        vector one register of two planes, or two of one.
+        """Products of `shape.vectors` vectors from `vector` on, none past `last` (it is repeated), with a tile's: for
+        each vector one register a group.
         """
-        byte = self.ir.IntType(8)
-        numbers = [self._smaller(b, b.add(vector, self._int(i)), last) for i in range(VECTORS)]
+        byte, count = self.ir.IntType(8), shape.registers
+        numbers = [self._smaller(b, b.add(vector, self._int(i)), last) for i in range(shape.vectors)]
         rows = [b.gep(stored, [b.mul(number, width)], source_etype=byte) for number in numbers]
         ahead = b.mul(width, self._int(AHEAD))
-        with self._loop(b, width, step=LANE, carried=sums * VECTORS) as (at, carried):
+        with self._loop(b, width, step=LANE, carried=sums * shape.vectors) as (at, carried):
             for row in rows:
                 line = b.gep(row, [b.add(at, ahead)], source_etype=byte)
                 b.call(self.prefetch, [line, *(self.ir.Constant(self.ir.IntType(32), v) for v in (0, 3, 1))])
             for offset in range(0, LANE, _STEP):
                 here = b.add(at, self._int(offset))
-                before = b.mul(here, self._int(2 * self.lanes))
-                places = [b.add(before, self._int(i * self.lanes * _STEP)) for i in range(2)]
+                before = b.mul(here, self._int(count * self.lanes))
+                places = [b.add(before, self._int(i * self.lanes * _STEP)) for i in range(count)]
                 weights = [
                     b.load(b.gep(query, [place], source_etype=byte), typ=self.bytes, align=self.lanes * _STEP)
                     for place in places
                 ]
                 for i, row in enumerate(rows):
                     four = self._broadcast(b, b.gep(row, [here], source_etype=byte))
-                    for j, weight in enumerate(weights):
-                        carried[2 * i + j] = b.call(self.vpdpbusd, [carried[2 * i + j], four, weight])
+                    for j, weight in enumerate(weights, count * i):
+                        carried[j] = b.call(self.vpdpbusd, [carried[j], four, weight])
         floats = [b.sitofp(value, self.floats) for value in carried]
-        pairs = list(zip(floats[::2], floats[1::2], strict=True))
-        if planes == 1:
-            return [list(pair) for pair in pairs]
-        return [[b.fadd(b.fmul(high, self.weight), low)] for high, low in pairs]
+        each = [floats[begin : begin + count] for begin in range(0, len(floats), count)]
+        if shape.planes == 1:
+            return each
+        return [[b.fadd(b.fmul(high, self.weight), low)] for high, low in each]
 
     def _broadcast(self, b: Any, place: Any) -> Any:
         """Four bytes in every lane."""

@@ -54,7 +54,8 @@ class ResidentRanker(Ranker):
         def rank(i: int) -> Ranking:
             chosen, score = listed[i]
             if self._resident.certified:
-                radius = self._radius(chosen, quantized[i], np.zeros(len(chosen)))
+                change = self._changes(quantized[i : i + 1], chosen)[0]
+                radius = self._radius(quantized[i], change, np.zeros(len(chosen)), chosen)
             else:  # the scan's own best k; their true scores and winners, nothing more
                 order = np.lexsort((chosen, -score))[:k]
                 chosen, score = chosen[order], score[order]

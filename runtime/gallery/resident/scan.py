@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ...backends.device import Device
 from ...contract import AlignmentConfig
 from ...errors import BackendError, TensorError
-from ..bounds import QuantizedQuery, QueryReach, int8_radius, no_axes
+from ..bounds import QuantizedQuery, Reach, int8_radius, no_axes
 from ..part import Part
 from ..pooling import Array
 from ..quantize import OFFSET
@@ -283,7 +283,7 @@ class KernelScan:
             return 0.0, 0.0, 0.0
         error, norm = np.array([[0, 1, 0], [0, 0, 1]], np.float32)
         axes, unmeasured = no_axes(query.dim), np.zeros((3, 0), np.float32)
-        change = QueryReach(query, axes, axes).change(error, norm, unmeasured, unmeasured)
+        change = Reach([query], axes, axes).change(error, norm, unmeasured, unmeasured)[0]
         constant, by_error, by_norm = int8_radius(change, error, norm, query, query.count, 0.0, self._alignment)
         slack = 1 + 1e-9  # of these few float64 operations, and of the kernels' with them
         return float(constant * slack), float((by_error - constant) * slack), float((by_norm - constant) * slack)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.gallery.bounds import (
-    QueryReach,
+    Reach,
     block_norms,
     fit_axes,
     float32_similarity_error,
@@ -88,14 +88,15 @@ def violations(rng: np.random.Generator, kinds: tuple[str, str], vectors: int, w
     lost = x.astype(np.float64) - restored
     blocks = np.nextafter(block_norms(lost, axes).astype(np.float32), np.float32(np.inf))
     norms = np.nextafter(gallery_norms(restored, basis).astype(np.float32), np.float32(np.inf))
-    change = QueryReach(query, axes, basis).change(rows.error[group], rows.norm[group], blocks, norms)
+    reach = Reach([query], axes, basis)
+    change = reach.change(rows.error[group], rows.norm[group], blocks, norms)[0]
     moved = np.abs(lost @ q.astype(np.float64).T + restored @ query.lost.T)
     wrong_change = moved > (change * (1 + 1e-12) + 1e-12 * query.norm * (norm + error))[:, None]
     radius = int8_radius(change, error.astype(np.float32), norm.astype(np.float32), query, 1, 0.0, maximum)
     exact = x.astype(np.float64) @ q.astype(np.float64).T
     wrong = np.abs(exact - estimate) > radius[:, None]
     single = x @ q.T
-    slack = float32_similarity_error(dim, query.norm, norm + error)
+    slack = float32_similarity_error(dim, dim, query.norm, norm + error)
     wrong32 = np.abs(single.astype(np.float64) - exact) > slack[:, None]
     return int(wrong.sum() + wrong32.sum() + wrong_change.sum()), wrong.size
 

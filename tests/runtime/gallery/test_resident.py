@@ -221,7 +221,8 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     truth = np.log(np.exp(best - best.max(1, keepdims=True)).sum(1)) + best.max(1)
     assert set(np.argsort(-truth)[:k]) <= set(listed.tolist())
     assert len(listed) < count / 4
-    radius = ranker._radius(listed, quantized, np.zeros(len(listed)))
+    change = ranker._changes([quantized], listed)[0]
+    radius = ranker._radius(quantized, change, np.zeros(len(listed)), listed)
     assert (np.abs(scores - truth[listed]) <= radius).all()
     constant, per_error, per_norm = scan._terms(quantized)
     (part,) = ranker.parts

@@ -1,6 +1,8 @@
 """All scan kernels give the products that numpy's int64 gives, rounded to float32."""
 
 import sys
+import time
+from threading import Barrier, get_ident
 
 import numpy as np
 import onnx
@@ -40,7 +42,7 @@ def products_of(gallery: np.ndarray, planes: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dim", [1, 5, 64, 100, 1024])
 @pytest.mark.parametrize("lengths", [[3, 1, 100, 7], [36] * 5, [1]])
-@pytest.mark.parametrize("words", [[12], [1, 60, 17], [4, 4]])
+@pytest.mark.parametrize("words", [[12], [1, 60, 17], [32, 31]])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_kernels_agree_to_the_bit(name: str, dim: int, lengths: list[int], words: list[int], depth: int) -> None:
     rng = np.random.default_rng(dim)
@@ -73,8 +75,9 @@ def test_fine_products_are_within_their_bound_of_float64s(name: str, dtype: type
     query = rng.standard_normal((words, dim)).astype(np.float32)
     exact = np.concatenate(rows).astype(np.float64) @ query.T.astype(np.float64)
     norms = np.linalg.norm(np.concatenate(rows).astype(np.float64), axis=1)
-    bound = float32_similarity_error(dim, float(np.linalg.norm(query, axis=1).max()), norms)
-    found = open_here(name).products(rows, query)
+    kernel = open_here(name)
+    bound = float32_similarity_error(dim, kernel.roundings(dim), float(np.linalg.norm(query, axis=1).max()), norms)
+    found = kernel.products(rows, query)
     assert found.dtype == np.float32
     assert (np.abs(found - exact) <= bound[:, None]).all()
 
@@ -118,14 +121,41 @@ def test_unknown_kernel_and_threads_are_refused() -> None:
         Pool(0)
 
 
-def test_pool_raises_the_error_of_a_task_after_all_ended() -> None:
-    done: list[int] = []
+def test_pool_raises_the_error_of_a_task_once_none_is_running() -> None:
+    ended: list[int] = []
 
     def task(i: int) -> None:
-        done.append(i)
         if i == 1:
             raise ValueError("task 1")
+        time.sleep(0.05)
+        ended.append(i)
 
+    pool = Pool(2)
     with pytest.raises(ValueError, match="task 1"):
-        Pool(2).run([lambda i=i: task(i) for i in range(4)])
-    assert sorted(done) == [0, 1, 2, 3]
+        pool.run([lambda i=i: task(i) for i in range(40)])
+    after = list(ended)
+    time.sleep(0.1)
+    assert ended == after
+    assert len(ended) < 10, "what had not begun is dropped"
+    pool.run([lambda i=i: task(i) for i in (50, 51)])
+    assert set(ended) - set(after) == {50, 51}, "and it works on"
+    pool.close()
+
+
+def test_pool_spreads_work_but_not_that_of_a_piece() -> None:
+    pool, threads = Pool(3), Barrier(3)
+    outer: list[int] = []
+    inner: list[tuple[int, int]] = []
+
+    def piece() -> None:
+        threads.wait(10)  # breaks unless three threads are at it
+        mine = get_ident()
+        outer.append(mine)
+        pool.run([lambda: inner.append((mine, get_ident()))] * 4)
+
+    pool.run([piece] * 3)
+    pool.close()
+    assert len(set(outer)) == 3
+    assert get_ident() in outer
+    assert len(inner) == 12
+    assert all(a == b for a, b in inner)
