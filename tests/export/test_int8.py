@@ -19,7 +19,7 @@ from chan_rt.calibration.feeds import Samples
 from chan_rt.calibration.plan import Plan, find_layers
 from chan_rt.calibration.ranges import TensorRange
 from chan_rt.chan_ref import checkpoint
-from chan_rt.chan_ref.config import ModelConfig
+from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target
@@ -28,7 +28,13 @@ from chan_rt.export.parity import check_parity
 from chan_rt.export.parity_runners import Sample
 from chan_rt.runtime.contract import MANIFEST, Manifest, sha256_file, verified, write_manifest
 from chan_rt.runtime.errors import BundleError, InputError, ParityError
-from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
+from chan_rt.runtime.text import (
+    BERT_SPECIALS,
+    BertTokenizer,
+    ScanTokenizer,
+    bert_tokenizer_json,
+    build_scan_vocabulary,
+)
 
 WORDS = [f"w{index}" for index in range(30)]
 IMAGES, REGIONS, WIDTH = 40, 9, 48
@@ -162,6 +168,34 @@ def test_tensorrt_rtx_builds_it_in_int8(bundle: Path) -> None:
     built = build_engine(bundle, "region_encoder", "int8", find_target("tensorrt_rtx"))
     matrix = built.record.layers["matrix"]
     assert matrix["Int8"] >= 5, matrix
+
+
+def test_tensorrt_rtx_builds_a_bert_in_int8(tmp_path: Path, sample: Sample) -> None:
+    """Every product with weights reads int8; attention's two products of activations stay float."""
+    pieces = [*BERT_SPECIALS, *WORDS]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokenizer_json = bert_tokenizer_json(tmp_path / "vocab.txt")
+    torch.manual_seed(0)
+    bert = BertConfig(len(pieces), hidden=64, layers=2, heads=2, intermediate=128, positions=16)
+    model = ChanModel(ModelConfig(WIDTH, 64, region_encoder="basic", text_encoder="bert", bert=bert)).eval()
+    checkpoint.save(tmp_path / "checkpoint", model, {"tokenizer.json": tokenizer_json.encode()}, {})
+    bundle = tmp_path / "bundle"
+    export_bundle(tmp_path / "checkpoint", bundle)
+    tokens = BertTokenizer(tokenizer_json).encode(sample.captions)
+    calibrate(bundle, Samples(sample.regions, IMAGES, tokens), "minmax")
+    (spec,) = (item.spec for item in add_int8(bundle, passes, ["int8"]) if item.name == "text_encoder")
+    nodes = onnx.load(verified(bundle, spec.file, spec.sha256)).graph.node
+    weighted = [node for node in nodes if node.op_type in ("MatMul", "Gemm") and node.input[1].endswith("/dq")]
+    assert len(weighted) == 2 * 6 + 1  # query, key, value, output and two of the feed-forward a layer; the projection
+    built = build_engine(bundle, "text_encoder", "int8", find_target("tensorrt_rtx"))
+    products = {one["name"]: one["precision"] for one in built.record.layers["each"] if one["type"] == "gemm"}
+    assert {name for name, precision in products.items() if precision != "Int8"} == {
+        name for name in products if "attention/qk" in name or "attention/attended" in name
+    }
+    for layer in (0, 1):
+        for part in ("attention/value", "attention/output", "intermediate", "output"):
+            assert any(f"layer{layer}/{part}" in name for name in products)
+    assert any("projection" in name for name in products)
 
 
 def misses_by_part(world: Path, bundle: Path, sample: Sample) -> dict[str, tuple[str, ...]]:
