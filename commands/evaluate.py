@@ -57,7 +57,7 @@ def command(
 
     from ..chan_ref.data import PrecompSplit
     from ..runtime import metrics
-    from ..runtime.coco import extended_metrics
+    from ..runtime.coco import check_split, extended_metrics
     from ..runtime.errors import InputError
     from ..runtime.streaming import common_scale, score_blocks
 
@@ -67,6 +67,8 @@ def command(
     owner = images.image_of_caption
     if eccv and images.image_ids is None:
         raise InputError(f"--eccv needs COCO's image ids: {images.folder / f'{split}_ids.txt'} is missing")
+    if eccv and images.image_ids is not None:  # a COCO-sized split takes minutes to score
+        check_split(images.image_ids, owner)
     blocks = metrics.fold_slices(owner, images.num_images, folds or 1)
     for path in models:  # all of them before the first is at work
         images.check_width(_region_dim(path), path)

@@ -50,6 +50,30 @@ def extended_metrics(
         BackendError: `eccv-caption` is not installed.
     """
     judge = _judge()
+    rows, captions = _coco_ids(judge, image_ids, image_of_caption)
+    images = rows.tolist()
+    i2t = {image: captions[first(scores[row], _CAPTIONS)].tolist() for row, image in enumerate(images)}
+    t2i = {}
+    for start in range(0, len(captions), _COLUMNS):
+        block = np.ascontiguousarray(scores[:, start : start + _COLUMNS].T)  # a column alone is a cache miss a score
+        for name, column in zip(captions[start:].tolist(), block, strict=False):
+            t2i[name] = rows[first(column, _IMAGES)].tolist()
+    # Asked for alone, eccv_rprecision gives nothing; beside eccv_map_at_r it does. The package draws bars on stderr.
+    wanted = ("cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r")
+    with contextlib.redirect_stderr(io.StringIO()):
+        found = judge.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=(1, 5, 10), verbose=False)
+    return {name: Directions(100 * float(both["i2t"]), 100 * float(both["t2i"])) for name, both in found.items()}
+
+
+def check_split(image_ids: Sequence[str], image_of_caption: NDArray[Any]) -> None:
+    """Raise what `extended_metrics` would raise about a split, before there are scores."""
+    _coco_ids(_judge(), image_ids, image_of_caption)
+
+
+def _coco_ids(
+    judge: Any, image_ids: Sequence[str], image_of_caption: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """COCO's ids of the images [5000] and of the captions [25000]."""
     captions_of: dict[int, list[int]] = {}
     for caption in judge.coco_ids.tolist():
         captions_of.setdefault(judge.coco_gts["t2i"][caption][0], []).append(caption)
@@ -65,19 +89,8 @@ def extended_metrics(
         )
     if not np.array_equal(image_of_caption, np.repeat(np.arange(len(images)), _PER_IMAGE)):
         raise InputError("CxC and ECCV need five captions of each image, one image after the other")
-    captions = np.array([caption for image in images for caption in captions_of[image]])
-    rows = np.array(images)
-    i2t = {image: captions[first(scores[row], _CAPTIONS)].tolist() for row, image in enumerate(images)}
-    t2i = {}
-    for start in range(0, len(captions), _COLUMNS):
-        block = np.ascontiguousarray(scores[:, start : start + _COLUMNS].T)  # a column alone is a cache miss a score
-        for name, column in zip(captions[start:].tolist(), block, strict=False):
-            t2i[name] = rows[first(column, _IMAGES)].tolist()
-    # Asked for alone, eccv_rprecision gives nothing; beside eccv_map_at_r it does. The package draws bars on stderr.
-    wanted = ("cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r")
-    with contextlib.redirect_stderr(io.StringIO()):
-        found = judge.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=(1, 5, 10), verbose=False)
-    return {name: Directions(100 * float(both["i2t"]), 100 * float(both["t2i"])) for name, both in found.items()}
+    captions = [caption for image in images for caption in captions_of[image]]
+    return np.array(images, np.int64), np.array(captions, np.int64)
 
 
 def first(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
