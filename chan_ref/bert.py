@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import BundleError, CheckpointError
 from ..runtime.text import BertTokenizer, bert_tokenizer_json
 from .checkpoint import check_tensors
 from .config import BertConfig
@@ -125,8 +125,9 @@ def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:
         The files for `checkpoint.save`.
 
     Raises:
-        CheckpointError: neither file is there, vocab.txt belongs to a cased model, or the sizes differ.
-        BundleError: the file is not a BERT tokenizer.
+        CheckpointError: neither file is there, it is not a BERT tokenizer, vocab.txt belongs to a cased model, or the
+            sizes differ.
+        BundleError: vocab.txt lacks one of BERT's special tokens.
     """
     directory = Path(directory)
     whole, words = directory / "tokenizer.json", directory / "vocab.txt"
@@ -139,7 +140,10 @@ def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:
         source, text = words, bert_tokenizer_json(words)
     else:
         raise CheckpointError(f"{directory} holds no BERT tokenizer: expected tokenizer.json or vocab.txt")
-    found = BertTokenizer(text).vocab_size
+    try:
+        found = BertTokenizer(text).vocab_size
+    except BundleError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     if found != vocab_size:
         raise CheckpointError(f"{source} must have {vocab_size} wordpieces, as the model's embedding, got {found}")
     return {"tokenizer.json": text.encode()}

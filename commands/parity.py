@@ -43,8 +43,18 @@ if TYPE_CHECKING:
     "Default: onnxruntime and whatever engines were built, those that cannot run here being listed.",
 )
 @click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all BUNDLE has.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report as JSON; - prints it.")
-@click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write the report as one page with plots.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report as JSON; - prints it.",
+)
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report as one page with plots.",
+)
 @click.option("--record", is_flag=True, help="Note the verdicts in BUNDLE's manifest.")
 @click.pass_context
 def command(
@@ -90,6 +100,7 @@ def command(
 
 
 def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

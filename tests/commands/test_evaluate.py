@@ -254,6 +254,8 @@ def test_eccv_on_the_real_ground_truth(tmp_path: Path) -> None:
 
 def _best(scores: np.ndarray) -> np.ndarray:
     """Columns of the 50 highest scores of each row, best first, ties by lower column."""
-    top = np.sort(np.argpartition(-scores, 60, axis=1)[:, :60], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable")
-    return np.take_along_axis(top, order, 1)[:, :50]
+    found = []
+    for row in scores:
+        top = np.sort(np.argpartition(-row, 60)[:60])
+        found.append(top[np.argsort(-row[top], kind="stable")][:50])
+    return np.array(found)

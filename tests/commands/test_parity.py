@@ -50,7 +50,7 @@ def run(world: Path, *options: str, reference: str = "checkpoint") -> tuple[int,
 
 
 def test_a_faithful_bundle_exits_with_0(world: Path, tmp_path: Path) -> None:
-    json_file, html_file = tmp_path / "report.json", tmp_path / "report.html"
+    json_file, html_file = tmp_path / "report.json", tmp_path / "new/folder/report.html"
     status, output = run(world, "--json", str(json_file), "--html", str(html_file), "--record")
     assert status == 0, output
     assert output.splitlines()[0].startswith("4 images and 20 captions")
@@ -75,6 +75,14 @@ def test_errors_are_one_line(world: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["parity", str(world / "bundle"), "--data", str(world / "data")])
     assert result.exit_code == 2
     assert "--checkpoint" in result.stderr
+    for option in ("--json", "--html"):  # before any work, and nothing is left beside the folder
+        (tmp_path / "reports").mkdir(exist_ok=True)
+        arguments = ["parity", str(world / "bundle"), "--checkpoint", str(world / "checkpoint")]
+        arguments += ["--data", str(world / "data"), option, str(tmp_path / "reports")]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        assert f"'{tmp_path / 'reports'}' is a directory" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["reports"]
 
 
 def test_data_that_do_not_fit_are_named_before_any_work(world: Path, tmp_path: Path) -> None:
