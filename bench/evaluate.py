@@ -4,10 +4,8 @@ The features, captions and weights are made up: what is measured is time and mem
 (1,000 images, 5,000 captions) or COCO's 5K test (`--size coco5k`), 36 regions of 2048 features, 1024-d. The longest
 caption has 4.8 times the words of the mean: UPSTREAM.md puts what padding wastes at four to five times.
 
-The published loop is written from its description, not from its source: pairs of image and caption are encoded 128 at a
-time, so every image five times; embeddings are padded to the longest caption of all; scores are computed by blocks of
-128 x 128 in float32, padding marked by -1, in PyTorch. It runs between two runs of this package's evaluation, each in a
-process of its own.
+The published loop encodes pairs of image and caption 128 at a time, so every image five times, then scores them
+(published.py). It runs between two runs of this package's evaluation, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -36,21 +34,24 @@ from ..runtime import metrics
 from ..runtime.embeddings import Embeddings
 from ..runtime.streaming import score_blocks
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
+from . import published
 from .measure import machine
 
 SIZES = {"f30k": 1000, "coco5k": 5000}
 MEDIAN_WORDS = {"f30k": 11.4, "coco5k": 9.7}  # the marks of start and end not counted; COCO's captions are shorter
 REGIONS, FEATURES, VOCABULARY, LONGEST = 36, 2048, 8000, 67
-BLOCK = 128  # of the published loop, pairs encoded at once and sides of a block of scores
+PAIRS = 128  # encoded at once by the published loop
 PACKAGES = ("numpy", "torch")
 
 
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="f30k", show_default=True)
 @click.option("--images", type=click.IntRange(min=1), help="Fewer images than that size has, for a quick look.")
-@click.option("--published/--no-published", default=True, show_default=True, help="Also run the published loop.")
+@click.option(
+    "--published/--no-published", "with_published", default=True, show_default=True, help="Also run the published loop."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-def main(size: str, images: int | None, published: bool, json_file: Path | None) -> None:
+def main(size: str, images: int | None, with_published: bool, json_file: Path | None) -> None:
     """Time and memory of `chan evaluate` on a made-up test split, beside the published loop."""
     record: dict[str, Any] = {"machine": machine(PACKAGES), "size": size}
     click.echo(", ".join(f"{name} {value}" for name, value in record["machine"].items()))
@@ -62,7 +63,7 @@ def main(size: str, images: int | None, published: bool, json_file: Path | None)
             f"the longest of {record['longest']}"
         )
         runs = [("chan", evaluate), ("published", evaluate_as_published), ("chan", evaluate)]
-        for name, call in runs if published else runs[:1]:
+        for name, call in runs if with_published else runs[:1]:
             figures = _in_process(call, root)
             record.setdefault(name, []).append(figures)
             click.echo(
@@ -70,7 +71,7 @@ def main(size: str, images: int | None, published: bool, json_file: Path | None)
                 f"{figures['encoding']:.1f} s encoding; {figures['peak_bytes'] / 2**30:.2f} GiB at most; "
                 f"rsum {figures['rsum']:.2f}"
             )
-        if published:
+        if with_published:
             record["ratio"], record["cpu_ratio"] = (
                 record["published"][0][clock] / np.mean([run[clock] for run in record["chan"]])
                 for clock in ("seconds", "cpu_seconds")
@@ -134,23 +135,14 @@ def evaluate_as_published(root: Path) -> dict[str, float]:
     images = np.zeros((split.num_captions, REGIONS, matcher.inner.model.config.embed_dim), np.float32)
     words = np.zeros((split.num_captions, longest, images.shape[2]), np.float32)
     lengths = np.zeros(split.num_captions, np.int64)
-    for first in range(0, split.num_captions, BLOCK):
-        pairs = np.arange(first, min(first + BLOCK, split.num_captions))
+    for first in range(0, split.num_captions, PAIRS):
+        pairs = np.arange(first, min(first + PAIRS, split.num_captions))
         images[pairs] = matcher.encode_images(*split.regions(split.image_of_caption[pairs])).vectors
         texts = matcher.encode_texts([split.captions[pair] for pair in pairs])
         words[pairs, : texts.vectors.shape[1]] = texts.vectors
         lengths[pairs] = texts.lengths
     once = torch.from_numpy(images[::5].copy())
-    captions, padding = torch.from_numpy(words), torch.from_numpy(np.arange(longest) >= lengths[:, None])
-    scores = np.zeros((split.num_images, split.num_captions), np.float32)
-    with torch.inference_mode():
-        for row in range(0, len(once), BLOCK):
-            for column in range(0, len(captions), BLOCK):
-                rows, columns = slice(row, row + BLOCK), slice(column, column + BLOCK)
-                similarities = torch.einsum("ird,cwd->icrw", once[rows], captions[columns])
-                best = similarities.masked_fill(padding[columns][:, None], -1).amax(2)
-                best = best.masked_fill(best == -1, -torch.inf)
-                scores[rows, columns] = (best / temperature).logsumexp(2).numpy()
+    scores = published.scores(once, torch.from_numpy(words), torch.from_numpy(lengths), temperature).numpy()
     rsum = metrics.evaluate(scores, split.image_of_caption, ties="published").rsum
     seconds = time.perf_counter() - start
     np.save(root / "published.npy", scores)

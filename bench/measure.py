@@ -106,9 +106,14 @@ def machine(packages: tuple[str, ...]) -> dict[str, str | int]:
 
 
 def _processor() -> str:
+    """Its name, with family and model where Linux tells them: a virtual machine's name may hide both."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+            first = file.read().split("\n\n", 1)[0]
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        first = ""
+    said = dict(map(str.strip, line.split(":", 1)) for line in first.splitlines() if ":" in line)
+    name = said.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in said:
+        name += f" (family {said['cpu family']}, model {said['model']})"
+    return name

@@ -10,7 +10,8 @@ from chan_rt.bench import evaluate as bench
 
 
 def test_both_loops_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "BLOCK", 7)
+    monkeypatch.setattr(bench, "PAIRS", 7)
+    monkeypatch.setattr(bench.published, "BLOCK", 4)
     monkeypatch.setattr(bench, "FEATURES", 64)
     monkeypatch.setattr(bench, "ModelConfig", lambda **sizes: _config(region_dim=64, embed_dim=32, **sizes))
     found = bench.make_split(tmp_path, 6, 11.4)

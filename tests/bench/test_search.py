@@ -8,16 +8,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from chan_rt.bench import search
-from chan_rt.bench.search import WORDS, Concepts, build, bulk, main, packed, published
+from chan_rt.bench import published, search
+from chan_rt.bench.search import WORDS, Concepts, build, bulk, main, packed
 from chan_rt.runtime.gallery import Gallery
 
 
 def test_every_candidate_finds_the_same_images(tmp_path: Path) -> None:
     setting = build(tmp_path / "g", 60, Concepts(0))
     regions, word = torch.from_numpy(setting.images.vectors), torch.from_numpy(setting.captions.vectors[0])
-    scores = published(regions, word[None], torch.tensor([WORDS]))[:, 0]
-    found = packed(regions, word)()
+    scores = published.scores(regions, word[None], torch.tensor([WORDS]), 0.1)[:, 0]
+    found = packed(regions, word)
     with Gallery(setting.folder) as gallery:
         hits = gallery.search(setting.captions[0], 10)[0].hits
     assert [int(hit.id) for hit in hits] == found.indices.tolist() == torch.topk(scores, 10).indices.tolist()
@@ -28,8 +28,8 @@ def test_padding_does_not_change_the_published_score() -> None:
     source = Concepts(0)
     texts, pictures = source.captions(np.array([5, 20], np.int32)), source.images(3)
     regions = torch.from_numpy(pictures.vectors)
-    padded = published(regions, torch.from_numpy(texts.vectors), torch.tensor([5, 20]))
-    alone = published(regions, torch.from_numpy(texts.vectors[:1, :5]), torch.tensor([5]))
+    padded = published.scores(regions, torch.from_numpy(texts.vectors), torch.tensor([5, 20]), 0.1)
+    alone = published.scores(regions, torch.from_numpy(texts.vectors[:1, :5]), torch.tensor([5]), 0.1)
     torch.testing.assert_close(padded[:, :1], alone)
 
 
