@@ -51,8 +51,8 @@ def open_store(folder: Path, split: str, ids: list[str] | None) -> RegionStore:
         return _folder_store(file, ids)
     if file.suffix == ".npy":
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            array = np.lib.format.open_memmap(file, "r")  # np.load takes what it does not know for a pickle
+        except Exception as error:  # numpy has no common base for what damage makes it raise
             raise InputError(f"{file} cannot be read as a numpy array of numbers: {error}") from error
         return _padded_store(file, array, None)
     members = _map_npz(file) if file.suffix == ".npz" else _open_hdf5(file)
@@ -70,6 +70,8 @@ def _padded_store(file: Path, array: Any, counts: NDArray[Any] | None) -> Region
     if array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
         raise InputError(f"{file} must be float32 [N, regions, features], none of them 0, got {_found(array)}")
     num_images, max_regions, region_dim = (int(size) for size in array.shape)
+    if counts is not None and counts.dtype.kind not in "iu":
+        raise InputError(f"{file}: num_boxes must be integers [N], got {_found(counts)}")
     lengths = np.full(num_images, max_regions) if counts is None else counts.astype(np.int64)
     if lengths.shape != (num_images,) or lengths.min() < 1 or lengths.max() > max_regions:
         raise InputError(
@@ -121,13 +123,17 @@ def _folder_store(folder: Path, ids: list[str] | None) -> RegionStore:
 
 def _one_image(file: Path) -> NDArray[Any]:
     """`features` or `x` [r, F] of one image's .npz, compressed or not."""
+    if not zipfile.is_zipfile(file):  # np.load would take it for something else, and advise to unpickle it
+        raise InputError(f"{file} is not an .npz archive, or was cut off: write it again with numpy.savez")
     try:
         with np.load(file, allow_pickle=False) as members:
             name = next((name for name in _FEATURE_NAMES if name in members), None)
             if name is None:
                 raise InputError(f"{file} has neither `features` nor `x` [r, F]; it has {sorted(members)}")
             array: NDArray[Any] = members[name]
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # as in `open_store`
         raise InputError(f"{file} cannot be read: {error}") from error
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise InputError(f"{file}: features must be float32 [r, F], neither 0, got {_found(array)}")
@@ -156,7 +162,9 @@ def _map_npz(file: Path) -> dict[str, Any]:
                 order: Literal["F", "C"] = "F" if fortran else "C"
                 name = info.filename.removesuffix(".npy")
                 arrays[name] = np.memmap(file, dtype, "r", offset=raw.tell(), shape=shape, order=order)
-    except (ValueError, OSError, zipfile.BadZipFile, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # as in `open_store`
         raise InputError(f"{file} cannot be read as an .npz archive: {error}") from error
     return arrays
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from chan_rt.chan_ref.data import PrecompSplit, has_split
+from chan_rt.chan_ref.region_store import open_store
 from chan_rt.runtime.errors import InputError, TensorError
 
 RNG = np.random.default_rng(7)
@@ -153,6 +154,7 @@ def test_region_counts_that_vary(tmp_path: Path, store: object) -> None:
         (lambda f: np.save(f / "test_ims.npy", IMAGES.astype(int)), "must be float32 .* got int64"),
         (lambda f: np.save(f / "test_ims.npy", np.array([{}]), allow_pickle=True), "array of numbers"),
         (lambda f: (f / "test_ims.npy").write_bytes(b"\x93NUMPY"), "cannot be read"),
+        (lambda f: (f / "test_ims.npy").write_bytes(b"a download's error page"), "the magic string is not correct"),
         (lambda f: (f / "test_ims.npy").write_bytes((f / "test_ims.npy").read_bytes()[:200]), "cannot be read"),
         (lambda f: np.savez(f / "test_ims.npz", features=IMAGES), "in several forms"),
         (lambda f: (f / "test_ids.txt").write_text("1\n2\n"), "test_ids.txt must name each of the 4 images"),
@@ -180,6 +182,8 @@ def test_several_data_sets_in_one_folder_are_not_guessed_between(tmp_path: Path)
         ({"features": IMAGES[0], "pos_boxes": np.array([[0, 9]])}, "row ranges first < last within the 3"),
         ({"features": IMAGES[0], "pos_boxes": np.array([0, 3])}, r"must be integers \[N, 2\]"),
         ({"features": IMAGES, "num_boxes": np.array([0, 1, 1, 1])}, "one number from 1 to 3 for each of 4"),
+        ({"features": IMAGES, "num_boxes": np.array([1.5, 1, 1, 1])}, r"num_boxes must be integers \[N\], got float64"),
+        ({"features": IMAGES, "num_boxes": np.array(["a", "b", "c", "d"])}, r"num_boxes must be integers"),
         ({"other": IMAGES}, "has no `features`.*found"),
         ({"features": np.array([{}])}, "holds Python objects"),
     ],
@@ -188,6 +192,37 @@ def test_archives_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, np
     folder = write(tmp_path / "precomp", images=None)
     np.savez(folder / "test_ims.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
+        PrecompSplit.open(tmp_path, "test")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_damaged_features_are_read_or_refused_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    """Bytes changed and ends cut off: numpy and zipfile raise a dozen kinds of errors, down to tokenize's."""
+    folder = write(tmp_path / "precomp", images=None)
+    file = folder / f"test_ims.{suffix}"
+    np.save(file, IMAGES) if suffix == "npy" else np.savez(file, features=IMAGES)
+    refused: list[str]
+    whole, rng, refused = file.read_bytes(), np.random.default_rng(0), []
+    for turn in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 128 if suffix == "npy" else len(whole), 3):
+            damaged[place] = rng.integers(256)
+        file.write_bytes(damaged[: rng.integers(len(whole)) if turn % 5 == 0 else None])
+        try:
+            store = open_store(folder, "test", None)
+            store.read(np.arange(store.count))
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 200
+    assert all(str(file) in message for message in refused)
+
+
+@pytest.mark.parametrize("content", [b"a download's error page", b"", b"\x93NUMPY\x01\x00"])
+def test_an_image_s_file_that_is_no_archive_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = write(tmp_path / "precomp", images=None)
+    _file_per_image(folder)
+    (folder / "test_ims/d.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"d\.npz is not an \.npz archive, or was cut off"):
         PrecompSplit.open(tmp_path, "test")
 
 
