@@ -254,6 +254,7 @@ class _Source:
         loaded = ir.VectorType(value, self.lanes)
         last_query = b.sub(count, self._int(1))
         zero = ir.Constant(self.floats, [0.0] * self.lanes)
+        following = b.mul(width, self._int(4))
         with self._loop(b, rows) as (row, _):
             place = b.inttoptr(b.load(b.gep(places, [row], source_etype=self.i64), typ=self.i64), self.pointer)
             first, end = self._span(b, starts, row)
@@ -266,6 +267,8 @@ class _Source:
                 right = [b.gep(queries, [b.mul(number, width)], source_etype=single) for number in theirs]
                 with self._loop(b, width, step=self.lanes, carried=[zero] * 24) as (at, carried):
                     values = [b.load(b.gep(p, [at], source_etype=value), typ=loaded, align=size) for p in left]
+                    for p in left:
+                        self._fetch(b, b.gep(p, [b.add(at, following)], source_etype=value))
                     if size == 2:
                         values = [b.fpext(each, self.floats) for each in values]
                     for j, p in enumerate(right):
@@ -316,8 +319,7 @@ class _Source:
         ahead = b.mul(width, self._int(AHEAD))
         with self._loop(b, width, step=LANE, carried=sums * shape.vectors) as (at, carried):
             for row in rows:
-                line = b.gep(row, [b.add(at, ahead)], source_etype=byte)
-                b.call(self.prefetch, [line, *(self.ir.Constant(self.ir.IntType(32), v) for v in (0, 3, 1))])
+                self._fetch(b, b.gep(row, [b.add(at, ahead)], source_etype=byte))
             for offset in range(0, LANE, _STEP):
                 here = b.add(at, self._int(offset))
                 before = b.mul(here, self._int(count * self.lanes))
@@ -335,6 +337,10 @@ class _Source:
         if shape.planes == 1:
             return each
         return [[b.fadd(b.fmul(high, self.weight), low)] for high, low in each]
+
+    def _fetch(self, b: Any, place: Any) -> None:
+        """Bring a cache line nearer; past the end of memory it does nothing."""
+        b.call(self.prefetch, [place, *(self.ir.Constant(self.ir.IntType(32), v) for v in (0, 3, 1))])
 
     def _broadcast(self, b: Any, place: Any) -> Any:
         """Four bytes in every lane."""
