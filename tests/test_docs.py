@@ -41,6 +41,13 @@ def test_command_and_options_exist(page: str, line: str) -> None:
     assert given
 
 
+@pytest.mark.parametrize("line", [line for _, line in LINES if line.startswith("chan import")])
+def test_an_import_does_not_go_where_its_file_lies(line: str) -> None:
+    """That folder exists and is no checkpoint, so the command as told would be refused."""
+    _, _, model, _, out, *_ = shlex.split(line)
+    assert Path(out) not in Path(model).parents
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
