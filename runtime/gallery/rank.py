@@ -38,7 +38,7 @@ _WIDE = 64  # query vectors from which on that is so
 _FEW_ROWS = 128  # that are sooner scored from the fine copy than narrowed down by their codes
 _ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are served in turns
 _TURN = 64  # queries scanned together: enough for the scan to be bound by arithmetic
-_FIRST_RESCORED = 8  # rows rescored beyond k before the threshold is looked at again; then twice as many
+_FIRST_RESCORED = 22  # rows rescored beyond k before the threshold is looked at again; then twice as many
 
 
 @dataclass(frozen=True)
