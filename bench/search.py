@@ -283,7 +283,15 @@ def _real(path: Path, queries: Path | None, threads: int) -> dict[str, Any]:
             raise InputError("gallery: must hold images and know its bundle, and --queries must be given")
         with Matcher.open(settings.bundle, precision=settings.precision or "fp32") as matcher:
             captions = matcher.encode_texts(queries.read_text(encoding="utf-8").splitlines())
-        return rescored_histogram(gallery, captions)
+        found = rescored_histogram(gallery, captions)
+        modes = ["exact"] if gallery.fast is None else ["exact", "fast"]
+        asked = {mode: itertools.cycle(range(len(captions))) for mode in modes}
+        calls = {
+            mode: lambda mode=mode: gallery.search(captions[(i := next(asked[mode])) : i + 1], K, mode=mode)
+            for mode in modes
+        }
+        latencies = take_turns(calls, 15.0, in_a_row=5)
+        return found | {"dim": settings.dim, "latency_ms": {mode: vars(item) for mode, item in latencies.items()}}
 
 
 if __name__ == "__main__":
