@@ -149,10 +149,12 @@ class Gallery:
 
     def close(self) -> None:
         """Close the catalogue, end the threads and free the GPU's memory."""
-        if self._resident is not None:
-            self._resident.close()
-        self._pool.close()
-        self._catalogue.close()
+        try:
+            if self._resident is not None:
+                self._resident.close()
+        finally:
+            self._pool.close()
+            self._catalogue.close()
 
     def __enter__(self) -> Self:
         return self

@@ -66,6 +66,7 @@ class Arena:
         """Address of at least `size` bytes under this name, for the call under way; grown when needed."""
         address, capacity = self._rooms.get(name, (0, 0))
         if size > capacity:
+            self._rooms.pop(name, None)  # before it is freed: where there is no room for more, nothing must point there
             self._free([address])
             capacity = max(256, 1 << (size - 1).bit_length()) if size < 1 << 26 else size
             address = self._malloc(capacity)

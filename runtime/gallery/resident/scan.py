@@ -142,9 +142,12 @@ class KernelScan:
     def close(self) -> None:
         """See `ResidentScan.close`."""
         with self._turn:
-            while self._kernels:
-                self._device.unload_kernel(self._kernels.popitem()[1])
-            self._arena.close()
+            try:
+                self._device.activate()
+                while self._kernels:
+                    self._device.unload_kernel(self._kernels.popitem()[1])
+            finally:
+                self._arena.close()
 
     # -- upload
 

@@ -38,6 +38,7 @@ from chan_rt.runtime.gallery.resident.kernels import (
     Function,
     KernelRecord,
 )
+from chan_rt.runtime.gallery.resident.memory import Arena
 from chan_rt.runtime.gallery.resident.scan import KernelScan
 from chan_rt.runtime.gallery.scan import Pool, open_kernel
 
@@ -380,6 +381,35 @@ def test_too_little_memory_says_how_much_is_needed_and_what_to_do() -> None:
     gc.collect()
     scan.close()
     assert device.empty, "what was allocated before it failed is given back"
+
+
+def test_scratch_that_could_not_grow_is_not_handed_out_again() -> None:
+    device = FakeDevice({}, capacity=4096)
+    arena = Arena(device)
+    arena.scratch("x", 100)
+    with pytest.raises(BackendError, match="out of memory"):
+        arena.scratch("x", 10_000)
+    assert arena.scratch("x", 100) in device.memory
+    arena.close()
+    assert device.empty
+
+
+def test_close_makes_the_device_current_and_frees_the_rest_past_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    held = scan.hold(make_parts(made_up("plain", 3, 30, 5, 24))[0])
+    current: list[bool] = []
+
+    def unload(kernel: Any) -> None:
+        assert current, "no context is current in this thread"
+        raise BackendError("CUDA: cuModuleUnload failed: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device, "activate", lambda: current.append(True))
+    monkeypatch.setattr(device, "unload_kernel", unload)
+    with pytest.raises(BackendError, match="illegal memory access"):
+        scan.close()
+    assert not device.memory
+    assert not device.hosts
+    del held
 
 
 def test_close_frees_what_is_still_held_and_refuses_more() -> None:
