@@ -23,11 +23,16 @@ class Block:
     lengths: NDArray[np.int32]
 
     @classmethod
-    def of(cls, whole: Embeddings, rows: NDArray[np.intp], dtype: str, columns: Range) -> Block:
-        """The rows of `whole`, at least `columns.min` wide."""
+    def of(cls, whole: Embeddings, rows: NDArray[np.intp], dtype: str, columns: Range, step: int = 1) -> Block:
+        """The rows of `whole`, as wide as `padded_width` says."""
         lengths = whole.lengths[rows]
-        cut = cut_rows(whole.vectors[rows], lengths, max(int(lengths.max()), columns.min))
+        cut = cut_rows(whole.vectors[rows], lengths, padded_width(int(lengths.max()), columns, step))
         return cls(rows, cut.astype(dtype, copy=False), lengths)
+
+
+def padded_width(longest: int, columns: Range, step: int) -> int:
+    """The width at which rows of up to `longest` columns are run: a multiple of `step`, as far as the range allows."""
+    return max(columns.min, min(columns.max, -(-longest // step) * step))
 
 
 def groups(lengths: NDArray[np.int32], range_: Range, most: int) -> list[NDArray[np.intp]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Array, Backend, open_graphs
-from .blocks import Block, cut_rows, groups, padded, pieces, run_rows
+from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
 from .contract import AlignmentConfig, Manifest
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, InputError, TensorError
@@ -245,7 +245,7 @@ class Matcher:
         """Run an encoder over rows [B, L, ...], similar lengths together, and put its output back in order."""
         backend = self._backends[graph]
         width, spec_inputs, output = rows.shape[1], backend.spec.inputs, backend.spec.outputs[0].name
-        limit = backend.ranges[symbol]
+        limit, step = backend.ranges[symbol], backend.step if symbol == "W" else 1
         if lengths.max() > limit.max:
             row = int(lengths.argmax())
             raise TensorError(f"{tensor}[{row}]", f"{symbol} must be at most {limit.max}", int(lengths[row]))
@@ -255,7 +255,7 @@ class Matcher:
             chosen = order[piece]
             longest = int(lengths[chosen].max())
             feeds = {
-                spec_inputs[0].name: cut_rows(rows[chosen], lengths[chosen], max(longest, limit.min)),
+                spec_inputs[0].name: cut_rows(rows[chosen], lengths[chosen], padded_width(longest, limit, step)),
                 spec_inputs[1].name: lengths[chosen],
             }
             vectors = run_rows(backend, feeds)[output].astype(np.float32, copy=False)
@@ -278,7 +278,7 @@ class Matcher:
         _check_embeddings("word_embeddings", texts, self.manifest.embed_dim, ("W", ranges["W"].max))
         dtypes = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}
         captions = [
-            Block.of(texts, rows, dtypes["word_embeddings"], ranges["W"])
+            Block.of(texts, rows, dtypes["word_embeddings"], ranges["W"], backend.step)
             for rows in groups(texts.lengths, ranges["C"], ranges["C"].opt)
         ]
         area = max(block.vectors.shape[0] * block.vectors.shape[1] for block in captions)

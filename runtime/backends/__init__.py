@@ -119,10 +119,9 @@ def open_graphs(
 
 def try_out(backend: Backend) -> None:
     """Run a backend once on ones of the smallest sizes it takes; what it raises says why it does not work."""
+    sizes = backend.smallest
     feeds = {
-        tensor.name: np.ones(
-            [size if isinstance(size, int) else backend.ranges[size].min for size in tensor.shape], tensor.dtype
-        )
+        tensor.name: np.ones([axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape], tensor.dtype)
         for tensor in backend.spec.inputs
     }
     backend.run(feeds)

@@ -26,15 +26,23 @@ class Backend(ABC):
     Attributes:
         name: as in `open_backend`.
         spec: the graph's inputs and outputs.
+        step: the number of words is best rounded up to a multiple of it: where each choice of sizes is recorded on its
+            own, few should occur.
     """
 
     name: str
     spec: GraphSpec
+    step = 1
 
     @property
     def ranges(self) -> Mapping[str, Range]:
         """Sizes that each symbol of the inputs may take here: the manifest's, unless an engine was built for fewer."""
         return self.spec.ranges
+
+    @property
+    def smallest(self) -> Mapping[str, int]:
+        """Sizes that the symbols may take together, as small as any."""
+        return {symbol: limits.min for symbol, limits in self.ranges.items()}
 
     @abstractmethod
     def run(self, feeds: Feeds) -> dict[str, Array]:

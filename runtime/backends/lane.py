@@ -229,10 +229,14 @@ class Lane:
         self._forget()
         self._free(buffer)
         self.allocations += 1
-        buffer.address = self._device.malloc(capacity)
-        buffer.capacity = capacity
+        address = self._device.malloc(capacity)
         if pinned:
-            buffer.host = self._device.malloc_host(capacity)
+            try:
+                buffer.host = self._device.malloc_host(capacity)
+            except BaseException:
+                self._device.free(address)
+                raise
+        buffer.address, buffer.capacity = address, capacity
 
     def _free(self, buffer: _Buffer) -> None:
         if buffer.capacity:

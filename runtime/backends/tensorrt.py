@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class TensorRTBackend(Backend):
         BackendError: the flavor cannot run here; says what is missing and what would help.
         EngineError: the engine is foreign, stale or cannot be loaded.
     """
+
+    step = 8
 
     def __init__(
         self,
@@ -101,13 +104,20 @@ class TensorRTBackend(Backend):
             if warm_up:
                 self.warm_up()
         except BaseException:
-            self.close()
+            with suppress(BackendError):  # the first failure is the one to tell
+                self.close()
             raise
 
     @property
     def ranges(self) -> Mapping[str, Range]:
         """Over all profiles, the sizes each symbol may take; batch axes beyond theirs are cut into parts."""
         return self._union
+
+    @property
+    def smallest(self) -> Mapping[str, int]:
+        """See `Backend.smallest`: of one profile, because another's smallest may be too large beside it."""
+        each = [{symbol: limits.min for symbol, limits in profile.items()} for profile in self._profiles]
+        return min(each, key=lambda sizes: prod(sizes.values()))
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """See `Backend.run`; a size outside every profile, along an axis that cannot be cut, is a TensorError."""
@@ -169,15 +179,17 @@ class TensorRTBackend(Backend):
     def close(self) -> None:
         """Wait for the requests under way, then free everything; requests that still wait are refused."""
         with self._closing:
-            lanes = [self._take() for _ in self._all]
-            self._all = []
-            if self._cache is not None:
-                self._cache.save()
-                self._cache = None
-            for lane in lanes:
-                lane.close()
-            if self._engine is not None:
-                self._engine = None
+            if self._engine is None:
+                return
+            try:
+                with ExitStack() as closing:  # goes on past an error: after some errors every call of CUDA fails
+                    for lane in [self._take() for _ in self._all]:
+                        closing.callback(lane.close)
+                    if self._cache is not None:
+                        closing.callback(self._cache.save)
+            finally:
+                self._all = []
+                self._engine = self._cache = None
                 self._lanes.put(None)
 
     def _take(self) -> Lane:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chan_rt.runtime.blocks import cut_rows, groups, padded, pieces
+from chan_rt.runtime.blocks import cut_rows, groups, padded, padded_width, pieces
 from chan_rt.runtime.contract import Range
 
 
@@ -47,3 +47,9 @@ def test_full_rows_are_not_copied() -> None:
 
 def test_too_few_rows_are_filled_with_the_last() -> None:
     assert padded(np.array([1, 2]), 4).tolist() == [1, 2, 2, 2]
+
+
+def test_widths_are_rounded_up_within_the_range() -> None:
+    words = Range(3, 12, 30)
+    assert [padded_width(longest, words, 8) for longest in (1, 8, 9, 24, 25, 30)] == [8, 8, 16, 24, 30, 30]
+    assert [padded_width(longest, words, 1) for longest in (1, 7, 30)] == [3, 7, 30]

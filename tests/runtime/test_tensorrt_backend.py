@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chan_rt.runtime.backends import open_backend
+from chan_rt.runtime.backends import open_backend, try_out
 from chan_rt.runtime.backends.buckets import cut, symbol_ranges
 from chan_rt.runtime.backends.device import is_dense
 from chan_rt.runtime.backends.lane import MAX_GRAPHS
@@ -464,6 +464,58 @@ def test_close_frees_everything_and_later_calls_are_refused(make) -> None:
     for _ in range(2):
         with pytest.raises(BackendError, match="was closed"):
             backend.run(feeds(1, 1))
+
+
+def test_close_goes_on_past_an_error_and_nobody_waits_for_ever(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, device, _ = make(contexts=2)
+    refused = iter([True])
+
+    def destroy(graph: Any) -> None:
+        if next(refused, False):
+            raise BackendError("CUDA: cudaGraphExecDestroy failed: an illegal memory access was encountered")
+        FakeDevice.destroy_graph(device, graph)
+
+    monkeypatch.setattr(device, "destroy_graph", destroy)
+    with pytest.raises(BackendError, match="illegal memory access"):
+        backend.close()
+    assert len(device.streams) == 1, "the other lane was closed"
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            backend.run(feeds(1, 1))
+        except BackendError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(10)
+    assert [str(error) for error in errors] == ["tensorrt was closed"]
+    backend.close()
+
+
+def test_where_pinned_memory_runs_out_once_the_next_request_is_served(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, device, _ = make(warm_up=False)
+    check(backend, feeds(1, 1))
+    held = len(device.memory)
+
+    def full(size: int) -> np.ndarray:
+        raise BackendError("CUDA: cudaMallocHost failed: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "malloc_host", full)
+        with pytest.raises(BackendError, match="out of memory"):
+            backend.run(feeds(16, 8))
+    check(backend, feeds(16, 8))
+    assert len(device.memory) == held
+    backend.close()
+    assert device.empty
+
+
+def test_an_engine_whose_profiles_share_no_smallest_sizes_is_tried_out(make) -> None:
+    backend, _, engine = make((profile((1, 4, 16), (8, 8, 8)), profile((4, 4, 16), (1, 1, 1))), warm_up=False)
+    try_out(backend)
+    assert engine.executions[-1][1]["word_embeddings"][0] in (1, 8)
 
 
 def test_results_belong_to_the_caller(make) -> None:
