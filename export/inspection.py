@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..runtime.backends.sidecar import host_os, installed_version, read_record, records
+from ..runtime.backends.sidecar import here_capability, host_os, installed_version, read_record, records
 from ..runtime.contract import MANIFEST, Manifest, TensorSpec, sha256_file
 from ..runtime.errors import BundleError, EngineError, InputError
 
@@ -61,7 +61,7 @@ def inspect_bundle(bundle: Path) -> dict[str, Any]:
             continue
         spec_here = manifest.graphs.get(record.graph, {}).get(record.precision)
         known = spec_here.sha256 if spec_here is not None else "no such graph any more"
-        problem = record.misfit(path, known, installed_version(record.flavor), host_os())
+        problem = record.misfit(path, known, installed_version(record.flavor), host_os(), here_capability())
         engines.append({"file": path.name, "problem": problem, **_engine_summary(asdict(record))})
     return {
         "kind": "bundle",
@@ -82,7 +82,7 @@ def inspect_engine(path: Path) -> dict[str, Any]:
     if not sidecar.exists():
         raise EngineError(f"{path} has no sidecar {sidecar.name}: it was not built by chan build, or never finished")
     record = read_record(sidecar)
-    problem = record.misfit(path, None, installed_version(record.flavor), host_os())
+    problem = record.misfit(path, None, installed_version(record.flavor), host_os(), here_capability())
     kinds = Counter((layer["type"], layer["precision"]) for layer in record.layers.get("each", []))
     by_type = [
         {"type": kind, "precision": precision, "count": count} for (kind, precision), count in kinds.most_common()

@@ -102,7 +102,14 @@ class EngineRecord:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise EngineError(f"the sidecar cannot be understood: {error!r}") from error
 
-    def misfit(self, path: Path, onnx_sha256: str | None, version: str | None, os: str) -> str | None:
+    def misfit(
+        self,
+        path: Path,
+        onnx_sha256: str | None,
+        version: str | None,
+        os: str,
+        capability: tuple[int, int] | None = None,
+    ) -> str | None:
         """Why the engine at `path` must not be used here, or None.
 
         Args:
@@ -110,6 +117,7 @@ class EngineRecord:
             onnx_sha256: of the graph it should have been built from; None leaves that check out.
             version: of the library installed here, None where there is none.
             os: as `host_os` says.
+            capability: compute capability of the GPU here; None where there is none.
         """
         if onnx_sha256 is not None and self.onnx_sha256 != onnx_sha256:
             return "it is stale: the bundle's graph changed since it was built"
@@ -119,6 +127,8 @@ class EngineRecord:
             return f"it is foreign: built by {self.flavor} {self.version}, installed is {version}"
         if self.os != os:
             return f"it is foreign: built on {self.os}, this is {os}"
+        if capability is not None and (reason := self.misfit_gpu(capability)) is not None:
+            return reason
         if not path.is_file():
             return "its engine file is missing"
         if path.stat().st_size != self.engine_bytes:
@@ -201,12 +211,20 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> 
         if isinstance(record, EngineError):
             reasons.append(str(record))
             continue
-        reason = record.misfit(path, spec.sha256, version, os)
+        reason = record.misfit(path, spec.sha256, version, os, here_capability())
         if reason is None:
             return path
         reasons.append(f"{path.name}: {reason}")
     command = f"chan build {bundle} --backend {flavor} --precision {precision} --graph {graph}"
     raise EngineError("; ".join([f"no usable {flavor} engine of {graph} at {precision}", *reasons, f"run: {command}"]))
+
+
+def here_capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU, which engines run on; None where there is none."""
+    from ..doctor import examine_gpu
+
+    gpus = examine_gpu().gpus
+    return gpus[0].capability if gpus else None
 
 
 def _newer(version: str, built_by: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from chan_rt.runtime.backends.lane import shape_of
 from chan_rt.runtime.backends.sidecar import FLAVORS, InputRange, find_engine, read_record
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
-from chan_rt.runtime.doctor import examine
+from chan_rt.runtime.doctor import Gpu, GpuReport, examine
 from chan_rt.runtime.errors import BundleError, EngineError, InputError
 from chan_rt.runtime.gallery.resident.memory import Arena
 
@@ -288,6 +289,28 @@ def test_damaged_engines_are_refused_and_built_again(
     assert not again.cached
     assert reason in (again.replaced or "")
     assert find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx").read_bytes() == bytes_
+
+
+def test_of_engines_for_several_gpus_the_one_for_this_gpu_is_found(
+    bundle: Path, build: Callable[..., engines.BuiltEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build()
+    record = read_record(built.path.with_suffix(".json"))
+    for number, gpu in enumerate(("sm_80", "sm_90")):
+        made = replace(record, key=str(number) * 64, flavor="tensorrt", gpu=gpu)
+        path = built.path.with_name(f"{made.stem}.engine")
+        shutil.copy(built.path, path)
+        path.with_suffix(".json").write_text(made.to_json())
+    monkeypatch.setattr("chan_rt.runtime.backends.sidecar.installed_version", lambda flavor: record.version)
+
+    def on(capability: tuple[int, int]) -> str:
+        gpus = (Gpu("a GPU", capability, 1 << 30),)
+        monkeypatch.setattr("chan_rt.runtime.doctor.examine_gpu", lambda: GpuReport(gpus))
+        return read_record(find_engine(bundle, "region_encoder", "fp16", "tensorrt").with_suffix(".json")).gpu
+
+    assert [on((8, 0)), on((9, 0))] == ["sm_80", "sm_90"]
+    with pytest.raises(EngineError, match=r"built for sm_90, this GPU is sm_89.*built for sm_80, this GPU is sm_89"):
+        on((8, 9))
 
 
 @pytest.mark.parametrize(
