@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
+from .backends.onnxruntime import preload_cuda
 from .backends.sidecar import EXTRA, installed_version
 from .errors import BackendError
 from .gallery.scan import KernelName, open_kernel
@@ -24,9 +25,9 @@ _IDENTITY = (
 )
 _EXTRAS = {
     "cpu": ("onnxruntime",),
-    "gpu": ("onnxruntime-gpu",),
-    "tensorrt": ("tensorrt", "polygraphy", "onnx", "cuda-python"),
-    "rtx": ("tensorrt-rtx", "polygraphy", "onnx", "cuda-python"),
+    "gpu": ("onnxruntime-gpu", "cuda-python", "cuda-core"),
+    "tensorrt": ("tensorrt", "polygraphy", "onnx", "cuda-python", "cuda-core"),
+    "rtx": ("tensorrt-rtx", "polygraphy", "onnx", "cuda-python", "cuda-core"),
     "export": ("torch", "onnx", "onnxscript", "polygraphy", "safetensors", "matplotlib", "jinja2"),
     "bert": ("tokenizers",),
     "hdf5": ("h5py",),
@@ -123,7 +124,7 @@ def examine_gpu() -> GpuReport:
     try:
         from cuda.bindings import runtime as cudart
     except ImportError as error:
-        return GpuReport(problem=f"cuda-python is not usable ({error}): pip install 'chan-rt[rtx]'")
+        return GpuReport(problem=f"cuda-python is not usable ({error}): pip install cuda-python")
     status, cuda = cudart.cudaDriverGetVersion()
     version = f"{cuda // 1000}.{cuda % 1000 // 10}" if status == 0 else None
     status, count = cudart.cudaGetDeviceCount()
@@ -164,9 +165,9 @@ def _tensorrt(name: str, gpu: GpuReport) -> BackendReport:
         return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", remedy)
     if importlib.util.find_spec("cuda") is None:
         return BackendReport(name, version, False, builds, "cuda-python is not installed", install)
-    oldest = min(gpu.gpus, key=lambda one: one.capability)
-    if name == "tensorrt_rtx" and oldest.capability < (8, 0):
-        problem = f"{oldest.name} is older than Ampere (compute capability 8.0), which portable engines need"
+    used = gpu.gpus[0]
+    if name == "tensorrt_rtx" and used.capability < (8, 0):
+        problem = f"{used.name} is older than Ampere (compute capability 8.0), which portable engines need"
         return BackendReport(name, version, False, builds, problem, "use the backend tensorrt or onnxruntime")
     return BackendReport(name, version, True, builds, None if builds else "polygraphy is not installed", None)
 
@@ -191,6 +192,8 @@ def _provider(name: str, provider: str, package: str, gpu_problem: str | None, i
     try:
         import onnxruntime
 
+        if provider == "CUDAExecutionProvider":
+            preload_cuda(onnxruntime)
         active = onnxruntime.get_available_providers()
         if provider in active:
             options = onnxruntime.SessionOptions()

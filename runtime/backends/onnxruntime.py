@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ class OnnxRuntimeBackend(Backend):
         self.name = name
         self.spec = spec
         self.threads = threads or usable_cores()
+        if provider[0] == "CUDAExecutionProvider":
+            preload_cuda(ort)
         if provider[0] not in ort.get_available_providers():
             installed = ", ".join(ort.get_available_providers())
             raise BackendError(
@@ -92,6 +96,16 @@ class OnnxRuntimeBackend(Backend):
     def close(self) -> None:
         """Drop the session; a run still under way in another thread ends undisturbed."""
         self._session = None
+
+
+def preload_cuda(ort: Any) -> None:
+    """Load CUDA's and cuDNN's libraries from where pip puts them, a place the CUDA provider does not look at.
+
+    What does not load shows when the provider starts; the reasons that onnxruntime prints here are not for stdout.
+    """
+    if hasattr(ort, "preload_dlls"):  # onnxruntime 1.21
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
 
 
 def usable_cores() -> int:

@@ -20,6 +20,9 @@ from .onnxruntime import OnnxRuntimeBackend
 _OPTIONS = {"use_tf32": "0"}
 # onnxruntime never gives a recorded graph back, so only this many choices of sizes get one, first come, first served.
 MAX_GRAPHS = 16
+# onnxruntime captures in CUDA's global mode, which forbids every thread of the process what may wait for the device: so
+# sessions that record take turns with one another, too.
+_RECORDING = threading.Lock()
 
 
 def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
@@ -36,14 +39,17 @@ def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
 class BoundBackend(OnnxRuntimeBackend):
     """An onnxruntime session whose inputs and outputs live in device memory, one binding for each choice of sizes.
 
-    `run` may be called from several threads; the calls take turns. Sizes that come a second time keep their binding, so
-    that later calls allocate nothing on the device and replay a recorded graph where `graphs` says so.
+    `run` may be called from several threads; the calls take turns, with `graphs` those of all such backends. Sizes that
+    come a second time keep their binding, so that later calls allocate nothing on the device and replay a recorded
+    graph where `graphs` says so; onnxruntime records one for each thread that calls.
 
     Args:
         name, file, spec, provider, threads: as of `OnnxRuntimeBackend`.
         device: onnxruntime's name of the memory to bind: cuda, or cpu where nothing else is at hand.
         graphs: whether the provider was told to record CUDA graphs.
     """
+
+    step = 8
 
     def __init__(
         self,
@@ -62,7 +68,7 @@ class BoundBackend(OnnxRuntimeBackend):
         self._ort: Any = onnxruntime
         self._device = device
         self._graphs = graphs
-        self._turn = threading.Lock()
+        self._turn = _RECORDING if graphs else threading.Lock()
         self._seen: set[tuple[int, ...]] = set()
         self._bindings: dict[tuple[int, ...], _Binding] = {}
 

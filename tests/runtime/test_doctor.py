@@ -33,7 +33,7 @@ def test_onnxruntime_on_the_cpu_works_here_and_the_report_is_json() -> None:
 def test_every_extra_is_reported_with_the_packages_it_brings() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     brings = {
-        extra: {re.split(r"[<>=]", need)[0] for need in needs if not need.startswith("chan-rt")}
+        extra: {re.split(r"[<>=\[]", need)[0] for need in needs if not need.startswith("chan-rt")}
         for extra, needs in project["optional-dependencies"].items()
         if extra != "dev"
     }

@@ -1,6 +1,8 @@
 """Bindings are kept per choice of sizes and bounded; tried on CPU memory, where onnxruntime's interface is the same."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from onnx import TensorProto, helper
 from chan_rt.runtime.backends import open_backend
 from chan_rt.runtime.backends.onnxruntime_cuda import MAX_GRAPHS, BoundBackend
 from chan_rt.runtime.contract import GraphSpec, Range, TensorSpec
-from chan_rt.runtime.doctor import examine_gpu
+from chan_rt.runtime.doctor import examine_backend, examine_gpu
 from chan_rt.runtime.errors import BackendError, TensorError
 
 SPEC = GraphSpec(
@@ -100,6 +102,31 @@ def test_threads_take_turns(backend: BoundBackend) -> None:
     assert failures == []
 
 
+def test_sessions_that_record_take_turns_with_one_another(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime captures in global mode: what another thread does meanwhile can void the recording, or fail."""
+    at_work, most = [0], [0]
+
+    def allocate(self: BoundBackend, shape: tuple[int, ...], dtype: str) -> None:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        time.sleep(0.01)
+        at_work[0] -= 1
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(BoundBackend, "_allocate", allocate)
+    how = (SPEC, ("CPUExecutionProvider", {}), 1)
+    backends = [BoundBackend(name, file, *how, device="cpu", graphs=True) for name in ("one", "two")]
+
+    def work(backend: BoundBackend) -> None:
+        for _ in range(5):
+            with pytest.raises(BackendError, match="seen enough"):
+                backend.run(feeds(2, 3))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, backends))
+    assert most == [1]
+
+
 def test_wrong_feeds_and_closed_backends_are_refused(backend: BoundBackend) -> None:
     with pytest.raises(TensorError, match="x: dtype must be float16"):
         backend.run({**feeds(2, 3), "x": np.zeros((2, 3, 4), np.float32)})
@@ -115,7 +142,7 @@ def test_without_the_cuda_provider_it_is_refused_never_replaced(file: Path) -> N
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
+@pytest.mark.skipif(not examine_backend("onnxruntime_cuda", examine_gpu()).runs, reason="onnxruntime_cuda does not run")
 def test_on_a_gpu_graphs_give_the_same_values(file: Path) -> None:
     with open_backend("onnxruntime_cuda", file, SPEC) as backend:
         assert isinstance(backend, BoundBackend)
