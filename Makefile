@@ -1,6 +1,8 @@
 PY := .venv/bin/python
 PIP_INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
+GPU_INSTALL := $(subst .venv/,.venv-gpu/,$(PIP_INSTALL))
+
 .PHONY: help demo test test-gpu test-nightly lint bench bench-gpu clean
 
 help:  ## show this list
@@ -10,6 +12,18 @@ help:  ## show this list
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
 	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+# onnxruntime and onnxruntime-gpu are one module, so a GPU has an environment of its own. TensorRT comes from NVIDIA's
+# index and the peers may lag behind torch: what does not install is left out, and the benchmark says so.
+.venv-gpu/installed: pyproject.toml constraints.txt
+	test -x .venv-gpu/bin/python || python3 -m venv .venv-gpu
+	$(GPU_INSTALL) -e '.[dev]'
+	.venv-gpu/bin/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	$(GPU_INSTALL) -e '.[gpu]'
+	-$(GPU_INSTALL) -e '.[tensorrt]'
+	-$(GPU_INSTALL) late-interaction-kernels
+	-$(GPU_INSTALL) flash-maxsim
 	touch $@
 
 # The root is the package, so the type checker and the import linter see it through a link of that name.
@@ -23,8 +37,8 @@ demo: .venv/installed  ## pictures -> features -> bundle -> engines -> parity ->
 test: .venv/installed  ## every test that needs neither GPU nor network
 	$(PY) -m pytest -n 2 -m 'not gpu and not nightly'
 
-test-gpu: .venv/installed  ## the tests that need an NVIDIA GPU
-	$(PY) -m pytest -m gpu
+test-gpu: .venv-gpu/installed  ## the tests that need an NVIDIA GPU
+	.venv-gpu/bin/python -m pytest -m gpu
 
 test-nightly: .venv/installed  ## the long fault-injection and fuzz runs
 	$(PY) -m pytest -n 2 -m nightly
@@ -38,8 +52,8 @@ lint: .venv/installed .link/chan_rt  ## ruff, mypy, import-linter
 bench: .venv/installed  ## every CPU benchmark, side by side with its peers
 	$(PY) -m chan_rt.bench
 
-bench-gpu: .venv/installed  ## every GPU figure of this machine, into bench/results/
-	$(PY) -m chan_rt.bench.gpu
+bench-gpu: .venv-gpu/installed  ## every GPU figure of this machine, into bench/results/
+	.venv-gpu/bin/python -m chan_rt.bench.gpu
 
 clean:  ## remove the environment and everything generated
-	rm -rf .venv .link build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-gpu .link build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

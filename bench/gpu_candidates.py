@@ -99,7 +99,7 @@ def _engine(flavor: Flavor, images: Images, device: Device) -> Iterator[Search]:
         spec, built = build_resident_engine(
             Path(scratch), flavor, AlignmentConfig(), images.dim, rows=rows, regions=images.regions, k=K
         )
-        backend = TensorRTBackend(flavor, built.path, spec)
+        backend = TensorRTBackend(flavor, built.path, spec, warm_up=False)  # that would make room to copy from the host
         yield from _resident(EngineScan(backend, device), images)
 
 
