@@ -69,7 +69,7 @@ def render_page(
 
 def _figure(rank: int, hit: Hit, words: Sequence[str], image: Path | None, grid: int | None) -> str:
     path = image if image is not None else hit.metadata.get("path")
-    text = str(hit.metadata.get("caption", Path(hit.id).name if "path" in hit.metadata else hit.id))
+    text = str(hit.metadata.get("caption", Path(hit.id).name if Path(hit.id).suffix else hit.id))
     colors = ["#{:02x}{:02x}{:02x}".format(*PALETTE[i % len(PALETTE)]) for i in range(len(words))]
     picture = "" if path is None else _picture(Path(str(path)), hit, words, colors, grid, required=image is not None)
     chips = "".join(
