@@ -1,6 +1,8 @@
 """Latency of a bundle: encode a caption, score it against images, the whole query; every backend beside torch.
 
 All candidates of one operation take turns in one run. Images and captions are random: speed does not depend on values.
+Times are wall times of calls that hand numpy arrays back, so a GPU's are whole: to it, there, and back. Kernels
+alone and images that stay on the GPU are timed by gpu.py, with CUDA events.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError, InputError
 from ..runtime.matcher import Matcher
 from ..runtime.text import Tokenizer, load_tokenizer
+from .cuda import TimedDevice, gpu_state
 from .measure import Latency, float32_rate, machine, read_bandwidth, take_turns
 
 TOP_K = 10
+ON_GPU = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda")
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
 
 
@@ -65,6 +69,8 @@ class Report:
         bound: operation -> milliseconds that memory or arithmetic alone would take in float32.
         skipped: candidate -> why it did not run.
         peak_memory: of this process, in bytes, with every candidate open.
+        gpu: where a candidate ran on a GPU: its clocks, power and memory in use before any was opened and after all
+            were measured, and the bytes a second that a copy within its memory reads and writes.
     """
 
     machine: dict[str, Any]
@@ -75,6 +81,7 @@ class Report:
     bound: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     peak_memory: int = 0
+    gpu: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -155,6 +162,7 @@ def run(
     threads = setting.threads or machine(())["cores"]
     limits = {"read_bytes_per_second": read_bandwidth(int(threads)), "float32_flops": float32_rate()}
     report = Report(machine(PACKAGES), asdict(setting), limits)
+    before = gpu_state()
     with ExitStack() as stack:
         candidates: dict[str, Candidate] = {}
         for name, opener in _openers(bundle, manifest, backends, precisions, checkpoint, setting):
@@ -171,6 +179,12 @@ def run(
             reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
             raise InputError(f"nothing to measure runs here: {reasons}")
         _measure(candidates, manifest, setting, report, progress)
+        if any(name.endswith(" cuda") or name.split()[0] in ON_GPU for name in candidates):
+            report.gpu = {
+                "state before": before,
+                "state after": gpu_state(),
+                "copy_bytes_per_second": TimedDevice().copy_bandwidth(),
+            }
         report.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
             1 if sys.platform == "darwin" else 1024
         )

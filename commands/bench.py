@@ -100,12 +100,17 @@ def _print(report: Report) -> None:
     bandwidth, flops = report.limits["read_bytes_per_second"] / 1e9, report.limits["float32_flops"] / 1e9
     click.echo(f"limits in this run: {bandwidth:.1f} GB/s read, {flops:.0f} GFLOP/s float32; peak memory "
                f"{report.peak_memory / 2**20:.0f} MiB")  # fmt: skip
+    if report.gpu:
+        for when in ("before", "after"):
+            state = ", ".join(f"{name} {value}" for name, value in report.gpu[f"state {when}"].items())
+            click.echo(f"GPU {when}: {state or 'nvidia-smi is not installed'}")
+        click.echo(f"GPU memory, copying: {report.gpu['copy_bytes_per_second'] / 1e9:.0f} GB/s read and written")
     for operation, latencies in report.latencies.items():
         bound = report.bound.get(operation)
         limit = f"  (float32 limit {bound:.2f} ms)" if bound is not None else ""
         click.echo(f"\n{operation}{limit}")
         first = next(iter(latencies.values())).p50
-        click.echo(f"  {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'per second':>10} {'ratio':>6}")
+        click.echo(f"  {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'calls / s':>10} {'ratio':>6}")
         for name, item in latencies.items():
             row = f"{item.p50:9.2f} {item.p90:9.2f} {item.p99:9.2f} {1e3 / item.p50:10.1f} {first / item.p50:5.2f}x"
             click.echo(f"  {row}  {name}")

@@ -1,0 +1,89 @@
+"""`chan bench`: every candidate beside torch, what does not run with its reason, a GPU's state where one took part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from chan_rt.bench import latency
+from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.config import ModelConfig
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.cli import main
+from chan_rt.export.bundle import export_bundle
+from chan_rt.runtime.matcher import Matcher
+from chan_rt.runtime.text import scan_vocabulary
+
+WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a"]
+SMALL = ["--images", "6", "--regions", "3", "--words", "4", "--batch", "1", "--batch", "2", "--seconds", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("bench")
+    config = ModelConfig(region_dim=6, embed_dim=8, vocab_size=len(WORDS) + 1, word_dim=5, region_encoder="basic")
+    vocabulary = json.dumps(scan_vocabulary({word: row for row, word in enumerate(WORDS)})).encode()
+    checkpoint.save(root / "checkpoint", ChanModel(config).eval(), {"vocab.json": vocabulary}, {})
+    export_bundle(root / "checkpoint", root / "bundle", ["fp32", "fp16"])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "read_bandwidth", lambda threads: 3e10)
+    monkeypatch.setattr(latency, "float32_rate", lambda: 1e11)
+    monkeypatch.setattr(latency, "gpu_state", dict)
+
+
+def test_every_candidate_is_measured_or_named_with_its_reason(root: Path, tmp_path: Path) -> None:
+    report_file, plot = tmp_path / "report.json", tmp_path / "plot.svg"
+    arguments = ["bench", str(root / "bundle"), "--backend", "onnxruntime", "--backend", "tensorrt", *SMALL]
+    result = CliRunner().invoke(main, [*arguments, "--json", str(report_file), "--plot", str(plot)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(report_file.read_text())
+    assert set(report["latencies"]) == {
+        "encode 1 captions", "encode 1 images", "encode 2 captions", "encode 2 images",
+        "score 1 caption x 6 images", "whole query, 6 images",
+    }  # fmt: skip
+    for measured in report["latencies"].values():
+        assert set(measured) == {"onnxruntime fp32", "onnxruntime fp16"}
+        assert all(0 < item["best"] <= item["p50"] <= item["p99"] for item in measured.values())
+    assert set(report["skipped"]) == {"tensorrt fp32", "tensorrt fp16"}
+    assert "not run: tensorrt fp32: " in result.stdout
+    assert report["bound"]["score 1 caption x 6 images"] == pytest.approx(6 * 3 * 8 * 4 / 3e10 * 1e3)
+    assert report["gpu"] == {}
+    assert plot.read_text().startswith("<?xml")
+
+
+def test_torch_is_measured_beside_where_a_checkpoint_is_given(root: Path) -> None:
+    setting = latency.Setting(4, 3, 4, (1,), 0.01)
+    report = latency.run(root / "bundle", ["onnxruntime"], ["fp32"], root / "checkpoint", setting)
+    assert {"torch eager", "onnxruntime fp32"} <= set(report.latencies["whole query, 4 images"])
+    assert {"torch eager", "torch.compile"} <= set(report.starts) | set(report.skipped)
+
+
+def test_nothing_that_runs_is_an_error_with_the_reasons(root: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", str(root / "bundle"), "--backend", "tensorrt", *SMALL])
+    assert result.exit_code == 1
+    assert "nothing to measure runs here: tensorrt fp16: no usable tensorrt engine" in result.output
+
+
+def test_a_gpu_that_took_part_is_described(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        def copy_bandwidth(self) -> float:
+            return 3e12
+
+    states = iter([{"clocks.sm": "1980 MHz"}, {"clocks.sm": "1755 MHz"}])
+    monkeypatch.setattr(latency, "gpu_state", lambda: next(states))
+    monkeypatch.setattr(latency, "TimedDevice", Device)
+    opener = ("onnxruntime_cuda fp32", lambda: Matcher.open(root / "bundle", "onnxruntime", "fp32"))
+    monkeypatch.setattr(latency, "_openers", lambda *how: iter([opener]))
+    result = CliRunner().invoke(main, ["bench", str(root / "bundle"), *SMALL])
+    assert result.exit_code == 0, result.output
+    lines = ["GPU before: clocks.sm 1980 MHz", "GPU after: clocks.sm 1755 MHz", "GPU memory, copying: 3000 GB/s"]
+    assert all(line in result.stdout for line in lines)
