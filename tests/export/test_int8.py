@@ -22,7 +22,7 @@ from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.bundle import export_bundle
-from chan_rt.export.engines import build_engine, find_target
+from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.int8 import add_int8
 from chan_rt.export.parity import check_parity
 from chan_rt.export.parity_runners import Sample
@@ -168,6 +168,25 @@ def test_tensorrt_rtx_builds_it_in_int8(bundle: Path) -> None:
     built = build_engine(bundle, "region_encoder", "int8", find_target("tensorrt_rtx"))
     matrix = built.record.layers["matrix"]
     assert matrix["Int8"] >= 5, matrix
+
+
+@pytest.mark.parametrize("profiles", [(), ("B=1", "B=2:8:16", "I=1:4:8,C=1", "I=1,C=1:4:8")], ids=["default", "own"])
+def test_tensorrt_rtx_builds_every_graph_at_every_precision(bundle: Path, profiles: tuple[str, ...]) -> None:
+    add_int8(bundle, passes, ["int8"])
+    target = find_target("tensorrt_rtx")
+    built = [
+        build_engine(bundle, graph, precision, target, chosen)
+        for graph, precision, chosen in plan(bundle, profiles=profiles)
+    ]
+    found = {(one.record.graph, one.record.precision): one.record for one in built}
+    graphs = Manifest.load(bundle).graphs
+    wanted = {(graph, name) for graph, held in graphs.items() for name in held if name != "int8_x86"}
+    assert set(found) == wanted
+    assert {precision for _, precision in wanted} == {"fp32", "fp16", "int8"}
+    for (graph, precision), record in found.items():
+        assert len(record.profiles) >= 2, (graph, precision)
+        kind = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}[precision]
+        assert record.layers["by_precision"].get(kind), (graph, precision, record.layers["by_precision"])
 
 
 def test_tensorrt_rtx_builds_a_bert_in_int8(tmp_path: Path, sample: Sample) -> None:
