@@ -29,7 +29,7 @@ from .cuda import TimedDevice, gpu_state
 from .measure import Latency, float32_rate, machine, read_bandwidth, take_turns
 
 TOP_K = 10
-ON_GPU = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda")
+ON_GPU = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx")
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
 
 

@@ -40,7 +40,7 @@ def command(as_json: bool) -> None:
         click.echo("\nextras")
         for extra, packages in report.extras.items():
             missing = [package for package, version in packages.items() if version is None]
-            click.echo(f"  {extra:<10}{'installed' if not missing else 'missing ' + ', '.join(missing)}")
+            click.echo(f"  {extra:<11}{'installed' if not missing else 'missing ' + ', '.join(missing)}")
         for warning in report.warnings:
             click.echo(f"\nWarning: {warning}")
     if not report.healthy:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     "--backend",
     "backends",
     multiple=True,
-    help="onnxruntime, onnxruntime_cuda, tensorrt or tensorrt_rtx; repeatable. "
+    help="onnxruntime, onnxruntime_cuda, onnxruntime_rtx, tensorrt or tensorrt_rtx; repeatable. "
     "Default: onnxruntime and whatever engines were built, those that cannot run here being listed.",
 )
 @click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all BUNDLE has.")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .backends.onnxruntime import preload_cuda
+from .backends.onnxruntime_rtx import EXTRA as PLUGIN_EXTRA
+from .backends.onnxruntime_rtx import devices
 from .backends.sidecar import EXTRA, installed_version
 from .errors import BackendError
 from .gallery.scan import KernelName, open_kernel
@@ -28,6 +30,7 @@ _EXTRAS = {
     "gpu": ("onnxruntime-gpu", "cuda-python", "cuda-core"),
     "tensorrt": ("tensorrt", "polygraphy", "onnx", "cuda-python", "cuda-core"),
     "rtx": ("tensorrt-rtx", "polygraphy", "onnx", "cuda-python", "cuda-core"),
+    "rtx_plugin": ("onnxruntime-ep-nv-tensorrt-rtx",),
     "export": ("torch", "onnx", "onnxscript", "polygraphy", "safetensors", "matplotlib", "jinja2"),
     "bert": ("tokenizers",),
     "hdf5": ("h5py",),
@@ -177,6 +180,23 @@ def _onnxruntime_cuda(name: str, gpu: GpuReport) -> BackendReport:
     return _provider(name, "CUDAExecutionProvider", "onnxruntime-gpu", gpu.problem, install)
 
 
+def _onnxruntime_rtx(name: str, gpu: GpuReport) -> BackendReport:
+    version = _version("onnxruntime-ep-nv-tensorrt-rtx")
+    install = f"pip install 'chan-rt[{PLUGIN_EXTRA}]'"
+    if version is None:
+        return BackendReport(name, None, False, None, "onnxruntime's TensorRT-RTX plugin is not installed", install)
+    if gpu.problem is not None:
+        remedy = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
+        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", remedy)
+    try:
+        import onnxruntime
+
+        devices(onnxruntime)
+    except (ImportError, BackendError) as error:
+        return BackendReport(name, version, False, None, str(error), install)
+    return BackendReport(name, version, True, None)
+
+
 def _onnxruntime(name: str, gpu: GpuReport) -> BackendReport:
     package = "onnxruntime" if _version("onnxruntime") else "onnxruntime-gpu"
     return _provider(name, "CPUExecutionProvider", package, None, "pip install 'chan-rt[cpu]'")
@@ -212,6 +232,7 @@ BACKENDS: dict[str, Callable[[str, GpuReport], BackendReport]] = {
     "tensorrt": _tensorrt,
     "tensorrt_rtx": _tensorrt,
     "onnxruntime_cuda": _onnxruntime_cuda,
+    "onnxruntime_rtx": _onnxruntime_rtx,
     "onnxruntime": _onnxruntime,
 }
 

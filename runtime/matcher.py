@@ -70,8 +70,8 @@ class Matcher:
 
         Args:
             bundle: folder that `chan export` wrote.
-            backend: `onnxruntime`, `onnxruntime_cuda`, `tensorrt`, `tensorrt_rtx`, or `auto`: the first of tensorrt,
-                tensorrt_rtx, onnxruntime_cuda and onnxruntime on which the graphs really run here.
+            backend: `tensorrt`, `tensorrt_rtx`, `onnxruntime_cuda`, `onnxruntime_rtx`, `onnxruntime`, or `auto`: the
+                first of these on which the graphs really run here.
             precision: `fp32`, `fp16`, `int8` (TensorRT) or `int8_x86` (onnxruntime on the CPU); of int8, a graph that
                 has no such form runs at the next finer one (`Manifest.resolve`).
             threads: CPU threads of onnxruntime; None for one per core this process may use.

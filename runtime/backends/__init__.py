@@ -5,6 +5,7 @@
 | tensorrt | a TensorRT engine | an NVIDIA GPU, extra `tensorrt`, an engine built for this GPU |
 | tensorrt_rtx | a TensorRT-RTX engine | an NVIDIA GPU, extra `rtx`, an engine built anywhere |
 | onnxruntime_cuda | the ONNX file | an NVIDIA GPU, extra `gpu` |
+| onnxruntime_rtx | the ONNX file, through TensorRT-RTX | an NVIDIA GPU from Ampere on, extra `rtx_plugin` |
 | onnxruntime | the ONNX file on the CPU | extra `cpu` |
 """
 
@@ -28,6 +29,7 @@ BACKENDS: Mapping[str, str] = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt_rtx",
     "onnxruntime_cuda": "onnxruntime_cuda",
+    "onnxruntime_rtx": "onnxruntime_rtx",
     "onnxruntime": "onnxruntime",
 }
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -85,7 +87,7 @@ def open_graphs(
     """Open several graphs of a bundle with one backend; for `auto`, with the first on which all of them really run.
 
     Args:
-        name: one of BACKENDS, or `auto`: tensorrt, tensorrt_rtx, onnxruntime_cuda, onnxruntime, in this order.
+        name: one of BACKENDS, or `auto`: the first of BACKENDS that works.
         bundle: the bundle's folder.
         manifest: of the bundle.
         precisions: graph name -> precision.

@@ -55,13 +55,6 @@ class OnnxRuntimeBackend(Backend):
         self.name = name
         self.spec = spec
         self.threads = threads or usable_cores()
-        if provider[0] == "CUDAExecutionProvider":
-            preload_cuda(ort)
-        if provider[0] not in ort.get_available_providers():
-            installed = ", ".join(ort.get_available_providers())
-            raise BackendError(
-                f"{name} needs {provider[0]}, this onnxruntime has {installed}: pip install 'chan-rt[{extra}]'"
-            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -69,7 +62,9 @@ class OnnxRuntimeBackend(Backend):
         # A Matcher's sessions run one after the other: threads that spin would take the next one's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = ort.InferenceSession(str(file), options, providers=[provider])
+            session = self._start(ort, file, options, provider, extra)
+        except BackendError:
+            raise
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise BackendError(f"{name} cannot open {file}: {error}") from error
         session.disable_fallback()
@@ -80,6 +75,17 @@ class OnnxRuntimeBackend(Backend):
         _check_signature(file, "outputs", spec.outputs, session.get_outputs())
         self._session: Any = session
         self._outputs = [tensor.name for tensor in spec.outputs]
+
+    def _start(self, ort: Any, file: Path, options: Any, provider: tuple[str, dict[str, str]], extra: str) -> Any:
+        """A session on the provider."""
+        if provider[0] == "CUDAExecutionProvider":
+            preload_cuda(ort)
+        if provider[0] not in ort.get_available_providers():
+            installed = ", ".join(ort.get_available_providers())
+            raise BackendError(
+                f"{self.name} needs {provider[0]}, this onnxruntime has {installed}: pip install 'chan-rt[{extra}]'"
+            )
+        return ort.InferenceSession(str(file), options, providers=[provider])
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """See `Backend.run`."""

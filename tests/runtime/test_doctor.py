@@ -27,7 +27,7 @@ def test_onnxruntime_on_the_cpu_works_here_and_the_report_is_json() -> None:
     assert report["healthy"] is True
     backends = {backend["name"]: backend for backend in report["backends"]}
     assert backends["onnxruntime"]["runs"] is True
-    assert list(backends) == ["tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime"]
+    assert list(backends) == ["tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx", "onnxruntime"]
 
 
 def test_every_extra_is_reported_with_the_packages_it_brings() -> None:

@@ -1,8 +1,10 @@
 """Backends are what was asked for, or an error that says why not."""
 
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -11,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from chan_rt.runtime import backends
-from chan_rt.runtime.backends import fake
+from chan_rt.runtime.backends import fake, onnxruntime_rtx
 from chan_rt.runtime.contract import (
     AlignmentConfig,
     GraphSpec,
@@ -152,6 +154,43 @@ def test_a_provider_that_was_replaced_is_noticed(
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
     with pytest.raises(BackendError, match="asked for CUDAExecutionProvider, onnxruntime replaced it by CPU"):
         backends.open_graph("onnxruntime_cuda", *bundle, "text_encoder", "fp32")
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A plugin that offers the CPU, whose devices onnxruntime lists without loading anything."""
+    package = ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    package.get_ep_name = lambda: "CPUExecutionProvider"  # type: ignore[attr-defined]
+    package.get_library_path = lambda: "plugin.so"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    monkeypatch.setattr(onnxruntime_rtx, "_registered", set())
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda name, path: None)
+    return package
+
+
+def test_the_plugins_device_runs_the_graph(bundle: tuple[Path, Manifest], plugin: ModuleType) -> None:
+    with backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32") as backend:
+        assert backend.name == "onnxruntime_rtx"
+        out = backend.run({"x": np.ones((2, 3), np.float32), "n": np.zeros(2, np.int32)})
+    np.testing.assert_array_equal(out["y"], np.full((2, 3), 2.0))
+
+
+def test_a_plugin_that_is_missing_does_not_load_or_finds_no_gpu_says_so(
+    bundle: tuple[Path, Manifest], plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, path: str) -> None:
+        raise RuntimeError(f"Failed to load library {path} with error: libcuda.so.1: cannot open shared object file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime, "register_execution_provider_library", refuse)
+        with pytest.raises(BackendError, match=r"does not load: .*libcuda\.so\.1"):
+            backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32")
+    plugin.get_ep_name = lambda: "NvTensorRTRTXExecutionProvider"  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match="finds no GPU"):
+        backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32")
+    monkeypatch.setitem(sys.modules, plugin.__name__, None)
+    with pytest.raises(BackendError, match=r"pip install 'chan-rt\[rtx_plugin\]'"):
+        backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32")
 
 
 def test_an_engine_backend_without_an_engine_says_how_to_build_one(bundle: tuple[Path, Manifest]) -> None:

@@ -1,0 +1,63 @@
+"""onnxruntime with NVIDIA's TensorRT-RTX plugin: the ONNX file is compiled for the GPU as it is opened, so no engine is
+built beforehand, and the CPU's onnxruntime is enough.
+
+https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from ..contract import GraphSpec
+from ..errors import BackendError
+from .base import Backend
+from .onnxruntime import OnnxRuntimeBackend
+
+EXTRA = "rtx_plugin"
+_registering = threading.Lock()
+_registered: set[str] = set()
+
+
+def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
+    """Open an ONNX file on the first GPU the plugin finds; `threads` serve what little stays on the CPU."""
+    return PluginBackend("onnxruntime_rtx", file, spec, (plugin().get_ep_name(), {}), threads, extra=EXTRA)
+
+
+class PluginBackend(OnnxRuntimeBackend):
+    """An onnxruntime session on the plugin's first device; see `OnnxRuntimeBackend`."""
+
+    def _start(self, ort: Any, file: Path, options: Any, provider: tuple[str, dict[str, str]], extra: str) -> Any:
+        options.add_provider_for_devices(devices(ort)[:1], provider[1])
+        return ort.InferenceSession(str(file), options)
+
+
+def plugin() -> Any:
+    """The plugin's package; BackendError says how to install it."""
+    try:
+        import onnxruntime_ep_nv_tensorrt_rtx
+    except ImportError as error:
+        raise BackendError(f"onnxruntime's TensorRT-RTX plugin is missing: pip install 'chan-rt[{EXTRA}]'") from error
+    return onnxruntime_ep_nv_tensorrt_rtx
+
+
+def devices(ort: Any) -> list[Any]:
+    """The devices the plugin runs on, at least one; it is loaded once a process.
+
+    Raises:
+        BackendError: the plugin is not installed, does not load, or finds no GPU.
+    """
+    package = plugin()
+    name = package.get_ep_name()
+    with _registering:
+        if name not in _registered:
+            try:
+                ort.register_execution_provider_library(name, package.get_library_path())
+            except Exception as error:  # onnxruntime's exceptions have no common base but Exception
+                raise BackendError(f"onnxruntime's TensorRT-RTX plugin does not load: {error}") from error
+            _registered.add(name)
+    found = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    if not found:
+        raise BackendError("onnxruntime's TensorRT-RTX plugin finds no GPU it can use")
+    return found
