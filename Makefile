@@ -22,7 +22,7 @@ help:  ## show this list
 	.venv-gpu/bin/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
 	$(GPU_INSTALL) -e '.[gpu]'
 	-$(GPU_INSTALL) -e '.[tensorrt]'
-	-$(GPU_INSTALL) -e '.[rtx_plugin]'
+	-$(GPU_INSTALL) -e '.[rtx-plugin]'
 	-$(GPU_INSTALL) late-interaction-kernels
 	-$(GPU_INSTALL) flash-maxsim
 	touch $@

@@ -30,7 +30,7 @@ _EXTRAS = {
     "gpu": ("onnxruntime-gpu", "cuda-python", "cuda-core"),
     "tensorrt": ("tensorrt", "polygraphy", "onnx", "cuda-python", "cuda-core"),
     "rtx": ("tensorrt-rtx", "polygraphy", "onnx", "cuda-python", "cuda-core"),
-    "rtx_plugin": ("onnxruntime-ep-nv-tensorrt-rtx",),
+    "rtx-plugin": ("onnxruntime-ep-nv-tensorrt-rtx",),
     "export": ("torch", "onnx", "onnxscript", "polygraphy", "safetensors", "matplotlib", "jinja2"),
     "bert": ("tokenizers",),
     "hdf5": ("h5py",),

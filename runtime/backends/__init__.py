@@ -5,7 +5,7 @@
 | tensorrt | a TensorRT engine | an NVIDIA GPU, extra `tensorrt`, an engine built for this GPU |
 | tensorrt_rtx | a TensorRT-RTX engine | an NVIDIA GPU, extra `rtx`, an engine built anywhere |
 | onnxruntime_cuda | the ONNX file | an NVIDIA GPU, extra `gpu` |
-| onnxruntime_rtx | the ONNX file, through TensorRT-RTX | an NVIDIA GPU from Ampere on, extra `rtx_plugin` |
+| onnxruntime_rtx | the ONNX file, through TensorRT-RTX | an NVIDIA GPU from Ampere on, extra `rtx-plugin` |
 | onnxruntime | the ONNX file on the CPU | extra `cpu` |
 """
 

@@ -15,7 +15,7 @@ from ..errors import BackendError
 from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
 
-EXTRA = "rtx_plugin"
+EXTRA = "rtx-plugin"
 _registering = threading.Lock()
 _registered: set[str] = set()
 

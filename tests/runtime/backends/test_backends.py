@@ -189,7 +189,7 @@ def test_a_plugin_that_is_missing_does_not_load_or_finds_no_gpu_says_so(
     with pytest.raises(BackendError, match="finds no GPU"):
         backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32")
     monkeypatch.setitem(sys.modules, plugin.__name__, None)
-    with pytest.raises(BackendError, match=r"pip install 'chan-rt\[rtx_plugin\]'"):
+    with pytest.raises(BackendError, match=r"pip install 'chan-rt\[rtx-plugin\]'"):
         backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32")
 
 
