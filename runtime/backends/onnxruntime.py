@@ -70,7 +70,9 @@ class OnnxRuntimeBackend(Backend):
         session.disable_fallback()
         active = session.get_providers()
         if not active or active[0] != provider[0]:
-            raise BackendError(f"{name} asked for {provider[0]}, onnxruntime replaced it by {', '.join(active)}")
+            raise BackendError(
+                f"{name} asked for {provider[0]}, onnxruntime replaced it by {', '.join(active)}: chan doctor says why"
+            )
         _check_signature(file, "inputs", spec.inputs, session.get_inputs())
         _check_signature(file, "outputs", spec.outputs, session.get_outputs())
         self._session: Any = session
