@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..runtime.contract import has_keys
 from ..runtime.errors import CheckpointError
 from .config import ModelConfig
 from .model import ChanModel
@@ -97,11 +98,7 @@ def check_place(path: str | Path, force: bool) -> None:
 
 def _is_checkpoint(path: Path) -> bool:
     """Whether PATH holds a configuration of ours, of whatever schema; Hugging Face's folders have a config.json too."""
-    try:
-        raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(raw, dict) and {"schema", "model"} <= raw.keys()
+    return has_keys(path / CONFIG, "schema", "model")
 
 
 def replace_folder(path: Path, fresh: Path, old: Path) -> None:

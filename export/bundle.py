@@ -8,7 +8,6 @@ BUNDLE/
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ..runtime.contract import (
     Range,
     TensorSpec,
     TokenizerSpec,
+    has_keys,
     sha256_file,
     write_manifest,
 )
@@ -156,11 +156,7 @@ def describe(model: onnx.ModelProto, bundle: Path, file: str, config: ModelConfi
 
 def is_bundle(path: Path) -> bool:
     """Whether PATH holds a manifest, of whatever schema."""
-    try:
-        raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(raw, dict) and {"schema", "graphs"} <= raw.keys()
+    return has_keys(path / MANIFEST, "schema", "graphs")
 
 
 def write_graph(path: Path, model: onnx.ModelProto) -> None:

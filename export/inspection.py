@@ -55,13 +55,14 @@ def inspect_bundle(bundle: Path) -> dict[str, Any]:
             )
     engines: list[dict[str, Any]] = []
     broken = []
+    capability = here_capability()
     for path, record in records(bundle):
         if isinstance(record, EngineError):
             broken.append(str(record))
             continue
         spec_here = manifest.graphs.get(record.graph, {}).get(record.precision)
         known = spec_here.sha256 if spec_here is not None else "no such graph any more"
-        problem = record.misfit(path, known, installed_version(record.flavor), host_os(), here_capability())
+        problem = record.misfit(path, known, installed_version(record.flavor), host_os(), capability)
         engines.append({"file": path.name, "problem": problem, **_engine_summary(asdict(record))})
     return {
         "kind": "bundle",

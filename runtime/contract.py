@@ -233,6 +233,15 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def has_keys(file: Path, *keys: str) -> bool:
+    """Whether a file holds a JSON object with these keys: enough to tell a folder of ours, of whatever schema."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and set(keys) <= raw.keys()
+
+
 def verified(bundle: str | Path, file: str, sha256: str) -> Path:
     """BUNDLE/FILE once its bytes are known to be those of the manifest; BundleError otherwise."""
     root = Path(bundle).resolve()

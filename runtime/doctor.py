@@ -25,6 +25,7 @@ _IDENTITY = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
+_ANOTHER_MACHINE = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
 _EXTRAS = {
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu", "cuda-python", "cuda-core"),
@@ -164,8 +165,7 @@ def _tensorrt(name: str, gpu: GpuReport) -> BackendReport:
     has_polygraphy = _version("polygraphy") is not None
     builds = has_polygraphy and (name == "tensorrt_rtx" or gpu.problem is None)
     if gpu.problem is not None:
-        remedy = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
-        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", remedy)
+        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", _ANOTHER_MACHINE)
     if importlib.util.find_spec("cuda") is None:
         return BackendReport(name, version, False, builds, "cuda-python is not installed", install)
     used = gpu.gpus[0]
@@ -186,8 +186,7 @@ def _onnxruntime_rtx(name: str, gpu: GpuReport) -> BackendReport:
     if version is None:
         return BackendReport(name, None, False, None, "onnxruntime's TensorRT-RTX plugin is not installed", install)
     if gpu.problem is not None:
-        remedy = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
-        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", remedy)
+        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", _ANOTHER_MACHINE)
     try:
         import onnxruntime
 
@@ -207,8 +206,7 @@ def _provider(name: str, provider: str, package: str, gpu_problem: str | None, i
     if version is None:
         return BackendReport(name, None, False, None, f"{package} is not installed", install)
     if gpu_problem is not None:
-        remedy = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
-        return BackendReport(name, version, False, None, f"no usable GPU: {gpu_problem}", remedy)
+        return BackendReport(name, version, False, None, f"no usable GPU: {gpu_problem}", _ANOTHER_MACHINE)
     try:
         import onnxruntime
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,9 @@ class OnnxRuntimeBackend(Backend):
         self._session = None
 
 
+@cache
 def preload_cuda(ort: Any) -> None:
-    """Load CUDA's and cuDNN's libraries from where pip puts them, a place the CUDA provider does not look at.
+    """Load CUDA's and cuDNN's libraries, once, from where pip puts them, a place the CUDA provider does not look at.
 
     What does not load shows when the provider starts; the reasons that onnxruntime prints here are not for stdout.
     """

@@ -205,13 +205,13 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> 
         EngineError: there is no usable engine; says why each candidate is not one, and the command that builds one.
     """
     spec = Manifest.load(bundle).graph(graph, precision)
-    version, os = installed_version(flavor), host_os()
+    version, os, capability = installed_version(flavor), host_os(), here_capability()
     reasons = []
     for path, record in records(bundle, stem(graph, precision, flavor, "*")):
         if isinstance(record, EngineError):
             reasons.append(str(record))
             continue
-        reason = record.misfit(path, spec.sha256, version, os, here_capability())
+        reason = record.misfit(path, spec.sha256, version, os, capability)
         if reason is None:
             return path
         reasons.append(f"{path.name}: {reason}")
