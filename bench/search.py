@@ -101,24 +101,20 @@ def build(folder: Path, count: int, source: Concepts) -> Setting:
     return Setting(folder, images, captions)
 
 
+def each(captions: Embeddings, score: Callable[[int], Any]) -> Callable[[], Any]:
+    """`score` of the next caption at each call, from the first again after the last."""
+    turns = itertools.cycle(range(len(captions)))
+    return lambda: score(next(turns))
+
+
 def asking(gallery: Gallery, captions: Embeddings, mode: Mode) -> Callable[[], Any]:
     """A search for another of the captions at each call."""
-    turns = itertools.cycle(range(len(captions)))
-
-    def ask() -> Any:
-        turn = next(turns)
-        return gallery.search(captions[turn : turn + 1], K, mode=mode)
-
-    return ask
+    return each(captions, lambda i: gallery.search(captions[i : i + 1], K, mode=mode))
 
 
 def one_caption(setting: Setting, gallery: Gallery, threads: int, seconds: float) -> dict[str, Latency]:
     """Latencies of one caption against all images, another at each call, each candidate in turn."""
     import torch
-
-    def each(score: Callable[[int], Any]) -> Callable[[], Any]:
-        captions = itertools.cycle(range(len(setting.captions)))
-        return lambda: score(next(captions))
 
     torch.set_num_threads(threads)
     regions = torch.from_numpy(setting.images.vectors)
@@ -127,15 +123,17 @@ def one_caption(setting: Setting, gallery: Gallery, threads: int, seconds: float
     words = torch.from_numpy(vectors)
     half_words = words.bfloat16()
     candidates: dict[str, Callable[[], Any]] = {
-        "published (torch float32, padded)": each(lambda i: published.scores(regions, words[i : i + 1], lengths, 0.1)),
-        "torch float32, packed": each(lambda i: packed(regions, words[i])),
-        "torch bfloat16, packed": each(lambda i: packed(half, half_words[i])),
+        "published (torch float32, padded)": each(
+            setting.captions, lambda i: published.scores(regions, words[i : i + 1], lengths, 0.1)
+        ),
+        "torch float32, packed": each(setting.captions, lambda i: packed(regions, words[i])),
+        "torch bfloat16, packed": each(setting.captions, lambda i: packed(half, half_words[i])),
     }
     if importlib.util.find_spec("fast_maxsim") is not None:
         import fast_maxsim
 
         candidates["fast-maxsim (sum of max)"] = each(
-            lambda i: fast_maxsim.maxsim_scores(vectors[i], setting.images.vectors)
+            setting.captions, lambda i: fast_maxsim.maxsim_scores(vectors[i], setting.images.vectors)
         )
     candidates["this, exact (certified)"] = asking(gallery, setting.captions, "exact")
     candidates["this, fast"] = asking(gallery, setting.captions, "fast")

@@ -163,7 +163,7 @@ def gallery_norms(restored: Array, axes: NDArray[np.floating]) -> Array:
         return np.zeros((len(restored), 0))
     exact = axes.astype(np.float64, copy=False)
     held = restored @ exact @ exact.T
-    rest = np.sqrt(np.square(restored - held).sum(axis=1, keepdims=True)) * (1 + 1e-12)
+    rest = _norms(restored - held)[:, None]
     return np.concatenate([block_norms(restored, axes), rest + _slack(restored, axes) * np.sqrt(axes.shape[1])], axis=1)
 
 

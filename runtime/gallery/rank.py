@@ -158,11 +158,11 @@ class Ranker:
 
     def _exact_turn(self, queries: Sequence[NDArray[np.float32]], k: int, rows: NDArray[np.int64]) -> list[Ranking]:
         quantized = [quantize_query(query, per_vector=self._pools_query, planes=self._planes) for query in queries]
-        change = np.empty((len(queries), self.count))
-        scores, spread = self._scan(quantized, lambda: self._changes(quantized, out=change))
+        changes: list[Array] = []
+        scores, spread = self._scan(quantized, lambda: changes.append(self._changes(quantized)))
 
         def certify(i: int) -> Ranking:
-            radius = self._radius(quantized[i], change[i], spread[i])
+            radius = self._radius(quantized[i], changes[0][i], spread[i])
             lower, upper = scores[i] - radius, scores[i] + radius
             return self._rescore(queries[i], quantized[i], rows, lower[rows], upper[rows], k)
 
@@ -319,11 +319,9 @@ class Ranker:
             mine = np.flatnonzero(owner == index)
             yield self.parts[index], rows[mine] - self._bases[index], mine
 
-    def _changes(
-        self, queries: Sequence[QuantizedQuery], rows: NDArray[np.int64] | None = None, out: Array | None = None
-    ) -> Array:
-        """How far any similarity of each row (every one by default) can be off: [queries, rows]; in `out` if given."""
-        change = np.empty((len(queries), self.count if rows is None else len(rows))) if out is None else out
+    def _changes(self, queries: Sequence[QuantizedQuery], rows: NDArray[np.int64] | None = None) -> Array:
+        """How far any similarity of each row (every one by default) can be off: [queries, rows]."""
+        change = np.empty((len(queries), self.count if rows is None else len(rows)))
         reaches: dict[tuple[int, int], Reach] = {}
         every = zip(self.parts, repeat(slice(None)), starmap(slice, pairwise(self._bases)), strict=False)
         for part, local, place in every if rows is None else self._places(rows):

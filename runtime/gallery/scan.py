@@ -255,10 +255,9 @@ class Pool:
     def run(self, tasks: Iterable[Callable[[], object]]) -> None:
         """Run every task; an error of one is raised once none is running any more, and those not begun are dropped."""
         waiting = deque(tasks)
-        helpers = min(self.threads, len(waiting)) - 1
-        if self._executor is None or getattr(_thread, "works", False):
-            helpers = 0
-        futures = [self._executor.submit(_work, waiting) for _ in range(helpers)] if self._executor else []
+        futures = []
+        if self._executor is not None and not getattr(_thread, "works", False):
+            futures = [self._executor.submit(_work, waiting) for _ in range(min(self.threads, len(waiting)) - 1)]
         try:
             _work(waiting)
         finally:

@@ -43,6 +43,11 @@ class Shape:
         return self.planes * self.groups
 
     @property
+    def suffix(self) -> str:
+        """Of the names of its functions."""
+        return f"{self.planes}_{self.groups}"
+
+    @property
     def vectors(self) -> int:
         """Gallery vectors that are multiplied at a time."""
         return SUMS // self.registers
@@ -80,7 +85,7 @@ class Code:
         address = self._engine.get_function_address
         self._products = {size: ctypes.CFUNCTYPE(None, *_ROW_ARGUMENTS)(address(f"products_{size}")) for size in (2, 4)}
         self._functions = {
-            (name, shape): ctypes.CFUNCTYPE(None, *_ARGUMENTS)(address(f"{name}_{shape.planes}_{shape.groups}"))
+            (name, shape): ctypes.CFUNCTYPE(None, *_ARGUMENTS)(address(f"{name}_{shape.suffix}"))
             for name in ("over_row", "over_query")
             for shape in SHAPES
         }
@@ -211,9 +216,7 @@ class _Source:
 
     def _over_row(self, shape: Shape) -> None:
         """for tile: for row: out[row, tile] = max over the row's vectors of its products with the tile"""
-        b, (stored, starts, laid, begin, out, width, rows, tiles) = self._function(
-            f"over_row_{shape.planes}_{shape.groups}", 5
-        )
+        b, (stored, starts, laid, begin, out, width, rows, tiles) = self._function(f"over_row_{shape.suffix}", 5)
         with self._loop(b, tiles) as (tile, _):
             query, sums = self._tile(b, laid, begin, width, tile, shape)
             with self._loop(b, rows) as (row, _):
@@ -229,9 +232,7 @@ class _Source:
 
     def _over_query(self, shape: Shape) -> None:
         """for query: for vectors: out[vector, query] = max over the query's tiles, and over their lanes"""
-        b, (stored, starts, laid, begin, out, width, vectors, queries) = self._function(
-            f"over_query_{shape.planes}_{shape.groups}", 5
-        )
+        b, (stored, starts, laid, begin, out, width, vectors, queries) = self._function(f"over_query_{shape.suffix}", 5)
         last = b.sub(vectors, self._int(1))
         with self._loop(b, queries) as (query, _):
             first, end = self._span(b, starts, query)
