@@ -30,9 +30,9 @@ from ..chan_ref.config import ModelConfig
 from ..chan_ref.data import PrecompSplit
 from ..chan_ref.inference import ReferenceMatcher
 from ..chan_ref.model import ChanModel
-from ..runtime import metrics
 from ..runtime.embeddings import Embeddings
-from ..runtime.streaming import score_blocks
+from ..runtime.evaluation import metrics
+from ..runtime.evaluation.streaming import score_blocks
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import published
 from .measure import machine

@@ -32,11 +32,13 @@ from ..export.engines import build_engine, find_target, plan
 from ..runtime.backends import BACKENDS, ENGINE_BACKENDS
 from ..runtime.backends.sidecar import ENGINES
 from ..runtime.contract import AlignmentConfig, Manifest
-from ..runtime.doctor import GpuReport, examine, examine_gpu
+from ..runtime.doctor import examine
 from ..runtime.errors import ChanError
-from ..runtime.gallery.part import ArrayPart, array_part
+from ..runtime.gallery.kernels.choose import open_kernel
+from ..runtime.gallery.kernels.pool import Pool
+from ..runtime.gallery.proof.rows import ArrayPart, array_part
 from ..runtime.gallery.rank import Ranker
-from ..runtime.gallery.scan import Pool, open_kernel
+from ..runtime.gpu import GpuReport, examine_gpu
 from .cuda import TimedDevice, gpu_state, tensor_core_rates
 from .gpu_candidates import Floats, Images, K, Search, candidates
 from .latency import PACKAGES
@@ -140,9 +142,9 @@ def parity(demo: Path) -> dict[str, Any]:
     from ..calibration.calibrate import calibrate
     from ..calibration.feeds import Samples
     from ..export.int8 import add_int8
-    from ..export.parity import check_parity
-    from ..export.parity_report import table
-    from ..export.parity_runners import open_sample
+    from ..export.parity.report import table
+    from ..export.parity.run import check_parity
+    from ..export.parity.runners import open_sample
     from ..runtime.text import load_tokenizer
 
     if not (demo / "bundle").is_dir():

@@ -18,19 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..export.kernels import build_kernels
-from ..export.resident_engine import build_resident_engine
 from ..runtime.backends.device import Device
 from ..runtime.backends.sidecar import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
-from ..runtime.gallery.part import ArrayPart
-from ..runtime.gallery.quantize import padded_width
+from ..runtime.gallery.cuda import ResidentRanker, ResidentScan
+from ..runtime.gallery.cuda.kernels import ScanPrecision, architecture, find_kernels
+from ..runtime.gallery.cuda.scan import KernelScan
+from ..runtime.gallery.kernels.choose import open_kernel
+from ..runtime.gallery.kernels.pool import Pool
+from ..runtime.gallery.proof.quantize import padded_width
+from ..runtime.gallery.proof.rows import ArrayPart
 from ..runtime.gallery.rank import Ranking
-from ..runtime.gallery.resident import ResidentRanker, ResidentScan
-from ..runtime.gallery.resident.engine_scan import EngineScan
-from ..runtime.gallery.resident.kernels import ScanPrecision, architecture, find_kernels
-from ..runtime.gallery.resident.scan import KernelScan
-from ..runtime.gallery.scan import Pool, open_kernel
+from .engine_scan import EngineScan
+from .resident_engine import build_resident_engine
 
 K = 10
 CAPTIONS = 50  # that PyTorch scores at once: their similarities with 1,000 images take 43 MB in half

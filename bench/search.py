@@ -29,7 +29,7 @@ from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
 from ..runtime.gallery.gallery import Mode
-from ..runtime.gallery.quantize import padded_width
+from ..runtime.gallery.proof.quantize import padded_width
 from . import published
 from .measure import Latency, machine, read_bandwidth, take_turns
 

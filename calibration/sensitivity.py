@@ -19,7 +19,7 @@ import onnxruntime
 
 from ..runtime.contract import Manifest, verified
 from ..runtime.errors import InputError
-from ..runtime.metrics import evaluate
+from ..runtime.evaluation.metrics import evaluate
 from .calibrate import Calibration
 from .feeds import Samples
 from .plan import Plan, find_layers, products_of_activations, to_int8

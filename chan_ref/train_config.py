@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from ..runtime.contract import AlignmentConfig
 from ..runtime.errors import CheckpointError, InputError
-from ..runtime.metrics import Recalls
+from ..runtime.evaluation.metrics import Recalls
 from .config import RegionEncoderKind, TextEncoderKind
 
 LossKind = Literal["hinge", "infonce"]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..runtime import metrics
+from ..runtime.evaluation import metrics
 from ..runtime.text import TokenBatch, Tokenizer
 from .data import PrecompSplit
 from .model import ChanModel

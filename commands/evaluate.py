@@ -56,10 +56,10 @@ def command(
     import numpy as np
 
     from ..chan_ref.data import PrecompSplit
-    from ..runtime import metrics
-    from ..runtime.coco import check_split, extended_metrics
     from ..runtime.errors import InputError
-    from ..runtime.streaming import common_scale, score_blocks
+    from ..runtime.evaluation import metrics
+    from ..runtime.evaluation.coco import check_split, extended_metrics
+    from ..runtime.evaluation.streaming import common_scale, score_blocks
 
     if eccv and folds is not None:
         raise InputError("--eccv needs all images at once: leave --folds out")

@@ -51,7 +51,7 @@ def command(
 
 
 def _draw(image: Path, caption: str, explanation: Explanation, out: Path) -> None:
-    from ..runtime.draw import draw_explanation
+    from ..runtime.pictures.draw import draw_explanation
 
     sheet = draw_explanation(image, caption, explanation)
     out.parent.mkdir(parents=True, exist_ok=True)

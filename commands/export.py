@@ -135,8 +135,8 @@ def _add_int8(
 ) -> list[ExportedGraph]:
     from ..calibration.plan import Plan
     from ..export.int8 import add_int8
-    from ..export.parity import check_parity, record_verdict
-    from ..export.parity_runners import open_sample
+    from ..export.parity.run import check_parity, record_verdict
+    from ..export.parity.runners import open_sample
 
     sample = open_sample(data, split, samples, bundle)
 
@@ -162,7 +162,7 @@ def _find_backbone(checkpoint: Path, wanted: bool | None) -> tuple[Backbone | No
 
     if wanted is False:
         return None, "left out as asked; the bundle reads region features"
-    from ..demo.backbone import REGION_DIM, load_backbone
+    from ..chan_ref.backbone import REGION_DIM, load_backbone
 
     width = read_config(checkpoint).region_dim
     if width != REGION_DIM and not wanted:

@@ -23,8 +23,8 @@ def command(images: tuple[Path, ...], out: Path, force: bool) -> None:
 
     OUT/names.txt has the picture's path for each row.
     """
-    from ..demo.features import write_features
-    from ..runtime.images import find_pictures
+    from ..chan_ref.features import write_features
+    from ..runtime.pictures.load import find_pictures
 
     files = find_pictures(images)
     with click.progressbar(length=len(files), label="features", file=sys.stderr) as bar:

@@ -99,11 +99,11 @@ def prepare(gallery: Path, queries: Path | None, bundle: Path | None) -> None:
 def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) -> None:
     """Compile the scan of `chan search --device cuda` for GALLERY, with Triton; needs no GPU where --gpu names one."""
     from ..export.kernels import GPUS, build_kernels
-    from ..runtime.doctor import examine_gpu
     from ..runtime.errors import InputError
     from ..runtime.gallery import Gallery
-    from ..runtime.gallery.resident import check_settings
-    from ..runtime.gallery.resident.kernels import architecture
+    from ..runtime.gallery.cuda import check_settings
+    from ..runtime.gallery.cuda.kernels import architecture
+    from ..runtime.gpu import examine_gpu
 
     with Gallery(gallery) as opened:
         settings = opened.settings

@@ -11,8 +11,8 @@ from typing import Any
 from ..chan_ref.data import PrecompSplit
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import InputError
-from ..runtime.images import find_pictures
 from ..runtime.matcher import Matcher
+from ..runtime.pictures.load import find_pictures
 
 
 @dataclass(frozen=True)

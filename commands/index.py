@@ -44,7 +44,7 @@ def command(
     """
     from ..runtime.contract import Manifest
     from ..runtime.gallery import GallerySettings, GalleryWriter, fingerprint
-    from ..runtime.gallery.catalogue import CATALOGUE
+    from ..runtime.gallery.store.catalogue import CATALOGUE
     from ..runtime.matcher import Matcher
     from .gallery_sources import open_source, read_lines
 
@@ -87,7 +87,7 @@ def _add(writer: GalleryWriter, source: Source, matcher: Matcher, replace: bool)
 
 def _prepare(writer: GalleryWriter, matcher: Matcher, texts: list[str]) -> None:
     """Fit and measure the fast scan where the gallery is large enough to gain from it."""
-    from ..runtime.gallery.fast import MIN_ROWS
+    from ..runtime.gallery.prepare import MIN_ROWS
 
     if len(writer) < MIN_ROWS or writer.settings.alignment.coding == "VSA":
         return

@@ -74,9 +74,9 @@ def command(
 
     Tolerances are those of export/tolerances.json. The exit status is 1 when one of them is missed.
     """
-    from ..export.parity import check_parity, record_verdict
-    from ..export.parity_report import page, table
-    from ..export.parity_runners import open_sample
+    from ..export.parity.report import page, table
+    from ..export.parity.run import check_parity, record_verdict
+    from ..export.parity.runners import open_sample
 
     sample = open_sample(data, split, samples, bundle)
     with click.progressbar(length=1, label="parity", file=sys.stderr, item_show_func=lambda text: text) as bar:
@@ -112,7 +112,7 @@ def _backbone(bundle: Path) -> Backbone | None:
 
     if "backbone" not in Manifest.load(bundle).graphs:
         return None
-    from ..demo.backbone import load_backbone
+    from ..chan_ref.backbone import load_backbone
     from ..export.backbone import Backbone
     from ..runtime.errors import InputError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..calibration.feeds import Samples
-from ..export.parity_runners import open_sample
+from ..export.parity.runners import open_sample
 from ..runtime.contract import Manifest
 from ..runtime.text import load_tokenizer
 

@@ -47,7 +47,7 @@ def command(
     """
     from ..runtime.errors import InputError
     from ..runtime.gallery import Gallery
-    from ..runtime.gallery.catalogue import CATALOGUE
+    from ..runtime.gallery.store.catalogue import CATALOGUE
 
     first, *rest = arguments
     if (Path(first) / CATALOGUE).is_file():
@@ -117,7 +117,7 @@ def _search(
     where: Sequence[str], as_json: bool, html: Path | None,
 ) -> None:  # fmt: skip
     from ..runtime.errors import InputError
-    from ..runtime.gallery.page import render_page
+    from ..runtime.pictures.page import render_page
 
     if not len(gallery):
         raise InputError("the gallery is empty: chan index adds rows")

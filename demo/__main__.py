@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 
-from ..export.parity import Report, check_parity, record_verdict
-from ..export.parity_report import page as parity_page
-from ..export.parity_report import table
-from ..export.parity_runners import open_sample
+from ..chan_ref.backbone import load_backbone
+from ..export.parity.report import page as parity_page
+from ..export.parity.report import table
+from ..export.parity.run import Report, check_parity, record_verdict
+from ..export.parity.runners import open_sample
 from ..runtime.errors import ChanError, InputError
-from .backbone import load_backbone
 from .page import Findings, render
 from .steps import (
     CHECKPOINT,

@@ -23,9 +23,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..chan_ref.features import Encoder
 from ..runtime.errors import InputError
 from ..runtime.text import build_scan_vocabulary
-from .features import Encoder
 from .scenes import CANVAS, SPLITS, Scene, Split, draw_scene
 
 _CREDITS = """\

@@ -12,14 +12,14 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
+from ..chan_ref.backbone import GRID
 from ..export.engines import BuiltEngine
-from ..export.parity import Report
-from ..export.parity_measures import named_recalls
-from ..export.parity_plots import recall_plot
-from ..export.parity_report import cell
+from ..export.parity.measures import named_recalls
+from ..export.parity.plots import recall_plot
+from ..export.parity.report import cell
+from ..export.parity.run import Report
 from ..runtime.backends.onnxruntime import usable_cores
-from ..runtime.draw import PALETTE
-from .backbone import GRID
+from ..runtime.pictures.draw import PALETTE
 from .pointing import Pointing
 from .steps import CHECKPOINT, Query, size_of
 

@@ -10,22 +10,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from ..chan_ref.backbone import GRID, load_backbone
 from ..chan_ref.checkpoint import load as load_checkpoint
 from ..chan_ref.data import PrecompSplit
 from ..export.backbone import Backbone
 from ..export.bundle import export_bundle
 from ..export.engines import BuiltEngine, build_engine, find_target, plan
-from ..export.parity_runners import TorchRunner
+from ..export.parity.runners import TorchRunner
 from ..runtime.backends.sidecar import FLAVORS
 from ..runtime.contract import Manifest
-from ..runtime.draw import draw_explanation
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import EngineError
 from ..runtime.explanation import Explanation
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, fingerprint
 from ..runtime.matcher import Matcher
+from ..runtime.pictures.draw import draw_explanation
 from ..runtime.text import load_tokenizer, pad_rows
-from .backbone import GRID, load_backbone
 from .dataset import write_scenes
 from .pointing import Pointing, chosen_regions, pointing_accuracy, read_boxes
 

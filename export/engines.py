@@ -35,8 +35,9 @@ from ..runtime.backends.sidecar import (
     stem,
 )
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
-from ..runtime.doctor import examine_backend, examine_gpu
+from ..runtime.doctor import examine_backend
 from ..runtime.errors import EngineError, InputError
+from ..runtime.gpu import examine_gpu
 from .engine_layers import WANTED, check_precision
 from .profiles import choose_profiles, default_profiles, parse_profile
 

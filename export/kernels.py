@@ -13,8 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..runtime.errors import ChanError, EngineError, InputError
-from ..runtime.gallery.quantize import padded_width
-from ..runtime.gallery.resident.kernels import (
+from ..runtime.gallery.cuda.kernels import (
     GROUPS,
     KERNELS,
     POOLINGS,
@@ -26,6 +25,7 @@ from ..runtime.gallery.resident.kernels import (
     KernelRecord,
     ScanPrecision,
 )
+from ..runtime.gallery.proof.quantize import padded_width
 
 # CUDA compute capabilities that Triton's code generator and its ptxas know; older ones lack int8 products.
 GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
@@ -127,7 +127,7 @@ def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes
     aligned = {(i,): [["tt.divisibility", 16]] for i, each in enumerate(types) if each in ("vectors", "query")}
     source = ASTSource(getattr(scan_kernels, job.kernel), types, dict(job.constants), aligned)
     target = GPUTarget("cuda", int(gpu.removeprefix("sm_")), 32)
-    # Fused multiply-adds would round otherwise than the kernels of runtime/gallery/scan.py, if never more often.
+    # Fused multiply-adds would round otherwise than the kernels of a gallery on the CPU, if never more often.
     options = {"num_warps": job.warps, "num_stages": _STAGES, "enable_fp_fusion": False}
     try:
         compiled = triton.compile(source, target=target, options=options)

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
         ParityError,
         TensorError,
     )
+    from .evaluation.metrics import Metrics, evaluate
     from .explanation import Explanation, WordMatch
     from .matcher import Matcher
-    from .metrics import Metrics, evaluate
     from .text import BertTokenizer, ScanTokenizer, TokenBatch
 
 __all__ = [
@@ -72,11 +72,11 @@ _MODULES = {
     "Explanation": "explanation",
     "Manifest": "contract",
     "Matcher": "matcher",
-    "Metrics": "metrics",
+    "Metrics": "evaluation.metrics",
     "ScanTokenizer": "text",
     "TokenBatch": "text",
     "WordMatch": "explanation",
-    "evaluate": "metrics",
+    "evaluate": "evaluation.metrics",
     "open_backend": "backends",
 }
 

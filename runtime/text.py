@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .contract import TokenizerSpec, verified
 from .errors import BackendError, BundleError, InputError
-from .words import split_words
+from .nltk_words import split_words
 
 SCAN_SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 SCAN_MASK = "<mask>"

@@ -16,7 +16,8 @@ from .sidecar import EngineRecord, Flavor
 
 def load_library(flavor: Flavor, record: EngineRecord) -> Any:
     """The flavor's module, once it is known that it and this GPU can run the engine."""
-    from ..doctor import examine_backend, examine_gpu
+    from ..doctor import examine_backend
+    from ..gpu import examine_gpu
 
     gpu = examine_gpu()
     if gpu.problem is not None:  # the library is large: it is not loaded only to find that out

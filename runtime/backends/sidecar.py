@@ -221,7 +221,7 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> 
 
 def here_capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU, which engines run on; None where there is none."""
-    from ..doctor import examine_gpu
+    from ..gpu import examine_gpu
 
     gpus = examine_gpu().gpus
     return gpus[0].capability if gpus else None

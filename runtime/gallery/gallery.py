@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, InputError
-from .catalogue import Catalogue, Row, SegmentRecord
-from .fast import MIN_ROWS, FastScan
-from .part import pack_rows
+from .cuda import ResidentRanker, ResidentScan, ScanPrecision, open_resident
+from .kernels.base import KernelName
+from .kernels.choose import open_kernel
+from .kernels.pool import Pool
+from .prepare import MIN_ROWS, FastScan, load_fast
+from .proof.rows import pack_rows
+from .proof.true_score import true_row
 from .rank import Ranker, Ranking
-from .resident import ResidentRanker, ResidentScan, ScanPrecision, open_resident
-from .scan import KernelName, Pool, open_kernel
-from .segments import Segment
 from .settings import GallerySettings
-from .true_score import true_row
-from .writer import SEGMENTS, checked_meta, load_fast
+from .store.catalogue import Catalogue, Row, SegmentRecord, checked_meta
+from .store.files import SEGMENTS
+from .store.segments import Segment
 
 Mode = Literal["exact", "fast"]
 _PATIENCE = 5  # attempts of a search before it holds on to a commit

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
-from .blas import product
-from .bounds import (
+from .kernels.base import Kernel, Over, PackedQueries
+from .kernels.pool import Pool
+from .proof.blas import product
+from .proof.bounds import (
     QuantizedQuery,
     Reach,
     float32_similarity_error,
@@ -27,10 +29,10 @@ from .bounds import (
     quantize_query,
     rounding,
 )
-from .part import Part
-from .pooling import Array, Kind, pool_groups, pools_query, score_change
-from .scan import Kernel, Over, PackedQueries, Pool
-from .true_score import TrueRow, true_row, true_rows
+from .proof.pooling import Array, pool_groups, pools_query, score_change
+from .proof.rows import Part
+from .proof.true_score import TrueRow, true_row, true_rows
+from .settings import Kind
 
 _BLOCK_BYTES = 4 << 20  # below which passing Python's lock on takes longer than a second thread saves
 _WIDE_BLOCK_BYTES = 512 << 10  # when many words make it bound by arithmetic: the block and a group of words fit in L2

@@ -7,13 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ..contract import AlignmentConfig, Manifest
 from ..errors import GalleryError, InputError
-from .part import Precision
-from .pooling import Kind
-from .scan import MAX_DIM
+
+Kind = Literal["images", "captions"]
+Precision = Literal["float32", "float16", "none"]
+MAX_DIM = 32768  # (255 + 128) * 127 * 32768 < 2^31: an int32 cannot overflow
 
 
 @dataclass(frozen=True)

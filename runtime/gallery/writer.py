@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryError, GalleryLocked, InputError
-from .bounds import no_axes
-from .catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord
-from .fast import MEASURED, FastScan, fit_basis, measure, query_axes
-from .part import ArrayPart, array_part, pack_rows
-from .segments import FileRecord, MappedFile, Segment, fast_arrays, segment_arrays, sync_folder, write_arrays
+from .prepare import FastScan, fit_basis, load_fast, measure, query_axes
+from .proof.bounds import no_axes
+from .proof.rows import ArrayPart, array_part, pack_rows
 from .settings import GallerySettings
+from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord, checked_meta
+from .store.files import SEGMENTS, FileRecord, sync_folder, write_arrays
+from .store.segments import Segment, fast_arrays, segment_arrays
 
-SEGMENTS = "segments"
 LOCK = "writer.lock"
 SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
 
@@ -370,24 +370,3 @@ class _NewFiles:
     def discard(self) -> None:
         for name in self._names:
             (self._folder / name).unlink(missing_ok=True)
-
-
-def checked_meta(catalogue: Catalogue, path: Path) -> Mapping[str, Any]:
-    """The settings of a catalogue whose schema this version knows."""
-    schema = catalogue.meta("schema")
-    if schema != SCHEMA:
-        raise GalleryError(f"{path}: the gallery's schema is {schema!r}, this version reads {SCHEMA}: index it again")
-    settings: Mapping[str, Any] = catalogue.meta("settings")
-    return settings
-
-
-def load_fast(catalogue: Catalogue, segments: Path) -> FastScan | None:
-    """The fast scan a catalogue knows of."""
-    raw = catalogue.meta("fast")
-    if raw is None:
-        return None
-    file = raw["file"]
-    record = FileRecord(file["name"], file["length"], bytes.fromhex(file["sums"]))
-    opened = MappedFile(segments, record)
-    basis, axes = (opened.read(name).astype(np.float64) for name in ("basis", "axes"))  # once, not for every query
-    return FastScan(basis, axes, **{name: raw[name] for name in MEASURED})

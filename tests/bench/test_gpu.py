@@ -15,9 +15,10 @@ from chan_rt.bench.cuda import gpu_state
 from chan_rt.bench.gpu_candidates import Images, K, Search
 from chan_rt.bench.search import DIM, REGIONS, WORDS, Concepts
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.doctor import Gpu, GpuReport, examine_gpu
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.rank import Ranker
-from chan_rt.runtime.gallery.scan import Pool, open_kernel
+from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
 GPU = GpuReport((Gpu("Test", (9, 0), 1),), "1", "13.0")
 

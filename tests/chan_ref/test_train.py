@@ -19,8 +19,8 @@ from chan_rt.chan_ref.encoders import Bert
 from chan_rt.chan_ref.train import resume, train
 from chan_rt.chan_ref.train_config import TrainConfig
 from chan_rt.chan_ref.validate import Validation
-from chan_rt.runtime import metrics
 from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.evaluation import metrics
 from chan_rt.runtime.text import ScanTokenizer
 
 WORDS = ["apple", "bear", "car", "dog", "egg", "fish", "goat", "hat", "ink", "jar", "kite", "lamp"]

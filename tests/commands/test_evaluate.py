@@ -15,10 +15,10 @@ from chan_rt.chan_ref.inference import ReferenceMatcher
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
-from chan_rt.runtime import metrics
-from chan_rt.runtime.coco import Directions
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.scoring import PackedWords, score
+from chan_rt.runtime.evaluation import metrics
+from chan_rt.runtime.evaluation.coco import Directions
+from chan_rt.runtime.evaluation.scoring import PackedWords, score
 from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
 
 IMAGES, REGIONS, WIDTH = 10, 4, 12
@@ -174,8 +174,8 @@ def test_eccv_gets_the_whole_matrix_with_its_ids(place: Path, monkeypatch: pytes
         np.testing.assert_array_equal(image_of_caption, OWNER)
         return {"cxc_r1": Directions(12.5, 25.0)}
 
-    monkeypatch.setattr("chan_rt.runtime.coco.extended_metrics", judge)
-    monkeypatch.setattr("chan_rt.runtime.coco.check_split", lambda image_ids, image_of_caption: None)
+    monkeypatch.setattr("chan_rt.runtime.evaluation.coco.extended_metrics", judge)
+    monkeypatch.setattr("chan_rt.runtime.evaluation.coco.check_split", lambda image_ids, image_of_caption: None)
     ids = place / "data/precomp/test_ids.txt"
     ids.write_text("".join(f"{100 + row}\n" for row in range(IMAGES)))
     try:

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chan_rt.chan_ref.backbone import GRID, REGION_DIM
 from chan_rt.chan_ref.data import PrecompSplit
 from chan_rt.chan_ref.inference import ReferenceMatcher
-from chan_rt.demo.backbone import GRID, REGION_DIM
 from chan_rt.demo.dataset import write_scenes
 from chan_rt.demo.pointing import Pointing, chosen_regions, pointing_accuracy
 from chan_rt.runtime.embeddings import Embeddings
-from chan_rt.runtime.metrics import Metrics, evaluate
+from chan_rt.runtime.evaluation.metrics import Metrics, evaluate
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 

@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from chan_rt import cli
+from chan_rt.chan_ref.backbone import GRID, REGION_DIM, load_backbone
+from chan_rt.chan_ref.features import Encoder, batches
 from chan_rt.demo import dataset
-from chan_rt.demo.backbone import GRID, REGION_DIM, load_backbone
 from chan_rt.demo.dataset import write_scenes
-from chan_rt.demo.features import Encoder, batches
 from chan_rt.demo.scenes import draw_scene
 from chan_rt.runtime.errors import InputError
-from chan_rt.runtime.images import load_pixels
+from chan_rt.runtime.pictures.load import load_pixels
 from chan_rt.runtime.text import ScanTokenizer
 
 COUNTS = {"train": 3, "dev": 2, "test": 2}

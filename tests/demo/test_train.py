@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from chan_rt.chan_ref.backbone import GRID
 from chan_rt.chan_ref.data import PrecompSplit
 from chan_rt.chan_ref.inference import ReferenceMatcher
 from chan_rt.chan_ref.train import train
 from chan_rt.chan_ref.train_config import TrainConfig
 from chan_rt.demo import scenes
-from chan_rt.demo.backbone import GRID
 from chan_rt.demo.dataset import write_scenes
 from chan_rt.demo.pointing import chosen_regions, pointing_accuracy
-from chan_rt.runtime.metrics import evaluate
+from chan_rt.runtime.evaluation.metrics import evaluate
 
 PICTURES = ("frog", "strawberry", "lemon", "banana", "dolphin", "bus", "umbrella", "television", "flamingo", "snowman")
 SEEN, UNSEEN = 120, 40

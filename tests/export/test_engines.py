@@ -29,9 +29,10 @@ from chan_rt.runtime.backends.lane import shape_of
 from chan_rt.runtime.backends.sidecar import FLAVORS, InputRange, find_engine, read_record
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
-from chan_rt.runtime.doctor import Gpu, GpuReport, examine
+from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.errors import BundleError, EngineError, InputError
-from chan_rt.runtime.gallery.resident.memory import Arena
+from chan_rt.runtime.gallery.cuda.memory import Arena
+from chan_rt.runtime.gpu import Gpu, GpuReport
 
 PRECISIONS = {"fp32": (TensorProto.FLOAT, "float32"), "fp16": (TensorProto.FLOAT16, "float16")}
 
@@ -305,7 +306,7 @@ def test_of_engines_for_several_gpus_the_one_for_this_gpu_is_found(
 
     def on(capability: tuple[int, int]) -> str:
         gpus = (Gpu("a GPU", capability, 1 << 30),)
-        monkeypatch.setattr("chan_rt.runtime.doctor.examine_gpu", lambda: GpuReport(gpus))
+        monkeypatch.setattr("chan_rt.runtime.gpu.examine_gpu", lambda: GpuReport(gpus))
         return read_record(find_engine(bundle, "region_encoder", "fp16", "tensorrt").with_suffix(".json")).gpu
 
     assert [on((8, 0)), on((9, 0))] == ["sm_80", "sm_90"]

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.export import kernels
 from chan_rt.export.kernels import GPUS, build_kernels
-from chan_rt.runtime.doctor import examine_gpu
 from chan_rt.runtime.errors import BackendError, EngineError, InputError
-from chan_rt.runtime.gallery.resident.kernels import POOLINGS, PRECISIONS, KernelRecord, find_kernels
+from chan_rt.runtime.gallery.cuda.kernels import POOLINGS, PRECISIONS, KernelRecord, find_kernels
+from chan_rt.runtime.gpu import examine_gpu
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
 ROOT = Path(__file__).parents[2]

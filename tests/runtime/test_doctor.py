@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from chan_rt import cli
 from chan_rt.runtime import doctor
-from chan_rt.runtime.doctor import Gpu, GpuReport, examine_backend
-from chan_rt.runtime.gallery.scan import open_kernel
+from chan_rt.runtime.doctor import examine_backend
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gpu import Gpu, GpuReport
 
 NO_GPU = GpuReport(problem="no CUDA device")
 ADA = GpuReport((Gpu("Ada", (8, 9), 2**34),), "580.0", "13.0")

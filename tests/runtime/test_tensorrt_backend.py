@@ -564,9 +564,7 @@ def test_dense_is_told_from_strides(shape: tuple, strides: tuple, dense: bool) -
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    "not __import__('chan_rt.runtime.doctor').runtime.doctor.examine_gpu().gpus", reason="no NVIDIA GPU"
-)
+@pytest.mark.skipif("not __import__('chan_rt.runtime.gpu').runtime.gpu.examine_gpu().gpus", reason="no NVIDIA GPU")
 def test_cuda_device_moves_bytes_and_records_graphs() -> None:
     from chan_rt.runtime.backends.device import CudaDevice
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.gallery.bounds import (
+from chan_rt.runtime.gallery.proof.bounds import (
     Reach,
     block_norms,
     fit_axes,
@@ -20,9 +20,8 @@ from chan_rt.runtime.gallery.bounds import (
     no_axes,
     quantize_query,
 )
-from chan_rt.runtime.gallery.pooling import pool, pool_groups, score_change
-from chan_rt.runtime.gallery.quantize import quantize
-from chan_rt.runtime.gallery.scan import PLANE
+from chan_rt.runtime.gallery.proof.pooling import pool, pool_groups, score_change
+from chan_rt.runtime.gallery.proof.quantize import PLANE, quantize
 
 POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")
 KINDS = ("unit", "raw", "tiny", "denormal", "huge", "mixed", "sparse", "zero", "equal", "ulp")

@@ -181,9 +181,9 @@ def test_many_queries_are_served_in_turns(gallery_path: Path, make_embeddings, m
 
 
 def test_fast_search_measures_its_recall(tmp_path: Path, make_embeddings, make_settings, monkeypatch) -> None:
-    from chan_rt.runtime.gallery import fast
+    from chan_rt.runtime.gallery import prepare
 
-    monkeypatch.setattr(fast, "PREFIX", 8)
+    monkeypatch.setattr(prepare, "PREFIX", 8)
     rows = make_embeddings(1, 1200)
     rows.vectors[:, :, 8:] *= 0.05  # nearly all of every vector lies in 8 dimensions
     captions = make_embeddings(2, 60)
@@ -263,7 +263,7 @@ def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, ma
 
 
 def test_a_newer_schema_is_refused(gallery_path: Path) -> None:
-    from chan_rt.runtime.gallery.catalogue import Catalogue
+    from chan_rt.runtime.gallery.store.catalogue import Catalogue
 
     catalogue = Catalogue(gallery_path)
     with catalogue.transaction():
@@ -336,7 +336,7 @@ def test_concurrent_queries_while_a_writer_appends(
 
 
 def test_opening_reads_no_vectors(gallery_path: Path, monkeypatch) -> None:
-    from chan_rt.runtime.gallery.segments import Segment
+    from chan_rt.runtime.gallery.store.segments import Segment
 
     def refuse(*args: object) -> None:
         raise AssertionError("opened a gallery by reading its vectors")

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.gallery.bounds import fit_axes
-from chan_rt.runtime.gallery.part import array_part
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery.kernels.pool import Pool
+from chan_rt.runtime.gallery.proof.bounds import fit_axes
+from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker, Ranking
-from chan_rt.runtime.gallery.scan import Pool, open_kernel
 
 CODINGS = ("VHA", "THA", "VSA")
 POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")

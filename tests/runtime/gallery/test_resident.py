@@ -19,28 +19,22 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.runtime.backends.fake import FakeDevice
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.doctor import examine_gpu
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import gallery as gallery_module
-from chan_rt.runtime.gallery.bounds import fit_axes, quantize_query
-from chan_rt.runtime.gallery.part import array_part
-from chan_rt.runtime.gallery.quantize import padded_width
+from chan_rt.runtime.gallery.cuda import ResidentRanker, check_settings, open_resident
+from chan_rt.runtime.gallery.cuda import scan as scan_module
+from chan_rt.runtime.gallery.cuda.kernels import GROUPS, POOLINGS, ROWS_A_GROUP, ROWS_A_PROGRAM, Function, KernelRecord
+from chan_rt.runtime.gallery.cuda.memory import Arena
+from chan_rt.runtime.gallery.cuda.scan import KernelScan
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery.kernels.pool import Pool
+from chan_rt.runtime.gallery.proof.bounds import fit_axes, quantize_query
+from chan_rt.runtime.gallery.proof.quantize import padded_width
+from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
-from chan_rt.runtime.gallery.resident import ResidentRanker, check_settings, open_resident
-from chan_rt.runtime.gallery.resident import scan as scan_module
-from chan_rt.runtime.gallery.resident.kernels import (
-    GROUPS,
-    POOLINGS,
-    ROWS_A_GROUP,
-    ROWS_A_PROGRAM,
-    Function,
-    KernelRecord,
-)
-from chan_rt.runtime.gallery.resident.memory import Arena
-from chan_rt.runtime.gallery.resident.scan import KernelScan
-from chan_rt.runtime.gallery.scan import Pool, open_kernel
+from chan_rt.runtime.gpu import examine_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("scan_16", "scan_64", "group_maxima", "shortlist")
@@ -544,7 +538,7 @@ def test_the_command_refuses_a_gpu_that_is_not_there(gallery_path: Path, tmp_pat
 def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_settings, precision, pooling) -> None:
     pytest.importorskip("triton", reason="compiling the kernels needs triton")
     from chan_rt.export.kernels import build_kernels
-    from chan_rt.runtime.gallery.resident.kernels import architecture
+    from chan_rt.runtime.gallery.cuda.kernels import architecture
 
     coding = AlignmentConfig("THA" if pooling == "Max" else "VHA", pooling)
     kind, dim = "captions" if pooling == "Max" else "images", 200
@@ -570,7 +564,7 @@ def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_
 @pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
 def test_on_a_gpu_too_large_a_gallery_says_what_to_do(make_settings, tmp_path: Path) -> None:
     from chan_rt.runtime.backends.device import CudaDevice
-    from chan_rt.runtime.gallery.resident.memory import Arena
+    from chan_rt.runtime.gallery.cuda.memory import Arena
 
     arena = Arena(CudaDevice())
     with pytest.raises(BackendError, match="cudaMalloc failed: out of memory"):

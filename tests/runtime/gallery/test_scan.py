@@ -9,10 +9,13 @@ import onnx
 import pytest
 
 from chan_rt.runtime.errors import BackendError, InputError
-from chan_rt.runtime.gallery.bounds import float32_similarity_error
-from chan_rt.runtime.gallery.matmul_model import scan_model
-from chan_rt.runtime.gallery.quantize import store_codes
-from chan_rt.runtime.gallery.scan import PLANE, Kernel, Pool, VnniKernel, open_kernel
+from chan_rt.runtime.gallery.kernels.base import Kernel
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery.kernels.matmul_model import scan_model
+from chan_rt.runtime.gallery.kernels.pool import Pool
+from chan_rt.runtime.gallery.kernels.vnni import VnniKernel
+from chan_rt.runtime.gallery.proof.bounds import float32_similarity_error
+from chan_rt.runtime.gallery.proof.quantize import PLANE, store_codes
 
 KERNELS = ("vnni", "vnni, 8 lanes", "onnxruntime", "numpy")
 
@@ -96,7 +99,7 @@ def test_the_model_written_by_hand_is_valid_onnx(axis: int | None, shape: str, w
 
 
 def test_a_saturating_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from chan_rt.runtime.gallery import scan
+    from chan_rt.runtime.gallery.kernels import matrix as scan
 
     def saturating(self: object, axis: int | None, vectors: np.ndarray, query: object) -> np.ndarray:
         return np.full((1, 1, 1), 32767, np.float32)

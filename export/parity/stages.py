@@ -1,0 +1,335 @@
+"""The checks of one stage: each graph fed what the reference has at that place, then the whole way end to end.
+
+The first block of each is fed a second time with lengths cut short, real rows left past them: masks are seen at work
+also where every image has equally many regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...chan_ref.checkpoint import Checkpoint
+from ...chan_ref.inference import open_tokenizer
+from ...runtime.contract import Manifest
+from ...runtime.embeddings import Embeddings
+from ...runtime.errors import ParityError
+from ...runtime.evaluation.metrics import Metrics, evaluate
+from ...runtime.gallery import Gallery, GallerySettings, GalleryWriter
+from ...runtime.matcher import Matcher
+from ...runtime.pictures.load import load_pixels
+from ...runtime.text import load_tokenizer, pad_rows
+from ..backbone import Backbone
+from .measures import TOP, ChoiceMeter, ErrorMeter, compare_lists, compare_scores
+from .runners import EmbeddingStore, GraphRunner, Sample, TorchRunner, cut_short, token_block
+
+Tick = Callable[[int, int], None]
+PICTURES_PER_BLOCK = 2  # larger batches are no faster on a CPU and take far more memory
+TILE = 4  # blocks of images
+QUERIES = 200  # captions that the gallery is asked, spread evenly
+SCATTER = 4000  # score pairs kept for the plot
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one check found, before any tolerance is asked.
+
+    Attributes:
+        measures: by the names of `MEASURES`.
+        errors: (|error|, share of the elements down to the edge before), for the histogram.
+        recalls: end to end only; None without finite scores.
+        scores: pairs of the reference's and the candidate's scores [n, 2], for the plot.
+    """
+
+    measures: Mapping[str, float]
+    errors: tuple[tuple[float, float], ...] = ()
+    recalls: Metrics | None = None
+    scores: np.ndarray | None = None
+
+
+class Reference:
+    """All that the torch model says of a sample: embeddings on disk, scores in memory.
+
+    Args:
+        path: of the checkpoint, whose tokenizer is the reference's.
+        checkpoint: loaded.
+        backbone: of the bundle; None leaves it unchecked.
+        sample: images and captions.
+        scratch: an empty folder to keep embeddings in.
+        tick: called with blocks done and blocks in all.
+
+    Attributes:
+        rows: token ids of each caption.
+        scores: [I, C].
+        recalls: of the scores.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        checkpoint: Checkpoint,
+        backbone: Backbone | None,
+        sample: Sample,
+        scratch: Path,
+        tick: Tick,
+    ) -> None:
+        self.sample = sample
+        self.backbone = backbone if sample.pictures else None
+        self.runner = TorchRunner(checkpoint.model)
+        self.rows = open_tokenizer(checkpoint, path).rows(sample.captions)
+        self.tokens = pad_rows(self.rows)
+        self.images = EmbeddingStore(scratch / "images")
+        self.captions = EmbeddingStore(scratch / "captions")
+        blocks = caption_blocks(sample)
+        done, total = 0, steps_of(sample)
+        for block in sample.image_blocks():
+            regions, lengths = sample.regions(block)
+            self.images.put(block, Embeddings(self.runner.encode_regions(regions, lengths), lengths))
+            tick(done := done + 1, total)
+        for block in blocks:
+            ids, lengths = token_block(self.tokens, block)
+            self.captions.put(block, Embeddings(self.runner.encode_words(ids, lengths), lengths))
+            tick(done := done + 1, total)
+
+        def scored() -> None:
+            nonlocal done
+            tick(done := done + 1, total)
+
+        self.scores = score_all(sample, self.images, self.captions, self.runner.score, scored)
+        self.recalls = evaluate(self.scores, sample.image_of_caption)
+
+
+def caption_blocks(sample: Sample) -> list[slice]:
+    """Every block of captions, in order."""
+    return [block for images in sample.image_blocks() for block in sample.caption_blocks(images)]
+
+
+def score_tiles(sample: Sample) -> list[list[slice]]:
+    """Blocks of images that are scored together: larger products are faster, and each caption is read less often."""
+    blocks = sample.image_blocks()
+    return [blocks[start : start + TILE] for start in range(0, len(blocks), TILE)]
+
+
+def score_all(
+    sample: Sample,
+    images: EmbeddingStore,
+    captions: EmbeddingStore,
+    score: Callable[[Embeddings, Embeddings], np.ndarray],
+    after_tile: Callable[[], None],
+) -> np.ndarray:
+    """Scores [I, C] of stored embeddings, float32."""
+    scores = np.empty((sample.num_images, len(sample.captions)), np.float32)
+    for tile in score_tiles(sample):
+        rows = slice(tile[0].start, tile[-1].stop)
+        regions = Embeddings.concatenate([images.get(block) for block in tile])
+        for columns in caption_blocks(sample):
+            found = score(regions, captions.get(columns))
+            expected = (rows.stop - rows.start, columns.stop - columns.start)
+            if found.shape != expected:
+                raise ParityError(f"scores: shape must be [I, C] = {list(expected)}, got {list(found.shape)}")
+            scores[rows, columns] = found
+        after_tile()
+    return scores
+
+
+def steps_of(sample: Sample) -> int:
+    """How often one pass over a sample ticks: for each block encoded and each tile scored."""
+    return len(sample.image_blocks()) + len(caption_blocks(sample)) + len(score_tiles(sample))
+
+
+class StageRun:
+    """One stage at work.
+
+    Args:
+        reference: of the sample.
+        bundle, manifest: what is checked.
+        graphs: each graph by itself.
+        matcher: the whole of them as a service uses it.
+        scratch: an empty folder to keep embeddings in.
+        tick: called with blocks done and blocks in all.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        bundle: Path,
+        manifest: Manifest,
+        graphs: GraphRunner,
+        matcher: Matcher,
+        scratch: Path,
+        tick: Tick,
+    ) -> None:
+        self._reference = reference
+        self._sample = reference.sample
+        self._runner = reference.runner
+        self._bundle, self._manifest = bundle, manifest
+        self._graphs, self._matcher = graphs, matcher
+        self._scratch = scratch
+        self._images, self._captions = EmbeddingStore(scratch / "images"), EmbeddingStore(scratch / "captions")
+        self._tick = tick
+        self._done = 0
+
+    def checks(self) -> dict[str, Callable[[], Measured]]:
+        """Each part's check, in the order of the data."""
+        parts: dict[str, Callable[[], Measured]] = {"tokenizer": self._tokenizer}
+        if self._reference.backbone is not None and self._graphs.has_backbone:
+            parts["backbone"] = partial(self._backbone, self._reference.backbone)
+        return parts | {
+            "region_encoder": self._region_encoder,
+            "text_encoder": self._text_encoder,
+            "hard_alignment": self._hard_alignment,
+            "alignment_map": self._alignment_map,
+            "matcher": self._end_to_end,
+            "gallery": self._gallery,
+        }
+
+    def _tokenizer(self) -> Measured:
+        found = load_tokenizer(self._bundle, self._manifest.tokenizer).rows(self._sample.captions)
+        return Measured({"different_ids": sum(a != b for a, b in zip(self._reference.rows, found, strict=True))})
+
+    def _backbone(self, backbone: Backbone) -> Measured:
+        meter = ErrorMeter("regions")
+        pictures = self._sample.pictures
+        for start in range(0, len(pictures), PICTURES_PER_BLOCK):
+            pixels = load_pixels(pictures[start : start + PICTURES_PER_BLOCK], backbone.preprocess)
+            with torch.inference_mode():
+                expected = backbone.module(torch.from_numpy(pixels)).numpy()
+            meter.add(expected, self._graphs.look(pixels))
+        return _measured(meter)
+
+    def _region_encoder(self) -> Measured:
+        meter = ErrorMeter("region_embeddings")
+        for block in self._sample.image_blocks():
+            regions, lengths = self._sample.regions(block)
+            expected = self._reference.images.get(block).vectors
+            meter.add_padded(expected, self._graphs.encode_regions(regions, lengths), lengths)
+            if block.start == 0:
+                short = cut_short(lengths)
+                expected = self._runner.encode_regions(regions, short)
+                meter.add_padded(expected, self._graphs.encode_regions(regions, short), short)
+            self._step()
+        return _measured(meter, padded=True)
+
+    def _text_encoder(self) -> Measured:
+        meter = ErrorMeter("word_embeddings")
+        for block in caption_blocks(self._sample):
+            ids, lengths = token_block(self._reference.tokens, block)
+            expected = self._reference.captions.get(block).vectors
+            meter.add_padded(expected, self._graphs.encode_words(ids, lengths), lengths)
+            if block.start == 0:
+                short = cut_short(lengths)
+                expected = self._runner.encode_words(ids, short)
+                meter.add_padded(expected, self._graphs.encode_words(ids, short), short)
+            self._step()
+        return _measured(meter, padded=True)
+
+    def _hard_alignment(self) -> Measured:
+        meter = ErrorMeter("scores")
+        for images, captions in _alignment_feeds(self._reference):
+            meter.add(self._runner.score(images, captions), self._graphs.score(images, captions))
+        return _measured(meter)
+
+    def _alignment_map(self) -> Measured:
+        meter, choices = ErrorMeter("word_scores"), ChoiceMeter()
+        for images, captions in _alignment_feeds(self._reference):
+            expected, expected_regions = self._runner.align(images, captions)
+            found, found_regions = self._graphs.align(images, captions)
+            # Each caption's similarities as rows of one number, so that its padding is looked at as well.
+            lengths = np.tile(captions.lengths, len(images))
+            meter.add_padded(_as_rows(expected), _as_rows(found), lengths)
+            choices.add(expected_regions, found_regions, self._runner.margins(images, captions))
+        found_all = _measured(meter, padded=True)
+        # The cosine of single numbers would say nothing.
+        errors = {name: value for name, value in found_all.measures.items() if not name.startswith("cosine")}
+        return replace(found_all, measures=errors | choices.measures())
+
+    def _end_to_end(self) -> Measured:
+        sample, reference = self._sample, self._reference
+        images, captions = self._images, self._captions
+        for block in sample.image_blocks():
+            images.put(block, self._matcher.encode_images(*sample.regions(block)))
+        for block in caption_blocks(sample):
+            captions.put(block, self._matcher.encode_texts(sample.captions[block]))
+        choices = ChoiceMeter()
+        for rows, columns in own_pairs(sample):
+            _, found = self._matcher.align(images.get(rows), captions.get(columns))
+            feeds = reference.images.get(rows), reference.captions.get(columns)
+            choices.add(self._runner.align(*feeds)[1], found, self._runner.margins(*feeds))
+        scores = score_all(sample, images, captions, self._matcher.score, self._step)
+        measures, meter, recalls = compare_scores(reference.scores, scores, sample.image_of_caption)
+        pairs = _scatter(reference.scores, scores, sample.image_of_caption)
+        return Measured(measures | choices.measures(), tuple(meter.histogram()), recalls, pairs)
+
+    def _gallery(self) -> Measured:
+        """The exact search over what the matcher encoded, each caption's top 10 against the reference's scores."""
+        settings = GallerySettings("images", self._manifest.embed_dim, self._manifest.alignment, model="parity")
+        with GalleryWriter.create(self._scratch / "gallery", settings) as writer:
+            for block in self._sample.image_blocks():
+                writer.add([str(row) for row in range(block.start, block.stop)], self._images.get(block))
+        step = -(-len(self._sample.captions) // QUERIES)
+        asked, results = [], []
+        with Gallery(self._scratch / "gallery") as gallery:
+            for block in caption_blocks(self._sample):
+                rows = [row for row in range(block.start, block.stop) if row % step == 0]
+                if rows:
+                    words = self._captions.get(block)[[row - block.start for row in rows]]
+                    results += gallery.search(words, TOP)
+                    asked += rows
+        hits = np.array([[int(hit.id) for hit in result.hits] for result in results])
+        scores = self._reference.scores.T[asked]
+        meter = ErrorMeter("scores")
+        found = np.array([[hit.score for hit in result.hits] for result in results])
+        meter.add(np.take_along_axis(scores, hits, axis=1), found)
+        measured = _measured(meter)
+        uncertified = sum(not result.certified for result in results)
+        lists = compare_lists(scores, hits)
+        return replace(measured, measures={**measured.measures, **lists, "uncertified": uncertified})
+
+    def _step(self) -> None:
+        self._done += 1
+        self._tick(self._done, steps_of(self._sample))
+
+
+def _measured(meter: ErrorMeter, padded: bool = False) -> Measured:
+    measures = meter.measures()
+    if not padded:
+        del measures["padding"]
+    return Measured(measures, tuple(meter.histogram()))
+
+
+def _as_rows(word_scores: np.ndarray) -> np.ndarray:
+    """[I, C, W] -> [I C, W, 1]."""
+    return word_scores.reshape(-1, word_scores.shape[-1], 1)
+
+
+def _alignment_feeds(reference: Reference) -> Iterator[tuple[Embeddings, Embeddings]]:
+    for rows, columns in own_pairs(reference.sample):
+        images, captions = reference.images.get(rows), reference.captions.get(columns)
+        yield images, captions
+        if columns.start == 0:
+            yield (
+                Embeddings(images.vectors, cut_short(images.lengths)),
+                Embeddings(captions.vectors, cut_short(captions.lengths)),
+            )
+
+
+def own_pairs(sample: Sample) -> Iterator[tuple[slice, slice]]:
+    """Blocks of images with the captions of just these images: true pairs and as many others as the blocks give."""
+    for rows in sample.image_blocks():
+        for columns in sample.caption_blocks(rows):
+            yield rows, columns
+
+
+def _scatter(reference: np.ndarray, candidate: np.ndarray, image_of_caption: np.ndarray) -> np.ndarray:
+    """Half true pairs, half any, as many as the plot needs: [n, 2]; always the same ones."""
+    rng = np.random.default_rng(0)
+    columns = np.arange(reference.shape[1])
+    own = rng.permutation(columns)[: SCATTER // 2]
+    rows = np.concatenate([image_of_caption[own], rng.integers(0, reference.shape[0], len(own))])
+    columns = np.concatenate([own, rng.integers(0, reference.shape[1], len(own))])
+    return np.stack([reference[rows, columns], candidate[rows, columns]], axis=1)

@@ -1,0 +1,51 @@
+"""Galleries in a GPU's memory: `Gallery(path, device="cuda")`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...backends.device import CudaDevice
+from ...errors import BackendError, InputError
+from ..proof.pooling import pools_query
+from ..proof.quantize import padded_width
+from ..settings import GallerySettings
+from .kernels import POOLINGS, PRECISIONS, ScanPrecision, find_kernels
+from .ranker import ResidentRanker
+from .scan import KernelScan, ResidentScan
+
+__all__ = ["PRECISIONS", "ResidentRanker", "ResidentScan", "ScanPrecision", "check_settings", "open_resident"]
+
+
+def check_settings(settings: GallerySettings) -> None:
+    """InputError where a gallery of these settings cannot be searched on a GPU: says why."""
+    instead = "; search it with device='cpu'"
+    if not pools_query(settings.kind, settings.alignment):
+        raise InputError(
+            f"device: on a GPU, images are searched by VHA and captions by THA, this gallery holds "
+            f"{settings.kind} scored by {settings.alignment.coding}{instead}"
+        )
+    if settings.alignment.pooling not in POOLINGS:
+        pooling = settings.alignment.pooling
+        raise InputError(f"device: pooling must be one of {', '.join(POOLINGS)} on a GPU, got {pooling}{instead}")
+    if settings.fine == "none":
+        raise InputError(f"device: a search on a GPU ranks by the fine copy, which this gallery does not keep{instead}")
+
+
+def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecision) -> ResidentScan:
+    """The scan of the gallery at `path` on the first GPU; nothing is uploaded yet.
+
+    Raises:
+        InputError: the gallery's settings have no GPU scan, or an unknown precision.
+        BackendError: no usable GPU, or no kernels for it.
+    """
+    from ...gpu import examine_gpu
+
+    if precision not in PRECISIONS:
+        raise InputError(f"resident must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_settings(settings)
+    gpu = examine_gpu()
+    if gpu.problem is not None:
+        raise BackendError(f"device='cuda' cannot run here: no usable GPU: {gpu.problem}; search with device='cpu'")
+    width, pooling = padded_width(settings.dim), settings.alignment.pooling
+    record, code = find_kernels(path, precision, width, pooling, gpu.gpus[0].capability)
+    return KernelScan(record, code, CudaDevice(), settings.dim, settings.alignment)

@@ -1,0 +1,37 @@
+"""Which kernel scans here: the one that was named, or the first that works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Literal
+
+from ...errors import BackendError, InputError
+from .base import Kernel, KernelName
+from .matrix import NumpyKernel, OnnxruntimeKernel
+from .vnni import VnniKernel
+
+_KERNELS: dict[KernelName, Callable[[], Kernel]] = {
+    "vnni": VnniKernel,
+    "onnxruntime": OnnxruntimeKernel,
+    "numpy": NumpyKernel,
+}
+
+
+@cache
+def open_kernel(name: KernelName | Literal["auto"] = "auto") -> Kernel:
+    """The named kernel; `auto` is the first of vnni, onnxruntime and numpy that works on this machine.
+
+    Raises:
+        BackendError: why the named kernel does not work here.
+        InputError: there is no kernel of that name.
+    """
+    if name == "auto":
+        for kernel in (VnniKernel, OnnxruntimeKernel):
+            with suppress(BackendError):
+                return kernel()
+        return NumpyKernel()
+    if name not in _KERNELS:
+        raise InputError(f"scan must be one of auto, {', '.join(_KERNELS)}, got {name!r}")
+    return _KERNELS[name]()

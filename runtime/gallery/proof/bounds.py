@@ -1,0 +1,289 @@
+"""What a proof of exactness rests on: how far a score from int8 codes can be from the fine copy's.
+
+**Similarities.** Write a gallery vector x = x_hat + dx and a query vector q = q_hat + dq, where the hats are what the
+codes stand for. Exactly, q.x - q_hat.x_hat = q.dx + dq.x_hat, so by Cauchy-Schwarz
+
+    |q.x - q_hat.x_hat| <= ||q|| ||dx|| + ||dq|| ||x_hat||.                                                 (1)
+
+Each norm on the right is stored or computed in float64 and rounded up (quantize.py). The left's q_hat.x_hat is a
+product of two scales and an exact integer. So (1) holds for every pair, with no assumption about the data.
+
+**By direction.** Rounding noise points everywhere alike, while queries share few directions: of demo captions' words
+95 % of the energy lies in 16 of 256. So split the inner product along axes B = [B_1 ... B_J] fitted to queries. For any
+matrix B at all, put q_rest = q - B B^T q; then q = sum_j B_j (B_j^T q) + q_rest exactly, and
+
+    |q.dx| <= sum_j ||B_j^T q|| ||B_j^T dx|| + ||q_rest|| ||dx||.                                            (1')
+
+Nothing is assumed of B, not even orthonormal columns: a bad B costs width, never truth. The smaller of (1) and (1')
+holds.
+
+**A query of one plane** loses as much as the gallery does, and ||dq|| ||x_hat|| is no small change. But gallery vectors
+share directions too. Split the product along axes V = [V_1 ... V_J] fitted to them. For any matrix V at all,
+dq.x_hat = sum_j (V_j^T dq).(V_j^T x_hat) + dq.(x_hat - V V^T x_hat) exactly, and
+
+    |dq.x_hat| <= sum_j ||V_j^T dq|| ||V_j^T x_hat|| + ||dq|| ||x_hat - V V^T x_hat||.                      (1'')
+
+**Scores.** If every similarity of a row is within e of its estimate, so is every maximum of similarities, and the score
+is within `pooling.score_change(e)` of the score pooled from the estimates.
+
+**The arithmetic's own rounding.** Let u = 2^-53, S a bound on |similarity| (||q|| times the row's largest norm), n the
+number of pooled values, T the temperature. In any order of summation, a float64 inner product of D terms is off by at
+most g(D) ||q|| ||x||, g(D) = D u / (1 - D u) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1;
+the products of two float32 or float16 numbers are exact in float64, which only helps). Pooling adds at most a
+few roundings a value: a quotient, an exponential and a logarithm good to 4 units in the last place (numpy's SIMD loops
+promise that), n additions. Everything together stays below
+
+    16 u (D + n + 16) (S + T) for one similarity's worth,                                                   (2)
+
+which `score_change` turns into score units like any other change. The scan's products are rounded to float32 three
+times, 3 x 2^-24 S at most; that is added. (2) is some 10^-12: it is there so that the theorem
+is about the program and not only about real numbers.
+
+**Certificate.** Each row's true score lies in [score - radius, score + radius]. Let t be at most the k-th largest true
+score. A row with score + radius < t is strictly worse than k rows: it cannot be among the best k, nor tie with one. All
+other rows are scored again from the fine copy in float64. So the result is that of scoring every row there, ties too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...contract import AlignmentConfig
+from .blas import product
+from .pooling import Array, pools_query, score_change
+from .quantize import LEVELS, PLANE
+
+_UNIT64 = 2.0**-53
+_UNIT32 = 2.0**-24
+_TINY32 = 2.0**-126  # what one float32 product can lose to underflow, even where denormals are flushed to zero
+_WEIGHTS = {1: (1,), 2: (PLANE, 1)}  # of a query's planes
+_AXES = 64  # that are fitted to queries
+_EDGES = (0, 1, 4, 16, 64)  # where blocks of axes begin: a spectrum that falls is flat enough within each
+MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of up to 32,768 terms overflows
+
+
+@dataclass(frozen=True)
+class QuantizedQuery:
+    """A query's vectors in two int8 planes, with what (1) needs of them.
+
+    Attributes:
+        planes: int8 [1 or 2, Q, D]: q_hat = scale * high, or scale * (254 high + low).
+        scale: float64 [Q].
+        vectors: float64 [Q, D], as they were.
+        lost: float64 [Q, D], dq.
+        norm: no less than any ||q||.
+        error: no less than any ||dq||.
+    """
+
+    planes: NDArray[np.int8]
+    scale: Array
+    vectors: Array
+    lost: Array
+    norm: float
+    error: float
+
+    @property
+    def count(self) -> int:
+        """Q."""
+        return int(self.planes.shape[1])
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.planes.shape[2])
+
+
+def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool, planes: int = 2) -> QuantizedQuery:
+    """Quantize one query's vectors [Q, D].
+
+    per_vector: one scale for each vector. The maximum over a query's vectors is taken on integers, so where the coding
+        takes it (`pools_query` is False) they share one scale.
+    planes: 1 or 2, of 8 bits each.
+    """
+    exact = vectors.astype(np.float64)
+    peak = np.abs(exact).max(axis=1, keepdims=True)
+    scale = (peak if per_vector else np.full_like(peak, peak.max())) / (LEVELS * _WEIGHTS[planes][0])
+    rest = np.divide(exact, scale, out=np.zeros_like(exact), where=scale > 0)
+    codes = []
+    for weight in _WEIGHTS[planes]:
+        codes.append(np.clip(np.rint(rest / weight), -LEVELS, LEVELS))
+        rest = rest - weight * codes[-1]
+    lost = exact - scale * sum(weight * plane for weight, plane in zip(_WEIGHTS[planes], codes, strict=True))
+    return QuantizedQuery(
+        np.stack(codes).astype(np.int8), scale[:, 0], exact, lost, largest_norm(vectors), largest_norm(lost)
+    )
+
+
+def largest_norm(vectors: NDArray[np.floating]) -> float:
+    """No less than the largest norm of vectors [V, D]: float64's rounding is allowed for."""
+    return float(_norms(vectors.astype(np.float64)).max(initial=0.0))
+
+
+def _norms(vectors: Array) -> Array:
+    """No less than the norms of vectors [V, D]: [V]."""
+    return np.asarray(np.sqrt(np.square(vectors).sum(axis=1)) * (1 + 1e-12))
+
+
+def rounding(similarity: Array, dim: int, count: Array | int, alignment: AlignmentConfig) -> Array:
+    """Bound (2), where |similarity| bounds every similarity and `count` are pooled."""
+    return np.asarray(16 * _UNIT64 * (dim + count + 16) * (similarity + alignment.pooling_temperature))
+
+
+def no_axes(dim: int) -> NDArray[np.float32]:
+    """The empty B of (1'), [dim, 0]: where no queries are known."""
+    return np.zeros((dim, 0), np.float32)
+
+
+def fit_axes(queries: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The axes B of (1') for queries like these vectors [V, D]: the first of their principal ones, [D, m]."""
+    moment = queries.T.astype(np.float64) @ queries.astype(np.float64)
+    axes = np.linalg.eigh(moment)[1][:, ::-1][:, :_AXES]
+    return np.ascontiguousarray(axes, np.float32)
+
+
+def block_norms(vectors: Array, axes: NDArray[np.floating], multiply: Callable[..., Any] = np.matmul) -> Array:
+    """||B_j^T x|| of vectors x [V, D] for each block of axes: [V, J], rounded up."""
+    edges = [edge for edge in _EDGES if edge < axes.shape[1]]
+    if not edges:
+        return np.zeros((len(vectors), 0))
+    coordinates = np.square(multiply(vectors, axes.astype(np.float64, copy=False)))
+    norms: Array = np.sqrt(np.add.reduceat(coordinates, edges, axis=1)) * (1 + 1e-12) + _slack(vectors, axes)
+    return norms
+
+
+def gallery_norms(restored: Array, axes: NDArray[np.floating]) -> Array:
+    """What (1'') needs of x_hat [V, D]: the norms along each block of axes and of what they leave, [V, J + 1]."""
+    if axes.shape[1] == 0:
+        return np.zeros((len(restored), 0))
+    exact = axes.astype(np.float64, copy=False)
+    held = restored @ exact @ exact.T
+    rest = _norms(restored - held)[:, None]
+    return np.concatenate([block_norms(restored, axes), rest + _slack(restored, axes) * np.sqrt(axes.shape[1])], axis=1)
+
+
+def _slack(vectors: Array, axes: NDArray[np.floating]) -> Array:
+    """What float64 can lose of vectors' coordinates [V, m] together: [V, 1].
+
+    A coordinate is off by at most g(D) ||b|| ||x||, and the axes' columns are no longer than 1 + 10^-6.
+    """
+    norms: Array = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    return np.asarray(2 * (vectors.shape[1] + axes.shape[1]) * _UNIT64 * np.sqrt(axes.shape[1]) * norms)
+
+
+class Reach:
+    """The queries' side of (1') and (1''), computed once for all rows that were measured along the same axes.
+
+    Args:
+        queries: the quantized queries.
+        axes: [D, m], B.
+        basis: [D, P], V.
+    """
+
+    def __init__(
+        self, queries: Sequence[QuantizedQuery], axes: NDArray[np.floating], basis: NDArray[np.floating]
+    ) -> None:
+        starts = np.cumsum([0] + [query.count for query in queries])[:-1]
+        vectors = np.concatenate([query.vectors for query in queries])
+        self._norm = np.array([[query.norm] for query in queries])
+        self._error = np.array([[query.error] for query in queries])
+        self._along = np.maximum.reduceat(block_norms(vectors, axes, product), starts, axis=0)
+        self._lost_along = np.zeros((len(queries), 0))
+        if basis.shape[1]:
+            lost = np.concatenate([query.lost for query in queries])
+            self._lost_along = np.maximum.reduceat(block_norms(lost, basis, product), starts, axis=0)
+        self._rest = self._norm
+        if axes.shape[1]:
+            exact = axes.astype(np.float64, copy=False)
+            held = product(product(vectors, exact), exact.T)
+            rest = np.maximum.reduceat(_norms(vectors - held), starts)[:, None]
+            dim = vectors.shape[1]
+            self._rest = rest + 4 * dim * _UNIT64 * axes.shape[1] * self._norm  # the two products' rounding
+
+    def change(
+        self,
+        error: NDArray[np.floating],
+        norm: NDArray[np.floating],
+        blocks: NDArray[np.floating],
+        norms: NDArray[np.floating],
+    ) -> Array:
+        """No less than any |q.x - q_hat.x_hat| of each query and row, [queries, N].
+
+        Args:
+            error: float32 [N], the largest ||dx|| of each row's vectors.
+            norm: float32 [N], the largest ||x_hat||.
+            blocks: float32 [N, J], the largest ||B_j^T dx||; J = 0 where they were not measured.
+            norms: float32 [N, J + 1], the largest of what `gallery_norms` gives; width 0 where they were not measured.
+        """
+        # in float64 from the start: a Python number times float32 would be float32
+        error, norm, blocks, norms = (array.astype(np.float64) for array in (error, norm, blocks, norms))
+        inner, outer = self._norm * error, self._error * norm
+        if blocks.shape[1]:
+            inner = np.minimum(inner, self._along @ blocks.T + self._rest * error)
+        if norms.shape[1]:
+            outer = np.minimum(outer, self._lost_along @ norms[:, :-1].T + self._error * norms[:, -1])
+        return np.asarray((inner + outer) * (1 + 1e-12))
+
+
+def int8_radius(
+    change: Array,
+    row_error: NDArray[np.float32],
+    row_norm: NDArray[np.float32],
+    query: QuantizedQuery,
+    count: Array | int,
+    spread: Array | float,
+    alignment: AlignmentConfig,
+) -> Array:
+    """How far rows' scores from codes can be from their float64 scores on the fine copy: [N].
+
+    Args:
+        change: of each row, what `Reach.change` gives for the query.
+        row_error, row_norm: float32 [N], for each row the largest ||x - x_hat|| and ||x_hat|| of its vectors.
+        query: the quantized query.
+        count: pooled similarities: of each row [N], or of the query.
+        spread: of each row's pooled similarities [N] (Softmax only).
+    """
+    norm = row_norm.astype(np.float64)
+    similarity = query.norm * (norm + row_error)
+    change = change + rounding(similarity, query.dim, count, alignment) + 4 * _UNIT32 * similarity
+    return score_change(change, count, spread, alignment)
+
+
+def float32_similarity_error(dim: int, roundings: int, query_norm: float, row_norm: Array) -> Array:
+    """How far a float32 inner product can be from the float64 one, where at most `roundings` touch any of its terms.
+
+    Higham's g(roundings) in float32 (3.1; D of them whatever the order of summation), plus what products that underflow
+    can lose, plus float64's own rounding.
+    """
+    relative = roundings * _UNIT32 / (1 - roundings * _UNIT32)
+    underflow = dim * _TINY32 * (1 + query_norm + row_norm)
+    return np.asarray((relative + 4 * dim * _UNIT64) * (1 + 1e-6) * query_norm * row_norm + underflow)
+
+
+def kth_largest(values: Array, k: int) -> float:
+    """The k-th largest value, or -inf where there are fewer than k."""
+    if k > len(values):
+        return -np.inf
+    return float(np.partition(values, len(values) - k)[len(values) - k])
+
+
+__all__ = [
+    "MAX_VALUE",
+    "QuantizedQuery",
+    "Reach",
+    "block_norms",
+    "fit_axes",
+    "float32_similarity_error",
+    "gallery_norms",
+    "int8_radius",
+    "kth_largest",
+    "largest_norm",
+    "no_axes",
+    "pools_query",
+    "quantize_query",
+    "rounding",
+]

@@ -1,0 +1,91 @@
+"""Drawn explanations: the right cells in the right colors, and a legend for every word."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.explanation import Explanation, WordMatch
+from chan_rt.runtime.pictures.draw import LEGEND_WIDTH, LONGEST_SIDE, MARGIN, PALETTE, draw_explanation
+
+EXPLANATION = Explanation(
+    score=7.5,
+    words=(
+        WordMatch("<start>", 0, 0.1, 0.05),
+        WordMatch("cat", 5, 0.8, 0.6),
+        WordMatch("on", 5, 0.3, 0.1),
+        WordMatch("mat", 10, 0.5, 0.25),
+    ),
+    grid=4,
+)
+
+
+def _draw(size: tuple[int, int] = (80, 40), explanation: Explanation = EXPLANATION) -> np.ndarray:
+    return np.asarray(draw_explanation(Image.new("RGB", size, (90, 160, 90)), "a cat on a mat", explanation))
+
+
+def _cell(sheet: np.ndarray, size: tuple[int, int], region: int, grid: int = 4) -> np.ndarray:
+    scale = LONGEST_SIDE / max(size)
+    width, height = size[0] * scale / grid, size[1] * scale / grid
+    row, column = divmod(region, grid)
+    left, top = MARGIN + column * width, MARGIN + row * height
+    return sheet[round(top) : round(top + height), round(left) : round(left + width)]
+
+
+def _has(pixels: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((pixels == color).all(axis=-1).any())
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80), (384, 384), (2000, 1500)])
+def test_each_word_is_in_its_cell_and_only_there(size: tuple[int, int]) -> None:
+    sheet = _draw(size)
+    cat, mat, on = PALETTE[:3]  # by falling share
+    found = {region: [_has(_cell(sheet, size, region), color) for color in (cat, mat, on)] for region in range(16)}
+    expected = {region: [False, False, False] for region in range(16)}
+    expected |= {5: [True, False, True], 10: [False, True, False]}
+    assert found == expected
+
+
+def test_words_of_one_cell_do_not_hide_one_another() -> None:
+    """The right edges of nested boxes: the larger share outermost, and thicker."""
+    cell = _cell(_draw((384, 384)), (384, 384), 5)
+    row = cell[len(cell) // 2 + 30]
+    cat = np.flatnonzero((row == PALETTE[0]).all(axis=-1))
+    on = np.flatnonzero((row == PALETTE[2]).all(axis=-1))
+    assert cat.max() > on.max() > cat[cat < on.max()].max()
+    assert len(cat) > len(on) > 0
+
+
+def test_the_legend_names_every_color_and_grays_the_marks() -> None:
+    sheet = _draw((384, 384))
+    legend = sheet[:, -LEGEND_WIDTH - MARGIN :]
+    for color in PALETTE[:3]:
+        assert _has(legend, color)
+    assert not _has(legend, PALETTE[3])
+    assert _has(legend, (215, 215, 220))
+    assert sheet.shape[1] == MARGIN + LONGEST_SIDE + MARGIN + LEGEND_WIDTH + MARGIN
+
+
+def test_thirty_words_in_one_cell_of_a_thin_picture() -> None:
+    words = tuple(WordMatch(f"word{number}", 0, 0.5, 1 / 30) for number in range(30))
+    sheet = _draw((30, 300), Explanation(1.0, words, 6))
+    assert sheet.shape[0] > 30 * 30
+
+
+def test_very_long_words_and_captions_are_cut() -> None:
+    words = (WordMatch("x" * 5000, 3, -0.5, -1.0),)
+    sheet = draw_explanation(Image.new("L", (50, 50)), "y" * 3000 + " z" * 3000, Explanation(1.0, words, 2))
+    assert sheet.width == 3 * MARGIN + LONGEST_SIDE + LEGEND_WIDTH
+
+
+def test_regions_without_a_place_cannot_be_drawn() -> None:
+    with pytest.raises(InputError, match="its regions must be a grid"):
+        _draw(explanation=Explanation(1.0, EXPLANATION.words, None))
+
+
+def test_a_picture_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"x\.png cannot be read as a picture"):
+        draw_explanation(tmp_path / "x.png", "cat", EXPLANATION)

@@ -1,0 +1,144 @@
+"""Pictures of every kind become the same pixels; damaged ones are named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chan_rt.runtime.contract import Preprocess
+from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.pictures.load import find_pictures, load_pixels, open_picture
+
+SPEC = Preprocess(size=8, mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 2.0), grid=2)
+IDENTITY = Preprocess(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), grid=2)
+
+
+def corner_marked(mode: str = "RGB") -> Image.Image:
+    """8 x 8 black with a red top left quarter."""
+    image = Image.new("RGB", (8, 8))
+    image.paste((255, 0, 0), (0, 0, 4, 4))
+    return image.convert(mode)
+
+
+def test_pixels_are_scaled_and_normalized_by_channel() -> None:
+    image = Image.new("RGB", (8, 8), (255, 51, 0))
+    pixels = load_pixels([image], SPEC)
+    assert pixels.shape == (1, 3, 8, 8)
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels[0, :, 3, 5], [(1 - 0.5) / 0.5, (0.2 - 0.25) / 0.25, -0.125 / 2.0], rtol=1e-6)
+
+
+def test_rows_are_rows_of_the_picture() -> None:
+    image = Image.new("RGB", (8, 8))
+    image.paste((255, 255, 255), (0, 0, 8, 4))
+    pixels = load_pixels([image], IDENTITY)
+    assert pixels[0, :, :4].min() == 1
+    assert pixels[0, :, 4:].max() == 0
+
+
+def test_other_shapes_are_squeezed_without_cropping() -> None:
+    wide = Image.new("RGB", (64, 16))
+    wide.paste((0, 255, 0), (48, 0, 64, 16))
+    pixels = load_pixels([wide], IDENTITY)[0, 1]
+    assert pixels[:, 7].min() > 0.95
+    assert pixels[:, :5].max() < 0.05
+
+
+def test_transparency_is_laid_over_white() -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    pixels = load_pixels([image], IDENTITY)
+    np.testing.assert_array_equal(pixels[0, :, 0, 7], [1, 1, 1])
+    np.testing.assert_array_equal(pixels[0, :, 0, 0], [0, 0, 1])
+
+
+def test_half_transparent_is_half_white() -> None:
+    pixels = load_pixels([Image.new("RGBA", (8, 8), (0, 0, 0, 128))], IDENTITY)
+    np.testing.assert_allclose(pixels, 127 / 255, atol=1 / 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((8, 8), 51 * 257, np.uint16))
+        expected = 51 / 255
+    else:
+        image = Image.new("L", (8, 8), 255).convert(mode)
+        expected = 1.0
+    np.testing.assert_allclose(load_pixels([image], IDENTITY), np.full((1, 3, 8, 8), expected), atol=1e-6)
+
+
+def test_palette_with_transparent_color_is_laid_over_white(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "p.png", transparency=0)
+    assert load_pixels([tmp_path / "p.png"], IDENTITY).min() == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = corner_marked() if orientation == 1 else corner_marked().transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "turned.png", exif=exif)
+    expected = load_pixels([corner_marked()], IDENTITY)
+    np.testing.assert_array_equal(load_pixels([tmp_path / "turned.png"], IDENTITY), expected)
+    np.testing.assert_array_equal(load_pixels([str(tmp_path / "turned.png")], IDENTITY), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_formats_agree(suffix: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    path = tmp_path / f"picture.{suffix}"
+    image.save(path)
+    np.testing.assert_allclose(load_pixels([path], IDENTITY), load_pixels([image], IDENTITY), atol=4 / 255)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_corrupt_file_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.png cannot be read as a picture"):
+        load_pixels([path], SPEC)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_truncated_file_is_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(InputError, match=rf"cut\.{suffix} cannot be read"):
+        open_picture(path)
+
+
+def test_missing_file_and_no_pictures_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.png"):
+        load_pixels([tmp_path / "none.png"], SPEC)
+    with pytest.raises(InputError, match="at least one"):
+        load_pixels([], SPEC)
+
+
+def test_find_pictures_searches_folders_in_order_and_names_each_once(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.PNG", "a.jpeg", "sub/c.webp", "notes.txt"):
+        (tmp_path / name).touch()
+    found = find_pictures([tmp_path / "b.PNG", tmp_path])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["b.PNG", "a.jpeg", "sub/c.webp"]
+
+
+def test_find_pictures_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        find_pictures([tmp_path / "none"])
+    with pytest.raises(InputError, match="no picture"):
+        find_pictures([tmp_path])
