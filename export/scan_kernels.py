@@ -3,8 +3,9 @@
 Only `kernels.py` (ahead of time) and the tests (interpreted) import this module: it needs Triton, the runtime does not.
 
 Exactness at int8: sums of products are exact in int32, as in runtime/gallery/kernels/base.py; `254 high + low` is
-rounded to float32 three times; all that follows is float64, with CUDA's exponential and logarithm good to one unit in
-the last place (CUDA C++ Programming Guide, mathematical functions). That is what runtime/gallery/proof/bounds.py assumes.
+rounded to float32 three times; all that follows is float64, with CUDA's exponential and logarithm good to one unit
+in the last place (CUDA C++ Programming Guide, mathematical functions). That is what
+runtime/gallery/proof/bounds.py assumes.
 """
 
 import triton
