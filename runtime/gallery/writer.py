@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from .settings import GallerySettings
 from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord, checked_meta
 from .store.files import SEGMENTS, FileRecord, sync_folder, write_arrays
 from .store.segments import Segment, fast_arrays, segment_arrays
+from .values import checked_ids, checked_metadata
 
 LOCK = "writer.lock"
 SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
@@ -130,13 +132,13 @@ class GalleryWriter:
             if mine != asked:
                 raise InputError(f"{name} must be this gallery's {mine}, got {asked}")
 
-    def ids(self, among: Iterable[str]) -> set[str]:
+    def ids(self, among: Iterable[str | int]) -> set[str]:
         """Those of the given ids that the gallery has."""
-        return set(self._catalogue.find(among))
+        return set(self._catalogue.find(checked_ids(among, "among")))
 
     def add(
         self,
-        ids: Sequence[str],
+        ids: Iterable[str | int],
         embeddings: Embeddings,
         metadata: Sequence[Mapping[str, Any]] | None = None,
         *,
@@ -145,24 +147,29 @@ class GalleryWriter:
         """Add rows in one commit: when this returns they are on the disk, and if it does not, none of them is.
 
         Args:
-            ids: one for each row, unique.
+            ids: one for each row, unique: text, or integers, which become their decimal digits (values.py).
             embeddings: of the rows, from the gallery's model.
-            metadata: JSON values for each row (path, boxes, caption, ...).
+            metadata: JSON values for each row (path, boxes, caption, ...); NumPy's scalars and arrays are converted.
             overwrite: rows whose id exists take the place of the old ones, which go in the same commit; they count as
                 new rows (ties are decided by the order of addition). Without it an existing id is an error.
 
         Raises:
-            InputError: lengths that differ, ids twice, ids that exist.
+            InputError: lengths that differ; ids twice, or ids that exist; ids or metadata with no lossless form;
+                embeddings of the other kind.
             TensorError: embeddings of another width, or values that are not finite.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
-        details = [{}] * len(ids) if metadata is None else metadata
+        ids = checked_ids(ids)
+        details = [{}] * len(ids) if metadata is None else checked_metadata(metadata)
         if not len(ids) == len(embeddings) == len(details):
             raise InputError(
                 f"ids, embeddings, metadata: must agree, got {len(ids)}, {len(embeddings)}, {len(details)}"
             )
         if len(set(ids)) < len(ids):
-            raise InputError("ids: must be unique, got " + ", ".join(sorted({i for i in ids if ids.count(i) > 1})[:5]))
+            twice = [id for id, count in Counter(ids).items() if count > 1]
+            raise InputError(f"ids: must be unique, got {', '.join(sorted(twice)[:5])}")
+        if embeddings.kind not in (None, self.settings.kind):
+            raise InputError(f"embeddings: must be of this gallery's {self.settings.kind}, got {embeddings.kind}")
         if embeddings.dim != self.settings.dim:
             raise InputError(f"embeddings: D must be this gallery's {self.settings.dim}, got {embeddings.dim}")
         existing = self._catalogue.find(ids)
@@ -189,12 +196,13 @@ class GalleryWriter:
                     self._catalogue.put_segment(SegmentRecord(number, number, record, prefix, last - first, live))
                     self._catalogue.put_rows(Row(ids[i], number, i - first, details[i]) for i in range(first, last))
 
-    def delete(self, ids: Sequence[str]) -> None:
+    def delete(self, ids: Iterable[str | int]) -> None:
         """Remove rows in one commit; their bytes go with the next `compact`.
 
         Raises:
             InputError: ids the gallery does not have; nothing was changed.
         """
+        ids = checked_ids(ids)
         found = self._catalogue.find(ids)
         missing = [id for id in dict.fromkeys(ids) if id not in found]
         if missing:

@@ -1,0 +1,148 @@
+"""The one door for values that callers bring into a gallery: ids, metadata and the values of filters.
+
+Ids and metadata often come from a NumPy array or a pandas column. What means the same as a JSON value becomes that
+value; everything else is refused with its place, before anything is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..errors import InputError
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+MAX_DEPTH = 32  # of nested metadata: no recursion over it comes near Python's limit
+MAX_VALUES = 100_000  # of one row's metadata
+
+
+def checked_ids(ids: Iterable[object], name: str = "ids") -> list[str]:
+    """Ids as plain text, in order.
+
+    Text of any kind (`str`, `numpy.str_`, an enum of `str`) is taken as it is, and integers (`int`, `numpy.integer`)
+    as their decimal digits.
+
+    Args:
+        ids: the ids.
+        name: what to call them in an error.
+
+    Raises:
+        InputError: `ids` is one text, or no sequence; an id is neither text nor an integer, or is text that UTF-8
+            cannot encode. The message names the place and the value.
+    """
+    if isinstance(ids, str | bytes):
+        raise InputError(f"{name}: must be a sequence of ids, got the single value {ids!r}; pass [{ids!r}]")
+    try:
+        items = list(ids)
+    except TypeError:
+        raise InputError(f"{name}: must be a sequence of ids, got {ids!r} ({type(ids).__name__})") from None
+    return [_checked_id(id, f"{name}[{i}]") for i, id in enumerate(items)]
+
+
+def checked_metadata(metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Json]]:
+    """Metadata of rows as plain JSON objects; NumPy's scalars and arrays, tuples and text become what they mean.
+
+    Raises:
+        InputError: a row is no mapping, a key is not text, or a value has no JSON form (NaN and infinity have none).
+            The message names the row, the key and the value.
+    """
+    if isinstance(metadata, str | bytes | Mapping):
+        raise InputError(f"metadata: must be a sequence of mappings, one for each row, got {type(metadata).__name__}")
+    rows = []
+    for i, row in enumerate(metadata):
+        if not isinstance(row, Mapping):
+            raise InputError(f"metadata[{i}]: must be a mapping, got {row!r} ({type(row).__name__})")
+        rows.append(_Converter().mapping(row, f"metadata[{i}]", 1))
+    return rows
+
+
+def json_value(value: object, place: str) -> Json:
+    """One value as plain JSON.
+
+    Raises:
+        InputError: it has no JSON form; the message begins with `place`.
+    """
+    return _Converter().value(value, place, 1)
+
+
+def same(left: Json, right: Json) -> bool:
+    """Whether two JSON values are equal: numbers by value, whatever their type; a boolean is no number."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return isinstance(left, bool) and isinstance(right, bool) and left == right
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return left == right
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return type(left) is type(right) and left == right
+
+
+def _checked_id(id: object, place: str) -> str:
+    if isinstance(id, str):
+        return plain_text(id, place)
+    if isinstance(id, int | np.integer) and not isinstance(id, bool | np.bool_):
+        return str(int(id))
+    raise InputError(f"{place}: must be text or an integer, got {id!r} ({type(id).__name__})")
+
+
+def plain_text(value: str, place: str) -> str:
+    """Text as exactly `str`.
+
+    Raises:
+        InputError: UTF-8 cannot encode it; the message begins with `place`.
+    """
+    plain = str.__str__(value)  # of a subclass: its characters, not what its own __str__ makes of them
+    try:
+        plain.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: must be text that UTF-8 can encode, got {plain!a}") from error
+    return plain
+
+
+class _Converter:
+    """Converts one row's values and counts them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def mapping(self, value: Mapping[Any, Any], place: str, depth: int) -> dict[str, Json]:
+        result: dict[str, Json] = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"{place}: a key must be text, got {key!r} ({type(key).__name__})")
+            text = plain_text(key, f"{place}: a key")
+            result[text] = self.value(item, f"{place}[{text!r}]", depth + 1)
+        return result
+
+    def value(self, value: object, place: str, depth: int) -> Json:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise InputError(f"{place}: a row's metadata must hold at most {MAX_VALUES} values, got more")
+        if depth > MAX_DEPTH:
+            raise InputError(f"{place}: must be nested at most {MAX_DEPTH} deep, got more")
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return int(value)
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise InputError(f"{place}: must be finite, got {value}; use None, or leave the key out")
+            return float(value)
+        if isinstance(value, str):
+            return plain_text(value, place)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+            if not isinstance(value, list):
+                return self.value(value, place, depth)
+        if isinstance(value, Mapping):
+            return self.mapping(value, place, depth)
+        if isinstance(value, list | tuple):
+            return [self.value(item, f"{place}[{i}]", depth + 1) for i, item in enumerate(value)]
+        raise InputError(f"{place}: must be a JSON value, got {value!r} ({type(value).__name__})")
