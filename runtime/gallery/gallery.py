@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -28,8 +28,11 @@ from .settings import GallerySettings
 from .store.catalogue import Catalogue, Row, SegmentRecord, checked_meta
 from .store.files import SEGMENTS
 from .store.segments import Segment
+from .values import checked_ids
+from .where import Filter, Where
 
 Mode = Literal["exact", "fast"]
+_MASKS = 16  # masks of filters kept for a commit: one byte a row each
 _PATIENCE = 5  # attempts of a search before it holds on to a commit
 _RETRIES = 50  # of a snapshot whose files a compaction removed meanwhile; each retry reads a newer commit
 
@@ -89,6 +92,7 @@ class _Snapshot:
     live: NDArray[np.bool_]
     ranker: Ranker
     fast: FastScan | None
+    masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # of the last filters, by their text
 
     def locate(self, row: int) -> tuple[int, int]:
         """(index of the segment, position in it) of a row."""
@@ -216,8 +220,8 @@ class Gallery:
         k: int = 10,
         *,
         mode: Mode = "exact",
-        ids: Iterable[str] | None = None,
-        where: Mapping[str, object] | None = None,
+        ids: Iterable[str | int] | None = None,
+        where: Where | None = None,
     ) -> list[SearchResult]:
         """The k best rows for each query.
 
@@ -226,10 +230,12 @@ class Gallery:
             k: how many; all rows where there are fewer.
             mode: `exact` is certified; `fast` is not, and its recall was measured (`Gallery.fast`).
             ids: only rows with these ids.
-            where: only rows whose metadata has each value at its key (a scan of all metadata).
+            where: only rows whose metadata passes this filter, see where.py. A new filter reads all metadata; the
+                masks of the last ones are kept.
 
         Raises:
-            InputError: k or mode out of range; fast without its preparation; an id that does not exist.
+            InputError: k or mode out of range; fast without its preparation; an id or a metadata key that does not
+                exist; a filter that is none; queries of the side that the gallery holds.
             TensorError: queries of another width, or not finite.
             GalleryCorrupt: bytes this search must read are not those that were committed.
         """
@@ -239,16 +245,25 @@ class Gallery:
             raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         if queries.dim != self.settings.dim:
             raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")
+        if queries.kind == self.settings.kind:
+            other = "captions" if queries.kind == "images" else "images"
+            raise InputError(f"queries: a gallery of {self.settings.kind} is searched with {other}, got {queries.kind}")
+        wanted = None if ids is None else checked_ids(ids)
+        condition = None if where is None else Filter.parse(where)
         vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
         split = np.split(vectors, starts[1:-1])
         for attempt in range(_PATIENCE + 1):
             with self._held() if attempt >= _PATIENCE else nullcontext(self._snapshot()) as snapshot:
-                allowed = self._allowed(snapshot, ids, where)
+                allowed = self._allowed(snapshot, wanted, condition)
+                if allowed is None:  # rows moved since the snapshot was taken
+                    continue
                 used, reason, rankings = self._rank(snapshot, split, k, mode, allowed)
                 found = [self._hits(snapshot, query, ranking) for query, ranking in zip(split, rankings, strict=True)]
             if None in found:  # a hit was deleted or moved while this searched: ask the newer commit
                 continue
             rows = int(np.count_nonzero(allowed))
+            if not rows:
+                reason = "the gallery is empty" if condition is None and wanted is None else "no row passes the filter"
             return [
                 SearchResult(hits or (), used, ranking.certified and used == "exact", reason, rows, ranking.rescored)
                 for hits, ranking in zip(found, rankings, strict=True)
@@ -317,19 +332,36 @@ class Gallery:
                         return
 
     def _allowed(
-        self, snapshot: _Snapshot, ids: Iterable[str] | None, where: Mapping[str, object] | None
-    ) -> NDArray[np.bool_]:
+        self, snapshot: _Snapshot, ids: Sequence[str] | None, condition: Filter | None
+    ) -> NDArray[np.bool_] | None:
+        """The rows that may be found; None where the catalogue is newer than the snapshot and names other places."""
         allowed = snapshot.live
-        if ids is not None:
-            wanted = list(ids)
-            found = self._catalogue.find(wanted)
-            missing = [id for id in wanted if id not in found]
-            if missing:
-                raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
-            allowed = allowed & self._mask(snapshot, found.values())
-        if where is not None:
-            allowed = allowed & self._mask(snapshot, self._catalogue.places(where))
+        if ids is None and condition is None:
+            return allowed
+        with self._catalogue.transaction("DEFERRED"):
+            if self._catalogue.meta("generation") != snapshot.generation:
+                return None
+            if ids is not None:
+                found = self._catalogue.find(ids)
+                missing = [id for id in ids if id not in found]
+                if missing:
+                    raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+                allowed = allowed & self._mask(snapshot, found.values())
+            if condition is not None:
+                allowed = allowed & self._passing(snapshot, condition)
         return allowed
+
+    def _passing(self, snapshot: _Snapshot, condition: Filter) -> NDArray[np.bool_]:
+        mask = snapshot.masks.get(condition.text)
+        if mask is None:
+            rows = [row for record in snapshot.records for row in self._catalogue.rows_of(record.number)]
+            if rows:
+                condition.check_keys(key for row in rows for key in row.metadata)
+            mask = self._mask(snapshot, (row for row in rows if condition.matches(row.metadata)))
+            if len(snapshot.masks) >= _MASKS:
+                snapshot.masks.pop(next(iter(snapshot.masks)), None)
+            snapshot.masks[condition.text] = mask
+        return mask
 
     def _mask(self, snapshot: _Snapshot, rows: Iterable[Row]) -> NDArray[np.bool_]:
         base = {record.number: int(snapshot.bases[i]) for i, record in enumerate(snapshot.records)}

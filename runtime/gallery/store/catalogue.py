@@ -220,16 +220,6 @@ class Catalogue:
         """The rows of those ids that exist."""
         return {row.id: row for id in dict.fromkeys(ids) for row in self._rows("WHERE id = ?", (id,))}
 
-    def places(self, where: Mapping[str, object]) -> list[Row]:
-        """The rows whose metadata has every given value at its key; reads all rows."""
-        if any('"' in key for key in where):
-            raise GalleryError("a metadata key must not hold a double quote")
-        clauses, values = [], []
-        for key, value in where.items():
-            clauses.append("json_extract(metadata, ?) = ?")
-            values += [f'$."{key}"', value]
-        return self._rows("WHERE " + " AND ".join(clauses) if clauses else "", tuple(values))
-
     def damaged(self) -> list[str]:
         """What SQLite's own check and the records' sums find, in words."""
         try:

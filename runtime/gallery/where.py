@@ -1,0 +1,149 @@
+"""Filters over the metadata of rows: `{"year": 2020}`, `{"year": {"$gte": 2000}, "$or": [...]}`.
+
+A filter is a mapping. Each entry must hold for a row to pass:
+
+    {"key": value}                        the row has the key, and its value equals `value`
+    {"key": {"$eq": v}}  {"$ne": v}       equal; present and not equal
+    {"key": {"$in": [...]}}               equal to one of these
+    {"key": {"$gt": v, "$lte": w}}        numbers with numbers, text with text (also $gte, $lt)
+    {"key": {"$contains": v}}             a list that has the element v, or text that has the text v
+    {"key": {"$exists": True}}            the row has the key; False: it has not
+    {"$and": [...]}  {"$or": [...]}       all of, or one of some filters
+    {"$not": {...}}                       the filter does not hold
+
+Values compare by their JSON type: 1 equals 1.0, but neither "1" nor true. Null equals only null. A value of another
+type than the one asked for does not pass and is no error, because each row brought its own metadata.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..errors import InputError
+from .values import MAX_DEPTH, Json, json_value, plain_text, same
+
+Where: TypeAlias = "Mapping[str, Any]"
+_Test: TypeAlias = "Callable[[Mapping[str, Any]], bool]"
+
+_ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
+}
+_CONDITIONS = ("$eq", "$ne", "$in", *_ORDER, "$contains", "$exists")
+_JOINS = ("$and", "$or", "$not")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter that was checked.
+
+    Attributes:
+        matches: whether a row's metadata passes.
+        keys: metadata keys that it compares, in order; a key that is only asked for by `$exists` is not one.
+        text: the filter as JSON; filters of the same text pass the same rows.
+    """
+
+    matches: Callable[[Mapping[str, Any]], bool]
+    keys: tuple[str, ...]
+    text: str
+
+    @classmethod
+    def parse(cls, where: Where) -> Filter:
+        """Check a filter as the head of this module describes it.
+
+        Raises:
+            InputError: names the place in the filter, the rule and the value.
+        """
+        keys: dict[str, None] = {}
+        matches = _filter(where, "where", keys, 1)
+        return cls(matches, tuple(keys), json.dumps(json_value(where, "where"), sort_keys=True))
+
+    def check_keys(self, known: Iterable[str]) -> None:
+        """Refuse a key that no row has: such a filter is misspelled more often than it is meant.
+
+        Raises:
+            InputError: names the key and those that come near.
+        """
+        names = set(known)
+        for key in self.keys:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, 3) or sorted(names)[:10]
+                has = f"keys are {', '.join(map(repr, near))}" if near else "no row has metadata"
+                raise InputError(f"where: no row has the key {key!r}; {has} ($exists asks for a key without comparing)")
+
+
+def _filter(where: object, place: str, keys: dict[str, None], depth: int) -> _Test:
+    if not isinstance(where, Mapping):
+        raise InputError(f"{place}: must be a mapping, got {where!r} ({type(where).__name__})")
+    if depth > MAX_DEPTH:
+        raise InputError(f"{place}: must be nested at most {MAX_DEPTH} deep, got more")
+    tests = [_entry(key, value, place, keys, depth) for key, value in where.items()]
+    return lambda metadata: all(test(metadata) for test in tests)
+
+
+def _entry(key: object, value: object, place: str, keys: dict[str, None], depth: int) -> _Test:
+    if not isinstance(key, str):
+        raise InputError(f"{place}: a key must be text, got {key!r} ({type(key).__name__})")
+    if key == "$not":
+        inner = _filter(value, f"{place}.$not", keys, depth + 1)
+        return lambda metadata: not inner(metadata)
+    if key in _JOINS:
+        if not isinstance(value, list | tuple) or not value:
+            raise InputError(f"{place}.{key}: must be a list of filters, got {value!r}")
+        parts = [_filter(part, f"{place}.{key}[{i}]", keys, depth + 1) for i, part in enumerate(value)]
+        join = all if key == "$and" else any
+        return lambda metadata: join(part(metadata) for part in parts)
+    if key.startswith("$"):
+        raise InputError(f"{place}: must use a metadata key or one of {', '.join(_JOINS)}, got {key!r}")
+    operators = isinstance(value, Mapping) and any(str(name).startswith("$") for name in value)
+    conditions: Mapping[Any, Any] = value if operators else {"$eq": value}  # type: ignore[assignment]
+    tests = [_condition(name, wanted, key, f"{place}[{key!r}]", keys) for name, wanted in conditions.items()]
+    return lambda metadata: all(test(metadata) for test in tests)
+
+
+def _condition(name: object, wanted: object, key: str, place: str, keys: dict[str, None]) -> _Test:
+    if name not in _CONDITIONS:
+        raise InputError(f"{place}: a condition must be one of {', '.join(_CONDITIONS)}, got {name!r}")
+    place = f"{place}.{name}"
+    if name == "$exists":
+        present = json_value(wanted, place)
+        if not isinstance(present, bool):
+            raise InputError(f"{place}: must be true or false, got {wanted!r}")
+        return lambda metadata: (key in metadata) == present
+    keys[plain_text(key, place)] = None
+    value = json_value(wanted, place)
+    if name == "$in":
+        if not isinstance(value, list):
+            raise InputError(f"{place}: must be a list, got {wanted!r}")
+        return lambda metadata: key in metadata and any(same(metadata[key], one) for one in value)
+    if name == "$contains":
+        return lambda metadata: key in metadata and _contains(metadata[key], value)
+    if name in _ORDER:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise InputError(f"{place}: must be a number or text, got {wanted!r}")
+        compare = _ORDER[str(name)]
+        return lambda metadata: _ordered(metadata.get(key), value) and compare(metadata[key], value)
+    if name == "$ne":
+        return lambda metadata: key in metadata and not same(metadata[key], value)
+    return lambda metadata: key in metadata and same(metadata[key], value)
+
+
+def _ordered(left: Json, right: Json) -> bool:
+    """Whether two values have an order: both numbers, or both text."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return False
+    numbers = isinstance(left, int | float) and isinstance(right, int | float)
+    return numbers or (isinstance(left, str) and isinstance(right, str))
+
+
+def _contains(left: Json, value: Json) -> bool:
+    if isinstance(left, list):
+        return any(same(one, value) for one in left)
+    return isinstance(left, str) and isinstance(value, str) and value in left

@@ -1,0 +1,155 @@
+"""Filters: what each condition means, what is refused, and that a search finds exactly the rows that pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery.where import Filter
+
+
+def row(n: int) -> dict[str, Any]:
+    return {
+        "n": n, "f": n / 2, "even": n % 2 == 0, "s": f"{n:03d}", "none": None, "tags": ["a", f"t{n}"],
+        "a.b": n, "a\\b": n, 'a"b': n, "é": n, "$odd": n, "big": 2**60 + n, "box": {"x": n},
+        **({"rare": n} if n == 3 else {}),
+    }  # fmt: skip
+
+
+ROWS = [row(n) for n in range(6)]
+CASES: list[tuple[dict[str, Any], list[int]]] = [
+    ({"n": 3}, [3]),
+    ({"n": 3.0}, [3]),
+    ({"n": np.int64(3)}, [3]),
+    ({"f": np.float32(1.5)}, [3]),
+    ({"even": np.bool_(True)}, [0, 2, 4]),
+    ({"even": True}, [0, 2, 4]),
+    ({"even": 1}, []),
+    ({"n": True}, []),
+    ({"n": "3"}, []),
+    ({"s": "003"}, [3]),
+    ({"none": None}, [0, 1, 2, 3, 4, 5]),
+    ({"rare": None}, []),
+    ({"tags": ["a", "t2"]}, [2]),
+    ({"tags": ("a", "t2")}, [2]),
+    ({"tags": np.array(["a", "t2"])}, [2]),
+    ({"box": {"x": 4}}, [4]),
+    ({"n": 2**70}, []),
+    ({"big": 2**60 + 3}, [3]),
+    ({"a.b": 3}, [3]),
+    ({"a\\b": 3}, [3]),
+    ({'a"b': 3}, [3]),
+    ({"é": 3}, [3]),
+    ({}, [0, 1, 2, 3, 4, 5]),
+    ({"n": {"$in": [1, "2", 3.0]}}, [1, 3]),
+    ({"n": {"$in": np.array([1, 5])}}, [1, 5]),
+    ({"n": {"$gt": 1, "$lte": 3}}, [2, 3]),
+    ({"n": {"$gte": np.float64(4.5)}}, [5]),
+    ({"s": {"$lt": "002"}}, [0, 1]),
+    ({"s": {"$lt": 2}}, []),
+    ({"even": {"$lt": 2}}, []),
+    ({"n": {"$ne": 3}}, [0, 1, 2, 4, 5]),
+    ({"rare": {"$ne": 7}}, [3]),
+    ({"n": {"$eq": 3}}, [3]),
+    ({"tags": {"$contains": "t4"}}, [4]),
+    ({"s": {"$contains": "02"}}, [2]),
+    ({"n": {"$contains": 2}}, []),
+    ({"rare": {"$exists": True}}, [3]),
+    ({"rare": {"$exists": False}}, [0, 1, 2, 4, 5]),
+    ({"nowhere": {"$exists": False}}, [0, 1, 2, 3, 4, 5]),
+    ({"$or": [{"n": 1}, {"s": "004"}]}, [1, 4]),
+    ({"$and": [{"n": {"$gt": 1}}, {"even": True}]}, [2, 4]),
+    ({"$not": {"even": True}, "n": {"$lt": 4}}, [1, 3]),
+    ({"$not": {"$or": [{"n": 1}, {"n": 2}]}}, [0, 3, 4, 5]),
+]
+
+
+@pytest.mark.parametrize(("where", "passing"), CASES, ids=repr)
+def test_rows_that_pass(where: dict[str, Any], passing: list[int]) -> None:
+    condition = Filter.parse(where)
+    assert [n for n, metadata in enumerate(ROWS) if condition.matches(metadata)] == passing
+
+
+def test_a_search_finds_exactly_the_rows_that_pass(tmp_path: Path, make_embeddings, make_settings) -> None:
+    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+        writer.add([str(n) for n in range(3)], make_embeddings(1, 3), ROWS[:3])
+        writer.add([str(n) for n in range(3, 6)], make_embeddings(2, 3), ROWS[3:])
+    query = make_embeddings(9, 1)
+    with Gallery(tmp_path / "g") as gallery:
+        for where, passing in CASES + CASES:  # twice: the second time from the masks that are kept
+            (result,) = gallery.search(query, 10, where=where)
+            assert sorted(int(hit.id) for hit in result.hits) == passing
+            assert result.rows == len(passing)
+            assert (result.reason == "no row passes the filter") == (not passing)
+        (both,) = gallery.search(query, 10, ids=["1", "2"], where={"even": True})
+        assert [hit.id for hit in both.hits] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({3: 3}, "where: a key must be text, got 3"),
+        ({"n": float("nan")}, r"where\['n'\].\$eq: must be finite, got nan"),
+        ({"s": "caf\udce9"}, "must be text that UTF-8 can encode"),
+        ({"s\udce9": 1}, "must be text that UTF-8 can encode"),
+        ({"n": Path("x")}, "must be a JSON value"),
+        ({"n": {"$near": 1}}, r"a condition must be one of \$eq, .* got '\$near'"),
+        ({"n": {"$gt": 1, "lt": 2}}, "a condition must be one of .* got 'lt'"),
+        ({"$xor": []}, r"must use a metadata key or one of \$and, \$or, \$not, got '\$xor'"),
+        ({"$or": []}, "must be a list of filters, got"),
+        ({"$or": {"n": 1}}, "must be a list of filters"),
+        ({"$or": [3]}, r"where.\$or\[0\]: must be a mapping, got 3"),
+        ({"n": {"$in": 3}}, "must be a list, got 3"),
+        ({"n": {"$gt": None}}, "must be a number or text, got None"),
+        ({"n": {"$exists": 1}}, "must be true or false, got 1"),
+        ("n=3", "where: must be a mapping, got 'n=3'"),
+        ([("n", 3)], "where: must be a mapping"),
+    ],
+)
+def test_what_is_no_filter_is_refused(where: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Filter.parse(where)
+
+
+def test_a_deep_filter_is_refused() -> None:
+    where: dict[str, Any] = {"n": 1}
+    for _ in range(2000):
+        where = {"$not": where}
+    with pytest.raises(InputError, match="nested at most"):
+        Filter.parse(where)
+
+
+def test_a_key_that_no_row_has_is_named(tmp_path: Path, make_embeddings, make_settings) -> None:
+    query = make_embeddings(9, 1)
+    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+        with Gallery(tmp_path / "g") as gallery:
+            assert gallery.search(query, where={"year": 1})[0].reason == "no row passes the filter"
+        writer.add(["a"], make_embeddings(1, 1), [{"year": 2020}])
+    with Gallery(tmp_path / "g") as gallery:
+        with pytest.raises(InputError, match="no row has the key 'yaer'; keys are 'year'"):
+            gallery.search(query, where={"yaer": 2020})
+        assert len(gallery.search(query, where={"$or": [{"year": 2020}, {"yaer": {"$exists": True}}]})[0].hits) == 1
+
+
+VALUES = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1.0, "", "a", "1"])
+
+
+@given(st.dictionaries(st.sampled_from("xyz"), VALUES), st.sampled_from("xyz"), VALUES)
+def test_conditions_complete_each_other(metadata: dict[str, Any], key: str, value: Any) -> None:
+    def passes(where: dict[str, Any]) -> bool:
+        return Filter.parse(where).matches(metadata)
+
+    assert passes({key: value}) == passes({key: {"$in": [value]}}) == passes({key: {"$eq": value}})
+    assert passes({"$not": {key: value}}) != passes({key: value})
+    assert passes({key: {"$exists": True}}) == (passes({key: value}) or passes({key: {"$ne": value}}))
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        either = passes({"$or": [{key: {"$gt": value}}, {key: value}]})
+        assert passes({key: {"$gte": value}}) == either
+        assert passes({key: {"$lte": value, "$gte": value}}) == passes({key: value})
