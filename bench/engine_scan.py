@@ -37,7 +37,7 @@ class _Chunk:
 
 
 class EngineScan:
-    """A `ResidentScan` by an engine that `export.resident_engine` built.
+    """A `ResidentScan` by an engine that `bench.resident_engine` built.
 
     Device memory: the rows as half, padded to the engine's number of regions and each part to its number of rows, for
     as long as they are held; the engine's scratch memory, which its profiles bound.

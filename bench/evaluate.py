@@ -2,7 +2,7 @@
 
 The features, captions and weights are made up: what is measured is time and memory at the sizes of Flickr30K's test
 (1,000 images, 5,000 captions) or COCO's 5K test (`--size coco5k`), 36 regions of 2048 features, 1024-d. The longest
-caption has 4.8 times the words of the mean: UPSTREAM.md puts what padding wastes at four to five times.
+caption has 4.8 times the words of the mean: docs/published-model.md puts what padding wastes at four to five times.
 
 The published loop encodes pairs of image and caption 128 at a time, so every image five times, then scores them
 (published.py). It runs between two runs of this package's evaluation, each in a process of its own.

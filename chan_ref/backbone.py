@@ -12,7 +12,7 @@ from ..runtime.errors import InputError
 REGION_DIM = 1280
 GRID = 6
 # EfficientNet-Lite was trained on (byte - 127) / 128, not with the usual ImageNet statistics (TensorFlow's
-# efficientnet_lite_builder.py: MEAN_RGB = 127, STDDEV_RGB = 128).
+# builder of EfficientNet-Lite: MEAN_RGB = 127, STDDEV_RGB = 128).
 PREPROCESS = Preprocess(size=384, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, grid=GRID)
 
 
@@ -29,7 +29,7 @@ class GridBackbone(nn.Module):
         self.pool = nn.AvgPool2d(2)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Regions of each picture; `pixels` as `runtime.images.load_pixels` makes them with `PREPROCESS`."""
+        """Regions of each picture; `pixels` as `runtime.pictures.load.load_pixels` makes them with `PREPROCESS`."""
         grid = self.pool(self.features(pixels))  # [B, 1280, 6, 6]
         return grid.flatten(2).transpose(1, 2)
 

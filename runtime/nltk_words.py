@@ -4,7 +4,7 @@ Adapted from NLTK (https://www.nltk.org, Apache-2.0): `NLTKWordTokenizer` and `P
 with the English `punkt_tab` model (Kiss and Strunk, Computational Linguistics 32, 2006). On lowercased text nearly all
 of that model falls silent: of its 20,366 orthographic contexts only four can change a decision, and none of its
 sentence starters can. What is left is below, so the equality is with all of nltk's pipeline, sentences included.
-`tests/runtime/test_words.py` checks it against nltk and the complete model.
+`tests/runtime/test_nltk_words.py` checks it against nltk and the complete model.
 
 nltk 3.9 and older agree on ordinary captions (on all 20,000 of the demo's), but leave an apostrophe on the word that it
 opens (`'no parking'`) and part sentences and words differently at curly quotes and en dashes.

@@ -1,6 +1,6 @@
 """Encoded images or captions on disk, and exact search over them.
 
-`GalleryWriter` changes a gallery, `Gallery` searches it; DESIGN.md has the idea, bounds.py the proof.
+`GalleryWriter` changes a gallery, `Gallery` searches it; docs/architecture.md has the idea, bounds.py the proof.
 """
 
 from .gallery import Gallery, Hit, SearchResult

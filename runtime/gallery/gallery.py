@@ -111,7 +111,7 @@ class Gallery:
     Args:
         path: the gallery's folder.
         model: fingerprint of the model that will encode the queries; None trusts the caller.
-        scan: the kernel, see scan.py.
+        scan: the kernel, see kernels/base.py.
         threads: for scans; every core by default.
         device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
         resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.

@@ -27,7 +27,7 @@ from .store.catalogue import Catalogue
 from .store.files import FileRecord, MappedFile
 from .store.segments import Segment
 
-PREFIX = 128  # coordinates; DESIGN.md: recall 1.0000 at 128 and 0.987 at 64, rescoring 5 %
+PREFIX = 128  # coordinates; docs/architecture.md: recall 1.0000 at 128, 0.987 at 64, rescoring 5 %
 MIN_ROWS = 1000  # below which fast search is exact search: both take about a millisecond
 _SAMPLE = 20_000  # vectors the axes are fitted to
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -1,7 +1,7 @@
 """Scores from similarities, in float64, and how far a score can move when its similarities do.
 
 A row of the gallery and a query make a matrix of similarities, gallery vectors x query vectors. A hard coding takes the
-maximum along one side of it and pools what is left along the other (UPSTREAM.md, coding and pooling):
+maximum along one side of it and pools what is left along the other (docs/published-model.md):
 
 | gallery of | VHA (per word the best region)  | THA (per region the best word) |
 |---|---|---|
@@ -26,7 +26,7 @@ def pools_query(kind: Kind, alignment: AlignmentConfig) -> bool:
 
 
 def pool(values: Array, alignment: AlignmentConfig) -> Array:
-    """Pool the last axis: [..., n] -> [...]. Sources: UPSTREAM.md, pooling; LSE has no temperature in front."""
+    """Pool the last axis: [..., n] -> [...]. Source: docs/published-model.md; LSE has no temperature in front."""
     match alignment.pooling:
         case "Max":
             return np.asarray(values.max(axis=-1))

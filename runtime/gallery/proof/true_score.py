@@ -94,7 +94,7 @@ def true_rows(
 
 
 def _soft(similarities: Array, words: Array, alignment: AlignmentConfig) -> TrueRow:
-    """VSA: each region attends to the words; similarities [R, W], words [W, D] (UPSTREAM.md, coding)."""
+    """VSA: each region attends to the words; similarities [R, W], words [W, D] (docs/published-model.md)."""
     scaled = similarities / alignment.attention_temperature
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)

@@ -20,7 +20,7 @@ POOL = Pool(2)
 
 
 def brute_force(rows: list[np.ndarray], query: np.ndarray, kind: str, alignment: AlignmentConfig) -> np.ndarray:
-    """Scores as UPSTREAM.md defines them, written out again in float64: [N]."""
+    """Scores as docs/published-model.md defines them, written out again in float64: [N]."""
     scores = []
     for row in rows:
         regions, words = (row, query) if kind == "images" else (query, row)
