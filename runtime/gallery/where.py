@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -147,3 +149,61 @@ def _contains(left: Json, value: Json) -> bool:
     if isinstance(left, list):
         return any(same(one, value) for one in left)
     return isinstance(left, str) and isinstance(value, str) and value in left
+
+
+_SIGNS: Mapping[str, str] = {
+    ">=": "$gte",
+    "<=": "$lte",
+    "!=": "$ne",
+    "=": "$eq",
+    ">": "$gt",
+    "<": "$lt",
+    "~": "$contains",
+}
+
+
+def parse_words(conditions: Sequence[str]) -> dict[str, Any]:
+    """The filter that texts such as `year>=2000` mean together, as a command line gives them.
+
+    Each is KEY=VALUE, KEY!=VALUE, KEY<VALUE, KEY<=VALUE, KEY>VALUE, KEY>=VALUE, KEY~VALUE (contains), KEY (the row has
+    it), !KEY (it has not), or a whole filter as JSON. Text cannot show its type, so `year=2020` passes rows with the
+    number 2020 and rows with the text "2020"; quotes ask for the text alone: year='"2020"'.
+
+    Raises:
+        InputError: a text is none of these; names it.
+    """
+    return {"$and": [_parse_word(text) for text in conditions]} if conditions else {}
+
+
+def _parse_word(text: str) -> Where:
+    if text.lstrip().startswith("{"):
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"where: must be a filter in JSON, got {text!r}: {error}") from error
+        Filter.parse(parsed)
+        return dict(parsed)
+    found = re.fullmatch(r"(!?)([^=<>!~]+)(?:(>=|<=|!=|=|>|<|~)(.*))?", text, re.DOTALL)
+    if found is None or (found[1] and found[3]):
+        raise InputError(f"where: must be KEY=VALUE, KEY!=VALUE, KEY<VALUE, KEY>VALUE, KEY~VALUE or KEY, got {text!r}")
+    negated, key, sign, value = found.groups()
+    if sign is None:
+        return {key: {"$exists": not negated}}
+    meanings = _meanings(value)
+    if _SIGNS[sign] in _ORDER:
+        meanings = [meant for meant in meanings if meant is not None and not isinstance(meant, bool)]
+    either = [{key: {_SIGNS[sign]: meant}} for meant in meanings]
+    return {"$and": either} if sign == "!=" else {"$or": either}
+
+
+def _meanings(text: str) -> list[Json]:
+    """What a text of unknown type can mean: itself, and the JSON number, boolean, null or text that it spells."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return [text]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [text]
+    return [value, text] if value is None or isinstance(value, bool | int | float) else [text]

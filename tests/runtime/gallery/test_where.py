@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
-from chan_rt.runtime.gallery.where import Filter
+from chan_rt.runtime.gallery.where import Filter, parse_words
 
 
 def row(n: int) -> dict[str, Any]:
@@ -153,3 +153,39 @@ def test_conditions_complete_each_other(metadata: dict[str, Any], key: str, valu
         either = passes({"$or": [{key: {"$gt": value}}, {key: value}]})
         assert passes({key: {"$gte": value}}) == either
         assert passes({key: {"$lte": value, "$gte": value}}) == passes({key: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "passing"),
+    [
+        ([], [0, 1, 2, 3, 4, 5]),
+        (["n=3"], [3]),
+        (["s=003"], [3]),
+        (["image_id=391898"], [3]),
+        (["even=true"], [0, 2, 4]),
+        (["none=null"], [0, 1, 2, 3, 4, 5]),
+        (["n>=3", "n<5"], [3, 4]),
+        (["s>true"], []),
+        (["s<null"], [0, 1, 2, 3, 4, 5]),
+        (["n!=3"], [0, 1, 2, 4, 5]),
+        (["image_id!=391898"], [0, 1, 2, 4, 5]),
+        (["tags~t2"], [2]),
+        (["rare"], [3]),
+        (["!rare"], [0, 1, 2, 4, 5]),
+        (['n="3"'], []),
+        (['s="003"'], [3]),
+        (["note=a=b"], [0, 1, 2, 3, 4, 5]),
+        (['{"$or": [{"n": 1}, {"n": 4}]}', "n>1"], [4]),
+    ],
+    ids=repr,
+)
+def test_words_of_a_command_line(words: list[str], passing: list[int]) -> None:
+    rows = [row | {"image_id": str(391895 + n), "note": "a=b"} for n, row in enumerate(ROWS)]
+    condition = Filter.parse(parse_words(words))
+    assert [n for n, metadata in enumerate(rows) if condition.matches(metadata)] == passing
+
+
+@pytest.mark.parametrize("word", ["=3", "", "!n=3", "{bad", '{"n": {"$near": 1}}', ">3", "{" * 100_000])
+def test_words_that_are_no_condition(word: str) -> None:
+    with pytest.raises(InputError, match="where"):
+        parse_words([word])
