@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
-from ..runtime.gallery.gallery import Mode
 from ..runtime.gallery.proof.quantize import padded_width
+from ..runtime.gallery.result import Mode
 from . import published
 from .measure import Latency, machine, read_bandwidth, take_turns
 
@@ -158,7 +158,7 @@ def bulk(captions: int, images: int, longest: int, threads: int, source: Concept
         with GalleryWriter.create(Path(scratch, "g"), settings) as writer:
             writer.add([str(i) for i in range(images)], pictures)
             writer.prepare_fast(source.captions(np.full(200, WORDS, np.int32)))
-        with Gallery(Path(scratch, "g"), threads=threads) as gallery:
+        with Gallery.open(Path(scratch, "g"), threads=threads) as gallery:
             gallery.search(texts[0], K)
             start = time.perf_counter()
             results = gallery.search(texts, K)
@@ -207,7 +207,7 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
                 if count == counts[0]:
                     writer.prepare_fast(source.captions(np.full(200, WORDS, np.int32)))
                 start = time.perf_counter()
-                with Gallery(folder) as gallery:
+                with Gallery.open(folder) as gallery:
                     opening = time.perf_counter() - start
                     start = time.perf_counter()
                     gallery.search(captions[:1], K)
@@ -271,7 +271,7 @@ def _one_size(count: int, threads: int, seconds: float, bandwidth: float, source
     """Build, measure and print one size."""
     with tempfile.TemporaryDirectory() as scratch:
         setting = build(Path(scratch, "g"), count, source)
-        with Gallery(setting.folder, threads=threads) as gallery:
+        with Gallery.open(setting.folder, threads=threads) as gallery:
             scan = rescored_histogram(gallery, setting.captions)  # first, so that every page needed is in memory
             latencies = one_caption(setting, gallery, threads, seconds)
     limit = count * REGIONS * padded_width(DIM) / bandwidth * 1e3
@@ -289,7 +289,7 @@ def _real(path: Path, queries: Path | None, threads: int) -> dict[str, Any]:
     from ..runtime.errors import InputError
     from ..runtime.matcher import Matcher
 
-    with Gallery(path, threads=threads) as gallery:
+    with Gallery.open(path, threads=threads) as gallery:
         settings = gallery.settings
         if queries is None or settings.bundle is None or settings.kind != "images":
             raise InputError("gallery: must hold images and know its bundle, and --queries must be given")

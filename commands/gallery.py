@@ -22,7 +22,7 @@ def info(gallery: Path, as_json: bool) -> None:
     """Rows, bytes, model and the fast scan's measured recall."""
     from ..runtime.gallery import Gallery
 
-    with Gallery(gallery) as opened:
+    with Gallery.open(gallery) as opened:
         facts = opened.info()
     if as_json:
         click.echo(json.dumps(facts))
@@ -39,7 +39,7 @@ def delete(gallery: Path, ids: tuple[str, ...]) -> None:
     """Delete rows by their IDS, all of them or none. Their bytes go with the next `compact`."""
     from ..runtime.gallery import GalleryWriter
 
-    with GalleryWriter(gallery) as writer:
+    with GalleryWriter.open(gallery) as writer:
         writer.delete(list(ids))
         click.echo(f"{len(set(ids))} deleted; {gallery}: {writer.describe()}")
 
@@ -50,7 +50,7 @@ def compact(gallery: Path) -> None:
     """Merge small segments and drop deleted rows. Needs disk for a second copy of what it rewrites."""
     from ..runtime.gallery import GalleryWriter
 
-    with GalleryWriter(gallery) as writer:
+    with GalleryWriter.open(gallery) as writer:
         writer.compact()
         click.echo(f"{gallery}: {writer.describe()}")
 
@@ -62,7 +62,7 @@ def verify(gallery: Path) -> None:
     from ..runtime.errors import GalleryCorrupt
     from ..runtime.gallery import Gallery
 
-    with Gallery(gallery) as opened:
+    with Gallery.open(gallery) as opened:
         damaged = opened.verify()
         if damaged:
             raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
@@ -82,9 +82,9 @@ def prepare(gallery: Path, queries: Path | None, bundle: Path | None) -> None:
 
     embeddings = None
     if queries is not None:
-        with Gallery(gallery) as opened, open_matcher(opened, bundle, "auto", None) as matcher:
+        with Gallery.open(gallery) as opened, open_matcher(opened, bundle, "auto", None) as matcher:
             embeddings = matcher.encode_texts(read_lines(queries))
-    with GalleryWriter(gallery) as writer:
+    with GalleryWriter.open(gallery) as writer:
         fast = writer.prepare_fast(embeddings)
     recall = "not measured (give --queries)" if fast.recall is None else f"{fast.recall:.4f} of the exact top {fast.k}"
     click.echo(f"fast search: rescores {fast.share:.0%} of the rows, recall {recall}, {fast.queries} held-out queries")
@@ -105,7 +105,7 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
     from ..runtime.gallery.cuda.kernels import architecture
     from ..runtime.gpu import examine_gpu
 
-    with Gallery(gallery) as opened:
+    with Gallery.open(gallery) as opened:
         settings = opened.settings
     check_settings(settings)
     if not gpus:

@@ -43,8 +43,7 @@ def command(
     stopped and adds what is new. `chan gallery` deletes, compacts and verifies.
     """
     from ..runtime.contract import Manifest
-    from ..runtime.gallery import GallerySettings, GalleryWriter, fingerprint
-    from ..runtime.gallery.store.catalogue import CATALOGUE
+    from ..runtime.gallery import GallerySettings, GalleryWriter, fingerprint, is_gallery
     from ..runtime.matcher import Matcher
     from .gallery_sources import open_source, read_lines
 
@@ -59,8 +58,8 @@ def command(
         bundle=str(bundle.resolve()),
         precision=precision,
     )
-    exists = (out / CATALOGUE).is_file()
-    with GalleryWriter(out) if exists else GalleryWriter.create(out, settings) as writer:
+    exists = is_gallery(out)
+    with GalleryWriter.open(out) if exists else GalleryWriter.create(out, settings) as writer:
         writer.check(settings)
         with Matcher.open(bundle, backend, precision) as matcher:
             _add(writer, source, matcher, replace)

@@ -46,17 +46,16 @@ def command(
     chan search BUNDLE photos/ "two red apples on a table"
     """
     from ..runtime.errors import InputError
-    from ..runtime.gallery import Gallery
-    from ..runtime.gallery.store.catalogue import CATALOGUE
+    from ..runtime.gallery import Gallery, is_gallery
 
     first, *rest = arguments
-    if (Path(first) / CATALOGUE).is_file():
+    if is_gallery(first):
         if len(rest) != (image is None):
             raise InputError(
                 f"{first} is a gallery: give one caption or --image, got {len(rest) + (image is not None)}"
             )
         with (
-            Gallery(first, threads=threads, device=device) as gallery,
+            Gallery.open(first, threads=threads, device=device) as gallery,
             open_matcher(gallery, moved, backend, threads) as matcher,
         ):
             _search(gallery, matcher, rest[0] if rest else None, image, k, mode, where, as_json, html)
@@ -108,7 +107,7 @@ def _search_pictures(
         settings = GallerySettings("images", matcher.manifest.embed_dim, matcher.alignment, model="")
         with GalleryWriter.create(scratch / "gallery", settings) as writer:
             writer.add(source.ids, source.encode(matcher, range(len(source.ids))), source.metadata)
-        with Gallery(scratch / "gallery", threads=threads) as gallery:
+        with Gallery.open(scratch / "gallery", threads=threads) as gallery:
             _search(gallery, matcher, caption, None, k, "exact", (), as_json, html)
 
 

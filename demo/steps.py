@@ -176,7 +176,7 @@ def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
             embeddings = matcher.encode_images(*source.regions(slice(None)))
             writer.add([path.name for path in paths], embeddings, [{"path": str(path)} for path in paths])
         text = source.captions[caption]
-        with Gallery(gallery) as opened:
+        with Gallery.open(gallery) as opened:
             encode_ms, words = _timed(lambda: matcher.encode_texts([text]))
             search_ms, results = _timed(lambda: opened.search(words, HITS))
             size = int(opened.info()["bytes"])

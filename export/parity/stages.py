@@ -273,7 +273,7 @@ class StageRun:
                 writer.add([str(row) for row in range(block.start, block.stop)], self._images.get(block))
         step = -(-len(self._sample.captions) // QUERIES)
         asked, results = [], []
-        with Gallery(self._scratch / "gallery") as gallery:
+        with Gallery.open(self._scratch / "gallery") as gallery:
             for block in caption_blocks(self._sample):
                 rows = [row for row in range(block.start, block.stop) if row % step == 0]
                 if rows:

@@ -3,8 +3,10 @@
 `GalleryWriter` changes a gallery, `Gallery` searches it; docs/architecture.md has the idea, bounds.py the proof.
 """
 
-from .gallery import Gallery, Hit, SearchResult
+from .gallery import Gallery
+from .result import Hit, SearchResult
 from .settings import GallerySettings, fingerprint
+from .store.catalogue import is_gallery
 from .writer import GalleryWriter
 
-__all__ = ["Gallery", "GallerySettings", "GalleryWriter", "Hit", "SearchResult", "fingerprint"]
+__all__ = ["Gallery", "GallerySettings", "GalleryWriter", "Hit", "SearchResult", "fingerprint", "is_gallery"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -17,114 +16,58 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, InputError
 from .cuda import ResidentRanker, ResidentScan, ScanPrecision, open_resident
-from .kernels.base import KernelName
+from .kernels.base import Kernel, KernelName
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
 from .prepare import MIN_ROWS, FastScan, load_fast
 from .proof.rows import pack_rows
 from .proof.true_score import true_row
 from .rank import Ranker, Ranking
+from .result import Hit, Mode, SearchResult
 from .settings import GallerySettings
-from .store.catalogue import Catalogue, Row, SegmentRecord, checked_meta
+from .snapshot import Snapshot
+from .store.catalogue import Catalogue, Row, checked_meta
 from .store.files import SEGMENTS
 from .store.segments import Segment
 from .values import checked_ids
 from .where import Filter, Where
 
-Mode = Literal["exact", "fast"]
 _MASKS = 16  # masks of filters kept for a commit: one byte a row each
 _PATIENCE = 5  # attempts of a search before it holds on to a commit
 _RETRIES = 50  # of a snapshot whose files a compaction removed meanwhile; each retry reads a newer commit
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One row found.
-
-    Attributes:
-        id, metadata: as they were added.
-        score: float64, from the fine copy.
-        word_regions: int32 [W], for each word of the caption (the query, or this hit) the region it chose.
-        word_scores: float32 [W], that region's similarity with the word.
-    """
-
-    id: str
-    score: float
-    metadata: Mapping[str, Any]
-    word_regions: NDArray[np.int32]
-    word_scores: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The answer to one query.
-
-    Attributes:
-        hits: best first, ties by order of addition.
-        mode: `exact` or `fast`, as it was carried out (fast falls back to exact in small galleries).
-        certified: whether this is proven to be the top k of scoring every row's fine copy in float64.
-        reason: why it is certified, or why not.
-        rows: rows that could have been found.
-        rescored: rows that were scored again from the fine copy.
-    """
-
-    hits: tuple[Hit, ...]
-    mode: Mode
-    certified: bool
-    reason: str
-    rows: int
-    rescored: int
-
-    @property
-    def rescored_share(self) -> float:
-        """rescored / rows; 0 where there were no rows."""
-        return self.rescored / self.rows if self.rows else 0.0
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """One commit, its files mapped; searches that began on it end on it, whatever is committed meanwhile."""
-
-    generation: int
-    records: tuple[SegmentRecord, ...]
-    segments: tuple[Segment, ...]
-    bases: NDArray[np.int64]
-    live: NDArray[np.bool_]
-    ranker: Ranker
-    fast: FastScan | None
-    masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # of the last filters, by their text
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """(index of the segment, position in it) of a row."""
-        index = int(np.searchsorted(self.bases, row, side="right")) - 1
-        return index, row - int(self.bases[index])
-
-    def place(self, row: int) -> tuple[int, int]:
-        """(number of the segment, position in it) of a row."""
-        index, position = self.locate(row)
-        return self.records[index].number, position
-
-
 class Gallery:
     """A gallery open for reading; searches see the newest commit. Any number of threads may use one, beside one writer.
 
-    Args:
-        path: the gallery's folder.
-        model: fingerprint of the model that will encode the queries; None trusts the caller.
-        scan: the kernel, see kernels/base.py.
-        threads: for scans; every core by default.
-        device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
-        resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
+    `Gallery.open(path)` opens one; the constructor takes what that has opened.
 
-    Raises:
-        InputError: there is no such device, or none for a gallery like this.
-        BackendError: no usable GPU, no kernels for it, or not enough memory on it.
-        GalleryError: no gallery, of another schema, or made with another model.
-        GalleryCorrupt: the catalogue or a segment's header is damaged.
+    Attributes:
+        path: the gallery's folder.
+        settings: what was fixed when the gallery was made.
     """
 
     def __init__(
         self,
+        path: Path,
+        settings: GallerySettings,
+        catalogue: Catalogue,
+        kernel: Kernel,
+        pool: Pool,
+        resident: ResidentScan | None,
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self._catalogue = catalogue
+        self._kernel = kernel
+        self._pool = pool
+        self._resident = resident
+        self._lock = threading.RLock()
+        self._current: Snapshot | None = None
+
+    @classmethod
+    def open(
+        cls,
         path: str | Path,
         *,
         model: str | None = None,
@@ -132,26 +75,42 @@ class Gallery:
         threads: int | None = None,
         device: Literal["cpu", "cuda"] = "cpu",
         resident: ScanPrecision = "int8",
-    ) -> None:
+    ) -> Self:
+        """Open the gallery in a folder for search.
+
+        Args:
+            path: the gallery's folder.
+            model: fingerprint of the model that will encode the queries; None trusts the caller.
+            scan: the scan kernel (kernels/base.py); `auto` takes the fastest that works here.
+            threads: number of threads for scans; every core by default.
+            device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
+            resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
+
+        Raises:
+            InputError: there is no such device, or none for a gallery like this.
+            BackendError: no usable GPU, no GPU kernels for it, or not enough memory on it.
+            GalleryError: no gallery, of another schema, or made with another model.
+            GalleryCorrupt: the catalogue or a segment's header is damaged.
+        """
         if device not in ("cpu", "cuda"):
             raise InputError(f"device must be cpu or cuda, got {device!r}")
-        self.path = Path(path)
-        self._kernel = open_kernel(scan)
-        self._catalogue = Catalogue(self.path)
-        self.settings = GallerySettings.from_dict(checked_meta(self._catalogue, self.path))
-        if model is not None:
-            self.check_model(model)
-        self._pool = Pool(threads)
-        self._lock = threading.RLock()
-        self._current: _Snapshot | None = None
-        self._resident: ResidentScan | None = None
-        try:
-            if device == "cuda":
-                self._resident = open_resident(self.path, self.settings, resident)
-            self._snapshot()
-        except BaseException:
-            self.close()
-            raise
+        folder = Path(path)
+        kernel = open_kernel(scan)
+        with ExitStack() as opened:
+            catalogue = Catalogue(folder)
+            opened.callback(catalogue.close)
+            settings = GallerySettings.from_dict(checked_meta(catalogue, folder))
+            if model is not None:
+                settings.check_model(model, folder)
+            pool = Pool(threads)
+            opened.callback(pool.close)
+            held = open_resident(folder, settings, resident) if device == "cuda" else None
+            if held is not None:
+                opened.callback(held.close)
+            gallery = cls(folder, settings, catalogue, kernel, pool, held)
+            gallery._snapshot()
+            opened.pop_all()
+        return gallery
 
     def close(self) -> None:
         """Close the catalogue, end the threads and free the GPU's memory."""
@@ -287,7 +246,7 @@ class Gallery:
 
     # -- pieces
 
-    def _snapshot(self) -> _Snapshot:
+    def _snapshot(self) -> Snapshot:
         """The newest commit; files already mapped, and pages already checked, are taken over."""
         with self._lock:
             current = self._current
@@ -317,11 +276,11 @@ class Gallery:
             how = (segments, self.settings.kind, self.alignment, self._kernel, self._pool)
             ranker = Ranker(*how, planes) if self._resident is None else ResidentRanker(*how, self._resident)
             bases = np.cumsum([0] + [record.rows for record in records])
-            self._current = _Snapshot(generation, tuple(records), tuple(segments), bases, live, ranker, fast)
+            self._current = Snapshot(generation, tuple(records), tuple(segments), bases, live, ranker, fast)
             return self._current
 
     @contextmanager
-    def _held(self) -> Iterator[_Snapshot]:
+    def _held(self) -> Iterator[Snapshot]:
         """The newest commit, readable to the end whatever is committed meanwhile; other searches wait for this one."""
         with self._lock:
             while True:
@@ -332,7 +291,7 @@ class Gallery:
                         return
 
     def _allowed(
-        self, snapshot: _Snapshot, ids: Sequence[str] | None, condition: Filter | None
+        self, snapshot: Snapshot, ids: Sequence[str] | None, condition: Filter | None
     ) -> NDArray[np.bool_] | None:
         """The rows that may be found; None where the catalogue is newer than the snapshot and names other places."""
         allowed = snapshot.live
@@ -351,7 +310,7 @@ class Gallery:
                 allowed = allowed & self._passing(snapshot, condition)
         return allowed
 
-    def _passing(self, snapshot: _Snapshot, condition: Filter) -> NDArray[np.bool_]:
+    def _passing(self, snapshot: Snapshot, condition: Filter) -> NDArray[np.bool_]:
         mask = snapshot.masks.get(condition.text)
         if mask is None:
             rows = [row for record in snapshot.records for row in self._catalogue.rows_of(record.number)]
@@ -363,7 +322,7 @@ class Gallery:
             snapshot.masks[condition.text] = mask
         return mask
 
-    def _mask(self, snapshot: _Snapshot, rows: Iterable[Row]) -> NDArray[np.bool_]:
+    def _mask(self, snapshot: Snapshot, rows: Iterable[Row]) -> NDArray[np.bool_]:
         base = {record.number: int(snapshot.bases[i]) for i, record in enumerate(snapshot.records)}
         mask = np.zeros(len(snapshot.live), bool)
         for row in rows:
@@ -373,7 +332,7 @@ class Gallery:
 
     def _rank(
         self,
-        snapshot: _Snapshot,
+        snapshot: Snapshot,
         queries: Sequence[NDArray[np.float32]],
         k: int,
         mode: Mode,
@@ -395,7 +354,7 @@ class Gallery:
             return "exact", "every row was scored from the fine copy (VSA)", rankings
         return "exact", "every row that was not rescored is proven to score less than all hits", rankings
 
-    def _hits(self, snapshot: _Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...] | None:
+    def _hits(self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...] | None:
         """A ranking with ids and metadata; None where a row was deleted or moved since the snapshot was taken."""
         with self._catalogue.transaction("DEFERRED"):
             records = [self._catalogue.row_at(*snapshot.place(int(row))) for row in ranking.rows]
@@ -412,7 +371,7 @@ class Gallery:
         return tuple(hits)
 
     def _words(
-        self, snapshot: _Snapshot, query: NDArray[np.float32], ranking: Ranking, i: int
+        self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking, i: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Each word's region and similarity."""
         if self.alignment.coding == "VHA" and ranking.details is not None:

@@ -27,7 +27,7 @@ from .prepare import FastScan, fit_basis, load_fast, measure, query_axes
 from .proof.bounds import no_axes
 from .proof.rows import ArrayPart, array_part, pack_rows
 from .settings import GallerySettings
-from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord, checked_meta
+from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord, checked_meta, is_gallery
 from .store.files import SEGMENTS, FileRecord, sync_folder, write_arrays
 from .store.segments import Segment, fast_arrays, segment_arrays
 from .values import checked_ids, checked_metadata
@@ -39,33 +39,52 @@ SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold i
 class GalleryWriter:
     """The one writer of a gallery; a context manager that gives the lock back.
 
-    Raises:
-        GalleryLocked: another process, or this one, is already writing.
-        GalleryError: there is no gallery, or its folder cannot be written.
+    `GalleryWriter.open(path)` opens an existing gallery and `GalleryWriter.create(path, settings)` makes a new one; the
+    constructor takes what they have opened.
+
+    Attributes:
+        path: the gallery's folder.
+        settings: what was fixed when the gallery was made.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._segments = self.path / SEGMENTS
-        self._lock = filelock.FileLock(self.path / LOCK, timeout=0)
-        if not (self.path / CATALOGUE).is_file():
-            raise GalleryError(f"{self.path} is not a gallery; make one with: chan index BUNDLE IMAGES -o {self.path}")
-        try:
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise GalleryLocked(f"{self.path} is being written by another process; wait for it to end") from error
-        except OSError as error:
-            raise GalleryError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        try:
-            self._catalogue = Catalogue(self.path)
-            self.settings = GallerySettings.from_dict(checked_meta(self._catalogue, self.path))
-            self._sweep()
-        except BaseException:
-            self._lock.release()
-            raise
+    def __init__(
+        self, path: Path, settings: GallerySettings, catalogue: Catalogue, lock: filelock.BaseFileLock
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self._segments = path / SEGMENTS
+        self._catalogue = catalogue
+        self._lock = lock
 
     @classmethod
-    def create(cls, path: str | Path, settings: GallerySettings) -> GalleryWriter:
+    def open(cls, path: str | Path) -> Self:
+        """Open the gallery in a folder for writing, and remove the files that an interrupted change left there.
+
+        Raises:
+            GalleryLocked: another process, or this one, is already writing.
+            GalleryError: there is no gallery, or its folder cannot be written.
+        """
+        folder = Path(path)
+        if not is_gallery(folder):
+            raise GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o {folder}")
+        lock = filelock.FileLock(folder / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise GalleryLocked(f"{folder} is being written by another process; wait for it to end") from error
+        except OSError as error:
+            raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
+        try:
+            catalogue = Catalogue(folder)
+            writer = cls(folder, GallerySettings.from_dict(checked_meta(catalogue, folder)), catalogue, lock)
+            writer._sweep()
+        except BaseException:
+            lock.release()
+            raise
+        return writer
+
+    @classmethod
+    def create(cls, path: str | Path, settings: GallerySettings) -> Self:
         """Make an empty gallery and open it for writing; PATH must not exist yet, or be an empty folder.
 
         Raises:
@@ -92,7 +111,7 @@ class GalleryWriter:
             sync_folder(folder)
         except OSError as error:
             raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
-        return cls(folder)
+        return cls.open(folder)
 
     def close(self) -> None:
         """Give the lock back."""

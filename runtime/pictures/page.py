@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..explanation import MARKS
-from ..gallery.gallery import Hit, SearchResult
+from ..gallery.result import Hit, SearchResult
 from .draw import PALETTE
 from .load import open_picture
 

@@ -18,7 +18,7 @@ def test_every_candidate_finds_the_same_images(tmp_path: Path) -> None:
     regions, word = torch.from_numpy(setting.images.vectors), torch.from_numpy(setting.captions.vectors[0])
     scores = published.scores(regions, word[None], torch.tensor([WORDS]), 0.1)[:, 0]
     found = packed(regions, word)
-    with Gallery(setting.folder) as gallery:
+    with Gallery.open(setting.folder) as gallery:
         hits = gallery.search(setting.captions[0], 10)[0].hits
     assert [int(hit.id) for hit in hits] == found.indices.tolist() == torch.topk(scores, 10).indices.tolist()
     np.testing.assert_allclose([hit.score for hit in hits], found.values, atol=1e-4)

@@ -72,7 +72,7 @@ def test_page_shows_the_pictures_and_loads_nothing(toured: tuple[Path, Result]) 
 
 
 def test_gallery_can_be_asked_again(toured: tuple[Path, Result]) -> None:
-    with Gallery(toured[0] / "gallery") as gallery:
+    with Gallery.open(toured[0] / "gallery") as gallery:
         assert len(gallery) == SCENES
         assert Path(gallery.rows()[0].metadata["path"]).is_file()
         assert Path(str(gallery.settings.bundle)).samefile(toured[0] / "bundle")

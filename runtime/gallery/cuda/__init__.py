@@ -1,4 +1,4 @@
-"""Galleries in a GPU's memory: `Gallery(path, device="cuda")`."""
+"""Galleries in a GPU's memory: `Gallery.open(path, device="cuda")`."""
 
 from __future__ import annotations
 

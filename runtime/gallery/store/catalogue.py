@@ -41,6 +41,11 @@ CREATE UNIQUE INDEX place ON rows (segment, position);
 """
 
 
+def is_gallery(folder: str | Path) -> bool:
+    """Whether there is a gallery in a folder."""
+    return (Path(folder) / CATALOGUE).is_file()
+
+
 @dataclass(frozen=True)
 class SegmentRecord:
     """One segment.

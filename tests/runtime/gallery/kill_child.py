@@ -55,7 +55,7 @@ def main(path: str, seed: int, kill_at: int) -> None:
 
     writer_module.SEGMENT_BYTES = 3000
     live: dict[str, int] = {}
-    with gallery.GalleryWriter(path) as writer:
+    with gallery.GalleryWriter.open(path) as writer:
         sys.settrace(trace)
         for version in range(1, 9):
             kind = choose.choice(["add", "add", "overwrite", "delete", "compact", "prepare"])

@@ -109,7 +109,7 @@ def test_index_goes_on_where_it_stopped(bundle: Path, photos: Path, tmp_path: Pa
     stopped = chan("index", bundle, copy, "-o", gallery)
     assert stopped.exit_code == 1
     assert "5.png" in stopped.output
-    with Gallery(gallery) as opened:
+    with Gallery.open(gallery) as opened:
         assert len(opened) == 4, "what was committed before the broken picture is kept"
     (copy / "5.png").unlink()
     assert "2 rows encoded, 4 were already there" in ok("index", bundle, copy, "-o", gallery)

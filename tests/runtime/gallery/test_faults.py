@@ -41,7 +41,7 @@ def apply(state: dict[str, int], change: dict) -> dict[str, int]:
 
 def stored(path: Path) -> dict[str, int]:
     """The rows (id -> version) a gallery holds, from metadata and vectors, which must agree; all bytes verified."""
-    with Gallery(path, threads=1) as gallery:
+    with Gallery.open(path, threads=1) as gallery:
         assert gallery.verify() == []
         rows = {row.id: row.metadata["version"] for row in gallery.rows()}
         assert len(gallery) == len(rows)
@@ -64,7 +64,7 @@ def kill_and_check(tmp_path: Path, seed: int, line: int) -> None:
             state, pending = apply(state, event), None
     possible = [state] if pending is None else [state, apply(state, pending)]
     assert stored(path) in possible, "the gallery is neither before nor after the change that was killed"
-    with GalleryWriter(path) as writer:  # the lock is free, orphans are swept, and work goes on
+    with GalleryWriter.open(path) as writer:  # the lock is free, orphans are swept, and work goes on
         named = {f.name for r in writer._catalogue.segments() for f in (r.file, r.fast) if f is not None}
         fast = writer._catalogue.meta("fast")
         named |= {fast["file"]["name"]} if fast else set()
@@ -112,7 +112,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, nth: int, code: int) -> 
 
 
 def contents(path: Path) -> list[tuple]:
-    with Gallery(path) as gallery:
+    with Gallery.open(path) as gallery:
         assert gallery.verify() == []
         return [(row.id, row.metadata) for row in gallery.rows()]
 
@@ -124,7 +124,7 @@ def test_a_disk_that_fails_to_sync_changes_nothing(
     gallery_path: Path, make_embeddings, monkeypatch, change: str, nth: int
 ) -> None:
     before = contents(gallery_path)
-    with GalleryWriter(gallery_path) as writer:
+    with GalleryWriter.open(gallery_path) as writer:
         run = {
             "add": lambda: writer.add(["new"], make_embeddings(3, 1), [{"n": -1}]),
             "compact": writer.compact,
@@ -146,7 +146,7 @@ from chan_rt.runtime.gallery import GalleryWriter
 sys.path.insert(0, sys.argv[1])
 from conftest import embeddings
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with GalleryWriter(sys.argv[2]) as writer:
+with GalleryWriter.open(sys.argv[2]) as writer:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
     try:
         writer.add([f"new {i}" for i in range(4000)], embeddings(5, 4000, 2))
@@ -165,7 +165,7 @@ def test_a_full_disk_in_a_file_or_in_the_catalogue(gallery_path: Path, limit: in
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert result.returncode == 3, (result.stdout, result.stderr)
     assert contents(gallery_path) == before
-    GalleryWriter(gallery_path).close()
+    GalleryWriter.open(gallery_path).close()
     assert len(list((gallery_path / "segments").iterdir())) == 3
 
 
@@ -179,18 +179,18 @@ def test_a_read_only_folder_is_searched_and_not_written(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     query = make_embeddings(1, 1)
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         expected = gallery.search(query)[0]
     before = {path.name: path.stat().st_mtime_ns for path in gallery_path.rglob("*")}
     monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
     monkeypatch.setattr(filelock.FileLock, "acquire", refused)
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         found = gallery.search(query)[0]
         assert [(h.id, h.score, h.metadata) for h in found.hits] == [(h.id, h.score, h.metadata) for h in expected.hits]
         assert gallery.verify() == []
     assert {path.name: path.stat().st_mtime_ns for path in gallery_path.rglob("*")} == before
     with pytest.raises(GalleryError, match="cannot be written: Read-only file system"):
-        GalleryWriter(gallery_path)
+        GalleryWriter.open(gallery_path)
     monkeypatch.setattr(Path, "mkdir", refused)
     with pytest.raises(GalleryError, match="cannot be written: Read-only file system"):
         GalleryWriter.create(gallery_path.parent / "new", gallery.settings)
@@ -204,7 +204,7 @@ def flip(path: Path, bit: int) -> None:
 
 def verify_and_search(path: Path, damaged: str, query: Embeddings) -> None:
     """Open the gallery, see that `verify` names the damaged file and nothing else, and search it all the same."""
-    with Gallery(path) as gallery:
+    with Gallery.open(path) as gallery:
         (named,) = gallery.verify()
         assert damaged in named
         gallery.search(query, k=30)
@@ -232,7 +232,7 @@ def test_a_damaged_page_is_refused_only_by_searches_that_need_it(
     file = next((path / "segments").iterdir())
     flip(file, 8 * (file.stat().st_size - 4))  # the fine copy of the last row
     query = make_embeddings(1, 4000, 4, even=True)
-    with Gallery(path) as gallery:
+    with Gallery.open(path) as gallery:
         assert gallery.search(query[5], k=1)[0].hits[0].id == "5", "a hit far from the damage is certified as ever"
         with pytest.raises(
             GalleryCorrupt, match=r"bytes \d+ to \d+ \(fine\): the bytes are not those that were committed"
@@ -247,17 +247,17 @@ def test_a_missing_or_cut_segment_is_named(gallery_path: Path) -> None:
     data = file.read_bytes()
     file.write_bytes(data[:-1])
     with pytest.raises(GalleryCorrupt, match=f"has {len(data) - 1} bytes, {len(data)} were committed"):
-        Gallery(gallery_path)
+        Gallery.open(gallery_path)
     file.unlink()
     with pytest.raises(GalleryCorrupt, match=r"is missing: .* is incomplete"):
-        Gallery(gallery_path)
+        Gallery.open(gallery_path)
 
 
 def test_a_flipped_bit_of_the_catalogue_never_changes_an_answer(gallery_path: Path, make_embeddings) -> None:
     """Either the error names the catalogue, or (a bit nobody reads) the answer is the right one."""
     query = make_embeddings(99, 1)
     file = gallery_path / "catalogue.sqlite"
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         expected = [(h.id, h.score, h.metadata) for h in gallery.search(query, k=30)[0].hits]
     whole = file.read_bytes()
     choose = random.Random(2)
@@ -266,7 +266,7 @@ def test_a_flipped_bit_of_the_catalogue_never_changes_an_answer(gallery_path: Pa
     for bit in choose.sample(used, 100):
         flip(file, bit)
         try:
-            with Gallery(gallery_path) as gallery:
+            with Gallery.open(gallery_path) as gallery:
                 found = [(h.id, h.score, h.metadata) for h in gallery.search(query, k=30)[0].hits]
             assert found == expected
         except ChanError as error:
@@ -283,6 +283,6 @@ def test_verify_names_a_changed_record(gallery_path: Path) -> None:
 
     with sqlite3.connect(gallery_path / "catalogue.sqlite") as connection:
         connection.execute("UPDATE rows SET metadata = '{\"n\": 12345}' WHERE id = '7'")
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         (found,) = gallery.verify()
     assert "row 7 is not what was committed" in found

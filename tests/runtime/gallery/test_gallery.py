@@ -33,7 +33,7 @@ def ids(result) -> list[str]:
 def test_search_is_brute_force_with_ids_metadata_and_word_regions(gallery_path: Path, make_embeddings) -> None:
     parts = [make_embeddings(i, 10) for i in (0, 10, 20)]
     queries = make_embeddings(99, 5)
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         assert len(gallery) == 30
         results = gallery.search(queries, k=4)
     for i, result in enumerate(results):
@@ -59,7 +59,7 @@ def test_each_word_of_a_hit_names_its_best_region(tmp_path: Path, make_embedding
     rows, queries = make_embeddings(1, 12), make_embeddings(2, 2)
     with GalleryWriter.create(tmp_path / "g", make_settings(kind=kind, alignment=AlignmentConfig(coding))) as writer:
         writer.add([str(i) for i in range(12)], rows)
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         for i, result in enumerate(gallery.search(queries, k=12)):
             for hit in result.hits:
                 row = rows.vectors[int(hit.id), : rows.lengths[int(hit.id)]]
@@ -70,7 +70,7 @@ def test_each_word_of_a_hit_names_its_best_region(tmp_path: Path, make_embedding
 
 def test_filters_restrict_the_rows(gallery_path: Path, make_embeddings) -> None:
     query = make_embeddings(99, 1)
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         every = ids(gallery.search(query, k=30)[0])
         assert ids(gallery.search(query, k=30, where={"even": True})[0]) == [i for i in every if int(i) % 2 == 0]
         assert (
@@ -85,7 +85,7 @@ def test_filters_restrict_the_rows(gallery_path: Path, make_embeddings) -> None:
 
 def test_open_galleries_see_adds_deletes_replacements_and_compaction(gallery_path: Path, make_embeddings) -> None:
     query = make_embeddings(99, 1)
-    with Gallery(gallery_path) as gallery, GalleryWriter(gallery_path) as writer:
+    with Gallery.open(gallery_path) as gallery, GalleryWriter.open(gallery_path) as writer:
         before = gallery.search(query, k=40)[0]
         best = before.hits[0].id
         writer.delete([best])
@@ -117,7 +117,7 @@ def test_open_galleries_see_adds_deletes_replacements_and_compaction(gallery_pat
 
 def test_compaction_leaves_full_segments_alone(gallery_path: Path, monkeypatch, make_embeddings) -> None:
     monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 1)
-    with GalleryWriter(gallery_path) as writer:
+    with GalleryWriter.open(gallery_path) as writer:
         files = {path.name for path in (gallery_path / "segments").iterdir()}
         writer.delete(["11"])
         writer.compact()
@@ -125,7 +125,7 @@ def test_compaction_leaves_full_segments_alone(gallery_path: Path, monkeypatch, 
         assert len(files & kept) == 2
         writer.add(["a", "b", "c"], make_embeddings(3, 3))
         assert len(list((gallery_path / "segments").iterdir())) == 6, "a large addition is cut into several files"
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         assert [row.id for row in gallery.rows()] == [str(i) for i in range(30) if i != 11] + ["a", "b", "c"]
         assert gallery.verify() == []
 
@@ -135,7 +135,7 @@ def test_ties_go_to_the_row_added_first_and_survive_compaction(tmp_path: Path, m
     with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
         for name in ("c", "a", "b"):
             writer.add([name], same)
-        with Gallery(tmp_path / "g") as gallery:
+        with Gallery.open(tmp_path / "g") as gallery:
             assert ids(gallery.search(make_embeddings(2, 1), k=2)[0]) == ["c", "a"]
             writer.delete(["c"])
             writer.add(["c"], same)
@@ -148,7 +148,7 @@ def test_fine_copies(tmp_path: Path, make_embeddings, make_settings, fine: str) 
     rows, query = make_embeddings(1, 20), make_embeddings(2, 1)
     with GalleryWriter.create(tmp_path / "g", make_settings(fine=fine)) as writer:
         writer.add([str(i) for i in range(20)], rows)
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         result = gallery.search(query, k=20)[0]
     assert result.certified == (fine != "none")
     assert ("no fine copy" in result.reason) == (fine == "none")
@@ -163,7 +163,10 @@ def test_fine_copies(tmp_path: Path, make_embeddings, make_settings, fine: str) 
 @pytest.mark.parametrize("kernel", ["onnxruntime", "numpy"])
 def test_kernels_and_threads_give_the_same_bytes(gallery_path: Path, make_embeddings, kernel: str) -> None:
     queries = make_embeddings(99, 20)
-    with Gallery(gallery_path, scan="numpy", threads=1) as one, Gallery(gallery_path, scan=kernel, threads=3) as other:
+    with (
+        Gallery.open(gallery_path, scan="numpy", threads=1) as one,
+        Gallery.open(gallery_path, scan=kernel, threads=3) as other,
+    ):
         assert other.scan == kernel
         for a, b in zip(one.search(queries), other.search(queries), strict=True):
             assert (ids(a), [h.score for h in a.hits], a.rescored) == (ids(b), [h.score for h in b.hits], b.rescored)
@@ -173,7 +176,7 @@ def test_many_queries_are_served_in_turns(gallery_path: Path, make_embeddings, m
     from chan_rt.runtime.gallery import rank
 
     queries = make_embeddings(99, 33)
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         whole = gallery.search(queries, k=3)
         monkeypatch.setattr(rank, "_ESTIMATE_BYTES", 16 * 30 * 7)
         for a, b in zip(whole, gallery.search(queries, k=3), strict=True):
@@ -189,7 +192,7 @@ def test_fast_search_measures_its_recall(tmp_path: Path, make_embeddings, make_s
     captions = make_embeddings(2, 60)
     with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
         writer.add([str(i) for i in range(1200)], rows)
-        with Gallery(tmp_path / "g") as gallery:
+        with Gallery.open(tmp_path / "g") as gallery:
             with pytest.raises(InputError, match="fast search is not prepared"):
                 gallery.search(captions, mode="fast")
             prepared = writer.prepare_fast(captions)
@@ -214,28 +217,28 @@ def test_fast_search_measures_its_recall(tmp_path: Path, make_embeddings, make_s
 
 
 def test_a_second_writer_is_told_and_readers_are_not_hindered(gallery_path: Path, make_embeddings) -> None:
-    with GalleryWriter(gallery_path):
+    with GalleryWriter.open(gallery_path):
         with pytest.raises(GalleryLocked, match="being written by another process"):
-            GalleryWriter(gallery_path)
-        with Gallery(gallery_path) as gallery:
+            GalleryWriter.open(gallery_path)
+        with Gallery.open(gallery_path) as gallery:
             assert len(gallery.search(make_embeddings(1, 1))[0].hits) == 10
-    GalleryWriter(gallery_path).close()
+    GalleryWriter.open(gallery_path).close()
 
 
 def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, make_settings) -> None:
     with pytest.raises(GalleryError, match="not a gallery; make one with: chan index"):
-        Gallery(tmp_path / "none")
+        Gallery.open(tmp_path / "none")
     with pytest.raises(GalleryError, match="not a gallery"):
-        GalleryWriter(tmp_path / "none")
+        GalleryWriter.open(tmp_path / "none")
     with pytest.raises(GalleryError, match="already exists and is not empty"):
         GalleryWriter.create(gallery_path, make_settings())
     with pytest.raises(GalleryError, match="made with another model"):
-        Gallery(gallery_path, model="x" * 64)
+        Gallery.open(gallery_path, model="x" * 64)
     with pytest.raises(InputError, match="kind must be one of images, captions, got 'videos'"):
         make_settings(kind="videos")
     with pytest.raises(InputError, match="fine must be one of"):
         make_settings(fine="int4")
-    with GalleryWriter(gallery_path) as writer, Gallery(gallery_path) as gallery:
+    with GalleryWriter.open(gallery_path) as writer, Gallery.open(gallery_path) as gallery:
         with pytest.raises(InputError, match="already in the gallery"):
             writer.add(["5"], make_embeddings(1, 1))
         with pytest.raises(InputError, match="ids: must be unique, got x"):
@@ -270,7 +273,7 @@ def test_a_newer_schema_is_refused(gallery_path: Path) -> None:
         catalogue.set_meta("schema", 3)
     catalogue.close()
     with pytest.raises(GalleryError, match="schema is 3, this version reads 2"):
-        Gallery(gallery_path)
+        Gallery.open(gallery_path)
 
 
 def test_segment_files_are_safetensors(gallery_path: Path) -> None:
@@ -293,7 +296,7 @@ def test_concurrent_queries_while_a_writer_appends(
     committed = [30]
 
     def append() -> None:
-        with GalleryWriter(gallery_path) as writer:
+        with GalleryWriter.open(gallery_path) as writer:
             for n in itertools.count():
                 if stop.is_set():
                     break
@@ -320,7 +323,7 @@ def test_concurrent_queries_while_a_writer_appends(
         except BaseException as error:
             failures.append(error)
 
-    with Gallery(gallery_path, threads=1) as gallery:
+    with Gallery.open(gallery_path, threads=1) as gallery:
         writing = threading.Thread(target=append)
         asking = [threading.Thread(target=ask, args=(queries // 8,)) for _ in range(8)]
         writing.start()
@@ -343,7 +346,7 @@ def test_opening_reads_no_vectors(gallery_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(Segment, "codes", refuse)
     monkeypatch.setattr(Segment, "fine", refuse)
-    Gallery(gallery_path).close()
+    Gallery.open(gallery_path).close()
 
 
 def test_clock_changes_do_not_matter(gallery_path: Path, monkeypatch, make_embeddings) -> None:
@@ -351,9 +354,9 @@ def test_clock_changes_do_not_matter(gallery_path: Path, monkeypatch, make_embed
 
     for now in (0.0, 4e9, 1.0):
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        with GalleryWriter(gallery_path) as writer:
+        with GalleryWriter.open(gallery_path) as writer:
             writer.add([f"at {now}"], make_embeddings(int(now) % 97, 1))
-    with Gallery(gallery_path) as gallery:
+    with Gallery.open(gallery_path) as gallery:
         assert [row.id for row in gallery.rows()][-3:] == ["at 0.0", "at 4000000000.0", "at 1.0"]
 
 

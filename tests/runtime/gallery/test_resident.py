@@ -445,19 +445,19 @@ def answers(gallery: Gallery, queries: Embeddings, **how: Any) -> list:
 
 def test_gallery_answers_as_on_the_cpu_through_changes(gallery_path: Path, make_embeddings, on_fake) -> None:
     queries = make_embeddings(99, 3)
-    with Gallery(gallery_path) as cpu, Gallery(gallery_path, device="cuda") as gpu:
+    with Gallery.open(gallery_path) as cpu, Gallery.open(gallery_path, device="cuda") as gpu:
         (device,) = on_fake
         assert gpu.info()["scan"] == "triton int8"
         assert answers(gpu, queries) == answers(cpu, queries)
         assert answers(gpu, queries, where={"even": True}) == answers(cpu, queries, where={"even": True})
         assert all(result.certified for result in gpu.search(queries, 4))
         before = device.copied_in
-        with GalleryWriter(gallery_path) as writer:
+        with GalleryWriter.open(gallery_path) as writer:
             writer.add(["new"], make_embeddings(50, 1), [{"n": 30, "even": True}])
             writer.delete(["3"])
         assert answers(gpu, queries) == answers(cpu, queries)
         scanned = device.copied_in - before
-        with GalleryWriter(gallery_path) as writer:
+        with GalleryWriter.open(gallery_path) as writer:
             writer.compact()
         assert answers(gpu, queries) == answers(cpu, queries)
         assert scanned < 10_000, "only the new segment is uploaded, not the gallery again"
@@ -467,7 +467,7 @@ def test_gallery_answers_as_on_the_cpu_through_changes(gallery_path: Path, make_
 
 
 def test_float16_gallery_says_that_nothing_is_proven(gallery_path: Path, make_embeddings, on_fake) -> None:
-    with Gallery(gallery_path, device="cuda", resident="float16") as gallery:
+    with Gallery.open(gallery_path, device="cuda", resident="float16") as gallery:
         (result,) = gallery.search(make_embeddings(99, 1), 4)
     assert not result.certified
     assert result.reason == "triton float16 chose the rows, and nothing proves its choice"
@@ -476,7 +476,7 @@ def test_float16_gallery_says_that_nothing_is_proven(gallery_path: Path, make_em
 @pytest.mark.skipif(INTERPRETED, reason="threads gain nothing")
 def test_threads_share_a_gallery(gallery_path: Path, make_embeddings, on_fake) -> None:
     queries = [make_embeddings(i, 2) for i in range(8)]
-    with Gallery(gallery_path) as cpu, Gallery(gallery_path, device="cuda") as gpu:
+    with Gallery.open(gallery_path) as cpu, Gallery.open(gallery_path, device="cuda") as gpu:
         expected = [answers(cpu, query) for query in queries]
         found: dict[int, list] = {}
         threads = [
@@ -510,15 +510,15 @@ def test_every_pooling_is_tested() -> None:
 
 def test_unknown_devices_and_precisions_are_refused(gallery_path: Path) -> None:
     with pytest.raises(InputError, match="device must be cpu or cuda, got 'tpu'"):
-        Gallery(gallery_path, device="tpu")
+        Gallery.open(gallery_path, device="tpu")
     with pytest.raises(InputError, match="resident must be one of int8, float16, got 'fp8'"):
-        Gallery(gallery_path, device="cuda", resident="fp8")
+        Gallery.open(gallery_path, device="cuda", resident="fp8")
 
 
 @pytest.mark.skipif(bool(examine_gpu().gpus), reason="there is a GPU")
 def test_without_a_gpu_the_error_says_so(gallery_path: Path) -> None:
     with pytest.raises(BackendError, match=r"device='cuda' cannot run here: no usable GPU: .*device='cpu'"):
-        Gallery(gallery_path, device="cuda")
+        Gallery.open(gallery_path, device="cuda")
 
 
 @pytest.mark.skipif(bool(examine_gpu().gpus), reason="there is a GPU")
@@ -549,7 +549,7 @@ def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_
         writer.delete(["0-3", "2-399"])
     build_kernels(tmp_path / "g", dim, pooling, precision, architecture(examine_gpu().gpus[0].capability))
     queries = [make_embeddings(9, 5, longest, dim=dim) for longest in (1, 12, 60, 100)]
-    with Gallery(tmp_path / "g") as cpu, Gallery(tmp_path / "g", device="cuda", resident=precision) as gpu:
+    with Gallery.open(tmp_path / "g") as cpu, Gallery.open(tmp_path / "g", device="cuda", resident=precision) as gpu:
         for query in queries:
             assert answers(gpu, query) == answers(cpu, query)
         scan = gpu._resident

@@ -68,14 +68,14 @@ def test_an_id_that_is_converted_lives_like_any_other(
         writer.add([given], make_embeddings(2, 1), [{"n": 2}], overwrite=True)
         assert writer.ids([given]) == {kept}
         writer.compact()
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         assert [row.id for row in gallery.rows()] == ["another", kept]
         assert gallery.verify() == []
         query = make_embeddings(9, 1)
         (result,) = gallery.search(query, ids=[given], where={"n": 2})
         assert [hit.id for hit in result.hits] == [kept]
         assert type(result.hits[0].id) is str
-    with GalleryWriter(tmp_path / "g") as writer:
+    with GalleryWriter.open(tmp_path / "g") as writer:
         writer.delete([given])
         assert writer.ids([given]) == set()
 
@@ -91,7 +91,7 @@ def test_an_id_without_a_lossless_form_is_refused_by_name(
             writer.add(["b", wrong], make_embeddings(2, 2))
         with pytest.raises(InputError, match=r"ids\[0\]: must be text"):
             writer.delete([wrong])
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         assert [row.id for row in gallery.rows()] == ["a"]
         with pytest.raises(InputError, match=r"ids\[1\]: must be text"):
             gallery.search(query, ids=["a", wrong])
@@ -169,7 +169,7 @@ def test_embeddings_of_the_other_kind_are_refused(tmp_path: Path, make_embedding
         with pytest.raises(InputError, match="embeddings: must be of this gallery's images, got captions"):
             writer.add(["a"], captions)
         writer.add(["a"], images)
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         with pytest.raises(InputError, match="a gallery of images is searched with captions, got images"):
             gallery.search(images)
         assert len(gallery.search(captions)[0].hits) == 1

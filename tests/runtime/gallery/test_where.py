@@ -82,7 +82,7 @@ def test_a_search_finds_exactly_the_rows_that_pass(tmp_path: Path, make_embeddin
         writer.add([str(n) for n in range(3)], make_embeddings(1, 3), ROWS[:3])
         writer.add([str(n) for n in range(3, 6)], make_embeddings(2, 3), ROWS[3:])
     query = make_embeddings(9, 1)
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         for where, passing in CASES + CASES:  # twice: the second time from the masks that are kept
             (result,) = gallery.search(query, 10, where=where)
             assert sorted(int(hit.id) for hit in result.hits) == passing
@@ -129,10 +129,10 @@ def test_a_deep_filter_is_refused() -> None:
 def test_a_key_that_no_row_has_is_named(tmp_path: Path, make_embeddings, make_settings) -> None:
     query = make_embeddings(9, 1)
     with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
-        with Gallery(tmp_path / "g") as gallery:
+        with Gallery.open(tmp_path / "g") as gallery:
             assert gallery.search(query, where={"year": 1})[0].reason == "no row passes the filter"
         writer.add(["a"], make_embeddings(1, 1), [{"year": 2020}])
-    with Gallery(tmp_path / "g") as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         with pytest.raises(InputError, match="no row has the key 'yaer'; keys are 'year'"):
             gallery.search(query, where={"yaer": 2020})
         assert len(gallery.search(query, where={"$or": [{"year": 2020}, {"yaer": {"$exists": True}}]})[0].hits) == 1

@@ -1,0 +1,56 @@
+"""What a search of a gallery returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mode = Literal["exact", "fast"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One row found.
+
+    Attributes:
+        id, metadata: as they were added.
+        score: float64, from the fine copy.
+        word_regions: int32 [W], for each word of the caption (the query, or this hit) the region it chose.
+        word_scores: float32 [W], that region's similarity with the word.
+    """
+
+    id: str
+    score: float
+    metadata: Mapping[str, Any]
+    word_regions: NDArray[np.int32]
+    word_scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The answer to one query.
+
+    Attributes:
+        hits: best first, ties by order of addition.
+        mode: `exact` or `fast`, as it was carried out (fast falls back to exact in small galleries).
+        certified: whether this is proven to be the top k of scoring every row's fine copy in float64.
+        reason: why it is certified, or why not.
+        rows: rows that could have been found.
+        rescored: rows that were scored again from the fine copy.
+    """
+
+    hits: tuple[Hit, ...]
+    mode: Mode
+    certified: bool
+    reason: str
+    rows: int
+    rescored: int
+
+    @property
+    def rescored_share(self) -> float:
+        """rescored / rows; 0 where there were no rows."""
+        return self.rescored / self.rows if self.rows else 0.0
