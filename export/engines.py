@@ -23,15 +23,16 @@ from typing import Any
 
 from filelock import FileLock
 
+from ..runtime.backends.engine_staleness import why_unusable
 from ..runtime.backends.sidecar import (
     ENGINES,
     FLAVORS,
     PORTABLE_GPU,
+    Engine,
     EngineRecord,
     Flavor,
     Profile,
     host_os,
-    read_record,
     stem,
 )
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
@@ -184,8 +185,8 @@ def build_engine(
         replaced = None
         if sidecar.exists():
             try:
-                record = read_record(sidecar)
-                replaced = record.misfit(path, spec.sha256, target.version, target.os)
+                record = EngineRecord.from_file(sidecar)
+                replaced = why_unusable(Engine(path, record), spec.sha256, target.version, target.os)
                 if record.key != key:
                     replaced = "its sidecar belongs to another engine"
             except EngineError as error:

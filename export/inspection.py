@@ -9,7 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..runtime.backends.sidecar import here_capability, host_os, installed_version, read_record, records
+from ..runtime.backends.engine_staleness import capability_here, why_unusable_here
+from ..runtime.backends.sidecar import Engine, EngineRecord, read_sidecars
 from ..runtime.contract import MANIFEST, Manifest, TensorSpec, sha256_file
 from ..runtime.errors import BundleError, EngineError, InputError
 
@@ -54,16 +55,14 @@ def inspect_bundle(bundle: Path) -> dict[str, Any]:
                 }
             )
     engines: list[dict[str, Any]] = []
-    broken = []
-    capability = here_capability()
-    for path, record in records(bundle):
-        if isinstance(record, EngineError):
-            broken.append(str(record))
-            continue
+    sidecars = read_sidecars(bundle)
+    capability = capability_here()
+    for engine in sidecars.engines:
+        record = engine.record
         spec_here = manifest.graphs.get(record.graph, {}).get(record.precision)
         known = spec_here.sha256 if spec_here is not None else "no such graph any more"
-        problem = record.misfit(path, known, installed_version(record.flavor), host_os(), capability)
-        engines.append({"file": path.name, "problem": problem, **_engine_summary(asdict(record))})
+        problem = why_unusable_here(engine, known, capability)
+        engines.append({"file": engine.path.name, "problem": problem, **_engine_summary(asdict(record))})
     return {
         "kind": "bundle",
         "model": dict(manifest.model),
@@ -73,7 +72,7 @@ def inspect_bundle(bundle: Path) -> dict[str, Any]:
         "parity": dict(manifest.parity),
         "graphs": graphs,
         "engines": engines,
-        "broken": broken,
+        "broken": [str(error) for error in sidecars.unreadable],
     }
 
 
@@ -82,9 +81,9 @@ def inspect_engine(path: Path) -> dict[str, Any]:
     sidecar = path.with_suffix(SIDECAR)
     if not sidecar.exists():
         raise EngineError(f"{path} has no sidecar {sidecar.name}: it was not built by chan build, or never finished")
-    record = read_record(sidecar)
-    problem = record.misfit(path, None, installed_version(record.flavor), host_os(), here_capability())
-    kinds = Counter((layer["type"], layer["precision"]) for layer in record.layers.get("each", []))
+    record = EngineRecord.from_file(sidecar)
+    problem = why_unusable_here(Engine(path, record), None, capability_here())
+    kinds = Counter((layer["type"], layer["precision"]) for layer in record.layers["each"])
     by_type = [
         {"type": kind, "precision": precision, "count": count} for (kind, precision), count in kinds.most_common()
     ]

@@ -32,7 +32,7 @@ from ...chan_ref.checkpoint import WEIGHTS
 from ...chan_ref.checkpoint import load as load_checkpoint
 from ...chan_ref.config import ModelConfig
 from ...runtime.backends import BACKENDS, ENGINE_BACKENDS
-from ...runtime.backends.sidecar import records
+from ...runtime.backends.sidecar import Sidecars, read_sidecars
 from ...runtime.contract import PRECISIONS, Manifest, sha256_file, write_manifest
 from ...runtime.doctor import examine_backend
 from ...runtime.errors import BackendError, ChanError, ParityError
@@ -187,7 +187,8 @@ def check_parity(
     manifest = Manifest.load(bundle)
     source = load_checkpoint(checkpoint)
     _check_same_model(manifest, source.model.config, f"{checkpoint} and {bundle}")
-    planned = plan_stages(bundle, manifest, backends, precisions)
+    sidecars = read_sidecars(bundle)
+    planned = plan_stages(bundle, manifest, sidecars, backends, precisions)
     tolerances = {stage: load_tolerances(*stage) for stage in planned}
     stages = []
     with tempfile.TemporaryDirectory(prefix="chan-parity-") as scratch:
@@ -219,12 +220,12 @@ def check_parity(
         sample=sample.source,
         reference=reference.recalls,
         stages=tuple(stages),
-        notes=_notes(manifest, reference, sample),
+        notes=_notes(manifest, reference, sample, sidecars),
     )
 
 
 def plan_stages(
-    bundle: Path, manifest: Manifest, backends: Sequence[str], precisions: Sequence[str]
+    bundle: Path, manifest: Manifest, sidecars: Sidecars, backends: Sequence[str], precisions: Sequence[str]
 ) -> list[tuple[str, str]]:
     """Which backends to check at which precisions, see `check_parity`."""
     for name in backends:
@@ -234,8 +235,8 @@ def plan_stages(
     for precision in precisions:
         for graph in COMPARED:
             manifest.resolve(graph, precision)  # says what the bundle has instead
-    built = {(record.flavor, record.precision) for _, record in records(bundle)}
-    planned = [
+    built = {(engine.record.flavor, engine.record.precision) for engine in sidecars.engines}
+    planned: list[tuple[str, str]] = [
         (backend, precision)
         for backend in backends or ("onnxruntime", *ENGINE_BACKENDS)
         for precision in exported
@@ -318,11 +319,12 @@ def _cannot_run(backend: str) -> str | None:
     return None if report.runs else report.problem or "this machine cannot run it"
 
 
-def _notes(manifest: Manifest, reference: Reference, sample: Sample) -> tuple[str, ...]:
-    if "backbone" not in manifest.graphs or reference.backbone is not None:
-        return ()
-    why = "its torch network was not given" if sample.pictures else "the data has no pictures"
-    return (f"the backbone was not checked: {why}",)
+def _notes(manifest: Manifest, reference: Reference, sample: Sample, sidecars: Sidecars) -> tuple[str, ...]:
+    notes = [f"an engine whose sidecar is unreadable: {error}" for error in sidecars.unreadable]
+    if "backbone" in manifest.graphs and reference.backbone is None:
+        why = "its torch network was not given" if sample.pictures else "the data has no pictures"
+        notes.append(f"the backbone was not checked: {why}")
+    return tuple(notes)
 
 
 def _check_same_model(manifest: Manifest, config: ModelConfig, which: str) -> None:

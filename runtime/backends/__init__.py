@@ -20,9 +20,19 @@ import numpy as np
 from ..contract import GraphSpec, Manifest, verified
 from ..errors import BackendError, ChanError, InputError
 from .base import Array, Backend, check_feeds
-from .sidecar import find_engine
+from .engine_staleness import find_engine
 
-__all__ = ["BACKENDS", "Array", "Backend", "check_feeds", "open_backend", "open_graph", "open_graphs", "try_out"]
+__all__ = [
+    "BACKENDS",
+    "Array",
+    "Backend",
+    "check_feeds",
+    "find_engine",
+    "open_backend",
+    "open_graph",
+    "open_graphs",
+    "try_out",
+]
 
 # In the order `auto` tries them. name -> module of this package that defines open_file(file, spec, threads) -> Backend.
 BACKENDS: Mapping[str, str] = {

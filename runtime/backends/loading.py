@@ -11,6 +11,7 @@ from typing import Any
 
 from ..contract import GraphSpec
 from ..errors import BackendError, EngineError
+from .engine_staleness import why_foreign_to_gpu
 from .sidecar import EngineRecord, Flavor
 
 
@@ -25,7 +26,7 @@ def load_library(flavor: Flavor, record: EngineRecord) -> Any:
     report = examine_backend(flavor, gpu)
     if not report.runs:
         raise BackendError(f"{flavor} cannot run here: {report.problem}; {report.remedy}")
-    reason = record.misfit_gpu(gpu.gpus[0].capability)
+    reason = why_foreign_to_gpu(record, gpu.gpus[0].capability)
     if record.flavor != flavor:
         reason = f"it is an engine of {record.flavor}"
     if reason is not None:

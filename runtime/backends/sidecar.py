@@ -1,4 +1,4 @@
-"""An engine's sidecar: what was built, from what and for where; and every check made before such an engine is used.
+"""An engine's sidecar: what was built, from what and for where. `engine_staleness` judges whether it may be used.
 
 BUNDLE/engines/GRAPH.PRECISION.FLAVOR.KEY.engine has beside it a .json of the same name. The sidecar is written last, so
 an engine without one was never finished. Reading sidecars loads neither TensorRT nor anything of the export side.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
-from ..contract import Manifest, sha256_file
-from ..errors import EngineError
+from ..errors import EngineError, InputError
+from ..strict_json import MAX_INTEGER, decode, parse_json, read_json, show
 
 SIDECAR_SCHEMA = 1
 ENGINES = "engines"
@@ -35,6 +35,12 @@ class InputRange:
     opt: tuple[int, ...]
     max: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise EngineError(f"a profile's shapes must be of one rank, got {self.min}, {self.opt}, {self.max}")
+        if not all(0 <= a <= b <= c <= MAX_INTEGER for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
+            raise EngineError(f"a profile must satisfy 0 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether `shape` lies within the range, axis by axis."""
         return len(shape) == len(self.min) and all(
@@ -43,6 +49,34 @@ class InputRange:
 
 
 Profile = Mapping[str, InputRange]  # by input name
+
+
+class Layer(TypedDict):
+    """One layer of an engine: its name, its kind and the precision it computes in."""
+
+    name: str
+    type: str
+    precision: str
+
+
+class Layers(TypedDict):
+    """What an engine consists of.
+
+    source: "engine inspector" or "build log"; by_precision and matrix: how many layers, and how many matrix products,
+    compute in each precision; each: every layer.
+    """
+
+    source: str
+    by_precision: dict[str, int]
+    matrix: dict[str, int]
+    each: list[Layer]
+
+
+class Memory(TypedDict, total=False):
+    """Bytes of an engine's weights, and of its activations for each profile."""
+
+    weight_bytes: int
+    activation_bytes: list[int]
 
 
 @dataclass(frozen=True)
@@ -59,15 +93,15 @@ class EngineRecord:
         engine_sha256, engine_bytes: of the engine file.
         profiles: in the engine's order.
         options: of the builder.
-        layers: source of the reading ("engine inspector" or "build log"), counts by precision, and each layer.
-        memory: bytes of weights and activations, where the builder told.
+        layers: as read back from the engine.
+        memory: empty where the builder did not report it.
         build_seconds: wall time of the build.
     """
 
     key: str
     graph: str
     precision: str
-    flavor: str
+    flavor: Flavor
     version: str
     gpu: str
     os: str
@@ -76,8 +110,8 @@ class EngineRecord:
     engine_bytes: int
     profiles: tuple[Profile, ...]
     options: Mapping[str, Any]
-    layers: Mapping[str, Any]
-    memory: Mapping[str, Any]
+    layers: Layers
+    memory: Memory
     build_seconds: float
 
     @property
@@ -93,65 +127,48 @@ class EngineRecord:
     def from_json(cls, text: str) -> EngineRecord:
         """Read `to_json`'s text; EngineError says what does not fit."""
         try:
-            raw = json.loads(text)
-            schema = raw.pop("schema")
-            if schema != SIDECAR_SCHEMA:
-                raise EngineError(f"the sidecar's schema is {schema!r}, this version reads {SIDECAR_SCHEMA}")
-            raw["profiles"] = tuple(profile_from_json(profile) for profile in raw["profiles"])
-            return cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EngineError(f"the sidecar cannot be understood: {error!r}") from error
+            return cls._from_parsed(parse_json(text))
+        except InputError as error:
+            raise EngineError(f"the sidecar cannot be understood: {error}") from error
 
-    def misfit(
-        self,
-        path: Path,
-        onnx_sha256: str | None,
-        version: str | None,
-        os: str,
-        capability: tuple[int, int] | None = None,
-    ) -> str | None:
-        """Why the engine at `path` must not be used here, or None.
+    @classmethod
+    def from_file(cls, path: Path) -> EngineRecord:
+        """Read a sidecar file; EngineError names it."""
+        try:
+            return cls._from_parsed(read_json(path))
+        except InputError as error:
+            raise EngineError(f"{path}: the sidecar cannot be understood: {error}") from error
+        except (OSError, EngineError) as error:
+            raise EngineError(f"{path}: {error}") from error
 
-        Args:
-            path: the engine file.
-            onnx_sha256: of the graph it should have been built from; None leaves that check out.
-            version: of the library installed here, None where there is none.
-            os: as `host_os` says.
-            capability: compute capability of the GPU here; None where there is none.
-        """
-        if onnx_sha256 is not None and self.onnx_sha256 != onnx_sha256:
-            return "it is stale: the bundle's graph changed since it was built"
-        if version is None:
-            return f"{self.flavor} is not installed: pip install 'chan-rt[{EXTRA[self.flavor]}]'"
-        if self.version != version and not (self.options.get("version_compatible") and _newer(version, self.version)):
-            return f"it is foreign: built by {self.flavor} {self.version}, installed is {version}"
-        if self.os != os:
-            return f"it is foreign: built on {self.os}, this is {os}"
-        if capability is not None and (reason := self.misfit_gpu(capability)) is not None:
-            return reason
-        if not path.is_file():
-            return "its engine file is missing"
-        if path.stat().st_size != self.engine_bytes:
-            return f"it is truncated: {path.stat().st_size} bytes, the sidecar says {self.engine_bytes}"
-        if sha256_file(path) != self.engine_sha256:
-            return "it is corrupt: its sha256 is not the sidecar's"
-        return None
-
-    def misfit_gpu(self, capability: tuple[int, int]) -> str | None:
-        """Why the engine cannot run on a GPU of this compute capability, or None."""
-        major, minor = capability
-        if self.gpu == PORTABLE_GPU:
-            return None if capability >= (8, 0) else f"it needs compute capability 8.0 or newer, got {major}.{minor}"
-        here = f"sm_{major}{minor}"
-        return None if self.gpu == here else f"it is foreign: built for {self.gpu}, this GPU is {here}"
+    @classmethod
+    def _from_parsed(cls, raw: object) -> EngineRecord:
+        fields = dict(decode(dict[str, Any], raw, "sidecar"))
+        schema = fields.pop("schema", None)
+        if type(schema) is not int or schema != SIDECAR_SCHEMA:
+            raise EngineError(f"the sidecar's schema is {show(schema)}, this version reads {SIDECAR_SCHEMA}")
+        return decode(cls, fields, "sidecar")
 
 
-def profile_from_json(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, InputRange]:
-    """Rebuild a profile from plain lists."""
-    return {
-        name: InputRange(tuple(shapes["min"]), tuple(shapes["opt"]), tuple(shapes["max"]))
-        for name, shapes in raw.items()
-    }
+@dataclass(frozen=True)
+class Engine:
+    """An engine file with what its sidecar says of it."""
+
+    path: Path
+    record: EngineRecord
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """The sidecars of a bundle.
+
+    Attributes:
+        engines: those that can be read, the newest first.
+        unreadable: why each of the others cannot be read.
+    """
+
+    engines: tuple[Engine, ...]
+    unreadable: tuple[EngineError, ...]
 
 
 def stem(graph: str, precision: str, flavor: str, key: str) -> str:
@@ -174,63 +191,18 @@ def installed_version(flavor: str) -> str | None:
     return None
 
 
-def read_record(path: Path) -> EngineRecord:
-    """Read one sidecar file; EngineError names the file."""
-    try:
-        return EngineRecord.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, EngineError) as error:
-        raise EngineError(f"{path}: {error}") from error
-
-
-def records(bundle: str | Path, pattern: str = "*") -> Iterator[tuple[Path, EngineRecord | EngineError]]:
-    """Every finished engine of a bundle with its sidecar, or with why that cannot be read; the newest first.
+def read_sidecars(bundle: str | Path, pattern: str = "*") -> Sidecars:
+    """Read every sidecar of a bundle.
 
     Args:
         bundle: the bundle's folder.
-        pattern: what the sidecar's name must match but for its suffix.
+        pattern: what a sidecar's name must match, without its suffix.
     """
+    engines, unreadable = [], []
     found = (Path(bundle) / ENGINES).glob(f"{pattern}.json")
-    for path in sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path.name)):
+    for path in sorted(found, key=lambda path: (-path.lstat().st_mtime_ns, path.name)):
         try:
-            yield path.with_suffix(".engine"), read_record(path)
+            engines.append(Engine(path.with_suffix(".engine"), EngineRecord.from_file(path)))
         except EngineError as error:
-            yield path.with_suffix(".engine"), error
-
-
-def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> Path:
-    """The newest engine of a bundle's graph that may be used here, its bytes verified.
-
-    Raises:
-        BundleError: the bundle has no such graph at that precision.
-        EngineError: there is no usable engine; says why each candidate is not one, and the command that builds one.
-    """
-    spec = Manifest.load(bundle).graph(graph, precision)
-    version, os, capability = installed_version(flavor), host_os(), here_capability()
-    reasons = []
-    for path, record in records(bundle, stem(graph, precision, flavor, "*")):
-        if isinstance(record, EngineError):
-            reasons.append(str(record))
-            continue
-        reason = record.misfit(path, spec.sha256, version, os, capability)
-        if reason is None:
-            return path
-        reasons.append(f"{path.name}: {reason}")
-    command = f"chan build {bundle} --backend {flavor} --precision {precision} --graph {graph}"
-    raise EngineError("; ".join([f"no usable {flavor} engine of {graph} at {precision}", *reasons, f"run: {command}"]))
-
-
-def here_capability() -> tuple[int, int] | None:
-    """Compute capability of the first GPU, which engines run on; None where there is none."""
-    from ..gpu import examine_gpu
-
-    gpus = examine_gpu().gpus
-    return gpus[0].capability if gpus else None
-
-
-def _newer(version: str, built_by: str) -> bool:
-    """Whether `version` may load a version-compatible engine of `built_by`: not older."""
-
-    def numbers(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split(".") if part.isdigit())
-
-    return numbers(version) >= numbers(built_by)
+            unreadable.append(error)
+    return Sidecars(tuple(engines), tuple(unreadable))

@@ -18,9 +18,10 @@ from ..errors import BackendError, EngineError, TensorError
 from .base import Array, Backend, Feeds, check_feeds
 from .buckets import cut, splittable, symbol_ranges, union
 from .device import CudaDevice, Device
+from .engine_staleness import find_engine
 from .lane import Lane, shape_of
 from .loading import RuntimeCache, check_engine, context_maker, load_engine, load_library
-from .sidecar import Flavor, find_engine, read_record
+from .sidecar import EngineRecord, Flavor
 
 __all__ = ["TensorRTBackend", "find_engine", "open_file"]
 
@@ -68,7 +69,7 @@ class TensorRTBackend(Backend):
             raise BackendError(f"contexts must be positive, got {contexts}")
         self.name = flavor
         self.spec = spec
-        self.record = read_record(engine_path.with_suffix(".json"))
+        self.record = EngineRecord.from_file(engine_path.with_suffix(".json"))
         self._log: list[str] = []
         self._cache: RuntimeCache | None = None
         if self.record.onnx_sha256 != spec.sha256:

@@ -11,8 +11,8 @@ import pytest
 from chan_rt.bench.engine_scan import EngineScan
 from chan_rt.bench.resident_engine import GRAPH, PRECISION, build_resident_engine
 from chan_rt.export.alignment import best_images
+from chan_rt.runtime.backends import find_engine
 from chan_rt.runtime.backends.fake import FakeDevice
-from chan_rt.runtime.backends.sidecar import find_engine
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec
 from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.errors import InputError, TensorError

@@ -68,6 +68,24 @@ def test_a_bundle_of_other_weights_exits_with_1(world: Path) -> None:
     assert raw["stages"][0]["checks"][1]["misses"]
 
 
+@pytest.mark.parametrize(
+    "content", ['{"schema": 1}', "[" * 100_000, "[]", "{", '{"schema": true}', '{"schema": 1, "graph": "\\u0000"}', ""]
+)
+def test_an_unreadable_sidecar_is_listed_and_stops_no_command(world: Path, tmp_path: Path, content: str) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(world / "bundle", bundle)
+    sidecar = bundle / "engines/region_encoder.fp32.tensorrt_rtx.abc.json"
+    sidecar.parent.mkdir()
+    sidecar.write_text(content)
+    arguments = ["--checkpoint", str(world / "checkpoint"), "--data", str(world / "data")]
+    found = CliRunner().invoke(main, ["parity", str(bundle), *arguments])
+    assert found.exit_code == 0, found.output
+    assert f"Not checked: an engine whose sidecar is unreadable: {sidecar}: " in found.stdout
+    shown = CliRunner().invoke(main, ["inspect", str(bundle)])
+    assert shown.exit_code == 0, shown.output
+    assert f"{sidecar}: the sidecar" in shown.stdout
+
+
 def test_errors_are_one_line(world: Path, tmp_path: Path) -> None:
     status, output = run(world, "--precision", "fp16")
     assert status == 1

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from chan_rt.demo import __main__ as tour
 from chan_rt.demo import steps
-from chan_rt.runtime.backends.sidecar import records
+from chan_rt.runtime.backends.sidecar import read_sidecars
 from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.gallery import Gallery
 
@@ -89,7 +89,7 @@ def test_a_rerun_keeps_scenes_bundle_and_engines(toured: tuple[Path, Result], mo
     monkeypatch.setattr(steps, "export_bundle", again)
     assert steps.draw_scenes(out / "data", SCENES, quiet) is False
     assert steps.export(bundle, quiet) is False
-    assert len(list(records(bundle))) == 1, "the engine is still there"
+    assert len(read_sidecars(bundle).engines) == 1, "the engine is still there"
     assert not list(out.glob(".*fresh*"))
 
 

@@ -25,8 +25,9 @@ from chan_rt.export.engine_layers import check_precision, from_build_log, from_i
 from chan_rt.export.engines import BuildOptions, build_engine, find_target, plan
 from chan_rt.runtime.backends import open_backend, open_graph
 from chan_rt.runtime.backends.device import CudaDevice
+from chan_rt.runtime.backends.engine_staleness import find_engine
 from chan_rt.runtime.backends.lane import shape_of
-from chan_rt.runtime.backends.sidecar import FLAVORS, InputRange, find_engine, read_record
+from chan_rt.runtime.backends.sidecar import FLAVORS, EngineRecord, InputRange
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
 from chan_rt.runtime.doctor import examine
@@ -143,7 +144,7 @@ def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle:
     for graph in ("region_encoder", "hard_alignment"):
         for precision in PRECISIONS:
             path = find_engine(bundle, graph, precision, "tensorrt_rtx")
-            record = read_record(path.with_suffix(".json"))
+            record = EngineRecord.from_file(path.with_suffix(".json"))
             assert record.layers["source"] == "build log"
             assert bool(record.layers["by_precision"].get("Half")) == (precision == "fp16")
             if graph == "region_encoder":  # the alignment's product is so small that it became element-wise work
@@ -296,18 +297,20 @@ def test_of_engines_for_several_gpus_the_one_for_this_gpu_is_found(
     bundle: Path, build: Callable[..., engines.BuiltEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = build()
-    record = read_record(built.path.with_suffix(".json"))
+    record = EngineRecord.from_file(built.path.with_suffix(".json"))
     for number, gpu in enumerate(("sm_80", "sm_90")):
         made = replace(record, key=str(number) * 64, flavor="tensorrt", gpu=gpu)
         path = built.path.with_name(f"{made.stem}.engine")
         shutil.copy(built.path, path)
         path.with_suffix(".json").write_text(made.to_json())
-    monkeypatch.setattr("chan_rt.runtime.backends.sidecar.installed_version", lambda flavor: record.version)
+    monkeypatch.setattr("chan_rt.runtime.backends.engine_staleness.installed_version", lambda flavor: record.version)
 
     def on(capability: tuple[int, int]) -> str:
         gpus = (Gpu("a GPU", capability, 1 << 30),)
         monkeypatch.setattr("chan_rt.runtime.gpu.examine_gpu", lambda: GpuReport(gpus))
-        return read_record(find_engine(bundle, "region_encoder", "fp16", "tensorrt").with_suffix(".json")).gpu
+        return EngineRecord.from_file(
+            find_engine(bundle, "region_encoder", "fp16", "tensorrt").with_suffix(".json")
+        ).gpu
 
     assert [on((8, 0)), on((9, 0))] == ["sm_80", "sm_90"]
     with pytest.raises(EngineError, match=r"built for sm_90, this GPU is sm_89.*built for sm_80, this GPU is sm_89"):

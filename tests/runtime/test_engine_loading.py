@@ -27,7 +27,7 @@ RECORD = EngineRecord(
     engine_bytes=0,
     profiles=(),
     options={},
-    layers={},
+    layers={"source": "build log", "by_precision": {}, "matrix": {}, "each": []},
     memory={},
     build_seconds=0.0,
 )

@@ -255,7 +255,7 @@ def make(tmp_path: Path) -> Callable[..., tuple[TensorRTBackend, FakeDevice, Fak
             engine_bytes=0,
             profiles=tuple(profiles),
             options={},
-            layers={},
+            layers={"source": "build log", "by_precision": {}, "matrix": {}, "each": []},
             memory={},
             build_seconds=0.0,
         )

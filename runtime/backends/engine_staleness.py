@@ -1,0 +1,97 @@
+"""Whether an engine may be used here: not stale, not foreign to this library, system and GPU, and its bytes intact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..contract import Manifest, sha256_file
+from ..errors import EngineError
+from .sidecar import EXTRA, PORTABLE_GPU, Engine, EngineRecord, host_os, installed_version, read_sidecars, stem
+
+
+def why_unusable(
+    engine: Engine,
+    onnx_sha256: str | None,
+    version: str | None,
+    os: str,
+    capability: tuple[int, int] | None = None,
+) -> str | None:
+    """Why an engine must not be used here, or None.
+
+    Args:
+        engine: the file and its sidecar.
+        onnx_sha256: of the graph it should have been built from; None leaves that check out.
+        version: of the library installed here, None where there is none.
+        os: as `host_os` returns it.
+        capability: compute capability of the GPU here; None where there is none.
+    """
+    record, path = engine.record, engine.path
+    if onnx_sha256 is not None and record.onnx_sha256 != onnx_sha256:
+        return "it is stale: the bundle's graph changed since it was built"
+    if version is None:
+        return f"{record.flavor} is not installed: pip install 'chan-rt[{EXTRA[record.flavor]}]'"
+    if record.version != version and not (record.options.get("version_compatible") and _newer(version, record.version)):
+        return f"it is foreign: built by {record.flavor} {record.version}, installed is {version}"
+    if record.os != os:
+        return f"it is foreign: built on {record.os}, this is {os}"
+    if capability is not None and (reason := why_foreign_to_gpu(record, capability)) is not None:
+        return reason
+    if not path.is_file():
+        return "its engine file is missing"
+    if path.stat().st_size != record.engine_bytes:
+        return f"it is truncated: {path.stat().st_size} bytes, the sidecar says {record.engine_bytes}"
+    if sha256_file(path) != record.engine_sha256:
+        return "it is corrupt: its sha256 is not the sidecar's"
+    return None
+
+
+def why_unusable_here(engine: Engine, onnx_sha256: str | None, capability: tuple[int, int] | None) -> str | None:
+    """`why_unusable` for this machine's libraries and operating system; `capability` from `capability_here`."""
+    return why_unusable(engine, onnx_sha256, installed_version(engine.record.flavor), host_os(), capability)
+
+
+def why_foreign_to_gpu(record: EngineRecord, capability: tuple[int, int]) -> str | None:
+    """Why an engine cannot run on a GPU of this compute capability, or None."""
+    major, minor = capability
+    if record.gpu == PORTABLE_GPU:
+        return None if capability >= (8, 0) else f"it needs compute capability 8.0 or newer, got {major}.{minor}"
+    here = f"sm_{major}{minor}"
+    return None if record.gpu == here else f"it is foreign: built for {record.gpu}, this GPU is {here}"
+
+
+def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> Path:
+    """The newest engine of a bundle's graph that may be used here, its bytes verified.
+
+    Raises:
+        BundleError: the bundle has no such graph at that precision.
+        EngineError: no engine is usable; the message gives the reason for each and the command that builds one.
+    """
+    spec = Manifest.load(bundle).graph(graph, precision)
+    sidecars = read_sidecars(bundle, stem(graph, precision, flavor, "*"))
+    capability = capability_here()
+    reasons = []
+    for engine in sidecars.engines:
+        reason = why_unusable_here(engine, spec.sha256, capability)
+        if reason is None:
+            return engine.path
+        reasons.append(f"{engine.path.name}: {reason}")
+    reasons += map(str, sidecars.unreadable)
+    command = f"chan build {bundle} --backend {flavor} --precision {precision} --graph {graph}"
+    raise EngineError("; ".join([f"no usable {flavor} engine of {graph} at {precision}", *reasons, f"run: {command}"]))
+
+
+def capability_here() -> tuple[int, int] | None:
+    """Compute capability of the first GPU, which engines run on; None where there is none."""
+    from ..gpu import examine_gpu
+
+    gpus = examine_gpu().gpus
+    return gpus[0].capability if gpus else None
+
+
+def _newer(version: str, built_by: str) -> bool:
+    """Whether `version` may load a version-compatible engine of `built_by`: not older."""
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+    return numbers(version) >= numbers(built_by)
