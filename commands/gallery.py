@@ -76,18 +76,18 @@ def verify(gallery: Path) -> None:
 @click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), help="If it was moved.")
 def prepare(gallery: Path, queries: Path | None, bundle: Path | None) -> None:
     """Fit the fast scan to the gallery as it is now, and measure its recall."""
-    from ..runtime.gallery import Gallery, GalleryWriter
-    from .gallery_sources import read_lines
-    from .search import open_matcher
+    from ..runtime.gallery import GalleryWriter
+    from ..runtime.session import open_matcher
+    from ..runtime.sources import read_lines
+    from .index import describe_fast
 
-    embeddings = None
-    if queries is not None:
-        with Gallery.open(gallery) as opened, open_matcher(opened, bundle, "auto", None) as matcher:
-            embeddings = matcher.encode_texts(read_lines(queries))
     with GalleryWriter.open(gallery) as writer:
+        embeddings = None
+        if queries is not None:
+            with open_matcher(writer, bundle) as matcher:
+                embeddings = matcher.encode_texts(read_lines(queries))
         fast = writer.prepare_fast(embeddings)
-    recall = "not measured (give --queries)" if fast.recall is None else f"{fast.recall:.4f} of the exact top {fast.k}"
-    click.echo(f"fast search: rescores {fast.share:.0%} of the rows, recall {recall}, {fast.queries} held-out queries")
+    click.echo(describe_fast(fast))
 
 
 @command.command("kernel")

@@ -1,35 +1,16 @@
-"""What `chan index` and `chan search` can encode: pictures, a data folder's images or captions, lines of text."""
+"""What `chan index` can encode: pictures, a data folder's images or captions, lines of text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..chan_ref.data import PrecompSplit
-from ..runtime.embeddings import Embeddings
 from ..runtime.errors import InputError
 from ..runtime.matcher import Matcher
-from ..runtime.pictures.load import find_pictures
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows that can be encoded.
-
-    Attributes:
-        ids: of the rows, unique.
-        metadata: of each row.
-        encode: a matcher and row numbers -> their embeddings.
-        queries: captions that belong to image rows, to measure fast search with; empty where there are none.
-    """
-
-    ids: list[str]
-    metadata: list[dict[str, Any]]
-    encode: Callable[[Matcher, Sequence[int]], Embeddings]
-    queries: list[str]
+from ..runtime.sources import Encoded, Source, caption_encoder, each_row, picture_source, text_source
 
 
 def open_source(paths: Sequence[Path], split: str = "test", *, captions: bool = False) -> Source:
@@ -43,18 +24,7 @@ def open_source(paths: Sequence[Path], split: str = "test", *, captions: bool = 
         if len(paths) > 1:
             raise InputError(f"sources: a data folder must stand alone, got {len(paths)} sources")
         return _data_captions(data[0], split) if captions else _data_images(data[0], split)
-    return _text_lines(paths) if captions else pictures(paths)
-
-
-def pictures(paths: Sequence[Path]) -> Source:
-    """Picture files, and folders of them; a row's id is its path."""
-    files = [path.resolve() for path in find_pictures(paths)]
-    return Source(
-        ids=[str(file) for file in files],
-        metadata=[{"path": str(file)} for file in files],
-        encode=lambda matcher, rows: matcher.encode_pictures([files[row] for row in rows]),
-        queries=[],
-    )
+    return text_source(paths) if captions else picture_source(paths)
 
 
 def _is_data(path: Path) -> bool:
@@ -75,46 +45,34 @@ def _data_images(path: Path, split: str) -> Source:
             metadata[-1]["image_id"] = data.image_ids[row]
             if data.image_ids[row] in names:
                 metadata[-1]["path"] = names[data.image_ids[row]]
+    ids = [f"{split}/{row}" for row in range(data.num_images)]
+    encode_rows = each_row(ids, lambda matcher, rows: matcher.encode_images(*data.regions(rows)))
+
+    def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
+        data.check_width(matcher.manifest.region_dim, "the bundle")
+        return encode_rows(matcher, rows)
+
     return Source(
-        ids=[f"{split}/{row}" for row in range(data.num_images)],
+        "images",
+        ids=ids,
         metadata=metadata,
-        encode=lambda matcher, rows: matcher.encode_images(*data.regions(rows)),
+        encode=encode,
         queries=data.captions,
     )
 
 
 def _data_captions(path: Path, split: str) -> Source:
     data = PrecompSplit.open(path, split)  # type: ignore[arg-type] - it names the splits there are
+    ids = [f"{split}/{row}" for row in range(len(data.captions))]
     return Source(
-        ids=[f"{split}/{row}" for row in range(len(data.captions))],
+        "captions",
+        ids=ids,
         metadata=[
             {"caption": caption, "split": split, "row": int(image)}
             for caption, image in zip(data.captions, data.image_of_caption, strict=True)
         ],
-        encode=lambda matcher, rows: matcher.encode_texts([data.captions[row] for row in rows]),
-        queries=[],
+        encode=caption_encoder(ids, data.captions),
     )
-
-
-def _text_lines(paths: Sequence[Path]) -> Source:
-    lines = list(dict.fromkeys(line for path in paths for line in read_lines(path)))
-    return Source(
-        ids=lines,
-        metadata=[{"caption": line} for line in lines],
-        encode=lambda matcher, rows: matcher.encode_texts([lines[row] for row in rows]),
-        queries=[],
-    )
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that hold something."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} must be a text file in UTF-8: {error}") from error
-    if not any(lines):
-        raise InputError(f"{path} must hold at least one caption, got none")
-    return [line for line in lines if line]
 
 
 def _mapped_files(path: Path, ids: Sequence[str] | None) -> Mapping[str, str]:

@@ -46,7 +46,8 @@ def command(
     chan search BUNDLE photos/ "two red apples on a table"
     """
     from ..runtime.errors import InputError
-    from ..runtime.gallery import Gallery, is_gallery
+    from ..runtime.gallery import is_gallery
+    from ..runtime.session import open_gallery_with_matcher
 
     first, *rest = arguments
     if is_gallery(first):
@@ -54,10 +55,8 @@ def command(
             raise InputError(
                 f"{first} is a gallery: give one caption or --image, got {len(rest) + (image is not None)}"
             )
-        with (
-            Gallery.open(first, threads=threads, device=device) as gallery,
-            open_matcher(gallery, moved, backend, threads) as matcher,
-        ):
+        opened = open_gallery_with_matcher(first, bundle=moved, backend=backend, threads=threads, device=device)
+        with opened as (gallery, matcher):
             _search(gallery, matcher, rest[0] if rest else None, image, k, mode, where, as_json, html)
         return
     if device != "cpu":
@@ -69,44 +68,21 @@ def command(
                          k=k, as_json=as_json, html=html, backend=backend, threads=threads)  # fmt: skip
 
 
-def open_matcher(gallery: Gallery, moved: Path | None, backend: str, threads: int | None) -> Matcher:
-    """The gallery's own bundle, at the precision its rows were encoded with.
-
-    Raises:
-        InputError: the gallery does not know its bundle, or it is no longer there.
-        GalleryError: the bundle is of another model.
-    """
-    from ..runtime.errors import InputError
-    from ..runtime.gallery import fingerprint
-    from ..runtime.matcher import Matcher
-
-    settings = gallery.settings
-    bundle = moved or (None if settings.bundle is None else Path(settings.bundle))
-    if bundle is None or not bundle.is_dir():
-        raise InputError(f"the gallery's bundle {bundle} is not there; say where it is with --bundle")
-    matcher = Matcher.open(bundle, backend, settings.precision or "fp32", threads)
-    try:
-        gallery.check_model(fingerprint(matcher.manifest, matcher.precision))
-    except BaseException:
-        matcher.close()
-        raise
-    return matcher
-
-
 def _search_pictures(
     bundle: Path, paths: Sequence[Path], caption: str, scratch: Path, *,
     k: int, as_json: bool, html: Path | None, backend: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Index pictures in a folder that goes afterwards, and search it."""
-    from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
+    from ..runtime.gallery import Gallery
+    from ..runtime.index import index_source
     from ..runtime.matcher import Matcher
-    from .gallery_sources import pictures
+    from ..runtime.session import gallery_settings, open_writer
+    from ..runtime.sources import picture_source
 
-    source = pictures(paths)
+    source = picture_source(paths)
     with Matcher.open(bundle, backend, threads=threads) as matcher:
-        settings = GallerySettings("images", matcher.manifest.embed_dim, matcher.alignment, model="")
-        with GalleryWriter.create(scratch / "gallery", settings) as writer:
-            writer.add(source.ids, source.encode(matcher, range(len(source.ids))), source.metadata)
+        with open_writer(scratch / "gallery", gallery_settings(bundle)) as writer:
+            index_source(writer, matcher, source)
         with Gallery.open(scratch / "gallery", threads=threads) as gallery:
             _search(gallery, matcher, caption, None, k, "exact", (), as_json, html)
 

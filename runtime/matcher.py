@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .backends import Array, Backend, open_graphs
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
-from .contract import AlignmentConfig, Manifest
+from .contract import AlignmentConfig, Manifest, Preprocess
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
@@ -115,12 +115,7 @@ class Matcher:
             BundleError: the bundle has no backbone.
             InputError: no pictures, or one that cannot be read.
         """
-        preprocess = self.manifest.preprocess
-        if preprocess is None:
-            raise BundleError(
-                "this bundle starts from region features: it has no backbone. Use encode_images(regions), or export "
-                "with a backbone"
-            )
+        preprocess = picture_preprocess(self.manifest)
         if not len(pictures):
             raise InputError("pictures must hold at least one picture, got none")
         backbone = self._open("backbone")
@@ -295,6 +290,20 @@ class Matcher:
                 outputs = backend.run(feeds)
                 here = {name: array[: len(image.rows), : len(caption.rows)] for name, array in outputs.items()}
                 yield image.rows, caption.rows, here
+
+
+def picture_preprocess(manifest: Manifest) -> Preprocess:
+    """How a bundle's backbone reads pictures.
+
+    Raises:
+        BundleError: the bundle has no backbone.
+    """
+    if manifest.preprocess is None:
+        raise BundleError(
+            "this bundle starts from region features: it has no backbone. Use encode_images(regions), or export "
+            "with a backbone"
+        )
+    return manifest.preprocess
 
 
 def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:

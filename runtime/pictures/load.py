@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib.util
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +23,8 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # with the extra heif
 
 Picture: TypeAlias = "str | Path | Image.Image"
 
@@ -42,31 +50,90 @@ def load_pixels(pictures: Sequence[Picture], preprocess: Preprocess) -> npt.NDAr
     mean = np.asarray(preprocess.mean, np.float32)
     std = np.asarray(preprocess.std, np.float32)
     for row, picture in enumerate(pictures):
-        image = open_picture(picture)
-        if image.size != (size, size):
-            image = image.resize((size, size), _pillow().Resampling.BICUBIC)
-        scaled = np.asarray(image, np.float32) / np.float32(255)
+        scaled = np.asarray(fit_picture(picture, size), np.float32) / np.float32(255)
         pixels[row] = ((scaled - mean) / std).transpose(2, 0, 1)
     return pixels
+
+
+def fit_picture(picture: Picture, size: int) -> Image.Image:
+    """A picture as `open_picture` returns it, resized to size x size as the backbone reads it (bicubic, not cropped).
+
+    Fitting a fitted picture changes nothing, so a run may read and check its pictures before it encodes them.
+
+    Raises:
+        InputError: as `open_picture`.
+    """
+    image = open_picture(picture)
+    if image.size != (size, size):
+        image = image.resize((size, size), _pillow().Resampling.BICUBIC)
+    return image
 
 
 def open_picture(picture: Picture) -> Image.Image:
     """A picture as upright RGB: EXIF orientation applied, transparency laid over white, 16-bit gray scaled to 8.
 
+    Of a file with several frames (GIF, TIFF) the first one is read.
+
     Raises:
-        InputError: the file is missing, corrupt or truncated.
+        InputError: the file is missing, corrupt or truncated, is not a regular file, or has more pixels than Pillow
+            accepts (178 million).
     """
     pillow = _pillow()
     from PIL import ImageOps
 
-    if isinstance(picture, pillow.Image):
+    if not isinstance(picture, str | Path):
         return _flatten(ImageOps.exif_transpose(picture))
     try:
-        with pillow.open(picture) as opened:
+        with _opened(picture) as file, pillow.open(file) as opened:
             return _flatten(ImageOps.exif_transpose(opened))
-    # Pillow's decoders report damage through all of these, by format.
-    except (OSError, SyntaxError, ValueError, EOFError, pillow.DecompressionBombError) as error:
-        raise InputError(f"{picture} cannot be read as a picture: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders report damage through many types, by format
+        raise InputError(f"{picture} cannot be read as a picture: {_reason(error, Path(picture))}") from error
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """What was found in paths that should hold pictures.
+
+    Attributes:
+        files: the picture files, each once: files as given, a folder's in sorted order.
+        passed_over: how many other files the folders hold, by suffix in lower case; "" for files without one.
+        unreadable: folders that could not be read, with the reason.
+    """
+
+    files: list[Path]
+    passed_over: Mapping[str, int]
+    unreadable: Mapping[Path, str]
+
+
+def list_pictures(paths: Sequence[str | Path]) -> PictureFiles:
+    """List the picture files among `paths`, and count what else there is. Links to folders are not followed.
+
+    Raises:
+        InputError: a path that does not exist, or no picture at all.
+    """
+    suffixes = picture_suffixes()
+    found: dict[Path, None] = {}
+    passed_over: Counter[str] = Counter()
+    unreadable: dict[Path, str] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            if not os.path.lexists(path):
+                raise InputError(f"{path} does not exist")
+            found[path] = None
+            continue
+        names: list[Path] = []
+        for folder, _, files in os.walk(path, onerror=lambda error: _note(unreadable, error)):
+            names += [Path(folder, file) for file in files]
+        for file in sorted(names):
+            if file.suffix.lower() in suffixes:
+                found[file] = None
+            else:
+                passed_over[file.suffix.lower()] += 1
+    if not found:
+        raise InputError(f"no picture ({', '.join(suffixes)}) in {', '.join(map(str, paths)) or 'no path'}")
+    return PictureFiles(list(found), dict(passed_over), unreadable)
 
 
 def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
@@ -75,19 +142,37 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         InputError: a path that does not exist, or no picture at all.
     """
-    found = dict.fromkeys(file for path in paths for file in _files(Path(path)))
-    if not found:
-        raise InputError(f"no picture ({', '.join(PICTURE_SUFFIXES)}) in {', '.join(map(str, paths)) or 'no path'}")
-    return list(found)
+    return list_pictures(paths).files
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
-    elif path.is_file():
-        yield path
-    else:
-        raise InputError(f"{path} does not exist")
+def picture_suffixes() -> tuple[str, ...]:
+    """Suffixes of the picture files that a folder is searched for, in lower case."""
+    return PICTURE_SUFFIXES + (HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") is not None else ())
+
+
+def _note(unreadable: dict[Path, str], error: OSError) -> None:
+    unreadable[Path(error.filename)] = error.strerror or str(error)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file open for reading; a FIFO or device is refused before anything waits for it."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InputError(f"{path} must be a regular file")
+        yield file
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why a picture could not be read, in words."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror
+    if isinstance(error, _pillow().UnidentifiedImageError):
+        if path.suffix.lower() in HEIF_SUFFIXES and path.suffix.lower() not in picture_suffixes():
+            return "HEIC needs pillow-heif: pip install 'chan-rt[heif]'"
+        return "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, or damaged"
+    return str(error) or type(error).__name__
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -108,4 +193,14 @@ def _pillow() -> ModuleType:
         from PIL import Image
     except ImportError as error:
         raise InputError("reading pictures needs Pillow: pip install 'chan-rt[pictures]'") from error
+    _register_heif()
     return Image
+
+
+@cache
+def _register_heif() -> None:
+    """Let Pillow read HEIC where pillow-heif is installed."""
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()

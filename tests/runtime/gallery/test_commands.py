@@ -1,6 +1,7 @@
 """`chan index`, `chan gallery` and `chan search`, as a user types them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from chan_rt import cli
-from chan_rt.commands import index as index_command
+from chan_rt.runtime import index
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.matcher import Matcher
 
@@ -105,16 +106,50 @@ def test_index_goes_on_where_it_stopped(bundle: Path, photos: Path, tmp_path: Pa
     copy, gallery = tmp_path / "photos", tmp_path / "g"
     shutil.copytree(photos, copy)
     (copy / "5.png").write_bytes(b"no picture")
-    monkeypatch.setattr(index_command, "COMMIT_ROWS", 2)
-    stopped = chan("index", bundle, copy, "-o", gallery)
+    monkeypatch.setattr(index, "COMMIT_ROWS", 2)
+    stopped = chan("index", bundle, copy, "-o", gallery, "--max-bad", 0)
     assert stopped.exit_code == 1
     assert "5.png" in stopped.output
     with Gallery.open(gallery) as opened:
-        assert len(opened) == 4, "what was committed before the broken picture is kept"
+        assert len(opened) == 5, "what was committed before the broken picture is kept, and its neighbor"
     (copy / "5.png").unlink()
-    assert "2 rows encoded, 4 were already there" in ok("index", bundle, copy, "-o", gallery)
+    assert "1 rows encoded, 5 were already there" in ok("index", bundle, copy, "-o", gallery)
     assert "6 rows encoded, 0 were already there" in ok("index", bundle, copy, "-o", gallery, "--replace")
     assert "6 rows, every byte is as it was committed" in ok("gallery", "verify", gallery)
+
+
+def test_what_cannot_be_read_is_skipped_counted_and_listed(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    good = sorted(copy.iterdir())
+    (copy / "cut.png").write_bytes(good[0].read_bytes()[:-900])
+    (copy / "empty.jpg").touch()
+    (copy / "._0.png").write_bytes(b"\0\5\26\7" + bytes(80))
+    (copy / "gone.jpg").symlink_to("nowhere.jpg")
+    (copy / "folder.jpg").mkdir()
+    os.mkfifo(copy / "fifo.jpg")
+    Path(os.fsdecode(os.fsencode(copy) + b"/caf\xe9.jpg")).write_bytes(good[1].read_bytes())
+    (copy / "two\nlines.png").write_bytes(good[2].read_bytes())
+    for suffix in ("bmp", "tiff", "gif"):
+        Image.open(good[3]).save(copy / f"other.{suffix}")
+    (copy / "notes.txt").write_text("words")
+    (copy / "README").touch()
+    bad = {"cut.png", "empty.jpg", "._0.png", "gone.jpg", "fifo.jpg", "caf\udce9.jpg"}
+    done = chan("index", bundle, copy, "-o", tmp_path / "g", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["encoded"] == len(good) + 4
+    assert {Path(one["item"]).name for one in found["skipped"]} == bad
+    assert all(one["reason"] for one in found["skipped"])
+    assert found["not_read"] == {"": 1, ".txt": 1}
+    assert "2 files that are no pictures were not read: 1 without suffix, 1 .txt" in done.stderr
+    assert f"Warning: {len(bad)} items were skipped" in done.stderr
+    again = chan("index", bundle, copy, "-o", tmp_path / "g", "--strict")
+    assert again.exit_code == 1
+    assert f"0 rows encoded, {len(good) + 4} were already there" in again.stdout
+    limited = chan("index", bundle, copy, "-o", tmp_path / "limited", "--max-bad", 5)
+    assert limited.exit_code == 1
+    assert "at most 5 items may be unreadable" in limited.output
 
 
 def test_a_data_folder_both_ways(bundle: Path, data: Path, photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""Arguments and options that several commands share: one name, one rule and one help text for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..runtime.skipped import MAX_BAD
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+COUNT = click.IntRange(min=1)
+
+
+class Choice(click.Choice[str]):
+    """One of the names that a table of the library lists; the table is imported when it is first needed."""
+
+    def __init__(self, table: Callable[[], Sequence[str]]) -> None:
+        self._table = table
+        super().__init__(())
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """The names."""
+        return self._table()
+
+    @choices.setter
+    def choices(self, value: Sequence[str]) -> None:
+        """Click sets an empty list while it is made; the table has the names."""
+
+
+def _backends() -> Sequence[str]:
+    from ..runtime.backends import BACKENDS
+
+    return tuple(BACKENDS)
+
+
+def _precisions() -> Sequence[str]:
+    from ..runtime.contract import PRECISIONS
+
+    return PRECISIONS
+
+
+def _graphs() -> Sequence[str]:
+    from ..runtime.contract import GRAPHS
+
+    return GRAPHS
+
+
+def _splits() -> Sequence[str]:
+    from typing import get_args
+
+    from ..chan_ref.data import Split
+
+    return get_args(Split)
+
+
+BACKEND = Choice(_backends)
+BACKEND_OR_AUTO = Choice(lambda: ("auto", *_backends()))
+PRECISION = Choice(_precisions)
+GRAPH = Choice(_graphs)
+SPLIT = Choice(_splits)
+
+bundle_argument = click.argument("bundle", type=FOLDER)
+data_argument = click.argument("data", type=FOLDER)
+gallery_argument = click.argument("gallery", type=FOLDER)
+
+backend_option = click.option(
+    "--backend",
+    type=BACKEND_OR_AUTO,
+    default="auto",
+    show_default=True,
+    help="Backend that runs the graphs of a bundle; auto takes the first one that runs here. `chan doctor` lists them.",
+)
+precision_option = click.option(
+    "--precision", type=PRECISION, default="fp32", show_default=True, help="Precision of the bundle's graphs."
+)
+threads_option = click.option("--threads", type=COUNT, help="Number of CPU threads. The default is one for each core.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
+output_json_option = click.option(
+    "--output-json", "json_file", type=NEW_FILE, help="Also write the result as JSON to this file."
+)
+plot_option = click.option(
+    "--plot", "plot_file", type=NEW_FILE, help="Also draw the result to this file (PNG, SVG or PDF)."
+)
+moved_bundle_option = click.option(
+    "--bundle", "moved", type=FOLDER, help="The bundle of the gallery. Needed only if the bundle was moved."
+)
+queries_option = click.option(
+    "--queries",
+    type=FILE,
+    help="Text file with one caption on each line. Half of the captions choose how many rows fast search rescores, and "
+    "the other half measure its recall.",
+)
+
+
+def backends_option(default: str) -> Decorator[Command]:
+    """`--backend`, repeatable; `default` is a sentence on what happens without it."""
+    return click.option(
+        "--backend", "backends", multiple=True, type=BACKEND, help=f"Backend to use; may be repeated. {default}"
+    )
+
+
+def precisions_option(default: str) -> Decorator[Command]:
+    """`--precision`, repeatable; `default` is a sentence on what happens without it."""
+    return click.option(
+        "--precision", "precisions", multiple=True, type=PRECISION, help=f"Precision to use; may be repeated. {default}"
+    )
+
+
+def split_option(default: str, purpose: str) -> Decorator[Command]:
+    """`--split` of the command's DATA; `purpose` is a sentence on what the split is used for."""
+    return click.option("--split", type=SPLIT, default=default, show_default=True, help=purpose)
+
+
+def samples_option(default: int) -> Decorator[Command]:
+    """`--samples`, how many images of a split are used."""
+    return click.option(
+        "--samples",
+        type=COUNT,
+        default=default,
+        show_default=True,
+        help="Number of images to use, spread evenly over the split, with all their captions.",
+    )
+
+
+def out_option(type: click.Path, purpose: str) -> Decorator[Command]:
+    """`-o` / `--out`, what the command writes."""
+    return click.option("-o", "--out", required=True, type=type, help=purpose)
+
+
+def force_option(purpose: str) -> Decorator[Command]:
+    """`--force`; `purpose` is a sentence on what it replaces."""
+    return click.option("--force", is_flag=True, help=purpose)
+
+
+def skipping_options(command: Command) -> Command:
+    """`--max-bad` and `--strict`: what happens where an item cannot be read."""
+    command = click.option(
+        "--strict",
+        is_flag=True,
+        help="Exit with status 1 if an item was skipped. Everything else is done all the same.",
+    )(command)
+    return click.option(
+        "--max-bad",
+        type=click.IntRange(min=0),
+        default=MAX_BAD,
+        show_default=True,
+        help="Number of items that may be unreadable. One more stops the command; what was finished is kept.",
+    )(command)

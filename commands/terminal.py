@@ -1,0 +1,91 @@
+"""The one way from a command to the terminal.
+
+File names, captions, ids and words come from others, and a terminal acts on escape sequences. So every command prints
+through this module, which shows control characters instead of sending them (ruff refuses `click.echo` elsewhere).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..runtime.skipped import SkippedItem
+
+# What a terminal obeys, or shows as something else: C0 and C1 controls, marks that turn the direction of text, line
+# separators, the invisible tags, and lone surrogates (bytes of a file name that are not UTF-8).
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_UNSAFE_IN_A_LINE = re.compile(f"{_UNSAFE.pattern[:-1]}\n\t]")
+# Progress: a function that takes the work done, the work there is, and the item at work.
+Progress = Callable[[int, int, str], None]
+
+
+def visible(text: object) -> str:
+    r"""Text from others, for one line: control characters as `\x1b`, `\n`, `\u202e`, and so on."""
+    return _UNSAFE_IN_A_LINE.sub(_escaped, str(text))
+
+
+def visible_lines(text: str) -> str:
+    """Text of several lines, for the terminal: as `visible`, but line breaks and tabs stay."""
+    return _UNSAFE.sub(_escaped, text)
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text; control characters in it are shown, not sent."""
+    click.echo(visible_lines(text), err=err, nl=nl)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    echo(f"Warning: {text}", err=True)
+
+
+def print_json(data: object) -> None:
+    """Print data as JSON to stdout; what a terminal might obey is written as JSON's own escapes."""
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    click.echo(_UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text))
+
+
+@contextmanager
+def progress_bar(label: str, length: int = 1) -> Iterator[Progress]:
+    """A progress bar on stderr."""
+    with click.progressbar(
+        length=length, label=visible(label), file=sys.stderr, item_show_func=lambda item: item
+    ) as bar:
+
+        def show(done: int, total: int, item: str = "") -> None:
+            bar.length = total
+            bar.update(done - bar.pos, visible(item) or None)
+
+        yield show
+
+
+def report_skipped(skipped: Iterable[SkippedItem], passed_over: Mapping[str, int] | None = None) -> None:
+    """Print to stderr what a run left out, each item with its reason, and how many files it did not try to read."""
+    items = list(skipped)
+    if passed_over:
+        counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(passed_over.items()))
+        echo(f"{sum(passed_over.values())} files that are no pictures were not read: {visible(counts)}", err=True)
+    if items:
+        warn(f"{len(items)} items were skipped:")
+        for one in items:
+            echo(f"  {visible(one.item)}: {visible(one.reason)}", err=True)
+
+
+def skipped_as_dicts(skipped: Iterable[SkippedItem]) -> list[dict[str, Any]]:
+    """What a run left out, for JSON."""
+    return [{"item": one.item, "reason": one.reason} for one in skipped]
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")

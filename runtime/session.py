@@ -1,0 +1,122 @@
+"""A gallery together with the bundle that its rows were encoded with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from .contract import Manifest
+from .embeddings import Kind
+from .errors import InputError
+from .gallery import Gallery, GallerySettings, GalleryWriter, fingerprint, is_gallery
+from .gallery.settings import Precision
+from .matcher import Matcher
+
+
+def gallery_settings(
+    bundle: str | Path, kind: Kind = "images", *, precision: str = "fp32", fine: Precision = "float32"
+) -> GallerySettings:
+    """The settings of a gallery whose rows a bundle encodes.
+
+    Args:
+        bundle: the bundle's folder; the gallery remembers where it is.
+        kind: `images` or `captions`, what the rows are.
+        precision: of the bundle's graphs.
+        fine: the copy of the vectors that exact search ranks by; `none` keeps int8 codes only, and certifies nothing.
+
+    Raises:
+        BundleError: no bundle.
+        InputError: kind or fine is none of those above.
+    """
+    manifest = Manifest.load(bundle)
+    return GallerySettings(
+        kind=kind,
+        dim=manifest.embed_dim,
+        alignment=manifest.alignment,
+        model=fingerprint(manifest, precision),
+        fine=fine,
+        bundle=str(Path(bundle).resolve()),
+        precision=precision,
+    )
+
+
+def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter:
+    """Open the gallery at `path` for writing; make it where there is none.
+
+    Raises:
+        GalleryError: it was made with another model, cannot be written, or something else is there.
+        GalleryLocked: another writer has it open.
+        InputError: it holds the other kind of rows, or another fine copy.
+    """
+    writer = GalleryWriter.open(path) if is_gallery(path) else GalleryWriter.create(path, settings)
+    try:
+        writer.check(settings)
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def open_matcher(
+    gallery: Gallery | GalleryWriter,
+    bundle: str | Path | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Matcher:
+    """Open the bundle that a gallery's rows were encoded with, at their precision.
+
+    Args:
+        gallery: open.
+        bundle: the bundle's folder where it was moved; None for the one that the gallery remembers.
+        backend: as in `Matcher.open`.
+        threads: CPU threads of onnxruntime; None for one per core this process may use.
+
+    Raises:
+        InputError: the gallery does not know its bundle, or it is no longer there.
+        GalleryError: the bundle is of another model.
+        BundleError, BackendError: as in `Matcher.open`.
+    """
+    settings = gallery.settings
+    folder = bundle if bundle is not None else settings.bundle
+    if folder is None or not Path(folder).is_dir():
+        raise InputError(f"the gallery's bundle {folder} is not there; say where it is with --bundle")
+    matcher = Matcher.open(folder, backend, settings.precision or "fp32", threads)
+    try:
+        settings.check_model(fingerprint(matcher.manifest, matcher.precision), gallery.path)
+    except BaseException:
+        matcher.close()
+        raise
+    return matcher
+
+
+@contextmanager
+def open_gallery_with_matcher(
+    path: str | Path,
+    *,
+    bundle: str | Path | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Iterator[tuple[Gallery, Matcher]]:
+    """Open a gallery for search, and the matcher that encodes its queries; both are closed at the end.
+
+        with open_gallery_with_matcher("gallery") as (gallery, matcher):
+            (result,) = gallery.search(matcher.encode_texts(["two red apples"]), k=10)
+
+    Args:
+        path: the gallery's folder.
+        bundle: as in `open_matcher`.
+        backend: as in `Matcher.open`; it runs the encoders, not the scan.
+        threads: CPU threads for encoding and for scans; None for every core.
+        device: where the gallery is scanned, as in `Gallery`.
+
+    Raises:
+        InputError, GalleryError, BundleError, BackendError: as `Gallery` and `open_matcher` raise them.
+    """
+    with (
+        Gallery.open(path, threads=threads, device=device) as gallery,
+        open_matcher(gallery, bundle, backend, threads) as matcher,
+    ):
+        yield gallery, matcher

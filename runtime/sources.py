@@ -1,0 +1,144 @@
+"""What a gallery can be filled from: pictures, and lines of text. `chan_rt.runtime.index` encodes such sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .embeddings import Embeddings, Kind
+from .errors import InputError
+from .matcher import Matcher, picture_preprocess
+from .pictures.load import fit_picture, list_pictures
+from .skipped import SkippedItem
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of some rows of a source.
+
+    Attributes:
+        rows: the rows that were encoded, in the order of `embeddings`.
+        embeddings: theirs; None where no row could be encoded.
+        problems: the other rows, with the reasons why they could not be encoded.
+    """
+
+    rows: Sequence[int]
+    embeddings: Embeddings | None
+    problems: Sequence[SkippedItem]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that can be encoded.
+
+    Attributes:
+        kind: `images` or `captions`.
+        ids: of the rows, unique.
+        metadata: of each row.
+        encode: a matcher and row numbers -> their embeddings, and the rows that could not be encoded.
+        queries: captions that belong to image rows, to measure fast search with; empty where there are none.
+        skipped: what was found and can be no row.
+        passed_over: how many files the folders hold that are not read, by suffix.
+    """
+
+    kind: Kind
+    ids: Sequence[str]
+    metadata: Sequence[Mapping[str, Any]]
+    encode: Callable[[Matcher, Sequence[int]], Encoded]
+    queries: Sequence[str] = ()
+    skipped: Sequence[SkippedItem] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+
+def picture_source(paths: Sequence[str | Path]) -> Source:
+    """Picture files, and folders of them; the id of a row is its absolute path.
+
+    Raises:
+        InputError: a path that does not exist, or no picture at all.
+    """
+    found = list_pictures(paths)
+    skipped = [SkippedItem(str(folder), reason) for folder, reason in found.unreadable.items()]
+    files: dict[str, Path] = {}
+    for file in found.files:
+        name = str(file.resolve())
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            skipped.append(SkippedItem(name, "its name is not valid UTF-8: rename it"))
+        else:
+            files.setdefault(name, file)
+    ids, paths_by_row = list(files), list(files.values())
+
+    def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
+        preprocess = picture_preprocess(matcher.manifest)
+        pictures, problems = {}, []
+        for row in rows:  # resized at once: a picture as it was taken is a thousand times larger
+            try:
+                pictures[row] = fit_picture(paths_by_row[row], preprocess.size)
+            except InputError as error:
+                name = str(paths_by_row[row])
+                problems.append(SkippedItem(name, str(error).removeprefix(f"{name} ")))
+        embeddings = matcher.encode_pictures(list(pictures.values())) if pictures else None
+        return Encoded(list(pictures), embeddings, problems)
+
+    return Source("images", ids, [{"path": id} for id in ids], encode, skipped=skipped, passed_over=found.passed_over)
+
+
+def text_source(paths: Sequence[str | Path]) -> Source:
+    """The lines of text files, each different line once; the id of a row is its text.
+
+    Raises:
+        InputError: a file that is not UTF-8 text, or without a line that holds something.
+    """
+    lines = list(dict.fromkeys(line for path in paths for line in read_lines(path)))
+    return Source("captions", lines, [{"caption": line} for line in lines], caption_encoder(lines, lines))
+
+
+def caption_encoder(ids: Sequence[str], captions: Sequence[str]) -> Callable[[Matcher, Sequence[int]], Encoded]:
+    """The `encode` of a source whose rows are captions."""
+    return each_row(ids, lambda matcher, rows: matcher.encode_texts([captions[row] for row in rows]))
+
+
+def each_row(
+    ids: Sequence[str], encode: Callable[[Matcher, Sequence[int]], Embeddings]
+) -> Callable[[Matcher, Sequence[int]], Encoded]:
+    """The `encode` of a source from a function that fails as a whole where one row cannot be encoded.
+
+    Where it fails, halves of the rows are tried again, so that one bad row among n costs log2(n) further calls.
+    """
+
+    def encode_each(matcher: Matcher, rows: Sequence[int]) -> Encoded:
+        try:
+            return Encoded(rows, encode(matcher, rows), [])
+        except InputError as error:
+            if len(rows) == 1:
+                return Encoded([], None, [SkippedItem(ids[rows[0]], str(error))])
+        middle = len(rows) // 2
+        halves = [encode_each(matcher, rows[:middle]), encode_each(matcher, rows[middle:])]
+        parts = [half.embeddings for half in halves if half.embeddings is not None]
+        return Encoded(
+            [*halves[0].rows, *halves[1].rows],
+            Embeddings.concatenate(parts) if parts else None,
+            [*halves[0].problems, *halves[1].problems],
+        )
+
+    return encode_each
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that hold something, without surrounding blanks.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or holds no such line.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be a text file in UTF-8: {error}") from error
+    if not any(lines):
+        raise InputError(f"{path} must hold at least one caption, got none")
+    return [line for line in lines if line]
