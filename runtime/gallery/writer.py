@@ -6,6 +6,7 @@ written. So a crash at any point leaves the last commit; files no commit names a
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections import Counter
@@ -32,6 +33,7 @@ from .store.files import SEGMENTS, FileRecord, sync_folder, write_arrays
 from .store.segments import Segment, fast_arrays, segment_arrays
 from .values import checked_ids, checked_metadata
 
+_log = logging.getLogger(__name__)
 LOCK = "writer.lock"
 SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
 
@@ -77,6 +79,7 @@ class GalleryWriter:
         try:
             catalogue = Catalogue(folder)
             writer = cls(folder, GallerySettings.from_dict(checked_meta(catalogue, folder)), catalogue, lock)
+            writer._mend_ids()
             writer._sweep()
         except BaseException:
             lock.release()
@@ -106,6 +109,7 @@ class GalleryWriter:
                 catalogue.set_meta("settings", settings.to_dict())
                 catalogue.set_meta("generation", 0)
                 catalogue.set_meta("next_segment", 1)
+                catalogue.set_meta("plain_ids", True)
             catalogue.close()
             os.replace(new, folder / CATALOGUE)
             sync_folder(folder)
@@ -287,6 +291,15 @@ class GalleryWriter:
         return fast
 
     # -- pieces
+
+    def _mend_ids(self) -> None:
+        """Mend what versions did that stored ids as they came; once for each gallery."""
+        if not self._catalogue.meta("plain_ids"):
+            with self._commit():
+                mended = self._catalogue.mend_ids()
+                self._catalogue.set_meta("plain_ids", True)
+            if mended:
+                _log.warning("%s: %d ids that were no plain text are text now", self.path, mended)
 
     def _fast(self) -> FastScan | None:
         return load_fast(self._catalogue, self._segments)

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt, GalleryError
 from .files import FileRecord
+from .mend import mended_id
 
 CATALOGUE = "catalogue.sqlite"
 SCHEMA = 2
@@ -225,6 +226,25 @@ class Catalogue:
         """The rows of those ids that exist."""
         return {row.id: row for id in dict.fromkeys(ids) for row in self._rows("WHERE id = ?", (id,))}
 
+    def mend_ids(self) -> int:
+        """Store the ids of mend.py as text, under sums of what is stored; returns how many there were."""
+        with self._lock, _errors(self.path):
+            found = self._connection.execute("SELECT id, segment, position, metadata, sum FROM rows").fetchall()
+        mended = 0
+        for id, *rest, expected in found:
+            if type(id) is str and _sum(id, *rest) == expected:
+                continue
+            text = _mended(id, rest, expected)
+            if text is None:  # damaged: that is for `verify` to report
+                continue
+            segment, position, metadata = rest
+            while text != id and self.find([text]):  # 7 and "7" were two rows
+                text += "~"
+            self._connection.execute("DELETE FROM rows WHERE segment = ? AND position = ?", (segment, position))
+            self.put_rows([Row(text, segment, position, json.loads(metadata))])
+            mended += 1
+        return mended
+
     def damaged(self) -> list[str]:
         """What SQLite's own check and the records' sums find, in words."""
         try:
@@ -251,8 +271,13 @@ class Catalogue:
             query = f"SELECT id, segment, position, metadata, sum FROM rows {clause}"
             found = self._connection.execute(query, values).fetchall()
         rows = []
-        for id, segment, position, metadata, expected in found:
-            self._verify(expected, f"row {id}", id, segment, position, metadata)
+        for id, *rest, expected in found:
+            if type(id) is not str or _sum(id, *rest) != expected:
+                mended = _mended(id, rest, expected)
+                if mended is None:
+                    self._verify(expected, f"row {id!r}", id, *rest)
+                id = mended
+            segment, position, metadata = rest
             rows.append(Row(id, segment, position, json.loads(metadata)))
         return rows
 
@@ -263,6 +288,11 @@ class Catalogue:
 
 def _fields(record: FileRecord) -> tuple[str, int, bytes]:
     return record.name, record.length, record.sums
+
+
+def _mended(id: str | bytes, rest: Sequence[object], expected: int) -> str | None:
+    """The id of a row whose sum is not that of what is stored, if an earlier version wrote it so."""
+    return mended_id(id, lambda form: _sum(form.encode(), *rest) == expected)
 
 
 def _sum(*values: object) -> int:
