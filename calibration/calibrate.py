@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ..runtime.contract import Manifest, sha256_file, verified, write_manifest
+from ..runtime.contract import GraphName, Manifest, sha256_file, verified, write_manifest
 from ..runtime.errors import BundleError, InputError
 from .feeds import ALIGNED, Feeds, Samples
 from .qdq import find_sites
@@ -26,7 +26,7 @@ SCHEMA = 1
 RANGES_FILE = "calibration/ranges.json"
 STATE_FILE = "calibration/state.npz"
 # the graphs whose products are quantized, in the order in which their inputs become known
-CALIBRATED = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
+CALIBRATED: tuple[GraphName, ...] = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
 _SAVE_EVERY_SECONDS = 20.0
 
 

@@ -33,7 +33,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _data_images(path: Path, split: str) -> Source:
-    data = PrecompSplit.open(path, split)  # type: ignore[arg-type] - it names the splits there are
+    data = PrecompSplit.open(path, split)  # type: ignore[arg-type]  # it names the splits there are
     names = _mapped_files(path, data.image_ids)
     texts: list[list[str]] = [[] for _ in range(data.num_images)]
     for caption, image in zip(data.captions, data.image_of_caption, strict=True):
@@ -62,7 +62,7 @@ def _data_images(path: Path, split: str) -> Source:
 
 
 def _data_captions(path: Path, split: str) -> Source:
-    data = PrecompSplit.open(path, split)  # type: ignore[arg-type] - it names the splits there are
+    data = PrecompSplit.open(path, split)  # type: ignore[arg-type]  # it names the splits there are
     ids = [f"{split}/{row}" for row in range(len(data.captions))]
     return Source(
         "captions",

@@ -93,12 +93,14 @@ class GraphBuilder:
         *inputs: str,
         name: str,
         output: str | None = None,
-        **attributes: int | float | str | Sequence[int],
+        **attributes: Attribute,
     ) -> str:
         """Append a node with one output, `output` or else the node's scoped name; returns the output's name."""
         full = "/".join([*self._scopes, name])
         value = self._claim(output or full)
-        self._graph.node.append(helper.make_node(op, inputs, [value], name=full, **attributes))
+        node = helper.make_node(op, inputs, [value], name=full)
+        node.attribute.extend(helper.make_attribute(key, item) for key, item in sorted(attributes.items()))
+        self._graph.node.append(node)
         return value
 
     def top_k(self, x: str, k: int, *, name: str, values: str) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..chan_ref import alignment
 from ..chan_ref.model import ChanModel
+from ..runtime.backends import Array
 from ..runtime.contract import GraphName
 from ..runtime.errors import BundleError
 from .backbone import Backbone
@@ -43,8 +44,8 @@ class Case:
     similarity is as high.
     """
 
-    feeds: Mapping[str, NDArray[np.generic]]
-    want: Mapping[str, NDArray[np.generic]]
+    feeds: Mapping[str, Array]
+    want: Mapping[str, Array]
     similarities: NDArray[np.float32] | None = None
 
 
@@ -86,7 +87,7 @@ def check_graph(path: Path, precision: str, cases: Sequence[Case]) -> float:
     return worst
 
 
-def run_without_warnings(path: Path, label: str, cases: Sequence[Case]) -> list[dict[str, NDArray[np.generic]]]:
+def run_without_warnings(path: Path, label: str, cases: Sequence[Case]) -> list[dict[str, Array]]:
     """Run a graph in onnxruntime on the CPU; BundleError when it fails or logs a warning, of a shape for instance."""
     try:
         import onnxruntime
@@ -166,7 +167,7 @@ def _case(name: GraphName, model: ChanModel, rng: np.random.Generator, batch: in
     return Case(feeds, {"word_scores": word_scores.numpy(), "word_regions": word_regions.numpy()}, similarities)
 
 
-def _error(label: str, got: NDArray[np.generic], want: NDArray[np.generic], case: Case) -> float:
+def _error(label: str, got: Array, want: Array, case: Case) -> float:
     """Norm of the difference over the norm of `want`, both float64."""
     if got.shape != want.shape:
         raise BundleError(f"{label} has shape {list(got.shape)}, the reference {list(want.shape)}")
@@ -180,11 +181,12 @@ def _error(label: str, got: NDArray[np.generic], want: NDArray[np.generic], case
     return float(np.linalg.norm(wide - reference) / max(np.linalg.norm(reference), np.finfo(np.float32).tiny))
 
 
-def _chosen(similarities: NDArray[np.float32], regions: NDArray[np.generic]) -> NDArray[np.float32]:
+def _chosen(similarities: NDArray[np.float32], regions: Array) -> NDArray[np.float32]:
     """Similarity [I, C, W] of each word with the region it chose, 0 where it chose none."""
     index = np.maximum(regions, 0).astype(np.int64)
-    chosen = np.take_along_axis(similarities, index[:, :, None, :], axis=2)[:, :, 0]
-    return np.where(regions < 0, np.float32(0), chosen)
+    chosen: NDArray[np.float32] = np.take_along_axis(similarities, index[:, :, None, :], axis=2)[:, :, 0]
+    chosen[regions < 0] = 0
+    return chosen
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
@@ -192,7 +194,8 @@ def _normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    norms: NDArray[np.float32] = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / norms
 
 
 def _lengths(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.int32]:

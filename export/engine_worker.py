@@ -87,7 +87,7 @@ def build(folder: Path, request: dict[str, Any], phases: TextIO) -> dict[str, An
 
 
 def _monitor(trt: Any, phases: TextIO) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Tells the parent process which phase has begun."""
 
         def __init__(self) -> None:

@@ -6,12 +6,15 @@ text_encoder     token_ids [B, W], token_lengths [B] -> word_embeddings [B, W, D
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import numpy as np
 import onnx
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from ..chan_ref.encoders import BertTextEncoder, BiGRUTextEncoder, RegionEncoder, SelfAttention
+from ..chan_ref.encoders import BertLayer, BertTextEncoder, BiGRUTextEncoder, RegionEncoder, SelfAttention
 from ..chan_ref.model import ChanModel
 from ..runtime.contract import GraphName
 from .alignment import alignment_map, hard_alignment
@@ -84,7 +87,7 @@ def bert_text_encoder(encoder: BertTextEncoder) -> onnx.ModelProto:
     positions = b.node("Slice", positions, b.integers(0), size, b.integers(0), name="positions")
     x = _layer_norm(b, b.node("Add", x, positions, name="embedded"), bert.norm, "norm")
     bias = _key_bias(b, valid)
-    for index, layer in enumerate(bert.layers):
+    for index, layer in enumerate(cast("Iterable[BertLayer]", bert.layers)):
         with b.scope(f"layer{index}"):
             x = b.node("Add", x, _attention(b, x, layer.attention, bias), name="attention_residual")
             x = _layer_norm(b, x, layer.attention_norm, "attention_norm")

@@ -26,13 +26,13 @@ from ..runtime.errors import InputError, ParityError
 from .bundle import ExportedGraph, describe, write_graph
 
 SCHEMES: Mapping[Precision, Scheme] = {"int8": "tensorrt", "int8_x86": "x86"}
-Prove = Callable[[Sequence[Precision]], Sequence[str]]
+Prove = Callable[[Sequence[str]], Sequence[str]]
 
 
 def add_int8(
     bundle: Path,
     prove: Prove,
-    precisions: Sequence[Precision] = tuple(SCHEMES),
+    precisions: Sequence[str] = tuple(SCHEMES),
     plan: Plan | None = None,
     force: bool = False,
 ) -> list[ExportedGraph]:
@@ -52,17 +52,18 @@ def add_int8(
         ParityError: parity missed and `force` is False; the bundle is then as it was before.
     """
     before = Manifest.load(bundle)
-    exported = _write_graphs(bundle, before, precisions, plan)
+    wanted = _int8_precisions(precisions)
+    exported = _write_graphs(bundle, before, wanted, plan)
     kept = False
     try:
         graphs = {name: dict(specs) for name, specs in before.graphs.items()}
         for specs in graphs.values():
-            for precision in precisions:
+            for precision in wanted:
                 specs.pop(precision, None)
         for item in exported:
             graphs[item.name][item.precision] = item.spec
         write_manifest(bundle, replace(before, graphs=graphs))
-        misses = prove(sorted({item.precision for item in exported}))
+        misses = prove([name for name in wanted if any(item.precision == name for item in exported)])
         kept = force or not misses
     finally:
         if not kept:
@@ -76,13 +77,19 @@ def add_int8(
     return exported
 
 
+def _int8_precisions(precisions: Sequence[str]) -> list[Precision]:
+    wanted = [name for name in SCHEMES if name in precisions]
+    if unknown := sorted(set(precisions) - set(SCHEMES)):
+        raise InputError(f"int8 precisions are {', '.join(SCHEMES)}, got {', '.join(unknown)}")
+    if not wanted:
+        raise InputError(f"int8 precisions are {', '.join(SCHEMES)}, got none")
+    return wanted
+
+
 def _write_graphs(
     bundle: Path, manifest: Manifest, precisions: Sequence[Precision], plan: Plan | None
 ) -> list[ExportedGraph]:
     """Write the new graphs into a folder that no manifest names yet."""
-    unknown = set(precisions) - set(SCHEMES)
-    if unknown or not precisions:
-        raise InputError(f"int8 precisions are {', '.join(SCHEMES)}, got {', '.join(sorted(unknown)) or 'none'}")
     calibration = load_calibration(bundle, manifest)
     config = ModelConfig.from_dict(manifest.model)
     with tempfile.TemporaryDirectory(prefix=".int8.", dir=bundle / "graphs") as scratch:

@@ -253,7 +253,8 @@ def kendall(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     pairs_a, pairs_b = np.abs(order_a).sum(1), np.abs(order_b).sum(1)
     size = np.sqrt(pairs_a * pairs_b)
     tau = (order_a * order_b).sum(1) / np.where(size == 0, 1, size)
-    return np.where(size == 0, (pairs_a == pairs_b).astype(float), tau)
+    found: np.ndarray = np.where(size == 0, (pairs_a == pairs_b).astype(float), tau)
+    return found
 
 
 def compare_recalls(reference: Metrics, candidate: Metrics) -> dict[str, float]:

@@ -32,8 +32,8 @@ def table(report: Report) -> list[str]:
     for stage in report.stages:
         lines.append(f"{stage.name:<24}{stage.reason}" if not stage.checks else stage.name)
         for check in stage.checks:
-            figures = "".join(f"{cell(check, name, '-'):>12}" for name in _COLUMNS)
-            lines.append(f"  {check.part:<22}{figures}  {'MISS' if check.misses else 'ok'}")
+            cells = "".join(f"{cell(check, name, '-'):>12}" for name in _COLUMNS)
+            lines.append(f"  {check.part:<22}{cells}  {'MISS' if check.misses else 'ok'}")
     lines += ["", *(f"Not checked: {note}" for note in report.notes), *(f"MISS {miss}" for miss in report.misses())]
     ran = [stage for stage in report.stages if stage.status != "not run"]
     missed = sum(stage.status == "missed" for stage in ran)

@@ -160,7 +160,7 @@ def test_a_bundle_without_calibration_says_how(bundle: Path) -> None:
 
 def test_unknown_precision_is_refused(bundle: Path) -> None:
     with pytest.raises(InputError, match="int8 precisions are int8, int8_x86, got fp8"):
-        add_int8(bundle, passes, ["fp8"])  # type: ignore[list-item]
+        add_int8(bundle, passes, ["fp8"])
 
 
 def test_tensorrt_rtx_builds_it_in_int8(bundle: Path) -> None:
