@@ -1,12 +1,18 @@
 """The wheel holds exactly the packages' own files, and nothing heavy is imported before it is needed."""
 
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+import chan_rt
+from chan_rt.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,3 +65,41 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     heavy = "{'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'polygraphy', 'PIL', 'matplotlib'}"
     code = f"import sys, {module}; found = {heavy} & set(sys.modules); sys.exit(f'loaded {{found}}' if found else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """`pyproject.toml` states it; the package, the command and new manifests read it from there."""
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert chan_rt.__version__ == version("chan-rt") == stated
+    shown = CliRunner().invoke(main, ["--version"])
+    assert shown.output.split()[-1] == stated
+    literal = re.compile(rf"[\"']{re.escape(stated)}[\"']")
+    sources = [name for name in tracked_files() if name.endswith(".py") and (ROOT / name).is_file()]
+    assert [name for name in sources if literal.search((ROOT / name).read_text(encoding="utf-8"))] == []
+
+
+def test_extras_and_classifiers_say_what_is_true() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    used = {name for needs in extras.values() for need in needs for name in re.findall(r"chan-rt\[([\w,-]+)\]", need)}
+    assert {name for group in used for name in group.split(",")} <= extras.keys()
+    assert "triton" not in " ".join(extras["demo"])  # 1 GB that the demo never loads
+    minor = [name.rsplit(".", 1)[1] for name in project["classifiers"] if re.search(r"Python :: 3\.\d+$", name)]
+    assert project["requires-python"] == f">=3.{min(map(int, minor))}"
+
+
+def test_every_extra_has_a_row_in_the_readme() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = [line.split("|")[1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    assert extras.keys() <= set(re.findall(r"`([\w-]+)`", " ".join(rows)))
+
+
+def test_hooks_run_what_make_lint_runs() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0].splitlines()[1:]
+    hooks = re.findall(r"^ +entry: (.*)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
+    assert hooks == [line.strip() for line in recipe]
+
+
+def test_a_python_that_is_not_here_is_skipped_aloud() -> None:
+    ran = subprocess.run(["make", "test-python-3.99"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "Python 3.99: skipped" in ran.stdout
