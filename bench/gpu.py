@@ -34,8 +34,10 @@ from ..runtime.backends.sidecar import ENGINES
 from ..runtime.contract import AlignmentConfig, Manifest
 from ..runtime.doctor import examine
 from ..runtime.errors import ChanError
+from ..runtime.gallery.estimate import CpuEstimator
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.pool import Pool
+from ..runtime.gallery.proof.gallery_rows import GalleryRows
 from ..runtime.gallery.proof.rows import ArrayPart, array_part
 from ..runtime.gallery.rank import Ranker
 from ..runtime.gpu import GpuReport, examine_gpu
@@ -337,7 +339,8 @@ def certified(images: Images, captions: Sequence[Floats]) -> list[np.ndarray]:
     """The CPU's certified rows."""
     pool = Pool()
     try:
-        ranker = Ranker([images.part], "images", AlignmentConfig(), open_kernel(), pool)
+        kernel, rows = open_kernel(), GalleryRows([images.part], "images", AlignmentConfig())
+        ranker = Ranker(rows, CpuEstimator(rows, kernel, pool), kernel, pool)
         return [ranking.rows for ranking in ranker.exact(captions, K, np.ones(images.count, bool))]
     finally:
         pool.close()

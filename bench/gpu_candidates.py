@@ -22,14 +22,15 @@ from ..runtime.backends.device import Device
 from ..runtime.backends.sidecar import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
-from ..runtime.gallery.cuda import ResidentRanker, ResidentScan
+from ..runtime.gallery.cuda import GpuEstimator, ResidentScan
 from ..runtime.gallery.cuda.kernels import ScanPrecision, architecture, find_kernels
 from ..runtime.gallery.cuda.scan import KernelScan
 from ..runtime.gallery.kernels.choose import open_kernel
+from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
-from ..runtime.gallery.proof.quantize import padded_width
+from ..runtime.gallery.proof.gallery_rows import GalleryRows
 from ..runtime.gallery.proof.rows import ArrayPart
-from ..runtime.gallery.rank import Ranking
+from ..runtime.gallery.rank import Ranker
 from .engine_scan import EngineScan
 from .resident_engine import build_resident_engine
 
@@ -89,7 +90,7 @@ def _kernels(precision: ScanPrecision, images: Images, device: Device, gpu: tupl
     alignment = AlignmentConfig()
     with tempfile.TemporaryDirectory() as scratch:
         build_kernels(Path(scratch), images.dim, alignment.pooling, precision, architecture(gpu))
-        found = find_kernels(Path(scratch), precision, padded_width(images.dim), alignment.pooling, gpu)
+        found = find_kernels(Path(scratch), precision, stored_width(images.dim), alignment.pooling, gpu)
     yield from _resident(KernelScan(*found, device, images.dim, alignment), images)
 
 
@@ -107,12 +108,12 @@ def _engine(flavor: Flavor, images: Images, device: Device) -> Iterator[Search]:
 def _resident(scan: ResidentScan, images: Images) -> Iterator[Search]:
     pool = Pool()
     try:
-        ranker = ResidentRanker([images.part], "images", AlignmentConfig(), open_kernel(), pool, scan)
+        rows = GalleryRows([images.part], "images", AlignmentConfig())
+        ranker = Ranker(rows, GpuEstimator(rows, scan), open_kernel(), pool)
         everything = np.ones(images.count, bool)
 
         def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:
-            rankings: list[Ranking] = ranker.exact(captions, K, everything)
-            return [ranking.rows for ranking in rankings]
+            return [ranking.rows for ranking in ranker.exact(captions, K, everything)]
 
         yield search
     finally:

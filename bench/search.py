@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
-from ..runtime.gallery.proof.quantize import padded_width
+from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.result import Mode
 from . import published
 from .measure import Latency, machine, read_bandwidth, take_turns
@@ -274,7 +274,7 @@ def _one_size(count: int, threads: int, seconds: float, bandwidth: float, source
         with Gallery.open(setting.folder, threads=threads) as gallery:
             scan = rescored_histogram(gallery, setting.captions)  # first, so that every page needed is in memory
             latencies = one_caption(setting, gallery, threads, seconds)
-    limit = count * REGIONS * padded_width(DIM) / bandwidth * 1e3
+    limit = count * REGIONS * stored_width(DIM) / bandwidth * 1e3
     reference = latencies["published (torch float32, padded)"].p50
     click.echo(f"\n{count} images x {REGIONS} x {DIM}, {WORDS} words; reading the int8 codes alone: {limit:.1f} ms")
     click.echo(f"{'':<36}{'median':>9}{'best':>9}{'x limit':>9}{'x published':>13}")

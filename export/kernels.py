@@ -25,7 +25,7 @@ from ..runtime.gallery.cuda.kernels import (
     KernelRecord,
     ScanPrecision,
 )
-from ..runtime.gallery.proof.quantize import padded_width
+from ..runtime.gallery.kernels.layout import stored_width
 
 # CUDA compute capabilities that Triton's code generator and its ptxas know; older ones lack int8 products.
 GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
@@ -67,7 +67,7 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
             raise InputError(f"{name} must be one of {', '.join(known)} for a gallery on the GPU, got {value}")
     chosen: ScanPrecision = "int8" if precision == "int8" else "float16"
     source = Path(__file__).with_name("scan_kernels.py").read_bytes() + Path(__file__).read_bytes()
-    width = padded_width(dim)
+    width = stored_width(dim)
     wanted = KernelRecord(chosen, width, pooling, gpu, _version(), hashlib.sha256(source).hexdigest(), {})
     folder = gallery / KERNELS
     folder.mkdir(exist_ok=True)

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, InputError
-from .cuda import ResidentRanker, ResidentScan, ScanPrecision, open_resident
+from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
+from .estimate import CpuEstimator
 from .kernels.base import Kernel, KernelName
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
 from .prepare import MIN_ROWS, FastScan, load_fast
+from .proof.certify import Ranking
+from .proof.gallery_rows import GalleryRows
 from .proof.rows import pack_rows
 from .proof.true_score import true_row
-from .rank import Ranker, Ranking
+from .rank import Ranker
 from .result import Hit, Mode, SearchResult
 from .settings import GallerySettings
 from .snapshot import Snapshot
@@ -273,8 +276,13 @@ class Gallery:
                             raise GalleryCorrupt(f"{error.filename} is missing: {self.path} is incomplete") from error
             live = np.concatenate([record.live for record in records]) if records else np.zeros(0, bool)
             planes = 2 if fast is None else fast.planes
-            how = (segments, self.settings.kind, self.alignment, self._kernel, self._pool)
-            ranker = Ranker(*how, planes) if self._resident is None else ResidentRanker(*how, self._resident)
+            rows = GalleryRows(segments, self.settings.kind, self.alignment)
+            estimator = (
+                CpuEstimator(rows, self._kernel, self._pool, planes)
+                if self._resident is None
+                else GpuEstimator(rows, self._resident)
+            )
+            ranker = Ranker(rows, estimator, self._kernel, self._pool)
             bases = np.cumsum([0] + [record.rows for record in records])
             self._current = Snapshot(generation, tuple(records), tuple(segments), bases, live, ranker, fast)
             return self._current
@@ -340,6 +348,8 @@ class Gallery:
     ) -> tuple[Mode, str, list[Ranking]]:
         fast = snapshot.fast
         if mode == "fast" and np.count_nonzero(allowed) >= MIN_ROWS and self.alignment.coding != "VSA":
+            if not snapshot.ranker.has_fast:
+                raise InputError("mode must be exact for a gallery on a GPU, got 'fast'")
             if fast is None:
                 raise InputError(f"mode: fast search is not prepared; run: chan gallery prepare {self.path}")
             measured = "was not measured" if fast.recall is None else f"{fast.recall:.4f} over {fast.queries} queries"

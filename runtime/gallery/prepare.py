@@ -17,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
+from .estimate import CpuEstimator
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
 from .proof.bounds import fit_axes, no_axes
+from .proof.certify import Ranking
+from .proof.gallery_rows import GalleryRows
 from .proof.rows import Part
-from .rank import Ranker, Ranking
+from .rank import Ranker
 from .settings import GallerySettings
 from .store.catalogue import Catalogue
 from .store.files import FileRecord, MappedFile
@@ -99,7 +102,8 @@ def measure(
         return FastScan(basis, axes, 2, 0.05, None, _K, 0)
     pool = Pool()
     try:
-        one, two = (Ranker(parts, settings.kind, settings.alignment, open_kernel(), pool, planes) for planes in (1, 2))
+        kernel, rows = open_kernel(), GalleryRows(parts, settings.kind, settings.alignment)
+        one, two = (Ranker(rows, CpuEstimator(rows, kernel, pool, planes), kernel, pool) for planes in (1, 2))
         vectors = [queries.vectors[i, : queries.lengths[i]] for i in range(len(queries))]
         choosing, held_out = vectors[::2], vectors[1::2]
         exact = two.exact(choosing, _K, live)

@@ -15,8 +15,10 @@ from chan_rt.bench.cuda import gpu_state
 from chan_rt.bench.gpu_candidates import Images, K, Search
 from chan_rt.bench.search import DIM, REGIONS, WORDS, Concepts
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
+from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
@@ -46,7 +48,8 @@ def some_candidates(monkeypatch: pytest.MonkeyPatch, device: Launches) -> None:
     @contextmanager
     def exact(images: Images, _: object, gpu: tuple[int, int]) -> Iterator[Search]:
         assert gpu == (9, 0)
-        ranker = Ranker([images.part], "images", AlignmentConfig(), open_kernel(), Pool(1))
+        rows, kernel, pool = GalleryRows([images.part], "images", AlignmentConfig()), open_kernel(), Pool(1)
+        ranker = Ranker(rows, CpuEstimator(rows, kernel, pool), kernel, pool)
 
         def search(captions: list[np.ndarray]) -> list[np.ndarray]:
             device.pending += [("a", 2.0), ("b", 0.5), ("c", 0.25)]

@@ -16,10 +16,12 @@ from chan_rt.runtime.backends.fake import FakeDevice
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec
 from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.errors import InputError, TensorError
-from chan_rt.runtime.gallery.cuda import ResidentRanker
+from chan_rt.runtime.gallery.cuda import GpuEstimator
+from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.proof.bounds import quantize_query
+from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
 
@@ -71,6 +73,14 @@ def part_of(rows: list[np.ndarray]):
     return array_part(np.concatenate(rows), np.cumsum([0] + [len(row) for row in rows]).astype(np.int64))
 
 
+def rankers(parts: list, scan: EngineScan) -> tuple[Ranker, Ranker]:
+    """The ranker of a scan, and the CPU's."""
+    rows, kernel = GalleryRows(parts, "images", AlignmentConfig()), open_kernel("numpy")
+    return tuple(
+        Ranker(rows, made, kernel, POOL) for made in (GpuEstimator(rows, scan), CpuEstimator(rows, kernel, POOL))
+    )
+
+
 def queries_of(*lengths: int) -> list[np.ndarray]:
     rng = np.random.default_rng(9)
     found = [rng.standard_normal((n, DIM)).astype(np.float32) for n in lengths]
@@ -117,12 +127,11 @@ def test_rankings_over_chunks_and_parts_are_those_of_the_cpu(built) -> None:
     parts = [part_of(rows[:30]), part_of(rows[30:])]
     engine, device = HostEngine(*built), FakeDevice({})
     scan = EngineScan(engine, device)
-    how = (parts, "images", AlignmentConfig(), open_kernel("numpy"), POOL)
-    ranker = ResidentRanker(*how, scan)
+    ranker, cpu = rankers(parts, scan)
     queries = queries_of(8, 1, 5, 3)
     allowed = np.arange(40) % 5 != 2
     for k in (1, 6):
-        found, expected = ranker.exact(queries, k, allowed), Ranker(*how).exact(queries, k, allowed)
+        found, expected = ranker.exact(queries, k, allowed), cpu.exact(queries, k, allowed)
         assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
         assert not any(one.certified for one in found)
     assert engine.calls == 2 * 2 * (3 + 1), "k's x batches of captions x chunks"
@@ -166,10 +175,9 @@ def test_on_a_gpu_the_engine_ranks_as_the_cpu_does(built) -> None:
     path = find_engine(folder, GRAPH, PRECISION, "tensorrt_rtx")
     scan = EngineScan(TensorRTBackend("tensorrt_rtx", path, spec), CudaDevice())
     rows = gallery(40)
-    how = ([part_of(rows[:30]), part_of(rows[30:])], "images", AlignmentConfig(), open_kernel("numpy"), POOL)
     queries, allowed = queries_of(8, 1, 5, 3), np.arange(40) % 5 != 2
-    ranker = ResidentRanker(*how, scan)
-    found, expected = ranker.exact(queries, 3, allowed), Ranker(*how).exact(queries, 3, allowed)
+    ranker, cpu = rankers([part_of(rows[:30]), part_of(rows[30:])], scan)
+    found, expected = ranker.exact(queries, 3, allowed), cpu.exact(queries, 3, allowed)
     assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
     del ranker
     scan.close()

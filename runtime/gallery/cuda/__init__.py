@@ -6,14 +6,14 @@ from pathlib import Path
 
 from ...backends.device import CudaDevice
 from ...errors import BackendError, InputError
+from ..kernels.layout import stored_width
 from ..proof.pooling import pools_query
-from ..proof.quantize import padded_width
 from ..settings import GallerySettings
+from .estimate import GpuEstimator
 from .kernels import POOLINGS, PRECISIONS, ScanPrecision, find_kernels
-from .ranker import ResidentRanker
 from .scan import KernelScan, ResidentScan
 
-__all__ = ["PRECISIONS", "ResidentRanker", "ResidentScan", "ScanPrecision", "check_settings", "open_resident"]
+__all__ = ["PRECISIONS", "GpuEstimator", "ResidentScan", "ScanPrecision", "check_settings", "open_resident"]
 
 
 def check_settings(settings: GallerySettings) -> None:
@@ -46,6 +46,6 @@ def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecisio
     gpu = examine_gpu()
     if gpu.problem is not None:
         raise BackendError(f"device='cuda' cannot run here: no usable GPU: {gpu.problem}; search with device='cpu'")
-    width, pooling = padded_width(settings.dim), settings.alignment.pooling
+    width, pooling = stored_width(settings.dim), settings.alignment.pooling
     record, code = find_kernels(path, precision, width, pooling, gpu.gpus[0].capability)
     return KernelScan(record, code, CudaDevice(), settings.dim, settings.alignment)

@@ -1,7 +1,7 @@
 """A gallery in a GPU's memory: which rows could be among the best k for a query.
 
 int8 holds the gallery's codes. The GPU computes every row's score from them, in the numbers of bounds.py, and lists the
-rows whose interval reaches the k-th largest lower bound it knows of; the CPU certifies those (ranker.py). To list, it
+rows whose interval reaches the k-th largest lower bound it knows of; the CPU certifies those (estimate.py). To list, it
 uses an interval a little wider than the CPU's: one that is linear in what a row stores, (1) of bounds.py alone. The
 threshold is the k-th largest of the groups' largest lower bounds: rows in different groups, so at most the k-th largest
 lower bound of all.
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from ...backends.device import Device
 from ...contract import AlignmentConfig
 from ...errors import BackendError, TensorError
+from ..kernels.layout import OFFSET
 from ..proof.bounds import QuantizedQuery, Reach, int8_radius, no_axes
-from ..proof.pooling import Array
-from ..proof.quantize import OFFSET
+from ..proof.pooling import Float64Array
 from ..proof.rows import Part
 from .kernels import GROUPS, ROWS_A_GROUP, ROWS_A_PROGRAM, WORD_TILES, KernelRecord
 from .memory import Arena
@@ -36,7 +36,7 @@ _QUERIES = 512  # queries of one launch: their vectors and lists stay within som
 _BLOCK = GROUPS * ROWS_A_GROUP
 _PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
 
-Listed = tuple[NDArray[np.int64], Array]  # rows that could be among the best, in order, and their scores
+Listed = tuple[NDArray[np.int64], Float64Array]  # rows that could be among the best, in order, and their scores
 
 
 class ResidentScan(Protocol):
@@ -264,7 +264,7 @@ class KernelScan:
             numbers = (each.rows, len(allowed), words, len(queries), temperature)
             self._launch(f"scan_{tile}", blocks, addresses, *numbers)
 
-    def _planes(self, queries: Sequence[QuantizedQuery], words: int) -> tuple[NDArray[Any], Array]:
+    def _planes(self, queries: Sequence[QuantizedQuery], words: int) -> tuple[NDArray[Any], Float64Array]:
         """The queries' vectors as the kernel reads them, [planes, words, width], and each one's scale [words]."""
         if self.certified:
             planes = np.zeros((2, words, self._width), np.int8)
@@ -300,7 +300,7 @@ class KernelScan:
             self._device.launch_kernel(self._kernels[name], blocks, function.threads, arguments, self._arena.stream)
 
 
-def _kth_largest(values: Array, k: int) -> Array:
+def _kth_largest(values: Float64Array, k: int) -> Float64Array:
     """The k-th largest of each row [queries, n]; -inf where there are fewer."""
     if k > values.shape[1]:
         return np.full(len(values), -np.inf)

@@ -19,6 +19,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+WIDE = 64  # query vectors from which on a scan is bound by arithmetic, not by reading codes
+
 KernelName = Literal["vnni", "onnxruntime", "numpy"]
 Over = Literal["row", "query"]
 

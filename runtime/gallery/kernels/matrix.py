@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
-from ..proof.blas import product
-from ..proof.quantize import OFFSET, PLANE, padded_width
 from .base import KernelName, Over, PackedQueries
+from .blas import product
+from .layout import OFFSET, PLANE, stored_width
 from .matmul_model import scan_model
 
 _EXACT_PIECE = 512  # 512 * 128 * 127 < 2^24: float32 sums of that many products of codes are exact integers
@@ -25,7 +25,7 @@ class _MatrixKernel:
     def pack(self, planes: NDArray[np.int8], starts: NDArray[np.int64], over: Over) -> PackedQueries:
         """See Kernel; laid: int8 [S, planes x Q], the high plane's columns first."""
         count, _, dim = planes.shape
-        columns = np.zeros((padded_width(dim), planes.shape[0] * planes.shape[1]), np.int8)
+        columns = np.zeros((stored_width(dim), planes.shape[0] * planes.shape[1]), np.int8)
         columns[:dim] = planes.reshape(-1, dim).T
         return PackedQueries(count, starts, over, columns)
 

@@ -7,8 +7,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import TypeVar
 
 from ...errors import InputError
+
+Result = TypeVar("Result")
 
 
 class Pool:
@@ -34,6 +38,20 @@ class Pool:
         for future in futures:
             if not future.cancelled():
                 future.result()
+
+    def map(self, function: Callable[[int], Result], count: int) -> list[Result]:
+        """function(0), ..., function(count - 1) on the threads; a single call is no piece of work of its own."""
+        if count == 1:
+            return [function(0)]
+        done: dict[int, Result] = {}
+
+        def task(first: int, last: int) -> None:
+            for i in range(first, last):
+                done[i] = function(i)
+
+        step = max(1, count // (4 * self.threads))
+        self.run([partial(task, a, min(a + step, count)) for a in range(0, count, step)])
+        return [done[i] for i in range(count)]
 
     def close(self) -> None:
         """Let the threads end."""

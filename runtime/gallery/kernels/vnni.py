@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
-from ..proof.quantize import LANE, OFFSET, PLANE, padded_width
 from .base import KernelName, Over, PackedQueries
+from .layout import LANE, OFFSET, PLANE, stored_width
 
 SUMS = 12  # registers of sums at a time: vpdpbusd takes 5 cycles, and two start in one
 AHEAD = 36  # vectors from the one multiplied to the one fetched: a hardware prefetcher does not cross a page
@@ -415,7 +415,7 @@ class VnniKernel:
             first = np.repeat(starts[:-1] - tile_starts[:-1] * tile, np.diff(tile_starts) * tile)
             last = np.repeat(starts[1:] - 1, np.diff(tile_starts) * tile)
             places = np.minimum(np.arange(tile_starts[-1] * tile) + first, last)
-        padded = np.zeros((depth, len(places), padded_width(dim)), np.int8)
+        padded = np.zeros((depth, len(places), stored_width(dim)), np.int8)
         padded[:, :, :dim] = planes[:, places]
         return PackedQueries(depth, starts, over, (shape, *self._code.tiles(padded, shape), tile_starts))
 

@@ -54,9 +54,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
-from .blas import product
-from .pooling import Array, pools_query, score_change
-from .quantize import LEVELS, PLANE
+from ..kernels.blas import product
+from ..kernels.layout import PLANE
+from .pooling import Float64Array, score_change
+from .quantize import LEVELS
 
 _UNIT64 = 2.0**-53
 _UNIT32 = 2.0**-24
@@ -81,9 +82,9 @@ class QuantizedQuery:
     """
 
     planes: NDArray[np.int8]
-    scale: Array
-    vectors: Array
-    lost: Array
+    scale: Float64Array
+    vectors: Float64Array
+    lost: Float64Array
     norm: float
     error: float
 
@@ -124,12 +125,12 @@ def largest_norm(vectors: NDArray[np.floating]) -> float:
     return float(_norms(vectors.astype(np.float64)).max(initial=0.0))
 
 
-def _norms(vectors: Array) -> Array:
+def _norms(vectors: Float64Array) -> Float64Array:
     """No less than the norms of vectors [V, D]: [V]."""
     return np.asarray(np.sqrt(np.square(vectors).sum(axis=1)) * (1 + 1e-12))
 
 
-def rounding(similarity: Array, dim: int, count: Array | int, alignment: AlignmentConfig) -> Array:
+def rounding(similarity: Float64Array, dim: int, count: Float64Array | int, alignment: AlignmentConfig) -> Float64Array:
     """Bound (2), where |similarity| bounds every similarity and `count` are pooled."""
     return np.asarray(16 * _UNIT64 * (dim + count + 16) * (similarity + alignment.pooling_temperature))
 
@@ -146,17 +147,19 @@ def fit_axes(queries: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.ascontiguousarray(axes, np.float32)
 
 
-def block_norms(vectors: Array, axes: NDArray[np.floating], multiply: Callable[..., Any] = np.matmul) -> Array:
+def block_norms(
+    vectors: Float64Array, axes: NDArray[np.floating], multiply: Callable[..., Any] = np.matmul
+) -> Float64Array:
     """||B_j^T x|| of vectors x [V, D] for each block of axes: [V, J], rounded up."""
     edges = [edge for edge in _EDGES if edge < axes.shape[1]]
     if not edges:
         return np.zeros((len(vectors), 0))
     coordinates = np.square(multiply(vectors, axes.astype(np.float64, copy=False)))
-    norms: Array = np.sqrt(np.add.reduceat(coordinates, edges, axis=1)) * (1 + 1e-12) + _slack(vectors, axes)
+    norms: Float64Array = np.sqrt(np.add.reduceat(coordinates, edges, axis=1)) * (1 + 1e-12) + _slack(vectors, axes)
     return norms
 
 
-def gallery_norms(restored: Array, axes: NDArray[np.floating]) -> Array:
+def gallery_norms(restored: Float64Array, axes: NDArray[np.floating]) -> Float64Array:
     """What (1'') needs of x_hat [V, D]: the norms along each block of axes and of what they leave, [V, J + 1]."""
     if axes.shape[1] == 0:
         return np.zeros((len(restored), 0))
@@ -166,12 +169,12 @@ def gallery_norms(restored: Array, axes: NDArray[np.floating]) -> Array:
     return np.concatenate([block_norms(restored, axes), rest + _slack(restored, axes) * np.sqrt(axes.shape[1])], axis=1)
 
 
-def _slack(vectors: Array, axes: NDArray[np.floating]) -> Array:
+def _slack(vectors: Float64Array, axes: NDArray[np.floating]) -> Float64Array:
     """What float64 can lose of vectors' coordinates [V, m] together: [V, 1].
 
     A coordinate is off by at most g(D) ||b|| ||x||, and the axes' columns are no longer than 1 + 10^-6.
     """
-    norms: Array = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    norms: Float64Array = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
     return np.asarray(2 * (vectors.shape[1] + axes.shape[1]) * _UNIT64 * np.sqrt(axes.shape[1]) * norms)
 
 
@@ -210,7 +213,7 @@ class Reach:
         norm: NDArray[np.floating],
         blocks: NDArray[np.floating],
         norms: NDArray[np.floating],
-    ) -> Array:
+    ) -> Float64Array:
         """No less than any |q.x - q_hat.x_hat| of each query and row, [queries, N].
 
         Args:
@@ -230,14 +233,14 @@ class Reach:
 
 
 def int8_radius(
-    change: Array,
+    change: Float64Array,
     row_error: NDArray[np.float32],
     row_norm: NDArray[np.float32],
     query: QuantizedQuery,
-    count: Array | int,
-    spread: Array | float,
+    count: Float64Array | int,
+    spread: Float64Array | float,
     alignment: AlignmentConfig,
-) -> Array:
+) -> Float64Array:
     """How far rows' scores from codes can be from their float64 scores on the fine copy: [N].
 
     Args:
@@ -253,7 +256,7 @@ def int8_radius(
     return score_change(change, count, spread, alignment)
 
 
-def float32_similarity_error(dim: int, roundings: int, query_norm: float, row_norm: Array) -> Array:
+def float32_similarity_error(dim: int, roundings: int, query_norm: float, row_norm: Float64Array) -> Float64Array:
     """How far a float32 inner product can be from the float64 one, where at most `roundings` touch any of its terms.
 
     Higham's g(roundings) in float32 (3.1; D of them whatever the order of summation), plus what products that underflow
@@ -264,26 +267,8 @@ def float32_similarity_error(dim: int, roundings: int, query_norm: float, row_no
     return np.asarray((relative + 4 * dim * _UNIT64) * (1 + 1e-6) * query_norm * row_norm + underflow)
 
 
-def kth_largest(values: Array, k: int) -> float:
+def kth_largest(values: Float64Array, k: int) -> float:
     """The k-th largest value, or -inf where there are fewer than k."""
     if k > len(values):
         return -np.inf
     return float(np.partition(values, len(values) - k)[len(values) - k])
-
-
-__all__ = [
-    "MAX_VALUE",
-    "QuantizedQuery",
-    "Reach",
-    "block_norms",
-    "fit_axes",
-    "float32_similarity_error",
-    "gallery_norms",
-    "int8_radius",
-    "kth_largest",
-    "largest_norm",
-    "no_axes",
-    "pools_query",
-    "quantize_query",
-    "rounding",
-]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...contract import AlignmentConfig
 from ..settings import Kind
 
-Array = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 
 def pools_query(kind: Kind, alignment: AlignmentConfig) -> bool:
@@ -25,7 +25,7 @@ def pools_query(kind: Kind, alignment: AlignmentConfig) -> bool:
     return (kind == "images") == (alignment.coding == "VHA")
 
 
-def pool(values: Array, alignment: AlignmentConfig) -> Array:
+def pool(values: Float64Array, alignment: AlignmentConfig) -> Float64Array:
     """Pool the last axis: [..., n] -> [...]. Source: docs/published-model.md; LSE has no temperature in front."""
     match alignment.pooling:
         case "Max":
@@ -42,7 +42,9 @@ def pool(values: Array, alignment: AlignmentConfig) -> Array:
     return np.asarray((weights * values).sum(axis=-1) / weights.sum(axis=-1))
 
 
-def score_change(change: Array, count: Array | int, spread: Array | float, alignment: AlignmentConfig) -> Array:
+def score_change(
+    change: Float64Array, count: Float64Array | int, spread: Float64Array | float, alignment: AlignmentConfig
+) -> Float64Array:
     """How far the score can move when every pooled similarity moves by at most `change`.
 
     Args:
@@ -69,7 +71,9 @@ def score_change(change: Array, count: Array | int, spread: Array | float, align
     return np.asarray(change + spread * np.tanh(change / (2 * alignment.pooling_temperature)))
 
 
-def pool_groups(values: Array, starts: NDArray[np.int64], alignment: AlignmentConfig) -> tuple[Array, Array]:
+def pool_groups(
+    values: Float64Array, starts: NDArray[np.int64], alignment: AlignmentConfig
+) -> tuple[Float64Array, Float64Array]:
     """Pool consecutive groups of rows: values [K, C], group g = rows [starts[g], starts[g + 1]) -> [G, C] each.
 
     Returns the pooled values and, for Softmax pooling, the spread (largest minus smallest) of each group, otherwise 0.
@@ -80,13 +84,13 @@ def pool_groups(values: Array, starts: NDArray[np.int64], alignment: AlignmentCo
     for length in np.unique(lengths):
         groups = np.flatnonzero(lengths == length)
         if len(groups) == len(lengths):
-            part = values.reshape(len(lengths), length, -1)
+            same = values.reshape(len(lengths), length, -1)
         else:
-            part = values[starts[groups][:, None] + np.arange(length)]
-        part = np.moveaxis(
-            part, 1, 2
+            same = values[starts[groups][:, None] + np.arange(length)]
+        same = np.moveaxis(
+            same, 1, 2
         )  # a view: numpy reduces the middle axis along whole rows, not 12 values at a time
-        pooled[groups] = pool(part, alignment)
+        pooled[groups] = pool(same, alignment)
         if alignment.pooling == "Softmax":
-            spread[groups] = part.max(axis=-1) - part.min(axis=-1)
+            spread[groups] = same.max(axis=-1) - same.min(axis=-1)
     return pooled, spread

@@ -14,9 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 127
-PLANE = 254  # a step of a query's high plane in steps of the low one, which reaches 127 of them to each side
-OFFSET = 128  # stored codes are unsigned: x86 multiplies uint8 by int8 (vpdpbusd), not int8 by int8
-LANE = 64  # stored rows are padded with zeros to this many bytes: a cache line, one 512-bit register
 
 
 @dataclass(frozen=True)
@@ -56,27 +53,14 @@ def quantize(vectors: NDArray[np.floating], starts: NDArray[np.int64], levels: i
     error = np.empty(len(vectors), np.float64)
     norm = np.empty(len(vectors), np.float64)
     for begin in range(0, len(vectors), 4096):  # float64 copies of a piece at a time
-        part = slice(begin, begin + 4096)
-        exact = vectors[part].astype(np.float64)
-        ratio = np.divide(exact, step[part], out=np.zeros_like(exact), where=step[part] > 0)
-        codes[part] = np.clip(np.rint(ratio), -levels, levels)
-        restored = codes[part] * step[part]
-        error[part] = np.sqrt(np.square(exact - restored).sum(axis=1))
-        norm[part] = np.sqrt(np.square(restored).sum(axis=1))
+        piece = slice(begin, begin + 4096)
+        exact = vectors[piece].astype(np.float64)
+        ratio = np.divide(exact, step[piece], out=np.zeros_like(exact), where=step[piece] > 0)
+        codes[piece] = np.clip(np.rint(ratio), -levels, levels)
+        restored = codes[piece] * step[piece]
+        error[piece] = np.sqrt(np.square(exact - restored).sum(axis=1))
+        norm[piece] = np.sqrt(np.square(restored).sum(axis=1))
     return Quantized(codes, scale, _upper(error, starts), _upper(norm, starts))
-
-
-def padded_width(dim: int) -> int:
-    """Bytes one vector of `dim` codes takes when stored."""
-    return -(-dim // LANE) * LANE
-
-
-def store_codes(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Codes [V, D] as they are stored: offset by 128 and padded with 128, which stands for zero."""
-    vectors, dim = codes.shape
-    stored = np.full((vectors, padded_width(dim)), OFFSET, np.uint8)
-    stored[:, :dim] = (codes.view(np.uint8)) ^ np.uint8(OFFSET)  # two's complement: adding 128 flips the sign bit
-    return stored
 
 
 def _upper(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float32]:

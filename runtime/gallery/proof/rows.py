@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TensorError
+from ..kernels.layout import store_codes
 from ..settings import MAX_DIM, Precision
 from .bounds import MAX_VALUE, block_norms, gallery_norms, no_axes
-from .quantize import quantize, store_codes
+from .quantize import quantize
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ def errors_along(
     step = np.repeat(scale.astype(np.float64), np.diff(starts))
     pieces = []
     for begin in range(0, len(exact), 4096):  # float64 copies of a piece at a time
-        part = slice(begin, begin + 4096)
-        pieces.append(block_norms(exact[part].astype(np.float64) - step[part, None] * codes[part], axes))
+        piece = slice(begin, begin + 4096)
+        pieces.append(block_norms(exact[piece].astype(np.float64) - step[piece, None] * codes[piece], axes))
     largest = np.maximum.reduceat(np.concatenate(pieces), starts[:-1], axis=0)
     return np.nextafter(largest.astype(np.float32), np.float32(np.inf))
 
@@ -202,8 +203,8 @@ def norms_along(
     step = np.repeat(scale.astype(np.float64), np.diff(starts))
     pieces = [gallery_norms(np.zeros((0, len(basis))), basis)]
     for begin in range(0, len(codes), 4096):  # float64 copies of a piece at a time
-        part = slice(begin, begin + 4096)
-        pieces.append(gallery_norms(step[part, None] * codes[part], basis))
+        piece = slice(begin, begin + 4096)
+        pieces.append(gallery_norms(step[piece, None] * codes[piece], basis))
     norms = np.concatenate(pieces)
     largest = np.maximum.reduceat(norms, starts[:-1], axis=0) if rows else norms
     return np.nextafter(largest.astype(np.float32), np.float32(np.inf))

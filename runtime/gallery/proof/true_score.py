@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
 from ..settings import Kind
-from .pooling import Array, pool, pools_query
+from .pooling import Float64Array, pool, pools_query
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class TrueRow:
     """
 
     score: float
-    maxima: Array
+    maxima: Float64Array
     winners: NDArray[np.int32]
 
 
-def inner_products(left: Array, right: Array) -> Array:
+def inner_products(left: Float64Array, right: Float64Array) -> Float64Array:
     """Row-wise float64 inner products: [P, D] and [P, D] -> [P]; each depends on its own two vectors alone."""
     return np.asarray(np.einsum("pd,pd->p", left, right))
 
@@ -58,7 +58,7 @@ def true_rows(
     fine: Sequence[NDArray[np.floating]],
     query: NDArray[np.float32],
     similarities: Sequence[NDArray[np.float32]],
-    slack: Array,
+    slack: Float64Array,
     kind: Kind,
     alignment: AlignmentConfig,
 ) -> list[TrueRow]:
@@ -93,7 +93,7 @@ def true_rows(
     return [TrueRow(float(pool(maxima[span], alignment)), maxima[span], winners[span]) for span in spans]
 
 
-def _soft(similarities: Array, words: Array, alignment: AlignmentConfig) -> TrueRow:
+def _soft(similarities: Float64Array, words: Float64Array, alignment: AlignmentConfig) -> TrueRow:
     """VSA: each region attends to the words; similarities [R, W], words [W, D] (docs/published-model.md)."""
     scaled = similarities / alignment.attention_temperature
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryError
+from ..kernels.layout import OFFSET
 from ..proof.bounds import no_axes
-from ..proof.quantize import OFFSET
 from ..proof.rows import ArrayPart, Prefix, array_part
 from ..settings import Precision
 from .files import FileRecord, MappedFile

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.gallery.kernels.layout import PLANE
 from chan_rt.runtime.gallery.proof.bounds import (
     Reach,
     block_norms,
@@ -21,7 +22,7 @@ from chan_rt.runtime.gallery.proof.bounds import (
     quantize_query,
 )
 from chan_rt.runtime.gallery.proof.pooling import pool, pool_groups, score_change
-from chan_rt.runtime.gallery.proof.quantize import PLANE, quantize
+from chan_rt.runtime.gallery.proof.quantize import quantize
 
 POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")
 KINDS = ("unit", "raw", "tiny", "denormal", "huge", "mixed", "sparse", "zero", "equal", "ulp")

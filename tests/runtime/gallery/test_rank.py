@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.proof.bounds import fit_axes
+from chan_rt.runtime.gallery.proof.certify import Ranking
+from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.rows import array_part
-from chan_rt.runtime.gallery.rank import Ranker, Ranking
+from chan_rt.runtime.gallery.rank import Ranker
 
 CODINGS = ("VHA", "THA", "VSA")
 POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")
@@ -57,7 +60,8 @@ def ranker(
     for first, last in itertools.pairwise(edges):
         starts = np.cumsum([0] + [len(row) for row in rows[first:last]]).astype(np.int64)
         parts.append(array_part(np.concatenate([*rows[first:last], rows[0][:0]]), starts, **options))
-    return Ranker(parts, kind, alignment, open_kernel(kernel), POOL, planes)
+    gallery, opened = GalleryRows(parts, kind, alignment), open_kernel(kernel)
+    return Ranker(gallery, CpuEstimator(gallery, opened, POOL, planes), opened, POOL)
 
 
 def check(ranking: Ranking, truth: np.ndarray, k: int, allowed: np.ndarray) -> None:
@@ -169,3 +173,18 @@ def test_equal_rows_tie_wherever_they_stand() -> None:
         (ranking,) = ranker(rows, "images", AlignmentConfig(), [7, 30]).exact([query], 60, np.ones(60, bool))
         assert ranking.rows.tolist() == list(range(60))
         assert len(set(ranking.scores.tolist())) == 1
+
+
+def test_fast_search_without_a_fine_copy_ranks_by_codes_what_the_prefix_chose() -> None:
+    rng = np.random.default_rng(6)
+    rows = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(300)]
+    query = rng.standard_normal((3, 64)).astype(np.float32)
+    searched = ranker(rows, "images", AlignmentConfig(), precision="none", basis=np.eye(64, 32, dtype=np.float32))
+    everything = np.ones(300, bool)
+    (fast,) = searched.fast([query], 5, everything, 0.5)
+    (every,) = searched.exact([query], 300, everything)
+    known = dict(zip(every.rows.tolist(), every.scores.tolist(), strict=True))
+    assert fast.candidates == 150
+    assert not fast.certified
+    np.testing.assert_allclose(fast.scores, [known[row] for row in fast.rows.tolist()], rtol=1e-12)
+    assert (np.diff(fast.scores) <= 0).all()

@@ -23,15 +23,18 @@ from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import gallery as gallery_module
-from chan_rt.runtime.gallery.cuda import ResidentRanker, check_settings, open_resident
+from chan_rt.runtime.gallery.cuda import GpuEstimator, check_settings, open_resident
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import GROUPS, POOLINGS, ROWS_A_GROUP, ROWS_A_PROGRAM, Function, KernelRecord
 from chan_rt.runtime.gallery.cuda.memory import Arena
 from chan_rt.runtime.gallery.cuda.scan import KernelScan
+from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery.kernels.layout import stored_width
 from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.proof.bounds import fit_axes, quantize_query
-from chan_rt.runtime.gallery.proof.quantize import padded_width
+from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
+from chan_rt.runtime.gallery.proof.intervals import score_radius, similarity_changes
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import examine_gpu
@@ -134,8 +137,8 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
 def open_scan(precision: str, dim: int, alignment: AlignmentConfig, capacity: int = 1 << 30):
     """A scan on a fake device, and the device."""
     functions = {name: Function("", "", name, 128, 0, 0) for name in NAMES}
-    record = KernelRecord(precision, padded_width(dim), alignment.pooling, "sm_90", "none", "", functions)
-    device = FakeDevice(kernels(precision, padded_width(dim), alignment.pooling), capacity)
+    record = KernelRecord(precision, stored_width(dim), alignment.pooling, "sm_90", "none", "", functions)
+    device = FakeDevice(kernels(precision, stored_width(dim), alignment.pooling), capacity)
     return KernelScan(record, dict.fromkeys(NAMES, b""), device, dim, alignment), device
 
 
@@ -146,6 +149,14 @@ def make_parts(rows: list[np.ndarray], cuts=(), **options):
         starts = np.cumsum([0] + [len(row) for row in rows[first:last]]).astype(np.int64)
         parts.append(array_part(np.concatenate([*rows[first:last], rows[0][:0]]), starts, **options))
     return parts
+
+
+def rankers(parts: list, kind: str, alignment: AlignmentConfig, scan: Any) -> tuple[Ranker, Ranker]:
+    """The ranker of a scan, and the CPU's."""
+    rows, kernel = GalleryRows(parts, kind, alignment), open_kernel("numpy")
+    return tuple(
+        Ranker(rows, made, kernel, POOL) for made in (GpuEstimator(rows, scan), CpuEstimator(rows, kernel, POOL))
+    )
 
 
 def made_up(case: str, seed: int, count: int, longest: int, dim: int) -> list[np.ndarray]:
@@ -185,10 +196,9 @@ def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, wor
     parts = make_parts(rows, (count // 3, count // 3, count // 2), axes=fit_axes(queries[0]))
     allowed = np.random.default_rng(1).random(count) < 0.8
     scan, device = open_scan("int8", dim, alignment)
-    how = (parts, kind, alignment, open_kernel("numpy"), POOL)
-    ours = ResidentRanker(*how, scan)
+    ours, cpu = rankers(parts, kind, alignment, scan)
     for k in (1, 5, count + 1):
-        expected = Ranker(*how).exact(queries, k, allowed)
+        expected = cpu.exact(queries, k, allowed)
         found = ours.exact(queries, k, allowed)
         for one, other in zip(found, expected, strict=True):
             assert one.certified
@@ -209,18 +219,17 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     query = rng.standard_normal((6, dim)).astype(np.float32)
     alignment = AlignmentConfig()
     scan, _ = open_scan("int8", dim, alignment)
-    ranker = ResidentRanker(make_parts(rows), "images", alignment, open_kernel("numpy"), POOL, scan)
-    quantized = quantize_query(query, per_vector=True)
-    ((listed, scores),) = scan.shortlist(ranker._held, [quantized], k, np.ones(count, bool))
+    (part,) = make_parts(rows)
+    gallery, quantized = GalleryRows([part], "images", alignment), quantize_query(query, per_vector=True)
+    ((listed, scores),) = scan.shortlist([scan.hold(part)], [quantized], k, np.ones(count, bool))
     best = (np.stack(rows).astype(np.float64) @ query.T.astype(np.float64)).max(axis=1) / 0.1
     truth = np.log(np.exp(best - best.max(1, keepdims=True)).sum(1)) + best.max(1)
     assert set(np.argsort(-truth)[:k]) <= set(listed.tolist())
     assert len(listed) < count / 4
-    change = ranker._changes([quantized], listed)[0]
-    radius = ranker._radius(quantized, change, np.zeros(len(listed)), listed)
+    change = similarity_changes(gallery, [quantized], listed)[0]
+    radius = score_radius(gallery, quantized, change, np.zeros(len(listed)), listed)
     assert (np.abs(scores - truth[listed]) <= radius).all()
     constant, per_error, per_norm = scan._terms(quantized)
-    (part,) = ranker.parts
     wide = constant + per_error * part.error[listed].astype(float) + per_norm * part.norm[listed].astype(float)
     assert (radius <= wide).all(), "the GPU's interval must hold the CPU's"
 
@@ -274,13 +283,10 @@ def test_lists_that_overflow_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch
     rows = made_up("near", 3, 200, 5, 24)
     parts = make_parts(rows, (50,))
     scan, _ = open_scan("int8", 24, alignment)
-    how = (parts, "images", alignment, open_kernel("numpy"), POOL)
+    ours, cpu = rankers(parts, "images", alignment, scan)
     queries = [np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) for i in range(3)]
     everything = np.ones(200, bool)
-    found, expected = (
-        ResidentRanker(*how, scan).exact(queries, 5, everything),
-        Ranker(*how).exact(queries, 5, everything),
-    )
+    found, expected = ours.exact(queries, 5, everything), cpu.exact(queries, 5, everything)
     assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
 
 
@@ -289,10 +295,10 @@ def test_many_queries_take_several_launches(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(scan_module, "_QUERIES", 2)
     alignment = AlignmentConfig()
     scan, device = open_scan("int8", 24, alignment)
-    how = (make_parts(made_up("plain", 3, 40, 5, 24)), "images", alignment, open_kernel("numpy"), POOL)
+    ours, cpu = rankers(make_parts(made_up("plain", 3, 40, 5, 24)), "images", alignment, scan)
     queries = [np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) for i in range(5)]
-    found = ResidentRanker(*how, scan).exact(queries, 5, np.ones(40, bool))
-    expected = Ranker(*how).exact(queries, 5, np.ones(40, bool))
+    found = ours.exact(queries, 5, np.ones(40, bool))
+    expected = cpu.exact(queries, 5, np.ones(40, bool))
     assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
     assert device.launched == ["scan_16", "group_maxima", "shortlist"] * 3
 
@@ -303,12 +309,12 @@ def test_float16_ranks_by_half_and_claims_nothing(large: float) -> None:
     rows = made_up("plain", 3, 30, 5, 24)
     parts = make_parts(rows, (10,))
     scan, _ = open_scan("float16", 24, alignment)
-    how = (parts, "images", alignment, open_kernel("numpy"), POOL)
+    ours, cpu = rankers(parts, "images", alignment, scan)
     queries = [
         np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) * np.float32(large) for i in range(3)
     ]
-    found = ResidentRanker(*how, scan).exact(queries, 5, np.ones(30, bool))
-    expected = Ranker(*how).exact(queries, 5, np.ones(30, bool))
+    found = ours.exact(queries, 5, np.ones(30, bool))
+    expected = cpu.exact(queries, 5, np.ones(30, bool))
     for one, other in zip(found, expected, strict=True):
         assert not one.certified
         assert one.rescored == 5
@@ -357,7 +363,7 @@ def test_the_codes_are_the_parts_own_in_twos_complement() -> None:
 def test_a_warm_call_allocates_nothing() -> None:
     scan, device = open_scan("int8", 24, AlignmentConfig())
     parts = make_parts(made_up("plain", 3, 30, 5, 24))
-    ranker = ResidentRanker(parts, "images", AlignmentConfig(), open_kernel("numpy"), POOL, scan)
+    ranker, _ = rankers(parts, "images", AlignmentConfig(), scan)
     queries = [np.random.default_rng(i).standard_normal((4, 24)).astype(np.float32) for i in range(3)]
     ranker.exact(queries, 5, np.ones(30, bool))
     allocations, hosts = scan.allocations, len(device.hosts)
@@ -369,9 +375,8 @@ def test_a_warm_call_allocates_nothing() -> None:
 def test_too_little_memory_says_how_much_is_needed_and_what_to_do() -> None:
     scan, device = open_scan("int8", 24, AlignmentConfig(), capacity=4000)
     parts = make_parts(made_up("plain", 3, 300, 5, 24))
-    how = (parts, "images", AlignmentConfig(), open_kernel("numpy"), POOL)
     with pytest.raises(BackendError, match=r"300 rows need 0\.0 GiB .* out of memory .*device='cpu'"):
-        ResidentRanker(*how, scan)
+        rankers(parts, "images", AlignmentConfig(), scan)
     gc.collect()
     scan.close()
     assert device.empty, "what was allocated before it failed is given back"
@@ -461,9 +466,15 @@ def test_gallery_answers_as_on_the_cpu_through_changes(gallery_path: Path, make_
             writer.compact()
         assert answers(gpu, queries) == answers(cpu, queries)
         assert scanned < 10_000, "only the new segment is uploaded, not the gallery again"
-        with pytest.raises(InputError, match="mode must be exact for a gallery on a GPU"):
-            gpu._snapshot().ranker.fast([queries.vectors[0]], 1, np.ones(30, bool), 0.1)
     assert device.empty
+
+
+def test_fast_search_is_refused_before_anything_else(gallery_path: Path, make_embeddings, on_fake, monkeypatch) -> None:
+    monkeypatch.setattr(gallery_module, "MIN_ROWS", 1)
+    with Gallery.open(gallery_path, device="cuda") as gpu:
+        with pytest.raises(InputError, match="mode must be exact for a gallery on a GPU, got 'fast'"):
+            gpu.search(make_embeddings(99, 1), 4, mode="fast")
+        assert on_fake[0].launched == []
 
 
 def test_float16_gallery_says_that_nothing_is_proven(gallery_path: Path, make_embeddings, on_fake) -> None:

@@ -11,11 +11,11 @@ import pytest
 from chan_rt.runtime.errors import BackendError, InputError
 from chan_rt.runtime.gallery.kernels.base import Kernel
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery.kernels.layout import PLANE, store_codes
 from chan_rt.runtime.gallery.kernels.matmul_model import scan_model
 from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.kernels.vnni import VnniKernel
 from chan_rt.runtime.gallery.proof.bounds import float32_similarity_error
-from chan_rt.runtime.gallery.proof.quantize import PLANE, store_codes
 
 KERNELS = ("vnni", "vnni, 8 lanes", "onnxruntime", "numpy")
 
