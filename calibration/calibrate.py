@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ import onnxruntime
 
 from ..runtime.contract import GraphName, Manifest, sha256_file, verified, write_manifest
 from ..runtime.errors import BundleError, InputError
+from ..runtime.files import atomic_file, write_file
 from .feeds import ALIGNED, Feeds, Samples
 from .qdq import find_sites
 from .ranges import Histogram, Method, TensorRange, choose_range
@@ -220,10 +220,8 @@ class _State:
         self._arrays |= {"key": np.array(self._key), f"{graph}|done": np.array(done)}
         for tensor, histogram in observer.histograms.items():
             self._arrays |= {f"{graph}|{tensor}|{part}": value for part, value in histogram.state().items()}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(".tmp.npz")
-        np.savez(beside, **self._arrays)
-        os.replace(beside, self._path)
+        with atomic_file(self._path) as beside:
+            np.savez(beside, **self._arrays)
         self._saved_at = time.monotonic()
 
     def remove(self) -> None:
@@ -233,8 +231,5 @@ class _State:
 
 def _record(bundle: Path, manifest: Manifest, calibration: Calibration) -> None:
     path = bundle / RANGES_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(calibration.to_json(), encoding="utf-8")
-    os.replace(beside, path)
+    write_file(path, calibration.to_json())
     write_manifest(bundle, replace(manifest, calibration={**manifest.calibration, RANGES_FILE: sha256_file(path)}))

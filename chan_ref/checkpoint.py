@@ -9,9 +9,6 @@ CHECKPOINT/
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from torch import Tensor
 
 from ..runtime.contract import has_keys
 from ..runtime.errors import CheckpointError
+from ..runtime.files import atomic_folder
 from .config import ModelConfig
 from .model import ChanModel
 
@@ -73,16 +71,13 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         config = json.dumps({"schema": SCHEMA, "model": model.config.to_dict(), **record}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the record must be JSON: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        fresh, old = Path(scratch, "new"), Path(scratch, "old")
-        (fresh / TOKENIZER).mkdir(parents=True)
+    with atomic_folder(path) as fresh:
+        (fresh / TOKENIZER).mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, fresh / WEIGHTS)
         for name, content in tokenizer_files.items():
             (fresh / TOKENIZER / name).write_bytes(content)
         (fresh / CONFIG).write_text(config + "\n", encoding="utf-8")
-        replace_folder(path, fresh, old)
 
 
 def check_place(path: str | Path, force: bool) -> None:
@@ -99,20 +94,6 @@ def check_place(path: str | Path, force: bool) -> None:
 def _is_checkpoint(path: Path) -> bool:
     """Whether PATH holds a configuration of ours, of whatever schema; Hugging Face's folders have a config.json too."""
     return has_keys(path / CONFIG, "schema", "model")
-
-
-def replace_folder(path: Path, fresh: Path, old: Path) -> None:
-    """Move a finished folder to PATH; what was there is put at OLD, and comes back when that fails."""
-    if not path.exists():
-        os.replace(fresh, path)
-        return
-    os.replace(path, old)
-    try:
-        os.replace(fresh, path)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(old, path)
-        raise
 
 
 def load(path: str | Path) -> Checkpoint:

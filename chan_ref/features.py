@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from ..runtime.contract import Preprocess
 from ..runtime.errors import InputError
+from ..runtime.files import atomic_file, write_file
 from ..runtime.pictures.load import Picture, load_pixels
 from .backbone import GRID, REGION_DIM, GridBackbone, load_backbone
 
@@ -50,10 +50,9 @@ class Encoder:
         Raises:
             InputError: a picture cannot be read, or there are not exactly `count`.
         """
-        partial = path.with_name(f".{path.name}.partial")
         done = 0
-        try:
-            rows = np.lib.format.open_memmap(partial, "w+", np.float32, (count, GRID * GRID, REGION_DIM))
+        with atomic_file(path) as beside:
+            rows = np.lib.format.open_memmap(beside, "w+", np.float32, (count, GRID * GRID, REGION_DIM))
             for batch in batches(pictures, _BATCH):
                 if done + len(batch) > count:
                     raise InputError(f"pictures must be {count}, got more")
@@ -64,9 +63,6 @@ class Encoder:
                 raise InputError(f"pictures must be {count}, got {done}")
             rows.flush()
             del rows
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
@@ -104,6 +100,4 @@ def write_features(files: Sequence[Path], out: Path, force: bool = False) -> Ite
         if made:
             out.rmdir()
         raise
-    names = out / ".names.txt.partial"
-    names.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
-    os.replace(names, out / "names.txt")
+    write_file(out / "names.txt", "".join(f"{file}\n" for file in files))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..runtime.errors import CheckpointError, InputError
+from ..runtime.files import atomic_file, write_file
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import checkpoint
 from .augment import change_words, drop_regions
@@ -281,13 +281,9 @@ class _Run:
         if log.best:
             checkpoint.save(self.folder / "best", self.model, self.tokenizer_files, record)
         state = _optimizer_file(self.folder, log.epoch)
-        beside = state.with_suffix(".partial")
-        save_file(_moments(self.optimizer, self.model), beside)
-        os.replace(beside, state)
-        lines = "".join(json.dumps(asdict(item)) + "\n" for item in self.logs)
-        beside = self.folder / "log.jsonl.partial"
-        beside.write_text(lines, encoding="utf-8")
-        os.replace(beside, self.folder / "log.jsonl")
+        with atomic_file(state) as beside:
+            save_file(_moments(self.optimizer, self.model), beside)
+        write_file(self.folder / "log.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in self.logs))
         checkpoint.save(self.folder / "last", self.model, self.tokenizer_files, record)
         for old in self.folder.glob("optimizer-*"):
             if old != state:

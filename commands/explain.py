@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,11 +49,9 @@ def command(
 
 
 def _draw(image: Path, caption: str, explanation: Explanation, out: Path) -> None:
+    from ..runtime.files import atomic_file
     from ..runtime.pictures.draw import draw_explanation
 
     sheet = draw_explanation(image, caption, explanation)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        beside = Path(scratch, out.name)
+    with atomic_file(out) as beside:
         sheet.save(beside)
-        os.replace(beside, out)

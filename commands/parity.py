@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +76,7 @@ def command(
     from ..export.parity.report import page, table
     from ..export.parity.run import check_parity, record_verdict
     from ..export.parity.runners import open_sample
+    from ..runtime.files import write_file
 
     sample = open_sample(data, split, samples, bundle)
     with click.progressbar(length=1, label="parity", file=sys.stderr, item_show_func=lambda text: text) as bar:
@@ -91,19 +91,12 @@ def command(
     else:
         click.echo("\n".join(table(report)))
         if json_file is not None:
-            _write(json_file, report.to_json())
+            write_file(json_file, report.to_json())
     if html_file is not None:
-        _write(html_file, page(report))
+        write_file(html_file, page(report))
     if record:
         record_verdict(bundle, report)
     context.exit(0 if report.passed else 1)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _backbone(bundle: Path) -> Backbone | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +91,7 @@ def _search(
     where: Sequence[str], as_json: bool, html: Path | None,
 ) -> None:  # fmt: skip
     from ..runtime.errors import InputError
+    from ..runtime.files import write_file
     from ..runtime.pictures.page import render_page
 
     if not len(gallery):
@@ -106,7 +106,7 @@ def _search(
     if html is not None:
         preprocess = matcher.manifest.preprocess
         page = render_page(result, words, caption, image, None if preprocess is None else preprocess.grid)
-        _write(html, page)
+        write_file(html, page)
     if as_json:
         click.echo(json.dumps(_as_dict(result, words, caption, image), ensure_ascii=False))
         return
@@ -162,11 +162,3 @@ def _as_dict(
             for hit, tokens in zip(result.hits, words, strict=True)
         ],
     }
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside, then move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

@@ -14,8 +14,6 @@ OUT/
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +23,7 @@ from PIL import Image
 
 from ..chan_ref.features import Encoder
 from ..runtime.errors import InputError
+from ..runtime.files import atomic_folder
 from ..runtime.text import build_scan_vocabulary
 from .scenes import CANVAS, SPLITS, Scene, Split, draw_scene
 
@@ -56,14 +55,9 @@ def write_scenes(out: Path, counts: Mapping[Split, int], seed: int) -> Iterator[
         raise InputError(f"{out} must be a new or empty folder: remove it, or choose another")
     if any(count < 0 for count in counts.values()) or not any(counts.values()) or seed < 0:
         raise InputError(f"counts and seed must not be negative, nor all counts 0, got {dict(counts)} and seed {seed}")
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "precomp").mkdir(parents=True)
-    try:
-        yield from _write(partial, counts, seed)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with atomic_folder(out) as fresh:
+        (fresh / "precomp").mkdir()
+        yield from _write(fresh, counts, seed)
 
 
 def _write(root: Path, counts: Mapping[Split, int], seed: int) -> Iterator[int]:

@@ -22,6 +22,7 @@ from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import EngineError
 from ..runtime.explanation import Explanation
+from ..runtime.files import publish
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, fingerprint
 from ..runtime.matcher import Matcher
 from ..runtime.pictures.draw import draw_explanation
@@ -66,8 +67,7 @@ def export(bundle: Path, progress: Progress) -> bool:
         export_bundle(CHECKPOINT, fresh, backbone=Backbone(*load_backbone()), on_graph=on_graph)
         if bundle.is_dir() and _content(bundle) == _content(fresh):
             return False
-        shutil.rmtree(bundle, ignore_errors=True)
-        fresh.rename(bundle)
+        publish(fresh, bundle)
         return True
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

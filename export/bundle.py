@@ -8,7 +8,6 @@ BUNDLE/
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from ..chan_ref.checkpoint import Checkpoint, replace_folder
+from ..chan_ref.checkpoint import Checkpoint
 from ..chan_ref.checkpoint import load as load_checkpoint
 from ..chan_ref.config import ModelConfig
 from ..runtime.contract import (
@@ -33,6 +32,7 @@ from ..runtime.contract import (
     write_manifest,
 )
 from ..runtime.errors import BundleError, InputError
+from ..runtime.files import atomic_folder
 from .backbone import Backbone
 from .backbone import backbone as backbone_graph
 from .check import check_graph, make_cases
@@ -109,9 +109,7 @@ def export_bundle(
     graphs = build_graphs(loaded.model)
     if backbone is not None:
         graphs = {"backbone": backbone_graph(backbone, config.region_dim), **graphs}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        fresh = Path(scratch, "new")
+    with atomic_folder(out) as fresh:
         exported = []
         for name, model in graphs.items():
             cases = make_cases(name, loaded.model, backbone)
@@ -132,7 +130,6 @@ def export_bundle(
             tools={name: version(name) for name in ("chan-rt", "onnx", "torch")},
         )
         write_manifest(fresh, manifest)
-        replace_folder(out, fresh, Path(scratch, "old"))
     return manifest, exported
 
 

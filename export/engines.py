@@ -38,6 +38,7 @@ from ..runtime.backends.sidecar import (
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
 from ..runtime.doctor import examine_backend
 from ..runtime.errors import EngineError, InputError
+from ..runtime.files import publish
 from ..runtime.gpu import examine_gpu
 from .engine_layers import WANTED, check_precision
 from .profiles import choose_profiles, default_profiles, parse_profile
@@ -223,10 +224,10 @@ def build_engine(
                 build_seconds=round(report["seconds"], 3),
                 **asdict(target),
             )
-            _publish(built, path)
+            publish(built, path)
             text = Path(work) / "sidecar"
             text.write_text(record.to_json(), encoding="utf-8")
-            _publish(text, sidecar)
+            publish(text, sidecar)
     return BuiltEngine(path, record, False, replaced)
 
 
@@ -296,10 +297,3 @@ def _refuse_external_weights(onnx: Path) -> None:
         raise EngineError(
             f"{onnx} keeps weights outside the file ({outside[0]}, ...): a bundle's graphs hold their own"
         )
-
-
-def _publish(built: Path, path: Path) -> None:
-    """Move a finished file into place once its bytes are on disk."""
-    with open(built, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(built, path)

@@ -8,7 +8,6 @@ named after their content, so that the old manifest stays true until the new one
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from ..calibration.qdq import Scheme
 from ..chan_ref.config import ModelConfig
 from ..runtime.contract import Manifest, Precision, verified, write_manifest
 from ..runtime.errors import InputError, ParityError
+from ..runtime.files import publish
 from .bundle import ExportedGraph, describe, write_graph
 
 SCHEMES: Mapping[Precision, Scheme] = {"int8": "tensorrt", "int8_x86": "x86"}
@@ -93,6 +93,7 @@ def _write_graphs(
     calibration = load_calibration(bundle, manifest)
     config = ModelConfig.from_dict(manifest.model)
     with tempfile.TemporaryDirectory(prefix=".int8.", dir=bundle / "graphs") as scratch:
+        built = Path(scratch, "new")
         made = []
         digest = hashlib.sha256()
         for name in CALIBRATED:
@@ -104,15 +105,14 @@ def _write_graphs(
                     continue
                 quantized = to_int8(model, calibration.ranges(name, spec.sha256), SCHEMES[precision], exclude)
                 file = Path(precision, f"{name}.onnx")
-                write_graph(Path(scratch, file), quantized)
-                digest.update(f"{file}\n".encode() + Path(scratch, file).read_bytes())
+                write_graph(built / file, quantized)
+                digest.update(f"{file}\n".encode() + (built / file).read_bytes())
                 made.append((name, precision, file, quantized))
         if not made:
             raise InputError("the plan leaves nothing to quantize")
         fresh = bundle / "graphs" / f"int8-{digest.hexdigest()[:16]}"
         if not fresh.exists():
-            os.replace(scratch, fresh)
-            Path(scratch).mkdir()
+            publish(built, fresh)
     exported = []
     for name, precision, file, quantized in made:
         spec = describe(quantized, bundle, str((fresh / file).relative_to(bundle)), config)

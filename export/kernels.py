@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..runtime.errors import ChanError, EngineError, InputError
+from ..runtime.files import write_file
 from ..runtime.gallery.cuda.kernels import (
     GROUPS,
     KERNELS,
@@ -80,11 +81,11 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
         functions = {}
         for name, job in _jobs(chosen, width, pooling).items():
             function, code = _compile(name, job, gpu, f"{wanted.stem}.{name}.cubin")
-            _publish(folder / function.file, code)
+            write_file(folder / function.file, code)
             functions[name] = function
         identity = (wanted.precision, width, pooling, gpu, wanted.compiler, wanted.source_sha256)
         record = KernelRecord(*identity, functions)
-        _publish(sidecar, record.to_json().encode())
+        write_file(sidecar, record.to_json())
     return record, False
 
 
@@ -156,13 +157,3 @@ def _intact(folder: Path, sidecar: Path) -> KernelRecord | None:
         return None
     whole = all(hashlib.sha256(code).hexdigest() == wanted for wanted, code in hashes.items())
     return record if whole and f"{record.stem}.json" == sidecar.name else None
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """Write beside, then move into place, once the bytes are on disk."""
-    beside = path.with_name(f".{path.name}.partial")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

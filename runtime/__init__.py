@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         GalleryError,
         GalleryLocked,
         InputError,
+        MissingExtra,
         ParityError,
         TensorError,
     )
@@ -55,6 +56,7 @@ __all__ = [
     "Manifest",
     "Matcher",
     "Metrics",
+    "MissingExtra",
     "ParityError",
     "ScanTokenizer",
     "TensorError",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import BundleError
+from .files import write_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -221,10 +221,7 @@ class Manifest:
 
 def write_manifest(bundle: str | Path, manifest: Manifest) -> None:
     """Put a manifest into a bundle; a reader sees the old one or the new one, never a part."""
-    path = Path(bundle) / MANIFEST
-    beside = path.with_suffix(".tmp")
-    beside.write_text(manifest.to_json(), encoding="utf-8")
-    os.replace(beside, path)
+    write_file(Path(bundle) / MANIFEST, manifest.to_json())
 
 
 def sha256_file(path: str | Path) -> str:

@@ -6,7 +6,8 @@ ChanError
 ├── CheckpointError         a checkpoint that cannot be read safely or does not fit its model
 ├── BundleError             a bundle that is missing, altered or of a schema this version does not know
 ├── BackendError            a backend that is not installed, cannot run here, or failed while running
-│   └── EngineError         an engine that cannot be built, is stale, or is not of the precision asked for
+│   ├── EngineError         an engine that cannot be built, is stale, or is not of the precision asked for
+│   └── MissingExtra        a library that an extra brings is not installed: carries `module` and `extra`
 ├── ParityError             a parity check that could not be carried out (a miss is a verdict, not an error)
 └── GalleryError            a gallery that cannot be opened, written or trusted
     ├── GalleryLocked       another writer holds it
@@ -54,6 +55,21 @@ class BackendError(ChanError):
 
 class EngineError(BackendError):
     """An engine cannot be built, is stale, or is not of the precision that was asked for."""
+
+
+class MissingExtra(BackendError, ImportError):
+    """A library that an extra of this package brings is not installed, or does not load.
+
+    Args:
+        message: what needs the library, and the pip command that installs it (see `extras.missing`).
+        module: the module, as Python imports it.
+        extra: the extra that brings it.
+    """
+
+    def __init__(self, message: str, module: str = "", extra: str = "") -> None:
+        super().__init__(message)
+        self.module = module
+        self.extra = extra
 
 
 class ParityError(ChanError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ..contract import GraphSpec
 from ..errors import BackendError, EngineError
 from .engine_staleness import why_foreign_to_gpu
+from ..files import write_file
 from .sidecar import EngineRecord, Flavor
 
 
@@ -114,12 +114,9 @@ class RuntimeCache:
         data = bytes(self._cache.serialize())
         if data == self._stored:
             return
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
-            beside.write_bytes(data)
-            os.replace(beside, self._path)
+            write_file(self._path, data)
         except OSError:  # read-only or full: the next start compiles again, which is slow, not wrong
-            beside.unlink(missing_ok=True)
             return
         self._stored = data
 

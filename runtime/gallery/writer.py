@@ -7,7 +7,6 @@ written. So a crash at any point leaves the last commit; files no commit names a
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +23,13 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryError, GalleryLocked, InputError
+from ..files import publish
 from .prepare import FastScan, fit_basis, load_fast, measure, query_axes
 from .proof.bounds import no_axes
 from .proof.rows import ArrayPart, array_part, pack_rows
 from .settings import GallerySettings
 from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord, checked_meta, is_gallery
-from .store.files import SEGMENTS, FileRecord, sync_folder, write_arrays
+from .store.files import SEGMENTS, FileRecord, write_arrays
 from .store.segments import Segment, fast_arrays, segment_arrays
 from .values import checked_ids, checked_metadata
 
@@ -111,8 +111,7 @@ class GalleryWriter:
                 catalogue.set_meta("next_segment", 1)
                 catalogue.set_meta("plain_ids", True)
             catalogue.close()
-            os.replace(new, folder / CATALOGUE)
-            sync_folder(folder)
+            publish(new, folder / CATALOGUE)
         except OSError as error:
             raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
         return cls.open(folder)

@@ -123,9 +123,10 @@ def test_a_crash_while_saving_loses_no_more_than_the_epoch(
 ) -> None:
     """The disk fails at one point of the second epoch's save; resuming still ends at the same bytes."""
     import chan_rt.chan_ref.train as module
+    from chan_rt.runtime import files
 
     run = tmp_path / "run"
-    real_save, real_replace = checkpoint.save, module.os.replace
+    real_save, real_replace = checkpoint.save, files.os.replace
 
     def second_epoch() -> bool:
         return (run / "last").exists()
@@ -142,7 +143,7 @@ def test_a_crash_while_saving_loses_no_more_than_the_epoch(
 
     with monkeypatch.context() as patch:
         patch.setattr(module.checkpoint, "save", save)
-        patch.setattr(module.os, "replace", move)
+        patch.setattr(files.os, "replace", move)
         with pytest.raises(OSError, match="disk full"):
             train(data, run, TrainConfig(**vars(SMALL)))
     resume(data, run)

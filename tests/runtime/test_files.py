@@ -1,0 +1,164 @@
+"""Files and folders appear under their names complete or not at all, with the mode that the umask gives."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chan_rt.runtime import files
+from chan_rt.runtime.files import atomic_file, atomic_folder, publish, write_file
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("data", [b"\x00new\r\n", "new é\n"])
+def test_a_file_is_written_whole_and_leaves_nothing_beside(tmp_path: Path, data: bytes | str) -> None:
+    for _ in range(2):  # new, then replaced
+        write_file(tmp_path / "made" / "out.json", data)
+        assert (tmp_path / "made" / "out.json").read_bytes() == (data if isinstance(data, bytes) else data.encode())
+        assert _names(tmp_path / "made") == ["out.json"]
+
+
+def test_modes_are_those_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_file(tmp_path / "file", b"")
+        with atomic_folder(tmp_path / "folder") as fresh:
+            (fresh / "inner").write_bytes(b"")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {"file": 0o644, "folder": 0o755, "inner": 0o644}
+
+
+def test_the_path_beside_has_the_suffix_that_decides_a_format(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "sheet.tar.png") as beside:
+        assert (beside.parent, beside.suffix) == (tmp_path, ".png")
+        assert beside.name.startswith(".sheet.tar.")
+        beside.write_bytes(b"")
+
+
+@pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_block_leaves_the_old_content(tmp_path: Path, interruption: BaseException) -> None:
+    write_file(tmp_path / "file", "old")
+    with atomic_folder(tmp_path / "folder") as fresh:
+        (fresh / "inner").write_text("old")
+    with pytest.raises(type(interruption)), atomic_file(tmp_path / "file") as beside:
+        beside.write_text("half")
+        raise interruption
+    with pytest.raises(type(interruption)), atomic_folder(tmp_path / "folder") as fresh:
+        (fresh / "inner").write_text("half")
+        raise interruption
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "inner").read_text() == "old"
+    assert _names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_every_call_that_fails_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Whichever call to the disk fails before the new content is in place, the old content is still there."""
+
+    def write_both() -> None:
+        write_file(tmp_path / "file", "new")
+        with atomic_folder(tmp_path / "folder") as fresh:
+            (fresh / "inner").write_text("new")
+
+    write_file(tmp_path / "file", "old")
+    with atomic_folder(tmp_path / "folder") as fresh:
+        (fresh / "inner").write_text("old")
+    real: Callable[..., None] = getattr(os, failing)
+    calls = 0
+    for nth in range(20):
+        calls = 0
+
+        def sometimes(*given: object, nth: int = nth) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == nth + 1:
+                raise OSError("the disk failed")
+            real(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, failing, sometimes)
+            try:
+                write_both()
+            except OSError as error:
+                assert str(error) == "the disk failed"
+            else:
+                break
+        assert (tmp_path / "file").read_text() in ("old", "new")
+        assert (tmp_path / "folder" / "inner").read_text() in ("old", "new")
+        assert _names(tmp_path) == ["file", "folder"]
+        write_file(tmp_path / "file", "old")
+    assert nth >= 3
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "inner").read_text() == "new"
+
+
+def test_bytes_are_durable_before_their_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    real_sync, real_replace = files.sync, os.replace
+
+    def record_sync(path: Path) -> None:
+        steps.append("folder" if path == tmp_path else "bytes")
+        real_sync(path)
+
+    def record_replace(source: Path, target: Path) -> None:
+        steps.append("name")
+        real_replace(source, target)
+
+    monkeypatch.setattr(files, "sync", record_sync)
+    monkeypatch.setattr(files.os, "replace", record_replace)
+    write_file(tmp_path / "file", "x")
+    assert steps == ["bytes", "name", "folder"]
+    steps.clear()
+    with atomic_folder(tmp_path / "folder") as fresh:
+        (fresh / "inner").write_text("x")
+    assert steps == ["bytes", "bytes", "name", "folder"]  # the file inside, the new folder's entries
+
+
+def test_the_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="File exists|Not a directory") as caught:
+        write_file(tmp_path / "file" / "out.json", "x")
+    assert str(caught.value.filename).startswith(str(tmp_path / "file"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="directory") as caught:
+        write_file(tmp_path / "out", "x")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert _names(tmp_path) == ["file", "out"]
+
+
+def test_two_processes_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
+    code = (
+        "import sys; from chan_rt.runtime.files import write_file\n"
+        "for _ in range(100): write_file(sys.argv[1], sys.argv[2] * 100_000)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "file"), letter]) for letter in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "file").exists():
+            seen.add((tmp_path / "file").read_text())
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen <= {"a" * 100_000, "b" * 100_000}
+    assert seen
+    assert _names(tmp_path) == ["file"]
+
+
+def test_publish_replaces_a_folder_that_is_not_empty(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+    publish(tmp_path / "new", tmp_path / "old")
+    assert _names(tmp_path) == ["old"]
+    assert _names(tmp_path / "old") == ["new"]
