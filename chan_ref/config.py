@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ..runtime.contract import AlignmentConfig
-from ..runtime.errors import BundleError, CheckpointError
+from ..runtime.errors import CheckpointError, InputError
 
 RegionEncoderKind = Literal["basic", "selfattention"]
 TextEncoderKind = Literal["bigru", "bert"]
@@ -97,7 +97,7 @@ class ModelConfig:
             if fields.get("bert") is not None:
                 fields["bert"] = BertConfig(**fields["bert"])
             return cls(**fields)
-        except (TypeError, ValueError, KeyError, BundleError) as error:
+        except (TypeError, ValueError, KeyError, InputError) as error:
             raise CheckpointError(f"the model configuration cannot be understood: {error!r}") from error
 
 

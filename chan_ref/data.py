@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.checks import check_choice
 from ..runtime.errors import InputError, TensorError
 from .region_store import RegionStore, open_store
 
@@ -64,8 +65,7 @@ class PrecompSplit:
         Raises:
             InputError: a file that is missing or does not fit the others, named with what was expected.
         """
-        if split not in get_args(Split):
-            raise InputError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        check_choice("split", split, get_args(Split))
         folder = find_folder(data_dir, split)
         captions = _read_captions(folder / f"{split}_caps.txt")
         lines = _read_lines(folder / f"{split}_ids.txt") if (folder / f"{split}_ids.txt").is_file() else None

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..runtime.contract import AlignmentConfig, sha256_file
-from ..runtime.errors import BundleError, CheckpointError
+from ..runtime.errors import BundleError, CheckpointError, InputError
 from ..runtime.text import SCAN_MASK, ScanTokenizer, scan_vocabulary
 from . import checkpoint
 from .bert import huggingface_names, is_unused, read_tokenizer
@@ -188,7 +188,7 @@ def _read_config(options: Mapping[str, Any], texts: Mapping[str, Tensor], path: 
                 pooling_temperature=float(option("belta", float)),
             ),
         )
-    except (BundleError, CheckpointError) as error:
+    except (InputError, CheckpointError) as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 

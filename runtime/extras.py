@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "jinja2": "jinja2",
     },
     "bert": {"tokenizers": "tokenizers"},
+    "heif": {"pillow-heif": "pillow_heif"},
     "hdf5": {"h5py": "h5py"},
     "coco": {"eccv-caption": "eccv_caption"},
     "scan": {"llvmlite": "llvmlite"},

@@ -6,6 +6,9 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
+from .errors import MissingExtra
+from .extras import needs
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -33,9 +36,10 @@ def examine_gpu() -> GpuReport:
     except OSError as error:
         return GpuReport(problem=f"the NVIDIA driver's library does not load ({error})")
     try:
-        from cuda.bindings import runtime as cudart
-    except ImportError as error:
-        return GpuReport(problem=f"cuda-python is not usable ({error}): pip install cuda-python")
+        with needs("cuda.bindings", "examining the GPU", "rtx"):
+            from cuda.bindings import runtime as cudart
+    except MissingExtra as error:
+        return GpuReport(problem=str(error))
     status, cuda = cudart.cudaDriverGetVersion()
     version = f"{cuda // 1000}.{cuda % 1000 // 10}" if status == 0 else None
     status, count = cudart.cudaGetDeviceCount()

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import TokenizerSpec, verified
-from .errors import BackendError, BundleError, InputError
+from .errors import BundleError, InputError
+from .extras import needs
 from .nltk_words import split_words
 
 SCAN_SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -296,8 +297,6 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def _tokenizers() -> Any:
-    try:
+    with needs("tokenizers", "reading captions for BERT"):
         import tokenizers
-    except ImportError as error:
-        raise BackendError("BERT captions need the tokenizers library: pip install 'chan-rt[bert]'") from error
     return tokenizers

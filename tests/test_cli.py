@@ -59,11 +59,15 @@ def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"),
-    [("torch", ["train", ".", "-o", "run"]), ("PIL", ["scenes", "out"]), ("onnx", ["sensitivity", ".", "."])],
+    ("module", "extra", "arguments"),
+    [
+        ("torch", "export", ["train", ".", "-o", "run"]),
+        ("PIL", "pictures", ["scenes", "out"]),
+        ("onnx", "export", ["sensitivity", ".", "."]),
+    ],
 )
-def test_a_missing_extra_names_its_pip_command(module: str, arguments: list[str], tmp_path: Path) -> None:
+def test_a_missing_extra_names_its_pip_command(module: str, extra: str, arguments: list[str], tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{module!r}] = None; from chan_rt.cli import main; main({arguments!r})"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == f"Error: this command needs {module}: pip install 'chan-rt[{cli.EXTRAS[module]}]'\n"
+    assert result.stderr == f"Error: this command needs {module}: pip install 'chan-rt[{extra}]'\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.errors import ParityError
+from ...runtime.extras import needs
 from .measures import named_recalls
 from .run import Check, Report, Stage
 
@@ -125,13 +125,11 @@ def _long_name(name: str) -> str:
 
 
 def _matplotlib() -> tuple[Any, dict[str, Any]]:
-    try:
+    with needs("matplotlib", "drawing the plots of the parity page"):
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
-    except ImportError as error:
-        raise ParityError("the page's plots need matplotlib: pip install 'chan-rt[export]'") from error
     style = {
         "font.size": 9,
         "axes.titlesize": 10,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from ...runtime.errors import ParityError
+from ...runtime.extras import needs
 from .measures import MEASURES, named_recalls
 from .plots import error_plot, recall_plot, score_plot
 from .run import Check, Report, Stage
@@ -44,10 +44,8 @@ def table(report: Report) -> list[str]:
 
 def page(report: Report) -> str:
     """The report as HTML with inline pictures; nothing is loaded from elsewhere."""
-    try:
+    with needs("jinja2", "writing the parity page", "export"):
         import jinja2
-    except ImportError as error:
-        raise ParityError("the page needs jinja2: pip install 'chan-rt[export]'") from error
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources.files(__package__).joinpath("parity.html").read_text("utf-8"))
     parts: list[str] = []

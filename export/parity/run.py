@@ -33,6 +33,7 @@ from ...chan_ref.checkpoint import load as load_checkpoint
 from ...chan_ref.config import ModelConfig
 from ...runtime.backends import BACKENDS, ENGINE_BACKENDS
 from ...runtime.backends.sidecar import Sidecars, read_sidecars
+from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, Manifest, sha256_file, write_manifest
 from ...runtime.doctor import examine_backend
 from ...runtime.errors import BackendError, ChanError, ParityError
@@ -229,8 +230,7 @@ def plan_stages(
 ) -> list[tuple[str, str]]:
     """Which backends to check at which precisions, see `check_parity`."""
     for name in backends:
-        if name not in BACKENDS:
-            raise ParityError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+        check_choice("backend", name, BACKENDS)
     exported = [name for name in PRECISIONS if name in (precisions or manifest.graphs["region_encoder"])]
     for precision in precisions:
         for graph in COMPARED:

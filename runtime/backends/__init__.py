@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checks import check_choice
 from ..contract import GraphSpec, Manifest, verified
 from ..errors import BackendError, ChanError, InputError
 from .base import Array, Backend, check_feeds
@@ -58,8 +59,7 @@ def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int |
         InputError: an unknown name, or threads below 1.
         BackendError: the library is missing or cannot run here, or the file does not fit the spec.
     """
-    if name not in BACKENDS:
-        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    check_choice("backend", name, BACKENDS)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be positive, got {threads}")
     module = importlib.import_module(f"{__name__}.{BACKENDS[name]}")
@@ -76,8 +76,7 @@ def open_graph(
         BundleError: no such graph at that precision, or a file that was altered.
         BackendError: as in `open_backend`; EngineError where no usable engine was built.
     """
-    if name not in BACKENDS:
-        raise InputError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    check_choice("backend", name, ("auto", *BACKENDS))
     spec = manifest.graph(graph, precision)
     if name in ENGINE_BACKENDS:
         file = find_engine(bundle, graph, precision, name)

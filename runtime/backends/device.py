@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import BackendError
+from ..extras import needs
 from .base import Array
 
 
@@ -87,10 +88,8 @@ class CudaDevice:
     """
 
     def __init__(self, index: int = 0) -> None:
-        try:
+        with needs("cuda.bindings", "computing on a GPU", "rtx"):
             from cuda.bindings import runtime
-        except ImportError as error:
-            raise BackendError(f"cuda-python is not usable ({error}): pip install 'chan-rt[rtx]'") from error
         self._cuda: Any = runtime
         self.index = index
         self.activate()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..contract import Manifest, sha256_file
 from ..errors import EngineError
+from ..extras import install_command
 from .sidecar import EXTRA, PORTABLE_GPU, Engine, EngineRecord, host_os, installed_version, read_sidecars, stem
 
 
@@ -29,7 +30,7 @@ def why_unusable(
     if onnx_sha256 is not None and record.onnx_sha256 != onnx_sha256:
         return "it is stale: the bundle's graph changed since it was built"
     if version is None:
-        return f"{record.flavor} is not installed: pip install 'chan-rt[{EXTRA[record.flavor]}]'"
+        return f"{record.flavor} is not installed: {install_command(EXTRA[record.flavor])}"
     if record.version != version and not (record.options.get("version_compatible") and _newer(version, record.version)):
         return f"it is foreign: built by {record.flavor} {record.version}, installed is {version}"
     if record.os != os:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..contract import GraphSpec
 from ..errors import BackendError, EngineError
-from .engine_staleness import why_foreign_to_gpu
 from ..files import write_file
+from .engine_staleness import why_foreign_to_gpu
 from .sidecar import EngineRecord, Flavor
 
 

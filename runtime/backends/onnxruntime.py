@@ -13,6 +13,7 @@ import numpy as np
 
 from ..contract import GraphSpec, TensorSpec
 from ..errors import BackendError
+from ..extras import install_command, needs
 from .base import Array, Backend, Feeds, check_feeds
 
 _DTYPES = {
@@ -86,7 +87,7 @@ class OnnxRuntimeBackend(Backend):
         if provider[0] not in ort.get_available_providers():
             installed = ", ".join(ort.get_available_providers())
             raise BackendError(
-                f"{self.name} needs {provider[0]}, this onnxruntime has {installed}: pip install 'chan-rt[{extra}]'"
+                f"{self.name} needs {provider[0]}, this onnxruntime has {installed}: {install_command(extra)}"
             )
         return ort.InferenceSession(str(file), options, providers=[provider])
 
@@ -126,10 +127,8 @@ def usable_cores() -> int:
 
 
 def _import_onnxruntime(extra: str) -> Any:
-    try:
+    with needs("onnxruntime", "an onnxruntime backend", extra):
         import onnxruntime
-    except ImportError as error:
-        raise BackendError(f"onnxruntime is not installed: pip install 'chan-rt[{extra}]'") from error
     return onnxruntime
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..contract import GraphSpec
 from ..errors import BackendError
+from ..extras import needs
 from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
 
@@ -34,11 +35,9 @@ class PluginBackend(OnnxRuntimeBackend):
 
 
 def plugin() -> Any:
-    """The plugin's package; BackendError says how to install it."""
-    try:
+    """The plugin's package; MissingExtra names the extra that brings it."""
+    with needs("onnxruntime_ep_nv_tensorrt_rtx", "the backend onnxruntime_rtx", EXTRA):
         import onnxruntime_ep_nv_tensorrt_rtx
-    except ImportError as error:
-        raise BackendError(f"onnxruntime's TensorRT-RTX plugin is missing: pip install 'chan-rt[{EXTRA}]'") from error
     return onnxruntime_ep_nv_tensorrt_rtx
 
 

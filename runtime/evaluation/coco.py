@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, InputError
+from ..errors import InputError
+from ..extras import needs
 
 # The package looks at the first R of a list, R the number of right answers: at most 48 captions and 19 images.
 _CAPTIONS, _IMAGES = 50, 20
@@ -105,10 +106,7 @@ def first(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 
 def _judge() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about ujson and tqdm, which it can do without
-            import eccv_caption
-    except ImportError as error:
-        raise BackendError("CxC and ECCV need the eccv-caption package: pip install 'chan-rt[coco]'") from error
+    with needs("eccv_caption", "scoring with CxC and ECCV"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ujson and tqdm, which it can do without
+        import eccv_caption
     return eccv_caption.Metrics()

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_choice
 from ..errors import InputError, TensorError
 
 Ties = Literal["lower", "published", "optimistic", "pessimistic"]
@@ -98,8 +99,7 @@ def ranks(
 
     Raises: as `evaluate`.
     """
-    if ties not in get_args(Ties):
-        raise InputError(f"ties must be one of {', '.join(get_args(Ties))}, got {ties!r}")
+    check_choice("ties", ties, get_args(Ties))
     owner = _checked(scores, image_of_caption)
     num_images, num_captions = scores.shape
     own_scores = np.asarray(scores[owner, np.arange(num_captions)])

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_choice
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, InputError
@@ -203,8 +204,7 @@ class Gallery:
         """
         if k < 1:
             raise InputError(f"k must be positive, got {k}")
-        if mode not in get_args(Mode):
-            raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        check_choice("mode", mode, get_args(Mode))
         if queries.dim != self.settings.dim:
             raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")
         if queries.kind == self.settings.kind:

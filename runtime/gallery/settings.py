@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..checks import check_choice
 from ..contract import AlignmentConfig, Manifest
 from ..errors import GalleryError, InputError
 
@@ -41,10 +42,8 @@ class GallerySettings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if self.fine not in get_args(Precision):
-            raise InputError(f"fine must be one of {', '.join(get_args(Precision))}, got {self.fine!r}")
+        check_choice("kind", self.kind, get_args(Kind))
+        check_choice("fine", self.fine, get_args(Precision))
         if not 1 <= self.dim <= MAX_DIM:
             raise InputError(f"dim must be from 1 to {MAX_DIM}, got {self.dim}")
 
@@ -65,7 +64,7 @@ class GallerySettings:
         """Read `to_dict`'s data."""
         try:
             return cls(**{**raw, "alignment": AlignmentConfig(**raw["alignment"])})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, InputError) as error:
             raise GalleryError(f"the gallery's settings cannot be understood: {error!r}") from error
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..contract import Preprocess
 from ..errors import InputError
+from ..extras import missing, needs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -170,7 +171,7 @@ def _reason(error: Exception, path: Path) -> str:
         return error.strerror
     if isinstance(error, _pillow().UnidentifiedImageError):
         if path.suffix.lower() in HEIF_SUFFIXES and path.suffix.lower() not in picture_suffixes():
-            return "HEIC needs pillow-heif: pip install 'chan-rt[heif]'"
+            return str(missing("pillow_heif", "reading HEIC"))
         return "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, or damaged"
     return str(error) or type(error).__name__
 
@@ -189,10 +190,8 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _pillow() -> ModuleType:
-    try:
+    with needs("PIL", "reading pictures"):
         from PIL import Image
-    except ImportError as error:
-        raise InputError("reading pictures needs Pillow: pip install 'chan-rt[pictures]'") from error
     _register_heif()
     return Image
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.export import kernels
 from chan_rt.export.kernels import GPUS, build_kernels
-from chan_rt.runtime.errors import BackendError, EngineError, InputError
+from chan_rt.runtime.errors import BackendError, EngineError, InputError, MissingExtra
 from chan_rt.runtime.gallery.cuda.kernels import POOLINGS, PRECISIONS, KernelRecord, find_kernels
 from chan_rt.runtime.gpu import examine_gpu
 
@@ -126,7 +126,7 @@ def test_without_triton_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
         raise kernels.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(kernels.metadata, "version", missing)
-    with pytest.raises(EngineError, match=r"pip install 'chan-rt\[triton\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'chan-rt\[triton\]'"):
         build_kernels(tmp_path, 64, "LSE", "int8", "sm_90")
 
 

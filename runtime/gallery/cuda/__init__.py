@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...backends.device import CudaDevice
+from ...checks import check_choice
 from ...errors import BackendError, InputError
 from ..kernels.layout import stored_width
 from ..proof.pooling import pools_query
@@ -40,8 +41,7 @@ def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecisio
     """
     from ...gpu import examine_gpu
 
-    if precision not in PRECISIONS:
-        raise InputError(f"resident must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_choice("resident", precision, PRECISIONS)
     check_settings(settings)
     gpu = examine_gpu()
     if gpu.problem is not None:

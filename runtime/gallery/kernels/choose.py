@@ -7,7 +7,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Literal
 
-from ...errors import BackendError, InputError
+from ...checks import check_choice
+from ...errors import BackendError
 from .base import Kernel, KernelName
 from .matrix import NumpyKernel, OnnxruntimeKernel
 from .vnni import VnniKernel
@@ -32,6 +33,5 @@ def open_kernel(name: KernelName | Literal["auto"] = "auto") -> Kernel:
             with suppress(BackendError):
                 return kernel()
         return NumpyKernel()
-    if name not in _KERNELS:
-        raise InputError(f"scan must be one of auto, {', '.join(_KERNELS)}, got {name!r}")
+    check_choice("scan", name, ("auto", *_KERNELS))
     return _KERNELS[name]()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
+from ...extras import needs
 from .base import KernelName, Over, PackedQueries
 from .blas import product
 from .layout import OFFSET, PLANE, stored_width
@@ -70,10 +71,8 @@ class OnnxruntimeKernel(_MatrixKernel):
     name: KernelName = "onnxruntime"
 
     def __init__(self) -> None:
-        try:
+        with needs("onnxruntime", "the onnxruntime scan"):
             import onnxruntime
-        except ImportError as error:
-            raise BackendError("the onnxruntime scan needs onnxruntime: pip install 'chan-rt[cpu]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
+from ...extras import needs
 from .base import KernelName, Over, PackedQueries
 from .layout import LANE, OFFSET, PLANE, stored_width
 
@@ -65,10 +66,8 @@ class Code:
     """
 
     def __init__(self, weight: float, lanes: int | None = None) -> None:
-        try:
+        with needs("llvmlite", "the vnni scan"):
             import llvmlite.binding as llvm
-        except ImportError as error:
-            raise BackendError("the vnni scan needs llvmlite: pip install 'chan-rt[scan]'") from error
         features = llvm.get_host_cpu_features()
         able = [16] * features.get("avx512vnni", False) + [8] * features.get("avxvnni", False)
         self.lanes = lanes or next(iter(able), 0)

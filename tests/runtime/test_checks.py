@@ -1,0 +1,29 @@
+"""A value that is not among the choices is one class of error, in the same words everywhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from chan_rt.runtime.checks import check_choice, check_choices
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.errors import InputError
+
+
+def test_a_choice() -> None:
+    check_choice("ties", "random", ("random", "published"))
+    with pytest.raises(InputError, match=r"^ties must be one of random, published, got 'other'$"):
+        check_choice("ties", "other", ("random", "published"))
+
+
+def test_one_or_more_choices() -> None:
+    check_choices("precision", ["fp16", "fp16"], {"fp32": 1, "fp16": 2})
+    with pytest.raises(InputError, match=r"^precision must be one or more of fp32, fp16, got fp8, int4$"):
+        check_choices("precision", ["fp8", "fp16", "int4"], {"fp32": 1, "fp16": 2})
+    with pytest.raises(InputError, match="got none"):
+        check_choices("precision", [], {"fp32": 1})
+
+
+@pytest.mark.parametrize("wrong", [{"coding": "ABC"}, {"pooling": "TopK"}, {"attention_temperature": 0.0}])
+def test_a_wrong_alignment_is_an_error_of_the_argument(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
+        AlignmentConfig(**wrong)  # type: ignore[arg-type]
