@@ -9,7 +9,7 @@ help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # Stamps make each target install what it needs exactly once, and again when the requirements change. The demo needs
-# 1.3 GB, the tests 3.4 GB, the demo's included.
+# 1.6 GB, the tests 3.4 GB, the demo's included.
 .venv/installed-demo: pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
 	.venv/$(INSTALL) -e '.[demo]'
