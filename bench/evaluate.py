@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from ..chan_ref import checkpoint
 from ..chan_ref.config import ModelConfig
-from ..chan_ref.data import PrecompSplit
 from ..chan_ref.inference import ReferenceMatcher
 from ..chan_ref.model import ChanModel
+from ..runtime.data.images import CaptionedImages
 from ..runtime.embeddings import Embeddings
 from ..runtime.evaluation import metrics
 from ..runtime.evaluation.streaming import score_blocks
@@ -115,10 +115,10 @@ def make_split(root: Path, num_images: int, median_words: float) -> dict[str, An
 def evaluate(root: Path) -> dict[str, float]:
     """What `chan evaluate ROOT/checkpoint ROOT` does."""
     start = time.perf_counter()
-    split = PrecompSplit.open(root, "test")
+    split = CaptionedImages.open(root, "test")
     matcher = _Timed(ReferenceMatcher.open(root / "checkpoint"))
     everything = [(slice(0, split.num_images), slice(0, split.num_captions))]
-    (scores,) = score_blocks(matcher, split, split.captions, everything, packed=True)
+    (scores,) = score_blocks(matcher, split, everything, packed=True)
     rsum = metrics.evaluate(scores, split.image_of_caption).rsum
     seconds = time.perf_counter() - start
     np.save(root / "chan.npy", scores)
@@ -128,7 +128,7 @@ def evaluate(root: Path) -> dict[str, float]:
 def evaluate_as_published(root: Path) -> dict[str, float]:
     """The published loop, on the CPU."""
     start = time.perf_counter()
-    split = PrecompSplit.open(root, "test")
+    split = CaptionedImages.open(root, "test")
     matcher = _Timed(ReferenceMatcher.open(root / "checkpoint"))
     temperature = matcher.alignment.pooling_temperature
     longest = max(len(row) for row in matcher.inner.tokenizer.rows(split.captions))

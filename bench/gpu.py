@@ -146,7 +146,7 @@ def parity(demo: Path) -> dict[str, Any]:
     from ..export.int8 import add_int8
     from ..export.parity.report import table
     from ..export.parity.run import check_parity
-    from ..export.parity.runners import open_sample
+    from ..runtime.data.images import open_sample
     from ..runtime.text import load_tokenizer
 
     if not (demo / "bundle").is_dir():

@@ -74,10 +74,3 @@ class Samples:
                 digest.update(f"{name}{value.dtype}{value.shape}".encode())
                 digest.update(np.ascontiguousarray(value))
         return digest.hexdigest()
-
-
-def choose_rows(num_images: int, samples: int) -> np.ndarray:
-    """Which images to calibrate on: `samples` of them spread evenly over the data, ascending int64; all where fewer."""
-    if samples < 1:
-        raise InputError(f"samples must be positive, got {samples}")
-    return np.unique(np.linspace(0, num_images - 1, min(samples, num_images)).astype(np.int64))

@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..runtime.data.images import CaptionedImages
+from ..runtime.data.layout import has_split
 from ..runtime.errors import CheckpointError, InputError
 from ..runtime.files import atomic_file, write_file
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
@@ -34,12 +36,11 @@ from .augment import change_words, drop_regions
 from .bert import bert_from_pretrained
 from .bert import read_tokenizer as read_bert_tokenizer
 from .config import ModelConfig
-from .data import PrecompSplit, has_split
 from .inference import read_tokenizer
 from .loss import MARGIN, hinge, infonce
 from .model import ChanModel
 from .train_config import EpochLog, TrainConfig
-from .validate import Validation
+from .validate import evaluate
 
 _GRADIENT_CLIP = 2.0
 
@@ -131,25 +132,24 @@ def last_epoch(run: str | Path) -> int | None:
 class _Data:
     """Pairs to train on and images to validate on."""
 
-    train: PrecompSplit
+    train: CaptionedImages
     pairs: NDArray[np.int64]
-    validation: Validation
+    validation: CaptionedImages
     fingerprint: str
 
     @classmethod
     def open(cls, data_dir: str | Path) -> _Data:
-        train = PrecompSplit.open(data_dir, "train")
+        train = CaptionedImages.open(data_dir, "train")
         kept = train.num_images
         if has_split(data_dir, "dev"):
-            dev = PrecompSplit.open(data_dir, "dev")
-            validation = Validation.of(dev, np.arange(dev.num_images))
+            validation = CaptionedImages.open(data_dir, "dev")
         else:
             kept -= min(1000, train.num_images // 10)
             if kept == train.num_images:
                 raise InputError(f"{data_dir} has no dev split and too few training images to hold some out: add one")
-            validation = Validation.of(train, np.arange(kept, train.num_images))
-        if validation.split.region_dim != train.region_dim:
-            widths = f"{validation.split.region_dim} and {train.region_dim}"
+            validation = train.take(np.arange(kept, train.num_images))
+        if validation.region_dim != train.region_dim:
+            widths = f"{validation.region_dim} and {train.region_dim}"
             raise InputError(f"dev and train must have features of one width, got {widths}")
         digest = hashlib.sha256("\n".join(train.captions).encode())
         digest.update(f"{train.num_images} {train.max_regions} {train.region_dim} {kept}".encode())
@@ -205,7 +205,7 @@ class _Run:
         """Train to the last epoch; the best epoch's log."""
         for epoch in range(len(self.logs), self.config.epochs):
             loss = self._epoch(epoch)
-            found = self.data.validation.evaluate(self.model, self.tokenizer, self.device)
+            found = evaluate(self.data.validation, self.model, self.tokenizer, self.device)
             best = found.rsum > max((log.rsum for log in self.logs), default=-1.0)
             rate = self.optimizer.param_groups[0]["lr"]
             self.logs.append(EpochLog(epoch, loss, rate, found.i2t, found.t2i, found.rsum, best))

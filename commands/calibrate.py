@@ -36,7 +36,7 @@ def command(bundle: Path, data: Path, split: str, samples: int, method: str, thr
     from chan_rt.calibration.calibrate import calibrate
     from chan_rt.commands.samples import open_samples
 
-    chosen = open_samples(bundle, data, split, samples)
+    _, chosen = open_samples(bundle, data, split, samples)
     with click.progressbar(length=1, label="calibrating", file=sys.stderr) as bar:
 
         def progress(graph: str, done: int, total: int) -> None:
@@ -44,7 +44,7 @@ def command(bundle: Path, data: Path, split: str, samples: int, method: str, thr
             bar.label = graph
             bar.update(done - bar.pos)
 
-        found = calibrate(bundle, chosen.samples, method, threads, progress)  # type: ignore[arg-type]
+        found = calibrate(bundle, chosen, method, threads, progress)  # type: ignore[arg-type]
     if as_json:
         click.echo(found.to_json(), nl=False)
         return

@@ -55,7 +55,7 @@ def command(
     """
     import numpy as np
 
-    from ..chan_ref.data import PrecompSplit
+    from ..runtime.data.images import CaptionedImages
     from ..runtime.errors import InputError
     from ..runtime.evaluation import metrics
     from ..runtime.evaluation.coco import check_split, extended_metrics
@@ -63,10 +63,11 @@ def command(
 
     if eccv and folds is not None:
         raise InputError("--eccv needs all images at once: leave --folds out")
-    images = PrecompSplit.open(data, split)
+    images = CaptionedImages.open(data, split)
     owner = images.image_of_caption
     if eccv and images.image_ids is None:
-        raise InputError(f"--eccv needs COCO's image ids: {images.folder / f'{split}_ids.txt'} is missing")
+        where = split if images.files is None else images.files.ids
+        raise InputError(f"--eccv needs COCO's image ids: {where} is missing")
     if eccv and images.image_ids is not None:  # a COCO-sized split takes minutes to score
         check_split(images.image_ids, owner)
     blocks = metrics.fold_slices(owner, images.num_images, folds or 1)
@@ -82,7 +83,6 @@ def command(
                 streamed = score_blocks(
                     encoder,
                     images,
-                    images.captions,
                     blocks,
                     packed=packed,
                     on_progress=lambda done, all_, bar=bar: bar.update(100 * done // all_ - bar.pos),

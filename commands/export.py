@@ -136,7 +136,7 @@ def _add_int8(
     from ..calibration.plan import Plan
     from ..export.int8 import add_int8
     from ..export.parity.run import check_parity, record_verdict
-    from ..export.parity.runners import open_sample
+    from ..runtime.data.images import open_sample
 
     sample = open_sample(data, split, samples, bundle)
 

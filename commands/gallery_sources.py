@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..chan_ref.data import PrecompSplit
+from ..runtime.data.images import CaptionedImages
+from ..runtime.data.layout import is_data_folder
 from ..runtime.errors import InputError
 from ..runtime.matcher import Matcher
 from ..runtime.sources import Encoded, Source, caption_encoder, each_row, picture_source, text_source
@@ -19,7 +19,7 @@ def open_source(paths: Sequence[Path], split: str = "test", *, captions: bool = 
     Raises:
         InputError: several data folders, no picture, no line of text.
     """
-    data = [path for path in paths if _is_data(path)]
+    data = [path for path in paths if is_data_folder(path)]
     if data:
         if len(paths) > 1:
             raise InputError(f"sources: a data folder must stand alone, got {len(paths)} sources")
@@ -27,14 +27,9 @@ def open_source(paths: Sequence[Path], split: str = "test", *, captions: bool = 
     return text_source(paths) if captions else picture_source(paths)
 
 
-def _is_data(path: Path) -> bool:
-    """Whether a folder is in the precomp layout: its captions lie in it, or in its precomp folder."""
-    return path.is_dir() and any(any(path.glob(f"{folder}*_caps.txt")) for folder in ("", "*precomp/"))
-
-
 def _data_images(path: Path, split: str) -> Source:
-    data = PrecompSplit.open(path, split)  # type: ignore[arg-type]  # it names the splits there are
-    names = _mapped_files(path, data.image_ids)
+    data = CaptionedImages.open(path, split)
+    files = data.pictures()
     texts: list[list[str]] = [[] for _ in range(data.num_images)]
     for caption, image in zip(data.captions, data.image_of_caption, strict=True):
         texts[image].append(caption)
@@ -43,8 +38,9 @@ def _data_images(path: Path, split: str) -> Source:
         metadata.append({"split": split, "row": row, "captions": texts[row]})
         if data.image_ids is not None:
             metadata[-1]["image_id"] = data.image_ids[row]
-            if data.image_ids[row] in names:
-                metadata[-1]["path"] = names[data.image_ids[row]]
+        file = files[row]
+        if file is not None:
+            metadata[-1]["path"] = str(file.resolve())
     ids = [f"{split}/{row}" for row in range(data.num_images)]
     encode_rows = each_row(ids, lambda matcher, rows: matcher.encode_images(*data.regions(rows)))
 
@@ -62,7 +58,7 @@ def _data_images(path: Path, split: str) -> Source:
 
 
 def _data_captions(path: Path, split: str) -> Source:
-    data = PrecompSplit.open(path, split)  # type: ignore[arg-type]  # it names the splits there are
+    data = CaptionedImages.open(path, split)
     ids = [f"{split}/{row}" for row in range(len(data.captions))]
     return Source(
         "captions",
@@ -73,16 +69,3 @@ def _data_captions(path: Path, split: str) -> Source:
         ],
         encode=caption_encoder(ids, data.captions),
     )
-
-
-def _mapped_files(path: Path, ids: Sequence[str] | None) -> Mapping[str, str]:
-    """Picture files by image id, as DATA/id_mapping.json says, those that exist."""
-    mapping = path / "id_mapping.json"
-    if ids is None or not mapping.is_file():
-        return {}
-    try:
-        raw = json.loads(mapping.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{mapping} must be JSON: {error}") from error
-    files = {id: path / str(name) for id, name in raw.items()}
-    return {id: str(file.resolve()) for id, file in files.items() if file.is_file()}

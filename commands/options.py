@@ -58,7 +58,7 @@ def _graphs() -> Sequence[str]:
 def _splits() -> Sequence[str]:
     from typing import get_args
 
-    from ..chan_ref.data import Split
+    from ..runtime.data.layout import Split
 
     return get_args(Split)
 

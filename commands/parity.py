@@ -75,7 +75,7 @@ def command(
     """
     from ..export.parity.report import page, table
     from ..export.parity.run import check_parity, record_verdict
-    from ..export.parity.runners import open_sample
+    from ..runtime.data.images import open_sample
     from ..runtime.files import write_file
 
     sample = open_sample(data, split, samples, bundle)

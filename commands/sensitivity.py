@@ -59,9 +59,9 @@ def command(
 
     if plan_file is not None and max_rsum_drop is None:
         raise click.UsageError("--plan needs --max-rsum-drop: how much rsum may the plan lose?")
-    chosen = open_samples(bundle, data, split, samples)
+    images, chosen = open_samples(bundle, data, split, samples)
     calibration = load_calibration(bundle, Manifest.load(bundle))
-    study = Sensitivity(bundle, calibration, chosen.samples, chosen.image_of_caption, scheme, threads)  # type: ignore[arg-type]
+    study = Sensitivity(bundle, calibration, chosen, images.image_of_caption, scheme, threads)  # type: ignore[arg-type]
     stderr = sys.stderr
     with click.progressbar(study.groups(by_scope), label="layers", file=stderr) as groups:
         effects = sorted((study.measure(group) for group in groups), key=lambda effect: -effect.score_error)

@@ -17,7 +17,7 @@ from ..chan_ref.backbone import load_backbone
 from ..export.parity.report import page as parity_page
 from ..export.parity.report import table
 from ..export.parity.run import Report, check_parity, record_verdict
-from ..export.parity.runners import open_sample
+from ..runtime.data.images import open_sample
 from ..runtime.errors import ChanError, InputError
 from .page import Findings, render
 from .steps import (

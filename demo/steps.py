@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from ..chan_ref.backbone import GRID, load_backbone
 from ..chan_ref.checkpoint import load as load_checkpoint
-from ..chan_ref.data import PrecompSplit
 from ..export.backbone import Backbone
 from ..export.bundle import export_bundle
 from ..export.engines import BuiltEngine, build_engine, find_target, plan
 from ..export.parity.runners import TorchRunner
 from ..runtime.backends.sidecar import FLAVORS
 from ..runtime.contract import Manifest
+from ..runtime.data.images import CaptionedImages
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import EngineError
 from ..runtime.explanation import Explanation
@@ -42,7 +42,7 @@ T = TypeVar("T")
 def draw_scenes(data: Path, scenes: int, progress: Progress) -> bool:
     """Draw the test scenes with their captions, boxes and region features, unless they are there; whether it drew."""
     if data.is_dir():
-        found = PrecompSplit.open(data, SPLIT)
+        found = CaptionedImages.open(data, SPLIT)
         if found.num_images == scenes:
             return False
         shutil.rmtree(data)
@@ -96,7 +96,7 @@ def build_engines(bundle: Path, progress: Progress) -> tuple[list[BuiltEngine], 
 
 def measure_pointing(bundle: Path, data: Path, precisions: Sequence[str]) -> dict[str, Pointing]:
     """Whether the words choose the pictures they name: in torch, then at each precision on onnxruntime."""
-    source = PrecompSplit.open(data, SPLIT)
+    source = CaptionedImages.open(data, SPLIT)
     checkpoint = load_checkpoint(CHECKPOINT)
     reference = TorchRunner(checkpoint.model)
     manifest = Manifest.load(bundle)
@@ -156,7 +156,7 @@ def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
         gallery: folder to make, in place of an earlier one.
         picture: file to draw the explanation to.
     """
-    source = PrecompSplit.open(data, SPLIT)
+    source = CaptionedImages.open(data, SPLIT)
     _, records = read_boxes(data, SPLIT)
     every = [words for record in records for words in record["mentions"]]
     caption = choose_caption(source.captions, every)

@@ -35,6 +35,7 @@ from ...runtime.backends import BACKENDS, ENGINE_BACKENDS
 from ...runtime.backends.sidecar import Sidecars, read_sidecars
 from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, Manifest, sha256_file, write_manifest
+from ...runtime.data.images import CaptionedImages
 from ...runtime.doctor import examine_backend
 from ...runtime.errors import BackendError, ChanError, ParityError
 from ...runtime.evaluation.metrics import Metrics
@@ -42,7 +43,7 @@ from ...runtime.gpu import examine_gpu
 from ...runtime.matcher import Matcher
 from ..backbone import Backbone
 from .measures import MEASURES, misses
-from .runners import COMPARED, GraphRunner, Sample
+from .runners import COMPARED, GraphRunner, describe
 from .stages import Measured, Reference, StageRun, Tick
 
 SCHEMA = 1
@@ -161,7 +162,7 @@ class Report:
 def check_parity(
     bundle: str | Path,
     checkpoint: str | Path,
-    sample: Sample,
+    sample: CaptionedImages,
     backends: Sequence[str] = (),
     precisions: Sequence[str] = (),
     backbone: Backbone | None = None,
@@ -172,7 +173,7 @@ def check_parity(
     Args:
         bundle: the bundle's folder.
         checkpoint: whose torch model is the reference.
-        sample: from `parity_runners.open_sample`.
+        sample: from `open_sample`, or of arrays.
         backends: names; empty for onnxruntime and each TensorRT flavor that has engines in the bundle. A backend that
             is named must run here, an engine that is not named is listed as not run.
         precisions: names; empty for all the bundle (or its engines) has.
@@ -218,10 +219,10 @@ def check_parity(
     return Report(
         bundle=str(bundle),
         checkpoint={"path": str(checkpoint), "sha256": sha256_file(checkpoint / WEIGHTS)},
-        sample=sample.source,
+        sample=describe(sample),
         reference=reference.recalls,
         stages=tuple(stages),
-        notes=_notes(manifest, reference, sample, sidecars),
+        notes=_notes(manifest, reference, sidecars),
     )
 
 
@@ -319,10 +320,10 @@ def _cannot_run(backend: str) -> str | None:
     return None if report.runs else report.problem or "this machine cannot run it"
 
 
-def _notes(manifest: Manifest, reference: Reference, sample: Sample, sidecars: Sidecars) -> tuple[str, ...]:
+def _notes(manifest: Manifest, reference: Reference, sidecars: Sidecars) -> tuple[str, ...]:
     notes = [f"an engine whose sidecar is unreadable: {error}" for error in sidecars.unreadable]
     if "backbone" in manifest.graphs and reference.backbone is None:
-        why = "its torch network was not given" if sample.pictures else "the data has no pictures"
+        why = "its torch network was not given" if reference.pictures else "the data has no pictures"
         notes.append(f"the backbone was not checked: {why}")
     return tuple(notes)
 

@@ -6,9 +6,7 @@ memory is bounded by a few blocks and one score matrix whatever the sample's siz
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -16,15 +14,13 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 
-from ...calibration.feeds import choose_rows
 from ...chan_ref import alignment
-from ...chan_ref.data import PrecompSplit
 from ...chan_ref.model import ChanModel
 from ...runtime.backends import open_graph
 from ...runtime.backends.base import Backend
 from ...runtime.contract import Manifest
+from ...runtime.data.images import CaptionedImages, spread
 from ...runtime.embeddings import Embeddings
-from ...runtime.errors import InputError, ParityError
 from ...runtime.text import TokenBatch
 
 COMPARED = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
@@ -168,83 +164,37 @@ def _alignment_feeds(images: Embeddings, captions: Embeddings) -> dict[str, np.n
     }
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Images and all their captions, positions counted within the sample.
+def image_blocks(sample: CaptionedImages) -> list[slice]:
+    """Consecutive images."""
+    return _slices(0, sample.num_images, IMAGES_PER_BLOCK)
 
-    Attributes:
-        regions: function of a slice of images: (float32 [n, R, F], int32 [n]).
-        captions: [C].
-        image_of_caption: int64 [C], ascending.
-        num_images: I.
-        pictures: files of some of the images, for the backbone; empty where the data has none.
-        source: what the sample was taken from, for the report.
-    """
 
-    regions: Callable[[slice], tuple[np.ndarray, np.ndarray]]
-    captions: list[str]
-    image_of_caption: np.ndarray
-    num_images: int
-    pictures: tuple[Path, ...] = ()
-    source: Mapping[str, str | int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.num_images < 1 or not self.captions:
-            raise ParityError(f"parity needs images and captions, got {self.num_images} and {len(self.captions)}")
-
-    def image_blocks(self) -> list[slice]:
-        """Consecutive images."""
-        return _slices(0, self.num_images, IMAGES_PER_BLOCK)
-
-    def caption_blocks(self, images: slice) -> list[slice]:
-        """The captions of a block of images, in pieces."""
-        first, last = np.searchsorted(self.image_of_caption, [images.start, images.stop])
-        return _slices(int(first), int(last), CAPTIONS_PER_BLOCK)
+def captions_of(sample: CaptionedImages, images: slice) -> list[slice]:
+    """The captions of a block of images, in pieces."""
+    first, last = np.searchsorted(sample.image_of_caption, [images.start, images.stop])
+    return _slices(int(first), int(last), CAPTIONS_PER_BLOCK)
 
 
 def _slices(start: int, stop: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
-def open_sample(data: str | Path, split: str, samples: int, bundle: str | Path | None = None) -> Sample:
-    """`samples` images spread evenly over a split of precomputed features, with all their captions.
+def pictures_of(sample: CaptionedImages) -> tuple[Path, ...]:
+    """Files of at most PICTURES of the images, spread evenly; empty where one of these has no file.
 
     Raises:
-        InputError: the split cannot be read, or its features are not as wide as `bundle` reads them.
-        BundleError: `bundle` is none.
-        ParityError: samples below 1, or a split without images.
+        InputError: the data folder's id_mapping.json cannot be read.
     """
-    if samples < 1:
-        raise ParityError(f"samples must be positive, got {samples}")
-    source = PrecompSplit.open(data, split)  # type: ignore[arg-type]  # it checks the name
-    if bundle is not None:
-        source.check_width(Manifest.load(bundle).region_dim, bundle)
-    rows = choose_rows(source.num_images, samples)
-    chosen = np.nonzero(np.isin(source.image_of_caption, rows))[0]
-    return Sample(
-        regions=lambda part: source.regions(rows[part]),
-        captions=[source.captions[row] for row in chosen],
-        image_of_caption=np.searchsorted(rows, source.image_of_caption[chosen]),
-        num_images=len(rows),
-        pictures=_pictures(source, rows),
-        source={"data": str(data), "split": split, "images": len(rows), "captions": len(chosen)},
-    )
+    files = sample.pictures()
+    chosen = [files[position] for position in spread(sample.num_images, PICTURES)]
+    found = tuple(file for file in chosen if file is not None)
+    return found if len(found) == len(chosen) else ()
 
 
-def _pictures(source: PrecompSplit, rows: np.ndarray) -> tuple[Path, ...]:
-    """Files of at most PICTURES of the images, by DATA/id_mapping.json (id -> file); empty where they are not there."""
-    mapping = source.folder.parent / "id_mapping.json"
-    if source.image_ids is None or not mapping.is_file():
-        return ()
-    try:
-        files = json.loads(mapping.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{mapping} must be JSON: {error}") from error
-    if not isinstance(files, dict):
-        raise InputError(f"{mapping} must map image ids to files, got {type(files).__name__}")
-    ids = [source.image_ids[row] for row in rows[choose_rows(len(rows), PICTURES)]]
-    paths = tuple(mapping.parent / str(files[name]) for name in ids if name in files)
-    return paths if len(paths) == len(ids) and all(path.is_file() for path in paths) else ()
+def describe(sample: CaptionedImages) -> dict[str, str | int]:
+    """Where a sample is from and its size, for the report."""
+    origin = {} if sample.files is None else {"data": str(sample.files.root), "split": sample.files.split}
+    return {**origin, "images": sample.num_images, "captions": sample.num_captions}
 
 
 class EmbeddingStore:

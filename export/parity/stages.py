@@ -17,6 +17,7 @@ import torch
 from ...chan_ref.checkpoint import Checkpoint
 from ...chan_ref.inference import open_tokenizer
 from ...runtime.contract import Manifest
+from ...runtime.data.images import CaptionedImages
 from ...runtime.embeddings import Embeddings
 from ...runtime.errors import ParityError
 from ...runtime.evaluation.metrics import Metrics, evaluate
@@ -26,7 +27,16 @@ from ...runtime.pictures.load import load_pixels
 from ...runtime.text import load_tokenizer, pad_rows
 from ..backbone import Backbone
 from .measures import TOP, ChoiceMeter, ErrorMeter, compare_lists, compare_scores
-from .runners import EmbeddingStore, GraphRunner, Sample, TorchRunner, cut_short, token_block
+from .runners import (
+    EmbeddingStore,
+    GraphRunner,
+    TorchRunner,
+    captions_of,
+    cut_short,
+    image_blocks,
+    pictures_of,
+    token_block,
+)
 
 Tick = Callable[[int, int], None]
 PICTURES_PER_BLOCK = 2  # larger batches are no faster on a CPU and take far more memory
@@ -64,6 +74,7 @@ class Reference:
         tick: called with blocks done and blocks in all.
 
     Attributes:
+        pictures: files of some of the images, for the backbone.
         rows: token ids of each caption.
         scores: [I, C].
         recalls: of the scores.
@@ -74,12 +85,13 @@ class Reference:
         path: Path,
         checkpoint: Checkpoint,
         backbone: Backbone | None,
-        sample: Sample,
+        sample: CaptionedImages,
         scratch: Path,
         tick: Tick,
     ) -> None:
         self.sample = sample
-        self.backbone = backbone if sample.pictures else None
+        self.pictures = pictures_of(sample)
+        self.backbone = backbone if self.pictures else None
         self.runner = TorchRunner(checkpoint.model)
         self.rows = open_tokenizer(checkpoint, path).rows(sample.captions)
         self.tokens = pad_rows(self.rows)
@@ -87,7 +99,7 @@ class Reference:
         self.captions = EmbeddingStore(scratch / "captions")
         blocks = caption_blocks(sample)
         done, total = 0, steps_of(sample)
-        for block in sample.image_blocks():
+        for block in image_blocks(sample):
             regions, lengths = sample.regions(block)
             self.images.put(block, Embeddings(self.runner.encode_regions(regions, lengths), lengths))
             tick(done := done + 1, total)
@@ -104,19 +116,19 @@ class Reference:
         self.recalls = evaluate(self.scores, sample.image_of_caption)
 
 
-def caption_blocks(sample: Sample) -> list[slice]:
+def caption_blocks(sample: CaptionedImages) -> list[slice]:
     """Every block of captions, in order."""
-    return [block for images in sample.image_blocks() for block in sample.caption_blocks(images)]
+    return [block for images in image_blocks(sample) for block in captions_of(sample, images)]
 
 
-def score_tiles(sample: Sample) -> list[list[slice]]:
+def score_tiles(sample: CaptionedImages) -> list[list[slice]]:
     """Blocks of images that are scored together: larger products are faster, and each caption is read less often."""
-    blocks = sample.image_blocks()
+    blocks = image_blocks(sample)
     return [blocks[start : start + TILE] for start in range(0, len(blocks), TILE)]
 
 
 def score_all(
-    sample: Sample,
+    sample: CaptionedImages,
     images: EmbeddingStore,
     captions: EmbeddingStore,
     score: Callable[[Embeddings, Embeddings], np.ndarray],
@@ -137,9 +149,9 @@ def score_all(
     return scores
 
 
-def steps_of(sample: Sample) -> int:
+def steps_of(sample: CaptionedImages) -> int:
     """How often one pass over a sample ticks: for each block encoded and each tile scored."""
-    return len(sample.image_blocks()) + len(caption_blocks(sample)) + len(score_tiles(sample))
+    return len(image_blocks(sample)) + len(caption_blocks(sample)) + len(score_tiles(sample))
 
 
 class StageRun:
@@ -194,7 +206,7 @@ class StageRun:
 
     def _backbone(self, backbone: Backbone) -> Measured:
         meter = ErrorMeter("regions")
-        pictures = self._sample.pictures
+        pictures = self._reference.pictures
         for start in range(0, len(pictures), PICTURES_PER_BLOCK):
             pixels = load_pixels(pictures[start : start + PICTURES_PER_BLOCK], backbone.preprocess)
             with torch.inference_mode():
@@ -204,7 +216,7 @@ class StageRun:
 
     def _region_encoder(self) -> Measured:
         meter = ErrorMeter("region_embeddings")
-        for block in self._sample.image_blocks():
+        for block in image_blocks(self._sample):
             regions, lengths = self._sample.regions(block)
             expected = self._reference.images.get(block).vectors
             meter.add_padded(expected, self._graphs.encode_regions(regions, lengths), lengths)
@@ -251,7 +263,7 @@ class StageRun:
     def _end_to_end(self) -> Measured:
         sample, reference = self._sample, self._reference
         images, captions = self._images, self._captions
-        for block in sample.image_blocks():
+        for block in image_blocks(sample):
             images.put(block, self._matcher.encode_images(*sample.regions(block)))
         for block in caption_blocks(sample):
             captions.put(block, self._matcher.encode_texts(sample.captions[block]))
@@ -269,7 +281,7 @@ class StageRun:
         """The exact search over what the matcher encoded, each caption's top 10 against the reference's scores."""
         settings = GallerySettings("images", self._manifest.embed_dim, self._manifest.alignment, model="parity")
         with GalleryWriter.create(self._scratch / "gallery", settings) as writer:
-            for block in self._sample.image_blocks():
+            for block in image_blocks(self._sample):
                 writer.add([str(row) for row in range(block.start, block.stop)], self._images.get(block))
         step = -(-len(self._sample.captions) // QUERIES)
         asked, results = [], []
@@ -318,10 +330,10 @@ def _alignment_feeds(reference: Reference) -> Iterator[tuple[Embeddings, Embeddi
             )
 
 
-def own_pairs(sample: Sample) -> Iterator[tuple[slice, slice]]:
+def own_pairs(sample: CaptionedImages) -> Iterator[tuple[slice, slice]]:
     """Blocks of images with the captions of just these images: true pairs and as many others as the blocks give."""
-    for rows in sample.image_blocks():
-        for columns in sample.caption_blocks(rows):
+    for rows in image_blocks(sample):
+        for columns in captions_of(sample, rows):
             yield rows, columns
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
+from ..data.images import CaptionedImages
 from ..embeddings import Embeddings
 from ..errors import InputError
 from .scoring import PackedWords
@@ -22,7 +23,7 @@ _IMAGES = 128  # encoded and scored at once
 _CAPTIONS = 512  # encoded at once, of similar length
 
 OnProgress = Callable[[int, int], None]
-"""Told after each block: work done and all work, in pairs of image and caption (encoding counts as none)."""
+"""Called after each block with the work done and all work, in pairs of image and caption (encoding counts as none)."""
 
 
 class Encoder(Protocol):
@@ -42,47 +43,38 @@ class Encoder(Protocol):
         """Scores [I, C]."""
 
 
-class Images(Protocol):
-    """Where region features come from: `chan_ref.data.PrecompSplit`, or anything like it."""
-
-    def regions(self, rows: slice) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Features [n, R, F] and lengths [n] of some images."""
-
-
 def score_blocks(
     encoder: Encoder,
-    images: Images,
-    captions: Sequence[str],
+    images: CaptionedImages,
     blocks: Sequence[tuple[slice, slice]],
     *,
     packed: bool,
     on_progress: OnProgress | None = None,
 ) -> Iterator[NDArray[np.float32]]:
-    """The scores of each block of (image rows, caption columns), one matrix after the other.
+    """Yield the scores of each block of (image rows, caption columns), one matrix after the other.
 
-    One block of everything gives the whole matrix; the folds of `metrics.fold_slices` only their own parts of it. An
-    image and a caption are encoded once for each block they are in.
+    One block of everything gives the whole matrix; the folds of `metrics.fold_slices` give only their own parts of it.
+    An image and a caption are encoded once for each block they are in.
 
     Args:
         encoder: what is evaluated.
-        images: where their regions are read from.
-        captions: all of the split.
+        images: with their captions.
         blocks: slices with start and stop.
         packed: score with the packed float32 scorer of this package rather than by `encoder.score`.
-        on_progress: told how far it is.
+        on_progress: called after each piece of work.
 
     Raises:
-        InputError: a blank caption, by its place among all of them.
+        InputError: a blank caption, by its row in the split.
         ChanError: as the encoder and `images` raise it.
     """
     # The encoder would name the place within its batch, which is sorted.
-    blank = next((place for place, caption in enumerate(captions) if not caption.strip()), None)
-    if blank is not None:
-        raise InputError(f"captions[{blank}] must hold at least one word, got {captions[blank]!r}")
+    for row, caption in zip(images.caption_rows, images.captions, strict=True):
+        if not caption.strip():
+            raise InputError(f"captions[{row}] must hold at least one word, got {caption!r}")
     total = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks)
     done = 0
     for rows, columns in blocks:
-        encoded = list(_encode(encoder, captions[columns], packed))
+        encoded = list(_encode(encoder, images.captions[columns], packed))
         scores = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
         for first in range(rows.start, rows.stop, _IMAGES):
             part = slice(first, min(first + _IMAGES, rows.stop))

@@ -10,7 +10,7 @@ import pytest
 
 from chan_rt.calibration import calibrate as module
 from chan_rt.calibration.calibrate import RANGES_FILE, STATE_FILE, Calibration, calibrate, load_calibration
-from chan_rt.calibration.feeds import Samples, choose_rows
+from chan_rt.calibration.feeds import Samples
 from chan_rt.calibration.plan import Plan, find_layers, products_of_activations, to_int8
 from chan_rt.calibration.sensitivity import Sensitivity
 from chan_rt.runtime.contract import Manifest, verified
@@ -98,11 +98,6 @@ def test_nan_in_a_sample_is_refused(bundle: Path, samples: Samples) -> None:
 
     with pytest.raises(InputError, match="every calibration value must be finite"):
         calibrate(bundle, replace(samples, regions=poisoned), "mse")
-
-
-def test_rows_are_spread_over_the_data() -> None:
-    assert choose_rows(100, 3).tolist() == [0, 49, 99]
-    assert choose_rows(5, 50).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.augment import change_words, drop_regions
 from chan_rt.chan_ref.bert import CONFIG_FIELDS, huggingface_names
 from chan_rt.chan_ref.config import BertConfig
-from chan_rt.chan_ref.data import PrecompSplit
 from chan_rt.chan_ref.encoders import Bert
 from chan_rt.chan_ref.train import resume, train
 from chan_rt.chan_ref.train_config import TrainConfig
-from chan_rt.chan_ref.validate import Validation
+from chan_rt.chan_ref.validate import evaluate
+from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.evaluation import metrics
 from chan_rt.runtime.text import ScanTokenizer
@@ -83,8 +83,8 @@ def test_what_a_run_leaves(finished: Path, data: Path) -> None:
     assert last.tokenizer_kind == "scan"
     tokenizer = ScanTokenizer.from_file(finished / "last/tokenizer/vocab.json")
     assert last.model.config.vocab_size == tokenizer.vocab_size
-    dev = PrecompSplit.open(data, "dev")
-    again = Validation.of(dev, np.arange(dev.num_images)).evaluate(last.model, tokenizer, "cpu")
+    dev = CaptionedImages.open(data, "dev")
+    again = evaluate(dev, last.model, tokenizer, "cpu")
     assert again.rsum == last.record["training"]["log"][-1]["rsum"]
 
 
@@ -244,13 +244,13 @@ def test_validation_scores_do_not_depend_on_blocks(data: Path, finished: Path, m
 
     last = checkpoint.load(finished / "last")
     tokenizer = ScanTokenizer.from_file(finished / "last/tokenizer/vocab.json")
-    validation = Validation.of(PrecompSplit.open(data, "dev"), np.arange(3, 20))
-    whole = validation.evaluate(last.model.train(), tokenizer, "cpu")
+    validation = CaptionedImages.open(data, "dev").take(np.arange(3, 20))
+    whole = evaluate(validation, last.model.train(), tokenizer, "cpu")
     assert last.model.training
     monkeypatch.setattr(module, "_IMAGES", 4)
     monkeypatch.setattr(module, "_CAPTIONS", 7)
     monkeypatch.setattr(module, "_BLOCK_SIMILARITIES", 5 * 7 * 6 * 2)
-    assert validation.evaluate(last.model, tokenizer, "cpu") == whole
+    assert evaluate(validation, last.model, tokenizer, "cpu") == whole
     assert isinstance(whole, metrics.Metrics)
 
 

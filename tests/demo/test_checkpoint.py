@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from chan_rt.chan_ref.backbone import GRID, REGION_DIM
-from chan_rt.chan_ref.data import PrecompSplit
 from chan_rt.chan_ref.inference import ReferenceMatcher
 from chan_rt.demo.dataset import write_scenes
 from chan_rt.demo.pointing import Pointing, chosen_regions, pointing_accuracy
+from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.evaluation.metrics import Metrics, evaluate
 
@@ -18,7 +18,7 @@ CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 
 def measure(data: Path) -> tuple[Metrics, Pointing]:
     """Recalls and pointing accuracy over the test scenes of a folder."""
-    split = PrecompSplit.open(data, "test")
+    split = CaptionedImages.open(data, "test")
     model = ReferenceMatcher.open(CHECKPOINT)
     images, texts = model.encode_images(*split.regions(slice(None))), model.encode_texts(split.captions)
     scores = _scores(model, images, texts)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from chan_rt.chan_ref.backbone import GRID
-from chan_rt.chan_ref.data import PrecompSplit
 from chan_rt.chan_ref.inference import ReferenceMatcher
 from chan_rt.chan_ref.train import train
 from chan_rt.chan_ref.train_config import TrainConfig
 from chan_rt.demo import scenes
 from chan_rt.demo.dataset import write_scenes
 from chan_rt.demo.pointing import chosen_regions, pointing_accuracy
+from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.evaluation.metrics import evaluate
 
 PICTURES = ("frog", "strawberry", "lemon", "banana", "dolphin", "bus", "umbrella", "television", "flamingo", "snowman")
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_lifts_recall_and_pointing_far_above_chance(data: Path, tmp_path: Path) -> None:
     best = train(data, tmp_path / "run", CONFIG)
-    split = PrecompSplit.open(data, "dev")
+    split = CaptionedImages.open(data, "dev")
     model = ReferenceMatcher.open(tmp_path / "run" / "best")
     images, texts = model.encode_images(*split.regions(slice(None))), model.encode_texts(split.captions)
     found = evaluate(model.score(images, texts), split.image_of_caption)

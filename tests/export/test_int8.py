@@ -25,8 +25,8 @@ from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.int8 import add_int8
 from chan_rt.export.parity.run import check_parity
-from chan_rt.export.parity.runners import Sample
 from chan_rt.runtime.contract import MANIFEST, Manifest, sha256_file, verified, write_manifest
+from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import BundleError, InputError, ParityError
 from chan_rt.runtime.text import (
     BERT_SPECIALS,
@@ -41,19 +41,15 @@ IMAGES, REGIONS, WIDTH = 40, 9, 48
 
 
 @pytest.fixture(scope="module")
-def sample() -> Sample:
+def sample() -> CaptionedImages:
     rng = np.random.default_rng(0)
     regions = rng.gamma(0.7, 1.0, (IMAGES, REGIONS, WIDTH)).astype(np.float32)
-    counts = np.full(IMAGES, REGIONS, np.int32)
     captions = [" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(2 * IMAGES)]
-    owners = np.repeat(np.arange(IMAGES), 2)
-    return Sample(
-        lambda part: (regions[part], counts[part]), captions, owners, IMAGES, (), {"images": IMAGES, "captions": 80}
-    )
+    return CaptionedImages.from_arrays(regions, captions, np.repeat(np.arange(IMAGES), 2))
 
 
 @pytest.fixture(scope="module")
-def world(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(sample: CaptionedImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint and its bundle, calibrated."""
     root = tmp_path_factory.mktemp("int8")
     vocabulary = build_scan_vocabulary(WORDS, 1)
@@ -189,7 +185,7 @@ def test_tensorrt_rtx_builds_every_graph_at_every_precision(bundle: Path, profil
         assert record.layers["by_precision"].get(kind), (graph, precision, record.layers["by_precision"])
 
 
-def test_tensorrt_rtx_builds_a_bert_in_int8(tmp_path: Path, sample: Sample) -> None:
+def test_tensorrt_rtx_builds_a_bert_in_int8(tmp_path: Path, sample: CaptionedImages) -> None:
     """Every product with weights reads int8; attention's two products of activations stay float."""
     pieces = [*BERT_SPECIALS, *WORDS]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
@@ -217,7 +213,7 @@ def test_tensorrt_rtx_builds_a_bert_in_int8(tmp_path: Path, sample: Sample) -> N
     assert any("projection" in name for name in products)
 
 
-def misses_by_part(world: Path, bundle: Path, sample: Sample) -> dict[str, tuple[str, ...]]:
+def misses_by_part(world: Path, bundle: Path, sample: CaptionedImages) -> dict[str, tuple[str, ...]]:
     report = check_parity(bundle, world / "checkpoint", sample, ("onnxruntime",), ("int8_x86",))
     return {check.part: check.misses for check in report.stages[0].checks}
 
@@ -240,7 +236,7 @@ def swap(tensors: dict[str, dict]) -> None:
     tensors[first], tensors[second] = tensors[second], tensors[first]
 
 
-def test_a_sound_calibration_passes_every_graph(world: Path, bundle: Path, sample: Sample) -> None:
+def test_a_sound_calibration_passes_every_graph(world: Path, bundle: Path, sample: CaptionedImages) -> None:
     add_int8(bundle, passes)
     found = misses_by_part(world, bundle, sample)
     # ranks of 40 random images say nothing; the graphs' own checks do
@@ -248,14 +244,16 @@ def test_a_sound_calibration_passes_every_graph(world: Path, bundle: Path, sampl
 
 
 @pytest.mark.parametrize("fault", [saturate, swap])
-def test_faulty_ranges_are_caught(world: Path, bundle: Path, sample: Sample, fault: Callable[..., None]) -> None:
+def test_faulty_ranges_are_caught(
+    world: Path, bundle: Path, sample: CaptionedImages, fault: Callable[..., None]
+) -> None:
     change_ranges(bundle, fault)
     add_int8(bundle, passes)
     assert misses_by_part(world, bundle, sample)["region_encoder"]
 
 
 def test_scales_along_the_wrong_axis_are_caught(
-    world: Path, bundle: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
+    world: Path, bundle: Path, sample: CaptionedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = qdq.output_axis
 

@@ -20,9 +20,10 @@ from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.parity import run as parity
 from chan_rt.export.parity.run import Report, check_parity, record_verdict
-from chan_rt.export.parity.runners import Sample, open_sample
+from chan_rt.export.parity.runners import pictures_of
 from chan_rt.runtime.backends.sidecar import FLAVORS
 from chan_rt.runtime.contract import AlignmentConfig, Manifest, sha256_file, write_manifest
+from chan_rt.runtime.data.images import CaptionedImages, open_sample
 from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, BundleError, InputError, ParityError
@@ -53,7 +54,7 @@ def world(tiny_backbone: Backbone, save_model: Callable[..., None], tmp_path_fac
 
 
 @pytest.fixture(scope="module")
-def sample(world: Path) -> Sample:
+def sample(world: Path) -> CaptionedImages:
     return open_sample(world / "data", "test", 500)
 
 
@@ -65,7 +66,7 @@ def bundle(world: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def check(world: Path, sample: Sample, tiny_backbone: Backbone) -> Callable[..., Report]:
+def check(world: Path, sample: CaptionedImages, tiny_backbone: Backbone) -> Callable[..., Report]:
     def run(bundle: Path, *precisions: str) -> Report:
         return check_parity(bundle, world / "checkpoint", sample, (), precisions, tiny_backbone)
 
@@ -251,7 +252,7 @@ def test_the_report_is_json_and_the_verdict_goes_into_the_manifest(bundle: Path,
 
 
 def test_an_engine_that_cannot_run_is_listed_and_refused_when_asked_for(
-    bundle: Path, world: Path, sample: Sample, check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, world: Path, sample: CaptionedImages, check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_engine(bundle, "hard_alignment", "fp32", find_target("tensorrt_rtx"))
     cannot = {"tensorrt_rtx": "there is no GPU"}
@@ -268,7 +269,7 @@ def test_an_engine_that_cannot_run_is_listed_and_refused_when_asked_for(
 
 
 def test_what_cannot_be_checked_is_an_error_or_a_note(
-    world: Path, sample: Sample, save_model: Callable[..., None], tmp_path: Path
+    world: Path, sample: CaptionedImages, save_model: Callable[..., None], tmp_path: Path
 ) -> None:
     report = check_parity(world / "bundle", world / "checkpoint", sample, precisions=["fp32"])
     assert report.notes == ("the backbone was not checked: its torch network was not given",)
@@ -279,10 +280,10 @@ def test_what_cannot_be_checked_is_an_error_or_a_note(
         check_parity(world / "bundle", world / "checkpoint", sample, precisions=["int8"])
     with pytest.raises(ParityError, match="has no engines of tensorrt"):
         check_parity(world / "bundle", world / "checkpoint", sample, backends=["tensorrt"])
-    with pytest.raises(ParityError, match="samples must be positive, got 0"):
+    with pytest.raises(InputError, match="samples must be positive, got 0"):
         open_sample(world / "data", "test", 0)
-    with pytest.raises(ParityError, match="parity needs images and captions, got 0 and 0"):
-        replace(sample, num_images=0, captions=[])
+    with pytest.raises(InputError, match="there must be at least one image and one caption, got 0 and 0"):
+        sample.take(np.array([], int))
     with pytest.raises(InputError):
         open_sample(world / "data", "dev", 10)
 
@@ -294,13 +295,13 @@ def test_the_sample_is_spread_evenly_with_all_captions_of_its_images(world: Path
     assert few.captions == lines[:5] + lines[45:50] + lines[95:]
     stored = np.load(world / "data" / "precomp" / "test_ims.npy")
     np.testing.assert_array_equal(few.regions(slice(0, 3))[0], stored[[0, 9, 19]])
-    assert [path.name for path in few.pictures] == ["0.png", "9.png", "19.png"]
+    assert [path.name for path in pictures_of(few)] == ["0.png", "9.png", "19.png"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
 def test_every_backend_that_runs_on_the_gpu_keeps_parity(
-    bundle: Path, world: Path, sample: Sample, tiny_backbone: Backbone
+    bundle: Path, world: Path, sample: CaptionedImages, tiny_backbone: Backbone
 ) -> None:
     running = [report.name for report in examine().backends if report.runs]
     if running == ["onnxruntime"]:

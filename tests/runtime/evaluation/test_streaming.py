@@ -8,6 +8,7 @@ import torch
 
 from chan_rt.chan_ref import alignment as reference
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.evaluation import metrics, streaming
@@ -42,16 +43,11 @@ class FakeEncoder:
         return reference.score(*(torch.from_numpy(array) for array in arrays), self.alignment).numpy()
 
 
-class FakeImages:
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        vectors = rng.standard_normal((NUM_IMAGES, NUM_REGIONS, DIM)).astype(np.float32)
-        self.vectors = vectors / np.linalg.norm(vectors, axis=2, keepdims=True)
-        self.lengths = rng.integers(1, NUM_REGIONS + 1, NUM_IMAGES).astype(np.int32)
-
-    def regions(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        longest = self.lengths[rows].max()
-        return self.vectors[rows, :longest], self.lengths[rows]
+def _images(captions: Sequence[str], owner: np.ndarray) -> CaptionedImages:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((NUM_IMAGES, NUM_REGIONS, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    return CaptionedImages.from_arrays(vectors, captions, owner, rng.integers(1, NUM_REGIONS + 1, NUM_IMAGES))
 
 
 def _captions() -> list[str]:
@@ -64,18 +60,16 @@ def _captions() -> list[str]:
 def test_blocks_give_the_whole_matrix_once(packed: bool, folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_IMAGES", 3)
     monkeypatch.setattr(streaming, "_CAPTIONS", 7)
-    encoder, images, captions = FakeEncoder(), FakeImages(), _captions()
-    owner = np.arange(50) // 5
+    encoder, captions, owner = FakeEncoder(), _captions(), np.arange(50) // 5
+    images = _images(captions, owner)
     blocks = metrics.fold_slices(owner, NUM_IMAGES, folds)
     told: list[tuple[int, int]] = []
     found = list(
-        streaming.score_blocks(
-            encoder, images, captions, blocks, packed=packed, on_progress=lambda *step: told.append(step)
-        )
+        streaming.score_blocks(encoder, images, blocks, packed=packed, on_progress=lambda *step: told.append(step))
     )
     assert encoder.images == NUM_IMAGES
     assert sorted(encoder.captions) == sorted(captions)
-    whole = FakeEncoder().score(Embeddings(images.vectors, images.lengths), FakeEncoder().encode_texts(captions))
+    whole = FakeEncoder().score(Embeddings(*images.regions(slice(None))), FakeEncoder().encode_texts(captions))
     assert len(found) == folds
     for scores, (rows, columns) in zip(found, blocks, strict=True):
         np.testing.assert_allclose(scores, whole[rows, columns], rtol=1e-5, atol=1e-6)
@@ -85,20 +79,20 @@ def test_blocks_give_the_whole_matrix_once(packed: bool, folds: int, monkeypatch
 
 def test_models_of_an_ensemble_share_one_scale() -> None:
     """Log-sum-exp pooling of a sharp temperature is its largest similarity, as Max pooling has it."""
-    images, captions = FakeImages(), _captions()
+    images = _images(_captions(), np.arange(50) // 5)
     blocks = [(slice(0, NUM_IMAGES), slice(0, 50))]
     scores = {}
     for pooling, temperature in (("LSE", 0.01), ("Max", 0.1), ("Mean", 0.1)):
         encoder = FakeEncoder()
         encoder.alignment = AlignmentConfig(pooling=pooling, pooling_temperature=temperature)  # type: ignore[arg-type]
-        (found,) = streaming.score_blocks(encoder, images, captions, blocks, packed=True)
+        (found,) = streaming.score_blocks(encoder, images, blocks, packed=True)
         scores[pooling] = streaming.common_scale(found, encoder.alignment)
     np.testing.assert_allclose(scores["LSE"], scores["Max"], atol=0.01 * np.log(7))
     assert np.abs(scores["Mean"]).max() <= 1
 
 
 def test_a_blank_caption_is_named_by_its_place_in_the_split() -> None:
-    captions = ["1 2 3", "4", " ", "5"]
-    scores = streaming.score_blocks(FakeEncoder(), FakeImages(), captions, [(slice(0, 1), slice(0, 4))], packed=True)
+    images = _images(["1 2 3", "4", " ", "5"], np.zeros(4, int))
+    scores = streaming.score_blocks(FakeEncoder(), images, [(slice(0, 1), slice(0, 4))], packed=True)
     with pytest.raises(InputError, match=r"captions\[2\] must hold at least one word, got ' '"):
         next(scores)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chan_rt.chan_ref.data import PrecompSplit, has_split
-from chan_rt.chan_ref.region_store import open_store
+from chan_rt.runtime.data.images import CaptionedImages, open_sample, spread
+from chan_rt.runtime.data.layout import SplitFiles, has_split
+from chan_rt.runtime.data.regions import open_store
 from chan_rt.runtime.errors import InputError, TensorError
 
 RNG = np.random.default_rng(7)
@@ -27,7 +28,7 @@ def write(folder: Path, split: str = "test", images: np.ndarray | None = IMAGES,
 @pytest.mark.parametrize("name", ["precomp", "f30k_precomp", "coco_precomp", "."])
 def test_five_captions_an_image_in_every_folder_name(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
-    split = PrecompSplit.open(tmp_path, "test")
+    split = CaptionedImages.open(tmp_path, "test")
     assert (split.num_images, split.num_captions, split.region_dim, split.max_regions) == (4, 20, 6, 3)
     assert split.captions[7] == "caption 7"
     assert split.image_ids is None
@@ -43,7 +44,7 @@ def test_five_captions_an_image_in_every_folder_name(tmp_path: Path, name: str) 
 def test_images_stored_five_times_are_one_image(tmp_path: Path) -> None:
     write(tmp_path / "precomp", images=np.repeat(IMAGES, 5, axis=0))
     (tmp_path / "precomp/test_ids.txt").write_text("".join(f"{n // 5}\n" for n in range(20)))
-    split = PrecompSplit.open(tmp_path, "test")
+    split = CaptionedImages.open(tmp_path, "test")
     assert split.num_images == 4
     assert split.image_ids == ["0", "1", "2", "3"]
     np.testing.assert_array_equal(split.image_of_caption, np.arange(20) // 5)
@@ -53,7 +54,7 @@ def test_images_stored_five_times_are_one_image(tmp_path: Path) -> None:
 def test_as_many_different_images_as_captions_are_one_a_caption(tmp_path: Path) -> None:
     images = RNG.standard_normal((20, 3, 6)).astype(np.float32)
     write(tmp_path / "precomp", images=images)
-    split = PrecompSplit.open(tmp_path, "test")
+    split = CaptionedImages.open(tmp_path, "test")
     np.testing.assert_array_equal(split.image_of_caption, np.arange(20))
     np.testing.assert_array_equal(split.regions([19])[0], images[19:])
 
@@ -63,14 +64,14 @@ def test_half_repeated_images_are_refused(tmp_path: Path) -> None:
     images[7] += 1
     write(tmp_path / "precomp", images=images)
     with pytest.raises(InputError, match="only some groups of five rows"):
-        PrecompSplit.open(tmp_path, "test")
+        CaptionedImages.open(tmp_path, "test")
 
 
 def test_dev_is_cut_to_five_thousand_captions(tmp_path: Path) -> None:
     images = RNG.standard_normal((1014, 1, 2)).astype(np.float32)
     folder = write(tmp_path / "precomp", "dev", images, 5070)
     (folder / "dev_ids.txt").write_text("".join(f"{n}\n" for n in range(1014)))
-    split = PrecompSplit.open(tmp_path, "dev")
+    split = CaptionedImages.open(tmp_path, "dev")
     assert (split.num_captions, split.num_images) == (5000, 1000)
     assert split.image_ids is not None
     assert len(split.image_ids) == 1000
@@ -83,14 +84,14 @@ def test_dev_is_cut_to_five_thousand_captions(tmp_path: Path) -> None:
 def test_ids_may_be_one_a_caption(tmp_path: Path) -> None:
     folder = write(tmp_path / "precomp")
     (folder / "test_ids.txt").write_text("".join(f"{100 + n // 5}\n" for n in range(20)))
-    assert PrecompSplit.open(tmp_path, "test").image_ids == ["100", "101", "102", "103"]
+    assert CaptionedImages.open(tmp_path, "test").image_ids == ["100", "101", "102", "103"]
 
 
 def test_unusual_line_separators_stay_inside_a_caption(tmp_path: Path) -> None:
     folder = write(tmp_path / "precomp")
     lines = ["a\x85b", "c\u2028d", "", "e\x0cf", "caf\u00e9\r", *(["x"] * 15)]
     (folder / "test_caps.txt").write_bytes("\n".join(lines).encode())
-    split = PrecompSplit.open(tmp_path, "test")
+    split = CaptionedImages.open(tmp_path, "test")
     assert split.captions[:5] == ["a\x85b", "c\u2028d", "", "e\x0cf", "caf\u00e9"]
 
 
@@ -127,7 +128,7 @@ def _file_per_image(folder: Path) -> None:
 def test_region_counts_that_vary(tmp_path: Path, store: object) -> None:
     folder = write(tmp_path / "precomp", images=None)
     store(folder)  # type: ignore[operator]
-    split = PrecompSplit.open(tmp_path, "test")
+    split = CaptionedImages.open(tmp_path, "test")
     assert (split.num_images, split.max_regions, split.region_dim) == (4, 5, 6)
     regions, lengths = split.regions([3, 2, 1])
     np.testing.assert_array_equal(lengths, [2, 5, 1])
@@ -166,14 +167,14 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, spoil: object, message:
     folder = write(tmp_path / "precomp")
     spoil(folder)  # type: ignore[operator]
     with pytest.raises(InputError, match=message):
-        PrecompSplit.open(tmp_path, "test")
+        CaptionedImages.open(tmp_path, "test")
 
 
 def test_several_data_sets_in_one_folder_are_not_guessed_between(tmp_path: Path) -> None:
     write(tmp_path / "f30k_precomp")
     write(tmp_path / "coco_precomp")
     with pytest.raises(InputError, match="holds several data sets"):
-        PrecompSplit.open(tmp_path, "test")
+        CaptionedImages.open(tmp_path, "test")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_archives_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, np
     folder = write(tmp_path / "precomp", images=None)
     np.savez(folder / "test_ims.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
-        PrecompSplit.open(tmp_path, "test")
+        CaptionedImages.open(tmp_path, "test")
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
@@ -209,7 +210,7 @@ def test_damaged_features_are_read_or_refused_and_nothing_else(tmp_path: Path, s
             damaged[place] = rng.integers(256)
         file.write_bytes(damaged[: rng.integers(len(whole)) if turn % 5 == 0 else None])
         try:
-            store = open_store(folder, "test", None)
+            store = open_store(SplitFiles(folder, folder, "test"), None)
             store.read(np.arange(store.count))
         except InputError as error:
             refused.append(str(error))
@@ -223,21 +224,21 @@ def test_an_image_s_file_that_is_no_archive_is_named(tmp_path: Path, content: by
     _file_per_image(folder)
     (folder / "test_ims/d.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"d\.npz is not an \.npz archive, or was cut off"):
-        PrecompSplit.open(tmp_path, "test")
+        CaptionedImages.open(tmp_path, "test")
 
 
 def test_a_compressed_archive_is_refused_because_it_cannot_be_mapped(tmp_path: Path) -> None:
     folder = write(tmp_path / "precomp", images=None)
     np.savez_compressed(folder / "test_ims.npz", features=IMAGES)
     with pytest.raises(InputError, match=r"write it with numpy\.savez"):
-        PrecompSplit.open(tmp_path, "test")
+        CaptionedImages.open(tmp_path, "test")
 
 
 def test_features_that_are_not_finite_are_named_when_read(tmp_path: Path) -> None:
     images = IMAGES.copy()
     images[2, 1, 3] = np.inf
     write(tmp_path / "precomp", images=images)
-    split = PrecompSplit.open(tmp_path, "test")
+    split = CaptionedImages.open(tmp_path, "test")
     split.regions([0, 1, 3])
     with pytest.raises(TensorError, match=r"test_ims\.npy: features must be finite, got NaN or infinity in image 2"):
         split.regions([0, 2])
@@ -250,8 +251,8 @@ def test_features_larger_than_memory_are_read_by_rows(tmp_path: Path) -> None:
     np.lib.format.open_memmap(folder / "test_ims.npy", "w+", np.float32, (200_000, 40, 2000)).flush()
     limit = 1 << 30
     code = (
-        "import resource, sys; from chan_rt.chan_ref.data import PrecompSplit;"
-        f"split = PrecompSplit.open({str(tmp_path)!r}, 'test');"
+        "import resource, sys; from chan_rt.runtime.data.images import CaptionedImages;"
+        f"split = CaptionedImages.open({str(tmp_path)!r}, 'test');"
         "regions, _ = split.regions([0, 199_999]);"
         "assert regions.shape == (2, 40, 2000) and split.num_images == 200_000"
     )
@@ -261,3 +262,54 @@ def test_features_larger_than_memory_are_read_by_rows(tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
         env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
+
+
+def test_a_sample_is_spread_evenly_with_all_captions_of_its_images(tmp_path: Path) -> None:
+    write(tmp_path / "precomp")
+    (tmp_path / "precomp/test_ids.txt").write_text("a\nb\nc\nd\n")
+    sample = open_sample(tmp_path, "test", 2)
+    assert sample.image_rows.tolist() == [0, 3]
+    assert sample.image_ids == ["a", "d"]
+    assert sample.image_of_caption.tolist() == [0] * 5 + [1] * 5
+    assert sample.caption_rows.tolist() == [*range(5), *range(15, 20)]
+    assert sample.captions[5] == "caption 15"
+    np.testing.assert_array_equal(sample.regions(slice(None))[0], IMAGES[[0, 3]])
+    last = sample.take(np.array([1]))
+    assert (last.image_rows.tolist(), last.caption_rows.tolist()) == ([3], list(range(15, 20)))
+    np.testing.assert_array_equal(last.regions([0])[0], IMAGES[[3]])
+
+
+def test_positions_are_spread_over_the_data() -> None:
+    assert spread(100, 3).tolist() == [0, 49, 99]
+    assert spread(5, 50).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="samples must be positive, got 0"):
+        spread(5, 0)
+
+
+def test_arrays_are_captioned_images_too() -> None:
+    found = CaptionedImages.from_arrays(IMAGES, ["a", "b", "c"], np.array([0, 2, 2]), np.array([1, 2, 3, 1]))
+    regions, lengths = found.regions([2, 0])
+    assert lengths.tolist() == [3, 1]
+    np.testing.assert_array_equal(regions[0], IMAGES[2])
+    assert not regions[1, 1:].any()
+    for captions, owner, rule in (
+        (["a", "b"], [1, 0], "must be ascending"),
+        (["a"], [0, 1], "must be ascending"),
+        ([], [], "at least one image and one caption, got 4 and 0"),
+    ):
+        with pytest.raises(InputError, match=rule):
+            CaptionedImages.from_arrays(IMAGES, captions, np.array(owner))
+
+
+def test_pictures_are_found_by_the_mapping_in_the_data_folder_or_beside_precomp(tmp_path: Path) -> None:
+    write(tmp_path / "precomp")
+    (tmp_path / "precomp/test_ids.txt").write_text("a\nb\nc\nd\n")
+    assert CaptionedImages.open(tmp_path, "test").pictures() == [None] * 4
+    (tmp_path / "b.png").touch()
+    (tmp_path / "id_mapping.json").write_text('{"a": "gone.png", "b": "b.png"}')
+    for folder in (tmp_path, tmp_path / "precomp"):
+        found = CaptionedImages.open(folder, "test").pictures()
+        assert [None if file is None else file.resolve() for file in found] == [None, tmp_path / "b.png", None, None]
+    (tmp_path / "id_mapping.json").write_text('{"a": ["a.png"]}')
+    with pytest.raises(InputError, match=r"must map image ids to files, got \['a.png'\] for the id 'a'"):
+        CaptionedImages.open(tmp_path, "test").pictures()

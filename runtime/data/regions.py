@@ -22,8 +22,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import InputError
-from ..runtime.extras import needs
+from ..errors import InputError
+from ..extras import needs
+from .layout import SplitFiles
 
 _FEATURE_NAMES = ("features", "image_features", "x")
 
@@ -39,14 +40,17 @@ class RegionStore:
     read: Callable[[NDArray[np.int64]], list[NDArray[Any]]]
 
 
-def open_store(folder: Path, split: str, ids: list[str] | None) -> RegionStore:
-    """The one form in which this split's features lie in the folder."""
-    names = [f"{split}_ims{suffix}" for suffix in (".npy", ".npz", ".h5", ".hdf5", "")]
-    found = [folder / name for name in names if (folder / name).exists()]
+_FORMS = (".npy", ".npz", ".h5", ".hdf5", "")
+
+
+def open_store(files: SplitFiles, ids: list[str] | None) -> RegionStore:
+    """The one form in which this split's features are stored."""
+    found = [files.features(suffix) for suffix in _FORMS if files.features(suffix).exists()]
     if not found:
-        raise InputError(f"{folder / names[0]} is missing: expected float32 [N, regions, features], N = captions / 5")
+        raise InputError(f"{files.features()} is missing: expected float32 [N, regions, features], N = captions / 5")
     if len(found) > 1:
-        raise InputError(f"{folder} holds {split}_ims in several forms ({', '.join(p.name for p in found)}): keep one")
+        forms = ", ".join(path.name for path in found)
+        raise InputError(f"{files.folder} holds {files.features('').name} in several forms ({forms}): keep one")
     (file,) = found
     if file.is_dir():
         return _folder_store(file, ids)
