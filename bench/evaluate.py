@@ -1,8 +1,8 @@
 """Evaluation of a full-size test split against the published loop, in one run: python -m chan_rt.bench.evaluate
 
-The features, captions and weights are made up: what is measured is time and memory at the sizes of Flickr30K's test
+The features, captions and weights are made up: only time and memory are measured, at the sizes of Flickr30K's test
 (1,000 images, 5,000 captions) or COCO's 5K test (`--size coco5k`), 36 regions of 2048 features, 1024-d. The longest
-caption has 4.8 times the words of the mean: docs/published-model.md puts what padding wastes at four to five times.
+caption has 4.8 times the words of the mean: docs/published-model.md says how much padding wastes.
 
 The published loop encodes pairs of image and caption 128 at a time, so every image five times, then scores them
 (published.py). It runs between two runs of this package's evaluation, each in a process of its own.
@@ -30,6 +30,7 @@ from ..chan_ref.config import ModelConfig
 from ..chan_ref.inference import ReferenceMatcher
 from ..chan_ref.model import ChanModel
 from ..runtime.data.images import CaptionedImages
+from ..runtime.data.layout import SplitFiles
 from ..runtime.embeddings import Embeddings
 from ..runtime.evaluation import metrics
 from ..runtime.evaluation.streaming import score_blocks
@@ -45,8 +46,12 @@ PACKAGES = ("numpy", "torch")
 
 
 @click.command()
-@click.option("--size", type=click.Choice(list(SIZES)), default="f30k", show_default=True)
-@click.option("--images", type=click.IntRange(min=1), help="Fewer images than that size has, for a quick look.")
+@click.option(
+    "--size", type=click.Choice(list(SIZES)), default="f30k", show_default=True, help="Data set whose size is measured."
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), help="Number of images, where fewer than that size has are enough."
+)
 @click.option(
     "--published/--no-published", "with_published", default=True, show_default=True, help="Also run the published loop."
 )
@@ -87,11 +92,12 @@ def main(size: str, images: int | None, with_published: bool, json_file: Path | 
 
 
 def make_split(root: Path, num_images: int, median_words: float) -> dict[str, Any]:
-    """Write ROOT/precomp/test_* and ROOT/checkpoint, and tell their sizes."""
+    """Write a test split and a checkpoint below ROOT, and return their sizes."""
     rng = np.random.default_rng(0)
-    (root / "precomp").mkdir(parents=True)
+    files = SplitFiles.below(root, "test")
+    files.folder.mkdir(parents=True)
     shape = (num_images, REGIONS, FEATURES)
-    features = np.lib.format.open_memmap(root / "precomp/test_ims.npy", "w+", np.float32, shape)
+    features = np.lib.format.open_memmap(files.features(), "w+", np.float32, shape)
     for row in range(num_images):
         # Like a detector's features: not negative, most of them small.
         features[row] = np.maximum(rng.standard_normal(shape[1:], np.float32), 0) ** 2
@@ -99,7 +105,7 @@ def make_split(root: Path, num_images: int, median_words: float) -> dict[str, An
     lengths = np.clip(np.rint(rng.lognormal(np.log(median_words), 0.4, 5 * num_images)), 2, LONGEST).astype(int)
     lengths[0] = LONGEST
     captions = [" ".join(f"w{word}" for word in rng.integers(0, VOCABULARY, length)) for length in lengths]
-    (root / "precomp/test_caps.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+    files.captions.write_text("\n".join(captions) + "\n", encoding="utf-8")
     vocabulary = build_scan_vocabulary(captions, 1)
     torch.manual_seed(0)
     model = ChanModel(ModelConfig(vocab_size=ScanTokenizer(vocabulary["word2idx"]).vocab_size))
@@ -150,7 +156,7 @@ def evaluate_as_published(root: Path) -> dict[str, float]:
 
 
 class _Timed:
-    """A matcher that adds up the time it encodes."""
+    """A matcher that adds up the time it spends encoding."""
 
     def __init__(self, inner: ReferenceMatcher) -> None:
         self.inner = inner
@@ -174,7 +180,7 @@ class _Timed:
 
 
 def _in_process(call: Callable[[Path], dict[str, float]], root: Path) -> dict[str, float]:
-    """Run it in a fresh process, and add what that process used."""
+    """Run `call` in a new process, and add the time and memory that the process used."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         figures = pool.submit(call, root).result()
         return {**figures, **pool.submit(_used).result()}

@@ -1,4 +1,4 @@
-"""`make bench-gpu`: every GPU figure there is, in one run, beside its peers and the GPU's own limits.
+"""`make bench-gpu`: every GPU figure in one run, beside its peers and the GPU's own limits.
 
 1. limits: what the GPU's memory and tensor cores reach in this run;
 2. parity of every backend and precision with the torch model, engines built for this GPU first;
@@ -6,7 +6,7 @@
 4. one caption against galleries that stay on the GPU: encoding and search, search, and kernels alone, beside the limit;
 5. all pairs in the shape of Flickr30K's test set.
 
-What cannot run is named with the reason. Without a GPU nothing runs: there would be nothing to report.
+What cannot run is named with the reason. Without a GPU nothing runs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -42,7 +43,7 @@ from ..runtime.gallery.proof.rows import ArrayPart, array_part
 from ..runtime.gallery.rank import Ranker
 from ..runtime.gpu import GpuReport, examine_gpu
 from .cuda import TimedDevice, gpu_state, tensor_core_rates
-from .gpu_candidates import Floats, Images, K, Search, candidates
+from .gpu_candidates import Floats, K, ResidentImages, Search, candidates
 from .latency import PACKAGES
 from .measure import Latency, machine, take_turns
 from .search import DIM, REGIONS, WORDS, Concepts
@@ -53,23 +54,26 @@ CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"  # what the de
 _PIECE = 1000  # images made at a time
 _AGREE = 20  # captions by which candidates are held against the certified ranking
 
-Report = dict[str, Any]
+Record = dict[str, Any]
+T = TypeVar("T")
 
 
 @click.command()
 @click.option("--images", "sizes", multiple=True, type=click.IntRange(min=K), default=(1000, 10_000, 100_000),
     show_default=True, help="Gallery sizes.")  # fmt: skip
 @click.option("--pairs", type=(click.IntRange(min=K), click.IntRange(min=1)), default=(1000, 5000), show_default=True,
-    help="Images and captions of all pairs.")  # fmt: skip
+    help="Numbers of images and captions whose pairs are all scored.")  # fmt: skip
 @click.option("--demo", type=click.Path(file_okay=False, path_type=Path), default=DEMO, show_default=True,
-    help="The demo's folder, for its bundle and data; `make demo` is run where it is missing.")  # fmt: skip
-@click.option("--seconds", default=20.0, show_default=True, help="For each comparison, all candidates together.")
-@click.option("--name", help="The report is bench/results/gpu-NAME.json; default: the GPU's name.")
+    help="Folder of the demo, for its bundle and data; the demo is run where it is missing.")  # fmt: skip
+@click.option(
+    "--seconds", default=20.0, show_default=True, help="Seconds for each comparison, all candidates together."
+)
+@click.option("--name", help="Name in bench/results/gpu-NAME.json; the default is the GPU's name.")
 def main(sizes: tuple[int, ...], pairs: tuple[int, int], demo: Path, seconds: float, name: str | None) -> None:
     """Measure everything on this machine's GPU."""
     gpu = examine_gpu()
     if gpu.problem is not None:
-        raise click.ClickException(f"nothing was measured: there is no usable NVIDIA GPU here: {gpu.problem}")
+        raise click.ClickException(f"nothing was measured, because there is no usable NVIDIA GPU: {gpu.problem}")
     report = head(gpu)
     out = RESULTS / f"gpu-{name or gpu.gpus[0].name.lower().replace(' ', '-')}.json"
     device = TimedDevice()
@@ -82,7 +86,7 @@ def main(sizes: tuple[int, ...], pairs: tuple[int, int], demo: Path, seconds: fl
             "backends": lambda: backends(model, seconds),
             "encoders": lambda: encoders.update(open_encoders(stack, model, report["not run"])),
             **{
-                f"{size} images": lambda size=size: gallery(size, report, device, gpu, encoders, seconds)
+                f"{size} images": partial(gallery, size, report, device, gpu, encoders, seconds)
                 for size in sorted(sizes)
             },
             "all pairs": lambda: all_pairs(*pairs, report, device, gpu),
@@ -98,8 +102,8 @@ def main(sizes: tuple[int, ...], pairs: tuple[int, int], demo: Path, seconds: fl
     click.echo(f"written: {out}")
 
 
-def head(gpu: GpuReport) -> Report:
-    """What every figure must be read with."""
+def head(gpu: GpuReport) -> Record:
+    """Command, commit, date and machine that the figures belong to."""
     packages = (*PACKAGES, "triton", "cuda-python", "cuda-bindings", "late-interaction-kernels", "flash-maxsim")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
@@ -113,8 +117,8 @@ def head(gpu: GpuReport) -> Report:
     }
 
 
-def attempt(what: str, work: Callable[[], object], not_run: dict[str, str]) -> object:
-    """What `work` returns; where it fails, None, and the reason is noted under its name."""
+def attempt(what: str, work: Callable[[], T], not_run: dict[str, str]) -> T | None:
+    """Return what `work` returns; where it fails, note the reason under its name and return None."""
     try:
         return work()
     except Exception as error:  # peers and libraries fail in their own ways, and one must not end the others' run
@@ -125,7 +129,7 @@ def attempt(what: str, work: Callable[[], object], not_run: dict[str, str]) -> o
 
 
 def limits(device: TimedDevice) -> dict[str, Any]:
-    """Bytes a second of memory, operations a second of the tensor cores."""
+    """Bytes per second of memory and operations per second of the tensor cores."""
     found: dict[str, Any] = {"copy_bytes_a_second": device.copy_bandwidth()}
     click.echo(f"memory, copying: {found['copy_bytes_a_second'] / 1e12:.2f} TB/s read and written")
     missing: dict[str, str] = {}
@@ -202,9 +206,10 @@ def backends(model: Path, seconds: float) -> dict[str, Any]:
 
 def open_encoders(stack: ExitStack, model: Path, not_run: dict[str, str]) -> dict[str, Callable[[], object]]:
     """What encodes a caption before a search: torch on the GPU for torch's candidates, a Matcher for the others."""
+    from ..chan_ref.checkpoint import load
     from ..runtime.matcher import Matcher
     from ..runtime.text import load_tokenizer
-    from .latency import TorchCandidate, load
+    from .latency import TorchCandidate
 
     bundle, caption = model / "bundle", [" ".join(["a"] * (WORDS - 2))]
     manifest = Manifest.load(bundle)
@@ -221,12 +226,12 @@ def open_encoders(stack: ExitStack, model: Path, not_run: dict[str, str]) -> dic
 
     openers = {"torch": torch_encoder, "this": matcher_encoder}
     found = {name: attempt(f"encoder: {name}", opener, not_run) for name, opener in openers.items()}
-    return {name: encode for name, encode in found.items() if callable(encode)}
+    return {name: encode for name, encode in found.items() if encode is not None}
 
 
 def gallery(
     count: int,
-    report: Report,
+    report: Record,
     device: TimedDevice,
     gpu: GpuReport,
     encoders: Mapping[str, Callable[[], object]],
@@ -274,14 +279,14 @@ def gallery(
     return found
 
 
-def all_pairs(num_images: int, num_captions: int, report: Report, device: TimedDevice, gpu: GpuReport) -> Report:
+def all_pairs(num_images: int, num_captions: int, report: Record, device: TimedDevice, gpu: GpuReport) -> Record:
     """Seconds for the top 10 of every caption among all images, and the share of the tensor cores' rate."""
     source = Concepts(0)
     images, captions = make_images(source, num_images), split(source, num_captions)
     operations = 2 * num_images * REGIONS * num_captions * WORDS * DIM
     rates = (report["limits"] or {}).get("tensor_cores") or {}
     truth = certified(images, captions[:_AGREE])
-    found: Report = {
+    found: Record = {
         "images": num_images,
         "captions": num_captions,
         "operations": operations,
@@ -309,7 +314,7 @@ def all_pairs(num_images: int, num_captions: int, report: Report, device: TimedD
 # -- pieces
 
 
-def make_images(source: Concepts, count: int) -> Images:
+def make_images(source: Concepts, count: int) -> ResidentImages:
     """Images [count, REGIONS, DIM] quantized with a float16 copy, in pieces on all threads."""
 
     def piece(number: int) -> ArrayPart:
@@ -322,12 +327,20 @@ def make_images(source: Concepts, count: int) -> Images:
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(piece, range(-(-count // _PIECE))))
 
-    def joined(name: str) -> np.ndarray:
+    def joined(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    names = ("scale", "error", "norm", "blocks", "stored", "exact")
-    starts = np.arange(count + 1, dtype=np.int64) * REGIONS
-    return Images(replace(parts[0], starts=starts, **{name: joined(name) for name in names}), REGIONS)
+    part = replace(
+        parts[0],
+        starts=np.arange(count + 1, dtype=np.int64) * REGIONS,
+        scale=joined("scale"),
+        error=joined("error"),
+        norm=joined("norm"),
+        blocks=joined("blocks"),
+        stored=joined("stored"),
+        exact=joined("exact"),
+    )
+    return ResidentImages(part, REGIONS)
 
 
 def split(source: Concepts, count: int) -> list[Floats]:
@@ -335,7 +348,7 @@ def split(source: Concepts, count: int) -> list[Floats]:
     return list(source.captions(np.full(count, WORDS, np.int32)).vectors)
 
 
-def certified(images: Images, captions: Sequence[Floats]) -> list[np.ndarray]:
+def certified(images: ResidentImages, captions: Sequence[Floats]) -> list[np.ndarray]:
     """The CPU's certified rows."""
     pool = Pool()
     try:
@@ -347,7 +360,7 @@ def certified(images: Images, captions: Sequence[Floats]) -> list[np.ndarray]:
 
 
 def open_all(
-    stack: ExitStack, where: str, images: Images, device: TimedDevice, gpu: GpuReport, not_run: dict[str, str]
+    stack: ExitStack, where: str, images: ResidentImages, device: TimedDevice, gpu: GpuReport, not_run: dict[str, str]
 ) -> dict[str, Search]:
     """Every candidate that opens and answers one caption; the others are noted with the reason."""
     caption = [np.ones((WORDS, images.dim), np.float32) / np.float32(np.sqrt(images.dim))]
@@ -365,7 +378,7 @@ def open_all(
         if search is not None:
             opened[name] = search
     if not opened:
-        raise RuntimeError("no candidate runs")
+        raise RuntimeError("no candidate runs on this GPU")
     return opened
 
 

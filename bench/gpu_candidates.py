@@ -1,7 +1,7 @@
 """Everything that can search a gallery held on a GPU, behind one small interface; libraries are imported when opened.
 
-Peers score by the sum of maxima, CHAN by their log-sum-exp: a caption's words are handed to them as queries of one
-word each, whose scores are the maxima, and PyTorch pools those. Both are Apache-2.0 and optional.
+Peers score by the sum of maxima, CHAN by their log-sum-exp. So a caption's words are given to the peers as queries of
+one word each, whose scores are the maxima, and PyTorch pools those. Both peers are Apache-2.0 and optional.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Images:
-    """The gallery: one part whose fine copy is float16, rows of one length, and the directions of its queries."""
+class ResidentImages:
+    """The gallery: one part whose fine copy is float16, and the number of regions that every image has."""
 
     part: ArrayPart
     regions: int
@@ -61,13 +61,13 @@ class Images:
     def fine(self) -> NDArray[np.floating]:
         """The fine copy, [N x regions, D]."""
         if self.part.exact is None:
-            raise LookupError("made without a fine copy")
+            raise LookupError("these images were made without a fine copy")
         return self.part.exact
 
 
-# One way to search, open: captions' words [W, D] each -> the rows of each one's K best, best first.
+# A candidate that is open: the words [W, D] of each caption -> the rows of its K best images, best first.
 Search = Callable[[Sequence[Floats]], list[NDArray[np.int64]]]
-Opener = Callable[[Images, Device, tuple[int, int]], AbstractContextManager[Search]]
+Opener = Callable[[ResidentImages, Device, tuple[int, int]], AbstractContextManager[Search]]
 
 
 def candidates() -> dict[str, Opener]:
@@ -86,7 +86,9 @@ def candidates() -> dict[str, Opener]:
 
 
 @contextmanager
-def _kernels(precision: ScanPrecision, images: Images, device: Device, gpu: tuple[int, int]) -> Iterator[Search]:
+def _kernels(
+    precision: ScanPrecision, images: ResidentImages, device: Device, gpu: tuple[int, int]
+) -> Iterator[Search]:
     alignment = AlignmentConfig()
     with tempfile.TemporaryDirectory() as scratch:
         build_kernels(Path(scratch), images.dim, alignment.pooling, precision, architecture(gpu))
@@ -95,7 +97,7 @@ def _kernels(precision: ScanPrecision, images: Images, device: Device, gpu: tupl
 
 
 @contextmanager
-def _engine(flavor: Flavor, images: Images, device: Device) -> Iterator[Search]:
+def _engine(flavor: Flavor, images: ResidentImages, device: Device) -> Iterator[Search]:
     with tempfile.TemporaryDirectory() as scratch:
         rows = min(images.count, 8192)
         spec, built = build_resident_engine(
@@ -105,7 +107,7 @@ def _engine(flavor: Flavor, images: Images, device: Device) -> Iterator[Search]:
         yield from _resident(EngineScan(backend, device), images)
 
 
-def _resident(scan: ResidentScan, images: Images) -> Iterator[Search]:
+def _resident(scan: ResidentScan, images: ResidentImages) -> Iterator[Search]:
     pool = Pool()
     try:
         rows = GalleryRows([images.part], "images", AlignmentConfig())
@@ -123,7 +125,7 @@ def _resident(scan: ResidentScan, images: Images) -> Iterator[Search]:
 
 @contextmanager
 def _torch(
-    images: Images,
+    images: ResidentImages,
     precision: str,
     *,
     compiled: bool = False,
@@ -161,7 +163,7 @@ def _torch(
         torch.cuda.empty_cache()
 
 
-def _on_device(images: Images, precision: str, device: str) -> Any:
+def _on_device(images: ResidentImages, precision: str, device: str) -> Any:
     """The gallery as a torch tensor [N, R, D], one for all candidates that are open."""
     import torch
 
@@ -177,7 +179,8 @@ def _on_device(images: Images, precision: str, device: str) -> Any:
 def _peer_lik() -> Callable[[Any, Any], Any]:
     from late_interaction_kernels import maxsim
 
-    return maxsim  # type: ignore[no-any-return]
+    found: Callable[[Any, Any], Any] = maxsim
+    return found
 
 
 def _peer_flash() -> Callable[[Any, Any], Any]:

@@ -1,7 +1,7 @@
 """Size, error and CPU speed of every precision on full-size models with random weights: python -m chan_rt.bench.int8
 
-Random weights say nothing of recalls (the demo's table does); sizes, speed and rounding errors are those of a trained
-model of this shape. Errors are against onnxruntime at fp32, whose own distance from torch is parity's business.
+Random weights say nothing about recalls (the table of the demo does). Sizes, speed and rounding errors are those of a
+trained model of this shape. Errors are differences from onnxruntime at fp32; `chan parity` compares that with torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,10 +44,15 @@ MODELS = {
 
 @click.command()
 @click.option(
-    "--model", "names", type=click.Choice(list(MODELS)), multiple=True, default=tuple(MODELS), help="Repeatable."
+    "--model",
+    "names",
+    type=click.Choice(list(MODELS)),
+    multiple=True,
+    default=tuple(MODELS),
+    help="Model to measure; repeatable.",
 )
-@click.option("--seconds", default=6.0, show_default=True, help="Time for each comparison.")
-@click.option("--threads", type=int, help="CPU threads; default one per core.")
+@click.option("--seconds", default=6.0, show_default=True, help="Seconds for each comparison.")
+@click.option("--threads", type=int, help="CPU threads; the default is one per core.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(names: tuple[str, ...], seconds: float, threads: int | None, json_file: Path | None) -> None:
     """Compare the precisions of full-size models on this CPU, all in one run."""
@@ -130,7 +136,7 @@ def _graph(
     for batch in batches:
         feeds = _feeds(graph, samples, batch)
         calls: dict[str, Callable[[], object]] = {"torch fp32": _torch_call(encode, feeds)}
-        calls |= {name: lambda run=backend.run, feeds=feeds: run(feeds) for name, backend in opened.items()}
+        calls |= {name: partial(backend.run, feeds) for name, backend in opened.items()}
         latencies[batch] = take_turns(calls, seconds)
     outputs = {name: next(iter(backend.run(_feeds(graph, samples, 64)).values())) for name, backend in opened.items()}
     expected = outputs["fp32"]

@@ -1,8 +1,8 @@
-"""Latency of a bundle: encode a caption, score it against images, the whole query; every backend beside torch.
+"""Latency of a bundle: encode a caption, score it with images, do both; every backend beside torch.
 
 All candidates of one operation take turns in one run. Images and captions are random: speed does not depend on values.
-Times are wall times of calls that hand numpy arrays back, so a GPU's are whole: to it, there, and back. Kernels
-alone and images that stay on the GPU are timed by gpu.py, with CUDA events.
+Times are wall times of calls that return numpy arrays, so those of a GPU include both copies. gpu.py times GPU kernels
+alone, and images that stay on the GPU, with CUDA events.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,9 +37,15 @@ PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: `images` of `regions` regions against captions of `words` words, in batches of `batches`.
+    """What is measured.
 
-    seconds: time for each operation, all candidates together.
+    Attributes:
+        images: number of images that a caption is scored with.
+        regions: number of regions of an image.
+        words: number of words of a caption.
+        batches: numbers of captions and images that are encoded in one call.
+        seconds: time for each operation, all candidates together.
+        threads: CPU threads; None for one per core.
     """
 
     images: int = 1000
@@ -57,8 +65,8 @@ class Start:
 
 
 @dataclass
-class Report:
-    """Everything `chan bench` prints.
+class LatencyReport:
+    """Everything that `chan bench` prints.
 
     Attributes:
         machine: processor and versions.
@@ -89,7 +97,7 @@ class Report:
 
 
 class Candidate(Protocol):
-    """What is timed; a Matcher is one."""
+    """Interface of what is timed; a Matcher has it."""
 
     def encode_texts(self, captions: Sequence[str]) -> Embeddings:
         """Word embeddings of captions."""
@@ -134,7 +142,9 @@ class TorchCandidate:
             return self._call(self._score, *arrays)
 
     def _call(self, function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-        return function(*(self._torch.from_numpy(array).to(self._device) for array in arrays)).cpu().numpy()
+        found = function(*(self._torch.from_numpy(array).to(self._device) for array in arrays))
+        output: np.ndarray = found.cpu().numpy()
+        return output
 
 
 def run(
@@ -144,7 +154,7 @@ def run(
     checkpoint: Path | None,
     setting: Setting,
     progress: Callable[[str], None] = lambda message: None,
-) -> Report:
+) -> LatencyReport:
     """Measure every backend at every precision that works here, beside torch eager and torch.compile.
 
     Args:
@@ -161,7 +171,7 @@ def run(
     manifest = Manifest.load(bundle)
     threads = setting.threads or machine(())["cores"]
     limits = {"read_bytes_per_second": read_bandwidth(int(threads)), "float32_flops": float32_rate()}
-    report = Report(machine(PACKAGES), asdict(setting), limits)
+    report = LatencyReport(machine(PACKAGES), asdict(setting), limits)
     before = gpu_state()
     with ExitStack() as stack:
         candidates: dict[str, Candidate] = {}
@@ -177,7 +187,7 @@ def run(
                 report.starts.pop(name, None)
         if not candidates:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
-            raise InputError(f"nothing to measure runs here: {reasons}")
+            raise InputError(f"no candidate runs on this machine: {reasons}")
         _measure(candidates, manifest, setting, report, progress)
         if any(name.endswith(" cuda") or name.split()[0] in ON_GPU for name in candidates):
             report.gpu = {
@@ -199,21 +209,19 @@ def _openers(
     checkpoint: Path | None,
     setting: Setting,
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and a function that gives a context manager of a fresh candidate."""
+    """Yield each candidate's name, and a function that returns a context manager of it."""
     if checkpoint is not None:
         for device in _torch_devices():
             for name, compiled in (("torch eager", False), ("torch.compile", True)):
                 yield (
                     name if device == "cpu" else f"{name} {device}",
-                    lambda compiled=compiled, device=device: _open_torch(
-                        bundle, manifest, checkpoint, compiled, device, setting
-                    ),
+                    partial(_open_torch, bundle, manifest, checkpoint, compiled, device, setting),
                 )
     for backend in backends:
         for precision in precisions:
             yield (
                 f"{backend} {precision}",
-                lambda backend=backend, precision=precision: Matcher.open(bundle, backend, precision, setting.threads),
+                partial(Matcher.open, bundle, backend, precision, setting.threads),
             )
 
 
@@ -249,7 +257,7 @@ def _measure(
     candidates: dict[str, Candidate],
     manifest: Manifest,
     setting: Setting,
-    report: Report,
+    report: LatencyReport,
     progress: Callable[[str], None],
 ) -> None:
     rng = np.random.default_rng(0)
@@ -261,12 +269,13 @@ def _measure(
 
     def compare(operation: str, call: Callable[[Candidate], object]) -> None:
         progress(operation)
-        calls = {name: lambda candidate=candidate: call(candidate) for name, candidate in candidates.items()}
+        calls = {name: partial(call, candidate) for name, candidate in candidates.items()}
         report.latencies[operation] = take_turns(calls, setting.seconds)
 
     for batch in setting.batches:
-        compare(f"encode {batch} captions", lambda c, batch=batch: c.encode_texts(captions[:batch]))
-        compare(f"encode {batch} images", lambda c, batch=batch: c.encode_images(regions[:batch]))
+        texts, images = captions[:batch], regions[:batch]
+        compare(f"encode {batch} captions", methodcaller("encode_texts", texts))
+        compare(f"encode {batch} images", methodcaller("encode_images", images))
     query = next(iter(candidates.values())).encode_texts(captions[:1])
     scoring = f"score 1 caption x {setting.images} images"
     compare(scoring, lambda c: c.score(gallery, query))

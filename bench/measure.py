@@ -1,4 +1,4 @@
-"""Timing that can be believed: candidates take turns in one run, and the machine's limits are measured beside them."""
+"""Timing of candidates that take turns in one run, and the machine's own limits, measured beside them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Latency:
 def take_turns(
     candidates: Mapping[str, Callable[[], object]], seconds: float, warmup: int = 3, most: int = 1000, in_a_row: int = 1
 ) -> dict[str, Latency]:
-    """Time callables in turn, so that a slow spell of the machine falls on all of them.
+    """Time callables in turn, so that a slow period of the machine affects all of them.
 
     Args:
         candidates: what to call, by name.
         seconds: how long the rounds may take together; at least five rounds are run.
-        warmup: uncounted calls of each.
-        most: rounds at the most.
-        in_a_row: calls of each a round. Where it is more than one, another before them is not counted: what a candidate
-            finds in the caches is its own, and the threads of the one before have stopped spinning.
+        warmup: number of calls of each candidate that are not counted.
+        most: largest number of rounds.
+        in_a_row: number of calls of each candidate in a round. Where it is more than one, one more call before them is
+            not counted: the caches then hold the candidate's own data, and threads of the one before have stopped.
     """
     for call in candidates.values():
         for _ in range(warmup):
@@ -90,7 +90,7 @@ def float32_rate() -> float:
 
 
 def machine(packages: tuple[str, ...]) -> dict[str, str | int]:
-    """What a figure must be read with: processor, cores, Python and the versions of the packages that are installed."""
+    """The machine that figures belong to: processor, cores, Python and versions of the installed packages."""
     record: dict[str, str | int] = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -106,14 +106,17 @@ def machine(packages: tuple[str, ...]) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """Its name, with family and model where Linux tells them: a virtual machine's name may hide both."""
+    """The processor's name, with family and model where Linux reports them: a virtual machine's name may hide both."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             first = file.read().split("\n\n", 1)[0]
     except OSError:
         first = ""
-    said = dict(map(str.strip, line.split(":", 1)) for line in first.splitlines() if ":" in line)
-    name = said.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in said:
-        name += f" (family {said['cpu family']}, model {said['model']})"
+    fields: dict[str, str] = {}
+    for line in first.splitlines():
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
     return name

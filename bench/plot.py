@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .latency import Report
+from .latency import LatencyReport
 
 
-def plot_report(report: Report, path: Path) -> None:
+def plot_report(report: LatencyReport, path: Path) -> None:
     """One panel an operation: p50 as bars, p90 as a whisker; the file's ending chooses the format."""
     from matplotlib.figure import Figure
 

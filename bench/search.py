@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 
 
 class Concepts:
-    """Embeddings that behave like those of demo scenes: 83 % of the energy is common to all, 15 % tells concepts apart.
+    """Embeddings like those of demo scenes: 83 % of the energy is common to all, 15 % distinguishes concepts.
 
     An image shows four of 60 concepts before a background; a caption names three, its other words are in no image.
     """
@@ -73,7 +73,7 @@ class Concepts:
 
 
 def packed(regions: Any, words: Any) -> Any:
-    """PyTorch at its best for one caption: one matrix product of all regions with the caption's own words."""
+    """The fastest PyTorch for one caption: one matrix product of all regions with the caption's own words."""
     import torch
 
     products = regions.reshape(-1, DIM) @ words.T.contiguous()
@@ -82,15 +82,15 @@ def packed(regions: Any, words: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A gallery on disk, the same images in memory, and captions."""
+class BuiltGallery:
+    """A gallery on disk, the embeddings of its images in memory, and those of captions to search with."""
 
     folder: Path
     images: Embeddings
     captions: Embeddings
 
 
-def build(folder: Path, count: int, source: Concepts) -> Setting:
+def build(folder: Path, count: int, source: Concepts) -> BuiltGallery:
     """Images in a gallery with its fast scan prepared, and 200 captions."""
     images, captions = source.images(count), source.captions(np.full(200, WORDS, np.int32))
     with GalleryWriter.create(folder, GallerySettings("images", DIM, AlignmentConfig(), model="bench")) as writer:
@@ -98,50 +98,50 @@ def build(folder: Path, count: int, source: Concepts) -> Setting:
             part = images[first : first + 1000]
             writer.add([str(i) for i in range(first, first + len(part))], part)
         writer.prepare_fast(captions)
-    return Setting(folder, images, captions)
+    return BuiltGallery(folder, images, captions)
 
 
 def each(captions: Embeddings, score: Callable[[int], Any]) -> Callable[[], Any]:
-    """`score` of the next caption at each call, from the first again after the last."""
+    """Score the next caption at each call, and the first again after the last."""
     turns = itertools.cycle(range(len(captions)))
     return lambda: score(next(turns))
 
 
 def asking(gallery: Gallery, captions: Embeddings, mode: Mode) -> Callable[[], Any]:
-    """A search for another of the captions at each call."""
+    """Search with another of the captions at each call."""
     return each(captions, lambda i: gallery.search(captions[i : i + 1], K, mode=mode))
 
 
-def one_caption(setting: Setting, gallery: Gallery, threads: int, seconds: float) -> dict[str, Latency]:
-    """Latencies of one caption against all images, another at each call, each candidate in turn."""
+def one_caption(built: BuiltGallery, gallery: Gallery, threads: int, seconds: float) -> dict[str, Latency]:
+    """Latencies of one caption with all images, another caption at each call, each candidate in turn."""
     import torch
 
     torch.set_num_threads(threads)
-    regions = torch.from_numpy(setting.images.vectors)
+    regions = torch.from_numpy(built.images.vectors)
     half = regions.bfloat16()
-    vectors, lengths = setting.captions.vectors, torch.tensor([WORDS])
+    vectors, lengths = built.captions.vectors, torch.tensor([WORDS])
     words = torch.from_numpy(vectors)
     half_words = words.bfloat16()
     candidates: dict[str, Callable[[], Any]] = {
         "published (torch float32, padded)": each(
-            setting.captions, lambda i: published.scores(regions, words[i : i + 1], lengths, 0.1)
+            built.captions, lambda i: published.scores(regions, words[i : i + 1], lengths, 0.1)
         ),
-        "torch float32, packed": each(setting.captions, lambda i: packed(regions, words[i])),
-        "torch bfloat16, packed": each(setting.captions, lambda i: packed(half, half_words[i])),
+        "torch float32, packed": each(built.captions, lambda i: packed(regions, words[i])),
+        "torch bfloat16, packed": each(built.captions, lambda i: packed(half, half_words[i])),
     }
     if importlib.util.find_spec("fast_maxsim") is not None:
         import fast_maxsim
 
         candidates["fast-maxsim (sum of max)"] = each(
-            setting.captions, lambda i: fast_maxsim.maxsim_scores(vectors[i], setting.images.vectors)
+            built.captions, lambda i: fast_maxsim.maxsim_scores(vectors[i], built.images.vectors)
         )
-    candidates["this, exact (certified)"] = asking(gallery, setting.captions, "exact")
-    candidates["this, fast"] = asking(gallery, setting.captions, "fast")
+    candidates["this, exact (certified)"] = asking(gallery, built.captions, "exact")
+    candidates["this, fast"] = asking(gallery, built.captions, "fast")
     return take_turns(candidates, seconds, in_a_row=5)
 
 
 def bulk(captions: int, images: int, longest: int, threads: int, source: Concepts) -> dict[str, float]:
-    """Seconds for the top 10 of many captions of 12 words, one of `longest`; the published loop is timed on 128."""
+    """Seconds for the top 10 of many captions of 12 words and one of `longest`; the published loop is timed on 128."""
     import torch
 
     torch.set_num_threads(threads)
@@ -149,9 +149,9 @@ def bulk(captions: int, images: int, longest: int, threads: int, source: Concept
     lengths[0] = longest  # the published loop pads every caption to the longest
     texts, pictures = source.captions(lengths), source.images(images)
     part = min(captions, published.BLOCK)
-    tensors = (torch.from_numpy(array) for array in (pictures.vectors, texts.vectors[:part], lengths[:part]))
+    regions, words, counts = map(torch.from_numpy, (pictures.vectors, texts.vectors[:part], lengths[:part]))
     start = time.perf_counter()
-    published.scores(*tensors, 0.1)
+    published.scores(regions, words, counts, 0.1)
     loop = (time.perf_counter() - start) * captions / part
     with tempfile.TemporaryDirectory() as scratch:
         settings = GallerySettings("images", DIM, AlignmentConfig(), model="bench")
@@ -168,7 +168,7 @@ def bulk(captions: int, images: int, longest: int, threads: int, source: Concept
 
 
 def rescored_histogram(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
-    """How many rows a certified top 10 rescored, and what fast search found of it."""
+    """How many rows a certified top 10 rescored, and how much of it fast search found."""
     exact = gallery.search(captions, K)
     counts = np.array([result.rescored for result in exact])
     edges = [0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10**9]
@@ -190,8 +190,11 @@ def rescored_histogram(gallery: Gallery, captions: Embeddings) -> dict[str, Any]
 
 
 def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
-    """Time, memory and bytes an image as a gallery grows; images are made a thousand at a time, so memory is not
-    theirs. Fast search is prepared at the first size, and what is added later is written for it."""
+    """Time, memory and bytes per image as a gallery grows.
+
+    Images are made a thousand at a time, so they take little of that memory. Fast search is prepared at the first size,
+    and rows that are added later are written for it.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "g")
@@ -226,17 +229,32 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
 
 @click.command()
 @click.option(
-    "--images", "sizes", multiple=True, type=int, default=(1000, 4000, 10_000), show_default=True, help="Gallery sizes."
+    "--images",
+    "sizes",
+    multiple=True,
+    type=int,
+    default=(1000, 4000, 10_000),
+    show_default=True,
+    help="Number of images in the gallery; repeatable.",
 )
 @click.option("--threads", default=2, show_default=True, help="CPU threads of every candidate.")
-@click.option("--seconds", default=15.0, show_default=True, help="For each size, all candidates together.")
-@click.option("--bulk", "bulk_size", type=(int, int), default=(1000, 5000), show_default=True, help="Captions, images.")
-@click.option("--grow", multiple=True, type=int, help="Measure growth up to these sizes instead.")
+@click.option("--seconds", default=15.0, show_default=True, help="Seconds for each size, all candidates together.")
+@click.option(
+    "--bulk",
+    "bulk_size",
+    type=(int, int),
+    default=(1000, 5000),
+    show_default=True,
+    help="Numbers of captions and images of the bulk search.",
+)
+@click.option("--grow", multiple=True, type=int, help="Measure how a gallery grows to these sizes instead; repeatable.")
 @click.option(
     "--gallery", type=click.Path(exists=True, path_type=Path), help="Measure this gallery's rescored share instead."
 )
-@click.option("--queries", type=click.Path(exists=True, path_type=Path), help="Captions for --gallery, one a line.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write everything there, too.")
+@click.option(
+    "--queries", type=click.Path(exists=True, path_type=Path), help="File of captions for --gallery, one per line."
+)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(
     sizes: tuple[int, ...], threads: int, seconds: float, bulk_size: tuple[int, int], grow: tuple[int, ...],
     gallery: Path | None, queries: Path | None, out: Path | None,
@@ -270,10 +288,10 @@ def main(
 def _one_size(count: int, threads: int, seconds: float, bandwidth: float, source: Concepts) -> dict[str, Any]:
     """Build, measure and print one size."""
     with tempfile.TemporaryDirectory() as scratch:
-        setting = build(Path(scratch, "g"), count, source)
-        with Gallery.open(setting.folder, threads=threads) as gallery:
-            scan = rescored_histogram(gallery, setting.captions)  # first, so that every page needed is in memory
-            latencies = one_caption(setting, gallery, threads, seconds)
+        built = build(Path(scratch, "g"), count, source)
+        with Gallery.open(built.folder, threads=threads) as gallery:
+            scan = rescored_histogram(gallery, built.captions)  # first, so that every page needed is in memory
+            latencies = one_caption(built, gallery, threads, seconds)
     limit = count * REGIONS * stored_width(DIM) / bandwidth * 1e3
     reference = latencies["published (torch float32, padded)"].p50
     click.echo(f"\n{count} images x {REGIONS} x {DIM}, {WORDS} words; reading the int8 codes alone: {limit:.1f} ms")
@@ -292,7 +310,7 @@ def _real(path: Path, queries: Path | None, threads: int) -> dict[str, Any]:
     with Gallery.open(path, threads=threads) as gallery:
         settings = gallery.settings
         if queries is None or settings.bundle is None or settings.kind != "images":
-            raise InputError("gallery: must hold images and know its bundle, and --queries must be given")
+            raise InputError("--gallery must be a gallery of images that names its bundle, and needs --queries")
         with Matcher.open(settings.bundle, precision=settings.precision or "fp32") as matcher:
             captions = matcher.encode_texts(queries.read_text(encoding="utf-8").splitlines())
         found = rescored_histogram(gallery, captions)

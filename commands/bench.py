@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..bench.latency import Report
+    from ..bench.latency import LatencyReport
 
 COUNT = click.IntRange(min=1)
 
@@ -95,7 +95,7 @@ def command(
         plot_report(report, plot_file)
 
 
-def _print(report: Report) -> None:
+def _print(report: LatencyReport) -> None:
     click.echo(", ".join(f"{name} {value}" for name, value in report.machine.items()))
     bandwidth, flops = report.limits["read_bytes_per_second"] / 1e9, report.limits["float32_flops"] / 1e9
     click.echo(f"limits in this run: {bandwidth:.1f} GB/s read, {flops:.0f} GFLOP/s float32; peak memory "

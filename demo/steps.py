@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..chan_ref.backbone import GRID, load_backbone
 from ..chan_ref.checkpoint import load as load_checkpoint
@@ -31,7 +31,7 @@ from .dataset import write_scenes
 from .pointing import Pointing, chosen_regions, pointing_accuracy, read_boxes
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-SPLIT = "test"
+SPLIT: Literal["test"] = "test"
 SEED = 0  # of the scenes the checkpoint was measured on; it was trained on the same seed's training split
 HITS = 5
 TIMED = 30  # repetitions of the timed query

@@ -177,7 +177,7 @@ def _map_npz(file: Path) -> dict[str, Any]:
 def _open_hdf5(file: Path) -> dict[str, Any]:
     """The datasets at the root of an HDF5 file, read from disk as they are indexed."""
     with needs("h5py", f"reading {file}"):
-        import h5py  # type: ignore[import-untyped]
+        import h5py
     try:
         opened = h5py.File(file, "r")
     except OSError as error:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from chan_rt.bench import gpu as bench
 from chan_rt.bench import gpu_candidates
 from chan_rt.bench.cuda import gpu_state
-from chan_rt.bench.gpu_candidates import Images, K, Search
+from chan_rt.bench.gpu_candidates import K, ResidentImages, Search
 from chan_rt.bench.search import DIM, REGIONS, WORDS, Concepts
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.gallery.estimate import CpuEstimator
@@ -46,7 +46,7 @@ def some_candidates(monkeypatch: pytest.MonkeyPatch, device: Launches) -> None:
     """One exact candidate that `launches`, one that knows nothing, one that is missing and one that breaks."""
 
     @contextmanager
-    def exact(images: Images, _: object, gpu: tuple[int, int]) -> Iterator[Search]:
+    def exact(images: ResidentImages, _: object, gpu: tuple[int, int]) -> Iterator[Search]:
         assert gpu == (9, 0)
         rows, kernel, pool = GalleryRows([images.part], "images", AlignmentConfig()), open_kernel(), Pool(1)
         ranker = Ranker(rows, CpuEstimator(rows, kernel, pool), kernel, pool)

@@ -41,10 +41,21 @@ class Part(Protocol):
         prefix: where the fast scan was prepared, otherwise None.
     """
 
-    starts: NDArray[np.int64]
-    scale: NDArray[np.float32]
-    error: NDArray[np.float32]
-    norm: NDArray[np.float32]
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First vector of each row, and the number of vectors."""
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """Scale of each row's codes."""
+
+    @property
+    def error(self) -> NDArray[np.float32]:
+        """Largest rounding error of each row's vectors."""
+
+    @property
+    def norm(self) -> NDArray[np.float32]:
+        """Largest norm of each row's vectors."""
 
     @property
     def axes(self) -> NDArray[np.floating]:
