@@ -73,7 +73,7 @@ def main(sizes: tuple[int, ...], pairs: tuple[int, int], demo: Path, seconds: fl
     """Measure everything on this machine's GPU."""
     gpu = examine_gpu()
     if gpu.problem is not None:
-        raise click.ClickException(f"nothing was measured, because there is no usable NVIDIA GPU: {gpu.problem}")
+        raise click.ClickException(f"nothing was measured: there is no usable NVIDIA GPU here: {gpu.problem}")
     report = head(gpu)
     out = RESULTS / f"gpu-{name or gpu.gpus[0].name.lower().replace(' ', '-')}.json"
     device = TimedDevice()
@@ -378,7 +378,7 @@ def open_all(
         if search is not None:
             opened[name] = search
     if not opened:
-        raise RuntimeError("no candidate runs on this GPU")
+        raise RuntimeError("no candidate runs")
     return opened
 
 

@@ -70,7 +70,7 @@ def test_torch_is_measured_beside_where_a_checkpoint_is_given(root: Path) -> Non
 def test_nothing_that_runs_is_an_error_with_the_reasons(root: Path) -> None:
     result = CliRunner().invoke(main, ["bench", str(root / "bundle"), "--backend", "tensorrt", *SMALL])
     assert result.exit_code == 1
-    assert "nothing to measure runs here: tensorrt fp16: no usable tensorrt engine" in result.output
+    assert "no candidate runs on this machine: tensorrt fp16: no usable tensorrt engine" in result.output
 
 
 def test_a_gpu_that_took_part_is_described(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
