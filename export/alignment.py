@@ -37,7 +37,13 @@ def best_images(config: AlignmentConfig, embed_dim: int, k: int) -> onnx.ModelPr
     others.
     """
     b = GraphBuilder("best_images")
-    scores = b.node("Transpose", _scores(b, config, embed_dim), name="by_caption", perm=[1, 0])  # [C, I]
+    scores = _scores(b, config, embed_dim)
+    # With no region to choose, pooling has made NaN of nothing but MASKED.
+    none = b.node("Cast", b.integer(0), name="none", to=TensorProto.INT32)
+    empty = b.node("Equal", "region_lengths", none, name="empty")
+    empty = b.node("Unsqueeze", empty, b.integers(1), name="empty_images")  # [I, 1]
+    scores = b.node("Where", empty, b.real(MASKED), scores, name="not_empty")
+    scores = b.node("Transpose", scores, name="by_caption", perm=[1, 0])  # [C, I]
     index = b.top_k(scores, k, name="best", values="best_scores")
     b.node("Cast", index, name="best32", output="best_images", to=TensorProto.INT32)
     b.output("best_scores", "float32", ("C", k))

@@ -2,11 +2,12 @@
 
 Graphs are written by hand rather than traced: every axis is dynamic because nothing ever froze it, every node has a
 name that quantization plans, engine inspectors and error messages can use, and no path, time or version enters the
-file. Masks are booleans, and where a number is needed a finite one that fits in half.
+file. A mask replaces what it hides: by MASKED before a maximum or a softmax, by 0 before a sum.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,8 +22,9 @@ from ..runtime.errors import InputError
 OPSET = 20
 IR_VERSION = 9
 PRODUCER = "chan_rt"
-# Finite in half (whose largest is 65504), and far below any similarity, logit or attention score.
-MASKED = -60000.0
+# Below every number in float32 and in half alike. A finite value would not be: the logits of a model without
+# normalization are products of norms over a temperature, with no bound.
+MASKED = -math.inf
 # Added to every norm, as published; it vanishes in half.
 EPSILON = 1e-8
 # Scopes that stay float32 in an fp16 graph: norms (EPSILON, sums of D squares), pooling (log-sum-exp, long sums) and

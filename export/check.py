@@ -1,6 +1,6 @@
-"""What every exported graph must survive: the ONNX checker, onnxruntime without a warning, and the torch reference.
+"""What every exported graph must pass: the ONNX checker, onnxruntime without a warning, and the torch reference.
 
-A smoke test at a handful of sizes, made to fail an export at once; the proof over real data is `chan parity`.
+A smoke test at a few sizes that fails an export at once; the proof over real data is `chan parity`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..chan_ref import alignment
+from ..chan_ref.config import ModelConfig
 from ..chan_ref.model import ChanModel
 from ..runtime.backends import Array
+from ..runtime.backends.onnxruntime import usable_cores
 from ..runtime.contract import GraphName
 from ..runtime.errors import BundleError
 from ..runtime.extras import needs
@@ -33,7 +35,10 @@ from .backbone import Backbone
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2}
 # Batch and length of each case: never the sizes a tracer saw, among them the smallest.
 SIZES = ((1, 1), (2, 5), (5, 18))
-_PROBLEM = re.compile(r"\[[WEF]:onnxruntime")
+# Lines of the session that runs the graph bear its name; those of the process, as of a thread that may not be pinned in
+# a container's set of CPUs or of a GPU that is not found, bear another and are about the machine.
+_SESSION = "exported"
+_PROBLEM = re.compile(rf"\[[WEF]:onnxruntime:{_SESSION},")
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -79,7 +84,7 @@ def check_graph(path: Path, precision: str, cases: Sequence[Case]) -> float:
     worst = 0.0
     for case, got in zip(cases, run_without_warnings(path, label, cases), strict=True):
         for name, want in case.want.items():
-            worst = max(worst, _error(f"{label}: {name}", got[name], want, case))
+            worst = max(worst, _error(f"{label}: {name}", got[name], want, case, precision))
     if worst > TOLERANCES[precision]:
         raise BundleError(
             f"{label} differs from the torch reference by {worst:.2g} of its norm, at {precision} at most "
@@ -89,11 +94,13 @@ def check_graph(path: Path, precision: str, cases: Sequence[Case]) -> float:
 
 
 def run_without_warnings(path: Path, label: str, cases: Sequence[Case]) -> list[dict[str, Array]]:
-    """Run a graph in onnxruntime on the CPU; BundleError when it fails or logs a warning, of a shape for instance."""
+    """Run a graph in onnxruntime on the CPU; BundleError when it fails or a warning of it is logged, as of a shape."""
     with needs("onnxruntime", "checking the exported graphs"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 2  # warnings
+    options.logid = _SESSION
+    options.intra_op_num_threads = usable_cores()
     with native_stderr() as log:
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -112,7 +119,7 @@ def run_without_warnings(path: Path, label: str, cases: Sequence[Case]) -> list[
 
 @contextmanager
 def native_stderr() -> Iterator[list[str]]:
-    """Collect onnxruntime's warnings and errors, which C++ writes to file descriptor 2; the list is filled on leaving.
+    """Collect what C++ writes to file descriptor 2 about the graph that is run; the list is filled on leaving.
 
     Lines of others go where they were going. The descriptor is the process's: no other thread should log meanwhile.
     """
@@ -144,19 +151,19 @@ def _case(name: GraphName, model: ChanModel, rng: np.random.Generator, batch: in
         want = model.encode_regions(torch.from_numpy(regions), torch.from_numpy(lengths))
         return Case({"regions": regions, "region_lengths": lengths}, {"region_embeddings": want.numpy()})
     if name == "text_encoder":
-        if config.bert is not None:
-            size = min(size, config.bert.positions)
-        vocabulary = config.vocab_size if config.bert is None else config.bert.vocab_size
-        ids = rng.integers(0, vocabulary, (batch, size)).astype(np.int32)
+        ids = _token_ids(config, rng, batch, size)
+        size = ids.shape[1]
         lengths = _lengths(rng, batch, size)
         want = model.encode_words(torch.from_numpy(ids), torch.from_numpy(lengths))
         return Case({"token_ids": ids, "token_lengths": lengths}, {"word_embeddings": want.numpy()})
     captions, words = batch % 3 + 1, size // 2 + 1
+    regions, region_lengths = _regions(model, rng, batch, size), _lengths(rng, batch, size)
+    word_rows = _words(model, rng, captions, words)
     feeds = {
-        "region_embeddings": _unit(_normal(rng, batch, size, config.embed_dim)),
-        "region_lengths": _lengths(rng, batch, size),
-        "word_embeddings": _unit(_normal(rng, captions, words, config.embed_dim)),
-        "word_lengths": _lengths(rng, captions, words),
+        "region_embeddings": regions,
+        "region_lengths": region_lengths,
+        "word_embeddings": word_rows,
+        "word_lengths": _lengths(rng, captions, word_rows.shape[1]),
     }
     tensors: list[Tensor] = [torch.from_numpy(value) for value in feeds.values()]
     if name == "hard_alignment":
@@ -166,7 +173,39 @@ def _case(name: GraphName, model: ChanModel, rng: np.random.Generator, batch: in
     return Case(feeds, {"word_scores": word_scores.numpy(), "word_regions": word_regions.numpy()}, similarities)
 
 
-def _error(label: str, got: Array, want: Array, case: Case) -> float:
+def _regions(model: ChanModel, rng: np.random.Generator, batch: int, size: int) -> NDArray[np.float32]:
+    """Region embeddings [B, R, D]: unit rows in any direction where the model makes such, otherwise its own."""
+    config = model.config
+    if config.normalize_regions:
+        return _unit(_normal(rng, batch, size, config.embed_dim))
+    regions, full = _normal(rng, batch, size, config.region_dim), np.full(batch, size, np.int32)
+    return _numpy(model.encode_regions(torch.from_numpy(regions), torch.from_numpy(full)))
+
+
+def _words(model: ChanModel, rng: np.random.Generator, batch: int, size: int) -> NDArray[np.float32]:
+    """Word embeddings [B, W, D]: unit rows in any direction where the model makes such, otherwise its own."""
+    config = model.config
+    if config.normalize_words:
+        return _unit(_normal(rng, batch, size, config.embed_dim))
+    ids = _token_ids(config, rng, batch, size)
+    full = np.full(batch, ids.shape[1], np.int32)
+    return _numpy(model.encode_words(torch.from_numpy(ids), torch.from_numpy(full)))
+
+
+def _token_ids(config: ModelConfig, rng: np.random.Generator, batch: int, size: int) -> NDArray[np.int32]:
+    """Random ids [B, W], W at most BERT's positions."""
+    if config.bert is not None:
+        size = min(size, config.bert.positions)
+    vocabulary = config.vocab_size if config.bert is None else config.bert.vocab_size
+    return rng.integers(0, vocabulary, (batch, size)).astype(np.int32)
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.numpy()
+    return array
+
+
+def _error(label: str, got: Array, want: Array, case: Case, precision: str) -> float:
     """Norm of the difference over the norm of `want`, both float64."""
     if got.shape != want.shape:
         raise BundleError(f"{label} has shape {list(got.shape)}, the reference {list(want.shape)}")
@@ -176,7 +215,10 @@ def _error(label: str, got: Array, want: Array, case: Case) -> float:
         got, want = _chosen(case.similarities, got), _chosen(case.similarities, want)
     wide, reference = got.astype(np.float64), want.astype(np.float64)
     if not np.isfinite(wide).all():
-        raise BundleError(f"{label} holds NaN or infinity")
+        hint = (
+            ": this model's numbers do not fit in half, export it with --precision fp32" if precision == "fp16" else ""
+        )
+        raise BundleError(f"{label} holds NaN or infinity{hint}")
     return float(np.linalg.norm(wide - reference) / max(np.linalg.norm(reference), np.finfo(np.float32).tiny))
 
 
@@ -198,7 +240,7 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _lengths(rng: np.random.Generator, batch: int, size: int) -> NDArray[np.int32]:
-    """Lengths in 1..size, the last one full."""
+    """Lengths in 1..size: one of them 1, where all else is padding, and the last one full."""
     lengths = rng.integers(1, size + 1, batch).astype(np.int32)
-    lengths[-1] = size
+    lengths[0], lengths[-1] = 1, size
     return lengths

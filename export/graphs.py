@@ -42,7 +42,7 @@ def region_encoder(encoder: RegionEncoder) -> onnx.ModelProto:
     if encoder.attention is not None and encoder.norm is not None:
         # Padding may hold anything, and a masked NaN is still one after `0 * NaN`: attention must see numbers.
         x = b.node("Where", b.row_mask(valid), x, b.real(0.0), name="clear_padding")
-        y = _attention(b, _layer_norm(b, x, encoder.norm, "norm"), encoder.attention, _key_bias(b, valid))
+        y = _attention(b, _layer_norm(b, x, encoder.norm, "norm"), encoder.attention, _key_mask(b, valid))
         x = b.node("Add", x, y, name="residual")
     _finish_rows(b, x, valid, encoder.normalize, "region_embeddings")
     b.output("region_embeddings", "float32", ("B", "R", embed))
@@ -86,10 +86,10 @@ def bert_text_encoder(encoder: BertTextEncoder) -> onnx.ModelProto:
     size = b.node("Shape", ids, name="size", start=1, end=2)
     positions = b.node("Slice", positions, b.integers(0), size, b.integers(0), name="positions")
     x = _layer_norm(b, b.node("Add", x, positions, name="embedded"), bert.norm, "norm")
-    bias = _key_bias(b, valid)
+    keys = _key_mask(b, valid)
     for index, layer in enumerate(cast("Iterable[BertLayer]", bert.layers)):
         with b.scope(f"layer{index}"):
-            x = b.node("Add", x, _attention(b, x, layer.attention, bias), name="attention_residual")
+            x = b.node("Add", x, _attention(b, x, layer.attention, keys), name="attention_residual")
             x = _layer_norm(b, x, layer.attention_norm, "attention_norm")
             y = b.node("Gelu", _linear(b, x, layer.intermediate, "intermediate"), name="gelu", approximate="none")
             x = b.node("Add", x, _linear(b, y, layer.output, "output"), name="output_residual")
@@ -109,10 +109,9 @@ def _captions(b: GraphBuilder) -> tuple[str, str, str]:
     return b.node("Where", valid, ids, padding, name="clear_padding"), lengths, valid
 
 
-def _key_bias(b: GraphBuilder, valid: str) -> str:
-    """[B, 1, 1, L] to add to attention's logits: 0 at valid keys, MASKED elsewhere."""
-    keys = b.node("Unsqueeze", valid, b.integers(1, 2), name="valid_keys")
-    return b.node("Where", keys, b.real(0.0), b.real(MASKED), name="key_bias")
+def _key_mask(b: GraphBuilder, valid: str) -> str:
+    """A mask [B, L] as [B, 1, 1, L], for the keys of attention's logits [B, heads, L, L]."""
+    return b.node("Unsqueeze", valid, b.integers(1, 2), name="valid_keys")
 
 
 def _linear(b: GraphBuilder, x: str, layer: nn.Linear, name: str) -> str:
@@ -126,8 +125,8 @@ def _layer_norm(b: GraphBuilder, x: str, norm: nn.LayerNorm, name: str) -> str:
     return b.node("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=norm.eps)
 
 
-def _attention(b: GraphBuilder, x: str, attention: SelfAttention, bias: str) -> str:
-    """Multi-head scaled dot-product self-attention of [B, L, width] under an additive key mask."""
+def _attention(b: GraphBuilder, x: str, attention: SelfAttention, valid_keys: str) -> str:
+    """Multi-head scaled dot-product self-attention of [B, L, width]; `valid_keys` from `_key_mask`."""
     width = attention.query.in_features
     head = width // attention.heads
     split = b.integers(0, 0, attention.heads, head)
@@ -142,7 +141,8 @@ def _attention(b: GraphBuilder, x: str, attention: SelfAttention, bias: str) -> 
         queries = by_head(queries, "query", [0, 2, 1, 3])  # [B, heads, L, d]
         keys = by_head(_linear(b, x, attention.key, "key"), "key", [0, 2, 3, 1])  # [B, heads, d, L]
         values = by_head(_linear(b, x, attention.value, "value"), "value", [0, 2, 1, 3])
-        logits = b.node("Add", b.node("MatMul", queries, keys, name="qk"), bias, name="masked")
+        logits = b.node("MatMul", queries, keys, name="qk")
+        logits = b.node("Where", valid_keys, logits, b.real(MASKED), name="masked_keys")
         weights = b.node("Softmax", logits, name="softmax", axis=-1)
         attended = b.node("MatMul", weights, values, name="attended")
         attended = b.node("Transpose", attended, name="joined", perm=[0, 2, 1, 3])

@@ -174,7 +174,7 @@ def node_named(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
 
 CHANGED = {  # the first number of a constant
     "weight": ("region_encoder/attention/key/weight", 2.0),
-    "attention mask": ("constants/float32/-60000.0", 0.0),  # padding becomes a key
+    "attention mask": ("constants/float32/-inf", 0.0),  # padding becomes a key
     "axis": ("constants/int64/-1", 1),  # the norm is taken over regions
 }
 

@@ -118,6 +118,46 @@ def test_padding_never_beats_a_negative_similarity(coding: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("coding", get_args(Coding))
+@pytest.mark.parametrize(("region_norm", "word_norm"), [(1, 1), (300, 32), (3000, 20)])
+def test_scores_of_any_size_survive_their_masks(
+    coding: str, region_norm: float, word_norm: float, precision: str
+) -> None:
+    """Without normalization a logit is a product of norms over a temperature: 6e9 here, with either sign."""
+    rng = np.random.default_rng(5)
+    feeds = alignment_feeds(rng, 3, 6, 4, 7)
+    feeds["region_embeddings"] *= np.float32(region_norm)
+    feeds["word_embeddings"] *= np.float32(word_norm)
+    for pooling, temperature in itertools.product(get_args(Pooling), (0.1, 1e-3, 1e-5)):
+        config = AlignmentConfig(coding, pooling, temperature, temperature)
+        want = reference.score(*tensors(*feeds.values()), config).numpy()
+        got = run(at(precision, hard_alignment(config, WIDTH)), feeds)["scores"]
+        assert np.isfinite(got).all(), (pooling, temperature)
+        error = np.abs(got - want).max() / np.abs(want).max()
+        assert error < {"fp32": 1e-5, "fp16": 5e-3}[precision], (pooling, temperature, error)
+
+
+@pytest.mark.parametrize("graph", ["region_encoder", "text_encoder"])
+def test_attention_hides_padding_from_logits_of_any_size(tiny_model: Callable[..., ChanModel], graph: str) -> None:
+    """Logits of either sign and some 1e6 large: a key that a finite mask hides would win over the valid ones."""
+    model = tiny_model(text="bert")
+    bert = model.text_encoder.bert
+    for attention in [model.region_encoder.attention, *(layer.attention for layer in bert.layers)]:
+        attention.query.weight.mul_(1000)
+        attention.key.weight.mul_(1000)
+    rng = np.random.default_rng(6)
+    lengths = lengths_of(rng, 5, 9)
+    if graph == "region_encoder":
+        feeds = {"regions": rng.standard_normal((5, 9, 13), dtype=np.float32), "region_lengths": lengths}
+        want = model.encode_regions(*tensors(*feeds.values())).numpy()
+    else:
+        feeds = {"token_ids": rng.integers(0, 30, (5, 9)).astype(np.int32), "token_lengths": lengths}
+        want = model.encode_words(*tensors(*feeds.values())).numpy()
+    (got,) = run(build_graphs(model)[graph], feeds).values()
+    np.testing.assert_allclose(got, want, rtol=0, atol=ROWS["fp32"] * max(1.0, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_alignment_map(precision: str) -> None:
     rng = np.random.default_rng(4)
     feeds = alignment_feeds(rng, 4, 9, 3, 7)

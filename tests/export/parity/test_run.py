@@ -113,12 +113,6 @@ def drop_mask(name: str, keep: int) -> Edit:
     return edit
 
 
-def no_key_bias(model: onnx.ModelProto) -> None:
-    """Every region becomes a key of the attention: its bias is 0 whether valid or not."""
-    node = next(item for item in model.graph.node if item.name.endswith("/key_bias"))
-    node.input[2] = node.input[1]
-
-
 def transpose_scores(model: onnx.ModelProto) -> None:
     node = next(item for item in model.graph.node if "scores" in item.output)
     node.output[0] = "untransposed"
@@ -163,7 +157,7 @@ def test_a_faithful_bundle_passes(world: Path, check: Callable[..., Report]) -> 
     [
         ("backbone", change_weight("convolution/weight", 0.5)),
         ("region_encoder", change_weight("projection/weight", 0.02)),
-        ("region_encoder", no_key_bias),
+        ("region_encoder", drop_mask("attention/masked_keys", 1)),
         ("region_encoder", drop_mask("normalize/zero_padding", 1)),
         ("region_encoder", swap_heads_and_regions),
         ("text_encoder", change_weight("forward/recurrence", 0.02)),
