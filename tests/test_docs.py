@@ -141,6 +141,16 @@ def test_every_module_that_is_named_exists() -> None:
     assert not lost
 
 
+def test_names_are_in_the_files_that_pages_say() -> None:
+    """`align` in `chan_ref/alignment.py`, say: the file has that name."""
+    found = []
+    for page in PAGES:
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        found += re.findall(r"`([A-Za-z_]\w*)` (?:in|of) (?:the table of )?`([\w/]+\.(?:py|json|toml))`", text)
+    assert len(found) >= 8
+    assert [f"{file} has no {name}" for name, file in found if name not in (ROOT / file).read_text("utf-8")] == []
+
+
 def test_lost_names_would_be_noticed() -> None:
     named = NAME.findall("see scan/gone.py, `*.md`, https://example.org/x.py and docs/gone.json")
     assert named == ["scan/gone.py", "docs/gone.json"]
