@@ -221,7 +221,7 @@ class _State:
         for tensor, histogram in observer.histograms.items():
             self._arrays |= {f"{graph}|{tensor}|{part}": value for part, value in histogram.state().items()}
         with atomic_file(self._path) as beside:
-            np.savez(beside, **self._arrays)
+            np.savez(beside, **self._arrays)  # type: ignore[arg-type]
         self._saved_at = time.monotonic()
 
     def remove(self) -> None:

@@ -72,5 +72,5 @@ class Samples:
         for read in (*self.image_feeds(), *self.caption_feeds()):
             for name, value in read().items():
                 digest.update(f"{name}{value.dtype}{value.shape}".encode())
-                digest.update(np.ascontiguousarray(value))
+                digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()

@@ -176,10 +176,10 @@ def affine(tensor_range: TensorRange, scheme: Scheme) -> tuple[np.ndarray, np.nd
     tensorrt: x ~ scale * q with q in [-127, 127]; x86: x ~ scale * (q - zero) with q in [0, 255]. 0 is exact in both.
     """
     if scheme == "tensorrt":
-        return np.float32(tensor_range.amax / 127)[()], np.int8(0)[()]
+        return np.array(tensor_range.amax / 127, np.float32), np.array(0, np.int8)
     low, high = min(tensor_range.low, 0.0), max(tensor_range.high, 0.0)
     scale = (high - low) / 255
-    return np.float32(scale)[()], np.uint8(round(-low / scale))[()]
+    return np.array(scale, np.float32), np.array(round(-low / scale), np.uint8)
 
 
 def quantize_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

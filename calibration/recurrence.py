@@ -68,9 +68,9 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
     product_inputs = [
         "q",
         constant("recurrent/int8", recurrent),
-        constant("hidden/scale", np.float32(ranges[output].amax / 127)),
+        constant("hidden/scale", np.array(ranges[output].amax / 127, np.float32)),
         constant("recurrent/scale", recurrent_scale),
-        constant("hidden/zero_point", np.uint8(128)),
+        constant("hidden/zero_point", np.array(128, np.uint8)),
         "",
         constant("recurrent/bias", weights.recurrent_bias),
     ]
@@ -138,18 +138,19 @@ class _Step:
         self._name = name
         self._nodes: list[onnx.NodeProto] = []
 
-    def add(self, op: str, inputs: list[str], outputs: list[str], **attributes: int | str) -> None:
+    def add(self, op: str, inputs: list[str], outputs: list[str], domain: str | None = None, **attributes: int) -> None:
         names = [self._local(name) for name in outputs]
-        node = helper.make_node(op, [self._local(name) for name in inputs], names, name=names[0], **attributes)
+        node = helper.make_node(op, [self._local(name) for name in inputs], names, name=names[0], domain=domain)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
         self._nodes.append(node)
 
     def graph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> onnx.GraphProto:
         """A graph of float32 [B, width] tensors."""
-        values = [
+        taken, made = (
             [helper.make_tensor_value_info(self._local(name), TensorProto.FLOAT, ["B", width]) for name, width in side]
             for side in (inputs.items(), outputs.items())
-        ]
-        return helper.make_graph(self._nodes, self._name, *values)
+        )
+        return helper.make_graph(self._nodes, self._name, taken, made)
 
     def _local(self, name: str) -> str:
         return name if "/" in name or not name else f"{self._name}/{name}"

@@ -1,6 +1,13 @@
-"""The demo's eye: ImageNet EfficientNet-Lite0, its last feature map pooled to a 6 x 6 grid of regions."""
+"""Region features of pictures: ImageNet EfficientNet-Lite0, its last feature map pooled to a 6 x 6 grid of regions.
+
+CHAN takes region features as given, and the published ones come from a Faster R-CNN detector that has no ONNX graph.
+This backbone stands in wherever pictures themselves are the input: `chan features`, `chan export --backbone`, and the
+demo. A model that was trained on other features does not understand its regions.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +36,19 @@ class GridBackbone(nn.Module):
         self.pool = nn.AvgPool2d(2)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Regions of each picture; `pixels` as `runtime.pictures.load.load_pixels` makes them with `PREPROCESS`."""
-        grid = self.pool(self.features(pixels))  # [B, 1280, 6, 6]
+        """Compute the regions of each picture: [B, 3, 384, 384] -> [B, 36, 1280].
+
+        Args:
+            pixels: float32, as `runtime.pictures.load.load_pixels` makes them with `PREPROCESS`.
+        """
+        grid: Tensor = self.pool(self.features(pixels))  # [B, 1280, 6, 6]
         return grid.flatten(2).transpose(1, 2)
 
 
 class _Block(nn.Module):
     """One inverted bottleneck: expand, depthwise, project, each convolution with its batch norm folded in."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:  # efficientnet_lite_pytorch's block; the package has no types
         super().__init__()
         layers: list[nn.Module] = []
         if hasattr(block, "_expand_conv"):
@@ -50,12 +61,12 @@ class _Block(nn.Module):
         self.skip = bool(args.id_skip and stride == 1 and args.input_filters == args.output_filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layers(x)
+        y: Tensor = self.layers(x)
         return x + y if self.skip else y
 
 
 def load_backbone() -> tuple[GridBackbone, Preprocess]:
-    """The pretrained backbone in evaluation mode, and how pictures become its pixels.
+    """Return the pretrained backbone in evaluation mode, and how pictures become its pixels.
 
     Raises:
         MissingExtra: the packages that carry the network and its weights are not installed.
@@ -81,8 +92,8 @@ def load_backbone() -> tuple[GridBackbone, Preprocess]:
     return GridBackbone(features).eval().requires_grad_(False), PREPROCESS
 
 
-def _folded(convolution: nn.Module, norm: nn.Module) -> list[nn.Module]:
-    """[padding, convolution] equal to the package's same-padded convolution followed by its batch norm."""
+def _folded(convolution: Any, norm: nn.BatchNorm2d) -> list[nn.Module]:
+    """Return [padding, convolution], equal to the package's same-padded convolution followed by its batch norm."""
     plain = nn.Conv2d(
         convolution.in_channels,
         convolution.out_channels,

@@ -19,7 +19,8 @@ BERT_DROPOUT = 0.1  # of BERT as pretrained: hidden states and attention weights
 
 def normalize(rows: Tensor) -> Tensor:
     """Divide each row by its L2 norm + 1e-8: [..., D] -> [..., D]."""
-    return rows / (rows.norm(dim=-1, keepdim=True) + EPSILON)
+    divided: Tensor = rows / (rows.norm(dim=-1, keepdim=True) + EPSILON)
+    return divided
 
 
 class SelfAttention(nn.Module):
@@ -102,7 +103,7 @@ class BiGRUTextEncoder(nn.Module):
         ids, mask = _read_captions(token_ids, token_lengths, self.embedding.num_embeddings)
         packed = pack_padded_sequence(self.embedding(ids), token_lengths.cpu().long(), True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=ids.shape[1])
-        x = states.unflatten(-1, (2, -1)).mean(-2)  # [B, W, D]
+        x = states.unflatten(-1, (2, -1)).mean(-2)  # type: ignore[no-untyped-call]  # [B, W, D]
         return zero_padding(normalize(x) if self.normalize else x, mask)
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..runtime.contract import Preprocess
 from ..runtime.errors import InputError
@@ -29,9 +30,9 @@ class Encoder:
         backbone, preprocess = load_backbone()
         self.preprocess: Preprocess = preprocess
         # Depthwise convolutions run about twice as fast in this layout on a CPU.
-        self.backbone: GridBackbone = backbone.to(memory_format=torch.channels_last)
+        self.backbone: GridBackbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def encode(self, pictures: Sequence[Picture]) -> np.ndarray:
+    def encode(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """Regions [B, 36, 1280] float32 of B pictures.
 
         Raises:
@@ -39,7 +40,9 @@ class Encoder:
         """
         pixels = torch.from_numpy(load_pixels(pictures, self.preprocess))
         with torch.inference_mode():
-            return self.backbone(pixels.contiguous(memory_format=torch.channels_last)).numpy()
+            regions: torch.Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        found: NDArray[np.float32] = regions.numpy()
+        return found
 
     def encode_to(self, path: Path, pictures: Iterable[Picture], count: int) -> Iterator[int]:
         """Write regions [count, 36, 1280] float32 as an npy file, a batch at a time.

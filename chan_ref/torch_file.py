@@ -121,6 +121,7 @@ def _survey_pickle(content: bytes, path: Path) -> None:
     stack: list[Node | None] = []  # None is a mark
     memo: dict[int, Node] = {}
     try:
+        argument: Any
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name == "GLOBAL" and argument not in GLOBALS:
                 asked = str(argument).replace(" ", ".")
