@@ -1,4 +1,4 @@
-"""Run real samples through the float32 graphs of a bundle and write down the ranges of what the products see."""
+"""Run real samples through the float32 graphs of a bundle and record the ranges of the inputs of matrix products."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from .recurrence import find_grus
 SCHEMA = 1
 RANGES_FILE = "calibration/ranges.json"
 STATE_FILE = "calibration/state.npz"
-# the graphs whose products are quantized, in the order in which their inputs become known
+# graphs whose products are quantized; the last two take the outputs of the first two
 CALIBRATED: tuple[GraphName, ...] = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
 _SAVE_EVERY_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The ranges of a bundle's activations and where they come from.
+    """The ranges of a bundle's activations, and the samples they come from.
 
     Attributes:
-        method: how they were chosen.
-        data: sha256 of the samples and how many there were.
+        method: how the ranges were chosen.
+        data: `sha256`, `images` and `captions`: the hash of the samples, and their numbers.
         graphs: graph name -> (sha256 of the float32 file, tensor name -> range).
     """
 
@@ -45,7 +45,7 @@ class Calibration:
     graphs: Mapping[str, tuple[str, Mapping[str, TensorRange]]]
 
     def ranges(self, graph: str, sha256: str) -> Mapping[str, TensorRange]:
-        """The ranges of one graph; InputError where the graph is not the one that was calibrated."""
+        """Return the ranges of one graph by tensor name; InputError if another graph was calibrated."""
         if graph not in self.graphs:
             raise InputError(f"{graph} was not calibrated: run chan calibrate")
         calibrated, tensors = self.graphs[graph]
@@ -56,7 +56,7 @@ class Calibration:
         return tensors
 
     def to_json(self) -> str:
-        """Canonical JSON."""
+        """Return the calibration as canonical JSON."""
         graphs = {
             name: {"sha256": sha256, "tensors": {tensor: asdict(item) for tensor, item in tensors.items()}}
             for name, (sha256, tensors) in self.graphs.items()
@@ -66,11 +66,11 @@ class Calibration:
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
-        """Read `to_json`'s text; InputError says what does not fit."""
+        """Read the text that `to_json` returns; the InputError names what does not fit."""
         try:
             raw = json.loads(text)
             if raw["schema"] != SCHEMA:
-                raise InputError(f"the calibration's schema is {raw['schema']!r}, this version reads {SCHEMA}")
+                raise InputError(f"the calibration's schema must be {SCHEMA}, got {raw['schema']!r}")
             graphs = {
                 name: (item["sha256"], {tensor: TensorRange(**values) for tensor, values in item["tensors"].items()})
                 for name, item in raw["graphs"].items()
@@ -81,7 +81,7 @@ class Calibration:
 
 
 def load_calibration(bundle: Path, manifest: Manifest) -> Calibration:
-    """The calibration that a bundle carries; BundleError where it has none or it was altered."""
+    """Read the calibration of a bundle; BundleError if it has none, or the file was altered."""
     if RANGES_FILE not in manifest.calibration:
         raise BundleError(f"{bundle} is not calibrated; run: chan calibrate {bundle} DATA")
     path = verified(bundle, RANGES_FILE, manifest.calibration[RANGES_FILE])
@@ -89,13 +89,13 @@ def load_calibration(bundle: Path, manifest: Manifest) -> Calibration:
 
 
 def observed_tensors(model: onnx.ModelProto) -> list[str]:
-    """What a calibration must know of a graph: every product's activations and every GRU's states, sorted."""
+    """Return the tensors that need ranges, sorted: activations of products, inputs and states of GRUs."""
     activations = {tensor for site in find_sites(model) for tensor in site.activations.values()}
     return sorted(activations | {tensor for node in find_grus(model) for tensor in (node.input[0], node.output[0])})
 
 
 class Observer:
-    """A float32 graph that counts the values of chosen tensors each time it runs."""
+    """Runs a float32 graph and counts the values of the observed tensors."""
 
     def __init__(self, path: Path, threads: int) -> None:
         model = onnx.load(path)
@@ -110,7 +110,7 @@ class Observer:
         )
 
     def run(self, feeds: Feeds, count: bool = True) -> dict[str, np.ndarray]:
-        """The graph's own outputs; the values of every observed tensor are counted unless told otherwise."""
+        """Run the graph and return its outputs; with `count`, count the values of every observed tensor."""
         names = [item.name for item in self._session.get_outputs()]
         values = {**feeds, **dict(zip(names, self._session.run(names, dict(feeds)), strict=True))}
         if count:
@@ -128,17 +128,21 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a bundle and record the ranges in it.
 
-    The counts are saved every 20 seconds; a run that was stopped goes on from there if graphs and samples are the same.
+    The counts are saved every 20 seconds. A run that was stopped continues from there, given the same graphs and
+    samples.
 
     Args:
-        bundle: holds float32 graphs.
+        bundle: folder of the bundle; it must have float32 graphs.
         samples: real regions and captions.
-        method: how clipping ranges are chosen.
-        threads: of onnxruntime; 0 lets it choose.
-        progress: called with graph, batches done and batches in all.
+        method: how clipping ranges are chosen; see `calibration.ranges`.
+        threads: number of threads of onnxruntime; 0 lets it choose.
+        progress: called with the graph, the number of finished batches, and the number of all batches.
+
+    Returns:
+        The calibration, which is also written to BUNDLE/calibration/ranges.json.
 
     Raises:
-        InputError: too few or degenerate samples, or values that are not finite.
+        InputError: there are too few samples, a tensor is zero on all of them, or a value is not finite.
     """
     manifest = Manifest.load(bundle)
     names = [name for name in CALIBRATED if name in manifest.graphs]
@@ -177,7 +181,7 @@ def calibrate(
 
 
 def _alignment_feeds(region_encoder: Observer, text_encoder: Observer, samples: Samples) -> Feeds:
-    """The embeddings of the first images and of captions of every length, as the alignment graphs take them."""
+    """Return the embeddings of the first images and of captions spread over the samples, as inputs of the alignment."""
     regions, region_lengths = samples.regions(slice(0, min(ALIGNED, samples.num_images)))
     rows = np.unique(np.linspace(0, len(samples.tokens.lengths) - 1, ALIGNED).astype(np.int64))
     tokens = samples.captions(rows)
@@ -192,7 +196,7 @@ def _alignment_feeds(region_encoder: Observer, text_encoder: Observer, samples: 
 
 
 class _State:
-    """Histograms of an unfinished calibration, kept on disk; a state of other graphs or samples is ignored."""
+    """Histograms of an unfinished calibration on disk. The state of other graphs or samples is ignored."""
 
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
@@ -205,7 +209,7 @@ class _State:
                     self._arrays = dict(stored)
 
     def restore(self, graph: str, observer: Observer) -> int:
-        """Fill an observer's histograms; returns how many batches they count."""
+        """Restore an observer's histograms and return the number of batches that they count."""
         if f"{graph}|done" not in self._arrays:
             return 0
         for tensor in observer.histograms:
@@ -214,7 +218,7 @@ class _State:
         return int(self._arrays[f"{graph}|done"])
 
     def save(self, graph: str, observer: Observer, done: int, last: bool) -> None:
-        """Note how far a graph is; written at most every 20 seconds, and when a graph is finished."""
+        """Record the progress of a graph. It is written at most every 20 seconds, and when a graph is finished."""
         if not last and time.monotonic() - self._saved_at < _SAVE_EVERY_SECONDS:
             return
         self._arrays |= {"key": np.array(self._key), f"{graph}|done": np.array(done)}
@@ -225,7 +229,7 @@ class _State:
         self._saved_at = time.monotonic()
 
     def remove(self) -> None:
-        """Forget the state: the calibration is complete."""
+        """Delete the state; the calibration is complete."""
         self._path.unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
-"""Real samples, as each graph is fed them.
+"""Real samples as inputs of each graph.
 
-Captions are fed in batches of one length, so that no padding enters the statistics; regions padded past an image's
-length are zeros and enter as such.
+Captions are batched by length, so that no padding enters the statistics. Regions are padded with zeros past an image's
+length, and these zeros are counted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ ALIGNED = 64
 
 @dataclass(frozen=True)
 class Samples:
-    """What a calibration sees.
+    """Images and captions to calibrate or measure on.
 
     Attributes:
-        regions: function of a slice of sample positions: (regions float32 [n, R, F], lengths int32 [n]).
-        num_images: how many positions there are.
+        regions: function that reads a slice of the images: (regions float32 [n, R, F], lengths int32 [n]).
+        num_images: number of images.
         tokens: token ids int32 [C, W] and lengths int32 [C] of the captions.
+
+    Raises:
+        InputError: there are fewer than 16 images or captions.
     """
 
     regions: Callable[[slice], tuple[np.ndarray, np.ndarray]]
@@ -44,21 +47,21 @@ class Samples:
                 raise InputError(f"calibration needs at least {MIN_SAMPLES} {name}, got {count}")
 
     def image_feeds(self) -> list[Callable[[], Feeds]]:
-        """Functions that read one batch each for `region_encoder`, in order."""
+        """Return functions that read one batch each for `region_encoder`, in order."""
         starts = range(0, self.num_images, BATCH)
         return [partial(self._images, slice(start, min(start + BATCH, self.num_images))) for start in starts]
 
     def caption_feeds(self) -> list[Callable[[], Feeds]]:
-        """Functions that make one batch each for `text_encoder`: captions of one length, shortest first."""
+        """Return functions that make one batch each for `text_encoder`: captions of equal length, shortest first."""
         return [partial(self.captions, rows) for rows in self.caption_rows()]
 
     def caption_rows(self) -> list[np.ndarray]:
-        """Which captions make up each batch of `caption_feeds`, int64 rows."""
+        """Return the rows (int64) of the captions in each batch of `caption_feeds`."""
         rows_by_length = (np.nonzero(self.tokens.lengths == length)[0] for length in np.unique(self.tokens.lengths))
         return [rows[start : start + BATCH] for rows in rows_by_length for start in range(0, len(rows), BATCH)]
 
     def captions(self, rows: np.ndarray) -> Feeds:
-        """Feeds of `text_encoder` for some captions, padded to the longest of them."""
+        """Return the inputs of `text_encoder` for the captions in `rows`, padded to the longest of them."""
         lengths = self.tokens.lengths[rows]
         return {"token_ids": np.ascontiguousarray(self.tokens.ids[rows, : lengths.max()]), "token_lengths": lengths}
 
@@ -67,7 +70,7 @@ class Samples:
         return {"regions": regions, "region_lengths": lengths}
 
     def sha256(self) -> str:
-        """Hash of every sample's content."""
+        """Return the hash of the contents of every sample."""
         digest = hashlib.sha256()
         for read in (*self.image_feeds(), *self.caption_feeds()):
             for name, value in read().items():

@@ -1,4 +1,4 @@
-"""Which layers of which graph stay in float32, and the int8 graphs that follow from it."""
+"""Mixed-precision plans, which name the layers that stay in float32, and the int8 graphs that follow from them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Plan:
     exclude: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Canonical JSON."""
+        """Return the plan as canonical JSON."""
         exclude = {graph: sorted(nodes) for graph, nodes in self.exclude.items()}
         return json.dumps({"schema": SCHEMA, "exclude": exclude}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_file(cls, path: str | Path) -> Plan:
-        """Read `to_json`'s text; InputError says what does not fit."""
+        """Read a file of `to_json`'s text; the InputError names what does not fit."""
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
             if raw["schema"] != SCHEMA:
-                raise InputError(f"{path}: schema is {raw['schema']!r}, this version reads {SCHEMA}")
+                raise InputError(f"{path}: schema must be {SCHEMA}, got {raw['schema']!r}")
             return cls({graph: tuple(nodes) for graph, nodes in raw["exclude"].items()})
         except OSError as error:
             raise InputError(f"cannot read the plan {path}: {error}") from error
@@ -47,7 +47,7 @@ class Plan:
 
 
 def find_layers(model: onnx.ModelProto, scheme: Scheme) -> list[str]:
-    """Names of the nodes that a scheme can quantize, in graph order: matrix products, and GRUs on x86."""
+    """Return the names of the nodes that a scheme can quantize, in graph order: matrix products, and GRUs on x86."""
     layers = {site.node for site in find_sites(model)}
     if scheme == "x86":
         layers |= {node.name for node in find_grus(model)}
@@ -55,10 +55,10 @@ def find_layers(model: onnx.ModelProto, scheme: Scheme) -> list[str]:
 
 
 def products_of_activations(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Products without a constant operand: attention's two, and the region-word similarities.
+    """Return the products without a constant operand: the two of attention, and the region-word similarities.
 
-    They stay float32 unless a plan says otherwise: nothing can be packed ahead for them, and attention over 36 regions
-    is 1 % of the region encoder's multiplications at 2048 -> 1024.
+    They stay float32 unless a plan includes them: no operand can be packed in advance, and attention over 36 regions is
+    1 % of the region encoder's multiplications at 2048 -> 1024.
     """
     return tuple(site.node for site in find_sites(model) if not site.weights)
 
@@ -66,16 +66,16 @@ def products_of_activations(model: onnx.ModelProto) -> tuple[str, ...]:
 def to_int8(
     model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: Scheme, exclude: tuple[str, ...]
 ) -> onnx.ModelProto:
-    """The int8 artifact of a float32 graph.
+    """Make the int8 artifact of a float32 graph.
 
     Args:
-        model: float32 graph.
-        ranges: of its activations, by tensor name.
+        model: the float32 graph.
+        ranges: ranges of its activations, by tensor name.
         scheme: `tensorrt` (explicit symmetric Q/DQ, validated) or `x86` (for onnxruntime; GRUs become int8 Scans).
         exclude: names of layers to leave in float32.
 
     Raises:
-        InputError: a name in `exclude` is no layer of this graph, or a range is missing.
+        InputError: a name in `exclude` is not a layer of this graph, or a range is missing.
     """
     unknown = set(exclude) - set(find_layers(model, "x86"))
     if unknown:

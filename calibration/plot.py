@@ -1,4 +1,4 @@
-"""The sensitivity table as a picture."""
+"""A plot of the sensitivity table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .sensitivity import Effect
 
 
 def plot_effects(effects: Sequence[Effect], path: Path) -> None:
-    """Draw, for each group of layers, the score error and the bytes it saves; the file's ending chooses the format."""
+    """Draw the score error and the bytes saved of each group of layers; the suffix of PATH chooses the format."""
     from matplotlib.figure import Figure
 
     names = [effect.group.name for effect in reversed(effects)]

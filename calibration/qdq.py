@@ -30,7 +30,7 @@ class Site:
     """One matrix product that can be quantized.
 
     Attributes:
-        node: its name.
+        node: name of the product's node.
         activations: input index -> tensor name, for inputs computed at run time.
         weights: input index -> initializer name.
     """
@@ -41,7 +41,7 @@ class Site:
 
 
 def find_sites(model: onnx.ModelProto) -> list[Site]:
-    """Every MatMul and Gemm of the graph, in graph order; InputError for one without a name."""
+    """Return every MatMul and Gemm of the graph, in graph order; InputError if one has no name."""
     constants = {item.name for item in model.graph.initializer}
     sites = []
     for node in model.graph.node:
@@ -65,16 +65,16 @@ def find_sites(model: onnx.ModelProto) -> list[Site]:
 def quantize(
     model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: Scheme, exclude: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """A copy of a float32 graph whose matrix products are quantized.
+    """Return a copy of a float32 graph whose matrix products are quantized.
 
     Before: every MatMul and Gemm is named, and `ranges` covers the activations of those not excluded. After: each of
     their operands passes through a Q/DQ pair (weights: stored int8 and one DQ), everything else is untouched, and the
     graph computes in float32 between them.
 
     Args:
-        model: float32 graph.
-        ranges: by tensor name, from `calibration.ranges`.
-        scheme: which library's artifact this is.
+        model: the float32 graph.
+        ranges: ranges of the activations by tensor name, from `calibration.ranges`.
+        scheme: the library that the artifact is for.
         exclude: names of nodes to leave in float32.
 
     Raises:
@@ -171,7 +171,7 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
 
 
 def affine(tensor_range: TensorRange, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
-    """Scale (float32 scalar) and zero point (int8 or uint8 scalar) that cover a range.
+    """Return the scale (float32 scalar) and the zero point (int8 or uint8 scalar) that cover a range.
 
     tensorrt: x ~ scale * q with q in [-127, 127]; x86: x ~ scale * (q - zero) with q in [0, 255]. 0 is exact in both.
     """
@@ -183,7 +183,10 @@ def affine(tensor_range: TensorRange, scheme: Scheme) -> tuple[np.ndarray, np.nd
 
 
 def quantize_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 values (same shape) and float32 scales [channels] along an axis; a zero channel has scale 1."""
+    """Quantize a weight along an axis: symmetric int8 values (same shape) and float32 scales [channels].
+
+    The scale of a channel of zeros is 1.
+    """
     others = tuple(other for other in range(weight.ndim) if other != axis)
     largest = np.abs(weight).max(axis=others)
     scale = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
@@ -193,7 +196,7 @@ def quantize_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarr
 
 
 def output_axis(node: onnx.NodeProto, index: int, rank: int) -> int:
-    """The axis of an operand that survives into the product: what per-channel scales must run along."""
+    """Return the axis of an operand that is also an axis of the product; scales per channel run along it."""
     if node.op_type == "Gemm":
         transposed = next((a.i for a in node.attribute if a.name == ("transA", "transB")[index]), 0)
         return (0, 1)[index] ^ transposed
@@ -201,7 +204,7 @@ def output_axis(node: onnx.NodeProto, index: int, rank: int) -> int:
 
 
 def validate_for_tensorrt(model: onnx.ModelProto) -> None:
-    """InputError naming the first Q/DQ node that TensorRT would not parse or would not fuse.
+    """Raise InputError for the first Q/DQ node that TensorRT would not parse or would not fuse.
 
     The rules: int8 only, zero points all 0, activations per tensor, weights per output channel of their product.
     """
@@ -219,12 +222,12 @@ def validate_for_tensorrt(model: onnx.ModelProto) -> None:
 
 def _check_pair(node: onnx.NodeProto, values: Mapping[str, TensorProto]) -> None:
     if len(node.input) < 3:
-        raise InputError(f"{node.name}: has no zero point, so its type would be uint8; TensorRT takes int8 only")
+        raise InputError(f"{node.name}: has no zero point, so its type is uint8; TensorRT supports int8 only")
     if node.input[1] not in values or node.input[2] not in values:
         raise InputError(f"{node.name}: scale and zero point must be constants")
     zero = values[node.input[2]]
     if zero.data_type != TensorProto.INT8:
-        raise InputError(f"{node.name}: is {TensorProto.DataType.Name(zero.data_type)}; TensorRT takes INT8 only")
+        raise InputError(f"{node.name}: is {TensorProto.DataType.Name(zero.data_type)}; TensorRT supports INT8 only")
     if numpy_helper.to_array(zero).any():
         raise InputError(f"{node.name}: zero point must be 0 everywhere; TensorRT quantizes symmetrically")
     scale = numpy_helper.to_array(values[node.input[1]])

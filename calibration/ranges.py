@@ -1,6 +1,6 @@
 """From streamed activations to clipping ranges.
 
-Nothing but a histogram is kept of each tensor: 4,096 equal bins over [-L, L], where L is a power of two that grows
+Only a histogram of each tensor is kept: 4,096 equal bins over [-L, L], where L is a power of two that grows
 by merging neighboring bins. Bins of one L nest in those of the next, so the counts do not depend on the order of the
 samples: the same data give the same ranges.
 
@@ -37,9 +37,8 @@ class Histogram:
 
     Attributes:
         counts: int64 [BINS], equal bins over [-limit, limit].
-        limit: a power of two.
-        minimum, maximum: the extremes seen.
-        total: how many values were counted.
+        limit: half the width of the histogram, a power of two.
+        minimum, maximum: the smallest and the largest value.
     """
 
     def __init__(self) -> None:
@@ -50,11 +49,11 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values were counted."""
+        """Return the number of values that were counted."""
         return int(self.counts.sum())
 
     def add(self, name: str, values: np.ndarray) -> None:
-        """Count every value of an array; TensorError where one is NaN or infinite."""
+        """Count every value of an array; TensorError if one is NaN or infinite."""
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())
@@ -72,17 +71,17 @@ class Histogram:
         self.limit *= 2
 
     def magnitudes(self) -> np.ndarray:
-        """Counts of |x|, int64 [BINS // 2], equal bins over [0, limit]."""
+        """Return the counts of |x|, int64 [BINS // 2], equal bins over [0, limit]."""
         half = BINS // 2
         return self.counts[half:] + self.counts[:half][::-1]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything needed to go on counting later."""
+        """Return everything that is needed to continue counting later."""
         return {"counts": self.counts, "scalars": np.array([self.limit, self.minimum, self.maximum])}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Histogram:
-        """The histogram whose `state` this is."""
+        """Restore a histogram from the arrays that `state` returned."""
         histogram = cls()
         histogram.counts = state["counts"].astype(np.int64)
         histogram.limit, histogram.minimum, histogram.maximum = (float(value) for value in state["scalars"])
@@ -91,12 +90,12 @@ class Histogram:
 
 @dataclass(frozen=True)
 class TensorRange:
-    """The clipping range chosen for one tensor, and what it was chosen from.
+    """The clipping range chosen for one tensor, and the statistics of its values.
 
     Attributes:
-        low, high: values outside are clipped.
-        minimum, maximum: the extremes seen.
-        count: values seen.
+        low, high: ends of the range; values outside are clipped.
+        minimum, maximum: the smallest and the largest value.
+        count: number of values.
         clipped: share of the values outside [low, high].
     """
 
@@ -109,15 +108,15 @@ class TensorRange:
 
     @property
     def amax(self) -> float:
-        """The symmetric threshold: the larger magnitude of the two ends."""
+        """Return the symmetric threshold: the larger magnitude of the two ends."""
         return max(abs(self.low), abs(self.high))
 
 
 def choose_range(name: str, histogram: Histogram, method: Method) -> TensorRange:
-    """The clipping range of one tensor; InputError where nothing, or nothing but zeros, was seen."""
+    """Choose the clipping range of one tensor; InputError if it has no values, or only zeros."""
     check_choice("method", method, METHODS)
     if not histogram.total:
-        raise InputError(f"calibration saw no value of {name}: give it more samples")
+        raise InputError(f"calibration saw no value of {name}: use more samples")
     largest = max(abs(histogram.minimum), abs(histogram.maximum))
     if largest == 0:
         raise InputError(f"calibration saw only zeros in {name}: the samples are degenerate")
@@ -160,8 +159,8 @@ def _mse(counts: np.ndarray, limit: float, largest: float) -> float:
 
 def _entropy(counts: np.ndarray, limit: float, largest: float) -> float:
     levels = LEVELS + 1
-    # Zeros are exact at every threshold, and where they are many (features after a ReLU) they would hide the rest: on
-    # the demo's features this cost 41 points of rsum. As in TensorRT, the first bin counts like its neighbor.
+    # Zeros are exact at every threshold. Where they are many (features after a ReLU) they would dominate the rest: on
+    # the demo's features this cost 41 points of rsum. As in TensorRT, the first bin gets the count of its neighbor.
     counts = np.concatenate([counts[1:2], counts[1:]])
     last = int(np.nonzero(counts)[0][-1]) + 1
     if last <= levels:

@@ -1,7 +1,7 @@
 """An int8 GRU for onnxruntime on x86: the recurrence as a Scan whose one product per step is uint8 x int8.
 
-At batch 1 a float32 GRU is bound by reading its recurrent weights once per word (1024-d, two directions: 25 MB a word).
-Int8 weights are a quarter of that and stay in the cache. Tried on 2 cores of a Zen 4 (1024-d, 300-d words, both
+At batch 1 a float32 GRU spends its time on reading its recurrent weights once per word (1024-d, two directions: 25 MB).
+Int8 weights are a quarter of that and stay in the cache. Measured on 2 cores of a Zen 4 (1024-d, 300-d words, both
 directions; least of 16 runs, milliseconds; error: least cosine of a hidden state against torch):
 
                                            MatMul-           DynamicQuantize-   MatMulNBits,
@@ -31,7 +31,7 @@ MICROSOFT = "com.microsoft"
 
 
 def find_grus(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The GRU nodes of a graph, in graph order."""
+    """Return the GRU nodes of a graph, in graph order."""
     return [node for node in model.graph.node if node.op_type == "GRU"]
 
 
@@ -42,10 +42,10 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
     first output is the only one used; `ranges` covers it. After: the same tensor, float32 [W, 1, B, D], from int8
     products. Steps past a caption's length are computed, not zeroed: as with ReverseSequence, the graph masks them.
 
-    The ranges of the projection's input are left to `qdq.quantize`, which sees a MatMul of the name `NODE/input`.
+    The projection is a MatMul named `NODE/input`, which `qdq.quantize` quantizes like any other.
 
     Raises:
-        InputError: the node is missing, of another form, or has no range.
+        InputError: the node is missing, has another form, or has no range.
     """
     node = next((node for node in find_grus(model) if node.name == node_name), None)
     if node is None:
@@ -132,7 +132,7 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
 
 
 class _Step:
-    """The body of a Scan; its short names are local, everything with a slash belongs to the graph around it."""
+    """The body of a Scan. Short names are local; names with a slash belong to the graph around it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -145,7 +145,7 @@ class _Step:
         self._nodes.append(node)
 
     def graph(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> onnx.GraphProto:
-        """A graph of float32 [B, width] tensors."""
+        """Return the body as a graph whose inputs and outputs are float32 [B, width]."""
         taken, made = (
             [helper.make_tensor_value_info(self._local(name), TensorProto.FLOAT, ["B", width]) for name, width in side]
             for side in (inputs.items(), outputs.items())

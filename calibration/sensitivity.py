@@ -1,4 +1,4 @@
-"""What int8 costs and gains, layer by layer, and a plan that keeps the cost within a limit.
+"""Measure what int8 costs and saves layer by layer, and find a plan that keeps the cost within a limit.
 
 Each layer (or each group of layers under one scope) is quantized alone; the rest stays float32. Measured against the
 float32 graphs on the same samples: the least cosine of an embedding, the largest change of a score, the change of rsum,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +41,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Effect:
-    """What quantizing one group alone does.
+    """The effect of quantizing one group alone.
 
     Attributes:
-        group: which layers.
+        group: the layers.
         cosine: least cosine between a float32 embedding and its quantized one.
         score_error: largest absolute change of a score.
         rsum_change: rsum of the quantized model less rsum of float32, in points.
-        bytes_saved: of the ONNX file.
+        bytes_saved: bytes that the ONNX file becomes smaller.
         speedup: median time of a float32 call over that of a quantized one, on this machine.
     """
 
@@ -65,10 +65,10 @@ class Found:
     """The outcome of the greedy search.
 
     Attributes:
-        plan: what stays float32.
-        rsum_change: of the whole plan, measured together.
-        quantized: how many groups are int8.
-        total: how many there are.
+        plan: the layers that stay float32.
+        rsum_change: change of rsum with the whole plan, in points.
+        quantized: number of groups in int8.
+        total: number of all groups.
     """
 
     plan: Plan
@@ -81,12 +81,12 @@ class Sensitivity:
     """Measures int8 variants of a bundle's encoders on samples.
 
     Args:
-        bundle: holds float32 graphs.
-        calibration: its ranges.
-        samples: images and captions to measure on; at best not those of the calibration.
-        image_of_caption: int64 [C], the image that each caption belongs to.
-        scheme: which artifact's int8.
-        threads: of onnxruntime; 0 lets it choose.
+        bundle: folder of the bundle; it must have float32 graphs.
+        calibration: the ranges of these graphs.
+        samples: images and captions to measure on; they should not be those of the calibration.
+        image_of_caption: position of each caption's image in the samples, int64 [C].
+        scheme: whose int8 to measure.
+        threads: number of threads of onnxruntime; 0 lets it choose.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Sensitivity:
         self._rsum = self._rsum_of(self._scores)
 
     def groups(self, by_scope: bool) -> list[Group]:
-        """What can be quantized alone: every layer, or every scope of layers."""
+        """Return the groups that can be quantized alone: every layer, or every scope of layers."""
         found: dict[tuple[str, str], list[str]] = {}
         for graph in ENCODERS:
             fixed = set(products_of_activations(self._models[graph]))
@@ -128,8 +128,12 @@ class Sensitivity:
                     found.setdefault((graph, name or layer), []).append(layer)
         return [Group(graph, name, tuple(layers)) for (graph, name), layers in found.items()]
 
+    def measure_all(self, groups: Iterable[Group]) -> list[Effect]:
+        """Measure the effect of quantizing each group alone; the most harmful first."""
+        return sorted((self.measure(group) for group in groups), key=lambda effect: -effect.score_error)
+
     def measure(self, group: Group) -> Effect:
-        """The effect of quantizing one group alone."""
+        """Measure the effect of quantizing one group alone."""
         model = self._quantized(group.graph, set(group.layers))
         session = self._session(model)
         embeddings = self._embed(group.graph, session)
@@ -149,12 +153,15 @@ class Sensitivity:
         max_rsum_drop: float,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Found:
-        """Quantize group after group, the least harmful first, keeping each whose total rsum drop stays within a limit.
+        """Quantize one group after another, the least harmful first, and keep each one that stays within a limit.
 
         Args:
-            effects: of every group.
-            max_rsum_drop: in points of rsum, not negative.
-            progress: called with groups tried and groups in all.
+            effects: the effect of every group.
+            max_rsum_drop: points of rsum that all groups in int8 together may lose, not negative.
+            progress: called with the number of groups tried and the number of all groups.
+
+        Raises:
+            InputError: `max_rsum_drop` is negative.
         """
         if max_rsum_drop < 0:
             raise InputError(f"max_rsum_drop must not be negative, got {max_rsum_drop}")
@@ -185,7 +192,7 @@ class Sensitivity:
         )
 
     def _embed(self, graph: str, session: onnxruntime.InferenceSession) -> np.ndarray:
-        """Embeddings [N, L, D] of every sample, zeros past each length, in the samples' order."""
+        """Return the embeddings [N, L, D] of every sample, zeros past each length, in the samples' order."""
         if graph == "region_encoder":
             return np.concatenate([session.run(None, dict(read()))[0] for read in self._samples.image_feeds()])
         lengths = self._samples.tokens.lengths
@@ -228,6 +235,6 @@ class Sensitivity:
 
 
 def _least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
-    """Least cosine between rows [.., D], rows that are zero (padding) left out."""
+    """Return the least cosine between rows [.., D], without rows of zeros (padding)."""
     norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
     return float(((found * expected).sum(-1)[norms > 0] / norms[norms > 0]).min())

@@ -1,4 +1,4 @@
-"""What training changes in its inputs: regions dropped, words hidden, swapped or removed (VSE-infinity)."""
+"""Augmentation of training inputs: regions are dropped; words are masked, swapped or removed (VSE-infinity)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from numpy.typing import NDArray
 
 T = TypeVar("T", bound=np.generic)
 
-_MASKED, _RANDOM = 0.5, 0.6  # of the words changed: half masked, a tenth random, the rest removed
+_MASKED, _RANDOM = 0.5, 0.6  # half of the changed words are masked, a tenth replaced, the rest removed
 
 
 def drop_regions(
     regions: NDArray[np.float32], lengths: NDArray[np.int32], share: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Drop each region with probability `share`, the others closing up in order; at least one stays.
+    """Drop each region with probability `share` and move the others up, in order. Every image keeps at least one.
 
     Args:
         regions: [B, R, F].
-        lengths: [B].
+        lengths: [B], integers in 1..R.
+        share: probability of dropping a region, in [0, 1).
+        rng: source of every draw.
 
     Returns:
-        Regions [B, R', F], where R' is the largest number kept, and their lengths [B]. What lies past a length is
+        Regions [B, R', F], where R' is the largest number kept, and their lengths [B]. Rows past a length are
         arbitrary.
     """
     valid = np.arange(regions.shape[1]) < lengths[:, None]
     draws = rng.random(valid.shape)
     kept = valid & (draws >= share)
-    # An image that would lose all keeps the one that was drawn highest.
+    # An image that would lose every region keeps the one with the highest draw.
     empty = ~kept.any(axis=1)
     kept[empty, np.where(valid, draws, -1.0).argmax(axis=1)[empty]] = True
     return _close_up(regions, kept)
@@ -44,11 +46,15 @@ def change_words(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Change each word with probability `share`: half become `mask_id`, a tenth any word, the rest are removed.
 
-    The marks of a caption's start and end stay.
+    The tokens that mark the start and the end of a caption are kept.
 
     Args:
         ids: [B, W].
-        lengths: [B].
+        lengths: [B], integers in 1..W.
+        share: probability of changing a word, in [0, 1).
+        mask_id: id of the token that hides a word.
+        vocab_size: random words have ids in 1..vocab_size - 1.
+        rng: source of every draw.
 
     Returns:
         Ids [B, W'] with 0 past the new lengths [B].

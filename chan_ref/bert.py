@@ -1,4 +1,4 @@
-"""BERT as the rest of the world stores it: Hugging Face directories, read without `transformers`."""
+"""Read pretrained BERT models from Hugging Face directories, without `transformers`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MODULES = {
 
 
 def huggingface_names(config: BertConfig) -> dict[str, str]:
-    """Hugging Face's name of each tensor of `encoders.Bert` -> our name."""
+    """Map Hugging Face's name of each tensor of `encoders.Bert` to its name here."""
     with torch.device("meta"):
         ours = list(Bert(config).state_dict())
     names = {}
@@ -61,7 +61,7 @@ def huggingface_names(config: BertConfig) -> dict[str, str]:
 
 
 def is_unused(name: str) -> bool:
-    """Whether a Hugging Face tensor takes no part in the last hidden state: pooler, heads, stored position ids."""
+    """Return whether the last hidden state does not depend on a tensor: pooler, heads, stored position ids."""
     return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
 
 
@@ -69,13 +69,14 @@ def bert_from_pretrained(directory: str | Path) -> tuple[BertConfig, dict[str, T
     """Read a local Hugging Face BERT: config.json with model.safetensors or pytorch_model.bin.
 
     Args:
-        directory: as `huggingface-cli download bert-base-uncased --local-dir DIR` leaves it.
+        directory: laid out as `huggingface-cli download bert-base-uncased --local-dir DIR` writes it.
 
     Returns:
-        The sizes, and float32 tensors for `BertTextEncoder.bert.load_state_dict`.
+        The sizes, and the float32 tensors for `BertTextEncoder.bert.load_state_dict`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the model is no BERT, or names or shapes differ from its sizes.
+        CheckpointError: a file is missing or damaged, the model is not a BERT, or names or shapes do not match its
+            sizes.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -95,10 +96,10 @@ def bert_from_pretrained(directory: str | Path) -> tuple[BertConfig, dict[str, T
 
 
 def read_config(directory: str | Path) -> BertConfig:
-    """BERT's sizes from DIR/config.json.
+    """Read the sizes of a BERT from DIR/config.json.
 
     Raises:
-        CheckpointError: it cannot be read, or says something this BERT does not do.
+        CheckpointError: it cannot be read, or it describes something that `encoders.Bert` does not implement.
     """
     path = Path(directory) / "config.json"
     raw = _read_json(path)
@@ -115,7 +116,7 @@ def read_config(directory: str | Path) -> BertConfig:
 
 
 def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:
-    """A BERT tokenizer from DIR/tokenizer.json, or from DIR/vocab.txt of an uncased model.
+    """Read a BERT tokenizer from DIR/tokenizer.json, or from DIR/vocab.txt of an uncased model.
 
     Args:
         directory: a local Hugging Face directory.
@@ -125,8 +126,8 @@ def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:
         The files for `checkpoint.save`.
 
     Raises:
-        CheckpointError: neither file is there, it is not a BERT tokenizer, vocab.txt belongs to a cased model, or the
-            sizes differ.
+        CheckpointError: neither file exists, the file is not a BERT tokenizer, vocab.txt belongs to a cased model, or
+            the sizes differ.
         BundleError: vocab.txt lacks one of BERT's special tokens.
     """
     directory = Path(directory)

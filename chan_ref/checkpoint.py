@@ -34,13 +34,13 @@ TokenizerKind = Literal["scan", "bert"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` returns.
+    """A checkpoint that `load` has read.
 
     Attributes:
-        model: on the CPU, in evaluation mode.
+        model: the model, on the CPU and in evaluation mode.
         tokenizer_kind: `scan` for a BiGRU, `bert` for BERT.
         tokenizer_files: name -> bytes; empty where the checkpoint was saved without one.
-        record: what else `config.json` says (epochs, recalls, options; nothing depends on it).
+        record: the other keys of `config.json` (epochs, recalls, options). Nothing depends on them.
     """
 
     model: ChanModel
@@ -53,17 +53,17 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
     """Write a checkpoint beside PATH and move it into place, replacing an older checkpoint there.
 
     Args:
-        path: the directory to be.
-        model: its tensors are saved from wherever they are.
+        path: the directory to write.
+        model: the model to save, on any device.
         tokenizer_files: plain file names -> bytes, for `tokenizer/`.
-        record: JSON-able; must not hold `schema` or `model`.
+        record: further keys of `config.json`, as JSON data; `schema` and `model` are reserved.
 
     Raises:
-        CheckpointError: something that is not a checkpoint lies at PATH, or the record or a file name breaks its rule.
+        CheckpointError: PATH holds something that is not a checkpoint, or the record or a file name breaks its rule.
     """
     path = Path(path)
     if reserved := {"schema", "model"} & record.keys():
-        raise CheckpointError(f"the record must not hold {', '.join(sorted(reserved))}: those are the checkpoint's own")
+        raise CheckpointError(f"the record must not hold {', '.join(sorted(reserved))}: those keys are reserved")
     if unplain := [name for name in tokenizer_files if Path(name).name != name]:
         raise CheckpointError(f"tokenizer files must be plain names, got {', '.join(unplain)}")
     check_place(path, force=True)
@@ -81,7 +81,10 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
 
 
 def check_place(path: str | Path, force: bool) -> None:
-    """CheckpointError unless PATH is free, or with `force` holds a checkpoint, which alone may be replaced."""
+    """Raise CheckpointError unless a checkpoint may be written to PATH.
+
+    It may where nothing or an empty folder is, and with `force` also where a checkpoint is. Nothing else is replaced.
+    """
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -92,16 +95,16 @@ def check_place(path: str | Path, force: bool) -> None:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether PATH holds a configuration of ours, of whatever schema; Hugging Face's folders have a config.json too."""
+    """Return whether PATH holds a configuration of any schema; Hugging Face's folders have a config.json too."""
     return has_keys(path / CONFIG, "schema", "model")
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint; strict about every name, shape and dtype.
+    """Read a checkpoint. Every name, shape and dtype must match its configuration.
 
     Raises:
-        CheckpointError: PATH is not a checkpoint, is of another schema, or its tensors are not those of its
-            configuration; the message names what differs.
+        CheckpointError: PATH is not a checkpoint, has another schema, or its tensors do not match its configuration.
+            The message names what differs.
     """
     path = Path(path)
     try:
@@ -123,7 +126,7 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The sizes and choices of a checkpoint, without its weights; CheckpointError as `load` raises it."""
+    """Read the sizes and choices of a checkpoint, without its weights; raises CheckpointError as `load` does."""
     try:
         return _read_config(Path(path))[0]
     except (OSError, ValueError) as error:
@@ -131,7 +134,7 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """What `config.json` says of the model, and the record beside it."""
+    """Read `config.json`: the model's configuration, and the record beside it."""
     raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
@@ -144,15 +147,15 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> ChanModel:
-    """Make a model of given tensors, in evaluation mode.
+    """Build a model from given tensors, in evaluation mode.
 
     Args:
-        config: sizes and choices.
-        state: float32 tensors by the names of `ChanModel.state_dict()`; taken over, not copied.
-        source: where they are from, for messages.
+        config: the model's sizes and choices.
+        state: float32 tensors under the names of `ChanModel.state_dict()`; the model shares their memory.
+        source: origin of the tensors, for error messages.
 
     Raises:
-        CheckpointError: names, shapes or dtypes differ from what the configuration asks for; the first few are named.
+        CheckpointError: names, shapes or dtypes do not match the configuration; the message lists the first few.
     """
     if config.bert is not None and config.bert.layers > len(state):
         raise CheckpointError(f"{source}: {len(state)} tensors cannot make {config.bert.layers} BERT layers")
@@ -163,10 +166,10 @@ def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> Chan
 
 
 def skeleton(config: ModelConfig, source: str) -> ChanModel:
-    """Make a model on the meta device: names and shapes without memory, so a wrong size cannot exhaust it.
+    """Build a model on the meta device: it has names and shapes but no memory, so a wrong size cannot exhaust it.
 
     Raises:
-        CheckpointError: the sizes overflow.
+        CheckpointError: the sizes are too large for a tensor.
     """
     try:
         with torch.device("meta"):
@@ -176,10 +179,10 @@ def skeleton(config: ModelConfig, source: str) -> ChanModel:
 
 
 def check_tensors(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: str) -> None:
-    """Compare tensors with the names and shapes expected, all float32 and finite.
+    """Check that tensors have the expected names and shapes, are float32, and are finite.
 
     Raises:
-        CheckpointError: listing what is missing, unexpected or different.
+        CheckpointError: the message lists what is missing, unexpected or different.
     """
     faults = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in state]
     faults += [f"unexpected {name} {list(tensor.shape)}" for name, tensor in state.items() if name not in expected]
@@ -199,5 +202,5 @@ def check_tensors(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, T
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """The smallest and the largest carry any NaN or infinity: 0.009 s for 23 M values, where `isfinite` takes 0.36."""
+    """Check the smallest and the largest value, which carry any NaN: 0.009 s for 23 M values; `isfinite` takes 0.36."""
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in tensor.aminmax())

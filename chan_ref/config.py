@@ -1,4 +1,4 @@
-"""The choices that make a CHAN model; frozen, so a model never disagrees with the record of it."""
+"""Configuration of a CHAN model. It is frozen, so a model always matches its configuration."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModelConfig:
         text_encoder: `bigru` or `bert`.
         vocab_size: rows of the word embedding (`bigru`).
         word_dim: width of the word embedding (`bigru`).
-        bert: sizes of the BERT encoder; None for `bigru`.
+        bert: sizes of the BERT encoder (`bert`); None for `bigru`.
         normalize_regions, normalize_words: divide each embedding by its L2 norm + 1e-8.
         alignment: how similarities become scores.
     """
@@ -70,7 +70,8 @@ class ModelConfig:
         if self.text_encoder not in get_args(TextEncoderKind):
             raise CheckpointError(f"text_encoder must be bigru or bert, got {self.text_encoder!r}")
         if (self.text_encoder == "bert") != (self.bert is not None):
-            raise CheckpointError("bert sizes must be given exactly when text_encoder is 'bert'")
+            rule = "must be given" if self.bert is None else "must not be given"
+            raise CheckpointError(f"bert (sizes of the BERT encoder) {rule} for text_encoder {self.text_encoder!r}")
         for name in ("region_dim", "embed_dim", "attention_heads"):
             _require_size(name, getattr(self, name))
         for name in ("normalize_regions", "normalize_words"):
@@ -85,12 +86,16 @@ class ModelConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return the configuration as plain data, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
-        """Read `to_dict`'s data; CheckpointError names what is unknown or missing."""
+        """Read the data that `to_dict` returns.
+
+        Raises:
+            CheckpointError: a key is unknown or missing, or a value breaks its rule.
+        """
         try:
             fields = dict(raw)
             fields["alignment"] = AlignmentConfig(**fields["alignment"])

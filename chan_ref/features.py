@@ -1,4 +1,4 @@
-"""Region features of pictures: 36 grid regions each, streamed to disk as the published `ims.npy` files are."""
+"""Compute region features of pictures, 36 grid regions each, and write them as `ims.npy` of the precomp layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 
 
 class Encoder:
-    """Pictures to regions, in batches; the backbone is loaded once."""
+    """Encodes pictures as regions, in batches. The backbone is loaded once."""
 
     def __init__(self) -> None:
         backbone, preprocess = load_backbone()
@@ -33,7 +33,7 @@ class Encoder:
         self.backbone: GridBackbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """Regions [B, 36, 1280] float32 of B pictures.
+        """Compute the regions [B, 36, 1280] float32 of B pictures.
 
         Raises:
             InputError: a picture cannot be read (the message names it).
@@ -45,31 +45,31 @@ class Encoder:
         return found
 
     def encode_to(self, path: Path, pictures: Iterable[Picture], count: int) -> Iterator[int]:
-        """Write regions [count, 36, 1280] float32 as an npy file, a batch at a time.
+        """Write regions [count, 36, 1280] float32 to an npy file, batch by batch.
 
         Yields:
-            How many pictures each batch held, once it is written. The file appears under its name after the last.
+            Number of pictures of each batch, after it is written. The file gets its name after the last batch.
 
         Raises:
-            InputError: a picture cannot be read, or there are not exactly `count`.
+            InputError: a picture cannot be read, or there are more or fewer than `count`.
         """
         done = 0
         with atomic_file(path) as beside:
             rows = np.lib.format.open_memmap(beside, "w+", np.float32, (count, GRID * GRID, REGION_DIM))
             for batch in batches(pictures, _BATCH):
                 if done + len(batch) > count:
-                    raise InputError(f"pictures must be {count}, got more")
+                    raise InputError(f"pictures must have {count} items, got more")
                 rows[done : done + len(batch)] = self.encode(batch)
                 done += len(batch)
                 yield len(batch)
             if done != count:
-                raise InputError(f"pictures must be {count}, got {done}")
+                raise InputError(f"pictures must have {count} items, got {done}")
             rows.flush()
             del rows
 
 
 def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Consecutive lists of `size` items, the last one shorter."""
+    """Yield consecutive lists of `size` items; the last list may be shorter."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
@@ -79,18 +79,18 @@ def write_features(files: Sequence[Path], out: Path, force: bool = False) -> Ite
     """Encode picture files into OUT/ims.npy, with their paths by row in OUT/names.txt.
 
     Args:
-        files: pictures, one row each.
-        out: folder, made where there is none.
-        force: replace the features that OUT holds.
+        files: picture files; each becomes one row.
+        out: the folder to write to; created if needed.
+        force: replace features that OUT already holds.
 
     Yields:
-        How many pictures were finished since the last time.
+        Number of pictures finished since the last time.
 
     Raises:
-        InputError: a picture cannot be read, a path has a line break, or OUT holds features and `force` is False.
+        InputError: a picture cannot be read, a path contains a line break, or OUT holds features and `force` is False.
     """
     if (out / "ims.npy").exists() and not force:
-        raise InputError(f"{out / 'ims.npy'} exists: --force replaces it, or choose another folder")
+        raise InputError(f"{out / 'ims.npy'} already exists: choose another folder, or replace it with --force")
     broken = next((file for file in files if "\n" in str(file)), None)
     if broken is not None:
         raise InputError(f"a picture's path must not contain a line break, got {str(broken)!r}")

@@ -1,4 +1,4 @@
-"""A checkpoint in PyTorch behind the methods of `runtime.matcher.Matcher`: numpy in, numpy out, on the CPU."""
+"""Run a checkpoint in PyTorch with the methods of `runtime.matcher.Matcher`: NumPy in, NumPy out, on the CPU."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .model import ChanModel
 
 
 class ReferenceMatcher:
-    """Encodes and scores with a checkpoint, as its reference in PyTorch does.
+    """Encodes and scores with the PyTorch model of a checkpoint, without a bundle.
 
     Attributes:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         alignment: how similarities become scores.
     """
 
@@ -33,25 +33,25 @@ class ReferenceMatcher:
 
     @classmethod
     def open(cls, path: str | Path) -> ReferenceMatcher:
-        """Load a native checkpoint; CheckpointError as `checkpoint.load` and `open_tokenizer` raise it."""
+        """Load a native checkpoint; raises CheckpointError as `checkpoint.load` and `open_tokenizer` do."""
         loaded = checkpoint.load(path)
         return cls(loaded.model, open_tokenizer(loaded, path))
 
     def encode_images(self, regions: NDArray[np.float32], lengths: NDArray[np.int32]) -> Embeddings:
-        """Region features [B, R, F] with lengths [B] -> region embeddings."""
+        """Encode region features [B, R, F] with lengths [B] as region embeddings."""
         with torch.inference_mode():
             vectors = self.model.encode_regions(torch.from_numpy(regions), torch.from_numpy(lengths))
         return Embeddings(vectors.numpy(), lengths)
 
     def encode_texts(self, captions: Sequence[str]) -> Embeddings:
-        """Captions -> word embeddings."""
+        """Encode captions as word embeddings."""
         batch = self.tokenizer.encode(captions)
         with torch.inference_mode():
             vectors = self.model.encode_words(torch.from_numpy(batch.ids), torch.from_numpy(batch.lengths))
         return Embeddings(vectors.numpy(), batch.lengths)
 
     def score(self, images: Embeddings, texts: Embeddings) -> NDArray[np.float32]:
-        """Scores [I, C], all similarities at once."""
+        """Compute the scores [I, C] of I images and C captions, with all similarities in memory at once."""
         arrays = (images.vectors, images.lengths, texts.vectors, texts.lengths)
         with torch.inference_mode():
             found: NDArray[np.float32] = self.model.score(*(torch.from_numpy(array) for array in arrays)).numpy()
@@ -59,21 +59,32 @@ class ReferenceMatcher:
 
 
 def read_tokenizer(files: Mapping[str, bytes]) -> ScanTokenizer | BertTokenizer:
-    """The tokenizer of a checkpoint's files; CheckpointError where there is none, BundleError where it is damaged."""
+    """Read the tokenizer from a checkpoint's files.
+
+    Raises:
+        CheckpointError: no file is a tokenizer.
+        BundleError: the tokenizer is damaged.
+    """
     if "vocab.json" in files:
         try:
             return ScanTokenizer(json.loads(files["vocab.json"])["word2idx"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"vocab.json must be a vocabulary {{word2idx, idx2word, idx}}: {error!r}") from error
+            raise BundleError(f"vocab.json must be a vocabulary {{word2idx, idx2word, idx}}: {error}") from error
     if "tokenizer.json" in files:
         return BertTokenizer(files["tokenizer.json"].decode())
-    raise CheckpointError(f"the checkpoint has no vocab.json and no tokenizer.json, only {sorted(files) or 'no files'}")
+    raise CheckpointError(
+        f"the tokenizer folder must contain vocab.json or tokenizer.json, got {', '.join(sorted(files)) or 'no files'}"
+    )
 
 
 def open_tokenizer(loaded: checkpoint.Checkpoint, path: str | Path) -> ScanTokenizer | BertTokenizer:
-    """The tokenizer of the checkpoint at PATH; CheckpointError unless it has an id for each row of the embedding.
+    """Read the tokenizer of the checkpoint at PATH, and check that it fits the model.
 
-    A larger one would index past the embedding, a smaller one is another model's: its ids mean other words.
+    A tokenizer with more ids than the word embedding has rows would index past it; one with fewer belongs to another
+    model, where the ids stand for other words.
+
+    Raises:
+        CheckpointError: there is no tokenizer, it is damaged, or its size is not that of the word embedding.
     """
     try:
         tokenizer = read_tokenizer(loaded.tokenizer_files)

@@ -1,4 +1,4 @@
-"""Published CHAN checkpoints (`model_best.pth`): read as data, every choice taken from their own options.
+"""Read published CHAN checkpoints (`model_best.pth`) as data. Every choice is taken from the options they contain.
 
 The file is `torch.save` of `{epoch, model: [image, text, similarity, criterion], best_rsum, opt, Eiters}`; the last two
 state dicts are empty.
@@ -27,7 +27,7 @@ from .model import ChanModel
 from .torch_file import check_tensor, read_torch_file
 
 KEYS = {"epoch", "model", "best_rsum", "opt"}
-HEAD_WIDTH = 64  # a published BERT does not say its heads; every BERT of Devlin et al. has heads of this width
+HEAD_WIDTH = 64  # a published BERT does not store its number of heads; all of Devlin et al. have heads this wide
 BERT_PREFIX = "bert."
 REGION_NAMES = {
     "fc.weight": "projection.weight",
@@ -40,7 +40,7 @@ REGION_NAMES = {
 # The published attention stores query, key and value as one matrix, in this order.
 JOINED = {"feedforward.attn.in_proj_weight": "weight", "feedforward.attn.in_proj_bias": "bias"}
 JOINED_PARTS = ("query", "key", "value")
-OTHERS = {  # names of models people mistake for this one, by a key of their checkpoints
+OTHERS = {  # other kinds of checkpoints, by a key that they contain
     "state_dict": "a PyTorch Lightning or torchvision training checkpoint",
     "model_state_dict": "a plain PyTorch training checkpoint",
 }
@@ -48,13 +48,13 @@ OTHERS = {  # names of models people mistake for this one, by a key of their che
 
 @dataclass(frozen=True)
 class Published:
-    """What a published checkpoint says.
+    """The contents of a published checkpoint.
 
     Attributes:
-        model: with the published weights, on the CPU, in evaluation mode.
-        word2idx: the whole vocabulary, `<mask>` included, where the file carries it.
-        epoch, best_rsum: of its training.
-        unused: names of tensors that are stored and take no part in a score, hence left out.
+        model: the model with the published weights, on the CPU and in evaluation mode.
+        word2idx: the whole vocabulary, `<mask>` included; None if the file does not contain it.
+        epoch, best_rsum: the epoch of the checkpoint, and the best validation rsum of its training.
+        unused: names of tensors that the file contains and that no score depends on; they are left out.
     """
 
     model: ChanModel
@@ -65,11 +65,11 @@ class Published:
 
 
 def read_published(path: str | Path) -> Published:
-    """Read a published checkpoint without running anything in it.
+    """Read a published checkpoint without executing anything in it.
 
     Raises:
-        CheckpointError: the file cannot be read safely, is not CHAN's, names an encoder this package does not have, or
-            its tensors are not those its options ask for.
+        CheckpointError: the file cannot be read safely, is not a CHAN checkpoint, names an encoder that this package
+            does not have, or its tensors do not match its options.
     """
     path = Path(path)
     raw = read_torch_file(path)
@@ -80,9 +80,9 @@ def read_published(path: str | Path) -> Published:
         raise CheckpointError(f"{path}: opt must be an argparse.Namespace, got {type(options).__name__}")
     parts = raw["model"]
     if not isinstance(parts, list) or len(parts) != 4 or not all(isinstance(part, Mapping) for part in parts):
-        raise CheckpointError(f"{path}: model must be a list of four state dicts (image, text, similarity, criterion)")
+        raise CheckpointError(f"{path}: model must be a list of four state dicts: image, text, similarity, criterion")
     if parts[2] or parts[3]:
-        raise CheckpointError(f"{path}: its similarity and criterion hold tensors: another model's checkpoint")
+        raise CheckpointError(f"{path}: its similarity and criterion hold tensors: this is another model's checkpoint")
     images, texts = (
         {str(name): check_tensor(f"{side} {name}", tensor, path) for name, tensor in part.items()}
         for side, part in zip(("image", "text"), parts, strict=False)
@@ -105,21 +105,21 @@ def import_published(
     tokenizer: str | Path | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Turn a published checkpoint into a native one.
+    """Convert a published checkpoint to a native one.
 
     Args:
         path: the published file.
         out: the checkpoint directory to write; nothing is written before everything has been checked.
-        vocabulary: SCAN vocabulary JSON of a GRU model; not needed where the file carries its own.
-        tokenizer: directory with tokenizer.json or vocab.txt, of a BERT model.
+        vocabulary: SCAN vocabulary JSON of a GRU model; not needed if the file contains its own.
+        tokenizer: directory with tokenizer.json or vocab.txt, for a BERT model.
         force: replace a checkpoint at OUT.
 
     Returns:
-        What was found, as plain data.
+        A summary of the import, as plain data.
 
     Raises:
-        CheckpointError: as in `read_published`, or the tokenizer is missing or of another size, or OUT is taken (by
-            anything but a checkpoint: also with `force`).
+        CheckpointError: as in `read_published`; or the tokenizer is missing or has another size; or OUT is not empty
+            (with `force`: not empty and not a checkpoint).
     """
     path = Path(path)
     checkpoint.check_place(out, force)
@@ -150,21 +150,21 @@ def _what_else(raw: object) -> str:
         if key in raw:
             return f"it looks like {name}"
     if raw and all(isinstance(value, Tensor) for value in raw.values()):
-        return "it is a bare state dict, without the options it was trained with"
+        return "it is a bare state dict, without the options that the model was trained with"
     return f"it lacks {', '.join(sorted(KEYS - raw.keys()))}"
 
 
 def _read_config(options: Mapping[str, Any], texts: Mapping[str, Tensor], path: Path) -> ModelConfig:
     def option(name: str, kind: type) -> Any:
         if name not in options:
-            raise CheckpointError(f"{path}: opt lacks {name}: not a CHAN checkpoint")
+            raise CheckpointError(f"{path}: opt lacks {name}, which every CHAN checkpoint has")
         return _typed(options[name], kind, f"opt.{name}", path)
 
     regions, text = option("precomp_enc_type", str), option("text_enc_type", str)
     if regions == "transformer":
         raise CheckpointError(
-            f"{path}: its regions are encoded by 'transformer', whose published attention runs across the images of a "
-            "batch instead of across the regions of an image, so no image has an embedding of its own: refused"
+            f"{path}: opt.precomp_enc_type 'transformer' is not supported: its published attention runs across the "
+            "images of a batch, not across the regions of an image, so an embedding depends on the batch: refused"
         )
     words = {}
     if text == "bigru":
@@ -196,7 +196,9 @@ def _bert_sizes(texts: Mapping[str, Tensor], path: Path) -> BertConfig:
     def rows_columns(name: str) -> tuple[int, int]:
         tensor = texts.get(f"{BERT_PREFIX}{name}.weight")
         if tensor is None or tensor.ndim != 2:
-            raise CheckpointError(f"{path}: text tensors must hold the matrix {BERT_PREFIX}{name}.weight, as BERT does")
+            raise CheckpointError(
+                f"{path}: the text encoder must hold the matrix {BERT_PREFIX}{name}.weight, as BERT does"
+            )
         return tensor.shape[0], tensor.shape[1]
 
     vocab_size, hidden = rows_columns("embeddings.word_embeddings")
@@ -220,7 +222,7 @@ def _bert_sizes(texts: Mapping[str, Tensor], path: Path) -> BertConfig:
 def _read_state(
     config: ModelConfig, images: Mapping[str, Tensor], texts: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors by our names, once names and shapes are exactly the published ones; and the names left out."""
+    """Check names and shapes; return the tensors under the names of `ChanModel`, and the names that are left out."""
     model = checkpoint.skeleton(config, str(path))
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     region_names = {name: f"region_encoder.{our_name}" for name, our_name in REGION_NAMES.items()}
@@ -254,7 +256,7 @@ def _read_state(
     shapes = {name: ours[our_name] for name, our_name in text_names.items()}
     checkpoint.check_tensors(shapes, used, f"{path}, text encoder")
     state |= {our_name: used[name] for name, our_name in text_names.items()}
-    # Trained on a GPU, the GRU's weights are windows of one buffer; a checkpoint of ours holds each by itself.
+    # The weights of a GRU trained on a GPU are views of one buffer; a native checkpoint stores each by itself.
     return {name: tensor.clone() for name, tensor in state.items()}, unused
 
 
@@ -278,7 +280,7 @@ def _tokenizer_files(
         if tokenizer is None:
             raise CheckpointError(
                 f"{path} has a BERT text encoder and does not carry its wordpieces: give --tokenizer DIR, a folder "
-                "with the tokenizer.json or vocab.txt it was trained with (bert-base-uncased, as published)"
+                "with the tokenizer.json or vocab.txt that it was trained with (bert-base-uncased, as published)"
             )
         return read_tokenizer(tokenizer, config.bert.vocab_size)
     if tokenizer is not None:
@@ -286,7 +288,7 @@ def _tokenizer_files(
     words, source = None, ""
     if published.word2idx is not None:
         words = dict(published.word2idx)
-        # `<mask>` is appended when a vocabulary is loaded, so the file must not have it.
+        # `<mask>` is appended when a vocabulary is loaded, so the file must not contain it.
         if SCAN_MASK in words and words.pop(SCAN_MASK) != len(words):
             raise CheckpointError(f"{path}: opt.word2idx must give {SCAN_MASK} the last id")
         source = f"{path}: opt.word2idx"
@@ -298,8 +300,8 @@ def _tokenizer_files(
         words, source = given, str(vocabulary)
     if words is None:
         raise CheckpointError(
-            f"{path} does not carry its vocabulary: give --vocab FILE, the JSON it was trained with "
-            f"({config.vocab_size - 1} words, as SCAN and VSE-infinity make it)"
+            f"{path} does not carry its vocabulary: give --vocab FILE, the JSON file that it was trained with "
+            f"({config.vocab_size - 1} words, in the format of SCAN and VSE-infinity)"
         )
     try:
         content, rows = scan_vocabulary(words), ScanTokenizer(words).vocab_size
@@ -313,7 +315,7 @@ def _tokenizer_files(
 
 
 def _typed(value: object, kind: type, name: str, path: Path) -> Any:
-    """The value, once it is of its kind; a float may be written as an int, and must be finite."""
+    """Return the value if it is of its kind. A float may be stored as an int, and must be finite."""
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
         raise CheckpointError(f"{path}: {name} must be of type {kind.__name__}, got {type(value).__name__}")

@@ -1,8 +1,8 @@
-"""Read a file of `torch.save` that a stranger wrote: nothing in it runs, and nothing in it can take the memory.
+"""Read an untrusted file of `torch.save`: nothing in it is executed, and nothing in it can exhaust the memory.
 
 `torch.load(weights_only=True)` refuses to call what is not on its list, but the list is wide (`bytearray(10**12)` is on
-it), it does not check the archive's checksums, and a tuple nested a million deep ends the process. So the archive and
-the pickle are looked through first; torch reads only what has the shape of a plain state dict.
+it), it does not verify the archive's checksums, and a tuple nested a million deep ends the process. Therefore the
+archive and the pickle are surveyed first, and torch reads only what has the shape of a plain state dict.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import torch
 
 from ..runtime.errors import CheckpointError
 
-# What a dictionary of tensors consists of; `argparse.Namespace` holds a published checkpoint's options.
+# What a dictionary of tensors is made of; `argparse.Namespace` holds the options of a published checkpoint.
 STORAGES = frozenset(
     f"torch {kind}Storage"
     for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 )
 GLOBALS = STORAGES | {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "argparse Namespace"}
 
-# Opcodes torch's weights-only reader knows. A get or a put moves through the memo; the others as pickletools says.
+# Opcodes that torch's weights-only reader supports. Gets and puts use the memo; pickletools describes the others.
 GETS, PUTS = {"BINGET", "LONG_BINGET"}, {"BINPUT", "LONG_BINPUT"}
-FILLERS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}  # they fill the object they find, and make none
+FILLERS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}  # they fill an object on the stack and make no new one
 # fmt: off
 OPCODES = GETS | PUTS | FILLERS | {
     "PROTO", "STOP", "MARK", "GLOBAL", "NEWOBJ", "REDUCE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
@@ -36,18 +36,18 @@ OPCODES = GETS | PUTS | FILLERS | {
 }
 # fmt: on
 
-# A published checkpoint nests 8 deep, and its pickle, whole vocabulary included, stays far below 1 MiB.
+# A published checkpoint is nested 8 deep. Its pickle, with the whole vocabulary, is far smaller than 1 MiB.
 MAX_PICKLE_BYTES = 16 << 20
 MAX_DEPTH = 64
 MAX_OBJECTS = 10_000_000
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """What `torch.save` wrote: dicts, lists, numbers, strings, `argparse.Namespace` and CPU tensors.
+    """Read what `torch.save` wrote: dicts, lists, numbers, strings, `argparse.Namespace` and tensors, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged, of another format, or holds anything but such data.
-            Nothing in it was executed.
+        CheckpointError: the file is missing, truncated, damaged, of another format, or holds anything else. Nothing in
+            it was executed.
     """
     path = Path(path)
     try:
@@ -61,17 +61,17 @@ def read_torch_file(path: str | Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             data = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a hostile file makes torch trip over
+    except Exception as error:  # a hostile file can make torch raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as data of torch.save: {reason}") from error
     return data
 
 
 def check_tensor(name: str, tensor: object, path: str | Path) -> torch.Tensor:
-    """The tensor itself, once it is known to be dense and no larger than the bytes the file spent on it.
+    """Return the tensor, if it is dense and no larger than the bytes that the file stores for it.
 
     Raises:
-        CheckpointError: it is no tensor, or a view such as an expanded one, whose copy could be of any size.
+        CheckpointError: it is not a tensor, or it is a view (an expanded one, say) whose copy could have any size.
     """
     if not isinstance(tensor, torch.Tensor):
         raise CheckpointError(f"{path}: {name} must be a tensor, got {type(tensor).__name__}")
@@ -92,7 +92,7 @@ def _check_kind(head: bytes, path: Path) -> None:
 
 
 def _survey_archive(content: bytes, path: Path) -> bytes:
-    """The bytes of the archive's pickle, once every member is stored as it is and passes its checksum."""
+    """Return the bytes of the archive's pickle, if every member is stored uncompressed and passes its checksum."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
@@ -114,7 +114,7 @@ def _survey_archive(content: bytes, path: Path) -> bytes:
 
 
 def _survey_pickle(content: bytes, path: Path) -> None:
-    """Run the pickle on sizes alone: what it would look up, how deep and how large what it builds would be."""
+    """Check which names a pickle looks up, and how deep and how large its objects are, without building any."""
     if len(content) > MAX_PICKLE_BYTES:
         raise CheckpointError(f"{path}: its pickle must be below {MAX_PICKLE_BYTES} bytes, got {len(content)}")
     Node = tuple[int, int]  # depth, objects counted as often as they are reached

@@ -3,11 +3,12 @@
 RUN/
 ├── best/                       the checkpoint of the epoch with the highest validation rsum
 ├── last/                       the checkpoint of the last finished epoch
-├── optimizer-EPOCH.safetensors what `--resume` needs beside it: AdamW's moments
-└── log.jsonl                   one line an epoch
+├── optimizer-EPOCH.safetensors the moments of AdamW, which `--resume` needs as well
+└── log.jsonl                   one line per epoch
 
-Every epoch draws its order, dropped regions and changed words from (seed, epoch) alone, so a run that was stopped goes
-on exactly as it would have. On one machine's CPU the same seed gives the same bits; a GPU adds in no fixed order.
+Every epoch draws its order, dropped regions and changed words from (seed, epoch) alone, so a run that was stopped
+resumes exactly where it would have continued. On the CPU of one machine the same seed gives the same bits; a GPU sums
+in no fixed order.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ from .validate import evaluate
 _GRADIENT_CLIP = 2.0
 
 OnStep = Callable[[int, int, int, float], None]
-"""Told after each step: epoch, step and steps of the epoch, counted from 0, and the step's loss a pair."""
+"""Called after each step with the epoch and the step (both from 0), the steps per epoch, and the mean loss per pair."""
 OnEpoch = Callable[[EpochLog], None]
+"""Called after each epoch with its line of the log."""
 
 
 def train(
@@ -54,28 +56,28 @@ def train(
     run: str | Path,
     config: TrainConfig,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> EpochLog:
-    """Train from the beginning and return the best epoch's log.
+    """Train from the beginning and return the log of the best epoch.
 
-    Stopping it (KeyboardInterrupt) leaves RUN as it was after the last finished epoch; `resume` goes on from there.
+    An interrupt (KeyboardInterrupt) leaves RUN as it was after the last finished epoch; `resume` continues from there.
 
     Args:
-        data_dir: a data set in the precomp layout with a `train` split. Validation is on `dev`; without one, the last
-            tenth of the training images (at most 1,000) is held out for it.
-        run: the folder to be; it must not hold another run.
+        data_dir: a data set in the precomp layout with a `train` split. The model is validated on the `dev` split; if
+            there is none, on the last tenth of the training images (at most 1,000), which are then not trained on.
+        run: the folder to create; it must not hold another run.
         config: every choice.
-        device: of torch.
-        on_step, on_epoch: told how it goes.
+        device: a torch device; None uses the GPU if torch finds one, else the CPU.
+        on_step, on_epoch: callbacks that report progress.
 
     Raises:
         InputError: the data or RUN break a rule.
     """
     run = Path(run)
     if (run / "last").exists() or (run / "log.jsonl").exists():
-        raise InputError(f"{run} holds a run already: go on with --resume, or choose another folder")
+        raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
     data = _Data.open(data_dir)
     torch.manual_seed(config.seed)
     model, files = _new_model(config, data)
@@ -87,14 +89,23 @@ def resume(
     run: str | Path,
     *,
     epochs: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> EpochLog:
-    """Go on after RUN's last finished epoch, exactly as if it had never stopped; `epochs` may lengthen the run.
+    """Continue after RUN's last finished epoch, exactly as if the run had never stopped.
+
+    Args:
+        data_dir: the data that the run was started with.
+        run: the folder of the run.
+        epochs: train to this number of epochs instead of the run's own.
+        device, on_step, on_epoch: as in `train`.
+
+    Returns:
+        The log of the best epoch.
 
     Raises:
-        InputError: RUN has nothing to go on from, or the data are not those it was trained on.
+        InputError: RUN has no finished epoch, or the data are not those it was trained on.
         CheckpointError: its files cannot be read.
     """
     run = Path(run)
@@ -109,7 +120,9 @@ def resume(
         raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {error!r}") from error
     data = _Data.open(data_dir)
     if data.fingerprint != fingerprint:
-        raise InputError(f"{data_dir} is not the data this run was trained on ({data.fingerprint}, not {fingerprint})")
+        raise InputError(
+            f"{data_dir} is not the data this run was trained on (sha256 {data.fingerprint}, not {fingerprint})"
+        )
     if epochs is not None:
         config = replace(config, epochs=epochs)
     going = _Run(run, data, config, last.model, last.tokenizer_files, device, on_step, on_epoch)
@@ -118,7 +131,7 @@ def resume(
 
 
 def last_epoch(run: str | Path) -> int | None:
-    """The epoch that RUN/last holds, counted from 0; None where none was finished."""
+    """Return the epoch that RUN/last holds, counted from 0, or None if no epoch was finished."""
     config = Path(run) / "last" / checkpoint.CONFIG
     if not config.is_file():
         return None
@@ -150,7 +163,7 @@ class _Data:
             validation = train.take(np.arange(kept, train.num_images))
         if validation.region_dim != train.region_dim:
             widths = f"{validation.region_dim} and {train.region_dim}"
-            raise InputError(f"dev and train must have features of one width, got {widths}")
+            raise InputError(f"dev and train must have features of the same width, got {widths}")
         digest = hashlib.sha256("\n".join(train.captions).encode())
         digest.update(f"{train.num_images} {train.max_regions} {train.region_dim} {kept}".encode())
         pairs = np.flatnonzero(train.image_of_caption < kept)
@@ -158,7 +171,7 @@ class _Data:
 
 
 def _new_model(config: TrainConfig, data: _Data) -> tuple[ChanModel, dict[str, bytes]]:
-    """A model at the start of training and its tokenizer's files."""
+    """Return a model at the start of training, and the files of its tokenizer."""
     shape = ModelConfig(
         region_dim=data.train.region_dim,
         embed_dim=config.embed_dim,
@@ -180,7 +193,7 @@ def _new_model(config: TrainConfig, data: _Data) -> tuple[ChanModel, dict[str, b
 
 
 class _Run:
-    """A run in progress: model, optimizer and what has been logged."""
+    """A run in progress: its model, its optimizer and its log so far."""
 
     def __init__(
         self,
@@ -189,20 +202,21 @@ class _Run:
         config: TrainConfig,
         model: ChanModel,
         tokenizer_files: Mapping[str, bytes],
-        device: str,
+        device: str | None,
         on_step: OnStep | None,
         on_epoch: OnEpoch | None,
     ) -> None:
-        self.folder, self.data, self.config, self.device = folder, data, config, device
+        self.folder, self.data, self.config = folder, data, config
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer_files, self.on_step, self.on_epoch = tokenizer_files, on_step, on_epoch
-        self.model = model.to(device)
+        self.model = model.to(self.device)
         self.optimizer = _optimizer(model, config)
         self.tokenizer = read_tokenizer(tokenizer_files)
         self.tokens = self.tokenizer.encode([data.train.captions[row] for row in data.pairs])
         self.logs: list[EpochLog] = []
 
     def go(self) -> EpochLog:
-        """Train to the last epoch; the best epoch's log."""
+        """Train to the last epoch and return the log of the best."""
         for epoch in range(len(self.logs), self.config.epochs):
             loss = self._epoch(epoch)
             found = evaluate(self.data.validation, self.model, self.tokenizer, self.device)
@@ -215,7 +229,7 @@ class _Run:
         return max(self.logs, key=lambda log: log.rsum)
 
     def _epoch(self, epoch: int) -> float:
-        """One pass over all pairs; the mean loss a pair."""
+        """Train on all pairs once and return the mean loss per pair."""
         rng = np.random.default_rng([self.config.seed, epoch])
         torch.manual_seed(int(rng.integers(2**62)))  # BERT's dropout
         for group in self.optimizer.param_groups:
@@ -240,7 +254,7 @@ class _Run:
         return total / len(order)
 
     def _loss(self, batch: NDArray[np.int64], epoch: int, rng: np.random.Generator) -> Tensor:
-        """The loss of a batch of pairs, summed as published (InfoNCE: times the batch, so that both are sums)."""
+        """Return the loss of a batch of pairs, summed as published (InfoNCE times the batch, to be a sum as well)."""
         images = self.data.train.image_of_caption[self.data.pairs[batch]]
         features, counts = drop_regions(*self.data.train.regions(images), self.config.region_drop, rng)
         token_lengths = self.tokens.lengths[batch]
@@ -255,7 +269,7 @@ class _Run:
         scores: Tensor = self.model(
             *(torch.from_numpy(array).to(self.device) for array in (features, counts, ids, lengths))
         )
-        # Another caption of the same image is no negative.
+        # Another caption of the same image is not a negative.
         siblings = torch.from_numpy((images[:, None] == images[None, :]) & ~np.eye(len(images), dtype=bool))
         scores = scores.masked_fill(siblings.to(self.device), -torch.inf)
         if self.config.loss == "infonce":
@@ -263,10 +277,10 @@ class _Run:
         return hinge(scores, MARGIN, hardest=epoch >= self.config.warmup_epochs)
 
     def _save(self) -> None:
-        """Write the epoch so that Ctrl-C or an error at any point leaves this epoch or the one before it, whole.
+        """Write the epoch. Ctrl-C or an error at any point leaves either this epoch or the one before it, complete.
 
-        `last` names the epoch and is replaced last; the optimizer's file carries the epoch in its name. Replacing a
-        folder takes two renames: a process killed just between them leaves the epoch before it in RUN/.last.*/old.
+        `last` records the epoch and is replaced last; the optimizer's file has the epoch in its name. Replacing a
+        folder takes two renames: a process killed between them leaves the previous epoch in RUN/.last.*/old.
         """
         log = self.logs[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -290,7 +304,7 @@ class _Run:
                 old.unlink()
 
     def restore(self, epoch: int, logs: list[EpochLog]) -> None:
-        """Put the optimizer and the log back to where they stood after `epoch`."""
+        """Set the optimizer and the log to their state after `epoch`."""
         file = _optimizer_file(self.folder, epoch)
         try:
             moments = load_file(file, device=self.device)
@@ -309,7 +323,7 @@ class _Run:
 
 
 def _optimizer(model: ChanModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; BERT's own weights have a learning rate and decay of their own."""
+    """Return AdamW, with a separate learning rate and decay for the weights of BERT."""
     pretrained: list[Tensor] = []
     fresh: list[Tensor] = []
     for name, parameter in model.named_parameters():

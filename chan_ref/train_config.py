@@ -1,4 +1,4 @@
-"""The choices of a training run, and what each of its epochs leaves in the log."""
+"""The choices of a training run, and the line of the log that each epoch adds."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ class TrainConfig:
     """Every choice of a run; the defaults are the published GRU model's.
 
     Attributes:
-        embed_dim: D.
+        embed_dim: width of the embeddings (D).
         word_dim: width of the word embedding (`bigru`).
         region_encoder: `basic` or `selfattention`.
         text_encoder: `bigru` or `bert`.
         bert: folder of pretrained BERT weights (`bert`).
         alignment: coding, pooling and their temperatures.
         loss: `hinge` (margin 0.05: all violations for `warmup_epochs`, then each query's hardest) or `infonce`.
-        warmup_epochs: small data need more than the published 1: a model not yet far from chance collapses when only
-            the hardest negatives pull at it (seen as a loss of twice the margin and recalls of chance).
-        epochs, batch_size: batch_size 0 stands for the published one: 384 for `bigru`, 128 for `bert`.
-        learning_rate, drop_epoch: AdamW's, a tenth of it from epoch `drop_epoch` on (counted from 0).
-        bert_learning_rate, bert_weight_decay: those of BERT's own weights.
-        region_drop: share of the regions dropped.
-        word_drop: share of the words changed: half masked, a tenth random, the rest removed.
-        min_count: a word enters the vocabulary when it occurs this often.
-        seed: of everything random.
+        warmup_epochs: epochs in which `hinge` counts all violations. The published value is 1; small data need more,
+            because a model that is still near chance collapses when it learns from the hardest negatives alone.
+        epochs: number of passes over all pairs.
+        batch_size: pairs per step; 0 uses the published value, 384 for `bigru` and 128 for `bert`.
+        learning_rate: learning rate of AdamW.
+        drop_epoch: from this epoch on (counted from 0) the learning rates are a tenth.
+        bert_learning_rate, bert_weight_decay: learning rate and decay of the weights of BERT (`bert`).
+        region_drop: share of the regions that are dropped.
+        word_drop: share of the words that are changed: half masked, a tenth random, the rest removed.
+        min_count: number of occurrences from which a word enters the vocabulary (`bigru`).
+        seed: seed of every random choice.
     """
 
     embed_dim: int = 1024
@@ -60,9 +62,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, get_args(LossKind))
         if (self.text_encoder == "bert") != (self.bert is not None):
-            raise InputError(
-                "bert, the folder of pretrained weights, must be given exactly when text_encoder is 'bert'"
-            )
+            rule = "must be given" if self.bert is None else "must not be given"
+            raise InputError(f"bert (folder of pretrained weights) {rule} for text_encoder {self.text_encoder!r}")
         for name in ("embed_dim", "word_dim", "epochs", "learning_rate", "bert_learning_rate", "min_count"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
@@ -75,12 +76,12 @@ class TrainConfig:
 
     @property
     def pairs_per_step(self) -> int:
-        """The batch size in force."""
+        """Return the number of pairs per step; the published one if `batch_size` is 0."""
         return self.batch_size or (384 if self.text_encoder == "bigru" else 128)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> TrainConfig:
-        """Read `asdict`'s data."""
+        """Read the data that `dataclasses.asdict` returns; CheckpointError if a key is missing or unknown."""
         try:
             return cls(**{**raw, "alignment": AlignmentConfig(**raw["alignment"])})
         except (TypeError, KeyError, InputError) as error:
@@ -89,7 +90,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EpochLog:
-    """One finished epoch, as a line of log.jsonl: the mean loss a pair, and the recalls on the validation images."""
+    """A line of log.jsonl: the mean loss per pair of one epoch, and its recalls on the validation images."""
 
     epoch: int
     loss: float
@@ -101,7 +102,7 @@ class EpochLog:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EpochLog:
-        """Read `asdict`'s data."""
+        """Read the data that `dataclasses.asdict` returns; CheckpointError if a key is missing or unknown."""
         try:
             return cls(**{**raw, "i2t": Recalls(**raw["i2t"]), "t2i": Recalls(**raw["t2i"])})
         except (TypeError, KeyError) as error:

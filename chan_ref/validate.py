@@ -1,4 +1,4 @@
-"""Recalls of a model in training, on the device it trains on: each image encoded once, scores by blocks."""
+"""Recalls of a model in training, on its device. Each image is encoded once, and scores are computed in blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK_SIMILARITIES = 1 << 25  # region-word similarities held at once: 128 MB o
 
 
 def evaluate(images: CaptionedImages, model: ChanModel, tokenizer: Tokenizer, device: str) -> metrics.Metrics:
-    """Recalls of a model as it is over some images with their captions; its mode is restored."""
+    """Compute the recalls of a model, in evaluation mode, on images with captions. Its mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -29,7 +29,7 @@ def evaluate(images: CaptionedImages, model: ChanModel, tokenizer: Tokenizer, de
 
 
 def _scores(images: CaptionedImages, model: ChanModel, tokens: TokenBatch, device: str) -> NDArray[np.float32]:
-    """[I, C]. Captions are taken in the order of their length, so that blocks carry little padding."""
+    """Score all pairs [I, C]. Captions are sorted by length first, so that blocks contain little padding."""
     regions, region_lengths = [], []
     for start in range(0, images.num_images, _IMAGES):
         features, counts = images.regions(slice(start, start + _IMAGES))

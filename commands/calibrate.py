@@ -1,4 +1,4 @@
-"""`chan calibrate`: real samples -> the ranges that int8 graphs are made with."""
+"""`chan calibrate`: find the ranges that int8 graphs need, on real samples."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ import click
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "--split", default="train", show_default=True, help="Split of DATA to calibrate on; not the one you test on."
+    "--split", default="train", show_default=True, help="Split of DATA to calibrate on; do not use the one you test on."
 )
 @click.option(
-    "--samples", default=256, show_default=True, help="Images, spread evenly over the split; all their captions."
+    "--samples",
+    default=256,
+    show_default=True,
+    help="Number of images, spread evenly over the split, with all their captions.",
 )
 @click.option(
     "--method",
     type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
     default="minmax",
     show_default=True,
-    help="How a clipping range is chosen from what was seen; minmax lost least where it was measured (docs/int8.md).",
+    help="How clipping ranges are chosen; minmax lost the least in the measurements (docs/int8.md).",
 )
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime; 0 lets it choose.")
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Number of threads of onnxruntime; 0 lets it choose."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the ranges as JSON instead of a table.")
 def command(bundle: Path, data: Path, split: str, samples: int, method: str, threads: int, as_json: bool) -> None:
     """Calibrate BUNDLE on real samples of DATA (SCAN / VSE-infinity layout).
 
-    Runs the samples through the float32 graphs, keeps a histogram of every tensor that enters a matrix product, and
-    writes the ranges to BUNDLE/calibration/ranges.json. A run that was stopped goes on where it was.
+    The command runs the samples through the float32 graphs, keeps a histogram of every tensor that enters a matrix
+    product, and writes the ranges to BUNDLE/calibration/ranges.json. A run that was stopped continues where it was.
     """
     from chan_rt.calibration.calibrate import calibrate
     from chan_rt.commands.samples import open_samples

@@ -1,4 +1,4 @@
-"""`chan import`: a published checkpoint becomes a native one."""
+"""`chan import`: convert a published checkpoint to a native one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import click
 @click.command("import", short_help="Read a published model_best.pth safely and strictly.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The checkpoint directory to write.")
-@click.option("--vocab", type=click.Path(path_type=Path), help="SCAN vocabulary JSON of a GRU model.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder with tokenizer.json or vocab.txt, for BERT.")
+@click.option("--vocab", type=click.Path(path_type=Path), help="SCAN vocabulary JSON, for a GRU model.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder with tokenizer.json or vocab.txt, for a BERT model."
+)
 @click.option("--force", is_flag=True, help="Replace a checkpoint at OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, force: bool, as_json: bool) -> None:
-    """Turn the published checkpoint MODEL.pth into a checkpoint directory.
+    """Convert the published checkpoint MODEL to a checkpoint directory.
 
-    Every choice is read from the file's own options. Nothing in the file is executed, and nothing is written unless
-    all of its tensors are exactly those its options ask for.
+    Every choice is read from the options in the file. Nothing in the file is executed, and nothing is written unless
+    its tensors are exactly those that its options describe.
     """
     from ..chan_ref.published import import_published
 

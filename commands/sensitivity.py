@@ -1,4 +1,4 @@
-"""`chan sensitivity`: what int8 costs and gains layer by layer, and a mixed-precision plan."""
+"""`chan sensitivity`: measure what int8 costs and saves layer by layer, and find a mixed-precision plan."""
 
 from __future__ import annotations
 
@@ -19,24 +19,31 @@ if TYPE_CHECKING:
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--split", default="dev", show_default=True, help="Split of DATA to measure on.")
 @click.option(
-    "--samples", default=200, show_default=True, help="Images, spread evenly over the split; all their captions."
+    "--samples",
+    default=200,
+    show_default=True,
+    help="Number of images, spread evenly over the split, with all their captions.",
 )
 @click.option(
     "--scheme",
     type=click.Choice(["x86", "tensorrt"]),
     default="x86",
     show_default=True,
-    help="Whose int8: onnxruntime's on x86, or TensorRT's Q/DQ (computed here by onnxruntime; ignore its speed).",
+    help="Int8 artifact to measure: x86 (onnxruntime) or tensorrt (Q/DQ, run by onnxruntime here; ignore its speed).",
 )
-@click.option("--by-scope", is_flag=True, help="Quantize whole scopes (one attention, one BERT layer) at a time.")
-@click.option("--max-rsum-drop", type=float, help="Search the plan with as much int8 as loses at most this much rsum.")
+@click.option("--by-scope", is_flag=True, help="Quantize one whole scope (an attention, a BERT layer) at a time.")
 @click.option(
-    "--plan", "plan_file", type=click.Path(path_type=Path), help="Where to write that plan, for chan export --plan."
+    "--max-rsum-drop", type=float, help="Find the plan with the most int8 that loses at most this many points of rsum."
+)
+@click.option(
+    "--plan", "plan_file", type=click.Path(path_type=Path), help="File to write that plan to, for chan export --plan."
 )
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), help="Write a plot of the table (PNG, SVG or PDF)."
 )
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of onnxruntime; 0 lets it choose.")
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Number of threads of onnxruntime; 0 lets it choose."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(
     bundle: Path,
@@ -51,20 +58,20 @@ def command(
     threads: int,
     as_json: bool,
 ) -> None:
-    """Quantize one layer of BUNDLE at a time and measure it on DATA, the most harmful first."""
+    """Quantize one layer of BUNDLE at a time and measure the effect on DATA. The most harmful layer is listed first."""
     from chan_rt.calibration.calibrate import load_calibration
     from chan_rt.calibration.sensitivity import Sensitivity
     from chan_rt.commands.samples import open_samples
     from chan_rt.runtime.contract import Manifest
 
     if plan_file is not None and max_rsum_drop is None:
-        raise click.UsageError("--plan needs --max-rsum-drop: how much rsum may the plan lose?")
+        raise click.UsageError("--plan needs --max-rsum-drop, the points of rsum that the plan may lose")
     images, chosen = open_samples(bundle, data, split, samples)
     calibration = load_calibration(bundle, Manifest.load(bundle))
     study = Sensitivity(bundle, calibration, chosen, images.image_of_caption, scheme, threads)  # type: ignore[arg-type]
     stderr = sys.stderr
     with click.progressbar(study.groups(by_scope), label="layers", file=stderr) as groups:
-        effects = sorted((study.measure(group) for group in groups), key=lambda effect: -effect.score_error)
+        effects = study.measure_all(groups)
     record: dict[str, Any] = {"scheme": scheme, "effects": [asdict(effect) for effect in effects]}
     if not as_json:
         _print_table(effects)

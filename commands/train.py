@@ -1,4 +1,4 @@
-"""`chan train`: a checkpoint from region features and captions."""
+"""`chan train`: train a checkpoint on region features and captions."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-# What may change between a run and its --resume; everything else is the run's own.
+# Options that may differ between a run and its --resume; the run keeps all others.
 _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
 
 
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False))
-@click.option("-o", "--out", "run", required=True, type=click.Path(file_okay=False), help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on after the last finished epoch of the run there.")
-@click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Passes over all pairs.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Default: 384 for bigru, 128 for bert.")
-@click.option("--learning-rate", type=float, default=5e-4, show_default=True, help="Of AdamW.")
+@click.option(
+    "-o", "--out", "run", required=True, type=click.Path(file_okay=False), help="Folder of the run to create or resume."
+)
+@click.option("--resume", is_flag=True, help="Continue the run after its last finished epoch.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Number of passes over all pairs."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=2), help="Number of pairs per step. Default: 384 for bigru, 128 for bert."
+)
+@click.option("--learning-rate", type=float, default=5e-4, show_default=True, help="Learning rate of AdamW.")
 @click.option(
     "--drop-epoch",
     type=click.IntRange(min=0),
     default=15,
     show_default=True,
-    help="From this epoch on (counted from 0) a tenth of the learning rate.",
+    help="Epoch (counted from 0) from which the learning rate is a tenth.",
 )
 @click.option(
     "--embed-dim", type=click.IntRange(min=1), default=1024, show_default=True, help="Width of the embeddings."
@@ -41,68 +47,76 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
     type=click.Choice(["basic", "selfattention"]),
     default="selfattention",
     show_default=True,
-    help="basic is one linear layer.",
+    help="basic is one linear layer; selfattention adds attention over the regions.",
 )
 @click.option(
     "--text-encoder",
     type=click.Choice(["bigru", "bert"]),
     default="bigru",
     show_default=True,
-    help="bert needs --bert.",
+    help="Encoder of the captions; bert needs --bert.",
 )
 @click.option(
     "--bert",
     type=click.Path(exists=True, file_okay=False),
     help="Folder of pretrained weights: config.json, model.safetensors or pytorch_model.bin, vocab.txt.",
 )
-@click.option("--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Of BERT's own weights.")
-@click.option("--bert-weight-decay", type=float, default=1e-4, show_default=True, help="Of BERT's own weights.")
+@click.option(
+    "--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."
+)
+@click.option(
+    "--bert-weight-decay", type=float, default=1e-4, show_default=True, help="Weight decay of the weights of BERT."
+)
 @click.option(
     "--coding",
     type=click.Choice(["VHA", "THA", "VSA"]),
     default="VHA",
     show_default=True,
-    help="Who chooses: each word a region (VHA), each region a word (THA), or soft attention (VSA).",
+    help="VHA: each word takes its best region. THA: each region takes its best word. VSA: regions attend over words.",
 )
 @click.option(
     "--pooling",
     type=click.Choice(["Max", "Mean", "Sum", "LSE", "Softmax"]),
     default="LSE",
     show_default=True,
-    help="How the chosen similarities become a score.",
+    help="How these similarities are reduced to a score.",
 )
-@click.option("--attention-temperature", type=float, default=0.1, show_default=True, help="Of VSA.")
-@click.option("--pooling-temperature", type=float, default=0.1, show_default=True, help="Of LSE and Softmax.")
+@click.option(
+    "--attention-temperature", type=float, default=0.1, show_default=True, help="Temperature of VSA's attention."
+)
+@click.option(
+    "--pooling-temperature", type=float, default=0.1, show_default=True, help="Temperature of LSE and Softmax."
+)
 @click.option(
     "--loss",
     type=click.Choice(["hinge", "infonce"]),
     default="hinge",
     show_default=True,
-    help="hinge is the published one.",
+    help="Loss; the published models use hinge.",
 )
 @click.option(
     "--warmup-epochs",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
-    help="Epochs in which hinge counts every violation, then only the hardest. Raise it where recall falls to chance.",
+    help="Epochs in which hinge counts every violation; later only the hardest. Use more if recall falls to chance.",
 )
-@click.option("--min-count", type=int, default=4, show_default=True, help="Rarer words are unknown ones (bigru).")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights, order and augmentation."
+    "--min-count", type=int, default=4, show_default=True, help="Words that occur less often become <unk> (bigru)."
 )
-@click.option("--device", help="A torch device. Default: cuda where there is one.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, order and augmentation."
+)
+@click.option("--device", help="Torch device. Default: cuda if available, else cpu.")
 @click.pass_context
 def command(
     context: click.Context, /, data: str, run: str, resume: bool, epochs: int, device: str | None, **options: Any
 ) -> None:
-    """Train CHAN on DATA (precomp/train_* and, to validate on, precomp/dev_*) with the published schedule.
+    """Train CHAN with the published schedule on DATA, the folder of precomp/train_* and precomp/dev_* (for validation).
 
-    RUN/best and RUN/last are checkpoints for `chan export`, RUN/log.jsonl has a line an epoch. Ctrl-C keeps the last
-    finished epoch; --resume goes on from there.
+    OUT/best and OUT/last are checkpoints for `chan export`, and OUT/log.jsonl has one line per epoch. Ctrl-C keeps the
+    last finished epoch; --resume continues from there.
     """
-    import torch
-
     from ..chan_ref import train as training
     from ..chan_ref.train_config import EpochLog, TrainConfig
     from ..runtime.contract import AlignmentConfig
@@ -111,8 +125,7 @@ def command(
     given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     if resume and (fixed := sorted(given - _FREE_ON_RESUME)):
         flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise InputError(f"--resume goes on with the run's own options: leave out {flags}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        raise InputError(f"--resume uses the options of the run: leave out {flags}")
     progress = _Progress()
 
     def on_epoch(log: EpochLog) -> None:
@@ -132,16 +145,16 @@ def command(
         progress.close()
         kept = training.last_epoch(run)
         if kept is None:
-            click.echo("Stopped before the first epoch was finished: nothing is kept.", err=True)
+            click.echo("Stopped before the first epoch was finished; nothing was saved.", err=True)
         else:
             again = f"chan train {data} -o {run} --resume"
-            click.echo(f"Stopped: epoch {kept} is kept in {run}/last. Go on with: {again}", err=True)
+            click.echo(f"Stopped: epoch {kept} is kept in {run}/last. Continue with: {again}", err=True)
         context.exit(130)
     click.echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {run}/best")
 
 
 class _Progress:
-    """One progress bar an epoch."""
+    """One progress bar per epoch."""
 
     def __init__(self) -> None:
         self._bar: Any = None
