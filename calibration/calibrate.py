@@ -167,7 +167,7 @@ def calibrate(
             observer.run(batches[index]())
             progress(name, index + 1, len(batches))
             state.save(name, observer, index + 1, last=index + 1 == len(batches))
-    graphs = {
+    graphs: dict[str, tuple[str, dict[str, TensorRange]]] = {
         name: (
             hashes[name],
             {tensor: choose_range(tensor, histogram, method) for tensor, histogram in observer.histograms.items()},
