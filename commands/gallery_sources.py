@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..runtime.data.images import CaptionedImages
 from ..runtime.data.layout import is_data_folder
 from ..runtime.errors import InputError
+from ..runtime.identity import Origin, Scope
 from ..runtime.matcher import Matcher
 from ..runtime.sources import Encoded, Source, caption_encoder, each_row, picture_source, text_source
 
@@ -54,6 +59,8 @@ def _data_images(path: Path, split: str) -> Source:
         metadata=metadata,
         encode=encode,
         queries=data.captions,
+        origins=_origins(path, split, data.num_images, lambda row: _regions_digest(data, row)),
+        whole=[Scope(path.resolve(), f"{split}/")],
     )
 
 
@@ -68,4 +75,20 @@ def _data_captions(path: Path, split: str) -> Source:
             for caption, image in zip(data.captions, data.image_of_caption, strict=True)
         ],
         encode=caption_encoder(ids, data.captions),
+        origins=_origins(path, split, len(ids), lambda row: hashlib.sha256(data.captions[row].encode()).hexdigest()),
+        whole=[Scope(path.resolve(), f"{split}/")],
     )
+
+
+def _origins(path: Path, split: str, count: int, digest: Callable[[int], str]) -> list[Origin]:
+    """Where the rows of a split come from: all of them from the split's files together."""
+    files = [file.stat() for folder in ("", "*precomp/") for file in path.glob(f"{folder}{split}_*")]
+    size, mtime_ns = sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)
+    root = path.resolve()
+    return [Origin(root, f"{split}/{row}", None, size, mtime_ns, partial(digest, row)) for row in range(count)]
+
+
+def _regions_digest(data: CaptionedImages, row: int) -> str:
+    """SHA-256 of an image's regions and their number."""
+    regions, lengths = data.regions([row])
+    return hashlib.sha256(lengths.tobytes() + np.ascontiguousarray(regions).tobytes()).hexdigest()

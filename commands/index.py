@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts
+from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, warn
 
 if TYPE_CHECKING:
     from ..runtime.gallery.prepare import FastScan
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Copy of the vectors that exact search ranks by. With none only int8 codes are kept: nothing is certified.",
 )
+@click.option("--prune", is_flag=True, help="Remove the rows of SOURCES whose picture or data row is gone.")
+@click.option(
+    "--metadata",
+    type=options.FILE,
+    help="Metadata of pictures, to filter by: a CSV file with a header, or JSON lines. Each line names its `path`.",
+)
 @options.queries_option
 @options.backend_option
 @options.precision_option
@@ -41,6 +47,8 @@ def command(
     captions: bool,
     replace: bool,
     fine: Any,
+    prune: bool,
+    metadata: Path | None,
     queries: Path | None,
     backend: str,
     precision: str,
@@ -51,22 +59,31 @@ def command(
     """Encode SOURCES with BUNDLE and keep the embeddings in the gallery OUT.
 
     SOURCES are pictures and folders of pictures, or one data folder in the precomp layout. With --captions they are a
-    data folder or text files. Rows that the gallery already has are skipped, so the same command continues after an
-    interruption and adds what is new. A picture that cannot be read is skipped and listed at the end. `chan gallery`
-    deletes rows, compacts and verifies a gallery.
+    data folder or text files.
+
+    Run the same command again to continue after an interruption and to bring the gallery up to date: what is new is
+    added, what changed is encoded again, what moved within SOURCES is renamed, and with --prune what is gone is
+    removed. The id of a row is the name of its folder and the path below it. A picture that cannot be read is skipped
+    and listed at the end.
     """
     from ..runtime.index import index_source, prepare_fast_search
     from ..runtime.matcher import Matcher
+    from ..runtime.metadata_file import read_metadata, with_metadata
     from ..runtime.session import gallery_settings, open_writer
     from ..runtime.sources import read_lines
     from .gallery_sources import open_source
 
     source = open_source(sources, split, captions=captions)
+    unmatched: list[str] = []
+    if metadata is not None:
+        source, unmatched = with_metadata(source, read_metadata(metadata))
     texts = source.queries if queries is None else read_lines(queries)
     settings = gallery_settings(bundle, source.kind, precision=precision, fine=fine)
     with open_writer(out, settings) as writer, Matcher.open(bundle, backend, precision) as matcher:
         with progress_bar("index", len(source.ids)) as progress:
-            result = index_source(writer, matcher, source, replace=replace, max_bad=max_bad, progress=progress)
+            result = index_source(
+                writer, matcher, source, replace=replace, prune=prune, max_bad=max_bad, progress=progress
+            )
         fast = prepare_fast_search(writer, matcher, texts)
         held = writer.describe()
     if as_json:
@@ -74,17 +91,36 @@ def command(
             {
                 "gallery": str(out),
                 "encoded": result.encoded,
-                "already_there": result.known,
+                "added": result.added,
+                "refreshed": result.refreshed,
+                "moved": result.moved,
+                "already_there": result.unchanged,
+                "missing": list(result.missing),
+                "removed": len(result.missing) if result.removed else 0,
+                "metadata_without_picture": unmatched,
                 "skipped": skipped_as_dicts(result.skipped),
                 "not_read": dict(source.passed_over),
                 "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
             }
         )
     else:
-        echo(f"{result.encoded} rows encoded, {result.known} were already there")
+        echo(f"{result.encoded} rows encoded, {result.unchanged} were already there")
+        for count, text in (
+            (result.refreshed, "of them were encoded again, because their content changed or --replace was given"),
+            (result.moved, "were renamed: the same content lies elsewhere now"),
+        ):
+            if count:
+                echo(f"{count} {text}")
+        if result.missing:
+            echo(
+                f"{len(result.missing)} rows {'were removed' if prune else 'remain'} whose item is gone"
+                + ("" if prune else f", such as {result.missing[0]}; --prune removes them")
+            )
         if fast is not None:
             echo(describe_fast(fast))
         echo(f"{out}: {held}")
+    if unmatched:
+        warn(f"{len(unmatched)} lines of {metadata} name no picture of SOURCES, such as {unmatched[0]}")
     report_skipped(result.skipped, source.passed_over)
     if strict and result.skipped:
         raise click.exceptions.Exit(1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import InputError
 from .gallery import GalleryWriter
 from .gallery.prepare import MIN_ROWS, FastScan
+from .identity import SOURCE, Known, Plan, compare
 from .matcher import Matcher
 from .skipped import MAX_BAD, Skipped, SkippedItem
 from .sources import Source
@@ -23,14 +25,27 @@ class IndexResult:
     """What a run over a source did.
 
     Attributes:
-        encoded: rows that were encoded and committed.
-        known: rows that the gallery had already.
+        added: rows that the gallery did not have.
+        refreshed: rows that were encoded again, since their content changed or `replace` asked for it.
+        moved: rows that keep their vectors under a new id, because their file lies elsewhere now.
+        unchanged: rows that the gallery had already.
+        missing: ids of rows whose items the source no longer has.
+        removed: whether the rows of `missing` were removed.
         skipped: what could not be encoded, with the reasons.
     """
 
-    encoded: int
-    known: int
+    added: int
+    refreshed: int
+    moved: int
+    unchanged: int
+    missing: tuple[str, ...]
+    removed: bool
     skipped: tuple[SkippedItem, ...]
+
+    @property
+    def encoded(self) -> int:
+        """Rows that were encoded and committed."""
+        return self.added + self.refreshed
 
 
 def index_source(
@@ -39,18 +54,21 @@ def index_source(
     source: Source,
     *,
     replace: bool = False,
+    prune: bool = False,
     max_bad: int = MAX_BAD,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> IndexResult:
-    """Encode what the gallery does not have yet, and commit it 256 rows at a time.
+    """Bring a gallery up to date with a source: add, refresh, rename, and with `prune` remove rows.
 
-    A run that was interrupted keeps what it committed; the same call goes on from there.
+    New and changed items are encoded and committed 256 rows at a time. A run that was interrupted keeps what it
+    committed; the same call continues from there.
 
     Args:
         writer: of a gallery of the source's kind.
         matcher: of the gallery's model.
         source: the rows.
         replace: encode the rows that the gallery has again, too.
+        prune: remove the rows whose items the source no longer has.
         max_bad: how many rows may be unreadable.
         progress: called with the rows finished and the rows there are to encode.
 
@@ -61,28 +79,59 @@ def index_source(
     if source.kind != writer.settings.kind:
         raise InputError(f"kind must be this gallery's {writer.settings.kind}, got {source.kind}")
     skipped = Skipped(max_bad)
-    for item in source.skipped:
-        skipped.add(item)
-    known = set() if replace else writer.ids(source.ids)
-    rows = [row for row, id in enumerate(source.ids) if id not in known]
-    encoded = 0
-    for begin in range(0, len(rows), COMMIT_ROWS):
-        part = rows[begin : begin + COMMIT_ROWS]
-        done = source.encode(matcher, part)
-        if done.embeddings is not None:
-            ids, metadata = [source.ids[row] for row in done.rows], [source.metadata[row] for row in done.rows]
-            writer.add(ids, done.embeddings, metadata, overwrite=replace)
-            encoded += len(ids)
-        for problem in done.problems:
+    for left_out in source.skipped:
+        skipped.add(left_out)
+    plan = _plan(writer, source)
+    same = {item for item, id in enumerate(plan.ids) if id in plan.kept}
+    old = {*plan.refreshed, *(same if replace else ())}
+    writer.relabel([*plan.moved, *plan.touched], plan.roots)
+    items = sorted({*plan.added, *old})
+    done = {True: 0, False: 0}  # rows encoded, by whether the gallery had them
+    for begin in range(0, len(items), COMMIT_ROWS):
+        part = items[begin : begin + COMMIT_ROWS]
+        encoded = source.encode(matcher, part)
+        if encoded.embeddings is not None:
+            metadata = [_described(source, plan, item) for item in encoded.rows]
+            writer.add([plan.ids[item] for item in encoded.rows], encoded.embeddings, metadata, overwrite=True)
+            for item in encoded.rows:
+                done[item in old] += 1
+        for problem in encoded.problems:
             skipped.add(problem)
         if progress is not None:
-            progress(begin + len(part), len(rows))
-    if encoded:
+            progress(begin + len(part), len(items))
+    if prune and plan.missing:
+        writer.delete(plan.missing)
+    if sum(done.values()) or (prune and plan.missing):
         writer.compact()
-    elif skipped.items and not known:
+    elif skipped.items and not plan.kept:
         first = skipped.items[0]
         raise InputError(f"none of {len(skipped)} items could be read; the first: {first.item}: {first.reason}")
-    return IndexResult(encoded, len(source.ids) - len(rows), skipped.items)
+    return IndexResult(
+        added=done[False],
+        refreshed=done[True],
+        moved=len(plan.moved),
+        unchanged=0 if replace else len(plan.kept) - len(plan.moved),
+        missing=tuple(plan.missing),
+        removed=prune,
+        skipped=skipped.items,
+    )
+
+
+def _plan(writer: GalleryWriter, source: Source) -> Plan:
+    """What is new, changed, moved and missing; where the id is all there is to a row, a known id is the row."""
+    if source.origins:
+        known = (Known(row.id, row.metadata) for row in writer.rows())
+        return compare(source.origins, source.metadata, known, writer.roots, source.whole)
+    there = writer.ids(source.ids)
+    added = [item for item, id in enumerate(source.ids) if id not in there]
+    return Plan(list(source.ids), [dict(row) for row in source.metadata], added, kept=there, roots=dict(writer.roots))
+
+
+def _described(source: Source, plan: Plan, item: int) -> dict[str, Any]:
+    metadata = plan.metadata[item]
+    if source.origins:
+        metadata[SOURCE].setdefault("sha256", source.origins[item].digest())
+    return metadata
 
 
 def prepare_fast_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[str] = ()) -> FastScan | None:

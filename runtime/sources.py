@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .embeddings import Embeddings, Kind
 from .errors import InputError
+from .identity import Origin, Scope, file_digest
 from .matcher import Matcher, picture_preprocess
 from .pictures.load import fit_picture, list_pictures
 from .skipped import SkippedItem
@@ -39,6 +43,9 @@ class Source:
         metadata: of each row.
         encode: a matcher and row numbers -> their embeddings, and the rows that could not be encoded.
         queries: captions that belong to image rows, to measure fast search with; empty where there are none.
+        origins: where each row comes from, so that changed, moved and missing items are known; empty for rows whose id
+            is all there is to them.
+        whole: what the source lists completely.
         skipped: what was found and can be no row.
         passed_over: how many files the folders hold that are not read, by suffix.
     """
@@ -48,28 +55,39 @@ class Source:
     metadata: Sequence[Mapping[str, Any]]
     encode: Callable[[Matcher, Sequence[int]], Encoded]
     queries: Sequence[str] = ()
+    origins: Sequence[Origin] = ()
+    whole: Sequence[Scope] = ()
     skipped: Sequence[SkippedItem] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 def picture_source(paths: Sequence[str | Path]) -> Source:
-    """Picture files, and folders of them; the id of a row is its absolute path.
+    """Picture files, and folders of them; the id of a row is the folder's name and the picture's path below it.
+
+    The folder of a picture that is given by itself is the one it lies in.
 
     Raises:
         InputError: a path that does not exist, or no picture at all.
     """
     found = list_pictures(paths)
+    whole = list(dict.fromkeys(Path(path).resolve() for path in paths if Path(path).is_dir()))
     skipped = [SkippedItem(str(folder), reason) for folder, reason in found.unreadable.items()]
-    files: dict[str, Path] = {}
+    files: dict[Path, Path] = {}
+    origins: list[Origin] = []
     for file in found.files:
-        name = str(file.resolve())
+        path = file.resolve()
+        if path in files:
+            continue
         try:
-            name.encode()
+            str(path).encode()
+            origins.append(_picture_origin(file, path, whole))
         except UnicodeEncodeError:
-            skipped.append(SkippedItem(name, "its name is not valid UTF-8: rename it"))
+            skipped.append(SkippedItem(str(path), "its name is not valid UTF-8: rename it"))
+        except OSError as error:
+            skipped.append(SkippedItem(str(file), error.strerror or str(error)))
         else:
-            files.setdefault(name, file)
-    ids, paths_by_row = list(files), list(files.values())
+            files[path] = file
+    paths_by_row = list(files.values())
 
     def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
         preprocess = picture_preprocess(matcher.manifest)
@@ -83,7 +101,32 @@ def picture_source(paths: Sequence[str | Path]) -> Source:
         embeddings = matcher.encode_pictures(list(pictures.values())) if pictures else None
         return Encoded(list(pictures), embeddings, problems)
 
-    return Source("images", ids, [{"path": id} for id in ids], encode, skipped=skipped, passed_over=found.passed_over)
+    return Source(
+        "images",
+        ids=[f"{origin.root.name}/{origin.name}" for origin in origins],
+        metadata=[{"path": str(path)} for path in files],
+        encode=encode,
+        origins=origins,
+        whole=[Scope(root) for root in whole],
+        skipped=skipped,
+        passed_over=found.passed_over,
+    )
+
+
+def _picture_origin(file: Path, path: Path, whole: Sequence[Path]) -> Origin:
+    """Where a picture lies: below the innermost of the folders that are listed, or in a folder that is not."""
+    absolute = Path(os.path.abspath(file))
+    above = [root for root in whole if absolute.is_relative_to(root)] or [
+        root for root in whole if path.is_relative_to(root)
+    ]
+    root = max(above, key=lambda folder: len(folder.parts), default=path.parent)
+    within = absolute if absolute.is_relative_to(root) else path
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{file} is not a regular file")
+    return Origin(
+        root, within.relative_to(root).as_posix(), path, status.st_size, status.st_mtime_ns, partial(file_digest, path)
+    )
 
 
 def text_source(paths: Sequence[str | Path]) -> Source:

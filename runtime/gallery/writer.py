@@ -28,7 +28,7 @@ from .prepare import FastScan, fit_basis, load_fast, measure, query_axes
 from .proof.bounds import no_axes
 from .proof.rows import ArrayPart, array_part, pack_rows
 from .settings import GallerySettings
-from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Row, SegmentRecord, checked_meta, is_gallery
+from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Relabel, Row, SegmentRecord, checked_meta, is_gallery
 from .store.files import SEGMENTS, FileRecord, write_arrays
 from .store.segments import Segment, fast_arrays, segment_arrays
 from .values import checked_ids, checked_metadata
@@ -157,6 +157,52 @@ class GalleryWriter:
     def ids(self, among: Iterable[str | int]) -> set[str]:
         """Those of the given ids that the gallery has."""
         return set(self._catalogue.find(checked_ids(among, "among")))
+
+    def rows(self) -> list[Row]:
+        """Every row's id and metadata, in order of addition."""
+        return [row for record in self._catalogue.segments() for row in self._catalogue.rows_of(record.number)]
+
+    @property
+    def roots(self) -> Mapping[str, str]:
+        """Name -> folder of the roots that rows were indexed from (identity.py)."""
+        found: Mapping[str, str] | None = self._catalogue.meta("roots")
+        return found or {}
+
+    def relabel(self, changes: Iterable[Relabel], roots: Mapping[str, str] | None = None) -> None:
+        """Give rows other ids or metadata in one commit; their vectors and their order stay.
+
+        Args:
+            changes: which rows, and what they become.
+            roots: what `roots` becomes; None leaves it.
+
+        Raises:
+            InputError: an id that the gallery does not have, one that it has already, or metadata with no JSON form.
+        """
+        changes = list(changes)
+        ids = checked_ids((change.id for change in changes), "changes")
+        new_ids = checked_ids((change.new_id for change in changes), "changes")
+        metadata = checked_metadata([change.metadata for change in changes])
+        found = self._catalogue.find(ids)
+        missing = [id for id in ids if id not in found]
+        if missing:
+            raise InputError(f"changes: not in the gallery: {', '.join(missing[:5])}")
+        there = set(self._catalogue.find(new_ids)) - set(ids)
+        if there or len(set(new_ids)) < len(new_ids):
+            raise InputError(f"changes: a new id must be free, got {', '.join(sorted(there)[:5]) or 'one twice'}")
+        if not changes and (roots is None or roots == self.roots):
+            return
+        with self._commit():
+            if roots is not None:
+                self._catalogue.set_meta("roots", dict(roots))
+            self._catalogue.relabel(
+                [(found[id], new, details) for id, new, details in zip(ids, new_ids, metadata, strict=True)]
+            )
+
+    def set_bundle(self, bundle: str | Path) -> None:
+        """Remember where the gallery's bundle is now; `Gallery.check_model` tells whether it is the right one."""
+        self.settings = replace(self.settings, bundle=str(Path(bundle).resolve()))
+        with self._commit():
+            self._catalogue.set_meta("settings", self.settings.to_dict())
 
     def add(
         self,

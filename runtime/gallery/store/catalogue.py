@@ -77,6 +77,15 @@ class Row:
     metadata: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Relabel:
+    """A row that keeps its place and its vectors, under a new id or with new metadata."""
+
+    id: str
+    new_id: str
+    metadata: Mapping[str, Any]
+
+
 class Catalogue:
     """Reads and writes the catalogue; safe to use from several threads.
 
@@ -210,6 +219,12 @@ class Catalogue:
         moved = [replace(row, segment=segment, position=i) for i, row in enumerate(rows)]
         self._connection.executemany("DELETE FROM rows WHERE id = ?", [(row.id,) for row in moved])
         self.put_rows(moved)
+
+    def relabel(self, changes: Iterable[tuple[Row, str, Mapping[str, Any]]]) -> None:
+        """Give rows new ids and metadata, in their places."""
+        changes = list(changes)
+        self._connection.executemany("DELETE FROM rows WHERE id = ?", [(row.id,) for row, _, _ in changes])
+        self.put_rows(replace(row, id=id, metadata=metadata) for row, id, metadata in changes)
 
     def row_at(self, segment: int, position: int) -> Row | None:
         """The row in one place; None where there is none any more."""
