@@ -7,10 +7,13 @@ from pathlib import Path
 
 import click
 
+from . import options
+from .terminal import echo, print_json, visible
+
 _GALLERY = click.argument("gallery", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 
-@click.group("gallery", short_help="Look after a gallery: info, delete, compact, verify, prepare, kernel.")
+@click.group("gallery", short_help="Look after a gallery: info, list, delete, compact, verify, prepare, kernel.")
 def command() -> None:
     """Look after a GALLERY that `chan index` made. One of these may write while any number of searches read."""
 
@@ -30,6 +33,24 @@ def info(gallery: Path, as_json: bool) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         click.echo(f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@command.command("list")
+@_GALLERY
+@click.option("--where", multiple=True, metavar="CONDITION", help="List only rows that pass, as in `chan search`.")
+@options.json_option
+def list_rows(gallery: Path, where: tuple[str, ...], as_json: bool) -> None:
+    """List the ids of the rows in order of addition; with --json their metadata, too."""
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.where import parse_words
+
+    with Gallery.open(gallery) as opened:
+        rows = opened.rows(parse_words(where))
+    if as_json:
+        print_json([{"id": row.id, "metadata": dict(row.metadata)} for row in rows])
+        return
+    for row in rows:
+        echo(visible(row.id))
 
 
 @command.command("delete")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.data.images import CaptionedImages
-from ..runtime.data.layout import is_data_folder
+from ..runtime.data.layout import find_split, is_data_folder
 from ..runtime.errors import InputError
 from ..runtime.identity import Origin, Scope
 from ..runtime.matcher import Matcher
@@ -82,7 +82,9 @@ def _data_captions(path: Path, split: str) -> Source:
 
 def _origins(path: Path, split: str, count: int, digest: Callable[[int], str]) -> list[Origin]:
     """Where the rows of a split come from: all of them from the split's files together."""
-    files = [file.stat() for folder in ("", "*precomp/") for file in path.glob(f"{folder}{split}_*")]
+    folder = find_split(path, split).folder
+    found = [file for top in folder.glob(f"{split}_*") for file in (top, *top.rglob("*"))]  # features may be a folder
+    files = [file.stat() for file in found if file.is_file()]
     size, mtime_ns = sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)
     root = path.resolve()
     return [Origin(root, f"{split}/{row}", None, size, mtime_ns, partial(digest, row)) for row in range(count)]

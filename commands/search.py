@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many to find.")
 @click.option("--mode", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
     help="exact is certified; fast reads an eighth of the bytes and its recall was measured.")  # fmt: skip
-@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only rows with this metadata; may be repeated.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="Search only rows whose metadata passes: KEY=VALUE, KEY!=VALUE, KEY<VALUE (also <=, >, >=), KEY~VALUE "
+    "(contains), KEY (is there), !KEY, or a filter in JSON. May be repeated; all must hold.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of the hits, alignments drawn in."
@@ -92,6 +98,7 @@ def _search(
 ) -> None:  # fmt: skip
     from ..runtime.errors import InputError
     from ..runtime.files import write_file
+    from ..runtime.gallery.where import parse_words
     from ..runtime.pictures.page import render_page
 
     if not len(gallery):
@@ -101,7 +108,7 @@ def _search(
         wanted = "a caption" if kind == "images" else "--image"
         raise InputError(f"this gallery holds {kind}: search it with {wanted}")
     queries = matcher.encode_pictures([image]) if image is not None else matcher.encode_texts([caption or ""])
-    (result,) = gallery.search(queries, k, mode=mode, where=_conditions(where))  # type: ignore[arg-type]
+    (result,) = gallery.search(queries, k, mode=mode, where=parse_words(where) or None)  # type: ignore[arg-type]
     words = [matcher.tokenizer.tokens(caption or str(hit.metadata.get("caption", ""))) for hit in result.hits]
     if html is not None:
         preprocess = matcher.manifest.preprocess
@@ -112,31 +119,12 @@ def _search(
         return
     for rank, hit in enumerate(result.hits, 1):
         text = hit.metadata.get("caption") or hit.metadata.get("path") or ""
-        shown = hit.id if text in ("", hit.id) else f"{hit.id}  {text}"
+        shown = hit.id if text in ("", hit.id) or text.endswith(f"/{hit.id}") else f"{hit.id}  {text}"
         click.echo(f"{rank:>4}  {hit.score:>10.4f}  {shown}")
     verdict = "certified" if result.certified else "not certified"
     click.echo(f"{result.mode}, {verdict}: {result.reason}; {result.rescored} of {result.rows} rows rescored")
     if html is not None:
         click.echo(f"page: {html}")
-
-
-def _conditions(where: Sequence[str]) -> dict[str, object] | None:
-    """KEY=VALUE options; a value that is a JSON number or true/false is one."""
-    from ..runtime.errors import InputError
-
-    if not where:
-        return None
-    conditions: dict[str, object] = {}
-    for text in where:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise InputError(f"where must be KEY=VALUE, got {text!r}")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value
-        conditions[key] = parsed if isinstance(parsed, int | float) else value
-    return conditions
 
 
 def _as_dict(

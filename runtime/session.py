@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from .contract import Manifest
 from .embeddings import Kind
-from .errors import InputError
+from .errors import GalleryError, InputError
 from .gallery import Gallery, GallerySettings, GalleryWriter, fingerprint, is_gallery
 from .gallery.settings import Precision
 from .matcher import Matcher
@@ -53,6 +53,8 @@ def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter:
     writer = GalleryWriter.open(path) if is_gallery(path) else GalleryWriter.create(path, settings)
     try:
         writer.check(settings)
+        if settings.bundle is not None and _is_gone(writer.settings.bundle):
+            writer.set_bundle(settings.bundle)
     except BaseException:
         writer.close()
         raise
@@ -102,6 +104,8 @@ def open_gallery_with_matcher(
 ) -> Iterator[tuple[Gallery, Matcher]]:
     """Open a gallery for search, and the matcher that encodes its queries; both are closed at the end.
 
+    A bundle that is given because the one that the gallery remembers is gone is remembered from then on.
+
         with open_gallery_with_matcher("gallery") as (gallery, matcher):
             (result,) = gallery.search(matcher.encode_texts(["two red apples"]), k=10)
 
@@ -119,4 +123,16 @@ def open_gallery_with_matcher(
         Gallery.open(path, threads=threads, device=device) as gallery,
         open_matcher(gallery, bundle, backend, threads) as matcher,
     ):
+        if bundle is not None and _is_gone(gallery.settings.bundle):
+            _remember(path, bundle)
         yield gallery, matcher
+
+
+def _is_gone(bundle: str | None) -> bool:
+    return bundle is None or not Path(bundle).is_dir()
+
+
+def _remember(path: str | Path, bundle: str | Path) -> None:
+    """Keep with the gallery where its bundle is now, if this process may write there and nobody else does."""
+    with suppress(GalleryError), GalleryWriter.open(path) as writer:
+        writer.set_bundle(bundle)

@@ -171,11 +171,19 @@ class Gallery:
             "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
         }
 
-    def rows(self) -> list[Row]:
-        """Every row's id and metadata, in order of addition."""
-        snapshot = self._snapshot()
+    def rows(self, where: Where | None = None) -> list[Row]:
+        """Ids and metadata of the rows, in order of addition.
+
+        Args:
+            where: only rows whose metadata passes this filter, see where.py.
+
+        Raises:
+            InputError: a filter that is none, or a metadata key that no row has.
+        """
+        condition = None if where is None else Filter.parse(where)
         with self._catalogue.transaction("DEFERRED"):
-            return [row for record in snapshot.records for row in self._catalogue.rows_of(record.number)]
+            rows = self._catalogue.rows()
+        return rows if condition is None else condition.choose(rows)
 
     def search(
         self,
@@ -321,10 +329,7 @@ class Gallery:
     def _passing(self, snapshot: Snapshot, condition: Filter) -> NDArray[np.bool_]:
         mask = snapshot.masks.get(condition.text)
         if mask is None:
-            rows = [row for record in snapshot.records for row in self._catalogue.rows_of(record.number)]
-            if rows:
-                condition.check_keys(key for row in rows for key in row.metadata)
-            mask = self._mask(snapshot, (row for row in rows if condition.matches(row.metadata)))
+            mask = self._mask(snapshot, condition.choose(self._catalogue.rows()))
             if len(snapshot.masks) >= _MASKS:
                 snapshot.masks.pop(next(iter(snapshot.masks)), None)
             snapshot.masks[condition.text] = mask

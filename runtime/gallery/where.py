@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..errors import InputError
+from .store.catalogue import Row
 from .values import MAX_DEPTH, Json, json_value, plain_text, same
 
 Where: TypeAlias = "Mapping[str, Any]"
@@ -66,6 +67,16 @@ class Filter:
         keys: dict[str, None] = {}
         matches = _filter(where, "where", keys, 1)
         return cls(matches, tuple(keys), json.dumps(json_value(where, "where"), sort_keys=True))
+
+    def choose(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows whose metadata passes.
+
+        Raises:
+            InputError: a key that none of the rows has.
+        """
+        if rows:
+            self.check_keys(key for row in rows for key in row.metadata)
+        return [row for row in rows if self.matches(row.metadata)]
 
     def check_keys(self, known: Iterable[str]) -> None:
         """Refuse a key that no row has: such a filter is misspelled more often than it is meant.

@@ -160,7 +160,7 @@ class GalleryWriter:
 
     def rows(self) -> list[Row]:
         """Every row's id and metadata, in order of addition."""
-        return [row for record in self._catalogue.segments() for row in self._catalogue.rows_of(record.number)]
+        return self._catalogue.rows()
 
     @property
     def roots(self) -> Mapping[str, str]:

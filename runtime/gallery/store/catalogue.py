@@ -237,6 +237,10 @@ class Catalogue:
         """The rows of one segment, by position."""
         return self._rows("WHERE segment = ? ORDER BY position", (segment,))
 
+    def rows(self) -> list[Row]:
+        """Every row, in the order of the gallery; call it within a transaction."""
+        return [row for record in self.segments() for row in self.rows_of(record.number)]
+
     def find(self, ids: Iterable[str]) -> dict[str, Row]:
         """The rows of those ids that exist."""
         return {row.id: row for id in dict.fromkeys(ids) for row in self._rows("WHERE id = ?", (id,))}
