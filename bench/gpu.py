@@ -30,8 +30,9 @@ import click
 import numpy as np
 
 from ..export.engines import build_engine, find_target, plan
-from ..runtime.backends import BACKENDS, ENGINE_BACKENDS
+from ..runtime.backends import BACKENDS
 from ..runtime.backends.sidecar import ENGINES
+from ..runtime.backends.table import FLAVORS
 from ..runtime.contract import AlignmentConfig, Manifest
 from ..runtime.doctor import examine
 from ..runtime.errors import ChanError
@@ -174,8 +175,8 @@ def parity(demo: Path) -> dict[str, Any]:
 
 def build_engines(bundle: Path) -> dict[str, str]:
     """Every graph and precision with each TensorRT flavor; why the others are not built."""
-    reasons = {}
-    for flavor in ENGINE_BACKENDS:
+    reasons: dict[str, str] = {}
+    for flavor in FLAVORS:
         try:
             target = find_target(flavor)
             for graph, precision, profiles in plan(bundle):

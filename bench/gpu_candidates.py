@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..export.kernels import build_kernels
 from ..runtime.backends.device import Device
-from ..runtime.backends.sidecar import Flavor
+from ..runtime.backends.table import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
 from ..runtime.gallery.cuda import GpuEstimator, ResidentScan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
+
+from ..runtime.cpus import usable_cpus
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def machine(packages: tuple[str, ...]) -> dict[str, str | int]:
     """The machine that figures belong to: processor, cores, Python and versions of the installed packages."""
     record: dict[str, str | int] = {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cpus(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
     }

@@ -10,7 +10,7 @@ from ..export.bundle import write_graph
 from ..export.engines import BuiltEngine, build_engine, find_target
 from ..export.precision import to_half
 from ..export.profiles import choose_profiles
-from ..runtime.backends.sidecar import Flavor
+from ..runtime.backends.table import Flavor
 from ..runtime.contract import (
     AlignmentConfig,
     GraphSpec,

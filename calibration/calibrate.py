@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from ..runtime.contract import GraphName, Manifest, sha256_file, verified, write_manifest
 from ..runtime.errors import BundleError, InputError
 from ..runtime.files import atomic_file, write_file
+from ..runtime.onnx_session import open_session
 from .feeds import ALIGNED, Feeds, Samples
 from .qdq import find_sites
 from .ranges import Histogram, Method, TensorRange, choose_range
@@ -103,11 +103,7 @@ class Observer:
         self.histograms = {tensor: Histogram() for tensor in observed_tensors(model)}
         known = {item.name for item in (*model.graph.input, *model.graph.output)}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.histograms if name not in known)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(model.SerializeToString(), threads or None, purpose="calibrating")
 
     def run(self, feeds: Feeds, count: bool = True) -> dict[str, np.ndarray]:
         """Run the graph and return its outputs; with `count`, count the values of every observed tensor."""
@@ -135,7 +131,7 @@ def calibrate(
         bundle: folder of the bundle; it must have float32 graphs.
         samples: real regions and captions.
         method: how clipping ranges are chosen; see `calibration.ranges`.
-        threads: number of threads of onnxruntime; 0 lets it choose.
+        threads: number of threads of onnxruntime; 0 for one per CPU this process may use.
         progress: called with the graph, the number of finished batches, and the number of all batches.
 
     Returns:

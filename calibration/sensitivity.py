@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from ..runtime.contract import Manifest, verified
 from ..runtime.errors import InputError
 from ..runtime.evaluation.metrics import evaluate
+from ..runtime.onnx_session import open_session
 from .calibrate import Calibration
 from .feeds import Samples
 from .plan import Plan, find_layers, products_of_activations, to_int8
@@ -86,7 +87,7 @@ class Sensitivity:
         samples: images and captions to measure on; they should not be those of the calibration.
         image_of_caption: position of each caption's image in the samples, int64 [C].
         scheme: whose int8 to measure.
-        threads: number of threads of onnxruntime; 0 lets it choose.
+        threads: number of threads of onnxruntime; 0 for one per CPU this process may use.
     """
 
     def __init__(
@@ -101,8 +102,7 @@ class Sensitivity:
         self._samples = samples
         self._image_of_caption = image_of_caption
         self._scheme = scheme
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
+        self._threads = threads
         manifest = Manifest.load(bundle)
         self._models: dict[str, onnx.ModelProto] = {}
         self._ranges = {}
@@ -186,12 +186,10 @@ class Sensitivity:
     def _quantized(self, graph: str, layers: set[str]) -> onnx.ModelProto:
         return to_int8(self._models[graph], self._ranges[graph], self._scheme, self._excluded(graph, layers))
 
-    def _session(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), self._options, providers=["CPUExecutionProvider"]
-        )
+    def _session(self, model: onnx.ModelProto) -> Any:
+        return open_session(model.SerializeToString(), self._threads or None, purpose="measuring sensitivity")
 
-    def _embed(self, graph: str, session: onnxruntime.InferenceSession) -> np.ndarray:
+    def _embed(self, graph: str, session: Any) -> np.ndarray:
         """Return the embeddings [N, L, D] of every sample, zeros past each length, in the samples' order."""
         if graph == "region_encoder":
             return np.concatenate([session.run(None, dict(read()))[0] for read in self._samples.image_feeds()])
@@ -222,7 +220,7 @@ class Sensitivity:
     def _rsum_of(self, scores: np.ndarray) -> float:
         return evaluate(scores, self._image_of_caption).rsum
 
-    def _speedup(self, graph: str, session: onnxruntime.InferenceSession) -> float:
+    def _speedup(self, graph: str, session: Any) -> float:
         reads = self._samples.image_feeds() if graph == "region_encoder" else self._samples.caption_feeds()
         feeds = dict(reads[len(reads) // 2]())
         times: dict[str, list[float]] = {"float": [], "int8": []}

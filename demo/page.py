@@ -18,7 +18,7 @@ from ..export.parity.measures import named_recalls
 from ..export.parity.plots import recall_plot
 from ..export.parity.report import cell
 from ..export.parity.run import Report
-from ..runtime.backends.onnxruntime import usable_cores
+from ..runtime.cpus import usable_cpus
 from ..runtime.pictures.draw import PALETTE
 from .pointing import Pointing
 from .steps import CHECKPOINT, Query, size_of
@@ -79,7 +79,7 @@ def render(findings: Findings) -> str:
         recall_names=list(named_recalls(report.reference)),
         plot=recall_plot(report),
         cell=cell,
-        cores=usable_cores(),
+        cores=usable_cpus(),
         sizes=[(name, size / 1e6) for name, size in findings.sizes() if size],
         scan_bytes=query.gallery_bytes / query.result.rows,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from ..export.backbone import Backbone
 from ..export.bundle import export_bundle
 from ..export.engines import BuiltEngine, build_engine, find_target, plan
 from ..export.parity.runners import TorchRunner
-from ..runtime.backends.sidecar import FLAVORS
+from ..runtime.backends.table import FLAVORS
 from ..runtime.contract import Manifest
 from ..runtime.data.images import CaptionedImages
 from ..runtime.embeddings import Embeddings

@@ -24,10 +24,9 @@ from ..chan_ref import alignment
 from ..chan_ref.config import ModelConfig
 from ..chan_ref.model import ChanModel
 from ..runtime.backends import Array
-from ..runtime.backends.onnxruntime import usable_cores
 from ..runtime.contract import GraphName
 from ..runtime.errors import BundleError
-from ..runtime.extras import needs
+from ..runtime.onnx_session import WARNINGS, import_onnxruntime, open_session
 from .backbone import Backbone
 
 # Error of an output relative to its reference, ||got - want|| / ||want||. Measured over the sizes below: fp32 at most
@@ -95,15 +94,10 @@ def check_graph(path: Path, precision: str, cases: Sequence[Case]) -> float:
 
 def run_without_warnings(path: Path, label: str, cases: Sequence[Case]) -> list[dict[str, Array]]:
     """Run a graph in onnxruntime on the CPU; BundleError when it fails or a warning of it is logged, as of a shape."""
-    with needs("onnxruntime", "checking the exported graphs"):
-        import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 2  # warnings
-    options.logid = _SESSION
-    options.intra_op_num_threads = usable_cores()
+    import_onnxruntime("checking the exported graphs")
     with native_stderr() as log:
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = open_session(path, log=WARNINGS, log_id=_SESSION)
             kinds = {item.name: _NUMPY[item.type] for item in session.get_inputs()}
             names = [item.name for item in session.get_outputs()]
             results = [

@@ -24,20 +24,19 @@ from typing import Any
 from filelock import FileLock
 
 from ..runtime.backends.engine_staleness import why_unusable
+from ..runtime.backends.probe import examine_backend
 from ..runtime.backends.sidecar import (
     ENGINES,
-    FLAVORS,
     PORTABLE_GPU,
     Engine,
     EngineRecord,
-    Flavor,
     Profile,
     host_os,
     stem,
 )
+from ..runtime.backends.table import FLAVORS, Flavor
 from ..runtime.checks import check_choice
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
-from ..runtime.doctor import examine_backend
 from ..runtime.errors import EngineError, InputError
 from ..runtime.files import publish
 from ..runtime.gpu import examine_gpu

@@ -31,12 +31,13 @@ from typing import Any, Literal
 from ...chan_ref.checkpoint import WEIGHTS
 from ...chan_ref.checkpoint import load as load_checkpoint
 from ...chan_ref.config import ModelConfig
-from ...runtime.backends import BACKENDS, ENGINE_BACKENDS
+from ...runtime.backends import BACKENDS
+from ...runtime.backends.probe import examine_backend
 from ...runtime.backends.sidecar import Sidecars, read_sidecars
+from ...runtime.backends.table import FLAVORS
 from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, Manifest, sha256_file, write_manifest
 from ...runtime.data.images import CaptionedImages
-from ...runtime.doctor import examine_backend
 from ...runtime.errors import BackendError, ChanError, ParityError
 from ...runtime.evaluation.metrics import Metrics
 from ...runtime.gpu import examine_gpu
@@ -239,9 +240,9 @@ def plan_stages(
     built = {(engine.record.flavor, engine.record.precision) for engine in sidecars.engines}
     planned: list[tuple[str, str]] = [
         (backend, precision)
-        for backend in backends or ("onnxruntime", *ENGINE_BACKENDS)
+        for backend in backends or ("onnxruntime", *FLAVORS)
         for precision in exported
-        if backend not in ENGINE_BACKENDS or (backend, precision) in built or (backends and precisions)
+        if backend not in FLAVORS or (backend, precision) in built or (backends and precisions)
     ]
     if not planned:
         raise ParityError(f"{bundle} has no engines of {', '.join(backends)}: build them with `chan build`")
@@ -255,7 +256,7 @@ def load_tolerances(backend: str, precision: str) -> Bounds:
         ParityError: nothing is written for it, or something is bounded that is not measured.
     """
     every = json.loads(resources.files("chan_rt.export").joinpath("tolerances.json").read_text("utf-8"))
-    kind = "engine" if backend in ENGINE_BACKENDS else "onnxruntime"
+    kind = "engine" if backend in FLAVORS else "onnxruntime"
     bounds: Bounds | None = every[kind].get(precision)
     if bounds is None:
         raise ParityError(f"tolerances.json has none for {kind} at {precision}, only at {', '.join(every[kind])}")

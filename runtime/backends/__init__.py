@@ -1,13 +1,4 @@
-"""Backends by name; each one's library is imported when it is opened.
-
-| name | runs | needs |
-|---|---|---|
-| tensorrt | a TensorRT engine | an NVIDIA GPU, extra `tensorrt`, an engine built for this GPU |
-| tensorrt_rtx | a TensorRT-RTX engine | an NVIDIA GPU, extra `rtx`, an engine built anywhere |
-| onnxruntime_cuda | the ONNX file | an NVIDIA GPU, extra `gpu` |
-| onnxruntime_rtx | the ONNX file, through TensorRT-RTX | an NVIDIA GPU from Ampere on, extra `rtx-plugin` |
-| onnxruntime | the ONNX file on the CPU | extra `cpu` |
-"""
+"""Opening graphs by the name of a backend (see `table`); each backend's library is imported when it is opened."""
 
 from __future__ import annotations
 
@@ -22,6 +13,7 @@ from ..contract import GraphSpec, Manifest, verified
 from ..errors import BackendError, ChanError, InputError
 from .base import Array, Backend, check_feeds
 from .engine_staleness import find_engine
+from .table import BACKENDS
 
 __all__ = [
     "BACKENDS",
@@ -35,16 +27,6 @@ __all__ = [
     "try_out",
 ]
 
-# In the order `auto` tries them. name -> module of this package that defines open_file(file, spec, threads) -> Backend.
-BACKENDS: Mapping[str, str] = {
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt_rtx",
-    "onnxruntime_cuda": "onnxruntime_cuda",
-    "onnxruntime_rtx": "onnxruntime_rtx",
-    "onnxruntime": "onnxruntime",
-}
-ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
-
 
 def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int | None = None) -> Backend:
     """Open one graph.
@@ -53,7 +35,7 @@ def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int |
         name: one of BACKENDS.
         file: the ONNX file, or for the TensorRT flavors the engine, already verified.
         spec: the graph's inputs and outputs.
-        threads: CPU threads of the onnxruntime backends; None for one per core this process may use.
+        threads: CPU threads of the onnxruntime backends; None for one per CPU this process may use.
 
     Raises:
         InputError: an unknown name, or threads below 1.
@@ -62,7 +44,7 @@ def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int |
     check_choice("backend", name, BACKENDS)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be positive, got {threads}")
-    module = importlib.import_module(f"{__name__}.{BACKENDS[name]}")
+    module = importlib.import_module(f"{__name__}.{name}")
     backend: Backend = module.open_file(Path(file), spec, threads)
     return backend
 
@@ -78,7 +60,7 @@ def open_graph(
     """
     check_choice("backend", name, ("auto", *BACKENDS))
     spec = manifest.graph(graph, precision)
-    if name in ENGINE_BACKENDS:
+    if BACKENDS[name].runs == "engine":
         file = find_engine(bundle, graph, precision, name)
     else:
         file = verified(bundle, spec.file, spec.sha256)

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..contract import Manifest, sha256_file
 from ..errors import EngineError
 from ..extras import install_command
-from .sidecar import EXTRA, PORTABLE_GPU, Engine, EngineRecord, host_os, installed_version, read_sidecars, stem
+from .sidecar import PORTABLE_GPU, Engine, EngineRecord, host_os, installed_version, read_sidecars, stem
+from .table import BACKENDS
 
 
 def why_unusable(
@@ -30,7 +31,7 @@ def why_unusable(
     if onnx_sha256 is not None and record.onnx_sha256 != onnx_sha256:
         return "it is stale: the bundle's graph changed since it was built"
     if version is None:
-        return f"{record.flavor} is not installed: {install_command(EXTRA[record.flavor])}"
+        return f"{record.flavor} is not installed: {install_command(BACKENDS[record.flavor].extra)}"
     if record.version != version and not (record.options.get("version_compatible") and _newer(version, record.version)):
         return f"it is foreign: built by {record.flavor} {record.version}, installed is {version}"
     if record.os != os:

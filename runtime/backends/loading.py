@@ -11,15 +11,15 @@ from typing import Any
 from ..contract import GraphSpec
 from ..errors import BackendError, EngineError
 from ..files import write_file
+from ..gpu import examine_gpu
 from .engine_staleness import why_foreign_to_gpu
-from .sidecar import EngineRecord, Flavor
+from .probe import examine_backend
+from .sidecar import EngineRecord
+from .table import Flavor
 
 
 def load_library(flavor: Flavor, record: EngineRecord) -> Any:
     """The flavor's module, once it is known that it and this GPU can run the engine."""
-    from ..doctor import examine_backend
-    from ..gpu import examine_gpu
-
     gpu = examine_gpu()
     if gpu.problem is not None:  # the library is large: it is not loaded only to find that out
         raise BackendError(f"{flavor} cannot run here: no usable GPU: {gpu.problem}; use the backend onnxruntime")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..contract import GraphSpec, TensorSpec
+from ..cpus import usable_cpus
 from ..errors import BackendError
-from ..extras import install_command, needs
+from ..extras import install_command
+from ..onnx_session import CPU, import_onnxruntime, open_session
 from .base import Array, Backend, Feeds, check_feeds
 
 _DTYPES = {
@@ -25,8 +26,8 @@ _DTYPES = {
 
 
 def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
-    """Open an ONNX file on the CPU with `threads` threads, one per core this process may use for None."""
-    return OnnxRuntimeBackend("onnxruntime", file, spec, ("CPUExecutionProvider", {}), threads, extra="cpu")
+    """Open an ONNX file on the CPU with `threads` threads, one per CPU this process may use for None."""
+    return OnnxRuntimeBackend("onnxruntime", file, spec, (CPU, {}), threads, extra="cpu")
 
 
 class OnnxRuntimeBackend(Backend):
@@ -39,7 +40,7 @@ class OnnxRuntimeBackend(Backend):
         file: the ONNX file.
         spec: what the manifest says of it; compared with the file.
         provider: execution provider and its options.
-        threads: threads inside one operator; None for one per core this process may use.
+        threads: threads inside one operator; None for one per CPU this process may use.
         extra: which extra installs the provider.
     """
 
@@ -53,18 +54,12 @@ class OnnxRuntimeBackend(Backend):
         *,
         extra: str,
     ) -> None:
-        ort = _import_onnxruntime(extra)
+        ort = import_onnxruntime(f"the backend {name}", extra)
         self.name = name
         self.spec = spec
-        self.threads = threads or usable_cores()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; they are raised as well
-        # A Matcher's sessions run one after the other: threads that spin would take the next one's cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.threads = threads or usable_cpus()
         try:
-            session = self._start(ort, file, options, provider, extra)
+            session = self._start(ort, file, provider, extra)
         except BackendError:
             raise
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
@@ -80,7 +75,7 @@ class OnnxRuntimeBackend(Backend):
         self._session: Any = session
         self._outputs = [tensor.name for tensor in spec.outputs]
 
-    def _start(self, ort: Any, file: Path, options: Any, provider: tuple[str, dict[str, str]], extra: str) -> Any:
+    def _start(self, ort: Any, file: Path, provider: tuple[str, dict[str, str]], extra: str) -> Any:
         """A session on the provider."""
         if provider[0] == "CUDAExecutionProvider":
             preload_cuda(ort)
@@ -89,7 +84,7 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(
                 f"{self.name} needs {provider[0]}, this onnxruntime has {installed}: {install_command(extra)}"
             )
-        return ort.InferenceSession(str(file), options, providers=[provider])
+        return open_session(file, self.threads, provider=provider)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """See `Backend.run`."""
@@ -117,19 +112,6 @@ def preload_cuda(ort: Any) -> None:
     if hasattr(ort, "preload_dlls"):  # onnxruntime 1.21
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
-
-
-def usable_cores() -> int:
-    """Cores this process may run on: fewer than the machine's in a pinned container."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _import_onnxruntime(extra: str) -> Any:
-    with needs("onnxruntime", "an onnxruntime backend", extra):
-        import onnxruntime
-    return onnxruntime
 
 
 def _check_signature(file: Path, side: str, expected: tuple[TensorSpec, ...], found: list[Any]) -> None:

@@ -13,30 +13,29 @@ from typing import Any
 from ..contract import GraphSpec
 from ..errors import BackendError
 from ..extras import needs
+from ..onnx_session import open_session
 from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
 
-EXTRA = "rtx-plugin"
 _registering = threading.Lock()
 _registered: set[str] = set()
 
 
 def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
     """Open an ONNX file on the first GPU the plugin finds; `threads` serve what little stays on the CPU."""
-    return PluginBackend("onnxruntime_rtx", file, spec, (plugin().get_ep_name(), {}), threads, extra=EXTRA)
+    return PluginBackend("onnxruntime_rtx", file, spec, (plugin().get_ep_name(), {}), threads, extra="rtx-plugin")
 
 
 class PluginBackend(OnnxRuntimeBackend):
     """An onnxruntime session on the plugin's first device; see `OnnxRuntimeBackend`."""
 
-    def _start(self, ort: Any, file: Path, options: Any, provider: tuple[str, dict[str, str]], extra: str) -> Any:
-        options.add_provider_for_devices(devices(ort)[:1], provider[1])
-        return ort.InferenceSession(str(file), options)
+    def _start(self, ort: Any, file: Path, provider: tuple[str, dict[str, str]], extra: str) -> Any:
+        return open_session(file, self.threads, provider=provider, devices=devices(ort)[:1])
 
 
 def plugin() -> Any:
     """The plugin's package; MissingExtra names the extra that brings it."""
-    with needs("onnxruntime_ep_nv_tensorrt_rtx", "the backend onnxruntime_rtx", EXTRA):
+    with needs("onnxruntime_ep_nv_tensorrt_rtx", "the backend onnxruntime_rtx"):
         import onnxruntime_ep_nv_tensorrt_rtx
     return onnxruntime_ep_nv_tensorrt_rtx
 

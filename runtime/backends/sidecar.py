@@ -12,16 +12,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict
 
 from ..errors import EngineError, InputError
 from ..strict_json import MAX_INTEGER, decode, parse_json, read_json, show
+from .table import Flavor
 
 SIDECAR_SCHEMA = 1
 ENGINES = "engines"
-Flavor = Literal["tensorrt", "tensorrt_rtx"]
-FLAVORS: tuple[Flavor, ...] = get_args(Flavor)
-EXTRA: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
 # TensorRT-RTX compiles for the GPU when the engine is loaded, so one build serves every GPU from Ampere on.
 PORTABLE_GPU = "ampere+"

@@ -21,7 +21,8 @@ from .device import CudaDevice, Device
 from .engine_staleness import find_engine
 from .lane import Lane, shape_of
 from .loading import RuntimeCache, check_engine, context_maker, load_engine, load_library
-from .sidecar import EngineRecord, Flavor
+from .sidecar import EngineRecord
+from .table import Flavor
 
 __all__ = ["TensorRTBackend", "find_engine", "open_file"]
 

@@ -100,8 +100,8 @@ def test_a_model_is_exported_where_threads_may_not_be_pinned(save_tiny: Callable
     (tmp_path / "shim.c").write_text(SHIM)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
     code = (
-        "import sys; from chan_rt.export import check; from chan_rt.export.bundle import export_bundle\n"
-        "check.usable_cores = lambda: int(sys.argv[3])\n"
+        "import sys; from chan_rt.export.bundle import export_bundle; from chan_rt.runtime import onnx_session\n"
+        "onnx_session.usable_cpus = lambda: int(sys.argv[3])\n"
         "export_bundle(sys.argv[1], sys.argv[2], ['fp32'])"
     )
     environment = os.environ | {"LD_PRELOAD": str(tmp_path / "shim.so")}

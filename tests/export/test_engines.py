@@ -27,7 +27,8 @@ from chan_rt.runtime.backends import open_backend, open_graph
 from chan_rt.runtime.backends.device import CudaDevice
 from chan_rt.runtime.backends.engine_staleness import find_engine
 from chan_rt.runtime.backends.lane import shape_of
-from chan_rt.runtime.backends.sidecar import FLAVORS, EngineRecord, InputRange
+from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange
+from chan_rt.runtime.backends.table import FLAVORS
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
 from chan_rt.runtime.doctor import examine
@@ -227,7 +228,7 @@ def test_unknown_graphs_precisions_and_backends_are_refused(bundle: Path) -> Non
 
 
 def test_a_flavor_that_cannot_build_here_says_what_is_missing_and_what_would_work(monkeypatch) -> None:
-    monkeypatch.setattr("chan_rt.runtime.doctor.installed_version", {"tensorrt_rtx": "1.7"}.get)
+    monkeypatch.setattr("chan_rt.runtime.backends.probe.installed_version", {"tensorrt_rtx": "1.7"}.get)
     with pytest.raises(
         EngineError, match=r"tensorrt is not installed; pip install 'chan-rt\[tensorrt\]'.*tensorrt_rtx"
     ):

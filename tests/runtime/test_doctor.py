@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from chan_rt import cli
 from chan_rt.runtime import doctor
-from chan_rt.runtime.doctor import examine_backend
+from chan_rt.runtime.backends import probe
+from chan_rt.runtime.backends.probe import examine_backend
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gpu import Gpu, GpuReport
 
@@ -66,8 +67,8 @@ def test_a_gallery_scan_that_does_not_work_has_its_reason(monkeypatch: pytest.Mo
 
 
 def test_exit_status_is_one_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: None)
-    monkeypatch.setattr(doctor, "installed_version", lambda flavor: None)
+    monkeypatch.setattr(probe, "package_version", lambda package: None)
+    monkeypatch.setattr(probe, "installed_version", lambda flavor: None)
     result = CliRunner().invoke(cli.main, ["doctor"])
     assert result.exit_code == 1
     assert "pip install 'chan-rt[cpu]'" in result.output
@@ -77,7 +78,7 @@ def library(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
     module = ModuleType(name)
     module.__version__ = version  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(doctor, "installed_version", lambda flavor: version if flavor == name else None)
+    monkeypatch.setattr(probe, "installed_version", lambda flavor: version if flavor == name else None)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_flavors_differ_in_what_they_need(
 def test_a_library_that_does_not_load_tells_the_loaders_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(doctor, "installed_version", lambda flavor: "11.4.1")
+    monkeypatch.setattr(probe, "installed_version", lambda flavor: "11.4.1")
     report = examine_backend("tensorrt", ADA)
     assert not report.runs
     assert "libnvinfer.so.11: cannot open shared object file" in (report.problem or "")
@@ -114,16 +115,16 @@ def test_both_onnxruntime_packages_and_a_broken_provider_library_are_warned_of(
 ) -> None:
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(b"not a library")
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.32.0")
+    monkeypatch.setattr(doctor, "package_version", lambda package: "1.32.0")
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: spec)
     warnings = doctor._warnings()
     assert "overwrite each other" in warnings[0]
     assert any("libonnxruntime_providers_cuda.so: " in warning for warning in warnings)
 
 
 def test_a_provider_that_onnxruntime_replaced_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.32.0")
+    monkeypatch.setattr(probe, "package_version", lambda package: "1.32.0")
     report = examine_backend("onnxruntime_cuda", ADA)
     assert not report.runs
     assert "CUDAExecutionProvider" in (report.problem or "")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from chan_rt.runtime.backends.loading import RuntimeCache, context_maker, load_engine, load_library
+from chan_rt.runtime.backends.probe import BackendReport
 from chan_rt.runtime.backends.sidecar import EngineRecord, host_os
-from chan_rt.runtime.doctor import BackendReport
 from chan_rt.runtime.errors import BackendError, EngineError
 from chan_rt.runtime.gpu import Gpu, GpuReport
 
@@ -125,11 +125,11 @@ def test_a_version_compatible_engine_of_another_version_asks_for_its_lean_runtim
 def test_engines_for_another_gpu_or_flavor_are_refused(
     monkeypatch: pytest.MonkeyPatch, record: EngineRecord, capability: tuple[int, int], message: str
 ) -> None:
-    from chan_rt.runtime import doctor, gpu
+    from chan_rt.runtime.backends import loading
 
-    monkeypatch.setattr(gpu, "examine_gpu", lambda: GpuReport((Gpu("GPU", capability, 2**33),)))
+    monkeypatch.setattr(loading, "examine_gpu", lambda: GpuReport((Gpu("GPU", capability, 2**33),)))
     report = BackendReport("tensorrt_rtx", "1.7.1", True, True)
-    monkeypatch.setattr(doctor, "examine_backend", lambda name, gpu: report)
+    monkeypatch.setattr(loading, "examine_backend", lambda name, gpu: report)
     with pytest.raises(EngineError, match=message):
         load_library("tensorrt_rtx", record)
 

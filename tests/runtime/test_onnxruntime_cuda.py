@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from chan_rt.runtime.backends import open_backend
 from chan_rt.runtime.backends.onnxruntime_cuda import MAX_GRAPHS, BoundBackend
+from chan_rt.runtime.backends.probe import examine_backend
 from chan_rt.runtime.contract import GraphSpec, Range, TensorSpec
-from chan_rt.runtime.doctor import examine_backend
 from chan_rt.runtime.errors import BackendError, TensorError
 from chan_rt.runtime.gpu import examine_gpu
 

@@ -540,10 +540,11 @@ def test_engines_of_another_graph_are_refused(make) -> None:
 def test_without_a_gpu_the_error_says_what_is_missing_and_what_works(make, tmp_path: Path, monkeypatch) -> None:
     make()
     problem = "the NVIDIA driver's library does not load"
-    from chan_rt.runtime import doctor
+    from chan_rt.runtime.backends import loading
+    from chan_rt.runtime.gpu import GpuReport
 
-    monkeypatch.setattr(doctor, "examine_gpu", lambda: doctor.GpuReport(problem=problem))
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: pytest.fail("the library was loaded"))
+    monkeypatch.setattr(loading, "examine_gpu", lambda: GpuReport(problem=problem))
+    monkeypatch.setattr(loading.importlib, "import_module", lambda name: pytest.fail("the library was loaded"))
     (sidecar,) = tmp_path.glob("*.json")
     with pytest.raises(BackendError, match=f"{problem}.*use the backend onnxruntime"):
         TensorRTBackend("tensorrt", sidecar.with_suffix(".engine"), SPEC)

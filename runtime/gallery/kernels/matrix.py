@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
-from ...extras import needs
+from ...onnx_session import open_session
 from .base import KernelName, Over, PackedQueries
 from .blas import product
 from .layout import OFFSET, PLANE, stored_width
@@ -71,14 +71,9 @@ class OnnxruntimeKernel(_MatrixKernel):
     name: KernelName = "onnxruntime"
 
     def __init__(self) -> None:
-        with needs("onnxruntime", "the onnxruntime scan"):
-            import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
         self._sessions: dict[tuple[int, int | None], Any] = {
-            (planes, axis): onnxruntime.InferenceSession(
-                scan_model(axis, PLANE if planes == 2 else None), options, providers=["CPUExecutionProvider"]
+            (planes, axis): open_session(
+                scan_model(axis, PLANE if planes == 2 else None), threads=1, purpose="the onnxruntime scan"
             )
             for planes in (1, 2)
             for axis in (None, 1, 2)

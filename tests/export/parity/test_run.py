@@ -21,7 +21,7 @@ from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.parity import run as parity
 from chan_rt.export.parity.run import Report, check_parity, record_verdict
 from chan_rt.export.parity.runners import pictures_of
-from chan_rt.runtime.backends.sidecar import FLAVORS
+from chan_rt.runtime.backends.table import FLAVORS
 from chan_rt.runtime.contract import AlignmentConfig, Manifest, sha256_file, write_manifest
 from chan_rt.runtime.data.images import CaptionedImages, open_sample
 from chan_rt.runtime.doctor import examine

@@ -1,0 +1,141 @@
+"""Whether a backend runs on this machine: each one is tried for real, and its report says what is missing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ..errors import BackendError
+from ..extras import install_command
+from ..gpu import GpuReport
+from ..onnx_session import FATAL, import_onnxruntime, open_session
+from .onnxruntime import preload_cuda
+from .onnxruntime_rtx import devices
+from .sidecar import installed_version
+from .table import BACKENDS, BackendInfo
+
+# One Identity node on one float32, opset 13: enough to make onnxruntime show whether a provider works.
+_IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+_ANOTHER_MACHINE = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What became of trying a backend.
+
+    Attributes:
+        name: the backend's.
+        version: of its library; None where that is not installed.
+        runs: whether it runs here.
+        builds: whether engines for it can be built here; None for a backend that runs ONNX files.
+        problem: why it does not run, or does not build.
+        remedy: what would help.
+    """
+
+    name: str
+    version: str | None
+    runs: bool
+    builds: bool | None
+    problem: str | None = None
+    remedy: str | None = None
+
+
+def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
+    """Try a backend of `table.BACKENDS`, given the GPUs that `examine_gpu` found."""
+    info = BACKENDS[name]
+    if info.runs == "engine":
+        return _examine_engines(name, info, gpu)
+    version, install = package_version(info.package), install_command(info.extra)
+    if not info.gpu and version is None:  # onnxruntime for GPUs runs on the CPU, too
+        version = package_version("onnxruntime-gpu")
+    if version is None:
+        return BackendReport(name, None, False, None, f"{info.package} is not installed", install)
+    if info.gpu and gpu.problem is not None:
+        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", _ANOTHER_MACHINE)
+    problem = _plugin_problem() if info.provider is None else _provider_problem(info.provider)
+    if problem is None:
+        return BackendReport(name, version, True, None)
+    if info.provider == "CUDAExecutionProvider":  # the packages for CPU and GPU are one module
+        install = f"pip uninstall onnxruntime && {install}"
+    return BackendReport(name, version, False, None, problem, install)
+
+
+def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendReport:
+    version, install = installed_version(name), install_command(info.extra)
+    if version is None:
+        return BackendReport(name, None, False, False, f"{name} is not installed", install)
+    try:
+        library = importlib.import_module(name)
+    except Exception as error:  # a broken installation raises what it likes: OSError, ImportError, RuntimeError
+        return BackendReport(name, version, False, False, f"{name} does not load: {error}", f"{install} again")
+    version = str(library.__version__)
+    # TensorRT-RTX leaves the GPU's part to the machine that runs the engine; TensorRT times kernels while it builds.
+    has_polygraphy = package_version("polygraphy") is not None
+    builds = has_polygraphy and (name == "tensorrt_rtx" or gpu.problem is None)
+    if gpu.problem is not None:
+        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", _ANOTHER_MACHINE)
+    if importlib.util.find_spec("cuda") is None:
+        return BackendReport(name, version, False, builds, "cuda-python is not installed", install)
+    used = gpu.gpus[0]
+    if name == "tensorrt_rtx" and used.capability < (8, 0):
+        problem = f"{used.name} is older than Ampere (compute capability 8.0), which portable engines need"
+        return BackendReport(name, version, False, builds, problem, "use the backend tensorrt or onnxruntime")
+    return BackendReport(name, version, True, builds, None if builds else "polygraphy is not installed", None)
+
+
+def _plugin_problem() -> str | None:
+    try:
+        devices(import_onnxruntime("the backend onnxruntime_rtx"))
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _provider_problem(provider: str) -> str | None:
+    """Why onnxruntime does not run with a provider, or None."""
+    try:
+        ort = import_onnxruntime("an onnxruntime backend")
+        if provider == "CUDAExecutionProvider":
+            preload_cuda(ort)
+        active = ort.get_available_providers()
+        if provider in active:
+            active = open_session(_IDENTITY, 1, provider=(provider, {}), log=FATAL).get_providers()
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        return f"{provider} does not start: {error}"
+    if active[0] == provider:
+        return None
+    reasons = "; ".join(libraries_that_do_not_load())
+    return f"onnxruntime has {', '.join(active)} instead of {provider}{'; ' if reasons else ''}{reasons}"
+
+
+def libraries_that_do_not_load() -> list[str]:
+    """Provider libraries of onnxruntime, and NVIDIA's plugin, that the loader refuses, each with its reason."""
+    folders = []
+    for package, inner in (("onnxruntime", "capi"), ("onnxruntime_ep_nv_tensorrt_rtx", ".")):
+        spec = importlib.util.find_spec(package)
+        folders += [Path(place) / inner for place in (spec.submodule_search_locations if spec else None) or ()]
+    found = [path for folder in folders for path in folder.glob("*providers_*")]
+    # The shared library must come first: the others take their host's functions from it.
+    libraries = sorted(found, key=lambda path: ("shared" not in path.name, path.name))
+    failures = []
+    for library in (path for path in libraries if path.suffix in (".so", ".dll")):
+        try:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            failures.append(f"{library.name}: {error}")
+    return failures
+
+
+def package_version(package: str) -> str | None:
+    """Version of an installed package, by its name for pip; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
