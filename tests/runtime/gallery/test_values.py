@@ -80,7 +80,7 @@ def test_an_id_that_is_converted_lives_like_any_other(
         assert writer.ids([given]) == set()
 
 
-@pytest.mark.parametrize("wrong", REFUSED, ids=repr)
+@pytest.mark.parametrize("wrong", REFUSED, ids=lambda value: type(value).__name__)
 def test_an_id_without_a_lossless_form_is_refused_by_name(
     tmp_path: Path, make_embeddings, make_settings, wrong: Any
 ) -> None:
