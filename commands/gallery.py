@@ -81,12 +81,12 @@ def compact(gallery: Path) -> None:
 def verify(gallery: Path) -> None:
     """Read every byte and name what is damaged; exit status 1 if anything is."""
     from ..runtime.errors import GalleryCorrupt
-    from ..runtime.gallery import Gallery
+    from ..runtime.gallery import Gallery, verify_gallery
 
+    damaged = verify_gallery(gallery)
+    if damaged:
+        raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
     with Gallery.open(gallery) as opened:
-        damaged = opened.verify()
-        if damaged:
-            raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
         click.echo(f"{gallery}: {len(opened)} rows, every byte is as it was committed")
 
 

@@ -7,6 +7,16 @@ from .gallery import Gallery
 from .result import Hit, SearchResult
 from .settings import GallerySettings, fingerprint
 from .store.catalogue import is_gallery
+from .verify import verify_gallery
 from .writer import GalleryWriter
 
-__all__ = ["Gallery", "GallerySettings", "GalleryWriter", "Hit", "SearchResult", "fingerprint", "is_gallery"]
+__all__ = [
+    "Gallery",
+    "GallerySettings",
+    "GalleryWriter",
+    "Hit",
+    "SearchResult",
+    "fingerprint",
+    "is_gallery",
+    "verify_gallery",
+]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -15,13 +16,13 @@ from numpy.typing import NDArray
 from ..checks import check_choice
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
-from ..errors import GalleryCorrupt, InputError
+from ..errors import GalleryError, InputError
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
 from .kernels.base import Kernel, KernelName
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
-from .prepare import MIN_ROWS, FastScan, load_fast
+from .prepare import MIN_ROWS, FastScan
 from .proof.certify import Ranking
 from .proof.gallery_rows import GalleryRows
 from .proof.rows import pack_rows
@@ -29,25 +30,23 @@ from .proof.true_score import true_row
 from .rank import Ranker
 from .result import Hit, Mode, SearchResult
 from .settings import GallerySettings
-from .snapshot import Snapshot
-from .store.catalogue import Catalogue, Row, checked_meta
-from .store.files import SEGMENTS
+from .snapshot import Damaged, Snapshot, open_snapshot
+from .store.newest import is_same_gallery, newest_header, read_newest
+from .store.rows import Row
 from .store.segments import Segment
 from .values import checked_ids
+from .verify import verify_gallery
 from .where import Filter, Where
-
-_MASKS = 16  # masks of filters kept for a commit: one byte a row each
-_PATIENCE = 5  # attempts of a search before it holds on to a commit
-_RETRIES = 50  # of a snapshot whose files a compaction removed meanwhile; each retry reads a newer commit
 
 
 class Gallery:
     """A gallery open for reading; searches see the newest commit. Any number of threads may use one, beside one writer.
 
-    `Gallery.open(path)` opens one; the constructor takes what that has opened.
+    `Gallery.open(path)` opens one; the constructor takes what that has opened. Reading needs no permission to write
+    and leaves no file behind.
 
     Attributes:
-        path: the gallery's folder.
+        path: the gallery's folder, absolute.
         settings: what was fixed when the gallery was made.
     """
 
@@ -55,19 +54,20 @@ class Gallery:
         self,
         path: Path,
         settings: GallerySettings,
-        catalogue: Catalogue,
         kernel: Kernel,
         pool: Pool,
         resident: ResidentScan | None,
+        damaged: Damaged,
     ) -> None:
         self.path = path
         self.settings = settings
-        self._catalogue = catalogue
         self._kernel = kernel
         self._pool = pool
         self._resident = resident
+        self._damaged: Damaged = damaged
         self._lock = threading.RLock()
         self._current: Snapshot | None = None
+        self._closed = False
 
     @classmethod
     def open(
@@ -79,6 +79,7 @@ class Gallery:
         threads: int | None = None,
         device: Literal["cpu", "cuda"] = "cpu",
         resident: ScanPrecision = "int8",
+        damaged: Damaged = "refuse",
     ) -> Self:
         """Open the gallery in a folder for search.
 
@@ -89,41 +90,43 @@ class Gallery:
             threads: number of threads for scans; every core by default.
             device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
             resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
+            damaged: `refuse` raises GalleryCorrupt where a search meets damaged bytes. `skip` reads every byte when it
+                opens, leaves out the rows that cannot be read, and certifies no answer while there are such rows.
 
         Raises:
-            InputError: there is no such device, or none for a gallery like this.
+            InputError: there is no such device, or none for a gallery like this; an argument out of its choices.
             BackendError: no usable GPU, no GPU kernels for it, or not enough memory on it.
             GalleryError: no gallery, of another schema, or made with another model.
             GalleryCorrupt: the catalogue or a segment's header is damaged.
         """
         if device not in ("cpu", "cuda"):
             raise InputError(f"device must be cpu or cuda, got {device!r}")
-        folder = Path(path)
+        check_choice("damaged", damaged, get_args(Damaged))
+        folder = Path(path).absolute()
         kernel = open_kernel(scan)
+        settings = read_newest(folder)[1].settings
+        if model is not None:
+            settings.check_model(model, folder)
         with ExitStack() as opened:
-            catalogue = Catalogue(folder)
-            opened.callback(catalogue.close)
-            settings = GallerySettings.from_dict(checked_meta(catalogue, folder))
-            if model is not None:
-                settings.check_model(model, folder)
             pool = Pool(threads)
             opened.callback(pool.close)
             held = open_resident(folder, settings, resident) if device == "cuda" else None
             if held is not None:
                 opened.callback(held.close)
-            gallery = cls(folder, settings, catalogue, kernel, pool, held)
+            gallery = cls(folder, settings, kernel, pool, held, damaged)
             gallery._snapshot()
             opened.pop_all()
         return gallery
 
     def close(self) -> None:
-        """Close the catalogue, end the threads and free the GPU's memory."""
+        """End the threads, free the GPU's memory and let the files go; twice does no harm."""
+        self._closed = True
         try:
             if self._resident is not None:
                 self._resident.close()
         finally:
             self._pool.close()
-            self._catalogue.close()
+            self._current = None
 
     def __enter__(self) -> Self:
         return self
@@ -159,13 +162,13 @@ class Gallery:
     def info(self) -> dict[str, Any]:
         """Plain facts: rows, bytes and what the gallery was made with."""
         snapshot = self._snapshot()
-        files = [f for r in snapshot.records for f in (r.file, r.fast) if f is not None]
-        fast = snapshot.fast
+        segments, fast = snapshot.catalogue.segments, snapshot.fast
         return {
             "rows": int(np.count_nonzero(snapshot.live)),
-            "deleted_rows": int(np.count_nonzero(~snapshot.live)),
-            "segments": len(snapshot.records),
-            "bytes": sum(file.length for file in files),
+            "deleted_rows": sum(int(np.count_nonzero(~segment.live)) for segment in segments),
+            "lost_rows": snapshot.lost,
+            "segments": len(segments),
+            "bytes": sum(file.length for segment in segments for file in segment.files),
             "scan": self.scan if self._resident is None else self._resident.name,
             **self.settings.to_dict(),
             "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
@@ -179,11 +182,16 @@ class Gallery:
 
         Raises:
             InputError: a filter that is none, or a metadata key that no row has.
+            GalleryCorrupt: bytes that must be read are not those that were committed.
         """
         condition = None if where is None else Filter.parse(where)
-        with self._catalogue.transaction("DEFERRED"):
-            rows = self._catalogue.rows()
+        rows = self._snapshot().rows()
         return rows if condition is None else condition.choose(rows)
+
+    @property
+    def damage(self) -> list[str]:
+        """What could not be read, in words; empty unless the gallery was opened with damaged="skip"."""
+        return list(self._snapshot().damage)
 
     def search(
         self,
@@ -222,126 +230,75 @@ class Gallery:
         condition = None if where is None else Filter.parse(where)
         vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
         split = np.split(vectors, starts[1:-1])
-        for attempt in range(_PATIENCE + 1):
-            with self._held() if attempt >= _PATIENCE else nullcontext(self._snapshot()) as snapshot:
-                allowed = self._allowed(snapshot, wanted, condition)
-                if allowed is None:  # rows moved since the snapshot was taken
-                    continue
-                used, reason, rankings = self._rank(snapshot, split, k, mode, allowed)
-                found = [self._hits(snapshot, query, ranking) for query, ranking in zip(split, rankings, strict=True)]
-            if None in found:  # a hit was deleted or moved while this searched: ask the newer commit
-                continue
-            rows = int(np.count_nonzero(allowed))
-            if not rows:
-                reason = "the gallery is empty" if condition is None and wanted is None else "no row passes the filter"
-            return [
-                SearchResult(hits or (), used, ranking.certified and used == "exact", reason, rows, ranking.rescored)
-                for hits, ranking in zip(found, rankings, strict=True)
-            ]
-        raise GalleryCorrupt(f"{self.path}: rows of a commit are missing. See what: chan gallery verify {self.path}")
+        snapshot = self._snapshot()
+        snapshot.recheck()
+        allowed = self._allowed(snapshot, wanted, condition)
+        used, reason, rankings = self._rank(snapshot, split, k, mode, allowed)
+        found = [self._hits(snapshot, query, ranking) for query, ranking in zip(split, rankings, strict=True)]
+        snapshot.recheck()
+        rows = int(np.count_nonzero(allowed))
+        if not rows:
+            reason = "the gallery is empty" if condition is None and wanted is None else "no row passes the filter"
+        certified = used == "exact" and not snapshot.lost
+        if snapshot.lost:
+            reason = f"{snapshot.lost} rows are lost to damage and were left out (chan gallery verify {self.path})"
+        return [
+            SearchResult(hits, used, certified and ranking.certified, reason, rows, ranking.rescored)
+            for hits, ranking in zip(found, rankings, strict=True)
+        ]
 
     def verify(self) -> list[str]:
-        """Read every byte and name what is damaged: files, pages, arrays, records. Empty where all is well."""
-        found = self._catalogue.damaged()
-        if found:
-            return found
-        snapshot = self._snapshot()
-        for segment in snapshot.segments:
-            found += segment.damaged()
-        with self._catalogue.transaction("DEFERRED"):
-            for record in self._catalogue.segments():
-                rows = [row.position for row in self._catalogue.rows_of(record.number)]
-                if rows != np.flatnonzero(record.live).tolist():
-                    found.append(f"{self._catalogue.path}: segment {record.number}'s rows are not those alive in it")
-        return found
+        """Read every byte of the newest commit and name what is damaged; empty where all is well. See verify.py."""
+        self._check_open()
+        return verify_gallery(self.path)
 
     # -- pieces
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GalleryError(f"{self.path}: this gallery is closed; open it again")
+
     def _snapshot(self) -> Snapshot:
-        """The newest commit; files already mapped, and pages already checked, are taken over."""
+        """The newest commit."""
+        self._check_open()
         with self._lock:
             current = self._current
-            if current is not None and self._catalogue.meta("generation") == current.generation:
-                return current
-            known = {}
             if current is not None:
-                known = {(r.file.name, r.fast): s for r, s in zip(current.records, current.segments, strict=True)}
-            for attempt in range(_RETRIES):
-                with self._catalogue.transaction("DEFERRED"):
-                    generation = self._catalogue.meta("generation")
-                    records = self._catalogue.segments()
-                    try:
-                        fast = load_fast(self._catalogue, self.path / SEGMENTS)
-                        prepared = () if fast is None else (fast.basis, fast.axes)
-                        segments = [
-                            known.get((record.file.name, record.fast))
-                            or Segment(self.path / SEGMENTS, record.file, record.fast, *prepared)
-                            for record in records
-                        ]
-                        break
-                    except FileNotFoundError as error:
-                        if attempt == _RETRIES - 1:
-                            raise GalleryCorrupt(f"{error.filename} is missing: {self.path} is incomplete") from error
-            live = np.concatenate([record.live for record in records]) if records else np.zeros(0, bool)
-            planes = 2 if fast is None else fast.planes
-            rows = GalleryRows(segments, self.settings.kind, self.alignment)
-            estimator = (
-                CpuEstimator(rows, self._kernel, self._pool, planes)
-                if self._resident is None
-                else GpuEstimator(rows, self._resident)
-            )
-            ranker = Ranker(rows, estimator, self._kernel, self._pool)
-            bases = np.cumsum([0] + [record.rows for record in records])
-            self._current = Snapshot(generation, tuple(records), tuple(segments), bases, live, ranker, fast)
-            return self._current
+                header = newest_header(self.path)
+                if header == current.header:
+                    return current
+                if not is_same_gallery(current.header, header):
+                    raise GalleryError(f"{self.path} was replaced by another gallery; open it again")
+            snapshot = open_snapshot(self.path, current, self._damaged, self._ranker)
+            settings = snapshot.catalogue.settings
+            if replace(settings, bundle=None) != replace(self.settings, bundle=None):
+                raise GalleryError(f"{self.path} was replaced by another gallery; open it again")
+            self.settings, self._current = settings, snapshot
+            return snapshot
 
-    @contextmanager
-    def _held(self) -> Iterator[Snapshot]:
-        """The newest commit, readable to the end whatever is committed meanwhile; other searches wait for this one."""
-        with self._lock:
-            while True:
-                snapshot = self._snapshot()
-                with self._catalogue.transaction("DEFERRED"):
-                    if self._catalogue.meta("generation") == snapshot.generation:
-                        yield snapshot
-                        return
+    def _ranker(self, segments: Sequence[Segment], fast: FastScan | None) -> Ranker:
+        rows = GalleryRows(segments, self.settings.kind, self.alignment)
+        estimator = (
+            CpuEstimator(rows, self._kernel, self._pool, 2 if fast is None else fast.planes)
+            if self._resident is None
+            else GpuEstimator(rows, self._resident)
+        )
+        return Ranker(rows, estimator, self._kernel, self._pool)
 
-    def _allowed(
-        self, snapshot: Snapshot, ids: Sequence[str] | None, condition: Filter | None
-    ) -> NDArray[np.bool_] | None:
-        """The rows that may be found; None where the catalogue is newer than the snapshot and names other places."""
+    def _allowed(self, snapshot: Snapshot, ids: Sequence[str] | None, condition: Filter | None) -> NDArray[np.bool_]:
+        """The rows that may be found."""
         allowed = snapshot.live
-        if ids is None and condition is None:
-            return allowed
-        with self._catalogue.transaction("DEFERRED"):
-            if self._catalogue.meta("generation") != snapshot.generation:
-                return None
-            if ids is not None:
-                found = self._catalogue.find(ids)
-                missing = [id for id in ids if id not in found]
-                if missing:
-                    raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
-                allowed = allowed & self._mask(snapshot, found.values())
-            if condition is not None:
-                allowed = allowed & self._passing(snapshot, condition)
+        if ids is not None:
+            found = snapshot.find(ids)
+            missing = [id for id in ids if id not in found]
+            if missing:
+                raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+            mask = np.zeros(len(allowed), bool)
+            mask[list(found.values())] = True
+            allowed = allowed & mask
+        if condition is not None:
+            allowed = allowed & snapshot.passing(condition)
         return allowed
-
-    def _passing(self, snapshot: Snapshot, condition: Filter) -> NDArray[np.bool_]:
-        mask = snapshot.masks.get(condition.text)
-        if mask is None:
-            mask = self._mask(snapshot, condition.choose(self._catalogue.rows()))
-            if len(snapshot.masks) >= _MASKS:
-                snapshot.masks.pop(next(iter(snapshot.masks)), None)
-            snapshot.masks[condition.text] = mask
-        return mask
-
-    def _mask(self, snapshot: Snapshot, rows: Iterable[Row]) -> NDArray[np.bool_]:
-        base = {record.number: int(snapshot.bases[i]) for i, record in enumerate(snapshot.records)}
-        mask = np.zeros(len(snapshot.live), bool)
-        for row in rows:
-            if row.segment in base:
-                mask[base[row.segment] + row.position] = True
-        return mask
 
     def _rank(
         self,
@@ -369,20 +326,13 @@ class Gallery:
             return "exact", "every row was scored from the fine copy (VSA)", rankings
         return "exact", "every row that was not rescored is proven to score less than all hits", rankings
 
-    def _hits(self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...] | None:
-        """A ranking with ids and metadata; None where a row was deleted or moved since the snapshot was taken."""
-        with self._catalogue.transaction("DEFERRED"):
-            records = [self._catalogue.row_at(*snapshot.place(int(row))) for row in ranking.rows]
-            if None in records and self._catalogue.meta("generation") == snapshot.generation:
-                raise GalleryCorrupt(
-                    f"{self._catalogue.path} lacks a row that it says is alive; restore it from a copy"
-                )
+    def _hits(self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...]:
+        """A ranking with ids, metadata and words."""
         hits = []
-        for i, record in enumerate(records):
-            if record is None:
-                return None
+        for i, row in enumerate(ranking.rows):
+            found = snapshot.row(int(row))
             regions, similarities = self._words(snapshot, query, ranking, i)
-            hits.append(Hit(record.id, float(ranking.scores[i]), record.metadata, regions, similarities))
+            hits.append(Hit(found.id, float(ranking.scores[i]), found.metadata, regions, similarities))
         return tuple(hits)
 
     def _words(
@@ -393,6 +343,6 @@ class Gallery:
             detail = ranking.details[i]
         else:
             index, position = snapshot.locate(int(ranking.rows[i]))
-            vectors = snapshot.segments[index].vectors(position, position + 1, self.settings.dim)
+            vectors = snapshot.segments[index].vectors(position, position + 1)
             detail = true_row(vectors, query, self.settings.kind, AlignmentConfig("VHA", "Max"))
         return detail.winners, detail.maxima.astype(np.float32)

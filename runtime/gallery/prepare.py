@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
+from ..errors import GalleryCorrupt
 from .estimate import CpuEstimator
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
@@ -26,9 +26,9 @@ from .proof.gallery_rows import GalleryRows
 from .proof.rows import Part
 from .rank import Ranker
 from .settings import GallerySettings
-from .store.catalogue import Catalogue
+from .store.catalogue import MEASURED, FastRecord
 from .store.files import FileRecord, MappedFile
-from .store.segments import Segment
+from .store.segments import Prepared, Segment
 
 PREFIX = 128  # coordinates; docs/architecture.md: recall 1.0000 at 128, 0.987 at 64, rescoring 5 %
 MIN_ROWS = 1000  # below which fast search is exact search: both take about a millisecond
@@ -37,7 +37,6 @@ _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _WANTED = 0.999
 _PLANE_WORTH = 0.02  # of the rows: rescoring as many takes about what scanning a second plane takes
 _K = 10
-MEASURED = ("planes", "share", "recall", "k", "queries")  # what the catalogue keeps of a FastScan
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,14 @@ class FastScan:
     k: int
     queries: int
 
-    def to_dict(self, file: FileRecord) -> dict[str, Any]:
-        """Plain data for the catalogue; the basis lies in `file`."""
-        record = {"name": file.name, "length": file.length, "sums": file.sums.hex()}
-        return {"file": record, **{name: getattr(self, name) for name in MEASURED}}
+    @property
+    def prepared(self) -> Prepared:
+        """What all segments share."""
+        return Prepared(self.basis, self.axes)
+
+    def to_record(self, file: FileRecord) -> FastRecord:
+        """What the catalogue keeps of it; the basis and the axes lie in `file`."""
+        return FastRecord(file, *(getattr(self, name) for name in MEASURED))
 
 
 def fit_basis(segments: Sequence[Segment], live: Sequence[NDArray[np.bool_]], dim: int) -> NDArray[np.float32]:
@@ -76,7 +79,7 @@ def fit_basis(segments: Sequence[Segment], live: Sequence[NDArray[np.bool_]], di
     for segment, alive in zip(segments, live, strict=True):
         for row in np.flatnonzero(alive):
             first = int(-segment.starts[row] % step)
-            vectors = segment.vectors(int(row), int(row) + 1, dim)[first::step].astype(np.float64)
+            vectors = segment.vectors(int(row), int(row) + 1)[first::step].astype(np.float64)
             moment += vectors.T @ vectors
     _, axes = np.linalg.eigh(moment)  # by rising eigenvalue
     return np.ascontiguousarray(axes[:, ::-1][:, :PREFIX], np.float32)
@@ -131,13 +134,20 @@ def recall(found: Sequence[Ranking], exact: Sequence[Ranking]) -> float:
     return hits / max(1, sum(len(ranking.rows) for ranking in exact))
 
 
-def load_fast(catalogue: Catalogue, segments: Path) -> FastScan | None:
-    """The fast scan a catalogue knows of."""
-    raw = catalogue.meta("fast")
-    if raw is None:
+def load_fast(record: FastRecord | None, segments: Path, dim: int) -> FastScan | None:
+    """The fast scan that a catalogue keeps.
+
+    Raises:
+        FileNotFoundError: its file is missing.
+        GalleryCorrupt: its file is damaged, or not what a gallery of this width D can have.
+    """
+    if record is None:
         return None
-    file = raw["file"]
-    record = FileRecord(file["name"], file["length"], bytes.fromhex(file["sums"]))
-    opened = MappedFile(segments, record)
+    opened = MappedFile(segments, record.file)
+    columns = [opened.shape(name)[-1] for name in ("basis", "axes")]
+    for name, count in zip(("basis", "axes"), columns, strict=True):
+        opened.expect(name, np.float32, dim, count)
     basis, axes = (opened.read(name).astype(np.float64) for name in ("basis", "axes"))  # once, not for every query
-    return FastScan(basis, axes, **{name: raw[name] for name in MEASURED})
+    if not 1 <= columns[0] <= dim or columns[1] > dim or not (np.isfinite(basis).all() and np.isfinite(axes).all()):
+        raise GalleryCorrupt(f"{opened.path}: basis and axes must be finite and have from 1 (0) to {dim} columns")
+    return FastScan(basis, axes, **{name: getattr(record, name) for name in MEASURED})

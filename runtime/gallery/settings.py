@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..checks import check_choice
 from ..contract import AlignmentConfig, Manifest
-from ..errors import GalleryError, InputError
+from ..errors import ChanError, GalleryError, InputError
 
 Kind = Literal["images", "captions"]
 Precision = Literal["float32", "float16", "none"]
+MIN_TEMPERATURE = 1e-6  # below it, and above its inverse, scores leave what float64 can order
 MAX_DIM = 32768  # (255 + 128) * 127 * 32768 < 2^31: an int32 cannot overflow
 
 
@@ -42,10 +43,15 @@ class GallerySettings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dim", index(self.dim))
         check_choice("kind", self.kind, get_args(Kind))
         check_choice("fine", self.fine, get_args(Precision))
         if not 1 <= self.dim <= MAX_DIM:
             raise InputError(f"dim must be from 1 to {MAX_DIM}, got {self.dim}")
+        for name in ("attention_temperature", "pooling_temperature"):
+            value = getattr(self.alignment, name)
+            if not MIN_TEMPERATURE <= value <= 1 / MIN_TEMPERATURE:
+                raise InputError(f"{name} must be from {MIN_TEMPERATURE} to {1 / MIN_TEMPERATURE:.0e}, got {value}")
 
     def check_model(self, model: str, path: Path) -> None:
         """GalleryError unless `model` is the fingerprint of the model the gallery at `path` was made with."""
@@ -60,12 +66,31 @@ class GallerySettings:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> GallerySettings:
-        """Read `to_dict`'s data."""
+    def from_dict(cls, raw: Any) -> GallerySettings:
+        """Read `to_dict`'s data.
+
+        Raises:
+            ValueError: a key is missing, unknown, or its value is of another type or out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(raw, dict) or raw.keys() != set(names):
+            raise ValueError(f"settings must be an object with {', '.join(names)}")
+        alignment = raw["alignment"]
+        kinds = {"coding": str, "pooling": str, "attention_temperature": float, "pooling_temperature": float}
+        if not isinstance(alignment, dict) or not alignment.keys() <= kinds.keys():
+            raise ValueError(f"settings.alignment must be an object with {', '.join(kinds)}")
+        for name, value in alignment.items():
+            if not isinstance(value, (int, float) if kinds[name] is float else str) or isinstance(value, bool):
+                raise ValueError(f"settings.{name} must be a {'number' if kinds[name] is float else 'text'}")
+        if type(raw["dim"]) is not int:
+            raise ValueError("settings.dim must be an integer")
+        for name in ("kind", "model", "fine", "bundle", "precision"):
+            if not isinstance(raw[name], str) and not (raw[name] is None and name in ("bundle", "precision")):
+                raise ValueError(f"settings.{name} must be text")
         try:
-            return cls(**{**raw, "alignment": AlignmentConfig(**raw["alignment"])})
-        except (TypeError, KeyError, InputError) as error:
-            raise GalleryError(f"the gallery's settings cannot be understood: {error!r}") from error
+            return cls(**{**raw, "alignment": AlignmentConfig(**alignment)})
+        except ChanError as error:
+            raise ValueError(f"settings: {error}") from error
 
 
 def fingerprint(manifest: Manifest, precision: str) -> str:

@@ -1,37 +1,254 @@
-"""One commit of a gallery, open for search."""
+"""One commit of a gallery, open for search: it stays as it is whatever is committed meanwhile."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .prepare import FastScan
+from ..errors import GalleryCorrupt
+from .prepare import FastScan, load_fast
 from .rank import Ranker
-from .store.catalogue import SegmentRecord
-from .store.segments import Segment
+from .settings import GallerySettings
+from .store.catalogue import Catalogue, Header, SegmentRecord
+from .store.files import SEGMENTS, MappedFile
+from .store.mapping import check_folder, describe
+from .store.newest import newest_header, read_newest
+from .store.rows import HeldRows, Row, RowTable, hash_ids
+from .store.segments import Prepared, Segment
+from .where import Filter
+
+Damaged = Literal["refuse", "skip"]
+Rank = Callable[[Sequence[Segment], FastScan | None], Ranker]
+_MASKS = 16  # masks of filters kept for a segment: one byte a row each
+
+
+@dataclass(frozen=True)
+class OpenSegment:
+    """A segment as far as it can be read.
+
+    Attributes:
+        segment: None where nothing of it can be read.
+        lost: [rows], which cannot be read.
+        damage: what is damaged, in words.
+    """
+
+    segment: Segment | None
+    lost: NDArray[np.bool_]
+    damage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit, its files mapped; searches that began on it end on it, whatever is committed meanwhile."""
+    """One commit.
 
-    generation: int
-    records: tuple[SegmentRecord, ...]
+    Attributes:
+        header: what tells it from other commits.
+        catalogue: what it holds.
+        segments: its files, mapped. Segments that cannot be read are left out where damage is skipped.
+        bases: int64 [segments + 1], the first row of each.
+        live: [N], rows that are neither deleted nor lost.
+        fast: the fast scan, if it was prepared.
+        damage: what cannot be read, in words; empty where damage is refused.
+        lost: rows that are lost to it.
+        ranker: ranks the rows.
+        opened: the segments by their files, for the next commit's snapshot.
+    """
+
+    header: Header
+    catalogue: Catalogue
     segments: tuple[Segment, ...]
     bases: NDArray[np.int64]
     live: NDArray[np.bool_]
-    ranker: Ranker
     fast: FastScan | None
-    masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)  # of the last filters, by their text
+    damage: tuple[str, ...]
+    lost: int
+    ranker: Ranker
+    opened: Mapping[Hashable, OpenSegment]
 
     def locate(self, row: int) -> tuple[int, int]:
         """(index of the segment, position in it) of a row."""
         index = int(np.searchsorted(self.bases, row, side="right")) - 1
         return index, row - int(self.bases[index])
 
-    def place(self, row: int) -> tuple[int, int]:
-        """(number of the segment, position in it) of a row."""
+    def row(self, row: int) -> Row:
+        """Id and metadata of a row."""
         index, position = self.locate(row)
-        return self.records[index].number, position
+        return self.segments[index].table.row(position)
+
+    def rows(self) -> list[Row]:
+        """Ids and metadata of all rows that are alive, in order."""
+        return [
+            row
+            for segment, live in zip(self.segments, self._split(), strict=True)
+            for position, row in enumerate(segment.table.rows())
+            if live[position]
+        ]
+
+    def find(self, ids: Sequence[str]) -> dict[str, int]:
+        """The rows of those ids that exist."""
+        found: dict[str, int] = {}
+        hashes = hash_ids(ids)
+        for segment, base, live in zip(self.segments, self.bases, self._split(), strict=False):
+            for id, position in segment.table.find(ids, hashes):
+                if live[position]:
+                    found[id] = int(base) + position
+        return found
+
+    def passing(self, condition: Filter) -> NDArray[np.bool_]:
+        """[N], which rows pass a filter.
+
+        Raises:
+            InputError: the filter compares a key that no row has.
+        """
+        masks, keys = [], set[str]()
+        for segment, live in zip(self.segments, self._split(), strict=True):
+            mask, found = _passing(segment, condition)
+            masks.append(mask & live)
+            keys |= found
+        if keys or any(len(mask) for mask in masks):
+            condition.check_keys(keys)
+        return np.concatenate(masks) if masks else np.zeros(0, bool)
+
+    def recheck(self) -> None:
+        """GalleryCorrupt if a file was cut short or overwritten since it was opened; see store/files.py."""
+        for segment in self.segments:
+            segment.recheck()
+
+    def _split(self) -> list[NDArray[np.bool_]]:
+        return np.split(self.live, self.bases[1:-1]) if self.segments else []
+
+
+def open_snapshot(folder: Path, before: Snapshot | None, damaged: Damaged, rank: Rank) -> Snapshot:
+    """The newest commit; files already mapped, and pages already checked, are taken over from the snapshot before.
+
+    Args:
+        folder: the gallery.
+        before: an older snapshot of the same gallery.
+        damaged: `skip` reads every byte of new files and leaves out the rows that cannot be read.
+        rank: makes the ranker.
+
+    Raises:
+        GalleryError: there is no gallery, or it cannot be read.
+        GalleryCorrupt: a file is missing or damaged, and damage is refused.
+    """
+    while True:
+        header, catalogue, tables = read_newest(folder)
+        try:
+            check_folder(folder / SEGMENTS)
+            return _open(folder / SEGMENTS, header, catalogue, tables, before, damaged, rank)
+        except FileNotFoundError as error:
+            if newest_header(folder) == header:
+                raise GalleryCorrupt(f"{error.filename} is missing: {folder} is incomplete") from error
+            # A newer commit does not need that file any more, and its writer has removed it.
+
+
+def _open(
+    folder: Path,
+    header: Header,
+    catalogue: Catalogue,
+    tables: Sequence[RowTable] | None,
+    before: Snapshot | None,
+    damaged: Damaged,
+    rank: Rank,
+) -> Snapshot:
+    damage: list[str] = []
+    fast, prepared = _fast(folder, catalogue, before, damaged, damage)
+    known = {} if before is None or tables is not None else before.opened
+    opened: dict[Hashable, OpenSegment] = {}
+    for i, record in enumerate(catalogue.segments):
+        if fast is None:
+            record = replace(record, fast=None)
+        key = (*record.files, None if record.fast is None or catalogue.fast is None else catalogue.fast.file)
+        found = known.get(key)
+        if found is None:
+            table = None if tables is None else tables[i]
+            if damaged == "skip":
+                found = _open_intact(folder, record, catalogue.settings, prepared, table)
+            else:
+                segment = Segment(folder, record, catalogue.settings, prepared, table)
+                found = OpenSegment(segment, np.zeros(len(record.live), bool))
+        opened[(i, key) if tables is not None else key] = found
+    pairs = list(zip(catalogue.segments, opened.values(), strict=True))
+    segments = tuple(found.segment for _, found in pairs if found.segment is not None)
+    alive = [record.live & ~found.lost for record, found in pairs if found.segment is not None]
+    lost = sum(int(np.count_nonzero(record.live & found.lost)) for record, found in pairs)
+    return Snapshot(
+        header=header,
+        catalogue=catalogue,
+        segments=segments,
+        bases=np.cumsum([0] + [len(live) for live in alive]),
+        live=np.concatenate(alive) if alive else np.zeros(0, bool),
+        fast=fast,
+        damage=(*damage, *(text for _, found in pairs for text in found.damage)),
+        lost=lost,
+        ranker=rank(segments, fast),
+        opened=opened,
+    )
+
+
+def _fast(
+    folder: Path, catalogue: Catalogue, before: Snapshot | None, damaged: Damaged, damage: list[str]
+) -> tuple[FastScan | None, Prepared | None]:
+    """The fast scan: the very one of the snapshot before if it is the same, as rankers compare them by identity."""
+    record = catalogue.fast
+    if before is not None and before.fast is not None and record is not None and before.catalogue.fast == record:
+        return before.fast, before.fast.prepared
+    try:
+        fast = load_fast(record, folder, catalogue.settings.dim)
+    except (FileNotFoundError, GalleryCorrupt) as error:
+        if damaged == "refuse":
+            raise
+        damage.append(describe(error))
+        return None, None
+    return fast, None if fast is None else fast.prepared
+
+
+def _open_intact(
+    folder: Path, record: SegmentRecord, settings: GallerySettings, prepared: Prepared | None, table: RowTable | None
+) -> OpenSegment:
+    """What of a segment can be read; reads its files whole."""
+    damage: list[str] = []
+    if record.fast is not None:
+        try:
+            damage += MappedFile(folder, record.fast).damaged()
+        except (FileNotFoundError, GalleryCorrupt) as error:
+            damage.append(describe(error))
+        if damage:  # what preparing added is not needed to search exactly
+            record = replace(record, fast=None)
+    try:
+        segment = Segment(folder, record, settings, prepared, table)
+    except (FileNotFoundError, GalleryCorrupt) as error:
+        return OpenSegment(None, np.ones(len(record.live), bool), (*damage, describe(error)))
+    found = segment.damaged()
+    if not found:
+        return OpenSegment(segment, np.zeros(len(record.live), bool), tuple(damage))
+    lost = segment.damaged_rows()
+    segment.table = _held(segment.table, lost)
+    return OpenSegment(segment, lost, (*damage, *found))
+
+
+def _held(table: RowTable, lost: NDArray[np.bool_]) -> RowTable:
+    """The rows that are left, in memory: a damaged file may have lost the order that ids are found by."""
+    ids: list[str | None] = [None] * len(table)
+    metadata = ["{}"] * len(table)
+    for position in np.flatnonzero(~lost).tolist():
+        ids[position], metadata[position] = table.text(position)
+    return HeldRows(ids, metadata)
+
+
+def _passing(segment: Segment, condition: Filter) -> tuple[NDArray[np.bool_], frozenset[str]]:
+    """[rows], which pass a filter, deleted ones included, and all keys of their metadata."""
+    found = segment.masks.get(condition.text)
+    if found is None:
+        rows = segment.table.rows()
+        mask = np.fromiter((condition.matches(row.metadata) for row in rows), bool, len(rows))
+        found = mask, frozenset(key for row in rows for key in row.metadata)
+        if len(segment.masks) >= _MASKS:
+            segment.masks.pop(next(iter(segment.masks)), None)
+        segment.masks[condition.text] = found
+    return found

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..errors import InputError
-from .store.catalogue import Row
+from .store.rows import Row
 from .values import MAX_DEPTH, Json, json_value, plain_text, same
 
 Where: TypeAlias = "Mapping[str, Any]"

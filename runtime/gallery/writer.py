@@ -1,41 +1,47 @@
 """Changes to a gallery: one writer at a time, beside any number of readers.
 
-A change is: write new files, make them durable, then one transaction of the catalogue. Files are never changed once
-written. So a crash at any point leaves the last commit; files no commit names are swept when the next writer opens.
+A change is: write new files, make them durable, then publish the next catalogue (store/commit.py has that moment).
+Small segments are merged as rows are added (store/merging.py), so a gallery never has many of them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import uuid
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
-from ..errors import GalleryError, GalleryLocked, InputError
-from ..files import publish
+from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
 from .prepare import FastScan, fit_basis, load_fast, measure, query_axes
-from .proof.bounds import no_axes
-from .proof.rows import ArrayPart, array_part, pack_rows
+from .proof.rows import array_part, pack_rows
 from .settings import GallerySettings
-from .store.catalogue import CATALOGUE, SCHEMA, Catalogue, Relabel, Row, SegmentRecord, checked_meta, is_gallery
-from .store.files import SEGMENTS, FileRecord, write_arrays
-from .store.segments import Segment, fast_arrays, segment_arrays
+from .store.catalogue import CATALOGUE, Catalogue, Header, SegmentRecord, permissions, read_catalogue, read_header
+from .store.commit import NewFiles, Unconfirmed, publish, sweep
+from .store.create import create_gallery
+from .store.files import SEGMENTS, MappedFile
+from .store.lock import WriterLock
+from .store.mapping import check_folder
+from .store.merging import Piece, groups_to_compact, segments_to_fold
+from .store.newest import is_old, no_gallery
+from .store.old import old_files, upgrade
+from .store.rows import MappedRows, Relabel, Row, hash_ids, row_arrays
+from .store.segments import Prepared, Segment
 from .values import checked_ids, checked_metadata
 
 _log = logging.getLogger(__name__)
-LOCK = "writer.lock"
 SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
+_Place = tuple[int, int]  # (index of a segment, position in it)
 
 
 class GalleryWriter:
@@ -45,81 +51,69 @@ class GalleryWriter:
     constructor takes what they have opened.
 
     Attributes:
-        path: the gallery's folder.
+        path: the gallery's folder, absolute.
         settings: what was fixed when the gallery was made.
     """
 
-    def __init__(
-        self, path: Path, settings: GallerySettings, catalogue: Catalogue, lock: filelock.BaseFileLock
-    ) -> None:
+    def __init__(self, path: Path, lock: WriterLock, header: Header, catalogue: Catalogue) -> None:
         self.path = path
-        self.settings = settings
+        self.settings = catalogue.settings
         self._segments = path / SEGMENTS
-        self._catalogue = catalogue
         self._lock = lock
+        self._header = header
+        self._catalogue = catalogue
+        self._tables: dict[str, MappedRows] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Open the gallery in a folder for writing, and remove the files that an interrupted change left there.
 
+        A gallery that an older version made is upgraded.
+
         Raises:
             GalleryLocked: another process, or this one, is already writing.
-            GalleryError: there is no gallery, or its folder cannot be written.
+            GalleryError: there is no gallery, its folder cannot be written, or its file system has no locks.
+            GalleryCorrupt: its catalogue is not what was committed.
         """
-        folder = Path(path)
-        if not is_gallery(folder):
-            raise GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o {folder}")
-        lock = filelock.FileLock(folder / LOCK, timeout=0)
+        folder = Path(path).absolute()
+        if not (os.path.lexists(folder / CATALOGUE) or is_old(folder)):
+            raise no_gallery(folder)
+        lock = WriterLock(folder)
         try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise GalleryLocked(f"{folder} is being written by another process; wait for it to end") from error
-        except OSError as error:
-            raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
-        try:
-            catalogue = Catalogue(folder)
-            writer = cls(folder, GallerySettings.from_dict(checked_meta(catalogue, folder)), catalogue, lock)
-            writer._mend_ids()
-            writer._sweep()
+            check_folder(folder / SEGMENTS)
+            with _write_errors(folder):
+                if is_old(folder):
+                    upgrade(folder)
+                header, catalogue = read_catalogue(folder)
+                sweep(folder, catalogue)
+                for path in old_files(folder):  # that an upgrade left
+                    path.unlink()
+            return cls(folder, lock, header, replace(catalogue, dropped=()))
         except BaseException:
             lock.release()
             raise
-        return writer
 
     @classmethod
     def create(cls, path: str | Path, settings: GallerySettings) -> Self:
-        """Make an empty gallery and open it for writing; PATH must not exist yet, or be an empty folder.
+        """Make an empty gallery and open it for writing.
+
+        Args:
+            path: a folder that does not exist yet, or is empty but for hidden files and what an interrupted creation
+                left.
+            settings: what is fixed for the gallery's life.
 
         Raises:
             GalleryError: something is already there, or it cannot be written.
         """
-        folder = Path(path)
-        new = folder / f"{CATALOGUE}.new"
-        leftovers = {SEGMENTS, LOCK, new.name, f"{new.name}-wal", f"{new.name}-shm"}  # of an interrupted creation
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if {entry.name for entry in folder.iterdir()} - leftovers:
-                raise GalleryError(f"{folder} already exists and is not empty; choose another folder, or add to it")
-            (folder / SEGMENTS).mkdir(exist_ok=True)
-            new.unlink(missing_ok=True)
-            catalogue = Catalogue(folder=folder, create=True, name=new.name)
-            with catalogue.transaction():
-                catalogue.create_tables()
-                catalogue.set_meta("schema", SCHEMA)
-                catalogue.set_meta("settings", settings.to_dict())
-                catalogue.set_meta("generation", 0)
-                catalogue.set_meta("next_segment", 1)
-                catalogue.set_meta("plain_ids", True)
-            catalogue.close()
-            publish(new, folder / CATALOGUE)
-        except OSError as error:
-            raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
-        return cls.open(folder)
+        folder = Path(path).absolute()
+        with _write_errors(folder):
+            lock, header, catalogue = create_gallery(folder, settings)
+        return cls(folder, lock, header, catalogue)
 
     def close(self) -> None:
-        """Give the lock back."""
-        self._catalogue.close()
+        """Give the lock back; twice does no harm."""
         self._lock.release()
+        self._tables.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -131,15 +125,11 @@ class GalleryWriter:
 
     def __len__(self) -> int:
         """Rows that are not deleted."""
-        return sum(int(record.live.sum()) for record in self._catalogue.segments())
+        return self._catalogue.count
 
     def describe(self) -> str:
         """Rows, segments and bytes in words."""
-        records = self._catalogue.segments()
-        size = sum(file.length for r in records for file in (r.file, r.fast) if file is not None)
-        rows = sum(int(record.live.sum()) for record in records)
-        each = f", {size / rows / 1e3:.1f} KB a row" if rows else ""
-        return f"{rows} {self.settings.kind} in {len(records)} segments, {size / 1e6:.1f} MB{each}"
+        return self._catalogue.describe()
 
     def check(self, settings: GallerySettings) -> None:
         """Raise unless rows of these settings may be added here.
@@ -156,17 +146,22 @@ class GalleryWriter:
 
     def ids(self, among: Iterable[str | int]) -> set[str]:
         """Those of the given ids that the gallery has."""
-        return set(self._catalogue.find(checked_ids(among, "among")))
+        return set(self._find(checked_ids(among, "among")))
 
     def rows(self) -> list[Row]:
         """Every row's id and metadata, in order of addition."""
-        return self._catalogue.rows()
+        self._lock.check()
+        return [
+            row
+            for record in self._catalogue.segments
+            for position, row in enumerate(self._table(record).rows())
+            if record.live[position]
+        ]
 
     @property
     def roots(self) -> Mapping[str, str]:
         """Name -> folder of the roots that rows were indexed from (identity.py)."""
-        found: Mapping[str, str] | None = self._catalogue.meta("roots")
-        return found or {}
+        return self._catalogue.roots
 
     def relabel(self, changes: Iterable[Relabel], roots: Mapping[str, str] | None = None) -> None:
         """Give rows other ids or metadata in one commit; their vectors and their order stay.
@@ -177,32 +172,41 @@ class GalleryWriter:
 
         Raises:
             InputError: an id that the gallery does not have, one that it has already, or metadata with no JSON form.
+            GalleryError: the disk is full or cannot be written; nothing was changed.
         """
         changes = list(changes)
         ids = checked_ids((change.id for change in changes), "changes")
         new_ids = checked_ids((change.new_id for change in changes), "changes")
-        metadata = checked_metadata([change.metadata for change in changes])
-        found = self._catalogue.find(ids)
+        texts = _as_json(checked_metadata([change.metadata for change in changes]))
+        found = self._find(ids)
         missing = [id for id in ids if id not in found]
         if missing:
             raise InputError(f"changes: not in the gallery: {', '.join(missing[:5])}")
-        there = set(self._catalogue.find(new_ids)) - set(ids)
+        there = set(self._find(new_ids)) - set(ids)
         if there or len(set(new_ids)) < len(new_ids):
             raise InputError(f"changes: a new id must be free, got {', '.join(sorted(there)[:5]) or 'one twice'}")
         if not changes and (roots is None or roots == self.roots):
             return
-        with self._commit():
-            if roots is not None:
-                self._catalogue.set_meta("roots", dict(roots))
-            self._catalogue.relabel(
-                [(found[id], new, details) for id, new, details in zip(ids, new_ids, metadata, strict=True)]
-            )
+        changed: dict[int, dict[int, tuple[str, str]]] = {}
+        for id, new_id, text in zip(ids, new_ids, texts, strict=True):
+            index, position = found[id]
+            changed.setdefault(index, {})[position] = new_id, text
+        segments = list(self._catalogue.segments)
+        with self._new_files() as files:
+            for index, rows in changed.items():
+                all_ids, metadata = self._table(segments[index]).texts()
+                for position, (new_id, text) in rows.items():
+                    all_ids[position], metadata[position] = new_id, text
+                segments[index] = replace(segments[index], rows=files.write(row_arrays(all_ids, metadata)))
+            kept = self.roots if roots is None else dict(roots)
+            self._commit(files, segments=tuple(segments), roots=kept)
 
     def set_bundle(self, bundle: str | Path) -> None:
-        """Remember where the gallery's bundle is now; `Gallery.check_model` tells whether it is the right one."""
-        self.settings = replace(self.settings, bundle=str(Path(bundle).resolve()))
-        with self._commit():
-            self._catalogue.set_meta("settings", self.settings.to_dict())
+        """Remember where the gallery's bundle is now; `Gallery.check_model` checks whether it is the right one."""
+        settings = replace(self.settings, bundle=str(Path(bundle).resolve()))
+        with self._new_files() as files:
+            self._commit(files, settings=settings)
+        self.settings = settings
 
     def add(
         self,
@@ -240,69 +244,61 @@ class GalleryWriter:
             raise InputError(f"embeddings: must be of this gallery's {self.settings.kind}, got {embeddings.kind}")
         if embeddings.dim != self.settings.dim:
             raise InputError(f"embeddings: D must be this gallery's {self.settings.dim}, got {embeddings.dim}")
-        existing = self._catalogue.find(ids)
+        existing = self._find(ids)
         if existing and not overwrite:
             raise InputError(
                 f"ids: already in the gallery (pass overwrite to replace them): {', '.join(list(existing)[:5])}"
             )
         vectors, starts = pack_rows(embeddings.vectors, embeddings.lengths, "embeddings")
-        fast = self._fast()
+        texts = _as_json(details)
+        prepared = self._prepared()
+        kept, written = self._without(existing.values()), []
         with self._new_files() as files:
-            written = []
             for first, last in self._pieces(starts):
+                fitted = (None, None) if prepared is None else (prepared.basis, prepared.axes)
                 part_starts = starts[first : last + 1] - starts[first]
-                part_vectors = vectors[starts[first] : starts[last]]
-                fitted = (None, None) if fast is None else (fast.basis, fast.axes)
-                part = array_part(part_vectors, part_starts, self.settings.fine, *fitted)
-                record = files.write(segment_arrays(part))
-                prefix = None if fast is None else files.write(fast_arrays(part))
-                written.append((first, last, record, prefix))
-            with self._commit():
-                self._catalogue.kill(existing.values())
-                for first, last, record, prefix in written:
-                    number, live = self._catalogue.new_number(), np.ones(last - first, bool)
-                    self._catalogue.put_segment(SegmentRecord(number, number, record, prefix, last - first, live))
-                    self._catalogue.put_rows(Row(ids[i], number, i - first, details[i]) for i in range(first, last))
+                part = array_part(vectors[starts[first] : starts[last]], part_starts, self.settings.fine, *fitted)
+                piece = Piece.of_part(part, ids[first:last], texts[first:last])
+                if first == 0:
+                    kept, piece = self._fold(kept, piece, prepared)
+                written.append(_write(files, piece))
+            self._commit(files, segments=(*kept, *written))
 
     def delete(self, ids: Iterable[str | int]) -> None:
-        """Remove rows in one commit; their bytes go with the next `compact`.
+        """Remove rows in one commit; their bytes go with the next `compact`, or when their segment is merged.
 
         Raises:
             InputError: ids the gallery does not have; nothing was changed.
+            GalleryError: the disk is full or cannot be written; nothing was changed.
         """
         ids = checked_ids(ids)
-        found = self._catalogue.find(ids)
+        found = self._find(ids)
         missing = [id for id in dict.fromkeys(ids) if id not in found]
         if missing:
             raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
-        with self._commit():
-            self._catalogue.kill(found.values())
+        with self._new_files() as files:
+            self._commit(files, segments=tuple(self._without(found.values())))
 
     def compact(self) -> None:
         """Rewrite segments that hold deleted rows or are small, in one commit; rows keep their order.
 
         Needs room on the disk for the rewritten rows beside the old ones. Readers go on with the old files.
+
+        Raises:
+            GalleryCorrupt: a segment that must be rewritten is damaged; nothing was changed.
+            GalleryError: the disk is full or cannot be written; nothing was changed.
         """
-        records = self._catalogue.segments()
-        fast = self._fast()
+        records, prepared = self._catalogue.segments, self._prepared()
+        segments: list[SegmentRecord] = []
         with self._new_files() as files:
-            replaced: list[tuple[list[SegmentRecord], _Merged | None]] = []
-            for group in self._groups(records):
+            for part in groups_to_compact([record.living_bytes for record in records], SEGMENT_BYTES):
+                group = records[part]
                 if len(group) == 1 and group[0].live.all():
-                    continue
-                replaced.append((group, self._merge(group, files, fast)))
-            with self._commit():
-                for group, merged in replaced:
-                    moved = [row for record in group for row in self._catalogue.rows_of(record.number)]
-                    self._catalogue.drop_segments(record.number for record in group)
-                    if merged is not None:
-                        number = self._catalogue.new_number()
-                        live = np.ones(len(moved), bool)
-                        self._catalogue.put_segment(
-                            SegmentRecord(number, group[0].place, merged.file, merged.fast, len(moved), live)
-                        )
-                        self._catalogue.move_rows(moved, number)
-        self._sweep()
+                    segments += group
+                else:
+                    segments.append(_write(files, Piece.joined([self._stored(record, prepared) for record in group])))
+            if len(segments) < len(records) or any(a is not b for a, b in zip(segments, records, strict=True)):
+                self._commit(files, segments=tuple(segments))
 
     def prepare_fast(self, queries: Embeddings | None = None) -> FastScan:
         """Fit search to the gallery as it is now and to its queries, in one commit.
@@ -311,43 +307,86 @@ class GalleryWriter:
         directions that queries share.
 
         Args:
-            queries: embeddings of the other side (captions for a gallery of images). All tell the directions; half
-                choose how many rows fast search rescores, the other half measure its recall. Without queries the
+            queries: embeddings of the other side (captions for a gallery of images). All of them decide the directions;
+                half choose how many rows fast search rescores, the other half measure its recall. Without queries the
                 recall is unknown, and exact search rescores more.
+
+        Raises:
+            GalleryCorrupt: a segment is damaged; nothing was changed.
+            GalleryError: the disk is full or cannot be written; nothing was changed.
         """
-        records = self._catalogue.segments()
-        segments = [Segment(self._segments, record.file) for record in records]
+        records = [replace(record, fast=None) for record in self._catalogue.segments]
+        segments = [Segment(self._segments, record, self.settings) for record in records]
         axes = query_axes(queries, self.settings.dim)
         basis = fit_basis(segments, [record.live for record in records], self.settings.dim)
+        prepared = Prepared(basis, axes)
         with self._new_files() as files:
             basis_file = files.write({"basis": basis, "axes": axes})
-            new = []
-            for record, segment in zip(records, segments, strict=True):
-                prefix = files.write(segment.prepare(basis, axes))
-                new.append(replace(record, fast=prefix))
-            parts = [Segment(self._segments, record.file, record.fast, basis, axes) for record in new]
+            new = [
+                replace(record, fast=files.write(segment.prepare(prepared)))
+                for record, segment in zip(records, segments, strict=True)
+            ]
+            parts = [Segment(self._segments, record, self.settings, prepared) for record in new]
             live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
             fast = measure(parts, live, self.settings, queries, basis, axes)
-            with self._commit():
-                for record in new:
-                    self._catalogue.put_segment(record)
-                self._catalogue.set_meta("fast", fast.to_dict(basis_file))
-        self._sweep()
+            self._commit(files, segments=tuple(new), fast=fast.to_record(basis_file))
         return fast
 
     # -- pieces
 
-    def _mend_ids(self) -> None:
-        """Mend what versions did that stored ids as they came; once for each gallery."""
-        if not self._catalogue.meta("plain_ids"):
-            with self._commit():
-                mended = self._catalogue.mend_ids()
-                self._catalogue.set_meta("plain_ids", True)
-            if mended:
-                _log.warning("%s: %d ids that were no plain text are text now", self.path, mended)
+    def _find(self, ids: Sequence[str]) -> dict[str, _Place]:
+        """Where the rows of those ids lie that exist."""
+        self._lock.check()
+        hashes = hash_ids(ids)
+        found: dict[str, _Place] = {}
+        for index, record in enumerate(self._catalogue.segments):
+            for id, position in self._table(record).find(ids, hashes):
+                if record.live[position]:
+                    found[id] = index, position
+        return found
 
-    def _fast(self) -> FastScan | None:
-        return load_fast(self._catalogue, self._segments)
+    def _table(self, record: SegmentRecord) -> MappedRows:
+        table = self._tables.get(record.rows.name)
+        if table is None:
+            with _missing(self.path):
+                table = MappedRows(MappedFile(self._segments, record.rows), len(record.live))
+            self._tables[record.rows.name] = table
+        return table
+
+    def _prepared(self) -> Prepared | None:
+        with _missing(self.path):
+            fast = load_fast(self._catalogue.fast, self._segments, self.settings.dim)
+        return None if fast is None else fast.prepared
+
+    def _without(self, places: Iterable[_Place]) -> list[SegmentRecord]:
+        """The segments once the rows at these places are deleted; those with no row left are gone."""
+        records = list(self._catalogue.segments)
+        dead: dict[int, list[int]] = {}
+        for index, position in places:
+            dead.setdefault(index, []).append(position)
+        for index, positions in dead.items():
+            live = records[index].live.copy()
+            live[positions] = False
+            records[index] = replace(records[index], live=live)
+        return [record for record in records if record.live.any()]
+
+    def _fold(
+        self, records: list[SegmentRecord], piece: Piece, prepared: Prepared | None
+    ) -> tuple[list[SegmentRecord], Piece]:
+        """The segments that stay, and the new rows behind those of the segments that do not."""
+        count = segments_to_fold([record.living_bytes for record in records], piece.bytes, SEGMENT_BYTES)
+        if not count:
+            return records, piece
+        try:
+            old = [self._stored(record, prepared) for record in records[-count:]]
+        except GalleryCorrupt as error:  # what is damaged stays apart from what is added
+            _log.warning("small segments were not merged: %s", error)
+            return records, piece
+        return records[:-count], Piece.joined([*old, piece])
+
+    def _stored(self, record: SegmentRecord, prepared: Prepared | None) -> Piece:
+        with _missing(self.path):
+            return Piece.of_segment(Segment(self._segments, record, self.settings, prepared), record.live)
 
     def _pieces(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Rows in pieces of at most SEGMENT_BYTES of fine vectors, one row at least."""
@@ -358,100 +397,72 @@ class GalleryWriter:
             edges.append(max(edges[-1] + 1, stop))
         return list(pairwise(edges))
 
-    def _groups(self, records: list[SegmentRecord]) -> Iterator[list[SegmentRecord]]:
-        """Consecutive segments whose living rows fit one file."""
-        group: list[SegmentRecord] = []
-        size = 0.0
-        for record in records:
-            living = record.file.length * float(record.live.mean())
-            if group and size + living > SEGMENT_BYTES:
-                yield group
-                group, size = [], 0.0
-            group.append(record)
-            size += living
-        if group:
-            yield group
-
-    def _merge(self, group: list[SegmentRecord], files: _NewFiles, fast: FastScan | None) -> _Merged | None:
-        """Files of the group's living rows, copied as they are; None where none lives."""
-        if not any(record.live.any() for record in group):
-            return None
-        known = () if fast is None else (fast.basis, fast.axes)
-        segments = [Segment(self._segments, record.file, record.fast, *known) for record in group]
-        lengths = np.concatenate([np.diff(s.starts)[r.live] for s, r in zip(segments, group, strict=True)])
-
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([s.kept(name, r.live) for s, r in zip(segments, group, strict=True)])
-
-        starts = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
-        part = ArrayPart(
-            starts=starts,
-            scale=joined("scale"),
-            error=joined("error"),
-            norm=joined("norm"),
-            axes=no_axes(self.settings.dim),
-            blocks=np.zeros((len(lengths), 0), np.float32),
-            stored=joined("codes"),
-            exact=joined("fine") if segments[0].has_fine else None,
-        )
-        file = files.write(segment_arrays(part))
-        prefix = None
-        if all(segment.prefix is not None for segment in segments):
-            kept = [s.kept_fast(r.live) for s, r in zip(segments, group, strict=True)]
-            prefix = files.write({name: np.concatenate([arrays[name] for arrays in kept]) for name in kept[0]})
-        return _Merged(file, prefix)
-
     @contextmanager
-    def _commit(self) -> Iterator[None]:
-        with self._catalogue.transaction():
-            yield
-            self._catalogue.set_meta("generation", self._catalogue.meta("generation") + 1)
+    def _new_files(self) -> Iterator[NewFiles]:
+        """Files that are removed again if what they are for fails."""
+        self._lock.check()
+        with _write_errors(self.path, "; nothing of this change was kept"):
+            files = NewFiles(self.path, self._catalogue, permissions(self.path / CATALOGUE))
+            try:
+                yield files
+            except Unconfirmed:
+                raise
+            except BaseException:
+                files.discard()
+                raise
 
-    @contextmanager
-    def _new_files(self) -> Iterator[_NewFiles]:
-        """Files that go again if what they are for fails."""
-        files = _NewFiles(self._segments)
+    def _commit(self, files: NewFiles, **changes: Any) -> None:
+        """Publish the next catalogue and remove the files it does not need."""
+        self._lock.check()
+        if read_header(self.path) != self._header:
+            raise GalleryLocked(f"{self.path} was changed or replaced by another process; open it again")
+        files.sync()
+        following = self._catalogue.followed_by(next_file=files.next_file, **changes)
         try:
-            yield files
-        except BaseException as error:
-            files.discard()
-            if isinstance(error, OSError):
-                raise GalleryError(
-                    f"{self.path} cannot be written: {error.strerror or error}; nothing of this change was kept"
-                ) from error
+            self._header = publish(self.path, following, permissions(self.path / CATALOGUE))
+        except Unconfirmed as error:
+            self._header, self._catalogue = error.header, following
             raise
-
-    def _sweep(self) -> None:
-        """Remove files that no commit names: what a crash or a compaction left."""
-        named = {file.name for r in self._catalogue.segments() for file in (r.file, r.fast) if file is not None}
-        fast = self._catalogue.meta("fast")
-        if fast is not None:
-            named.add(fast["file"]["name"])
-        for path in self._segments.iterdir():
-            if path.name not in named:
-                path.unlink()
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """The files of a compaction's new segment."""
-
-    file: FileRecord
-    fast: FileRecord | None
+        self._catalogue = following
+        self._tables = {
+            r.rows.name: self._tables[r.rows.name] for r in following.segments if r.rows.name in self._tables
+        }
+        left = []
+        for name in following.dropped:
+            try:
+                (self._segments / name).unlink(missing_ok=True)
+            except OSError:
+                left.append(name)
+        self._catalogue = replace(following, dropped=tuple(left))
 
 
-class _NewFiles:
-    """Files written for one commit."""
+def _as_json(metadata: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [json.dumps(row, sort_keys=True, allow_nan=False) for row in metadata]
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._names: list[str] = []
 
-    def write(self, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
-        record = write_arrays(self._folder, f"{uuid.uuid4().hex}.safetensors", arrays)
-        self._names.append(record.name)
-        return record
+def _write(files: NewFiles, piece: Piece) -> SegmentRecord:
+    """Write a segment's files."""
+    return SegmentRecord(
+        np.ones(len(piece.ids), bool),
+        files.write(piece.vector_arrays()),
+        files.write(piece.row_arrays()),
+        None if piece.fast is None else files.write(piece.fast),
+    )
 
-    def discard(self) -> None:
-        for name in self._names:
-            (self._folder / name).unlink(missing_ok=True)
+
+@contextmanager
+def _write_errors(folder: Path, also: str = "") -> Iterator[None]:
+    """The system's refusals as the package's own error."""
+    try:
+        yield
+    except OSError as error:
+        raise GalleryError(f"{folder} cannot be written: {error.strerror or error}{also}") from error
+
+
+@contextmanager
+def _missing(folder: Path) -> Iterator[None]:
+    """A file that is not there as damage: the writer holds the lock, so nobody may have removed it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise GalleryCorrupt(f"{error.filename} is missing: {folder} is incomplete") from error

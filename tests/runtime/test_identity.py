@@ -249,7 +249,7 @@ def test_random_changes_leave_what_the_folder_holds(bench: Bench) -> None:
 
 
 def test_relabel_refuses_what_would_lose_a_row(bench: Bench) -> None:
-    from chan_rt.runtime.gallery.store.catalogue import Relabel
+    from chan_rt.runtime.gallery.store.rows import Relabel
 
     bench.run()
     before = bench.rows()

@@ -1,350 +1,389 @@
-"""The one SQLite file that says which segments and rows exist: what is not in it does not exist.
+"""The one file that says which segments and rows exist: what is not in it does not exist.
 
-Every record carries a CRC-32 of its own values, checked whenever it is read, so that a flipped bit in the file is an
-error and not another id. The journal is a write-ahead log with synchronous=FULL: readers never wait for a commit, and a
-commit that returned survives a power cut. Nothing in here depends on a clock.
+`GALLERY/catalogue` is replaced whole by each commit (commit.py), so a reader needs no lock, no journal and no
+permission to write: whatever it opens is one commit, complete. The file is a line that names the gallery, the
+generation and the digest of all that follows, and then one JSON object. A reader learns of a commit by reading that
+line again. The lists of ids and metadata lie in the segments' own files (rows.py), so a commit rewrites a few hundred
+bytes for each segment, 4 for each 256 KiB of files and a bit for each row of a segment that has deleted ones.
+
+Everything in it is checked before it is used: types, sizes, counts and names, with limits first. Nothing in here
+depends on a clock.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
-import sqlite3
-import threading
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import GalleryCorrupt, GalleryError
-from .files import FileRecord
-from .mend import mended_id
+from ...errors import ChanError, GalleryCorrupt, GalleryError
+from ..settings import GallerySettings
+from .files import MAX_LENGTH, PAGE, FileRecord
+from .mapping import open_regular
 
-CATALOGUE = "catalogue.sqlite"
-SCHEMA = 2
-_BUSY_SECONDS = 30.0  # that a writer waits for another connection's checkpoint
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE segments (
-    number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE,
-    file TEXT NOT NULL, length INTEGER NOT NULL, sums BLOB NOT NULL,
-    fast_file TEXT, fast_length INTEGER, fast_sums BLOB,
-    rows INTEGER NOT NULL, live BLOB NOT NULL, sum INTEGER NOT NULL);
-CREATE TABLE rows (
-    id TEXT PRIMARY KEY, segment INTEGER NOT NULL, position INTEGER NOT NULL,
-    metadata TEXT NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID;
-CREATE UNIQUE INDEX place ON rows (segment, position);
-"""
-
-
-def is_gallery(folder: str | Path) -> bool:
-    """Whether there is a gallery in a folder."""
-    return (Path(folder) / CATALOGUE).is_file()
+CATALOGUE = "catalogue"
+OLD_CATALOGUE = "catalogue.sqlite"  # of schema 2
+SCHEMA = 3
+MAX_ROWS = 1 << 31  # of one segment
+MEASURED = ("planes", "share", "recall", "k", "queries")  # what is kept of a fast scan besides its file
+_MAX_CATALOGUE = 1 << 28
+_MAX_SEGMENTS = 1 << 20
+_MAX_DROPPED = 1 << 20
+_LINE = 128  # bytes of the first line
+_FIRST = re.compile(rb"chan-gallery (\d{1,9}) ([0-9a-f]{32}) (\d{1,18}) ([0-9a-f]{32}) *\n")
+_FILE = re.compile(r"[0-9a-f]{32}(-\d{1,18})?\.safetensors")  # with a number since schema 3
 
 
 @dataclass(frozen=True)
+class Header:
+    """What distinguishes one commit of one gallery from every other.
+
+    Attributes:
+        gallery: 32 hex digits that a gallery gets when it is made.
+        generation: how many commits went before.
+        digest: of the catalogue's bytes.
+    """
+
+    gallery: str
+    generation: int
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
 class SegmentRecord:
     """One segment.
 
     Attributes:
-        number: its name, never used again, so that (number, position) means one row for ever.
-        place: where its rows stand in the gallery's order.
-        file, fast: its files.
-        rows: how many it holds.
-        live: [rows], which of them are not deleted.
+        live: [rows], which of its rows are not deleted.
+        vectors: its file of codes and fine copies.
+        rows: its file of ids and metadata.
+        fast: its file for the fast scan, once search was prepared.
     """
 
-    number: int
-    place: int
-    file: FileRecord
-    fast: FileRecord | None
-    rows: int
     live: NDArray[np.bool_]
+    vectors: FileRecord
+    rows: FileRecord
+    fast: FileRecord | None = None
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Its two or three files."""
+        return (self.vectors, self.rows) if self.fast is None else (self.vectors, self.rows, self.fast)
+
+    @property
+    def living_bytes(self) -> float:
+        """Bytes of its vectors' file that belong to rows which are not deleted."""
+        return self.vectors.length * float(self.live.mean())
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row: its id, where its vectors lie, and the user's metadata."""
+class FastRecord:
+    """A gallery's fast scan, see prepare.FastScan; the basis and the axes lie in `file`."""
 
-    id: str
-    segment: int
-    position: int
-    metadata: Mapping[str, Any]
+    file: FileRecord
+    planes: int
+    share: float
+    recall: float | None
+    k: int
+    queries: int
 
 
 @dataclass(frozen=True)
-class Relabel:
-    """A row that keeps its place and its vectors, under a new id or with new metadata."""
-
-    id: str
-    new_id: str
-    metadata: Mapping[str, Any]
-
-
 class Catalogue:
-    """Reads and writes the catalogue; safe to use from several threads.
+    """One commit of a gallery.
+
+    Attributes:
+        gallery: 32 hex digits that tell it from every other gallery.
+        generation: how many commits went before.
+        settings: what was fixed when it was made.
+        next_file: the number of the next file; no commit has named a file of this number or a higher one.
+        segments: in the order of their rows.
+        fast: the fast scan, if it was prepared.
+        roots: name -> folder of the roots that rows were indexed from (identity.py).
+        dropped: files that this gallery wrote and no commit needs any more, until they are removed.
+    """
+
+    gallery: str
+    generation: int
+    settings: GallerySettings
+    next_file: int = 1
+    segments: tuple[SegmentRecord, ...] = ()
+    fast: FastRecord | None = None
+    roots: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """Every file it needs, by name."""
+        files = {file.name: file for segment in self.segments for file in segment.files}
+        if self.fast is not None:
+            files[self.fast.file.name] = self.fast.file
+        return files
+
+    @property
+    def count(self) -> int:
+        """Rows that are not deleted."""
+        return sum(int(np.count_nonzero(segment.live)) for segment in self.segments)
+
+    def describe(self) -> str:
+        """Rows, segments and bytes in words."""
+        size = sum(file.length for segment in self.segments for file in segment.files)
+        each = f", {size / self.count / 1e3:.1f} KB a row" if self.count else ""
+        return f"{self.count} {self.settings.kind} in {len(self.segments)} segments, {size / 1e6:.1f} MB{each}"
+
+    def followed_by(self, **changes: Any) -> Catalogue:
+        """The next commit; files that it does not need any more are noted as dropped."""
+        following = replace(self, **changes, generation=self.generation + 1)
+        unneeded = dict.fromkeys([*self.dropped, *self.files])
+        kept = following.files
+        return replace(following, dropped=tuple(name for name in unneeded if name not in kept))
+
+    def file_number(self, name: str) -> int | None:
+        """The number of a file that this gallery's naming made; None for every other name."""
+        found = re.fullmatch(rf"{self.gallery}-(\d{{1,18}})\.safetensors", name)
+        return None if found is None else int(found[1])
+
+    def to_bytes(self) -> tuple[Header, bytes]:
+        """The file's bytes, and what its first line says."""
+        body = {
+            "settings": self.settings.to_dict(),
+            "next_file": self.next_file,
+            "segments": [_segment_dict(record) for record in self.segments],
+            "fast": None if self.fast is None else {**vars(self.fast), "file": _file_dict(self.fast.file)},
+            "roots": dict(self.roots),
+            "dropped": list(self.dropped),
+        }
+        text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+        header = Header(self.gallery, self.generation, _digest(SCHEMA, self.gallery, self.generation, text))
+        line = f"chan-gallery {SCHEMA} {header.gallery} {header.generation} {header.digest}"
+        return header, f"{line:<{_LINE - 1}}\n".encode() + text + b"\n"
+
+
+def is_gallery(folder: str | Path) -> bool:
+    """Whether there is a gallery in a folder, of this schema or an older one."""
+    return any(os.path.lexists(Path(folder) / name) for name in (CATALOGUE, OLD_CATALOGUE))
+
+
+def no_gallery(folder: Path) -> GalleryError:
+    """The error of a folder without a gallery."""
+    return GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o {folder}")
+
+
+def read_header(folder: Path) -> Header:
+    """What the newest commit's first line says.
 
     Raises:
-        GalleryError: there is no catalogue, or it is of another schema.
-        GalleryCorrupt: SQLite or a record's sum says that bytes have changed.
+        GalleryError: there is no gallery, its catalogue cannot be read, or this version does not know its schema.
+        GalleryCorrupt: the line is not what was committed.
     """
-
-    def __init__(self, folder: Path, *, create: bool = False, name: str = CATALOGUE) -> None:
-        self.path = folder / name
-        if not create and not self.path.is_file():
-            raise GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o {folder}")
-        self._lock = threading.RLock()
-        mode = "rwc" if create else "rw"
-        if not os.access(folder, os.W_OK):  # nobody here can write beside us; SQLite then needs no files of its own
-            mode = "ro&immutable=1"
-        with _errors(self.path):
-            uri = f"{self.path.absolute().as_uri()}?mode={mode}"
-            self._connection = sqlite3.connect(
-                uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
-            )
-            self._connection.execute("PRAGMA synchronous=FULL")
-            if create:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
-
-    @contextmanager
-    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """All or nothing: commits at the end, rolls back on any error. `DEFERRED` reads one consistent state.
-
-        Within another one of the same thread it is part of that.
-        """
-        with self._lock, _errors(self.path):
-            if self._connection.in_transaction:
-                yield
-                return
-            self._connection.execute(f"BEGIN {kind}")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def create_tables(self) -> None:
-        """Make the empty tables."""
-        for statement in filter(str.strip, _TABLES.split(";")):
-            self._connection.execute(statement)
-
-    # -- meta
-
-    def set_meta(self, key: str, value: object) -> None:
-        """Store one JSON value."""
-        text = json.dumps(value, sort_keys=True)
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, text, _sum(key, text)))
-
-    def meta(self, key: str) -> Any:
-        """One JSON value; None where it was never set."""
-        with self._lock, _errors(self.path):
-            found = self._connection.execute("SELECT value, sum FROM meta WHERE key = ?", (key,)).fetchone()
-        if found is None:
-            return None
-        self._verify(found[1], f"meta {key}", key, found[0])
-        return json.loads(found[0])
-
-    # -- segments
-
-    def segments(self) -> list[SegmentRecord]:
-        """Every segment, in the order of its rows."""
-        with self._lock, _errors(self.path):
-            found = self._connection.execute("SELECT * FROM segments ORDER BY place").fetchall()
-        records = []
-        for *values, expected in found:
-            number, place, name, length, sums, fast_name, fast_length, fast_sums, rows, live = values
-            self._verify(expected, f"segment {number}", *values)
-            fast = None if fast_name is None else FileRecord(fast_name, fast_length, fast_sums)
-            alive = np.unpackbits(np.frombuffer(live, np.uint8), count=rows).astype(bool)
-            records.append(SegmentRecord(number, place, FileRecord(name, length, sums), fast, rows, alive))
-        return records
-
-    def put_segment(self, record: SegmentRecord) -> None:
-        """Insert a segment or replace the one of the same number."""
-        fast = (None, None, None) if record.fast is None else _fields(record.fast)
-        live = np.packbits(record.live).tobytes()
-        values = (record.number, record.place, *_fields(record.file), *fast, record.rows, live)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, _sum(*values))
-        )
-
-    def new_number(self) -> int:
-        """A segment number that was never used; takes effect with the transaction."""
-        number = int(self.meta("next_segment"))
-        self.set_meta("next_segment", number + 1)
-        return number
-
-    def drop_segments(self, numbers: Iterable[int]) -> None:
-        """Remove segments, not their rows."""
-        self._connection.executemany("DELETE FROM segments WHERE number = ?", [(number,) for number in numbers])
-
-    def kill(self, rows: Iterable[Row]) -> None:
-        """Remove rows: their records, and their bits among the living of their segments."""
-        dead: dict[int, list[int]] = {}
-        for row in rows:
-            dead.setdefault(row.segment, []).append(row.position)
-            self._connection.execute("DELETE FROM rows WHERE id = ?", (row.id,))
-        for record in self.segments():
-            if record.number in dead:
-                live = record.live.copy()
-                live[dead[record.number]] = False
-                self.put_segment(replace(record, live=live))
-
-    # -- rows
-
-    def put_rows(self, rows: Iterable[Row]) -> None:
-        """Insert rows, or move those whose id exists."""
-
-        def values() -> Iterator[tuple[Any, ...]]:
-            for row in rows:
-                fields = (row.id, row.segment, row.position, json.dumps(row.metadata, sort_keys=True))
-                yield (*fields, _sum(*fields))
-
-        self._connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", values())
-
-    def move_rows(self, rows: Iterable[Row], segment: int) -> None:
-        """Give rows, in this order, the places 0, 1, ... of a segment that has no other rows."""
-        moved = [replace(row, segment=segment, position=i) for i, row in enumerate(rows)]
-        self._connection.executemany("DELETE FROM rows WHERE id = ?", [(row.id,) for row in moved])
-        self.put_rows(moved)
-
-    def relabel(self, changes: Iterable[tuple[Row, str, Mapping[str, Any]]]) -> None:
-        """Give rows new ids and metadata, in their places."""
-        changes = list(changes)
-        self._connection.executemany("DELETE FROM rows WHERE id = ?", [(row.id,) for row, _, _ in changes])
-        self.put_rows(replace(row, id=id, metadata=metadata) for row, id, metadata in changes)
-
-    def row_at(self, segment: int, position: int) -> Row | None:
-        """The row in one place; None where there is none any more."""
-        found = self._rows("WHERE segment = ? AND position = ?", (segment, position))
-        if not found or (found[0].segment, found[0].position) != (segment, position):
-            return None
-        return found[0]
-
-    def rows_of(self, segment: int) -> list[Row]:
-        """The rows of one segment, by position."""
-        return self._rows("WHERE segment = ? ORDER BY position", (segment,))
-
-    def rows(self) -> list[Row]:
-        """Every row, in the order of the gallery; call it within a transaction."""
-        return [row for record in self.segments() for row in self.rows_of(record.number)]
-
-    def find(self, ids: Iterable[str]) -> dict[str, Row]:
-        """The rows of those ids that exist."""
-        return {row.id: row for id in dict.fromkeys(ids) for row in self._rows("WHERE id = ?", (id,))}
-
-    def mend_ids(self) -> int:
-        """Store the ids of mend.py as text, under sums of what is stored; returns how many there were."""
-        with self._lock, _errors(self.path):
-            found = self._connection.execute("SELECT id, segment, position, metadata, sum FROM rows").fetchall()
-        mended = 0
-        for id, *rest, expected in found:
-            if type(id) is str and _sum(id, *rest) == expected:
-                continue
-            text = _mended(id, rest, expected)
-            if text is None:  # damaged: that is for `verify` to report
-                continue
-            segment, position, metadata = rest
-            while text != id and self.find([text]):  # 7 and "7" were two rows
-                text += "~"
-            self._connection.execute("DELETE FROM rows WHERE segment = ? AND position = ?", (segment, position))
-            self.put_rows([Row(text, segment, position, json.loads(metadata))])
-            mended += 1
-        return mended
-
-    def damaged(self) -> list[str]:
-        """What SQLite's own check and the records' sums find, in words."""
-        try:
-            with self._lock:
-                problems = [text for (text,) in self._connection.execute("PRAGMA integrity_check") if text != "ok"]
-        except sqlite3.Error as error:
-            return [f"{self.path}: {error}"]
-        found = [f"{self.path}: {problem}" for problem in problems]
-        for check in (self._check_meta, self.segments, lambda: self._rows("", ())):
-            try:
-                check()
-            except GalleryCorrupt as error:
-                found.append(str(error))
-        return found
-
-    def _check_meta(self) -> None:
-        with self._lock, _errors(self.path):
-            keys = [key for (key,) in self._connection.execute("SELECT key FROM meta")]
-        for key in keys:
-            self.meta(key)
-
-    def _rows(self, clause: str, values: tuple[object, ...]) -> list[Row]:
-        with self._lock, _errors(self.path):
-            query = f"SELECT id, segment, position, metadata, sum FROM rows {clause}"
-            found = self._connection.execute(query, values).fetchall()
-        rows = []
-        for id, *rest, expected in found:
-            if type(id) is not str or _sum(id, *rest) != expected:
-                mended = _mended(id, rest, expected)
-                if mended is None:
-                    self._verify(expected, f"row {id!r}", id, *rest)
-                id = mended
-            segment, position, metadata = rest
-            rows.append(Row(id, segment, position, json.loads(metadata)))
-        return rows
-
-    def _verify(self, expected: int, what: str, *values: object) -> None:
-        if _sum(*values) != expected:
-            raise GalleryCorrupt(f"{self.path}: {what} is not what was committed; restore the file from a copy")
+    return _parse_line(folder, _read(folder, _LINE))
 
 
-def _fields(record: FileRecord) -> tuple[str, int, bytes]:
-    return record.name, record.length, record.sums
+def read_catalogue(folder: Path) -> tuple[Header, Catalogue]:
+    """The newest commit.
 
-
-def _mended(id: str | bytes, rest: Sequence[object], expected: int) -> str | None:
-    """The id of a row whose sum is not that of what is stored, if an earlier version wrote it so."""
-    return mended_id(id, lambda form: _sum(form.encode(), *rest) == expected)
-
-
-def _sum(*values: object) -> int:
-    total = 0
-    for value in values:
-        data = value if isinstance(value, bytes) else repr(value).encode()
-        total = zlib.crc32(len(data).to_bytes(8, "little") + data, total)
-    return total
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """SQLite's errors as the package's own."""
+    Raises:
+        GalleryError: as of `read_header`.
+        GalleryCorrupt: the bytes are not those that were committed, or break a rule of this module.
+    """
+    data = _read(folder, _MAX_CATALOGUE)
+    header = _parse_line(folder, data[:_LINE])
+    path = folder / CATALOGUE
+    if not data.endswith(b"\n") or len(data) <= _LINE:
+        raise _corrupt(path, "the end is missing")
+    text = data[_LINE:-1]
+    if _digest(SCHEMA, header.gallery, header.generation, text) != header.digest:
+        raise _corrupt(path, "its digest differs")
     try:
-        yield
-    except sqlite3.OperationalError as error:
-        reasons = {
-            "SQLITE_FULL": "no space is left on the disk; nothing of this change was kept",
-            "SQLITE_READONLY": "the folder is read-only",
-            "SQLITE_CANTOPEN": "it cannot be opened or its folder not written",
-            "SQLITE_BUSY": f"another process has kept it locked for {_BUSY_SECONDS:.0f} s",
-        }
-        name = getattr(error, "sqlite_errorname", "")
-        reason = next((text for key, text in reasons.items() if name.startswith(key)), str(error))
-        raise GalleryError(f"{path}: {reason}") from error
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        raise GalleryCorrupt(f"{path}: {error}; restore the file from a copy") from error
+        raw = json.loads(text, parse_constant=_no_constant)
+        return header, _catalogue(header, raw)
+    except (ValueError, RecursionError, ChanError) as error:
+        raise _corrupt(path, str(error)) from error
 
 
-def checked_meta(catalogue: Catalogue, path: Path) -> Mapping[str, Any]:
-    """The settings of a catalogue whose schema this version knows."""
-    schema = catalogue.meta("schema")
-    if schema != SCHEMA:
-        raise GalleryError(f"{path}: the gallery's schema is {schema!r}, this version reads {SCHEMA}: index it again")
-    settings: Mapping[str, Any] = catalogue.meta("settings")
-    return settings
+def _read(folder: Path, limit: int) -> bytes:
+    path = folder / CATALOGUE
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        raise no_gallery(folder) from error
+    with open(descriptor, "rb") as file:
+        if limit > _LINE and os.fstat(descriptor).st_size > limit:
+            raise _corrupt(path, f"it is larger than {limit} bytes")
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parse_line(folder: Path, line: bytes) -> Header:
+    found = _FIRST.fullmatch(line) if len(line) == _LINE else None
+    if found is None:
+        raise _corrupt(folder / CATALOGUE, "its first line cannot be understood")
+    if int(found[1]) != SCHEMA:
+        raise GalleryError(
+            f"{folder}: the gallery's schema is {int(found[1])}, this version reads {SCHEMA}: index it again, or use "
+            "the version that wrote it"
+        )
+    return Header(found[2].decode(), int(found[3]), found[4].decode())
+
+
+def _corrupt(path: Path, reason: str) -> GalleryCorrupt:
+    return GalleryCorrupt(f"{path} is not what was committed: {reason}; restore the file from a copy")
+
+
+def _digest(schema: int, gallery: str, generation: int, text: bytes) -> str:
+    digest = hashlib.blake2b(f"{schema} {gallery} {generation}\n".encode(), digest_size=16)
+    digest.update(text)
+    return digest.hexdigest()
+
+
+# -- to JSON and back
+
+
+def _file_dict(record: FileRecord) -> dict[str, Any]:
+    return {"name": record.name, "length": record.length, "sums": base64.b64encode(record.sums).decode()}
+
+
+def _segment_dict(record: SegmentRecord) -> dict[str, Any]:
+    live = None if record.live.all() else base64.b64encode(np.packbits(record.live).tobytes()).decode()
+    return {
+        "count": len(record.live),
+        "live": live,
+        "vectors": _file_dict(record.vectors),
+        "rows": _file_dict(record.rows),
+        "fast": None if record.fast is None else _file_dict(record.fast),
+    }
+
+
+def _catalogue(header: Header, raw: object) -> Catalogue:
+    body = _object(raw, "the catalogue", "settings", "next_file", "segments", "fast", "roots", "dropped")
+    settings = GallerySettings.from_dict(_object(body["settings"], "settings"))
+    segments = tuple(
+        _segment(item, f"segments[{i}]") for i, item in enumerate(_list(body["segments"], "segments", _MAX_SEGMENTS))
+    )
+    fast = None if body["fast"] is None else _fast(body["fast"])
+    dropped = [
+        _file_name(item, f"dropped[{i}]") for i, item in enumerate(_list(body["dropped"], "dropped", _MAX_DROPPED))
+    ]
+    next_file = _integer(body["next_file"], "next_file", 1, MAX_LENGTH)
+    roots = check_roots(body["roots"])
+    catalogue = Catalogue(header.gallery, header.generation, settings, next_file, segments, fast, roots, tuple(dropped))
+    count = sum(len(segment.files) for segment in segments) + (fast is not None)
+    if len(catalogue.files) != count:
+        raise ValueError("a file is named twice")
+    if not catalogue.files.keys().isdisjoint(dropped):
+        raise ValueError("dropped names a file that is needed")
+    if any((catalogue.file_number(name) or 0) >= next_file for name in [*catalogue.files, *dropped]):
+        raise ValueError("next_file must be larger than the number of every file")
+    return catalogue
+
+
+def _segment(raw: object, place: str) -> SegmentRecord:
+    body = _object(raw, place, "count", "live", "vectors", "rows", "fast")
+    count = _integer(body["count"], f"{place}.count", 1, MAX_ROWS)
+    vectors = _file(body["vectors"], f"{place}.vectors")
+    if count * 8 > vectors.length:  # each row has an int64 of its own in that file
+        raise ValueError(f"{place}.count is {count}, more rows than {vectors.length} bytes can hold")
+    if body["live"] is None:
+        live = np.ones(count, bool)
+    else:
+        bits = np.frombuffer(_bytes(body["live"], f"{place}.live", -(-count // 8)), np.uint8)
+        live = np.unpackbits(bits, count=count).astype(bool)
+    fast = None if body["fast"] is None else _file(body["fast"], f"{place}.fast")
+    return SegmentRecord(live, vectors, _file(body["rows"], f"{place}.rows"), fast)
+
+
+def _fast(raw: object) -> FastRecord:
+    body = _object(raw, "fast", "file", *MEASURED)
+    return check_fast(_file(body["file"], "fast.file"), body)
+
+
+def check_fast(file: FileRecord, body: Mapping[str, Any]) -> FastRecord:
+    """The record of a fast scan; ValueError unless its numbers can be those of one."""
+    recall = body["recall"]
+    return FastRecord(
+        file=file,
+        planes=_integer(body["planes"], "fast.planes", 1, 2),
+        share=_share(body["share"], "fast.share"),
+        recall=None if recall is None else _share(recall, "fast.recall"),
+        k=_integer(body["k"], "fast.k", 1, MAX_ROWS),
+        queries=_integer(body["queries"], "fast.queries", 0, MAX_ROWS),
+    )
+
+
+def _file(raw: object, place: str) -> FileRecord:
+    body = _object(raw, place, "name", "length", "sums")
+    sums = base64.b64decode(body["sums"], validate=True) if isinstance(body["sums"], str) else None
+    return check_file(body["name"], body["length"], sums, place)
+
+
+def check_file(name: object, length: object, sums: object, place: str) -> FileRecord:
+    """A file's record; ValueError, which begins with `place`, unless it can be one of a gallery's file."""
+    size = _integer(length, f"{place}.length", 64, MAX_LENGTH)
+    if not isinstance(sums, bytes) or len(sums) != 4 * -(-size // PAGE):
+        raise ValueError(f"{place}.sums must hold 4 bytes for each {PAGE} bytes of the file")
+    return FileRecord(_file_name(name, f"{place}.name"), size, sums)
+
+
+def _file_name(raw: object, place: str) -> str:
+    if not isinstance(raw, str) or not _FILE.fullmatch(raw):
+        raise ValueError(f"{place} must be the name of a gallery's file, got {str(raw)[:80]!r}")
+    return raw
+
+
+def check_roots(raw: object) -> Mapping[str, str]:
+    """Roots that rows were indexed from; ValueError unless they are text by text."""
+    if not isinstance(raw, dict) or not all(isinstance(text, str) for text in (*raw, *raw.values())):
+        raise ValueError("roots must be an object of text")
+    return raw
+
+
+def _object(raw: object, place: str, *keys: str) -> Mapping[str, Any]:
+    if not isinstance(raw, dict) or (keys and raw.keys() != set(keys)):
+        raise ValueError(f"{place} must be an object" + (f" with {', '.join(keys)}" if keys else ""))
+    return raw
+
+
+def _list(raw: object, place: str, longest: int) -> list[Any]:
+    if not isinstance(raw, list) or len(raw) > longest:
+        raise ValueError(f"{place} must be a list of at most {longest}")
+    return raw
+
+
+def _integer(raw: object, place: str, low: int, high: int) -> int:
+    if type(raw) is not int or not low <= raw <= high:
+        raise ValueError(f"{place} must be an integer from {low} to {high}")
+    return raw
+
+
+def _share(raw: object, place: str) -> float:
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= 1:
+        raise ValueError(f"{place} must be a number from 0 to 1")
+    return float(raw)
+
+
+def _bytes(raw: object, place: str, length: int) -> bytes:
+    data = base64.b64decode(raw, validate=True) if isinstance(raw, str) else b""
+    if len(data) != length:
+        raise ValueError(f"{place} must be {length} bytes in base64, got {len(data)}")
+    return data
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def permissions(path: Path) -> int:
+    """Permission bits of a file, which the files of the next commit take over."""
+    return stat.S_IMODE(os.stat(path).st_mode)

@@ -4,13 +4,17 @@ A file is laid out as safetensors: 8 bytes of header length, a JSON header, the 
 it. The codes come first and so lie on cache lines. It is cut into pages of 256 KiB, each with a CRC-32; the sums are
 kept in the catalogue, not beside the bytes they vouch for. A page is summed when a search first touches it and not
 again while the file is open: about 2 GB/s once, nothing afterwards, and a flipped bit is an error, never an answer.
+
+What is promised of a file that something else changes while it is open: `recheck` asks the file system for its inode,
+length and times, and sums every page again that was used if any of them is new. A search calls it before it reads and
+before it returns, so a file that was cut short or overwritten is an error of the search that met it, or of the next.
+One case is beyond any program that maps files: a file cut short in the middle of a search ends the process (SIGBUS).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import threading
 import zlib
@@ -22,11 +26,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import GalleryCorrupt
-from ...files import sync
+from ...errors import GalleryCorrupt, GalleryError
+from .mapping import map_file, open_regular
 
 SEGMENTS = "segments"  # the folder of a gallery's files
 PAGE = 256 << 10
+MAX_LENGTH = 1 << 44  # bytes of one file
+_MAX_HEADER = 1 << 16
+_MAX_ARRAYS = 32
 _ALIGN = 64
 _DTYPES = {"U8": np.uint8, "I64": np.int64, "F16": np.float16, "F32": np.float32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
@@ -41,8 +48,10 @@ class FileRecord:
     sums: bytes
 
 
-def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
-    """Write FOLDER/NAME and make it durable: when this returns, file and folder entry are on the disk.
+def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], mode: int | None = None) -> FileRecord:
+    """Write FOLDER/NAME and make its bytes durable; making the name durable is left to the caller.
+
+    mode: permission bits; by default those that the system gives.
 
     Raises:
         OSError: the disk is full, the folder is read-only, ...; nothing is left behind that a later open would use.
@@ -58,13 +67,16 @@ def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]]) ->
     path = folder / name
     try:
         with open(path, "xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             paged = _Paged(file)
             paged.write(len(text).to_bytes(8, "little") + text)
             for array in arrays.values():
                 paged.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
-        sync(folder)
+    except FileExistsError:
+        raise
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -99,63 +111,126 @@ class _Paged:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an array lies in its file: bytes from `begin` on, `stride` of them a row."""
+    """Where an array lies in its file: bytes from `begin` to `end`, `stride` of them a row."""
 
     begin: int
+    end: int
     rows: int
     row: tuple[int, ...]
     stride: int
     dtype: np.dtype[Any]
-
-    @classmethod
-    def of(cls, start: int, entry: Mapping[str, Any]) -> _Place:
-        (rows, *row), dtype = entry["shape"], np.dtype(_DTYPES[entry["dtype"]])
-        return cls(start + entry["data_offsets"][0], rows, tuple(row), dtype.itemsize * math.prod(row), dtype)
 
 
 class MappedFile:
     """A file of arrays, mapped; `read` checks the pages it touches for the first time.
 
     Raises:
-        GalleryCorrupt: the file is missing, of another length, or its header is damaged.
+        FileNotFoundError: there is no such file.
+        GalleryCorrupt: the file is of another length, its header is damaged, or it is no regular file.
+        GalleryError: it cannot be read.
     """
 
     def __init__(self, folder: Path, record: FileRecord) -> None:
         self.path = folder / record.name
+        self._record = record
         self._sums = np.frombuffer(record.sums, "<u4")
         self._checked = bytearray(len(self._sums))
         self._lock = threading.Lock()
-        with open(self.path, "rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            if length != record.length:
-                raise GalleryCorrupt(f"{self.path} has {length} bytes, {record.length} were committed")
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        self._places: dict[str, _Place] = {}
+        descriptor = open_regular(self.path)
+        try:
+            self._seen = _identity(found := os.fstat(descriptor))
+            self._check_length(found.st_size)
+            self._bytes = map_file(descriptor, record.length)
+        except OSError as error:
+            raise GalleryError(f"{self.path} cannot be mapped: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
         self._check(0, 8)
         size = int(self._bytes[:8].view("<u8")[0])
+        if size > min(_MAX_HEADER, record.length - 8) or (8 + size) % _ALIGN:
+            raise GalleryCorrupt(f"{self.path}: a header of {size} bytes does not fit the file")
         self._check(0, 8 + size)
-        self._start = 8 + size
-        self._header: dict[str, Any] = json.loads(bytes(self._bytes[8 : self._start]))
-        self._places = {key: _Place.of(self._start, entry) for key, entry in self._header.items()}
+        self._places = _places(bytes(self._bytes[8 : 8 + size]), 8 + size, record.length, self.path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the arrays."""
+        """Names of the arrays."""
         return tuple(self._places)
+
+    def expect(self, key: str, dtype: type[np.generic], *shape: int) -> None:
+        """GalleryCorrupt unless there is an array of this name, type and shape."""
+        place = self._places.get(key)
+        if place is None:
+            raise GalleryCorrupt(f"{self.path}: the array {key} is missing")
+        if place.dtype != dtype or (place.rows, *place.row) != shape:
+            found = f"{place.dtype} {[place.rows, *place.row]}"
+            raise GalleryCorrupt(f"{self.path}: {key} must be {np.dtype(dtype)} {list(shape)}, got {found}")
+
+    def check_alignment(self, key: str) -> None:
+        """GalleryCorrupt unless an array begins on a cache line, as kernels read it."""
+        if self._places[key].begin % _ALIGN:
+            raise GalleryCorrupt(f"{self.path}: {key} must begin at a multiple of {_ALIGN} bytes")
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of an array; GalleryCorrupt where there is none of this name."""
+        if key not in self._places:
+            raise GalleryCorrupt(f"{self.path}: the array {key} is missing")
+        return (self._places[key].rows, *self._places[key].row)
 
     def read(self, key: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Rows first..last - 1 of an array, mapped, once their bytes are known to be those that were committed."""
         place = self._places[key]
         stop = place.rows if last is None else last
+        if not 0 <= first <= stop <= place.rows:
+            raise GalleryCorrupt(f"{self.path}: rows {first} to {stop} lie outside of {key}, which has {place.rows}")
         begin, end = place.begin + first * place.stride, place.begin + stop * place.stride
         self._check(begin, end)
         return self._bytes[begin:end].view(place.dtype).reshape(stop - first, *place.row)
 
+    def recheck(self) -> None:
+        """Check again what was read, if the file was touched since. Costs one question to the file system if not.
+
+        Raises:
+            GalleryCorrupt: the file was cut short, or its bytes are not those that were committed.
+        """
+        try:
+            found = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return  # removed by a newer commit: what is mapped stays, and no one can reach it by its name
+        if _identity(found) == self._seen or found.st_ino != self._seen[1]:
+            return  # (a file put in its place does not change the mapped one)
+        self._check_length(found.st_size)
+        for page in range(len(self._sums)):
+            if self._checked[page] and not self._intact(page):
+                raise self._damage(page)
+        self._seen = _identity(found)
+
+    def damaged_pages(self) -> list[tuple[int, int]]:
+        """First byte and end of every damaged page. Reads the whole file."""
+        damaged = [page for page in range(len(self._sums)) if not self._intact(page)]
+        return [(page * PAGE, min((page + 1) * PAGE, self._record.length)) for page in damaged]
+
     def damaged(self) -> list[str]:
         """Every damaged page, in words: which bytes, and which arrays lie there. Reads the whole file."""
-        return [self._describe(page) for page in range(len(self._sums)) if not self._intact(page)]
+        return [self._describe(begin, end) for begin, end in self.damaged_pages()]
+
+    def damaged_rows(self, key: str) -> NDArray[np.bool_]:
+        """For each row of an array whether damaged bytes lie in it."""
+        place = self._places[key]
+        lost = np.zeros(place.rows, bool)
+        for begin, end in self.damaged_pages():
+            if begin < place.end and end > place.begin and place.stride:
+                first = max(0, begin - place.begin) // place.stride
+                lost[first : -(-(min(end, place.end) - place.begin) // place.stride)] = True
+        return lost
+
+    def _check_length(self, length: int) -> None:
+        if length != self._record.length:
+            raise GalleryCorrupt(f"{self.path} has {length} bytes, {self._record.length} were committed")
 
     def _intact(self, page: int) -> bool:
         return zlib.crc32(self._bytes[page * PAGE : (page + 1) * PAGE].data) == int(self._sums[page])
@@ -167,17 +242,52 @@ class MappedFile:
         for page in range(first, last):
             if not self._checked[page]:
                 if not self._intact(page):
-                    raise GalleryCorrupt(
-                        f"{self._describe(page)}: the bytes are not those that were committed. Restore the file, "
-                        f"or see what is lost with: chan gallery verify {self.path.parent.parent}"
-                    )
+                    raise self._damage(page)
                 self._checked[page] = 1
 
-    def _describe(self, page: int) -> str:
-        begin, end = page * PAGE, min((page + 1) * PAGE, len(self._bytes))
-        inside = [
-            key
-            for key, entry in getattr(self, "_header", {}).items()
-            if self._start + entry["data_offsets"][0] < end and self._start + entry["data_offsets"][1] > begin
-        ]
+    def _damage(self, page: int) -> GalleryCorrupt:
+        where = self._describe(page * PAGE, min((page + 1) * PAGE, self._record.length))
+        gallery = self.path.parent.parent
+        return GalleryCorrupt(
+            f"{where}: the bytes are not those that were committed. Restore the file, or see what is lost with: "
+            f"chan gallery verify {gallery}, and save the rest with: chan gallery repair {gallery}"
+        )
+
+    def _describe(self, begin: int, end: int) -> str:
+        inside = [key for key, place in self._places.items() if place.begin < end and place.end > begin]
         return f"{self.path} bytes {begin} to {end - 1} ({', '.join(inside) or 'header'})"
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _places(text: bytes, start: int, length: int, path: Path) -> dict[str, _Place]:
+    """Where the arrays lie, from a header; GalleryCorrupt where that is not inside of the file."""
+    try:
+        header = json.loads(text)
+        if not isinstance(header, dict) or len(header) > _MAX_ARRAYS:
+            raise ValueError(f"must be an object of at most {_MAX_ARRAYS} arrays")
+        header.pop("__metadata__", None)
+        return {key: _place(key, entry, start, length) for key, entry in header.items()}
+    except (ValueError, RecursionError) as error:
+        raise GalleryCorrupt(f"{path}: the header cannot be understood: {error}") from error
+
+
+def _place(key: str, entry: Any, start: int, length: int) -> _Place:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{key} must have a dtype, a shape and data_offsets")
+    name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise ValueError(f"{key}: dtype must be one of {', '.join(_DTYPES)}")
+    for numbers, count in ((shape, (1, 2)), (offsets, (2,))):
+        if not isinstance(numbers, list) or len(numbers) not in count:
+            raise ValueError(f"{key}: shape must have 1 or 2 numbers, data_offsets 2")
+        if not all(type(number) is int and 0 <= number <= MAX_LENGTH for number in numbers):
+            raise ValueError(f"{key}: numbers must be integers from 0 to {MAX_LENGTH}")
+    dtype = np.dtype(_DTYPES[name])
+    (rows, *row), (begin, end) = shape, offsets
+    stride = dtype.itemsize * math.prod(row)
+    if end - begin != rows * stride or start + end > length or begin % dtype.itemsize:
+        raise ValueError(f"{key}: bytes {begin} to {end} do not hold a {name} array of shape {shape} in this file")
+    return _Place(start + begin, start + end, rows, tuple(row), stride, dtype)

@@ -1,32 +1,39 @@
-"""Some rows of a gallery on disk: a segment's two files, as a search and a writer read them."""
+"""Some rows of a gallery on disk: a segment's files, as a search and a writer read them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import GalleryError
-from ..kernels.layout import OFFSET
-from ..proof.bounds import no_axes
+from ...errors import GalleryCorrupt
+from ..kernels.layout import OFFSET, stored_width
+from ..proof.bounds import block_norms, gallery_norms, no_axes
 from ..proof.rows import ArrayPart, Prefix, array_part
-from ..settings import Precision
+from ..settings import GallerySettings
+from .catalogue import SegmentRecord
 from .files import FileRecord, MappedFile
+from .rows import MappedRows, RowTable
 
 
-def segment_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
-    """The arrays of a segment file; each begins where its values may, without gaps."""
-    arrays: dict[str, NDArray[Any]] = {"codes": part.stored, "starts": part.starts}
-    arrays |= {"scale": part.scale, "error": part.error, "norm": part.norm}
-    if part.exact is not None:
-        arrays["fine"] = part.exact
-    return arrays
+@dataclass(frozen=True)
+class Prepared:
+    """What a gallery's preparation shares between all segments.
+
+    Attributes:
+        basis: [D, P], orthonormal columns.
+        axes: [D, m], the queries' axes.
+    """
+
+    basis: NDArray[np.floating]
+    axes: NDArray[np.floating]
 
 
 def fast_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
-    """The arrays of a segment's second file: what preparing search adds to a part."""
+    """The arrays of a segment's third file: what preparing search adds to a part."""
     if part.prefix is None or part.stored_prefix is None:
         raise LookupError("this part was not prepared")
     scale, norms = part.prefix.scale, part.prefix.norms
@@ -34,32 +41,85 @@ def fast_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
 
 
 class Segment:
-    """A `Part` on disk: one segment file and, once search was prepared, one more.
+    """A `Part` on disk: a file of vectors, one of ids and metadata, and once search was prepared one more.
 
-    basis, axes: of the gallery's preparation, where there is one.
+    Opening one reads and checks what search holds for each row: the arrays must be of the shapes and types that the
+    gallery's settings ask for, and no index may point outside of its file. So no file, damaged or made to mislead,
+    makes a search read what is not its own.
+
+    Args:
+        folder: the gallery's folder of files.
+        record: what the catalogue keeps of the segment.
+        settings: the gallery's.
+        prepared: of the gallery's preparation, where there is one.
+        table: ids and metadata, where they do not lie in a file.
+
+    Attributes:
+        table: ids and metadata.
+        masks: for the text of a filter the rows that pass it, and the keys that the rows have; kept by searches.
+
+    Raises:
+        FileNotFoundError: one of its files is missing.
+        GalleryCorrupt: one of its files is damaged, or not what the settings ask for.
     """
 
     def __init__(
         self,
         folder: Path,
-        record: FileRecord,
-        fast: FileRecord | None = None,
-        basis: NDArray[np.floating] | None = None,
-        axes: NDArray[np.floating] | None = None,
+        record: SegmentRecord,
+        settings: GallerySettings,
+        prepared: Prepared | None = None,
+        table: RowTable | None = None,
     ) -> None:
-        self._file = _open(folder, record)
-        self.starts = self._file.read("starts")
-        self.scale = self._file.read("scale")
-        self.error = self._file.read("error")
-        self.norm = self._file.read("norm")
+        self.record = record
+        self._settings = settings
+        self._count = count = len(record.live)
+        self._file = file = MappedFile(folder, record.vectors)
+        self._files = [file]
+        file.expect("starts", np.int64, count + 1)
+        for name in ("scale", "error", "norm"):
+            file.expect(name, np.float32, count)
+        self.starts = file.read("starts")
+        vectors = int(self.starts[-1])
+        if self.starts[0] != 0 or vectors < count or (self.starts[1:] <= self.starts[:-1]).any():
+            raise GalleryCorrupt(f"{file.path}: starts must rise from 0, each row having one vector at least")
+        file.expect("codes", np.uint8, vectors, stored_width(settings.dim))
+        file.check_alignment("codes")
+        if settings.fine != "none":
+            file.expect("fine", np.dtype(settings.fine).type, vectors, settings.dim)
+        elif "fine" in file:
+            raise GalleryCorrupt(f"{file.path}: there must be no fine copy in this gallery")
+        self.scale, self.error, self.norm = (file.read(name) for name in ("scale", "error", "norm"))
+        _check_measures(file, self.scale, self.error, self.norm)
+        self._finite = bytearray(count)  # rows whose fine copy is known to hold finite values
+        if table is None:
+            rows = MappedFile(folder, record.rows)
+            self._files.append(rows)
+            table = MappedRows(rows, count)
+        self.table = table
+        self.masks: dict[str, tuple[NDArray[np.bool_], frozenset[str]]] = {}
         self.prefix: Prefix | None = None
-        self.axes = no_axes(0)
-        self.blocks = np.zeros((len(self.scale), 0), np.float32)
+        self.axes = no_axes(settings.dim)
+        self.blocks = np.zeros((count, 0), np.float32)
         self._fast: MappedFile | None = None
-        if fast is not None and basis is not None and axes is not None:
-            self._fast = _open(folder, fast)
-            self.prefix = Prefix(basis, self._fast.read("scale"), self._fast.read("norms"))
-            self.axes, self.blocks = axes, self._fast.read("blocks")
+        if record.fast is not None and prepared is not None:
+            self._open_fast(folder, record.fast, prepared, vectors)
+
+    def _open_fast(self, folder: Path, record: FileRecord, prepared: Prepared, vectors: int) -> None:
+        file = MappedFile(folder, record)
+        basis, axes, nothing = prepared.basis, prepared.axes, np.zeros((0, self._settings.dim))
+        file.expect("codes", np.uint8, vectors, stored_width(basis.shape[1]))
+        file.check_alignment("codes")
+        file.expect("scale", np.float32, self._count)
+        file.expect("norms", np.float32, self._count, gallery_norms(nothing, basis).shape[1])
+        width = 0 if self._settings.fine == "none" else block_norms(nothing, axes).shape[1]
+        file.expect("blocks", np.float32, self._count, width)
+        scale, norms, blocks = (file.read(name) for name in ("scale", "norms", "blocks"))
+        _check_measures(file, scale, norms, blocks)
+        self._files.append(file)
+        self._fast = file
+        self.prefix = Prefix(basis, scale, norms)
+        self.axes, self.blocks = axes, blocks
 
     @property
     def has_fine(self) -> bool:
@@ -78,55 +138,78 @@ class Segment:
 
     def fine(self, row: int) -> NDArray[np.floating]:
         """The fine copy of one row."""
-        return self._file.read("fine", int(self.starts[row]), int(self.starts[row + 1]))
+        fine = self._file.read("fine", int(self.starts[row]), int(self.starts[row + 1]))
+        if not self._finite[row]:
+            self._check_finite(fine, f"row {row}")
+            self._finite[row] = 1
+        return fine
 
-    def vectors(self, first: int, last: int, dim: int) -> NDArray[np.float32]:
-        """Vectors of rows first..last - 1 as float32, from the fine copy or else from the codes: [vectors, dim]."""
+    def vectors(self, first: int, last: int) -> NDArray[np.float32]:
+        """Vectors of rows first..last - 1 as float32, from the fine copy or else from the codes: [vectors, D]."""
         begin, end = int(self.starts[first]), int(self.starts[last])
         if self.has_fine:
             fine: NDArray[np.float32] = self._file.read("fine", begin, end).astype(np.float32, copy=False)
+            self._check_finite(fine, f"rows {first} to {last - 1}")
             return fine
         scale = np.repeat(self.scale[first:last], np.diff(self.starts[first : last + 1]))
-        codes: NDArray[np.float32] = self._file.read("codes", begin, end)[:, :dim].astype(np.float32)
+        codes = self._file.read("codes", begin, end)[:, : self._settings.dim].astype(np.float32)
         codes -= OFFSET
         codes *= scale[:, None]
         return codes
 
     def kept(self, name: str, live: NDArray[np.bool_]) -> NDArray[Any]:
-        """An array's values for the living rows: per row, or per vector for `codes` and `fine`."""
+        """An array's values for the rows where `live` is True: per row, or per vector for `codes` and `fine`."""
         keep = np.repeat(live, np.diff(self.starts)) if name in ("codes", "fine") else live
         return self._file.read(name)[keep]
 
-    def prepare(self, basis: NDArray[np.floating], axes: NDArray[np.floating]) -> dict[str, NDArray[Any]]:
-        """The arrays of a second file for these axes, made a piece of rows at a time; see `fast_arrays`."""
-        made: dict[str, list[NDArray[Any]]] = {}
-        precision: Precision = "none"
-        if self.has_fine:
-            precision = "float16" if self._file.read("fine", 0, 0).dtype == np.float16 else "float32"
-        for first in range(0, len(self.scale), 256):
-            last = min(first + 256, len(self.scale))
-            starts = self.starts[first : last + 1] - self.starts[first]
-            part = array_part(self.vectors(first, last, len(basis)), starts, precision, basis, axes)
-            for name, array in fast_arrays(part).items():
-                made.setdefault(name, []).append(array)
-        return {name: np.concatenate(pieces) for name, pieces in made.items()}
-
     def kept_fast(self, live: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-        """The living rows' part of the second file's arrays."""
+        """The third file's arrays, of the rows where `live` is True."""
         if self._fast is None:
             raise LookupError("this segment has no prefix")
         keep = np.repeat(live, np.diff(self.starts))
         return {name: self._fast.read(name)[keep if name == "codes" else live] for name in self._fast.names}
 
+    def prepare(self, prepared: Prepared) -> dict[str, NDArray[Any]]:
+        """The arrays of a third file for this preparation, made a piece of rows at a time; see `fast_arrays`."""
+        made: dict[str, list[NDArray[Any]]] = {}
+        for first in range(0, self._count, 256):
+            last = min(first + 256, self._count)
+            starts = self.starts[first : last + 1] - self.starts[first]
+            vectors = self.vectors(first, last)
+            part = array_part(vectors, starts, self._settings.fine, prepared.basis, prepared.axes)
+            for name, array in fast_arrays(part).items():
+                made.setdefault(name, []).append(array)
+        return {name: np.concatenate(pieces) for name, pieces in made.items()}
+
+    def recheck(self) -> None:
+        """GalleryCorrupt if a file was cut short or overwritten since it was opened; see files.py."""
+        for file in self._files:
+            file.recheck()
+
     def damaged(self) -> list[str]:
-        """Every damaged page of its files, in words."""
-        return self._file.damaged() + (self._fast.damaged() if self._fast else [])
+        """Every damaged page of its files, in words. Reads them whole."""
+        return [text for file in self._files for text in file.damaged()]
+
+    def damaged_rows(self) -> NDArray[np.bool_]:
+        """[rows], which of them cannot be read whole. Reads the files whole."""
+        lost = np.zeros(self._count, bool)
+        for name in ("codes", *(["fine"] if self.has_fine else [])):
+            lost |= np.logical_or.reduceat(self._file.damaged_rows(name), self.starts[:-1])
+        if self._fast is not None:
+            lost |= np.logical_or.reduceat(self._fast.damaged_rows("codes"), self.starts[:-1])
+        for position in np.flatnonzero(~lost):
+            try:
+                self.table.row(int(position))
+            except GalleryCorrupt:
+                lost[position] = True
+        return lost
+
+    def _check_finite(self, fine: NDArray[np.floating], rows: str) -> None:
+        if not np.isfinite(fine).all():
+            raise GalleryCorrupt(f"{self._file.path}: the fine copy of {rows} must be finite")
 
 
-def _open(folder: Path, record: FileRecord) -> MappedFile:
-    try:
-        return MappedFile(folder, record)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise GalleryError(f"{folder / record.name} cannot be read: {error.strerror}") from error
+def _check_measures(file: MappedFile, scale: NDArray[np.float32], *measures: NDArray[np.float32]) -> None:
+    """GalleryCorrupt unless scales are finite, and scales and what else was measured are no less than 0."""
+    if not (np.isfinite(scale).all() and (scale >= 0).all()) or not all((values >= 0).all() for values in measures):
+        raise GalleryCorrupt(f"{file.path}: scales must be finite, and no scale, error or norm may be negative or NaN")

@@ -1,7 +1,10 @@
 """Small galleries of made-up embeddings."""
 
-from collections.abc import Callable
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +12,10 @@ import pytest
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
+from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, MEASURED, OLD_CATALOGUE, FileRecord, read_catalogue
+from chan_rt.runtime.gallery.store.files import SEGMENTS, MappedFile
+from chan_rt.runtime.gallery.store.old import _sum
+from chan_rt.runtime.gallery.store.rows import MappedRows
 
 DIM = 24
 
@@ -50,3 +57,56 @@ def make_embeddings() -> Callable[..., Embeddings]:
 def make_settings() -> Callable[..., GallerySettings]:
     """The function that makes settings."""
     return settings
+
+
+OLD_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE segments (
+    number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE,
+    file TEXT NOT NULL, length INTEGER NOT NULL, sums BLOB NOT NULL,
+    fast_file TEXT, fast_length INTEGER, fast_sums BLOB,
+    rows INTEGER NOT NULL, live BLOB NOT NULL, sum INTEGER NOT NULL);
+CREATE TABLE rows (
+    id TEXT PRIMARY KEY, segment INTEGER NOT NULL, position INTEGER NOT NULL,
+    metadata TEXT NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE UNIQUE INDEX place ON rows (segment, position);
+"""
+
+
+def give_old_catalogue(path: Path, ids: Sequence[Any] | None = None) -> None:
+    """Give a gallery the catalogue of schema 2; ids: to store as that version did, in place of the rows' own."""
+    catalogue = read_catalogue(path)[1]
+    given = iter(ids or ())
+    connection = sqlite3.connect(path / OLD_CATALOGUE)
+    connection.executescript(OLD_TABLES)
+    meta = {"schema": 2, "settings": catalogue.settings.to_dict(), "generation": catalogue.generation}
+    if catalogue.fast is not None:
+        file = catalogue.fast.file
+        record = {"name": file.name, "length": file.length, "sums": file.sums.hex()}
+        meta["fast"] = {"file": record, **{name: getattr(catalogue.fast, name) for name in MEASURED}}
+    for key, value in meta.items():
+        text = json.dumps(value, sort_keys=True)
+        connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (key, text, _sum(key, text)))
+    for number, segment in enumerate(catalogue.segments, 1):
+        files = (*_fields(segment.vectors), *(_fields(segment.fast) if segment.fast else (None, None, None)))
+        fields = (number, number, *files, len(segment.live), np.packbits(segment.live).tobytes())
+        connection.execute(f"INSERT INTO segments VALUES ({','.join('?' * 11)})", (*fields, _sum(*fields)))
+        rows = MappedRows(MappedFile(path / SEGMENTS, segment.rows), len(segment.live))
+        for position in np.flatnonzero(segment.live).tolist():
+            id, metadata = rows.text(position)
+            values = (next(given, id), number, position, metadata)
+            connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", (*values, _sum(*values)))
+        (path / SEGMENTS / segment.rows.name).unlink()
+    connection.commit()
+    connection.close()
+    (path / CATALOGUE).unlink()
+
+
+def _fields(record: FileRecord) -> tuple[str, int, bytes]:
+    return record.name, record.length, record.sums
+
+
+@pytest.fixture
+def downgrade() -> Callable[..., None]:
+    """The function that gives a gallery the catalogue of schema 2."""
+    return give_old_catalogue

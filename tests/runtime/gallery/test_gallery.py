@@ -1,7 +1,7 @@
 """A gallery on disk: what is added is found, what is deleted is not, and an answer is the one from memory."""
 
 import itertools
-import sqlite3
+import json
 import sys
 import threading
 from functools import partial
@@ -14,6 +14,7 @@ from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 
 
 def scores_of(rows, query, alignment=AlignmentConfig()) -> np.ndarray:  # noqa: B008 - frozen
@@ -101,7 +102,7 @@ def test_open_galleries_see_adds_deletes_replacements_and_compaction(gallery_pat
         order = [row.id for row in gallery.rows()]
         files = len(list((gallery_path / "segments").iterdir()))
         writer.compact()
-        assert len(list((gallery_path / "segments").iterdir())) == 1 < files
+        assert len(list((gallery_path / "segments").iterdir())) == 2 < files, "one segment of two files"
         compacted = gallery.search(query, k=40)[0]
         assert [(h.id, h.score, h.metadata) for h in compacted.hits] == [
             (h.id, h.score, h.metadata) for h in middle.hits
@@ -122,9 +123,9 @@ def test_compaction_leaves_full_segments_alone(gallery_path: Path, monkeypatch, 
         writer.delete(["11"])
         writer.compact()
         kept = {path.name for path in (gallery_path / "segments").iterdir()}
-        assert len(files & kept) == 2
+        assert len(files & kept) == 4
         writer.add(["a", "b", "c"], make_embeddings(3, 3))
-        assert len(list((gallery_path / "segments").iterdir())) == 6, "a large addition is cut into several files"
+        assert len(list((gallery_path / "segments").iterdir())) == 12, "a large addition is cut into several files"
     with Gallery.open(gallery_path) as gallery:
         assert [row.id for row in gallery.rows()] == [str(i) for i in range(30) if i != 11] + ["a", "b", "c"]
         assert gallery.verify() == []
@@ -262,24 +263,22 @@ def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, ma
         with pytest.raises(InputError, match="mode must be one of exact, fast"):
             gallery.search(make_embeddings(1, 1), mode="approximate")
         assert len(gallery) == 30
-        assert len(list((gallery_path / "segments").iterdir())) == 3
+        assert len(list((gallery_path / "segments").iterdir())) == 6
 
 
 def test_a_newer_schema_is_refused(gallery_path: Path) -> None:
-    from chan_rt.runtime.gallery.store.catalogue import Catalogue
-
-    catalogue = Catalogue(gallery_path)
-    with catalogue.transaction():
-        catalogue.set_meta("schema", 3)
-    catalogue.close()
-    with pytest.raises(GalleryError, match="schema is 3, this version reads 2"):
-        Gallery.open(gallery_path)
+    file = gallery_path / "catalogue"
+    file.write_bytes(file.read_bytes().replace(b"chan-gallery 3 ", b"chan-gallery 4 ", 1))
+    for door in (Gallery.open, GalleryWriter.open):
+        with pytest.raises(GalleryError, match="schema is 4, this version reads 3"):
+            door(gallery_path)
 
 
 def test_segment_files_are_safetensors(gallery_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    arrays = load_file(next((gallery_path / "segments").iterdir()))
+    record = read_catalogue(gallery_path)[1].segments[0]
+    arrays = load_file(gallery_path / "segments" / record.vectors.name)
     assert set(arrays) == {"starts", "scale", "error", "norm", "codes", "fine"}
     assert arrays["codes"].shape == (arrays["starts"][-1], 64)
 
@@ -360,6 +359,8 @@ def test_clock_changes_do_not_matter(gallery_path: Path, monkeypatch, make_embed
         assert [row.id for row in gallery.rows()][-3:] == ["at 0.0", "at 4000000000.0", "at 1.0"]
 
 
-def test_the_catalogue_is_plain_sqlite(gallery_path: Path) -> None:
-    with sqlite3.connect(gallery_path / "catalogue.sqlite") as connection:
-        assert connection.execute("SELECT count(*) FROM rows").fetchone() == (30,)
+def test_the_catalogue_is_a_line_and_one_json_object(gallery_path: Path) -> None:
+    line, body = (gallery_path / "catalogue").read_text().splitlines()
+    assert line.split()[0] == "chan-gallery"
+    assert line.split()[3] == "3", "the generation"
+    assert [segment["count"] for segment in json.loads(body)["segments"]] == [10, 10, 10]

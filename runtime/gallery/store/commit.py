@@ -1,0 +1,117 @@
+"""Where a change becomes durable.
+
+A change first writes its new files and makes them durable (`NewFiles`). Then `publish` writes the new catalogue beside
+the old one, makes its bytes durable, and moves it into place: until that move nothing of the change exists, after it
+all of it does. Files are never changed once written. So a crash at any point leaves the last commit, and files that it
+does not name; `sweep` removes those when the next writer opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ...errors import GalleryError
+from ...files import sync
+from .catalogue import CATALOGUE, Catalogue, Header
+from .files import SEGMENTS, FileRecord, write_arrays
+
+NEW = f"{CATALOGUE}.new"  # the next catalogue while it is written
+
+
+class NewFiles:
+    """Files written for one commit; `discard` removes them again.
+
+    Args:
+        folder: the gallery.
+        catalogue: the commit before.
+        mode: permission bits of the files.
+    """
+
+    def __init__(self, folder: Path, catalogue: Catalogue, mode: int | None) -> None:
+        self._folder = folder / SEGMENTS
+        self._gallery = catalogue.gallery
+        self._mode = mode
+        self._names: list[str] = []
+        self.next_file = catalogue.next_file
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
+        """Write one file and make its bytes durable; raises OSError."""
+        name = f"{self._gallery}-{self.next_file}.safetensors"
+        self._names.append(name)
+        record = write_arrays(self._folder, name, arrays, self._mode)
+        self.next_file += 1
+        return record
+
+    def sync(self) -> None:
+        """Make the names durable; raises OSError."""
+        if self._names:
+            sync(self._folder)
+
+    def discard(self) -> None:
+        """Remove the files."""
+        for name in self._names:
+            with contextlib.suppress(OSError):
+                (self._folder / name).unlink(missing_ok=True)
+
+
+def publish(folder: Path, catalogue: Catalogue, mode: int | None) -> Header:
+    """Make a commit the newest one of the gallery in a folder.
+
+    Raises:
+        OSError: the disk is full or refuses; the commit before stays the newest one.
+        GalleryError: the commit is the newest one, but the disk did not confirm it.
+    """
+    header, data = catalogue.to_bytes()
+    new = folder / NEW
+    new.unlink(missing_ok=True)
+    try:
+        with open(new, "xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, folder / CATALOGUE)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    try:
+        sync(folder)
+    except OSError as error:
+        raise Unconfirmed(
+            header,
+            f"{folder}: this change is in the gallery, but the disk did not confirm it ({error.strerror}): "
+            "a power cut could undo it",
+        ) from error
+    return header
+
+
+class Unconfirmed(GalleryError):
+    """A commit that readers see and a power cut could undo."""
+
+    def __init__(self, header: Header, message: str) -> None:
+        super().__init__(message)
+        self.header = header
+
+
+def sweep(folder: Path, catalogue: Catalogue) -> None:
+    """Remove what an interrupted or finished change left: nothing but files that this gallery's own naming made.
+
+    Those are the files that the catalogue lists as dropped, and those whose number no commit has reached yet.
+    """
+    segments = folder / SEGMENTS
+    dropped = set(catalogue.dropped)
+    with os.scandir(segments) as entries:
+        for entry in entries:
+            number = catalogue.file_number(entry.name)
+            unfinished = number is not None and number >= catalogue.next_file
+            if (unfinished or entry.name in dropped) and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+                os.unlink(entry.path)

@@ -1,0 +1,268 @@
+"""Galleries of schema 2, whose catalogue was an SQLite file: read here, upgraded by the next writer.
+
+The SQLite file and its write-ahead log are copied to a folder of their own and read there. So reading needs no
+permission to write, leaves no file beside the gallery, and sees every commit that was acknowledged, also those of a
+writer that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ChanError, GalleryCorrupt, GalleryError
+from ..settings import GallerySettings
+from .catalogue import (
+    MAX_ROWS,
+    OLD_CATALOGUE,
+    Catalogue,
+    FastRecord,
+    Header,
+    SegmentRecord,
+    check_fast,
+    check_file,
+    check_roots,
+    permissions,
+)
+from .commit import NewFiles, Unconfirmed, publish, sweep
+from .files import FileRecord
+from .mapping import open_regular
+from .mend import mended_id
+from .rows import HeldRows, row_arrays
+
+_log = logging.getLogger(__name__)
+_SCHEMA = 2
+_TABLES = {
+    "meta": ("key", "value", "sum"),
+    "segments": (
+        *("number", "place", "file", "length", "sums", "fast_file", "fast_length", "fast_sums"),
+        *("rows", "live", "sum"),
+    ),
+    "rows": ("id", "segment", "position", "metadata", "sum"),
+}
+_STEPS = 1000  # of SQLite's machine between two looks at how much it has done
+_MAX_STEPS = 10**7  # such looks: some minutes; a table that is really an endless query ends there
+_MAX_BYTES = 1 << 34
+_ATTEMPTS = 5
+OLD = "schema 2"  # the gallery's name in the header of one that has none yet
+NO_FILE = FileRecord("", 0, b"")
+
+
+def old_files(folder: Path) -> list[Path]:
+    """The files of a schema 2 catalogue that are there."""
+    names = (OLD_CATALOGUE, f"{OLD_CATALOGUE}-wal", f"{OLD_CATALOGUE}-shm", f"{OLD_CATALOGUE}-journal")
+    return [folder / name for name in names if os.path.lexists(folder / name)]
+
+
+def old_header(folder: Path) -> Header:
+    """What tells the present state of a schema 2 catalogue from others: its files' lengths and times."""
+    facts = []
+    for path in old_files(folder):
+        with contextlib.suppress(OSError):
+            found = os.stat(path, follow_symlinks=False)
+            if not path.name.endswith("-shm"):
+                facts.append((path.name, found.st_ino, found.st_size, found.st_mtime_ns))
+    return Header(OLD, 0, hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest())
+
+
+def read_old(folder: Path) -> tuple[Header, Catalogue, list[HeldRows]]:
+    """A schema 2 gallery's last commit, with the rows of each segment.
+
+    Raises:
+        GalleryError: it cannot be read, or a writer of the version that made it is at work.
+        GalleryCorrupt: its bytes are not those that were committed.
+    """
+    with tempfile.TemporaryDirectory(prefix="chan-gallery-") as scratch:
+        header = _copy(folder, Path(scratch))
+        with _errors(folder / OLD_CATALOGUE), contextlib.closing(sqlite3.connect(Path(scratch, "c"))) as connection:
+            _limit(connection)
+            _check_tables(connection)
+            return (header, *_read(connection, folder / OLD_CATALOGUE))
+
+
+def upgrade(folder: Path) -> None:
+    """Give a schema 2 gallery the files and the catalogue of this version; its vectors stay where they are.
+
+    The caller holds the writer's lock. Interrupted at any point, the gallery is still there, as of either schema.
+
+    Raises:
+        GalleryError, GalleryCorrupt: as of `read_old`.
+        OSError: the disk is full or refuses.
+    """
+    _, catalogue, tables = read_old(folder)
+    sweep(folder, replace(catalogue, dropped=()))  # what an interrupted upgrade left
+    mode = permissions(folder / OLD_CATALOGUE)
+    files = NewFiles(folder, catalogue, mode)
+    try:
+        segments = [
+            replace(segment, rows=files.write(row_arrays(*table.texts())))
+            for segment, table in zip(catalogue.segments, tables, strict=True)
+        ]
+        files.sync()
+        publish(folder, replace(catalogue, segments=tuple(segments), next_file=files.next_file), mode)
+    except Unconfirmed:
+        raise
+    except BaseException:
+        files.discard()
+        raise
+    _log.warning("%s was upgraded from schema %d; older versions of chan cannot read it any more", folder, _SCHEMA)
+
+
+def _copy(folder: Path, scratch: Path) -> Header:
+    for _ in range(_ATTEMPTS):
+        before = old_header(folder)
+        for suffix in ("", "-wal"):
+            copy = scratch / f"c{suffix}"
+            copy.unlink(missing_ok=True)
+            try:
+                descriptor = open_regular(folder / f"{OLD_CATALOGUE}{suffix}")
+            except FileNotFoundError:
+                continue
+            with open(descriptor, "rb") as source, open(copy, "wb") as target:
+                if os.fstat(descriptor).st_size > _MAX_BYTES:
+                    raise GalleryCorrupt(f"{folder / OLD_CATALOGUE}{suffix} is larger than {_MAX_BYTES} bytes")
+                shutil.copyfileobj(source, target, 1 << 20)
+        if old_header(folder) == before:
+            return before
+    raise GalleryError(f"{folder} is being written by an older version of chan; wait for it to end")
+
+
+def _limit(connection: sqlite3.Connection) -> None:
+    looks = iter(range(_MAX_STEPS))
+    connection.set_progress_handler(lambda: next(looks, None) is None, _STEPS)
+    connection.execute("PRAGMA trusted_schema=OFF")
+
+
+def _check_tables(connection: sqlite3.Connection) -> None:
+    found = connection.execute("SELECT type, name, tbl_name FROM sqlite_master").fetchall()
+    tables = {name for type_, name, _ in found if type_ == "table"}
+    other = [name for type_, name, table in found if type_ not in ("table", "index") or table not in _TABLES]
+    if tables != _TABLES.keys() or other:
+        raise ValueError(f"its tables must be {', '.join(_TABLES)}, and nothing else")
+    for table, columns in _TABLES.items():
+        if tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})")) != columns:
+            raise ValueError(f"the table {table} has other columns")
+
+
+def _read(connection: sqlite3.Connection, path: Path) -> tuple[Catalogue, list[HeldRows]]:
+    meta = {}
+    for key, value, expected in connection.execute("SELECT key, value, sum FROM meta"):
+        _verify(expected, f"meta {key}", key, value)
+        meta[key] = json.loads(value)
+    if meta.get("schema") != _SCHEMA:
+        raise GalleryError(f"{path}: the gallery's schema is {meta.get('schema')!r}, this version upgrades {_SCHEMA}")
+    settings = GallerySettings.from_dict(meta.get("settings"))
+    segments, numbers = [], []
+    columns = ", ".join(_TABLES["segments"])
+    for *values, expected in connection.execute(f"SELECT {columns} FROM segments ORDER BY place"):
+        number, _, name, length, sums, fast_name, fast_length, fast_sums, count, live = values
+        _verify(expected, f"segment {number}", *values)
+        vectors = check_file(name, length, sums, f"segment {number}")
+        fast = None if fast_name is None else check_file(fast_name, fast_length, fast_sums, f"segment {number}")
+        if type(count) is not int or not 1 <= count <= min(MAX_ROWS, length // 8) or not isinstance(live, bytes):
+            raise ValueError(f"segment {number} has {count} rows in {length} bytes")
+        if len(live) != -(-count // 8):
+            raise ValueError(f"segment {number} has {count} rows and {len(live)} bytes that say which are alive")
+        alive = np.unpackbits(np.frombuffer(live, np.uint8), count=count).astype(bool)
+        segments.append(SegmentRecord(alive, vectors, NO_FILE, fast))
+        numbers.append(number)
+    tables = _rows(connection, numbers, segments)
+    kept = [i for i, segment in enumerate(segments) if segment.live.any()]
+    named = [file.name for segment in segments for file in (segment.vectors, segment.fast) if file is not None]
+    gallery = hashlib.blake2b(repr((settings, named)).encode(), digest_size=16).hexdigest()
+    prepared = _fast(meta.get("fast"))
+    catalogue = Catalogue(gallery, 0, settings, segments=tuple(segments[i] for i in kept), fast=prepared)
+    catalogue = replace(catalogue, roots=check_roots(meta.get("roots") or {}))
+    gone = tuple(name for name in named if name not in catalogue.files)
+    return replace(catalogue, dropped=gone), [tables[i] for i in kept]
+
+
+def _rows(connection: sqlite3.Connection, numbers: Sequence[int], segments: Sequence[SegmentRecord]) -> list[HeldRows]:
+    index = {number: i for i, number in enumerate(numbers)}
+    ids: list[list[str | None]] = [[None] * len(segment.live) for segment in segments]
+    texts = [["{}"] * len(segment.live) for segment in segments]
+    known: set[str] = set()
+    mended = []
+    for id, segment, position, metadata, expected in connection.execute(
+        "SELECT id, segment, position, metadata, sum FROM rows"
+    ):
+        place = index.get(segment)
+        if place is None or type(position) is not int or not 0 <= position < len(ids[place]):
+            raise ValueError(f"row {id!r} lies in no segment")
+        if not segments[place].live[position] or ids[place][position] is not None or not isinstance(metadata, str):
+            raise ValueError(f"row {id!r} lies where no row, or another one, is alive")
+        texts[place][position] = metadata
+        if type(id) is str and _sum(id, segment, position, metadata) == expected:
+            ids[place][position] = id
+            known.add(id)
+        else:
+            mended.append((place, position, _mended(id, (segment, position, metadata), expected)))
+    for place, position, text in mended:
+        while text in known:  # 7 and "7" were two rows
+            text += "~"
+        known.add(text)
+        ids[place][position] = text
+    for number, segment, found in zip(numbers, segments, ids, strict=True):
+        if [id is not None for id in found] != segment.live.tolist():
+            raise ValueError(f"segment {number}'s rows are not those alive in it")
+    return [HeldRows(found, metadata) for found, metadata in zip(ids, texts, strict=True)]
+
+
+def _mended(id: Any, rest: tuple[Any, ...], expected: object) -> str:
+    """The id of a row that was stored under the sum of its Python form (mend.py)."""
+    mended = mended_id(id, lambda form: _sum(form.encode(), *rest) == expected) if isinstance(id, str | bytes) else None
+    if mended is None:
+        raise ValueError(f"row {id!r} is not what was committed")
+    return mended
+
+
+def _fast(raw: Any) -> FastRecord | None:
+    if raw is None:
+        return None
+    try:
+        file = raw["file"]
+        record = check_file(file["name"], file["length"], bytes.fromhex(file["sums"]), "fast")
+        return check_fast(record, raw)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"fast cannot be understood: {error!r}") from error
+
+
+def _verify(expected: object, what: str, *values: object) -> None:
+    if _sum(*values) != expected:
+        raise ValueError(f"{what} is not what was committed")
+
+
+def _sum(*values: object) -> int:
+    """The sum of a record in schema 2: a CRC-32 over the Python form of each value."""
+    total = 0
+    for value in values:
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        total = zlib.crc32(len(data).to_bytes(8, "little") + data, total)
+    return total
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except GalleryError:
+        raise
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+            raise GalleryError(f"{path} cannot be read: no room for a copy of it ({error})") from error
+        raise GalleryCorrupt(f"{path}: {error}; restore the file from a copy") from error
+    except (sqlite3.Error, ValueError, RecursionError, OverflowError, ChanError) as error:
+        raise GalleryCorrupt(f"{path}: {error}; restore the file from a copy") from error

@@ -1,0 +1,92 @@
+"""Reading every byte of a gallery, and naming what is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import GalleryCorrupt, GalleryError
+from .prepare import load_fast
+from .store.catalogue import Catalogue, SegmentRecord
+from .store.files import SEGMENTS, MappedFile
+from .store.mapping import check_folder, describe
+from .store.newest import newest_header, read_newest
+from .store.rows import RowTable, row_arrays
+from .store.segments import Prepared, Segment
+
+
+def verify_gallery(path: str | Path) -> list[str]:
+    """Read every byte of a gallery's newest commit and name what is damaged; empty where all is well.
+
+    All of it is named: a missing file, each damaged page of a file with the arrays that lie there, arrays that are not
+    of the shape or type the settings ask for, ids that cannot be found or occur twice.
+
+    Raises:
+        GalleryError: there is no gallery, or it cannot be read.
+    """
+    folder = Path(path).absolute()
+    while True:
+        try:
+            header, catalogue, tables = read_newest(folder)
+            check_folder(folder / SEGMENTS)
+        except GalleryCorrupt as error:
+            return [str(error)]
+        found = _problems(folder / SEGMENTS, catalogue, tables)
+        if not found or newest_header(folder) == header:
+            return found
+
+
+def _problems(folder: Path, catalogue: Catalogue, tables: Sequence[RowTable] | None) -> list[str]:
+    found: list[str] = []
+    prepared = None
+    try:
+        fast = load_fast(catalogue.fast, folder, catalogue.settings.dim)
+        prepared = None if fast is None else fast.prepared
+    except (GalleryError, FileNotFoundError) as error:
+        found.append(describe(error))
+    known: set[str] = set()
+    for i, record in enumerate(catalogue.segments):
+        table = None if tables is None else tables[i]
+        found += _segment_problems(folder, record, catalogue, prepared, table, known)
+    return found
+
+
+def _segment_problems(
+    folder: Path,
+    record: SegmentRecord,
+    catalogue: Catalogue,
+    prepared: Prepared | None,
+    table: RowTable | None,
+    known: set[str],
+) -> list[str]:
+    found: list[str] = []
+    for file in record.files:
+        if file.name:
+            try:
+                found += MappedFile(folder, file).damaged()
+            except (GalleryError, FileNotFoundError) as error:
+                found.append(describe(error))
+    if found:
+        return found
+    try:
+        segment = Segment(folder, record, catalogue.settings, prepared, table)
+        for first in range(0, len(record.live), 256):
+            segment.vectors(first, min(first + 256, len(record.live)))
+        ids, texts = segment.table.texts()
+        segment.table.rows()
+    except (GalleryError, FileNotFoundError) as error:
+        return [describe(error)]
+    where = f"{folder / record.vectors.name}"
+    if table is None:
+        rows = MappedFile(folder, record.rows)
+        expected = row_arrays(ids, texts)
+        if not all(np.array_equal(rows.read(name), expected[name]) for name in ("hashes", "order")):
+            found.append(f"{rows.path}: hashes and order are not those of the ids")
+    alive = [ids[position] for position in np.flatnonzero(record.live)]
+    for id in alive:
+        if id in known:
+            found.append(f"{where}: the id {id!r} occurs twice")
+        known.add(id)
+    return found
