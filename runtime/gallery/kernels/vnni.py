@@ -17,7 +17,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,17 @@ from .layout import LANE, OFFSET, PLANE, stored_width
 SUMS = 12  # registers of sums at a time: vpdpbusd takes 5 cycles, and two start in one
 AHEAD = 36  # vectors from the one multiplied to the one fetched: a hardware prefetcher does not cross a page
 _STEP = 4  # bytes of a vector that one instruction multiplies
+
+
+class _Instructions(NamedTuple):
+    """An instruction set that has vpdpbusd: LLVM's flag of it, and the 32-bit lanes of its registers."""
+
+    name: str
+    flag: str
+    lanes: int
+
+
+_INSTRUCTIONS = (_Instructions("AVX-512 VNNI", "avx512vnni", 16), _Instructions("AVX-VNNI", "avxvnni", 8))
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,12 @@ class Code:
         with needs("llvmlite", "the vnni scan"):
             import llvmlite.binding as llvm
         features = llvm.get_host_cpu_features()
-        able = [16] * features.get("avx512vnni", False) + [8] * features.get("avxvnni", False)
-        self.lanes = lanes or next(iter(able), 0)
-        if self.lanes not in able:
-            raise BackendError("this CPU has no VNNI instructions; use the onnxruntime or numpy scan")
+        wanted = [sets for sets in _INSTRUCTIONS if lanes is None or sets.lanes == lanes]
+        found = [sets.lanes for sets in wanted if features.get(sets.flag, False)]
+        if not found:
+            missing = " and no ".join(sets.name for sets in wanted)
+            raise BackendError(f"this CPU has no {missing} instructions; use the onnxruntime or numpy scan")
+        self.lanes = found[0]
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         module = llvm.parse_assembly(str(_Source(self.lanes, weight).module))

@@ -11,13 +11,18 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
+from chan_rt.runtime.errors import BackendError
 from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
+from chan_rt.runtime.gallery.kernels.base import Kernel
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery.kernels.vnni import VnniKernel
 from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, MEASURED, OLD_CATALOGUE, FileRecord, read_catalogue
 from chan_rt.runtime.gallery.store.files import SEGMENTS, MappedFile
 from chan_rt.runtime.gallery.store.old import _sum
 from chan_rt.runtime.gallery.store.rows import MappedRows
 
 DIM = 24
+KERNELS = ("vnni, 16 lanes", "vnni, 8 lanes", "onnxruntime", "numpy")
 
 
 def embeddings(seed: int, rows: int, longest: int = 6, even: bool = False, dim: int = DIM) -> Embeddings:
@@ -110,3 +115,16 @@ def _fields(record: FileRecord) -> tuple[str, int, bytes]:
 def downgrade() -> Callable[..., None]:
     """The function that gives a gallery the catalogue of schema 2."""
     return give_old_catalogue
+
+
+@pytest.fixture(scope="session", params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Each scan kernel; skips where it is the CPU that cannot run it."""
+    if not request.param.startswith("vnni"):
+        return open_kernel(request.param)
+    try:
+        return VnniKernel(8 if "8" in request.param else 16)
+    except BackendError as error:
+        if "this CPU has no" not in str(error):
+            raise
+        pytest.skip(str(error))

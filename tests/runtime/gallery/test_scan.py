@@ -14,26 +14,12 @@ from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.layout import PLANE, store_codes
 from chan_rt.runtime.gallery.kernels.matmul_model import scan_model
 from chan_rt.runtime.gallery.kernels.pool import Pool
-from chan_rt.runtime.gallery.kernels.vnni import VnniKernel
+from chan_rt.runtime.gallery.kernels.vnni import Code
 from chan_rt.runtime.gallery.proof.bounds import float32_similarity_error
-
-KERNELS = ("vnni", "vnni, 8 lanes", "onnxruntime", "numpy")
 
 
 def starts_of(lengths: list[int]) -> np.ndarray:
     return np.cumsum([0, *lengths]).astype(np.int64)
-
-
-def open_here(name: str) -> Kernel:
-    """The named kernel; skips where it is the CPU that cannot run it."""
-    if name.startswith("vnni"):
-        try:
-            return VnniKernel(8 if name == "vnni, 8 lanes" else None)
-        except BackendError as error:
-            if "no VNNI" not in str(error):
-                raise
-            pytest.skip(str(error))
-    return open_kernel(name)
 
 
 def products_of(gallery: np.ndarray, planes: np.ndarray) -> np.ndarray:
@@ -42,43 +28,37 @@ def products_of(gallery: np.ndarray, planes: np.ndarray) -> np.ndarray:
     return high.astype(np.float32) * np.float32(PLANE) + low[0].astype(np.float32) if low else high.astype(np.float32)
 
 
-@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dim", [1, 5, 64, 100, 1024])
 @pytest.mark.parametrize("lengths", [[3, 1, 100, 7], [36] * 5, [1]])
 @pytest.mark.parametrize("words", [[12], [1, 60, 17], [32, 31]])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_kernels_agree_to_the_bit(name: str, dim: int, lengths: list[int], words: list[int], depth: int) -> None:
+def test_kernels_agree_to_the_bit(kernel: Kernel, dim: int, lengths: list[int], words: list[int], depth: int) -> None:
     rng = np.random.default_rng(dim)
     rows, queries = starts_of(lengths), starts_of(words)
     gallery = rng.integers(-127, 128, (rows[-1], dim), dtype=np.int8)
     planes = rng.integers(-127, 128, (depth, queries[-1], dim), dtype=np.int8)
     products = products_of(gallery, planes)
-    kernel = open_here(name)
     over_row = kernel.maxima(store_codes(gallery), rows, kernel.pack(planes, queries, "row"))
     over_query = kernel.maxima(store_codes(gallery), rows, kernel.pack(planes, queries, "query"))
     np.testing.assert_array_equal(over_row, np.maximum.reduceat(products, rows[:-1], axis=0))
     np.testing.assert_array_equal(over_query, np.maximum.reduceat(products, queries[:-1], axis=1))
 
 
-@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(("gallery", "word"), [(127, 127), (-127, 127), (127, -127), (-127, -127)])
-def test_the_largest_sums_do_not_saturate(name: str, gallery: int, word: int) -> None:
+def test_the_largest_sums_do_not_saturate(kernel: Kernel, gallery: int, word: int) -> None:
     codes, planes = np.full((2, 1024), gallery, np.int8), np.full((2, 1, 1024), word, np.int8)
-    kernel = open_here(name)
     found = kernel.maxima(store_codes(codes), starts_of([2]), kernel.pack(planes, starts_of([1]), "row"))
     assert found[0, 0] == pytest.approx(gallery * word * 1024 * 255, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("dim", "words"), [(1, 1), (5, 12), (64, 6), (100, 13), (1024, 60)])
-def test_fine_products_are_within_their_bound_of_float64s(name: str, dtype: type, dim: int, words: int) -> None:
+def test_fine_products_are_within_their_bound_of_float64s(kernel: Kernel, dtype: type, dim: int, words: int) -> None:
     rng = np.random.default_rng(dim)
     rows = [rng.standard_normal((length, dim)).astype(dtype) for length in (36, 1, 4, 7)]
     query = rng.standard_normal((words, dim)).astype(np.float32)
     exact = np.concatenate(rows).astype(np.float64) @ query.T.astype(np.float64)
     norms = np.linalg.norm(np.concatenate(rows).astype(np.float64), axis=1)
-    kernel = open_here(name)
     bound = float32_similarity_error(dim, kernel.roundings(dim), float(np.linalg.norm(query, axis=1).max()), norms)
     found = kernel.products(rows, query)
     assert found.dtype == np.float32
@@ -115,6 +95,21 @@ def test_without_onnxruntime_numpy_serves(monkeypatch: pytest.MonkeyPatch) -> No
     assert open_kernel.__wrapped__().name == "numpy"
     with pytest.raises(BackendError, match=r"pip install 'chan-rt\[cpu\]'"):
         open_kernel.__wrapped__("onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("flags", "lanes", "message"),
+    [
+        ({"avx512vnni": True}, 8, "this CPU has no AVX-VNNI instructions"),
+        ({"avxvnni": True}, 16, "this CPU has no AVX-512 VNNI instructions"),
+        ({"avx512vnni": False, "avx2": True}, None, "this CPU has no AVX-512 VNNI and no AVX-VNNI instructions"),
+    ],
+)
+def test_the_error_names_the_instructions_that_are_missing(monkeypatch, flags, lanes, message: str) -> None:
+    llvm = pytest.importorskip("llvmlite.binding")
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: flags)
+    with pytest.raises(BackendError, match=f"{message}; use the onnxruntime or numpy scan"):
+        Code(PLANE, lanes)
 
 
 def test_unknown_kernel_and_threads_are_refused() -> None:
