@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -28,10 +29,14 @@ COMMANDS: dict[str, str] = {
 }
 
 
-class ChanGroup(click.Group):
-    """Loads commands on first use; a ChanError, a missing extra or the system's refusal of a file becomes one line.
+INTERRUPTED = 130  # exit status after Ctrl-C, as a shell reports it
 
-    The exit status is then 1.
+
+class ChanGroup(click.Group):
+    """Loads commands on first use, and turns errors into one line and an exit status.
+
+    The status is 2 where the command line itself is wrong (an unknown option, a value that is not among the choices),
+    1 where the work failed, and 130 after Ctrl-C.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -47,14 +52,20 @@ class ChanGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; library errors, missing extras and files that cannot be written become `Error: ...`."""
+        """Run the command; errors of the library, missing extras and files that cannot be used become `Error: ...`."""
+        from chan_rt.commands.terminal import echo, visible_lines
         from chan_rt.runtime.errors import ChanError
         from chan_rt.runtime.extras import extra_of, missing
 
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:  # it may repeat a file name that the shell filled in
+            raise click.UsageError(visible_lines(error.format_message()), error.ctx) from error
         except ChanError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(visible_lines(str(error))) from error
+        except KeyboardInterrupt:
+            echo("\nInterrupted.", err=True)
+            ctx.exit(INTERRUPTED)
         except ModuleNotFoundError as error:
             module = (error.name or "").partition(".")[0]
             if extra_of(module) is None:
@@ -63,11 +74,21 @@ class ChanGroup(click.Group):
         except BrokenPipeError:  # the reader of a pipe has left: click ends quietly
             raise
         except OSError as error:
-            place = f"{error.filename}: " if error.filename is not None else ""
-            raise click.ClickException(f"{place}{error.strerror or error}") from error
+            place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+            raise click.ClickException(visible_lines(f"{place}{error.strerror or error}")) from error
 
 
 @click.group(cls=ChanGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-v", "--verbose", count=True, help="Log what the library does to stderr. Give it twice to log the details too."
+)
 @click.version_option(package_name="chan-rt")
-def main() -> None:
-    """CHAN image-text matching: from a PyTorch checkpoint to proven engines and exact search."""
+def main(verbose: int) -> None:
+    """CHAN image-text matching: from a PyTorch checkpoint to proven engines and exact search.
+
+    The exit status is 0 on success, 1 if the work failed, 2 if the command line is wrong, and 130 after Ctrl-C.
+    """
+    if verbose:
+        from chan_rt.commands.terminal import log_to_stderr
+
+        log_to_stderr(verbose)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,15 @@ class Sensitivity:
                     found.setdefault((graph, name or layer), []).append(layer)
         return [Group(graph, name, tuple(layers)) for (graph, name), layers in found.items()]
 
-    def measure_all(self, groups: Iterable[Group]) -> list[Effect]:
+    def measure_all(
+        self, groups: Sequence[Group], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Effect]:
         """Measure the effect of quantizing each group alone; the most harmful first."""
-        return sorted((self.measure(group) for group in groups), key=lambda effect: -effect.score_error)
+        effects = []
+        for group in groups:
+            effects.append(self.measure(group))
+            progress(len(effects), len(groups))
+        return sorted(effects, key=lambda effect: -effect.score_error)
 
     def measure(self, group: Group) -> Effect:
         """Measure the effect of quantizing one group alone."""

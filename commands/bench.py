@@ -1,4 +1,4 @@
-"""`chan bench`: how fast a bundle is here, beside torch and the machine's own limits."""
+"""`chan bench`: measure how fast a bundle is here, beside torch and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from typing import TYPE_CHECKING
 
 import click
 
+from . import options
+from .options import COUNT
+from .terminal import echo, print_json
+
 if TYPE_CHECKING:
     from ..bench.latency import LatencyReport
 
-COUNT = click.IntRange(min=1)
-
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--backend", "backends", multiple=True, help="Backend to measure; repeatable. Default: every one.")
-@click.option("--precision", "precisions", multiple=True, help="Precision; repeatable. Default: all in BUNDLE.")
+@options.bundle_argument
+@options.backends_option("The default is every backend.")
+@options.precisions_option("The default is every precision that BUNDLE has.")
 @click.option(
     "--checkpoint",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The checkpoint behind BUNDLE: adds torch eager and torch.compile.",
+    type=options.FOLDER,
+    help="Checkpoint that BUNDLE was exported from. With it, torch eager and torch.compile are measured too.",
 )
-@click.option("--images", type=COUNT, default=1000, show_default=True, help="Images a caption is scored against.")
-@click.option("--regions", type=COUNT, default=36, show_default=True, help="Regions of each image.")
+@click.option(
+    "--images", type=COUNT, default=1000, show_default=True, help="Number of images that a caption is scored against."
+)
+@click.option("--regions", type=COUNT, default=36, show_default=True, help="Number of regions in each image.")
 @click.option(
     "--words",
     type=click.IntRange(min=3),
     default=12,
     show_default=True,
-    help="Words of each caption, start and end included.",
+    help="Number of words in each caption, with its start and end.",
 )
 @click.option(
     "--batch",
@@ -39,20 +43,19 @@ COUNT = click.IntRange(min=1)
     type=COUNT,
     default=(1, 64),
     show_default=True,
-    help="Encoder batch; repeatable.",
+    help="Batch size of the encoders; may be repeated.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=5.0,
     show_default=True,
-    help="Time for each operation, all candidates together.",
+    help="Seconds to spend on each operation, for all candidates together.",
 )
-@click.option("--threads", type=COUNT, help="CPU threads; default one per core this process may use.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write everything as JSON to this file."
-)
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Also draw it (PNG, SVG or PDF).")
+@options.threads_option
+@options.json_option
+@options.output_json_option
+@options.plot_option
 def command(
     bundle: Path,
     backends: tuple[str, ...],
@@ -64,13 +67,13 @@ def command(
     batches: tuple[int, ...],
     seconds: float,
     threads: int | None,
+    as_json: bool,
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """Measure BUNDLE on this machine: encoding, scoring, the whole query.
+    """Measure how fast BUNDLE encodes, scores and answers a whole query on this machine.
 
-    Candidates take turns in one run. A backend that does not run here is listed with the reason, never left out in
-    silence.
+    The candidates take turns in one run. A backend that does not run here is listed with the reason.
     """
     from chan_rt.bench.latency import Setting, run
     from chan_rt.runtime.backends import BACKENDS
@@ -84,9 +87,12 @@ def command(
         precisions or tuple(known),
         checkpoint,
         setting,
-        progress=lambda message: click.echo(f"... {message}", err=True),
+        progress=lambda message: echo(f"... {message}", err=True),
     )
-    _print(report)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report)
     if json_file is not None:
         json_file.write_text(json.dumps(report.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if plot_file is not None:
@@ -96,26 +102,26 @@ def command(
 
 
 def _print(report: LatencyReport) -> None:
-    click.echo(", ".join(f"{name} {value}" for name, value in report.machine.items()))
+    echo(", ".join(f"{name} {value}" for name, value in report.machine.items()))
     bandwidth, flops = report.limits["read_bytes_per_second"] / 1e9, report.limits["float32_flops"] / 1e9
-    click.echo(f"limits in this run: {bandwidth:.1f} GB/s read, {flops:.0f} GFLOP/s float32; peak memory "
+    echo(f"limits in this run: {bandwidth:.1f} GB/s read, {flops:.0f} GFLOP/s float32; peak memory "
                f"{report.peak_memory / 2**20:.0f} MiB")  # fmt: skip
     if report.gpu:
         for when in ("before", "after"):
             state = ", ".join(f"{name} {value}" for name, value in report.gpu[f"state {when}"].items())
-            click.echo(f"GPU {when}: {state or 'nvidia-smi is not installed'}")
-        click.echo(f"GPU memory, copying: {report.gpu['copy_bytes_per_second'] / 1e9:.0f} GB/s read and written")
+            echo(f"GPU {when}: {state or 'nvidia-smi is not installed'}")
+        echo(f"GPU memory, copying: {report.gpu['copy_bytes_per_second'] / 1e9:.0f} GB/s read and written")
     for operation, latencies in report.latencies.items():
         bound = report.bound.get(operation)
         limit = f"  (float32 limit {bound:.2f} ms)" if bound is not None else ""
-        click.echo(f"\n{operation}{limit}")
+        echo(f"\n{operation}{limit}")
         first = next(iter(latencies.values())).p50
-        click.echo(f"  {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'calls / s':>10} {'ratio':>6}")
+        echo(f"  {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'calls / s':>10} {'ratio':>6}")
         for name, item in latencies.items():
             row = f"{item.p50:9.2f} {item.p90:9.2f} {item.p99:9.2f} {1e3 / item.p50:10.1f} {first / item.p50:5.2f}x"
-            click.echo(f"  {row}  {name}")
-    click.echo("\nuntil the first answer, seconds (opened cold, opened again)")
+            echo(f"  {row}  {name}")
+    echo("\nuntil the first answer, seconds (opened cold, opened again)")
     for name, start in report.starts.items():
-        click.echo(f"  {start.cold:8.2f} {start.warm:8.2f}  {name}")
+        echo(f"  {start.cold:8.2f} {start.warm:8.2f}  {name}")
     for name, reason in report.skipped.items():
-        click.echo(f"not run: {name}: {reason}")
+        echo(f"not run: {name}: {reason}")

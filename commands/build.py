@@ -1,38 +1,49 @@
-"""`chan build`: engines of a bundle's graphs."""
+"""`chan build`: build the engines of a bundle's graphs."""
 
 from __future__ import annotations
 
-import json
-import sys
+from pathlib import Path
 
 import click
 
+from . import options
+from .terminal import echo, print_json, progress_bar
+
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False))
+@options.bundle_argument
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "tensorrt_rtx"]),
     default="tensorrt_rtx",
     show_default=True,
-    help="tensorrt builds on the GPU that will run the engine; tensorrt_rtx builds anywhere, for all from Ampere on.",
+    help="Library that builds the engines. tensorrt builds on the GPU that will run them; tensorrt_rtx builds on any "
+    "machine, for every GPU from Ampere on.",
 )
+@options.precisions_option("The default is every precision that BUNDLE has.")
 @click.option(
-    "--precision", "precisions", multiple=True, help="fp32, fp16 or int8; repeatable. Default: all there are."
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=options.GRAPH,
+    help="Graph to build; may be repeated. The default is every graph that BUNDLE has.",
 )
-@click.option("--graph", "graphs", multiple=True, help="Name of a graph; repeatable. Default: all there are.")
 @click.option(
     "--profile",
     "profiles",
     multiple=True,
     metavar="SYMBOL=MIN:OPT:MAX,...",
-    help="Optimization profile in place of the default ones, for every graph that has its symbols; repeatable.",
+    help="Optimization profile that replaces the default ones, for every graph that has its symbols; may be repeated.",
 )
-@click.option("--version-compatible", is_flag=True, help="tensorrt only: newer TensorRT versions may load the engines.")
-@click.option("--hardware-compatible", is_flag=True, help="tensorrt only: all GPUs from Ampere on may run the engines.")
-@click.option("--json", "as_json", is_flag=True, help="Print the engines as JSON.")
+@click.option(
+    "--version-compatible", is_flag=True, help="Let newer versions of TensorRT load the engines (tensorrt only)."
+)
+@click.option(
+    "--hardware-compatible", is_flag=True, help="Let every GPU from Ampere on run the engines (tensorrt only)."
+)
+@options.json_option
 def command(
-    bundle: str,
+    bundle: Path,
     backend: str,
     precisions: tuple[str, ...],
     graphs: tuple[str, ...],
@@ -41,32 +52,30 @@ def command(
     hardware_compatible: bool,
     as_json: bool,
 ) -> None:
-    """Build the engines of BUNDLE's graphs; what is built already is kept."""
+    """Build the engines of BUNDLE's graphs. An engine that is already built and still fits is kept."""
     from ..export.engines import BuildOptions, build_engine, find_target, plan
 
-    options = BuildOptions(version_compatible, hardware_compatible)
-    target = find_target(backend, options)
+    compatible = BuildOptions(version_compatible, hardware_compatible)
+    target = find_target(backend, compatible)
     chosen = plan(bundle, graphs, precisions, profiles)
     built = []
-    label = f"Building with {backend}"
-    with click.progressbar(length=len(chosen), label=label, file=sys.stderr, item_show_func=lambda text: text) as bar:
-        for graph, precision, own in chosen:
+    with progress_bar(f"Building with {backend}", len(chosen)) as progress:
+        for done, (graph, precision, own) in enumerate(chosen):
 
-            def show(phase: str, what: str = f"{graph} {precision}") -> None:
-                bar.update(0, f"{what}: {phase}")
+            def show(phase: str, done: int = done, what: str = f"{graph} {precision}") -> None:
+                progress(done, len(chosen), f"{what}: {phase}")
 
-            built.append(build_engine(bundle, graph, precision, target, own, options, show))
-            bar.update(1, f"{graph} {precision}")
+            built.append(build_engine(bundle, graph, precision, target, own, compatible, show))
+            progress(done + 1, len(chosen), f"{graph} {precision}")
     if as_json:
-        rows = [{"path": str(one.path), "cached": one.cached, "replaced": one.replaced} for one in built]
-        click.echo(json.dumps(rows, indent=2))
+        print_json([{"path": str(one.path), "cached": one.cached, "replaced": one.replaced} for one in built])
         return
-    click.echo(f"{'graph':<18}{'precision':<10}{'MiB':>8}  {'seconds':>8}  {'layers by precision':<36}engine")
+    echo(f"{'graph':<18}{'precision':<10}{'MiB':>8}  {'seconds':>8}  {'layers by precision':<36}engine")
     for one in built:
         record = one.record
         counts = ", ".join(f"{name} {count}" for name, count in sorted(record.layers["by_precision"].items()))
         seconds = "cached" if one.cached else f"{record.build_seconds:.1f}"
         size = record.engine_bytes / 2**20
-        click.echo(f"{record.graph:<18}{record.precision:<10}{size:>8.2f}  {seconds:>8}  {counts:<36}{one.path.name}")
+        echo(f"{record.graph:<18}{record.precision:<10}{size:>8.2f}  {seconds:>8}  {counts:<36}{one.path.name}")
         if one.replaced:
-            click.echo(f"  built again: {one.replaced}")
+            echo(f"  built again: {one.replaced}")

@@ -1,45 +1,41 @@
-"""`chan evaluate`: recalls of checkpoints or bundles on a data set."""
+"""`chan evaluate`: compute the recalls of checkpoints or bundles on a data set."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from . import options
+from .terminal import echo, print_json, progress_bar
+
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
-@click.argument("data", type=click.Path(exists=True, file_okay=False))
-@click.option(
-    "--split",
-    type=click.Choice(["train", "dev", "test", "testall"]),
-    default="test",
-    show_default=True,
-    help="Of DATA.",
-)
+@click.argument("models", nargs=-1, required=True, type=options.FOLDER)
+@options.data_argument
+@options.split_option("test", "Split of DATA to evaluate.")
 @click.option(
     "--folds",
     type=click.IntRange(min=2),
-    help="Mean over so many blocks of images; 5 on testall is COCO's 1K protocol.",
+    help="Number of blocks of images to average over. 5 on testall is the 1K protocol of COCO.",
 )
-@click.option("--backend", default="auto", show_default=True, help="Of bundles; checkpoints run in PyTorch.")
-@click.option("--precision", default="fp32", show_default=True, help="Of bundles.")
+@options.backend_option
+@options.precision_option
 @click.option(
     "--ties",
     type=click.Choice(["lower", "published"]),
     default="lower",
     show_default=True,
-    help="Which of equal scores ranks first: the lower index, or the higher as in the published code.",
+    help="Which of two equal scores ranks first: that of the lower index, or of the higher as in the published code.",
 )
-@click.option("--eccv", is_flag=True, help="Also CxC and ECCV Caption, on COCO's testall with its ids.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option(
+    "--eccv", is_flag=True, help="Also compute CxC and ECCV Caption. This needs the testall split of COCO with its ids."
+)
+@options.json_option
 def command(
-    models: tuple[str, ...],
-    data: str,
+    models: tuple[Path, ...],
+    data: Path,
     split: Any,
     folds: int | None,
     backend: str,
@@ -48,78 +44,49 @@ def command(
     eccv: bool,
     as_json: bool,
 ) -> None:
-    """Recalls of MODELS (checkpoints or bundles) over a split of DATA.
+    """Compute the recalls of MODELS (checkpoints or bundles) over a split of DATA.
 
-    Several models are an ensemble: the mean of their scores, log-sum-exp ones multiplied by their temperature so that
-    all are on one scale.
+    Several models are an ensemble: the mean of their scores is evaluated. Scores of log-sum-exp pooling are multiplied
+    by their temperature first, so that all scores are on one scale. Checkpoints run in PyTorch.
     """
-    import numpy as np
-
+    from ..chan_ref.evaluation import evaluate_models
     from ..runtime.data.images import CaptionedImages
-    from ..runtime.errors import InputError
-    from ..runtime.evaluation import metrics
-    from ..runtime.evaluation.coco import check_split, extended_metrics
-    from ..runtime.evaluation.streaming import common_scale, score_blocks
 
     if eccv and folds is not None:
-        raise InputError("--eccv needs all images at once: leave --folds out")
+        raise click.UsageError("--eccv needs all images at once: leave --folds out")
     images = CaptionedImages.open(data, split)
-    owner = images.image_of_caption
-    if eccv and images.image_ids is None:
-        where = split if images.files is None else images.files.ids
-        raise InputError(f"--eccv needs COCO's image ids: {where} is missing")
-    if eccv and images.image_ids is not None:  # a COCO-sized split takes minutes to score
-        check_split(images.image_ids, owner)
-    blocks = metrics.fold_slices(owner, images.num_images, folds or 1)
-    for path in models:  # all of them before the first is at work
-        images.check_width(_region_dim(path), path)
-    total: list[Any] = []
-    start = time.perf_counter()
-    for number, path in enumerate(models):
-        label = f"Scoring {images.num_images} x {images.num_captions} with {Path(path).name}"
-        with _open(path, backend, precision) as (encoder, packed):
-            bar = click.progressbar(length=100, label=label, file=sys.stderr)
-            with bar:
-                streamed = score_blocks(
-                    encoder,
-                    images,
-                    blocks,
-                    packed=packed,
-                    on_progress=lambda done, all_, bar=bar: bar.update(100 * done // all_ - bar.pos),
-                )
-                for place, scores in enumerate(streamed):
-                    scaled = common_scale(scores, encoder.alignment) if len(models) > 1 else scores
-                    if number == 0:
-                        total.append(scaled)
-                    else:
-                        total[place] += scaled
-    for scores in total:
-        scores /= np.float32(len(models))
-    seconds = time.perf_counter() - start
-
-    def mean(order: metrics.Ties) -> metrics.Metrics:
-        parts = zip(total, blocks, strict=True)
-        return metrics.mean_metrics(
-            [metrics.evaluate(scores, owner[columns] - rows.start, order) for scores, (rows, columns) in parts]
+    pairs = f"{images.num_images} x {images.num_captions}"
+    with progress_bar(f"Scoring {pairs}", 100 * len(models)) as progress:
+        found = evaluate_models(
+            models,
+            images,
+            folds=folds or 1,
+            backend=backend,
+            precision=precision,
+            ties=ties,
+            extended=eccv,
+            on_progress=lambda number, done, total: progress(
+                100 * number + 100 * done // total, 100 * len(models), models[number].name
+            ),
         )
-
-    result = mean(ties)
-    more = extended_metrics(total[0], images.image_ids, owner) if eccv and images.image_ids is not None else {}
     record = {
-        "models": list(models),
+        "models": [str(path) for path in models],
         "split": split,
         "images": images.num_images,
         "captions": images.num_captions,
         "folds": folds or 1,
         "ties": ties,
-        "seconds": seconds,
-        "i2t": vars(result.i2t),
-        "t2i": vars(result.t2i),
-        "rsum": result.rsum,
-        "rsum_bounds": {name: mean(name).rsum for name in ("optimistic", "pessimistic")},
-        "extended": {name: vars(both) for name, both in more.items()},
+        "seconds": found.seconds,
+        "i2t": vars(found.metrics.i2t),
+        "t2i": vars(found.metrics.t2i),
+        "rsum": found.metrics.rsum,
+        "rsum_bounds": found.rsum_bounds,
+        "extended": {name: vars(both) for name, both in found.extended.items()},
     }
-    click.echo(json.dumps(record, indent=2) if as_json else _table(record))
+    if as_json:
+        print_json(record)
+    else:
+        echo(_table(record))
 
 
 def _table(record: dict[str, Any]) -> str:
@@ -140,41 +107,3 @@ def _table(record: dict[str, Any]) -> str:
     for name, both in record["extended"].items():
         lines.append(f"{name:18}image-to-text {both['i2t']:5.1f}   text-to-image {both['t2i']:5.1f}")
     return "\n".join(lines)
-
-
-def _region_dim(path: str) -> int:
-    """The width of region features that a bundle or a checkpoint reads."""
-    from ..runtime.contract import MANIFEST, Manifest
-    from ..runtime.errors import InputError
-
-    if (Path(path) / MANIFEST).is_file():
-        return Manifest.load(path).region_dim
-    if (Path(path) / "config.json").is_file():
-        from ..chan_ref.checkpoint import read_config
-
-        return read_config(path).region_dim
-    raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
-
-
-def _open(path: str, backend: str, precision: str) -> Any:
-    """A context that gives the encoder of a bundle or a checkpoint, and whether the packed scorer stands for its own.
-
-    The packed scorer computes in float32 on the CPU what the fp32 graph on onnxruntime's CPU does; everything else is
-    scored by its own graph, because that graph is part of what is evaluated.
-    """
-    from contextlib import contextmanager
-
-    from ..runtime.contract import MANIFEST
-    from ..runtime.matcher import Matcher
-
-    @contextmanager
-    def opened() -> Any:
-        if (Path(path) / MANIFEST).is_file():
-            with Matcher.open(path, backend, precision) as matcher:
-                yield matcher, matcher.backend == "onnxruntime" and precision == "fp32"
-        else:
-            from ..chan_ref.inference import ReferenceMatcher
-
-            yield ReferenceMatcher.open(path), True
-
-    return opened()

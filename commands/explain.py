@@ -1,51 +1,56 @@
-"""`chan explain`: which part of a picture each word of a caption chose."""
+"""`chan explain`: show which part of a picture each word of a caption chose."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from . import options
+from .terminal import echo, print_json, visible
 
 if TYPE_CHECKING:
     from ..runtime.explanation import Explanation
 
 
 @click.command("explain", short_help="Show which part of a picture each word of a caption chose.")
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@options.bundle_argument
+@click.argument("image", type=options.FILE)
 @click.argument("caption")
-@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Draw it to this .png or .jpg file.")
-@click.option("--backend", default="auto", show_default=True, help="auto, or a name that `chan doctor` lists.")
-@click.option("--precision", default="fp32", show_default=True, help="Of the bundle's graphs.")
-@click.option("--json", "as_json", is_flag=True, help="Print the words as JSON.")
+@click.option("-o", "--out", type=options.NEW_FILE, help="Draw the explanation to this file (.png or .jpg).")
+@options.backend_option
+@options.precision_option
+@options.json_option
 def command(
     bundle: Path, image: Path, caption: str, out: Path | None, backend: str, precision: str, as_json: bool
 ) -> None:
-    """Score IMAGE with CAPTION and show each word's region, their similarity and its share of the score."""
-    from ..runtime.errors import InputError
+    """Score IMAGE with CAPTION, and show the region that each word chose, how similar they are, and the word's share.
+
+    With --out the regions are drawn on the picture.
+    """
     from ..runtime.matcher import Matcher
 
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise InputError(f"out must end in .png or .jpg, got {out}")
+        raise click.BadParameter(f"the file must end in .png or .jpg, got {visible(out)}", param_hint="--out")
     with Matcher.open(bundle, backend, precision) as matcher:
         explanation = matcher.explain(matcher.encode_pictures([image]), caption)
     if out is not None:
         _draw(image, caption, explanation, out)
     if as_json:
-        click.echo(json.dumps({"image": str(image), "caption": caption, **explanation.to_dict()}, ensure_ascii=False))
+        print_json({"image": str(image), "caption": caption, **explanation.to_dict()})
         return
-    click.echo(f"score {explanation.score:.4f}")
-    width = max(len(match.word) for match in explanation.words)
-    click.echo(f"{'word':<{width}}  region  similarity  share")
-    for match in explanation.words:
+    echo(f"score {explanation.score:.4f}")
+    words = [visible(match.word) for match in explanation.words]
+    width = max(map(len, words))
+    echo(f"{'word':<{width}}  region  similarity  share")
+    for word, match in zip(words, explanation.words, strict=True):
         place = str(match.region)
         if explanation.grid is not None:
             place = "{},{}".format(*divmod(match.region, explanation.grid))
-        click.echo(f"{match.word:<{width}}  {place:>6}  {match.similarity:>10.4f}  {match.share:>5.1%}")
+        echo(f"{word:<{width}}  {place:>6}  {match.similarity:>10.4f}  {match.share:>5.1%}")
     if out is not None:
-        click.echo(f"drawn to {out}")
+        echo(f"drawn to {out}")
 
 
 def _draw(image: Path, caption: str, explanation: Explanation, out: Path) -> None:

@@ -1,13 +1,14 @@
-"""`chan export`: a checkpoint becomes a bundle."""
+"""`chan export`: turn a checkpoint into a bundle."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from . import options
+from .terminal import echo, print_json, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,46 +18,38 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Turn a checkpoint into a bundle: ONNX graphs, tokenizer, manifest.")
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The bundle's directory: made, or for int8 added to.",
+@click.argument("checkpoint", type=options.FOLDER)
+@options.out_option(
+    options.NEW_FOLDER, "Folder of the new bundle. With an int8 precision, the bundle to add graphs to."
 )
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
+    type=options.PRECISION,
     default=("fp32", "fp16"),
     show_default=True,
-    help="fp32, fp16; or int8 (TensorRT) and int8_x86 (onnxruntime), added to a calibrated bundle. Repeatable.",
+    help="Precision of the graphs; may be repeated. int8 (TensorRT) and int8_x86 (onnxruntime) need calibration.",
 )
 @click.option(
     "--backbone/--no-backbone",
     "wanted",
     default=None,
-    help="The demo's network from pictures to regions. Default: where it is installed and fits the model.",
+    help="Include the network that turns pictures into regions. By default it is included where it is installed and "
+    "fits the model.",
 )
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="int8: data of the parity check that the new graphs must pass.",
-)
-@click.option("--split", default="test", show_default=True, help="int8: its split.")
-@click.option("--samples", default=500, show_default=True, help="int8: its images, spread evenly over the split.")
+@click.option("--data", type=options.FOLDER, help="Data for the parity check that int8 graphs must pass.")
+@options.split_option("test", "Split of the data for the parity check of int8 graphs.")
+@options.samples_option(500)
 @click.option(
     "--plan",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="int8: which layers stay float32, from chan sensitivity.",
+    type=options.FILE,
+    help="File from `chan sensitivity --plan` with the layers that stay float32 (int8 only).",
 )
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Replace a bundle at OUT, with all that was calibrated and built in it; int8: add graphs that missed parity.",
+@options.force_option(
+    "Replace a bundle at OUT, with its calibration and engines. With an int8 precision, add graphs that missed parity."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the graphs as JSON.")
+@options.json_option
 def command(
     checkpoint: Path,
     out: Path,
@@ -69,10 +62,10 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write CHECKPOINT's graphs, tokenizer and manifest to a new bundle, each graph checked against PyTorch.
+    """Write the graphs, tokenizer and manifest of CHECKPOINT to a new bundle. Each graph is checked against PyTorch.
 
-    With --precision int8 or int8_x86: quantize the graphs of a bundle that `chan calibrate` has seen, and add them if
-    they pass parity on --data. The verdict is in the manifest.
+    With --precision int8 or int8_x86 the graphs of a bundle that `chan calibrate` has calibrated are quantized, and
+    added to it if they pass parity on --data. The verdict is recorded in the manifest.
     """
     from ..chan_ref.checkpoint import load
     from ..chan_ref.inference import open_tokenizer
@@ -81,19 +74,23 @@ def command(
 
     if set(precisions) & set(SCHEMES):
         if not set(precisions) <= set(SCHEMES):
-            raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, chan calibrate, then int8")
+            raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, calibrate, then export int8")
         if data is None:
-            raise click.UsageError("int8 is kept only if it passes parity: give --data")
+            raise click.UsageError("int8 graphs are kept only if they pass parity: give --data")
         exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force)
         _print(exported, out, "as it was", as_json)
         return
+    if data is not None or plan is not None:
+        raise click.UsageError("--data and --plan need --precision int8 or int8_x86")
     open_tokenizer(load(checkpoint), checkpoint)  # a bundle with another model's words would score nonsense
     backbone, said = _find_backbone(checkpoint, wanted)
-    with click.progressbar(length=1, label="Exporting", file=sys.stderr, item_show_func=lambda text: text) as bar:
+    done = 0
+    with progress_bar("Exporting") as progress:
 
         def show(graph: str, total: int) -> None:
-            bar.length = total
-            bar.update(1, graph)
+            nonlocal done
+            done += 1
+            progress(done, total, graph)
 
         _, exported = export_bundle(checkpoint, out, precisions, backbone, force, show)
     _print(exported, out, said, as_json)
@@ -112,15 +109,15 @@ def _print(exported: Sequence[ExportedGraph], out: Path, backbone: str, as_json:
             }
             for one in exported
         ]
-        click.echo(json.dumps({"bundle": str(out), "backbone": backbone, "graphs": rows}, indent=2))
+        print_json({"bundle": str(out), "backbone": backbone, "graphs": rows})
         return
-    click.echo(f"{'graph':<16}{'precision':<10}{'MB':>9}{'error':>10}  file")
+    echo(f"{'graph':<16}{'precision':<10}{'MB':>9}{'error':>10}  file")
     for one in exported:
         size = one.size / 1e6
         error = "by parity" if one.error is None else f"{one.error:.1e}"
-        click.echo(f"{one.name:<16}{one.precision:<10}{size:>9.2f}{error:>10}  {out / one.spec.file}")
-    click.echo("error: norm of the difference from PyTorch over PyTorch's norm, on random inputs")
-    click.echo(f"backbone: {backbone}")
+        echo(f"{one.name:<16}{one.precision:<10}{size:>9.2f}{error:>10}  {out / one.spec.file}")
+    echo("error: norm of the difference from PyTorch over PyTorch's norm, on random inputs")
+    echo(f"backbone: {backbone}")
 
 
 def _add_int8(
@@ -141,17 +138,19 @@ def _add_int8(
     sample = open_sample(data, split, samples, bundle)
 
     def prove(added: Sequence[str]) -> list[str]:
-        with click.progressbar(length=1, label="Parity", file=sys.stderr, item_show_func=lambda text: text) as bar:
-
-            def show(stage: str, done: int, total: int) -> None:
-                bar.length = total
-                bar.update(done - bar.pos, stage)
-
-            report = check_parity(bundle, checkpoint, sample, ("onnxruntime",), added, progress=show)
+        with progress_bar("Parity") as progress:
+            report = check_parity(
+                bundle,
+                checkpoint,
+                sample,
+                ("onnxruntime",),
+                added,
+                progress=lambda stage, done, total: progress(done, total, stage),
+            )
         record_verdict(bundle, report)
         return report.misses()
 
-    return add_int8(bundle, prove, precisions, None if plan is None else Plan.from_file(plan), force)  # type: ignore[arg-type]
+    return add_int8(bundle, prove, precisions, None if plan is None else Plan.from_file(plan), force)
 
 
 def _find_backbone(checkpoint: Path, wanted: bool | None) -> tuple[Backbone | None, str]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
+from . import options
+from .terminal import echo, progress_bar
+
 
 @click.command("features", short_help="Make 36 grid regions from each picture with the ImageNet backbone.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for ims.npy and names.txt.",
-)
-@click.option("--force", is_flag=True, help="Replace the features in OUT.")
+@options.out_option(options.NEW_FOLDER, "Folder to write ims.npy and names.txt to.")
+@options.force_option("Replace the features in OUT.")
 def command(images: tuple[Path, ...], out: Path, force: bool) -> None:
     """Encode IMAGES (JPEG, PNG or WebP files, and folders of them) into OUT/ims.npy [N, 36, 1280].
 
@@ -27,7 +23,9 @@ def command(images: tuple[Path, ...], out: Path, force: bool) -> None:
     from ..runtime.pictures.load import find_pictures
 
     files = find_pictures(images)
-    with click.progressbar(length=len(files), label="features", file=sys.stderr) as bar:
+    done = 0
+    with progress_bar("features", len(files)) as progress:
         for finished in write_features(files, out, force):
-            bar.update(finished)
-    click.echo(f"{out / 'ims.npy'}: {len(files)} pictures")
+            done += finished
+            progress(done, len(files))
+    echo(f"{out / 'ims.npy'}: {len(files)} pictures")

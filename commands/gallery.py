@@ -1,4 +1,4 @@
-"""`chan gallery`: look after a gallery that `chan index` made."""
+"""`chan gallery`: inspect and maintain a gallery that `chan index` made."""
 
 from __future__ import annotations
 
@@ -10,37 +10,42 @@ import click
 from . import options
 from .terminal import echo, print_json, visible
 
-_GALLERY = click.argument("gallery", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
-
-@click.group("gallery", short_help="Look after a gallery: info, list, delete, compact, verify, prepare, kernel.")
+@click.group(
+    "gallery", short_help="Inspect and maintain a gallery: info, list, delete, compact, verify, prepare, kernel."
+)
 def command() -> None:
-    """Look after a GALLERY that `chan index` made. One of these may write while any number of searches read."""
+    """Inspect and maintain a GALLERY that `chan index` made. Searches may read it while one command writes."""
 
 
 @command.command("info")
-@_GALLERY
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@options.gallery_argument
+@options.json_option
 def info(gallery: Path, as_json: bool) -> None:
-    """Rows, bytes, model and the fast scan's measured recall."""
+    """Show the rows, bytes and model of GALLERY, and the measured recall of fast search."""
     from ..runtime.gallery import Gallery
 
     with Gallery.open(gallery) as opened:
         facts = opened.info()
     if as_json:
-        click.echo(json.dumps(facts))
+        print_json(facts)
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+        echo(f"{key:<{width}}  {visible(value if isinstance(value, str) else json.dumps(value))}")
 
 
 @command.command("list")
-@_GALLERY
-@click.option("--where", multiple=True, metavar="CONDITION", help="List only rows that pass, as in `chan search`.")
+@options.gallery_argument
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="List only rows that pass this, as in `chan search`.",
+)
 @options.json_option
 def list_rows(gallery: Path, where: tuple[str, ...], as_json: bool) -> None:
-    """List the ids of the rows in order of addition; with --json their metadata, too."""
+    """List the ids of the rows in the order of addition. --json prints their metadata too."""
     from ..runtime.gallery import Gallery
     from ..runtime.gallery.where import parse_words
 
@@ -54,32 +59,32 @@ def list_rows(gallery: Path, where: tuple[str, ...], as_json: bool) -> None:
 
 
 @command.command("delete")
-@_GALLERY
+@options.gallery_argument
 @click.argument("ids", nargs=-1, required=True)
 def delete(gallery: Path, ids: tuple[str, ...]) -> None:
-    """Delete rows by their IDS, all of them or none. Their bytes go with the next `compact`."""
+    """Delete the rows with these IDS, all of them or none. `chan gallery compact` frees their bytes."""
     from ..runtime.gallery import GalleryWriter
 
     with GalleryWriter.open(gallery) as writer:
         writer.delete(list(ids))
-        click.echo(f"{len(set(ids))} deleted; {gallery}: {writer.describe()}")
+        echo(f"{len(set(ids))} deleted; {gallery}: {writer.describe()}")
 
 
 @command.command("compact")
-@_GALLERY
+@options.gallery_argument
 def compact(gallery: Path) -> None:
-    """Merge small segments and drop deleted rows. Needs disk for a second copy of what it rewrites."""
+    """Merge small segments and drop deleted rows. This needs disk space for a second copy of what is rewritten."""
     from ..runtime.gallery import GalleryWriter
 
     with GalleryWriter.open(gallery) as writer:
         writer.compact()
-        click.echo(f"{gallery}: {writer.describe()}")
+        echo(f"{gallery}: {writer.describe()}")
 
 
 @command.command("verify")
-@_GALLERY
+@options.gallery_argument
 def verify(gallery: Path) -> None:
-    """Read every byte and name what is damaged; exit status 1 if anything is."""
+    """Read every byte of GALLERY and name what is damaged. The exit status is 1 if anything is."""
     from ..runtime.errors import GalleryCorrupt
     from ..runtime.gallery import Gallery, verify_gallery
 
@@ -87,16 +92,15 @@ def verify(gallery: Path) -> None:
     if damaged:
         raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
     with Gallery.open(gallery) as opened:
-        click.echo(f"{gallery}: {len(opened)} rows, every byte is as it was committed")
+        echo(f"{gallery}: {len(opened)} rows, every byte is as it was committed")
 
 
 @command.command("prepare")
-@_GALLERY
-@click.option("--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Captions, one a line: half choose how much to rescore, half measure the recall.")  # fmt: skip
-@click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), help="If it was moved.")
-def prepare(gallery: Path, queries: Path | None, bundle: Path | None) -> None:
-    """Fit the fast scan to the gallery as it is now, and measure its recall."""
+@options.gallery_argument
+@options.queries_option
+@options.moved_bundle_option
+def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
+    """Fit fast search to GALLERY as it is now, and measure its recall."""
     from ..runtime.gallery import GalleryWriter
     from ..runtime.session import open_matcher
     from ..runtime.sources import read_lines
@@ -105,20 +109,35 @@ def prepare(gallery: Path, queries: Path | None, bundle: Path | None) -> None:
     with GalleryWriter.open(gallery) as writer:
         embeddings = None
         if queries is not None:
-            with open_matcher(writer, bundle) as matcher:
+            with open_matcher(writer, moved) as matcher:
                 embeddings = matcher.encode_texts(read_lines(queries))
         fast = writer.prepare_fast(embeddings)
-    click.echo(describe_fast(fast))
+    echo(describe_fast(fast))
 
 
 @command.command("kernel")
-@_GALLERY
-@click.option("--precision", "precisions", multiple=True, type=click.Choice(["int8", "float16"]), default=("int8",),
-    show_default=True, help="What the GPU will hold: int8 is certified, float16 is not; repeatable.")  # fmt: skip
-@click.option("--gpu", "gpus", multiple=True,
-    help="Architecture of the GPU that will search, such as sm_90; repeatable. Default: the GPU here.")  # fmt: skip
+@options.gallery_argument
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["int8", "float16"]),
+    default=("int8",),
+    show_default=True,
+    help="Precision of the vectors that the GPU holds; may be repeated. Answers are certified with int8 only.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    type=options.GPU,
+    help="Architecture of the GPU that will search; may be repeated. The default is the GPU of this machine.",
+)
 def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) -> None:
-    """Compile the scan of `chan search --device cuda` for GALLERY, with Triton; needs no GPU where --gpu names one."""
+    """Compile the GPU kernels of `chan search --device cuda` for GALLERY, with Triton.
+
+    No GPU is needed where --gpu names one.
+    """
     from ..export.kernels import GPUS, build_kernels
     from ..runtime.errors import InputError
     from ..runtime.gallery import Gallery
@@ -138,4 +157,4 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
         for gpu in gpus:
             record, cached = build_kernels(gallery, settings.dim, settings.alignment.pooling, precision, gpu)
             how = "already there" if cached else f"compiled by triton {record.compiler}"
-            click.echo(f"{precision} for {gpu}: {record.stem}, {how}")
+            echo(f"{precision} for {gpu}: {record.stem}, {how}")

@@ -1,33 +1,35 @@
-"""`chan import`: convert a published checkpoint to a native one."""
+"""`chan import`: turn a published checkpoint into a native one."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from . import options
+from .terminal import echo, print_json
+
 
 @click.command("import", short_help="Read a published model_best.pth safely and strictly.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The checkpoint directory to write.")
-@click.option("--vocab", type=click.Path(path_type=Path), help="SCAN vocabulary JSON, for a GRU model.")
+@options.out_option(options.NEW_FOLDER, "Folder of the new checkpoint.")
+@click.option("--vocab", type=click.Path(path_type=Path), help="Vocabulary of a GRU model, a JSON file in SCAN's form.")
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="Folder with tokenizer.json or vocab.txt, for a BERT model."
+    "--tokenizer", type=click.Path(path_type=Path), help="Folder with the tokenizer.json or vocab.txt of a BERT model."
 )
-@click.option("--force", is_flag=True, help="Replace a checkpoint at OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@options.force_option("Replace a checkpoint at OUT.")
+@options.json_option
 def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, force: bool, as_json: bool) -> None:
-    """Convert the published checkpoint MODEL to a checkpoint directory.
+    """Turn the published checkpoint MODEL (a .pth file) into a checkpoint folder.
 
     Every choice is read from the options in the file. Nothing in the file is executed, and nothing is written unless
-    its tensors are exactly those that its options describe.
+    its tensors are exactly those that its options ask for.
     """
     from ..chan_ref.published import import_published
 
     found = import_published(model, out, vocab, tokenizer, force)
     if as_json:
-        click.echo(json.dumps(found, indent=2, sort_keys=True))
+        print_json(found)
         return
     config = found["model"]
     alignment, bert = config["alignment"], config["bert"]
@@ -46,4 +48,4 @@ def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, 
         "checkpoint": found["checkpoint"],
     }
     for name, value in rows.items():
-        click.echo(f"{name:<12}{value}")
+        echo(f"{name:<12}{value}")

@@ -43,7 +43,7 @@ def command(
     bundle: Path,
     sources: tuple[Path, ...],
     out: Path,
-    split: str,
+    split: Any,
     captions: bool,
     replace: bool,
     fine: Any,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
 from ..runtime.skipped import MAX_BAD
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Decorator = Callable[[Command], Command]
+
+
+class Decorator(Protocol):
+    """What adds an option to a command."""
+
+    def __call__(self, command: Command, /) -> Command:
+        """The same command, with the option."""
+
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -23,39 +30,45 @@ COUNT = click.IntRange(min=1)
 class Choice(click.Choice[str]):
     """One of the names that a table of the library lists; the table is imported when it is first needed."""
 
-    def __init__(self, table: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, table: Callable[[], tuple[str, ...]]) -> None:
         self._table = table
         super().__init__(())
 
     @property
-    def choices(self) -> Sequence[str]:
+    def choices(self) -> tuple[str, ...]:
         """The names."""
         return self._table()
 
     @choices.setter
-    def choices(self, value: Sequence[str]) -> None:
+    def choices(self, value: tuple[str, ...]) -> None:
         """Click sets an empty list while it is made; the table has the names."""
 
 
-def _backends() -> Sequence[str]:
+def _backends() -> tuple[str, ...]:
     from ..runtime.backends import BACKENDS
 
     return tuple(BACKENDS)
 
 
-def _precisions() -> Sequence[str]:
+def _precisions() -> tuple[str, ...]:
     from ..runtime.contract import PRECISIONS
 
     return PRECISIONS
 
 
-def _graphs() -> Sequence[str]:
+def _graphs() -> tuple[str, ...]:
     from ..runtime.contract import GRAPHS
 
     return GRAPHS
 
 
-def _splits() -> Sequence[str]:
+def _gpus() -> tuple[str, ...]:
+    from ..export.kernels import GPUS
+
+    return GPUS
+
+
+def _splits() -> tuple[str, ...]:
     from typing import get_args
 
     from ..runtime.data.layout import Split
@@ -67,6 +80,7 @@ BACKEND = Choice(_backends)
 BACKEND_OR_AUTO = Choice(lambda: ("auto", *_backends()))
 PRECISION = Choice(_precisions)
 GRAPH = Choice(_graphs)
+GPU = Choice(_gpus)
 SPLIT = Choice(_splits)
 
 bundle_argument = click.argument("bundle", type=FOLDER)
@@ -102,26 +116,26 @@ queries_option = click.option(
 )
 
 
-def backends_option(default: str) -> Decorator[Command]:
+def backends_option(default: str) -> Decorator:
     """`--backend`, repeatable; `default` is a sentence on what happens without it."""
     return click.option(
         "--backend", "backends", multiple=True, type=BACKEND, help=f"Backend to use; may be repeated. {default}"
     )
 
 
-def precisions_option(default: str) -> Decorator[Command]:
+def precisions_option(default: str) -> Decorator:
     """`--precision`, repeatable; `default` is a sentence on what happens without it."""
     return click.option(
         "--precision", "precisions", multiple=True, type=PRECISION, help=f"Precision to use; may be repeated. {default}"
     )
 
 
-def split_option(default: str, purpose: str) -> Decorator[Command]:
+def split_option(default: str, purpose: str) -> Decorator:
     """`--split` of the command's DATA; `purpose` is a sentence on what the split is used for."""
     return click.option("--split", type=SPLIT, default=default, show_default=True, help=purpose)
 
 
-def samples_option(default: int) -> Decorator[Command]:
+def samples_option(default: int) -> Decorator:
     """`--samples`, how many images of a split are used."""
     return click.option(
         "--samples",
@@ -132,12 +146,12 @@ def samples_option(default: int) -> Decorator[Command]:
     )
 
 
-def out_option(type: click.Path, purpose: str) -> Decorator[Command]:
+def out_option(type: click.Path, purpose: str) -> Decorator:
     """`-o` / `--out`, what the command writes."""
     return click.option("-o", "--out", required=True, type=type, help=purpose)
 
 
-def force_option(purpose: str) -> Decorator[Command]:
+def force_option(purpose: str) -> Decorator:
     """`--force`; `purpose` is a sentence on what it replaces."""
     return click.option("--force", is_flag=True, help=purpose)
 

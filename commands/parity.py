@@ -1,60 +1,45 @@
-"""`chan parity`: a bundle against the torch model it was made of."""
+"""`chan parity`: compare a bundle with the torch model that it was made of."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from . import options
+from .terminal import echo, progress_bar, warn
 
 if TYPE_CHECKING:
     from ..export.backbone import Backbone
 
 
 @click.command(short_help="Compare every backend and precision with PyTorch; exit 1 where a tolerance is missed.")
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@options.bundle_argument
 @click.option(
     "--checkpoint",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The checkpoint BUNDLE was exported from: its torch model is the reference.",
+    type=options.FOLDER,
+    help="Checkpoint that BUNDLE was exported from. Its torch model is the reference.",
 )
 @click.option(
     "--data",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Region features and captions (precomp layout); with pictures, the backbone is checked too.",
+    type=options.FOLDER,
+    help="Folder of region features and captions (precomp layout). If it has pictures, the backbone is checked too.",
 )
-@click.option("--split", default="test", show_default=True, help="Split of DATA.")
+@options.split_option("test", "Split of the data to compare on.")
+@options.samples_option(500)
+@options.backends_option(
+    "The default is onnxruntime and every backend that engines were built for; those that cannot run here are listed."
+)
+@options.precisions_option("The default is every precision that BUNDLE has.")
+@options.json_option
+@options.output_json_option
 @click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=500,
-    show_default=True,
-    help="Images, spread evenly over the split; all their captions.",
+    "--html", "html_file", type=options.NEW_FILE, help="Also write the report to this file, as a page with plots."
 )
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    help="onnxruntime, onnxruntime_cuda, onnxruntime_rtx, tensorrt or tensorrt_rtx; repeatable. "
-    "Default: onnxruntime and whatever engines were built, those that cannot run here being listed.",
-)
-@click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all BUNDLE has.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the report as JSON; - prints it.",
-)
-@click.option(
-    "--html",
-    "html_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the report as one page with plots.",
-)
-@click.option("--record", is_flag=True, help="Note the verdicts in BUNDLE's manifest.")
+@click.option("--record", is_flag=True, help="Record the verdicts in the manifest of BUNDLE.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -65,13 +50,14 @@ def command(
     samples: int,
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
+    as_json: bool,
     json_file: Path | None,
     html_file: Path | None,
     record: bool,
 ) -> None:
-    """Prove that BUNDLE computes what its PyTorch model computes, stage by stage, over real data.
+    """Check that BUNDLE computes what its PyTorch model computes, stage by stage, over real data.
 
-    Tolerances are those of export/tolerances.json. The exit status is 1 when one of them is missed.
+    The tolerances are those of export/tolerances.json. The exit status is 1 if one of them is missed.
     """
     from ..export.parity.report import page, table
     from ..export.parity.run import check_parity, record_verdict
@@ -79,19 +65,22 @@ def command(
     from ..runtime.files import write_file
 
     sample = open_sample(data, split, samples, bundle)
-    with click.progressbar(length=1, label="parity", file=sys.stderr, item_show_func=lambda text: text) as bar:
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos, stage)
-
-        report = check_parity(bundle, checkpoint, sample, backends, precisions, _backbone(bundle), show)
-    if json_file is not None and str(json_file) == "-":
-        click.echo(report.to_json(), nl=False)
+    with progress_bar("parity") as progress:
+        report = check_parity(
+            bundle,
+            checkpoint,
+            sample,
+            backends,
+            precisions,
+            _backbone(bundle),
+            lambda stage, done, total: progress(done, total, stage),
+        )
+    if as_json:
+        echo(report.to_json(), nl=False)
     else:
-        click.echo("\n".join(table(report)))
-        if json_file is not None:
-            write_file(json_file, report.to_json())
+        echo("\n".join(table(report)))
+    if json_file is not None:
+        write_file(json_file, report.to_json())
     if html_file is not None:
         write_file(html_file, page(report))
     if record:
@@ -112,5 +101,5 @@ def _backbone(bundle: Path) -> Backbone | None:
     try:
         return Backbone(*load_backbone())
     except MissingExtra as error:  # the report notes that the backbone was left out
-        click.echo(f"Warning: {error}", err=True)
+        warn(str(error))
         return None

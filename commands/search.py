@@ -1,14 +1,16 @@
-"""`chan search`: the images that fit a caption best, or the captions that fit a picture."""
+"""`chan search`: find the images that fit a caption best, or the captions that fit a picture."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from . import options
+from .terminal import echo, print_json, visible
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery, SearchResult
@@ -17,33 +19,43 @@ if TYPE_CHECKING:
 
 @click.command("search", short_help="Find the images that fit a caption, or the captions that fit a picture.")
 @click.argument("arguments", nargs=-1, required=True, metavar="GALLERY [CAPTION] | BUNDLE IMAGES... CAPTION")
-@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Search captions with this picture instead of images with a caption.")  # fmt: skip
-@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many to find.")
-@click.option("--mode", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
-    help="exact is certified; fast reads an eighth of the bytes and its recall was measured.")  # fmt: skip
+@click.option("--image", type=options.FILE, help="Picture to search a gallery of captions with.")
+@click.option("-k", default=10, show_default=True, type=options.COUNT, help="Number of hits to find.")
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact is certified. fast reads an eighth of the bytes, and its recall was measured when it was prepared.",
+)
 @click.option(
     "--where",
     multiple=True,
     metavar="CONDITION",
     help="Search only rows whose metadata passes: KEY=VALUE, KEY!=VALUE, KEY<VALUE (also <=, >, >=), KEY~VALUE "
-    "(contains), KEY (is there), !KEY, or a filter in JSON. May be repeated; all must hold.",
+    "(contains), KEY (exists), !KEY, or a filter in JSON. May be repeated; all conditions must hold.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@options.json_option
 @click.option(
-    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of the hits, alignments drawn in."
+    "--html", type=options.NEW_FILE, help="Also write the hits to this file, as a page with their alignments."
 )
-@click.option("--bundle", "moved", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The gallery's bundle, if it was moved.")  # fmt: skip
-@click.option("--backend", default="auto", show_default=True, help="auto, or a name that `chan doctor` lists.")
-@click.option("--threads", type=click.IntRange(min=1), help="For encoding and scanning; every core by default.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-    help="Where a GALLERY is scanned; cuda needs `chan gallery kernel`.")  # fmt: skip
+@options.moved_bundle_option
+@options.backend_option
+@options.threads_option
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Device that scans a GALLERY; cuda needs the GPU kernels of `chan gallery kernel`.",
+)
+@options.skipping_options
 def command(
     arguments: tuple[str, ...], image: Path | None, k: int, mode: str, where: tuple[str, ...], as_json: bool,
     html: Path | None, moved: Path | None, backend: str, threads: int | None, device: Literal["cpu", "cuda"],
+    max_bad: int, strict: bool,
 ) -> None:  # fmt: skip
-    """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded for this search alone.
+    """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded only for this search.
 
     \b
     chan search GALLERY "two red apples on a table"
@@ -115,16 +127,16 @@ def _search(
         page = render_page(result, words, caption, image, None if preprocess is None else preprocess.grid)
         write_file(html, page)
     if as_json:
-        click.echo(json.dumps(_as_dict(result, words, caption, image), ensure_ascii=False))
+        print_json(_as_dict(result, words, caption, image))
         return
     for rank, hit in enumerate(result.hits, 1):
         text = hit.metadata.get("caption") or hit.metadata.get("path") or ""
         shown = hit.id if text in ("", hit.id) or text.endswith(f"/{hit.id}") else f"{hit.id}  {text}"
-        click.echo(f"{rank:>4}  {hit.score:>10.4f}  {shown}")
+        echo(f"{rank:>4}  {hit.score:>10.4f}  {visible(shown)}")
     verdict = "certified" if result.certified else "not certified"
-    click.echo(f"{result.mode}, {verdict}: {result.reason}; {result.rescored} of {result.rows} rows rescored")
+    echo(f"{result.mode}, {verdict}: {result.reason}; {result.rescored} of {result.rows} rows rescored")
     if html is not None:
-        click.echo(f"page: {html}")
+        echo(f"page: {html}")
 
 
 def _as_dict(

@@ -1,17 +1,18 @@
 """The one way from a command to the terminal.
 
 File names, captions, ids and words come from others, and a terminal acts on escape sequences. So every command prints
-through this module, which shows control characters instead of sending them (ruff refuses `click.echo` elsewhere).
+through this module, which shows control characters instead of sending them (a test refuses `click.echo` elsewhere).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -26,8 +27,13 @@ _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _UNSAFE_IN_A_LINE = re.compile(f"{_UNSAFE.pattern[:-1]}\n\t]")
-# Progress: a function that takes the work done, the work there is, and the item at work.
-Progress = Callable[[int, int, str], None]
+
+
+class Progress(Protocol):
+    """How a command follows the work of the library."""
+
+    def __call__(self, done: int, total: int, item: str = "") -> None:
+        """Show how much work is done, how much there is, and what is at work."""
 
 
 def visible(text: object) -> str:
@@ -58,12 +64,17 @@ def print_json(data: object) -> None:
 
 @contextmanager
 def progress_bar(label: str, length: int = 1) -> Iterator[Progress]:
-    """A progress bar on stderr."""
-    with click.progressbar(
-        length=length, label=visible(label), file=sys.stderr, item_show_func=lambda item: item
-    ) as bar:
+    """A progress bar on stderr; it appears with the first progress."""
+    with ExitStack() as stack:
+        bar: Any = None
 
         def show(done: int, total: int, item: str = "") -> None:
+            nonlocal bar
+            if bar is None:
+                new = click.progressbar(
+                    length=length, label=visible(label), file=sys.stderr, item_show_func=lambda shown: shown
+                )
+                bar = stack.enter_context(new)
             bar.length = total
             bar.update(done - bar.pos, visible(item) or None)
 
@@ -85,6 +96,22 @@ def report_skipped(skipped: Iterable[SkippedItem], passed_over: Mapping[str, int
 def skipped_as_dicts(skipped: Iterable[SkippedItem]) -> list[dict[str, Any]]:
     """What a run left out, for JSON."""
     return [{"item": one.item, "reason": one.reason} for one in skipped]
+
+
+def log_to_stderr(verbosity: int) -> None:
+    """Print what `chan_rt` logs: information at verbosity 1, details from 2 on."""
+    logger = logging.getLogger("chan_rt")
+    logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _StderrHandler)]
+    logger.addHandler(_StderrHandler())
+
+
+class _StderrHandler(logging.Handler):
+    """Log records as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        echo(f"{record.levelname.lower()} {record.name}: {visible(record.getMessage())}", err=True)
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-# Options that may differ between a run and its --resume; the run keeps all others.
-_FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
+from .options import FOLDER, NEW_FOLDER, data_argument, out_option
+from .terminal import Progress, echo, progress_bar
+
+# What may change between a run and its --resume; everything else is the run's own.
+_FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
 
 
 @click.command()
-@click.argument("data", type=click.Path(exists=True, file_okay=False))
-@click.option(
-    "-o", "--out", "run", required=True, type=click.Path(file_okay=False), help="Folder of the run to create or resume."
-)
-@click.option("--resume", is_flag=True, help="Continue the run after its last finished epoch.")
+@data_argument
+@out_option(NEW_FOLDER, "Folder of the training run.")
+@click.option("--resume", is_flag=True, help="Continue the run in that folder after its last finished epoch.")
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Number of passes over all pairs."
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=2), help="Number of pairs per step. Default: 384 for bigru, 128 for bert."
+    "--batch-size",
+    type=click.IntRange(min=2),
+    help="Number of pairs in a batch. The default is 384 for bigru and 128 for bert.",
 )
 @click.option("--learning-rate", type=float, default=5e-4, show_default=True, help="Learning rate of AdamW.")
 @click.option(
@@ -30,36 +34,36 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
     type=click.IntRange(min=0),
     default=15,
     show_default=True,
-    help="Epoch (counted from 0) from which the learning rate is a tenth.",
+    help="Epoch, counted from 0, from which on the learning rate is a tenth.",
 )
 @click.option(
-    "--embed-dim", type=click.IntRange(min=1), default=1024, show_default=True, help="Width of the embeddings."
+    "--embed-dim", type=click.IntRange(min=1), default=1024, show_default=True, help="Width of the embeddings (D)."
 )
 @click.option(
     "--word-dim",
     type=click.IntRange(min=1),
     default=300,
     show_default=True,
-    help="Width of the word embedding (bigru).",
+    help="Width of the word embedding (bigru only).",
 )
 @click.option(
     "--region-encoder",
     type=click.Choice(["basic", "selfattention"]),
     default="selfattention",
     show_default=True,
-    help="basic is one linear layer; selfattention adds attention over the regions.",
+    help="Encoder of the regions: basic is one linear layer, selfattention adds attention among the regions.",
 )
 @click.option(
     "--text-encoder",
     type=click.Choice(["bigru", "bert"]),
     default="bigru",
     show_default=True,
-    help="Encoder of the captions; bert needs --bert.",
+    help="Encoder of the captions. bert needs --bert.",
 )
 @click.option(
     "--bert",
-    type=click.Path(exists=True, file_okay=False),
-    help="Folder of pretrained weights: config.json, model.safetensors or pytorch_model.bin, vocab.txt.",
+    type=FOLDER,
+    help="Folder of pretrained BERT weights, with config.json, model.safetensors or pytorch_model.bin, and vocab.txt.",
 )
 @click.option(
     "--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."
@@ -72,108 +76,115 @@ _FREE_ON_RESUME = {"data", "run", "resume", "epochs", "device"}
     type=click.Choice(["VHA", "THA", "VSA"]),
     default="VHA",
     show_default=True,
-    help="VHA: each word takes its best region. THA: each region takes its best word. VSA: regions attend over words.",
+    help="How words and regions are aligned: each word chooses a region (VHA), each region chooses a word (THA), or "
+    "attention is soft (VSA).",
 )
 @click.option(
     "--pooling",
     type=click.Choice(["Max", "Mean", "Sum", "LSE", "Softmax"]),
     default="LSE",
     show_default=True,
-    help="How these similarities are reduced to a score.",
+    help="How the chosen similarities are pooled into a score.",
 )
 @click.option(
-    "--attention-temperature", type=float, default=0.1, show_default=True, help="Temperature of VSA's attention."
+    "--attention-temperature", type=float, default=0.1, show_default=True, help="Temperature of the attention of VSA."
 )
 @click.option(
-    "--pooling-temperature", type=float, default=0.1, show_default=True, help="Temperature of LSE and Softmax."
+    "--pooling-temperature", type=float, default=0.1, show_default=True, help="Temperature of LSE and Softmax pooling."
 )
 @click.option(
     "--loss",
     type=click.Choice(["hinge", "infonce"]),
     default="hinge",
     show_default=True,
-    help="Loss; the published models use hinge.",
+    help="Loss to train with. hinge is the published one.",
 )
 @click.option(
     "--warmup-epochs",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
-    help="Epochs in which hinge counts every violation; later only the hardest. Use more if recall falls to chance.",
+    help="Number of epochs in which the hinge loss counts every violation; later only the hardest one counts. Raise it "
+    "if recall falls to chance.",
 )
 @click.option(
-    "--min-count", type=int, default=4, show_default=True, help="Words that occur less often become <unk> (bigru)."
+    "--min-count",
+    type=int,
+    default=4,
+    show_default=True,
+    help="A word that is rarer than this is unknown (bigru only).",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, order and augmentation."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the weights, the order of the data and the augmentation.",
 )
-@click.option("--device", help="Torch device. Default: cuda if available, else cpu.")
+@click.option("--device", help="Torch device to train on. The default is cuda where there is a GPU, and cpu elsewhere.")
 @click.pass_context
 def command(
-    context: click.Context, /, data: str, run: str, resume: bool, epochs: int, device: str | None, **options: Any
+    context: click.Context, /, data: Path, out: Path, resume: bool, epochs: int, device: str | None, **options: Any
 ) -> None:
-    """Train CHAN with the published schedule on DATA, the folder of precomp/train_* and precomp/dev_* (for validation).
+    """Train CHAN on DATA with the published schedule.
 
-    OUT/best and OUT/last are checkpoints for `chan export`, and OUT/log.jsonl has one line per epoch. Ctrl-C keeps the
-    last finished epoch; --resume continues from there.
+    DATA has precomp/train_* to train on and, optionally, precomp/dev_* to validate on. OUT/best and OUT/last are
+    checkpoints for `chan export`, and OUT/log.jsonl has one line for each epoch. Ctrl-C keeps the last finished epoch;
+    --resume continues from there.
     """
     from ..chan_ref import train as training
     from ..chan_ref.train_config import EpochLog, TrainConfig
     from ..runtime.contract import AlignmentConfig
-    from ..runtime.errors import InputError
 
     given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     if resume and (fixed := sorted(given - _FREE_ON_RESUME)):
         flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise InputError(f"--resume uses the options of the run: leave out {flags}")
+        raise click.UsageError(f"--resume continues with the options of the run: leave out {flags}")
     progress = _Progress()
 
     def on_epoch(log: EpochLog) -> None:
         progress.close()
-        click.echo(_line(log))
+        echo(_line(log))
 
     watch: dict[str, Any] = {"device": device, "on_step": progress.step, "on_epoch": on_epoch}
     try:
         if resume:
-            best = training.resume(data, run, epochs=epochs if "epochs" in given else None, **watch)
+            best = training.resume(data, out, epochs=epochs if "epochs" in given else None, **watch)
         else:
             names = ("coding", "pooling", "attention_temperature", "pooling_temperature")
             alignment = AlignmentConfig(**{name: options.pop(name) for name in names})
             options["batch_size"] = options["batch_size"] or 0
-            best = training.train(data, run, TrainConfig(epochs=epochs, alignment=alignment, **options), **watch)
+            options["bert"] = None if options["bert"] is None else str(options["bert"])
+            best = training.train(data, out, TrainConfig(epochs=epochs, alignment=alignment, **options), **watch)
     except KeyboardInterrupt:
         progress.close()
-        kept = training.last_epoch(run)
+        kept = training.last_epoch(out)
         if kept is None:
-            click.echo("Stopped before the first epoch was finished; nothing was saved.", err=True)
+            echo("Stopped before the first epoch was finished: nothing is kept.", err=True)
         else:
-            again = f"chan train {data} -o {run} --resume"
-            click.echo(f"Stopped: epoch {kept} is kept in {run}/last. Continue with: {again}", err=True)
+            again = f"chan train {data} -o {out} --resume"
+            echo(f"Stopped: epoch {kept} is kept in {out}/last. Go on with: {again}", err=True)
         context.exit(130)
-    click.echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {run}/best")
+    echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best")
 
 
 class _Progress:
-    """One progress bar per epoch."""
+    """One progress bar for each epoch."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._bar: AbstractContextManager[Progress] | None = None
+        self._show: Progress | None = None
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        if self._bar is None:
-            label = f"Epoch {epoch}"
-            self._bar = click.progressbar(length=steps, label=label, file=sys.stderr, item_show_func=_shown)
-            self._bar.__enter__()
-        self._bar.update(1, f"loss {loss:.4f}")
+        if self._bar is None or self._show is None:
+            self._bar = progress_bar(f"Epoch {epoch}", steps)
+            self._show = self._bar.__enter__()
+        self._show(step + 1, steps, f"loss {loss:.4f}")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
-
-
-def _shown(item: Any) -> str | None:
-    return item
 
 
 def _line(log: Any) -> str:

@@ -43,7 +43,7 @@ def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_candidate_is_measured_or_named_with_its_reason(root: Path, tmp_path: Path) -> None:
     report_file, plot = tmp_path / "report.json", tmp_path / "plot.svg"
     arguments = ["bench", str(root / "bundle"), "--backend", "onnxruntime", "--backend", "tensorrt", *SMALL]
-    result = CliRunner().invoke(main, [*arguments, "--json", str(report_file), "--plot", str(plot)])
+    result = CliRunner().invoke(main, [*arguments, "--output-json", str(report_file), "--plot", str(plot)])
     assert result.exit_code == 0, result.output
     report = json.loads(report_file.read_text())
     assert set(report["latencies"]) == {

@@ -174,8 +174,8 @@ def test_eccv_gets_the_whole_matrix_with_its_ids(place: Path, monkeypatch: pytes
         np.testing.assert_array_equal(image_of_caption, OWNER)
         return {"cxc_r1": Directions(12.5, 25.0)}
 
-    monkeypatch.setattr("chan_rt.runtime.evaluation.coco.extended_metrics", judge)
-    monkeypatch.setattr("chan_rt.runtime.evaluation.coco.check_split", lambda image_ids, image_of_caption: None)
+    monkeypatch.setattr("chan_rt.chan_ref.evaluation.extended_metrics", judge)
+    monkeypatch.setattr("chan_rt.chan_ref.evaluation.check_split", lambda image_ids, image_of_caption: None)
     ids = place / "data/precomp/test_ids.txt"
     ids.write_text("".join(f"{100 + row}\n" for row in range(IMAGES)))
     try:

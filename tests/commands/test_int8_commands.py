@@ -65,7 +65,7 @@ def test_a_plan_needs_a_limit(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("precisions", "message"),
-    [(["fp32", "int8"], "export fp32 and fp16, chan calibrate, then int8"), (["int8"], "give --data")],
+    [(["fp32", "int8"], "export fp32 and fp16, calibrate, then export int8"), (["int8"], "give --data")],
 )
 def test_export_says_what_int8_needs(world: Path, precisions: list[str], message: str) -> None:
     arguments = ["export", str(world / "checkpoint"), "-o", str(world / "bundle")]

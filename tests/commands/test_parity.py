@@ -51,7 +51,7 @@ def run(world: Path, *options: str, reference: str = "checkpoint") -> tuple[int,
 
 def test_a_faithful_bundle_exits_with_0(world: Path, tmp_path: Path) -> None:
     json_file, html_file = tmp_path / "report.json", tmp_path / "new/folder/report.html"
-    status, output = run(world, "--json", str(json_file), "--html", str(html_file), "--record")
+    status, output = run(world, "--output-json", str(json_file), "--html", str(html_file), "--record")
     assert status == 0, output
     assert output.splitlines()[0].startswith("4 images and 20 captions")
     assert output.splitlines()[-1] == "parity holds in 1 of 1 stages"
@@ -61,7 +61,7 @@ def test_a_faithful_bundle_exits_with_0(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_other_weights_exits_with_1(world: Path) -> None:
-    status, output = run(world, "--json", "-", reference="other")
+    status, output = run(world, "--json", reference="other")
     assert status == 1
     raw = json.loads(output)
     assert raw["passed"] is False
@@ -93,7 +93,7 @@ def test_errors_are_one_line(world: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["parity", str(world / "bundle"), "--data", str(world / "data")])
     assert result.exit_code == 2
     assert "--checkpoint" in result.stderr
-    for option in ("--json", "--html"):  # before any work, and nothing is left beside the folder
+    for option in ("--output-json", "--html"):  # before any work, and nothing is left beside the folder
         (tmp_path / "reports").mkdir(exist_ok=True)
         arguments = ["parity", str(world / "bundle"), "--checkpoint", str(world / "checkpoint")]
         arguments += ["--data", str(world / "data"), option, str(tmp_path / "reports")]

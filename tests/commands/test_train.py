@@ -46,7 +46,7 @@ def test_options_reach_the_run_and_resume_lengthens_it(data: Path, tmp_path: Pat
     assert len((run / "log.jsonl").read_text().splitlines()) == 3
 
     result = CliRunner().invoke(main, ["train", str(data), "-o", str(run), "--resume", "--seed", "1"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "leave out --seed" in result.output
 
 

@@ -61,8 +61,6 @@ def test_json_is_what_the_matcher_says(bundle: Path, picture: Path) -> None:
     ("args", "message"),
     [
         (["", "--json"], "captions[0] must hold at least one word, got ''"),
-        ([CAPTION, "-o", "out.txt"], "out must end in .png or .jpg, got out.txt"),
-        ([CAPTION, "--backend", "torch"], "backend must be one of auto, tensorrt"),
         ([CAPTION, "--precision", "fp16"], "not in this bundle at precision 'fp16'; it has fp32"),
     ],
 )
@@ -70,6 +68,19 @@ def test_mistakes_are_one_line(bundle: Path, picture: Path, args: list[str], mes
     result = _explain(bundle, picture, *args)
     assert result.exit_code == 1
     assert result.output.startswith("Error: ")
+    assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-o", "out.txt"], "the file must end in .png or .jpg, got out.txt"),
+        (["--backend", "torch"], "'torch' is not one of 'auto', 'tensorrt'"),
+    ],
+)
+def test_mistakes_of_the_command_line_exit_with_2(bundle: Path, picture: Path, args: list[str], message: str) -> None:
+    result = _explain(bundle, picture, CAPTION, *args)
+    assert result.exit_code == 2
     assert message in result.output
 
 

@@ -1,0 +1,160 @@
+"""Recalls of models over a data set: bundles, checkpoints, or an ensemble of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.contract import MANIFEST, Manifest
+from ..runtime.data.images import CaptionedImages
+from ..runtime.errors import InputError
+from ..runtime.evaluation import metrics
+from ..runtime.evaluation.coco import check_split, extended_metrics
+from ..runtime.evaluation.streaming import Encoder, common_scale, score_blocks
+from ..runtime.matcher import Matcher
+from .checkpoint import read_config
+from .inference import ReferenceMatcher
+
+# Called with the number of the model at work, the share of its scores that is done, and 1.
+OnProgress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a split says of some models.
+
+    Attributes:
+        metrics: recalls, with ties as asked for; the mean over the folds.
+        rsum_bounds: the rsum with every tie lost (`pessimistic`) and every tie won (`optimistic`).
+        extended: CxC and ECCV Caption by name; empty unless they were asked for.
+        seconds: that encoding and scoring took.
+    """
+
+    metrics: metrics.Metrics
+    rsum_bounds: dict[str, float]
+    extended: dict[str, Any]
+    seconds: float
+
+
+def evaluate_models(
+    models: Sequence[str | Path],
+    images: CaptionedImages,
+    *,
+    folds: int = 1,
+    backend: str = "auto",
+    precision: str = "fp32",
+    ties: metrics.Ties = "lower",
+    extended: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Recalls over one split; several models are an ensemble, which scores with the mean of their scores.
+
+    The scores of an ensemble are brought to one scale first (`streaming.common_scale`).
+
+    Args:
+        models: folders of bundles and checkpoints.
+        images: the split.
+        folds: blocks of images that are evaluated apart; 5 on COCO's testall is its 1K protocol.
+        backend, precision: of bundles; checkpoints run in PyTorch.
+        ties: which of equal scores ranks first.
+        extended: also CxC and ECCV Caption, for COCO's testall with its ids, in one fold.
+        on_progress: called with the place of a model in `models`, and the pairs done and the pairs there are.
+
+    Raises:
+        InputError: no model, a folder that is neither bundle nor checkpoint, features of another width, folds or
+            extended that do not fit the split.
+        ChanError: as opening and running the models raise it.
+    """
+    if not models:
+        raise InputError("models must hold at least one bundle or checkpoint, got none")
+    owner = images.image_of_caption
+    ids = images.image_ids
+    if extended:
+        if folds > 1:
+            raise InputError(f"extended metrics need all images at once: folds must be 1, got {folds}")
+        if ids is None:
+            missing = "images in memory have none" if images.files is None else f"{images.files.ids} is missing"
+            raise InputError(f"extended metrics need COCO's image ids: {missing}")
+        check_split(ids, owner)  # before a COCO-sized split is scored, which takes minutes
+    blocks = metrics.fold_slices(owner, images.num_images, folds)
+    for path in models:  # all of them before the first one runs
+        images.check_width(region_dim(path), path)
+    start = time.perf_counter()
+    scores = _ensemble_scores(models, images, blocks, backend, precision, on_progress)
+    seconds = time.perf_counter() - start
+
+    def mean(order: metrics.Ties) -> metrics.Metrics:
+        parts = zip(scores, blocks, strict=True)
+        return metrics.mean_metrics(
+            [metrics.evaluate(part, owner[columns] - rows.start, order) for part, (rows, columns) in parts]
+        )
+
+    return Evaluation(
+        metrics=mean(ties),
+        rsum_bounds={"optimistic": mean("optimistic").rsum, "pessimistic": mean("pessimistic").rsum},
+        extended=extended_metrics(scores[0], ids, owner) if extended and ids is not None else {},
+        seconds=seconds,
+    )
+
+
+def region_dim(path: str | Path) -> int:
+    """The width of the region features that a bundle or a checkpoint reads.
+
+    Raises:
+        InputError: the folder is neither.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        return Manifest.load(path).region_dim
+    if (Path(path) / "config.json").is_file():
+        return read_config(path).region_dim
+    raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
+
+
+def _ensemble_scores(
+    models: Sequence[str | Path],
+    images: CaptionedImages,
+    blocks: Sequence[tuple[slice, slice]],
+    backend: str,
+    precision: str,
+    on_progress: OnProgress | None,
+) -> list[NDArray[np.float32]]:
+    """The mean scores of the models, one matrix for each block."""
+    total: list[NDArray[np.float32]] = []
+    for number, path in enumerate(models):
+
+        def show(done: int, pairs: int, number: int = number) -> None:
+            if on_progress is not None:
+                on_progress(number, done, pairs)
+
+        with open_encoder(path, backend, precision) as (encoder, packed):
+            streamed = score_blocks(encoder, images, blocks, packed=packed, on_progress=show)
+            for place, scores in enumerate(streamed):
+                scaled = common_scale(scores, encoder.alignment) if len(models) > 1 else scores
+                if number == 0:
+                    total.append(scaled)
+                else:
+                    total[place] += scaled
+    for scores in total:
+        scores /= np.float32(len(models))
+    return total
+
+
+@contextmanager
+def open_encoder(path: str | Path, backend: str, precision: str) -> Iterator[tuple[Encoder, bool]]:
+    """The encoder of a bundle or a checkpoint, and whether the packed scorer may score in its place.
+
+    The packed scorer computes in float32 on the CPU what the fp32 graph on onnxruntime's CPU does. Everything else is
+    scored by its own graph, because that graph is part of what is evaluated.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        with Matcher.open(path, backend, precision) as matcher:
+            yield matcher, matcher.backend == "onnxruntime" and precision == "fp32"
+    else:
+        yield ReferenceMatcher.open(path), True
