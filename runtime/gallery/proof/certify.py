@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import GalleryCorrupt
 from ..kernels.base import Kernel
 from ..kernels.pool import Pool
 from .bounds import float32_similarity_error, kth_largest, largest_norm, rounding
@@ -73,6 +74,9 @@ class Certifier:
         Rows are taken by falling upper bound and scored in float32, which is within a proven distance of float64; each
         score sharpens the threshold, and the first upper bound below it ends the search. What the float32 intervals
         leave undecided, a handful of rows, is scored in float64.
+
+        Raises:
+            GalleryCorrupt: a row's two intervals have no score in common, so what is stored of it is not true.
         """
         rows, alignment = intervals.rows, self._gallery.alignment
         norm = largest_norm(query)
@@ -93,6 +97,7 @@ class Certifier:
             new = self._kernel.products(fine[done:], query)
             score, radius = self._float32_scores(new, starts, rows[piece], query, norm)
             low[done:stop], high[done:stop] = score - radius, score + radius
+            _check_overlap(rows[piece], low[done:stop], high[done:stop], lower[piece], upper[piece])
             similarities += [new[a:b] for a, b in pairwise(starts)]
             done = stop
             threshold = max(threshold, kth_largest(low[:done], k))
@@ -160,3 +165,16 @@ class Certifier:
         similarity = norm * self._fine_norm(rows)
         change = self._float32_error(rows, query, norm) + rounding(similarity, dim, counts, gallery.alignment)
         return pooled[:, 0], score_change(change, counts, spread[:, 0], gallery.alignment)
+
+
+def _check_overlap(
+    rows: NDArray[np.int64], low: Float64Array, high: Float64Array, lower: Float64Array, upper: Float64Array
+) -> None:
+    """GalleryCorrupt unless each row's two intervals meet: one is from its fine copy, one from its codes."""
+    apart = ~((low <= upper) & (lower <= high))
+    if apart.any():
+        row = int(rows[np.flatnonzero(apart)[0]])
+        raise GalleryCorrupt(
+            f"row {row} of the gallery: its codes and its fine copy contradict each other, so this program did "
+            "not write its files as they are; index the gallery again"
+        )
