@@ -149,8 +149,7 @@ def parity(demo: Path) -> dict[str, Any]:
     from ..calibration.calibrate import calibrate
     from ..calibration.feeds import Samples
     from ..export.int8 import add_int8
-    from ..export.parity.report import table
-    from ..export.parity.run import check_parity
+    from ..export.parity import check_parity, table
     from ..runtime.data.images import open_sample
     from ..runtime.text import load_tokenizer
 

@@ -59,8 +59,8 @@ def command(
 
     The tolerances are those of export/tolerances.json. The exit status is 1 if one of them is missed.
     """
-    from ..export.parity.report import page, table
-    from ..export.parity.run import check_parity, record_verdict
+    from ..export.parity import check_parity, record_verdict, table
+    from ..export.parity.page import page
     from ..runtime.data.images import open_sample
     from ..runtime.files import write_file
 

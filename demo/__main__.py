@@ -14,9 +14,8 @@ from pathlib import Path
 import click
 
 from ..chan_ref.backbone import load_backbone
-from ..export.parity.report import page as parity_page
-from ..export.parity.report import table
-from ..export.parity.run import Report, check_parity, record_verdict
+from ..export.parity import Report, check_parity, record_verdict, table
+from ..export.parity.page import page as parity_page
 from ..runtime.data.images import open_sample
 from ..runtime.errors import ChanError, InputError
 from .page import Findings, render

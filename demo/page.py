@@ -16,8 +16,8 @@ from ..chan_ref.backbone import GRID
 from ..export.engines import BuiltEngine
 from ..export.parity.measures import named_recalls
 from ..export.parity.plots import recall_plot
-from ..export.parity.report import cell
-from ..export.parity.run import Report
+from ..export.parity.report import Report
+from ..export.parity.table import cell
 from ..runtime.cpus import usable_cpus
 from ..runtime.pictures.draw import PALETTE
 from .pointing import Pointing

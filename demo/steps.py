@@ -15,7 +15,7 @@ from ..chan_ref.checkpoint import load as load_checkpoint
 from ..export.backbone import Backbone
 from ..export.bundle import export_bundle
 from ..export.engines import BuiltEngine, build_engine, find_target, plan
-from ..export.parity.runners import TorchRunner
+from ..export.parity import TorchRunner
 from ..runtime.backends.table import FLAVORS
 from ..runtime.contract import Manifest
 from ..runtime.data.images import CaptionedImages

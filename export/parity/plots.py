@@ -10,7 +10,7 @@ import numpy as np
 
 from ...runtime.extras import needs
 from .measures import named_recalls
-from .run import Check, Report, Stage
+from .report import Check, Report, Stage
 
 _COLORS = ("#0969da", "#bf3989", "#1a7f37", "#bc4c00", "#8250df", "#57606a")
 _REFERENCE = "#24292f"

@@ -1,100 +1,149 @@
-"""A parity report for people: a table for the terminal and one self-contained HTML page."""
+"""What a parity check found, as plain data: a Report has Stages, a Stage has Checks, a Check has what was measured."""
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from ...runtime.extras import needs
-from .measures import MEASURES, named_recalls
-from .plots import error_plot, recall_plot, score_plot
-from .run import Check, Report, Stage
+import numpy as np
 
-_COLUMNS = ("max_abs", "p999_abs", "cosine_min", "same_region_clear", "overlap10_t2i", "rsum_change")
-_HEADS = ("max error", "99.9 % of", "min cosine", "regions %", "top 10 %", "rsum")
+from ...runtime.evaluation.metrics import Metrics
 
-
-def table(report: Report) -> list[str]:
-    """The report's lines for a terminal: what was checked, recalls, then what each part measured."""
-    sample = report.sample
-    recalls = [("torch", report.reference), *((stage.name, stage.recalls) for stage in report.stages)]
-    names = list(named_recalls(report.reference))
-    lines = [
-        f"{sample['images']} images and {sample['captions']} captions of {sample['data']} ({sample['split']})",
-        "",
-        f"{'recalls':<24}" + "".join(f"{name:>10}" for name in names) + f"{'rsum':>10}",
-    ]
-    for name, metrics in recalls:
-        if metrics is not None:
-            figures = [*named_recalls(metrics).values(), metrics.rsum]
-            lines.append(f"{name:<24}" + "".join(f"{figure:>10.2f}" for figure in figures))
-    lines += ["", f"{'against torch':<24}" + "".join(f"{head:>12}" for head in _HEADS)]
-    for stage in report.stages:
-        lines.append(f"{stage.name:<24}{stage.reason}" if not stage.checks else stage.name)
-        for check in stage.checks:
-            cells = "".join(f"{cell(check, name, '-'):>12}" for name in _COLUMNS)
-            lines.append(f"  {check.part:<22}{cells}  {'MISS' if check.misses else 'ok'}")
-    lines += ["", *(f"Not checked: {note}" for note in report.notes), *(f"MISS {miss}" for miss in report.misses())]
-    ran = [stage for stage in report.stages if stage.status != "not run"]
-    missed = sum(stage.status == "missed" for stage in ran)
-    idle = len(report.stages) - len(ran)
-    verdict = f"{missed} of {len(ran)} stages missed" if missed else f"parity holds in {len(ran)} of {len(ran)} stages"
-    return [*lines, verdict + (f", {idle} could not run here" if idle else "")]
+SCHEMA = 1
 
 
-def page(report: Report) -> str:
-    """The report as HTML with inline pictures; nothing is loaded from elsewhere."""
-    with needs("jinja2", "writing the parity page", "export"):
-        import jinja2
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("parity.html").read_text("utf-8"))
-    parts: list[str] = []
-    for stage in report.stages:
-        parts += [check.part for check in stage.checks if check.part not in parts]
-    return template.render(
-        report=report,
-        name=Path(report.bundle).name,
-        parts=parts,
-        by_part={stage.name: {check.part: check for check in stage.checks} for stage in report.stages},
-        measures=MEASURES,
-        used={stage.name: used_measures(stage) for stage in report.stages},
-        recalls=[("torch", report.reference), *((stage.name, stage.recalls) for stage in report.stages)],
-        recall_names=list(named_recalls(report.reference)),
-        named_recalls=named_recalls,
-        cell=cell,
-        bound=bound,
-        broken=broken,
-        errors=error_plot(report),
-        scores=score_plot(report),
-        bars=recall_plot(report),
-    )
+@dataclass(frozen=True)
+class Measured:
+    """What one check found, before any tolerance is asked.
+
+    Attributes:
+        measures: by the names of `MEASURES`.
+        errors: (|error|, share of the elements down to the edge before), for the histogram.
+        recalls: end to end only; None without finite scores.
+        scores: pairs of the reference's and the candidate's scores [n, 2], for the plot.
+    """
+
+    measures: Mapping[str, float]
+    errors: tuple[tuple[float, float], ...] = ()
+    recalls: Metrics | None = None
+    scores: np.ndarray | None = None
 
 
-def used_measures(stage: Stage) -> list[str]:
-    """The measures any check of a stage has, in the order of `MEASURES`."""
-    found = {name for check in stage.checks if check.found is not None for name in check.found.measures}
-    return [name for name in MEASURES if name in found]
+@dataclass(frozen=True)
+class Check:
+    """One part of a stage against the reference.
+
+    Attributes:
+        part: a name of `run`'s table.
+        found: what was measured; None where the run broke off.
+        tolerances: the bounds that apply.
+        misses: in words; empty where the check passed.
+    """
+
+    part: str
+    found: Measured | None
+    tolerances: Mapping[str, float]
+    misses: tuple[str, ...]
 
 
-def cell(check: Check, measure: str, missing: str) -> str:
-    """A figure as text, `missing` where the check has none."""
-    value = None if check.found is None else check.found.measures.get(measure)
-    if value is None:
-        return missing
-    if measure.startswith("cosine"):
-        return f"{value:.7f}"
-    if measure in ("max_abs", "p999_abs"):
-        return f"{value:.1e}" if value else "0"
-    return f"{value:.4g}"
+@dataclass(frozen=True)
+class Stage:
+    """One backend at one precision.
+
+    Attributes:
+        backend, precision: what ran.
+        status: `not run` is an engine that was built but cannot run on this machine.
+        reason: why it was not run; empty otherwise.
+        checks: in the order of the data.
+        seconds: wall time.
+    """
+
+    backend: str
+    precision: str
+    status: Literal["passed", "missed", "not run"]
+    reason: str = ""
+    checks: tuple[Check, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """`backend/precision`, the key of the verdict in the manifest."""
+        return f"{self.backend}/{self.precision}"
+
+    @property
+    def recalls(self) -> Metrics | None:
+        """End to end; None where the stage has no finite scores."""
+        return next((check.found.recalls for check in self.checks if check.found and check.found.recalls), None)
+
+    def misses(self) -> list[str]:
+        """Every miss with the part it belongs to, in the order of the data: the first names the culprit."""
+        return [f"{check.part}: {miss}" for check in self.checks for miss in check.misses]
 
 
-def bound(check: Check, measure: str) -> str:
-    """The tolerance of a figure as text; empty where it is only shown."""
-    if measure not in check.tolerances:
-        return ""
-    return f"{'≤' if MEASURES[measure].good == 'low' else '≥'} {check.tolerances[measure]:g}"
+@dataclass(frozen=True)
+class Report:
+    """What a parity check found.
+
+    Attributes:
+        bundle: its folder.
+        checkpoint: path and sha256 of the reference's weights.
+        sample: data, split, images, captions.
+        notes: what was not checked, and why.
+        reference: the torch model's recalls over the sample.
+        stages: as they were run.
+    """
+
+    bundle: str
+    checkpoint: Mapping[str, str]
+    sample: Mapping[str, str | int]
+    reference: Metrics
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage that could run passed; `check_parity` sees to it that at least one could."""
+        return all(stage.status in ("passed", "not run") for stage in self.stages)
+
+    def misses(self) -> list[str]:
+        """Why `passed` is False: each miss with stage and part, in the order of the data."""
+        return [f"{stage.name} {miss}" for stage in self.stages for miss in stage.misses()]
+
+    def to_json(self) -> str:
+        """The report without the plots' points; sorted keys, a figure that is no number as null, a final newline."""
+        stages = []
+        for stage in self.stages:
+            checks = [
+                {
+                    "part": check.part,
+                    "measures": {} if check.found is None else _finite(check.found.measures),
+                    "tolerances": dict(check.tolerances),
+                    "misses": list(check.misses),
+                }
+                for check in stage.checks
+            ]
+            recalls = None if stage.recalls is None else _recalls(stage.recalls)
+            own = {"name": stage.name, "status": stage.status, "reason": stage.reason, "seconds": stage.seconds}
+            stages.append({**own, "checks": checks, "recalls": recalls})
+        record = {
+            "schema": SCHEMA,
+            "passed": self.passed,
+            "bundle": self.bundle,
+            "checkpoint": dict(self.checkpoint),
+            "sample": dict(self.sample),
+            "reference": _recalls(self.reference),
+            "stages": stages,
+            "notes": list(self.notes),
+        }
+        return json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def broken(check: Check, measure: str) -> bool:
-    """Whether this figure broke its tolerance."""
-    return any(miss.startswith(f"{measure} ") for miss in check.misses)
+def _recalls(metrics: Metrics) -> dict[str, Any]:
+    return {**asdict(metrics), "rsum": metrics.rsum}
+
+
+def _finite(measures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in measures.items()}

@@ -12,21 +12,20 @@ Each stage is one backend at one precision, checked in the order of the data:
     gallery          exact search over the embeddings that the matcher made
 
 Each graph is fed what the reference has at that place, so the first check that misses names the graph at fault. What
-is measured is in `parity_measures.MEASURES`, what is allowed in `tolerances.json` and nowhere else.
+is measured is in `measures.MEASURES`, what is allowed in `tolerances.json` and nowhere else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ...chan_ref.checkpoint import WEIGHTS
 from ...chan_ref.checkpoint import load as load_checkpoint
@@ -39,125 +38,17 @@ from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, Manifest, sha256_file, write_manifest
 from ...runtime.data.images import CaptionedImages
 from ...runtime.errors import BackendError, ChanError, ParityError
-from ...runtime.evaluation.metrics import Metrics
 from ...runtime.gpu import examine_gpu
 from ...runtime.matcher import Matcher
+from ...runtime.text import load_tokenizer
 from ..backbone import Backbone
-from .measures import MEASURES, misses
-from .runners import COMPARED, GraphRunner, describe
-from .stages import Measured, Reference, StageRun, Tick
-
-SCHEMA = 1
-Bounds = Mapping[str, Mapping[str, float]]  # part -> measure -> bound
-
-
-@dataclass(frozen=True)
-class Check:
-    """One part of a stage against the reference.
-
-    Attributes:
-        part: see the module's head.
-        found: what was measured; None where the run broke off.
-        tolerances: the bounds that apply.
-        misses: in words; empty where the check passed.
-    """
-
-    part: str
-    found: Measured | None
-    tolerances: Mapping[str, float]
-    misses: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One backend at one precision.
-
-    Attributes:
-        backend, precision: what ran.
-        status: `not run` is an engine that was built but cannot run on this machine.
-        reason: why it was not run; empty otherwise.
-        checks: in the order of the data.
-        seconds: wall time.
-    """
-
-    backend: str
-    precision: str
-    status: Literal["passed", "missed", "not run"]
-    reason: str = ""
-    checks: tuple[Check, ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """`backend/precision`, the key of the verdict in the manifest."""
-        return f"{self.backend}/{self.precision}"
-
-    @property
-    def recalls(self) -> Metrics | None:
-        """End to end; None where the stage has no finite scores."""
-        return next((check.found.recalls for check in self.checks if check.found and check.found.recalls), None)
-
-    def misses(self) -> list[str]:
-        """Every miss with the part it belongs to, in the order of the data: the first names the culprit."""
-        return [f"{check.part}: {miss}" for check in self.checks for miss in check.misses]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a parity check found.
-
-    Attributes:
-        bundle: its folder.
-        checkpoint: path and sha256 of the reference's weights.
-        sample: data, split, images, captions.
-        notes: what was not checked, and why.
-        reference: the torch model's recalls over the sample.
-        stages: as they were run.
-    """
-
-    bundle: str
-    checkpoint: Mapping[str, str]
-    sample: Mapping[str, str | int]
-    reference: Metrics
-    stages: tuple[Stage, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether every stage that could run passed; `check_parity` sees to it that at least one could."""
-        return all(stage.status in ("passed", "not run") for stage in self.stages)
-
-    def misses(self) -> list[str]:
-        """Why `passed` is False: each miss with stage and part, in the order of the data."""
-        return [f"{stage.name} {miss}" for stage in self.stages for miss in stage.misses()]
-
-    def to_json(self) -> str:
-        """The report without the plots' points; sorted keys, a figure that is no number as null, a final newline."""
-        stages = []
-        for stage in self.stages:
-            checks = [
-                {
-                    "part": check.part,
-                    "measures": {} if check.found is None else _finite(check.found.measures),
-                    "tolerances": dict(check.tolerances),
-                    "misses": list(check.misses),
-                }
-                for check in stage.checks
-            ]
-            recalls = None if stage.recalls is None else _recalls(stage.recalls)
-            own = {"name": stage.name, "status": stage.status, "reason": stage.reason, "seconds": stage.seconds}
-            stages.append({**own, "checks": checks, "recalls": recalls})
-        record = {
-            "schema": SCHEMA,
-            "passed": self.passed,
-            "bundle": self.bundle,
-            "checkpoint": dict(self.checkpoint),
-            "sample": dict(self.sample),
-            "reference": _recalls(self.reference),
-            "stages": stages,
-            "notes": list(self.notes),
-        }
-        return json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
+from .blocks import Tick
+from .measures import misses
+from .reference import Reference
+from .report import Check, Report, Stage
+from .runners import COMPARED, GraphPool, GraphRunner
+from .stages import StageRun
+from .tolerances import Bounds, load_tolerances
 
 
 def check_parity(
@@ -190,6 +81,7 @@ def check_parity(
     manifest = Manifest.load(bundle)
     source = load_checkpoint(checkpoint)
     _check_same_model(manifest, source.model.config, f"{checkpoint} and {bundle}")
+    tokenizer = load_tokenizer(bundle, manifest.tokenizer)
     sidecars = read_sidecars(bundle)
     planned = plan_stages(bundle, manifest, sidecars, backends, precisions)
     tolerances = {stage: load_tolerances(*stage) for stage in planned}
@@ -205,16 +97,23 @@ def check_parity(
             return path
 
         reference = Reference(checkpoint, source, backbone, sample, folder("torch"), ticker("torch", 0))
-        for turn, (backend, precision) in enumerate(planned, start=1):
-            cannot = _cannot_run(backend)
-            if cannot and backends:
-                raise BackendError(f"{backend} cannot run here: {cannot}")
-            if cannot:
-                stages.append(Stage(backend, precision, "not run", f"built, not run: {cannot}"))
+        turn = 0
+        for backend, group in itertools.groupby(planned, key=lambda stage: stage[0]):
+            names = [precision for _, precision in group]
+            if cannot := _cannot_run(backend):
+                if backends:
+                    raise BackendError(f"{backend} cannot run here: {cannot}")
+                stages += [Stage(backend, name, "not run", f"built, not run: {cannot}") for name in names]
+                turn += len(names)
                 continue
-            bounds, name = tolerances[backend, precision], f"{backend}/{precision}"
-            own = folder(f"{backend}-{precision}")
-            stages.append(_run_stage(reference, bundle, manifest, backend, precision, bounds, own, ticker(name, turn)))
+            with GraphPool(bundle, manifest, backend) as pool:
+                for precision in names:
+                    turn += 1
+                    graphs = pool.graphs(precision)
+                    matcher = Matcher(bundle, manifest, tokenizer, graphs, precision)
+                    tick = ticker(f"{backend}/{precision}", turn)
+                    run = StageRun(reference, GraphRunner(graphs), matcher, folder(f"{backend}-{precision}"), tick)
+                    stages.append(_check_stage(run, backend, precision, tolerances[backend, precision]))
     if all(stage.status == "not run" for stage in stages):
         raise ParityError("no stage could run here: " + "; ".join(f"{stage.name} {stage.reason}" for stage in stages))
     return Report(
@@ -249,23 +148,6 @@ def plan_stages(
     return planned
 
 
-def load_tolerances(backend: str, precision: str) -> Bounds:
-    """What `tolerances.json` allows a backend at a precision.
-
-    Raises:
-        ParityError: nothing is written for it, or something is bounded that is not measured.
-    """
-    every = json.loads(resources.files("chan_rt.export").joinpath("tolerances.json").read_text("utf-8"))
-    kind = "engine" if backend in FLAVORS else "onnxruntime"
-    bounds: Bounds | None = every[kind].get(precision)
-    if bounds is None:
-        raise ParityError(f"tolerances.json has none for {kind} at {precision}, only at {', '.join(every[kind])}")
-    for part, measures in bounds.items():
-        if unknown := measures.keys() - MEASURES.keys():
-            raise ParityError(f"tolerances.json: {kind} {precision} {part} bounds {', '.join(unknown)}: not measured")
-    return bounds
-
-
 def record_verdict(bundle: str | Path, report: Report) -> None:
     """Put the verdict of each stage that ran into the bundle's manifest, with the hashes of the graphs it is about."""
     manifest = Manifest.load(bundle)
@@ -287,31 +169,17 @@ def record_verdict(bundle: str | Path, report: Report) -> None:
     write_manifest(bundle, replace(manifest, parity={**manifest.parity, **verdicts}))
 
 
-def _run_stage(
-    reference: Reference,
-    bundle: Path,
-    manifest: Manifest,
-    backend: str,
-    precision: str,
-    tolerances: Bounds,
-    scratch: Path,
-    tick: Tick,
-) -> Stage:
+def _check_stage(run: StageRun, backend: str, precision: str, tolerances: Bounds) -> Stage:
     started = time.perf_counter()
     checks: list[Check] = []
-    with (
-        GraphRunner(bundle, manifest, backend, precision) as graphs,
-        Matcher.open(bundle, backend=backend, precision=precision) as matcher,
-    ):
-        run = StageRun(reference, bundle, manifest, graphs, matcher, scratch, tick)
-        for part, check in run.checks().items():
-            bounds = tolerances[part]
-            try:
-                found = check()
-            except ChanError as error:  # a wrong shape, NaN where the runtime refuses it: the verdict, not a crash
-                checks.append(Check(part, None, bounds, (f"broke off: {error}",)))
-                break
-            checks.append(Check(part, found, bounds, tuple(misses(found.measures, bounds))))
+    for part, check in run.checks().items():
+        bounds = tolerances[part]
+        try:
+            found = check()
+        except ChanError as error:  # a wrong shape, NaN where the runtime refuses it: the verdict, not a crash
+            checks.append(Check(part, None, bounds, (f"broke off: {error}",)))
+            break
+        checks.append(Check(part, found, bounds, tuple(misses(found.measures, bounds))))
     status: Literal["passed", "missed"] = "missed" if any(check.misses for check in checks) else "passed"
     return Stage(backend, precision, status, "", tuple(checks), round(time.perf_counter() - started, 3))
 
@@ -337,9 +205,7 @@ def _check_same_model(manifest: Manifest, config: ModelConfig, which: str) -> No
         raise ParityError(f"{which} are not of one model: {found}")
 
 
-def _recalls(metrics: Metrics) -> dict[str, Any]:
-    return {**asdict(metrics), "rsum": metrics.rsum}
-
-
-def _finite(measures: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in measures.items()}
+def describe(sample: CaptionedImages) -> dict[str, str | int]:
+    """Where a sample is from and its size, for the report."""
+    origin = {} if sample.files is None else {"data": str(sample.files.root), "split": sample.files.split}
+    return {**origin, "images": sample.num_images, "captions": sample.num_captions}

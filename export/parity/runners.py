@@ -1,8 +1,4 @@
-"""Who computes and on what: the torch reference and a bundle's graphs behind one interface, and the sample for both.
-
-A sample is cut into blocks of images, each with the captions of its images; embeddings wait on disk between blocks, so
-memory is bounded by a few blocks and one score matrix whatever the sample's size.
-"""
+"""Who computes: the torch reference and the graphs of a bundle, behind one interface."""
 
 from __future__ import annotations
 
@@ -19,14 +15,9 @@ from ...chan_ref.model import ChanModel
 from ...runtime.backends import open_graph
 from ...runtime.backends.base import Backend
 from ...runtime.contract import Manifest
-from ...runtime.data.images import CaptionedImages, spread
 from ...runtime.embeddings import Embeddings
-from ...runtime.text import TokenBatch
 
 COMPARED = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
-PICTURES = 16  # looked at by the backbone, which costs a hundred times what a caption does
-IMAGES_PER_BLOCK = 16
-CAPTIONS_PER_BLOCK = 80
 
 
 class Runner(Protocol):
@@ -89,30 +80,18 @@ def _tensors(images: Embeddings, captions: Embeddings) -> tuple[torch.Tensor, to
 
 
 class GraphRunner:
-    """A bundle's graphs on one backend, every file's hash checked.
+    """The graphs of a bundle, each by itself; they belong to the caller, who closes them.
 
     Args:
-        bundle: the bundle's folder.
-        manifest: of the bundle.
-        backend: a name of `runtime.backends.BACKENDS`.
-        precision: as it is asked for; `Manifest.resolve` says what each graph has in its place.
+        graphs: those of `COMPARED`, and `backbone` where it is to be run.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest, backend: str, precision: str) -> None:
-        self._graphs: dict[str, Backend] = {}
-        try:
-            for graph in COMPARED:
-                form = manifest.resolve(graph, precision)
-                self._graphs[graph] = open_graph(backend, bundle, manifest, graph, form)
-            if precision in manifest.graphs.get("backbone", {}):
-                self._graphs["backbone"] = open_graph(backend, bundle, manifest, "backbone", precision)
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, graphs: Mapping[str, Backend]) -> None:
+        self._graphs = graphs
 
     @property
     def has_backbone(self) -> bool:
-        """Whether the bundle reads pictures at this precision; where not, its backbone stays at fp32."""
+        """Whether a backbone was given."""
         return "backbone" in self._graphs
 
     def look(self, pixels: np.ndarray) -> np.ndarray:
@@ -136,19 +115,6 @@ class GraphRunner:
         outputs = self._run("alignment_map", _alignment_feeds(images, captions))
         return outputs["word_scores"], outputs["word_regions"]
 
-    def close(self) -> None:
-        """Close every graph."""
-        for graph in self._graphs.values():
-            graph.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _run(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         graph = self._graphs[name]
         dtypes = {tensor.name: tensor.dtype for tensor in graph.spec.inputs}
@@ -164,62 +130,41 @@ def _alignment_feeds(images: Embeddings, captions: Embeddings) -> dict[str, np.n
     }
 
 
-def image_blocks(sample: CaptionedImages) -> list[slice]:
-    """Consecutive images."""
-    return _slices(0, sample.num_images, IMAGES_PER_BLOCK)
+class GraphPool:
+    """The graphs of a bundle on one backend, each opened once however many precisions share it.
 
-
-def captions_of(sample: CaptionedImages, images: slice) -> list[slice]:
-    """The captions of a block of images, in pieces."""
-    first, last = np.searchsorted(sample.image_of_caption, [images.start, images.stop])
-    return _slices(int(first), int(last), CAPTIONS_PER_BLOCK)
-
-
-def _slices(start: int, stop: int, size: int) -> list[slice]:
-    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
-
-
-def pictures_of(sample: CaptionedImages) -> tuple[Path, ...]:
-    """Files of at most PICTURES of the images, spread evenly; empty where one of these has no file.
-
-    Raises:
-        InputError: the data folder's id_mapping.json cannot be read.
+    Args:
+        bundle: the bundle's folder.
+        manifest: of the bundle.
+        backend: a name of `runtime.backends.BACKENDS`.
     """
-    files = sample.pictures()
-    chosen = [files[position] for position in spread(sample.num_images, PICTURES)]
-    found = tuple(file for file in chosen if file is not None)
-    return found if len(found) == len(chosen) else ()
 
+    def __init__(self, bundle: Path, manifest: Manifest, backend: str) -> None:
+        self._bundle, self._manifest, self._backend = bundle, manifest, backend
+        self._open: dict[tuple[str, str], Backend] = {}
 
-def describe(sample: CaptionedImages) -> dict[str, str | int]:
-    """Where a sample is from and its size, for the report."""
-    origin = {} if sample.files is None else {"data": str(sample.files.root), "split": sample.files.split}
-    return {**origin, "images": sample.num_images, "captions": sample.num_captions}
+    def graphs(self, precision: str) -> dict[str, Backend]:
+        """What runs when `precision` is asked for, by graph name; `Manifest.resolve` chooses the form of each graph.
 
+        The backbone is among them only where it has a form of its own at this precision: elsewhere it stays at fp32.
 
-class EmbeddingStore:
-    """Blocks of embeddings in files of a folder, by the block's first row."""
+        Raises:
+            BundleError: no such graph, or a file that was altered.
+            BackendError: a graph cannot be opened.
+        """
+        forms: dict[str, str] = {graph: self._manifest.resolve(graph, precision) for graph in COMPARED}
+        if precision in self._manifest.graphs.get("backbone", {}):
+            forms["backbone"] = precision
+        for graph, form in forms.items():
+            if (graph, form) not in self._open:
+                self._open[graph, form] = open_graph(self._backend, self._bundle, self._manifest, graph, form)
+        return {graph: self._open[graph, form] for graph, form in forms.items()}
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._folder = folder
+    def __enter__(self) -> Self:
+        return self
 
-    def put(self, block: slice, embedded: Embeddings) -> None:
-        """Keep a block."""
-        np.savez(self._folder / f"{block.start}.npz", vectors=embedded.vectors, lengths=embedded.lengths)
-
-    def get(self, block: slice) -> Embeddings:
-        """A block that was put."""
-        with np.load(self._folder / f"{block.start}.npz") as stored:
-            return Embeddings(stored["vectors"], stored["lengths"])
-
-
-def token_block(tokens: TokenBatch, block: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and lengths of some captions, padded to the longest of them."""
-    lengths = tokens.lengths[block]
-    return np.ascontiguousarray(tokens.ids[block, : int(lengths.max())]), lengths
-
-
-def cut_short(lengths: np.ndarray) -> np.ndarray:
-    """Lengths drawn from 1 to each of `lengths`, always the same: real rows past them become padding."""
-    return np.random.default_rng(0).integers(1, lengths + 1).astype(np.int32)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for graph in self._open.values():
+            graph.close()

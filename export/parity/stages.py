@@ -6,152 +6,38 @@ also where every image has equally many regions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ...chan_ref.checkpoint import Checkpoint
-from ...chan_ref.inference import open_tokenizer
-from ...runtime.contract import Manifest
-from ...runtime.data.images import CaptionedImages
 from ...runtime.embeddings import Embeddings
-from ...runtime.errors import ParityError
-from ...runtime.evaluation.metrics import Metrics, evaluate
 from ...runtime.gallery import Gallery, GallerySettings, GalleryWriter
 from ...runtime.matcher import Matcher
 from ...runtime.pictures.load import load_pixels
-from ...runtime.text import load_tokenizer, pad_rows
 from ..backbone import Backbone
-from .measures import TOP, ChoiceMeter, ErrorMeter, compare_lists, compare_scores
-from .runners import (
+from .blocks import (
     EmbeddingStore,
-    GraphRunner,
-    TorchRunner,
-    captions_of,
+    Tick,
+    caption_blocks,
     cut_short,
     image_blocks,
-    pictures_of,
+    own_pairs,
+    score_all,
+    steps_of,
     token_block,
 )
+from .measures import TOP, ChoiceMeter, ErrorMeter, compare_lists, compare_scores
+from .reference import Reference
+from .report import Measured
+from .runners import GraphRunner
 
-Tick = Callable[[int, int], None]
 PICTURES_PER_BLOCK = 2  # larger batches are no faster on a CPU and take far more memory
-TILE = 4  # blocks of images
 QUERIES = 200  # captions that the gallery is asked, spread evenly
 SCATTER = 4000  # score pairs kept for the plot
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one check found, before any tolerance is asked.
-
-    Attributes:
-        measures: by the names of `MEASURES`.
-        errors: (|error|, share of the elements down to the edge before), for the histogram.
-        recalls: end to end only; None without finite scores.
-        scores: pairs of the reference's and the candidate's scores [n, 2], for the plot.
-    """
-
-    measures: Mapping[str, float]
-    errors: tuple[tuple[float, float], ...] = ()
-    recalls: Metrics | None = None
-    scores: np.ndarray | None = None
-
-
-class Reference:
-    """All that the torch model says of a sample: embeddings on disk, scores in memory.
-
-    Args:
-        path: of the checkpoint, whose tokenizer is the reference's.
-        checkpoint: loaded.
-        backbone: of the bundle; None leaves it unchecked.
-        sample: images and captions.
-        scratch: an empty folder to keep embeddings in.
-        tick: called with blocks done and blocks in all.
-
-    Attributes:
-        pictures: files of some of the images, for the backbone.
-        rows: token ids of each caption.
-        scores: [I, C].
-        recalls: of the scores.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        checkpoint: Checkpoint,
-        backbone: Backbone | None,
-        sample: CaptionedImages,
-        scratch: Path,
-        tick: Tick,
-    ) -> None:
-        self.sample = sample
-        self.pictures = pictures_of(sample)
-        self.backbone = backbone if self.pictures else None
-        self.runner = TorchRunner(checkpoint.model)
-        self.rows = open_tokenizer(checkpoint, path).rows(sample.captions)
-        self.tokens = pad_rows(self.rows)
-        self.images = EmbeddingStore(scratch / "images")
-        self.captions = EmbeddingStore(scratch / "captions")
-        blocks = caption_blocks(sample)
-        done, total = 0, steps_of(sample)
-        for block in image_blocks(sample):
-            regions, lengths = sample.regions(block)
-            self.images.put(block, Embeddings(self.runner.encode_regions(regions, lengths), lengths))
-            tick(done := done + 1, total)
-        for block in blocks:
-            ids, lengths = token_block(self.tokens, block)
-            self.captions.put(block, Embeddings(self.runner.encode_words(ids, lengths), lengths))
-            tick(done := done + 1, total)
-
-        def scored() -> None:
-            nonlocal done
-            tick(done := done + 1, total)
-
-        self.scores = score_all(sample, self.images, self.captions, self.runner.score, scored)
-        self.recalls = evaluate(self.scores, sample.image_of_caption)
-
-
-def caption_blocks(sample: CaptionedImages) -> list[slice]:
-    """Every block of captions, in order."""
-    return [block for images in image_blocks(sample) for block in captions_of(sample, images)]
-
-
-def score_tiles(sample: CaptionedImages) -> list[list[slice]]:
-    """Blocks of images that are scored together: larger products are faster, and each caption is read less often."""
-    blocks = image_blocks(sample)
-    return [blocks[start : start + TILE] for start in range(0, len(blocks), TILE)]
-
-
-def score_all(
-    sample: CaptionedImages,
-    images: EmbeddingStore,
-    captions: EmbeddingStore,
-    score: Callable[[Embeddings, Embeddings], np.ndarray],
-    after_tile: Callable[[], None],
-) -> np.ndarray:
-    """Scores [I, C] of stored embeddings, float32."""
-    scores = np.empty((sample.num_images, len(sample.captions)), np.float32)
-    for tile in score_tiles(sample):
-        rows = slice(tile[0].start, tile[-1].stop)
-        regions = Embeddings.concatenate([images.get(block) for block in tile])
-        for columns in caption_blocks(sample):
-            found = score(regions, captions.get(columns))
-            expected = (rows.stop - rows.start, columns.stop - columns.start)
-            if found.shape != expected:
-                raise ParityError(f"scores: shape must be [I, C] = {list(expected)}, got {list(found.shape)}")
-            scores[rows, columns] = found
-        after_tile()
-    return scores
-
-
-def steps_of(sample: CaptionedImages) -> int:
-    """How often one pass over a sample ticks: for each block encoded and each tile scored."""
-    return len(image_blocks(sample)) + len(caption_blocks(sample)) + len(score_tiles(sample))
 
 
 class StageRun:
@@ -159,7 +45,6 @@ class StageRun:
 
     Args:
         reference: of the sample.
-        bundle, manifest: what is checked.
         graphs: each graph by itself.
         matcher: the whole of them as a service uses it.
         scratch: an empty folder to keep embeddings in.
@@ -169,8 +54,6 @@ class StageRun:
     def __init__(
         self,
         reference: Reference,
-        bundle: Path,
-        manifest: Manifest,
         graphs: GraphRunner,
         matcher: Matcher,
         scratch: Path,
@@ -179,7 +62,6 @@ class StageRun:
         self._reference = reference
         self._sample = reference.sample
         self._runner = reference.runner
-        self._bundle, self._manifest = bundle, manifest
         self._graphs, self._matcher = graphs, matcher
         self._scratch = scratch
         self._images, self._captions = EmbeddingStore(scratch / "images"), EmbeddingStore(scratch / "captions")
@@ -201,7 +83,7 @@ class StageRun:
         }
 
     def _tokenizer(self) -> Measured:
-        found = load_tokenizer(self._bundle, self._manifest.tokenizer).rows(self._sample.captions)
+        found = self._matcher.tokenizer.rows(self._sample.captions)
         return Measured({"different_ids": sum(a != b for a, b in zip(self._reference.rows, found, strict=True))})
 
     def _backbone(self, backbone: Backbone) -> Measured:
@@ -279,7 +161,7 @@ class StageRun:
 
     def _gallery(self) -> Measured:
         """The exact search over what the matcher encoded, each caption's top 10 against the reference's scores."""
-        settings = GallerySettings("images", self._manifest.embed_dim, self._manifest.alignment, model="parity")
+        settings = GallerySettings("images", self._matcher.manifest.embed_dim, self._matcher.alignment, model="parity")
         with GalleryWriter.create(self._scratch / "gallery", settings) as writer:
             for block in image_blocks(self._sample):
                 writer.add([str(row) for row in range(block.start, block.stop)], self._images.get(block))
@@ -328,13 +210,6 @@ def _alignment_feeds(reference: Reference) -> Iterator[tuple[Embeddings, Embeddi
                 Embeddings(images.vectors, cut_short(images.lengths)),
                 Embeddings(captions.vectors, cut_short(captions.lengths)),
             )
-
-
-def own_pairs(sample: CaptionedImages) -> Iterator[tuple[slice, slice]]:
-    """Blocks of images with the captions of just these images: true pairs and as many others as the blocks give."""
-    for rows in image_blocks(sample):
-        for columns in captions_of(sample, rows):
-            yield rows, columns
 
 
 def _scatter(reference: np.ndarray, candidate: np.ndarray, image_of_caption: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.int8 import add_int8
-from chan_rt.export.parity.run import check_parity
+from chan_rt.export.parity import check_parity
 from chan_rt.runtime.contract import MANIFEST, Manifest, sha256_file, verified, write_manifest
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import BundleError, InputError, ParityError

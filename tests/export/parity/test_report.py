@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from chan_rt.export.parity.measures import ErrorMeter, compare_scores, misses
-from chan_rt.export.parity.report import page, table
-from chan_rt.export.parity.run import Check, Report, Stage
-from chan_rt.export.parity.stages import Measured
+from chan_rt.export.parity.page import page
+from chan_rt.export.parity.report import Check, Measured, Report, Stage
+from chan_rt.export.parity.table import table
 from chan_rt.runtime.evaluation.metrics import evaluate
 
 OWNER = np.repeat(np.arange(6), 5)

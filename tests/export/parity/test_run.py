@@ -19,8 +19,11 @@ from chan_rt.export.backbone import Backbone
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.parity import run as parity
-from chan_rt.export.parity.run import Report, check_parity, record_verdict
-from chan_rt.export.parity.runners import pictures_of
+from chan_rt.export.parity.reference import pictures_of
+from chan_rt.export.parity.report import Report
+from chan_rt.export.parity.run import check_parity, record_verdict
+from chan_rt.runtime import backends
+from chan_rt.runtime.backends import Backend
 from chan_rt.runtime.backends.table import FLAVORS
 from chan_rt.runtime.contract import AlignmentConfig, Manifest, sha256_file, write_manifest
 from chan_rt.runtime.data.images import CaptionedImages, open_sample
@@ -150,6 +153,24 @@ def test_a_faithful_bundle_passes(world: Path, check: Callable[..., Report]) -> 
     assert report.stages[0].recalls == report.reference
     assert report.sample["images"] == IMAGES
     assert report.notes == ()
+
+
+def test_each_graph_is_opened_once(bundle: Path, check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two precisions share a graph: of int8_x86 the bundle has its region encoder alone."""
+    manifest = Manifest.load(bundle)
+    encoder = {**manifest.graphs["region_encoder"], "int8_x86": manifest.graph("region_encoder", "fp32")}
+    write_manifest(bundle, replace(manifest, graphs={**manifest.graphs, "region_encoder": encoder}))
+    opened: list[tuple[str, str]] = []
+    open_backend = backends.open_backend
+
+    def note(name: str, file: Path, *arguments: object, **options: object) -> Backend:
+        opened.append((name, f"{file.parent.name}/{file.name}"))
+        return open_backend(name, file, *arguments, **options)
+
+    monkeypatch.setattr(backends, "open_backend", note)
+    assert check(bundle, "fp32", "int8_x86").passed
+    assert len(opened) == 6, "five graphs at fp32, and the region encoder's other form"
+    assert {file for _, file in opened} == {f"fp32/{name}.onnx" for name in manifest.graphs}
 
 
 @pytest.mark.parametrize(
