@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from .checks import check_choice
 from .errors import BundleError, InputError
-from .files import write_file
+from .files import recover, write_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -210,6 +210,7 @@ class Manifest:
         """Read BUNDLE/manifest.json; BundleError names it where there is none or it does not fit."""
         path = Path(bundle) / MANIFEST
         try:
+            recover(path.parent)
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             hint = "make one with: chan export CHECKPOINT -o BUNDLE"

@@ -2,19 +2,25 @@
 
 A reader sees the old content or the new content, never a part of either, and what was written is on the disk before
 it takes its name, so that a power cut cannot leave an empty file behind. An error or Ctrl-C removes what was written
-and leaves the old content. A process that is killed may leave a hidden `.NAME.*` beside the target, which nothing
-reads and which can be deleted.
+and leaves the old content. A process that is killed may leave a hidden `.NAME.*` beside the target. It can be deleted
+once the target is there; only `recover` reads it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
@@ -58,6 +64,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         fresh = Path(scratch, "new")
         fresh.mkdir()
@@ -68,11 +75,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def publish(finished: Path, path: Path) -> None:
     """Move a finished file or folder to PATH, on the same file system, durably: first its bytes, then its name.
 
-    A folder replaces another by two renames: a process killed between them leaves the old one in `.NAME.*/old`.
+    A folder and the one it replaces change places at once, so that PATH is never without a folder, and the old one is
+    then removed. Where the system cannot do that, two renames do it: a process killed between them leaves the old
+    folder in `.NAME.*/old`, and `recover` brings it back.
     """
     sync_tree(finished)
-    if finished.is_dir() and path.exists():
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+    if not finished.is_dir() or not path.exists():
+        os.replace(finished, path)
+    elif exchange(finished, path):
+        shutil.rmtree(finished, ignore_errors=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch, _locked(Path(scratch)):
             old = Path(scratch, "old")
             os.replace(path, old)
             try:
@@ -81,9 +94,54 @@ def publish(finished: Path, path: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.replace(old, path)
                 raise
-    else:
-        os.replace(finished, path)
     sync(path.parent)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two paths of one file system change places in one step; False where the system or the disk cannot."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "renameat2"):
+        return False
+    here = ctypes.c_int(_AT_FDCWD)
+    if libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def recover(path: Path) -> None:
+    """Bring back the folder that a process killed in `publish` has left beside PATH, where PATH is missing.
+
+    A process that is alive holds a lock while PATH is missing, and is waited for.
+    """
+    if path.exists():
+        return
+    for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.*/old")):
+        with _locked(old.parent):
+            if not path.exists() and old.is_dir():
+                os.replace(old, path)
+                sync(path.parent)
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock of a folder; no lock where the system or the disk has none, or the folder is gone."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -111,3 +111,10 @@ def test_int8_and_the_backbone_fall_back_and_nothing_else_does(manifest: Manifes
         many.resolve("hard_alignment", "fp16")
     with pytest.raises(BundleError, match="region_encoder is not in this bundle at precision 'int8'"):
         manifest.resolve("region_encoder", "int8")
+
+
+def test_a_bundle_left_between_two_renames_is_brought_back(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / ".bundle.x1/old").mkdir(parents=True)
+    (tmp_path / ".bundle.x1/old/manifest.json").write_text(manifest.to_json())
+    assert Manifest.load(tmp_path / "bundle") == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

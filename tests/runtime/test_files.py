@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from chan_rt.runtime import files
-from chan_rt.runtime.files import atomic_file, atomic_folder, publish, write_file
+from chan_rt.runtime.files import atomic_file, atomic_folder, exchange, publish, recover, write_file
 
 
 def _names(folder: Path) -> list[str]:
@@ -83,6 +84,8 @@ def test_every_call_that_fails_leaves_the_old_content(
     write_file(tmp_path / "file", "old")
     with atomic_folder(tmp_path / "folder") as fresh:
         (fresh / "inner").write_text("old")
+    if failing == "replace":  # two renames, as where the system cannot exchange two folders
+        monkeypatch.setattr(files, "exchange", lambda first, second: False)
     real: Callable[..., None] = getattr(os, failing)
     calls = 0
     for nth in range(20):
@@ -170,3 +173,106 @@ def test_publish_replaces_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     publish(tmp_path / "new", tmp_path / "old")
     assert _names(tmp_path) == ["old"]
     assert _names(tmp_path / "old") == ["new"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a child that is killed is made by fork")
+@pytest.mark.parametrize("swaps", [True, False], ids=["exchange", "two renames"])
+def test_a_kill_at_any_step_leaves_the_old_folder_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    """The child is killed before and after each call to the disk; whoever opens the path next finds a folder."""
+    if not swaps:
+        monkeypatch.setattr(files, "exchange", lambda first, second: False)
+    elif not _exchanges(tmp_path):
+        pytest.skip("this file system cannot exchange two folders")
+    target = tmp_path / "folder"
+    with atomic_folder(target) as fresh:
+        (fresh / "inner").write_text("0")
+    missing, contents = 0, []
+    for nth in range(50):
+        if (child := os.fork()) == 0:
+            _replace_and_die(target, str(nth + 1), nth)
+        _, status = os.waitpid(child, 0)
+        missing += not target.exists()
+        recover(target)
+        contents.append((target / "inner").read_text())
+        assert contents[-1] in {(contents[-2:-1] or ["0"])[0], str(nth + 1)}
+        assert _names(target) == ["inner"]
+        if os.WIFEXITED(status):
+            break
+    assert nth >= 4, "the child was killed at some steps"
+    assert contents[-1] == str(nth + 1), "the last child was not killed"
+    assert bool(missing) == (not swaps)
+    with atomic_folder(target) as fresh:
+        (fresh / "inner").write_text("end")
+    assert (target / "inner").read_text() == "end"
+
+
+def _exchanges(folder: Path) -> bool:
+    (folder / "a").mkdir()
+    (folder / "b").write_text("")
+    try:
+        return exchange(folder / "a", folder / "b") and (folder / "b").is_dir()
+    finally:
+        for path in (folder / "a", folder / "b"):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _replace_and_die(target: Path, content: str, nth: int) -> None:
+    """In a child: replace the folder, and be killed at the nth point before or after a name changes."""
+    points = 0
+
+    def point() -> None:
+        nonlocal points
+        if points == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        points += 1
+
+    def deadly(call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*given: object) -> object:
+            point()
+            found = call(*given)
+            point()
+            return found
+
+        return wrapped
+
+    files.os.replace = deadly(os.replace)
+    files.exchange = deadly(files.exchange)
+    files.sync = deadly(files.sync)
+    try:
+        with atomic_folder(target) as fresh:
+            (fresh / "inner").write_text(content)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def test_a_reader_waits_for_a_process_that_is_replacing_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from chan_rt.runtime import files\n"
+        "replace, files.exchange = os.replace, lambda first, second: False\n"
+        "def slow(old, new):\n"
+        "    replace(old, new)\n"
+        "    if Path(new).name == 'old': print('missing', flush=True); time.sleep(0.5)\n"
+        "files.os.replace = slow\n"
+        "with files.atomic_folder(sys.argv[1]) as fresh: (fresh / 'inner').write_text('new')\n"
+    )
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "inner").write_text("old")
+    with subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        assert not target.exists()
+        recover(target)
+        assert (target / "inner").read_text() == "new"
+    assert writer.returncode == 0
+    assert _names(tmp_path) == ["folder"]
+
+
+def test_nothing_is_recovered_for_a_path_that_never_was(tmp_path: Path) -> None:
+    (tmp_path / ".folder.abc").mkdir()
+    (tmp_path / ".folder.abc/new").mkdir()
+    recover(tmp_path / "folder")
+    assert _names(tmp_path) == [".folder.abc"]
