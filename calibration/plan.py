@@ -22,10 +22,15 @@ class Plan:
     """A mixed-precision plan.
 
     Attributes:
-        exclude: graph name -> names of the nodes (matrix products and GRUs) that stay float32.
+        exclude: graph name -> names of the nodes (matrix products and GRUs) that stay float32. A graph that is not
+            named is quantized as without a plan: only its products of two activations stay float32.
     """
 
     exclude: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def excluded(self, graph: str, model: onnx.ModelProto) -> tuple[str, ...]:
+        """What stays float32 in a graph; `model` is its float32 form."""
+        return self.exclude[graph] if graph in self.exclude else products_of_activations(model)
 
     def to_json(self) -> str:
         """Return the plan as canonical JSON."""

@@ -53,20 +53,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Build the engines of BUNDLE's graphs. An engine that is already built and still fits is kept."""
-    from ..export.engines import BuildOptions, build_engine, find_target, plan
+    from ..export.engines import BuildOptions, build_engines
 
     compatible = BuildOptions(version_compatible, hardware_compatible)
-    target = find_target(backend, compatible)
-    chosen = plan(bundle, graphs, precisions, profiles)
-    built = []
-    with progress_bar(f"Building with {backend}", len(chosen)) as progress:
-        for done, (graph, precision, own) in enumerate(chosen):
-
-            def show(phase: str, done: int = done, what: str = f"{graph} {precision}") -> None:
-                progress(done, len(chosen), f"{what}: {phase}")
-
-            built.append(build_engine(bundle, graph, precision, target, own, compatible, show))
-            progress(done + 1, len(chosen), f"{graph} {precision}")
+    with progress_bar(f"Building with {backend}") as progress:
+        built = build_engines(bundle, backend, graphs, precisions, profiles, compatible, progress)
     if as_json:
         print_json([{"path": str(one.path), "cached": one.cached, "replaced": one.replaced} for one in built])
         return

@@ -13,7 +13,6 @@ from .terminal import echo, print_json, progress_bar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..export.backbone import Backbone
     from ..export.bundle import ExportedGraph
 
 
@@ -50,7 +49,9 @@ if TYPE_CHECKING:
     "Replace a bundle at OUT, with its calibration and engines. With an int8 precision, add graphs that missed parity."
 )
 @options.json_option
+@click.pass_context
 def command(
+    context: click.Context,
     checkpoint: Path,
     out: Path,
     precisions: tuple[str, ...],
@@ -67,8 +68,8 @@ def command(
     With --precision int8 or int8_x86 the graphs of a bundle that `chan calibrate` has calibrated are quantized, and
     added to it if they pass parity on --data. The verdict is recorded in the manifest.
     """
-    from ..chan_ref.checkpoint import load
-    from ..chan_ref.inference import open_tokenizer
+    from ..chan_ref.checkpoint import read_config
+    from ..export.backbone import choose_backbone
     from ..export.bundle import export_bundle
     from ..export.int8 import SCHEMES
 
@@ -77,13 +78,12 @@ def command(
             raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, calibrate, then export int8")
         if data is None:
             raise click.UsageError("int8 graphs are kept only if they pass parity: give --data")
+        options.refuse_given(context, ("wanted",), "with an int8 precision: the bundle keeps the backbone it has")
         exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force)
         _print(exported, out, "as it was", as_json)
         return
-    if data is not None or plan is not None:
-        raise click.UsageError("--data and --plan need --precision int8 or int8_x86")
-    open_tokenizer(load(checkpoint), checkpoint)  # a bundle with another model's words would score nonsense
-    backbone, said = _find_backbone(checkpoint, wanted)
+    options.refuse_given(context, ("data", "split", "samples", "plan"), "without --precision int8 or int8_x86")
+    backbone, decision = choose_backbone(read_config(checkpoint).region_dim, wanted)
     done = 0
     with progress_bar("Exporting") as progress:
 
@@ -93,7 +93,7 @@ def command(
             progress(done, total, graph)
 
         _, exported = export_bundle(checkpoint, out, precisions, backbone, force, show)
-    _print(exported, out, said, as_json)
+    _print(exported, out, decision, as_json)
 
 
 def _print(exported: Sequence[ExportedGraph], out: Path, backbone: str, as_json: bool) -> None:
@@ -131,45 +131,18 @@ def _add_int8(
     force: bool,
 ) -> list[ExportedGraph]:
     from ..calibration.plan import Plan
-    from ..export.int8 import add_int8
-    from ..export.parity.run import check_parity, record_verdict
+    from ..export.int8 import export_int8
     from ..runtime.data.images import open_sample
 
     sample = open_sample(data, split, samples, bundle)
-
-    def prove(added: Sequence[str]) -> list[str]:
-        with progress_bar("Parity") as progress:
-            report = check_parity(
-                bundle,
-                checkpoint,
-                sample,
-                ("onnxruntime",),
-                added,
-                progress=lambda stage, done, total: progress(done, total, stage),
-            )
-        record_verdict(bundle, report)
-        return report.misses()
-
-    return add_int8(bundle, prove, precisions, None if plan is None else Plan.from_file(plan), force)
-
-
-def _find_backbone(checkpoint: Path, wanted: bool | None) -> tuple[Backbone | None, str]:
-    """The demo's backbone where it is wanted, or possible when nothing was said; and what was done, in words."""
-    from ..chan_ref.checkpoint import read_config
-    from ..export.backbone import Backbone
-    from ..runtime.errors import InputError
-
-    if wanted is False:
-        return None, "left out as asked; the bundle reads region features"
-    from ..chan_ref.backbone import REGION_DIM, load_backbone
-
-    width = read_config(checkpoint).region_dim
-    if width != REGION_DIM and not wanted:
-        return None, f"left out: this model reads {width}-d regions, the demo's backbone makes {REGION_DIM}-d ones"
-    try:
-        backbone = Backbone(*load_backbone())
-    except InputError as error:
-        if wanted:
-            raise
-        return None, f"left out: {error}"
-    return backbone, f"included; the bundle reads pictures too ({width}-d regions)"
+    chosen = None if plan is None else Plan.from_file(plan)
+    with progress_bar("Parity") as progress:
+        return export_int8(
+            bundle,
+            checkpoint,
+            sample,
+            precisions,
+            chosen,
+            force,
+            lambda stage, done, total: progress(done, total, stage),
+        )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ..runtime.skipped import MAX_BAD
 
@@ -154,6 +155,14 @@ def out_option(type: click.Path, purpose: str) -> Decorator:
 def force_option(purpose: str) -> Decorator:
     """`--force`; `purpose` is a sentence on what it replaces."""
     return click.option("--force", is_flag=True, help=purpose)
+
+
+def refuse_given(context: click.Context, parameters: Sequence[str], reason: str) -> None:
+    """UsageError where an option was given that has no effect here; `reason` ends the sentence."""
+    for parameter in context.command.params:
+        if parameter.name in parameters and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            given = "/".join([*parameter.opts, *parameter.secondary_opts])
+            raise click.UsageError(f"{given} has no effect {reason}")
 
 
 def skipping_options(command: Command) -> Command:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .terminal import echo, progress_bar, warn
-
-if TYPE_CHECKING:
-    from ..export.backbone import Backbone
 
 
 @click.command(short_help="Compare every backend and precision with PyTorch; exit 1 where a tolerance is missed.")
@@ -59,12 +55,20 @@ def command(
 
     The tolerances are those of export/tolerances.json. The exit status is 1 if one of them is missed.
     """
+    from ..export.backbone import backbone_of
     from ..export.parity import check_parity, record_verdict, table
     from ..export.parity.page import page
+    from ..runtime.contract import Manifest
     from ..runtime.data.images import open_sample
+    from ..runtime.errors import MissingExtra
     from ..runtime.files import write_file
 
     sample = open_sample(data, split, samples, bundle)
+    try:
+        backbone = backbone_of(Manifest.load(bundle))
+    except MissingExtra as error:  # the report notes that the backbone was not checked
+        warn(str(error))
+        backbone = None
     with progress_bar("parity") as progress:
         report = check_parity(
             bundle,
@@ -72,7 +76,7 @@ def command(
             sample,
             backends,
             precisions,
-            _backbone(bundle),
+            backbone,
             lambda stage, done, total: progress(done, total, stage),
         )
     if as_json:
@@ -86,20 +90,3 @@ def command(
     if record:
         record_verdict(bundle, report)
     context.exit(0 if report.passed else 1)
-
-
-def _backbone(bundle: Path) -> Backbone | None:
-    """The demo's network, which is what `chan export` puts into a bundle that reads pictures."""
-    from ..runtime.contract import Manifest
-
-    if "backbone" not in Manifest.load(bundle).graphs:
-        return None
-    from ..chan_ref.backbone import load_backbone
-    from ..export.backbone import Backbone
-    from ..runtime.errors import MissingExtra
-
-    try:
-        return Backbone(*load_backbone())
-    except MissingExtra as error:  # the report notes that the backbone was left out
-        warn(str(error))
-        return None

@@ -1,4 +1,4 @@
-"""The backbone's ONNX graph, traced by torch and cleaned of what would differ between machines or days."""
+"""The backbone: which network a bundle has, and its ONNX graph, traced by torch and cleaned of paths and versions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import onnx
 import torch
 from torch import nn
 
-from ..runtime.contract import Preprocess
-from ..runtime.errors import BundleError
+from ..chan_ref.backbone import REGION_DIM, load_backbone
+from ..runtime.contract import Manifest, Preprocess
+from ..runtime.errors import BundleError, MissingExtra
 from .builder import IR_VERSION, OPSET, PRODUCER
 
 
@@ -26,6 +27,38 @@ class Backbone:
 
     module: nn.Module
     preprocess: Preprocess
+
+
+def choose_backbone(region_dim: int, wanted: bool | None = None) -> tuple[Backbone | None, str]:
+    """The network from pictures to regions that a bundle of this model can have, and the decision in words.
+
+    Args:
+        region_dim: width of the regions that the model reads.
+        wanted: whether the bundle must have it; None for yes where it is installed and fits the model.
+
+    Raises:
+        MissingExtra: it is wanted and not installed.
+    """
+    if wanted is False:
+        return None, "left out as asked; the bundle reads region features"
+    if region_dim != REGION_DIM and not wanted:
+        return None, f"left out: this model reads {region_dim}-d regions, the demo's backbone makes {REGION_DIM}-d ones"
+    try:
+        chosen = Backbone(*load_backbone())
+    except MissingExtra as error:
+        if wanted:
+            raise
+        return None, f"left out: {error}"
+    return chosen, f"included; the bundle reads pictures too ({region_dim}-d regions)"
+
+
+def backbone_of(manifest: Manifest) -> Backbone | None:
+    """What the backbone of a bundle was exported from, for a parity check; None where the bundle has no backbone.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    return Backbone(*load_backbone()) if "backbone" in manifest.graphs else None
 
 
 def backbone(source: Backbone, region_dim: int) -> onnx.ModelProto:

@@ -19,6 +19,7 @@ from onnx import helper
 from ..chan_ref.checkpoint import Checkpoint
 from ..chan_ref.checkpoint import load as load_checkpoint
 from ..chan_ref.config import ModelConfig
+from ..chan_ref.inference import open_tokenizer
 from ..runtime.checks import check_choices
 from ..runtime.contract import (
     MANIFEST,
@@ -90,7 +91,7 @@ def export_bundle(
 
     Raises:
         InputError: a precision is unknown, or OUT is taken (by anything but a bundle: also with `force`).
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: the checkpoint cannot be read, or its tokenizer is that of another model.
         BundleError: the checkpoint has no tokenizer, the backbone's regions do not fit the model, or a graph fails a
             check of `check.check_graph`.
     """
@@ -103,6 +104,7 @@ def export_bundle(
         raise BundleError(
             f"{checkpoint} has no tokenizer: a bundle could not read captions; save the checkpoint with one"
         )
+    open_tokenizer(loaded, checkpoint)  # a bundle with the words of another model would score nonsense
     config = loaded.model.config
     graphs = build_graphs(loaded.model)
     if backbone is not None:

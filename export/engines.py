@@ -144,6 +144,40 @@ def plan(
     return chosen
 
 
+def build_engines(
+    bundle: str | Path,
+    backend: str = "tensorrt_rtx",
+    graphs: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    profiles: Sequence[str] = (),
+    options: BuildOptions = BuildOptions(),
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> list[BuiltEngine]:
+    """Build the engines of a bundle's graphs; what is built already and fits is kept.
+
+    Args:
+        bundle: the bundle's folder.
+        backend: `tensorrt` or `tensorrt_rtx`.
+        graphs, precisions, profiles: see `plan`.
+        options: of the builder.
+        progress: called with engines done, engines in all, and what is being done.
+
+    Raises:
+        InputError, BundleError, EngineError: see `find_target`, `plan` and `build_engine`.
+    """
+    target = find_target(backend, options)
+    chosen = plan(bundle, graphs, precisions, profiles)
+    built = []
+    for done, (graph, precision, own) in enumerate(chosen):
+
+        def show(phase: str, done: int = done, what: str = f"{graph} {precision}") -> None:
+            progress(done, len(chosen), f"{what}: {phase}")
+
+        built.append(build_engine(bundle, graph, precision, target, own, options, show))
+        progress(done + 1, len(chosen), f"{graph} {precision}")
+    return built
+
+
 def build_engine(
     bundle: str | Path,
     graph: str,

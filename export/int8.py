@@ -17,16 +17,48 @@ from pathlib import Path
 import onnx
 
 from ..calibration.calibrate import CALIBRATED, load_calibration
-from ..calibration.plan import Plan, find_layers, products_of_activations, to_int8
+from ..calibration.plan import Plan, find_layers, to_int8
 from ..calibration.qdq import Scheme
 from ..chan_ref.config import ModelConfig
 from ..runtime.contract import Manifest, Precision, verified, write_manifest
+from ..runtime.data.images import CaptionedImages
 from ..runtime.errors import InputError, ParityError
 from ..runtime.files import publish
 from .bundle import ExportedGraph, describe, write_graph
+from .parity import check_parity, record_verdict
 
 SCHEMES: Mapping[Precision, Scheme] = {"int8": "tensorrt", "int8_x86": "x86"}
 Prove = Callable[[Sequence[str]], Sequence[str]]
+
+
+def export_int8(
+    bundle: str | Path,
+    checkpoint: str | Path,
+    sample: CaptionedImages,
+    precisions: Sequence[str] = tuple(SCHEMES),
+    plan: Plan | None = None,
+    force: bool = False,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> list[ExportedGraph]:
+    """Quantize a calibrated bundle's graphs and keep them if they pass parity; the verdict is in the manifest.
+
+    Args:
+        bundle: calibrated by `chan calibrate`.
+        checkpoint: the one the bundle was exported from.
+        sample: what parity is checked on.
+        precisions, plan, force: see `add_int8`.
+        progress: of the parity check, see `check_parity`.
+
+    Raises:
+        BundleError, InputError, ParityError: see `add_int8` and `check_parity`.
+    """
+
+    def prove(added: Sequence[str]) -> list[str]:
+        report = check_parity(bundle, checkpoint, sample, ("onnxruntime",), added, progress=progress)
+        record_verdict(bundle, report)
+        return report.misses()
+
+    return add_int8(Path(bundle), prove, precisions, plan, force)
 
 
 def add_int8(
@@ -43,7 +75,7 @@ def add_int8(
         prove: called once the graphs are in place, with their precisions; returns the misses of the parity check,
             having recorded its verdict in the manifest.
         precisions: `int8`, `int8_x86` or both.
-        plan: what stays float32; None leaves only products of two activations there.
+        plan: what stays float32; in a graph that it does not name, as with None, only products of two activations.
         force: keep graphs that missed, with the verdict in the manifest.
 
     Raises:
@@ -99,7 +131,7 @@ def _write_graphs(
         for name in CALIBRATED:
             spec = manifest.graph(name, "fp32")
             model = onnx.load(verified(bundle, spec.file, spec.sha256))
-            exclude = products_of_activations(model) if plan is None else tuple(plan.exclude.get(name, ()))
+            exclude = (plan or Plan()).excluded(name, model)
             for precision in precisions:
                 if not set(find_layers(model, SCHEMES[precision])) - set(exclude):
                     continue

@@ -8,13 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from chan_rt import cli
+from chan_rt import cli, demo
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.bundle import export_bundle
+from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
 
+CHECKPOINT = Path(demo.__file__).parent / "checkpoint"
 IMAGES = 20
 WORDS = [f"w{index}" for index in range(12)]
 
@@ -74,3 +76,51 @@ def test_export_says_what_int8_needs(world: Path, precisions: list[str], message
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--plan", "PLAN"], "--plan has no effect without --precision int8 or int8_x86"),
+        (["--data", "DATA"], "--data has no effect without"),
+        (["--split", "test"], "--split has no effect without"),
+        (["--samples", "500"], "--samples has no effect without"),
+        (
+            ["--precision", "int8", "--data", "DATA", "--no-backbone"],
+            "--backbone/--no-backbone has no effect with an int8 precision",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(world: Path, tmp_path: Path, given: list[str], message: str) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    places = {"PLAN": str(tmp_path / "plan.json"), "DATA": str(world / "data")}
+    arguments = ["export", str(world / "checkpoint"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.main, [*arguments, *(places.get(word, word) for word in given)])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's checkpoint as a calibrated bundle, and scenes, over which its ranks mean something."""
+    root = tmp_path_factory.mktemp("demo")
+    chan("scenes", root / "data", "--train", 24, "--dev", 0, "--test", 24)
+    chan("export", CHECKPOINT, "-o", root / "bundle", "--no-backbone")
+    chan("calibrate", root / "bundle", root / "data", "--samples", 24)
+    return root
+
+
+@pytest.mark.parametrize(("scheme", "precision"), [("x86", "int8_x86"), ("tensorrt", "int8")])
+def test_a_plan_from_sensitivity_can_be_exported_and_passes_parity(demo: Path, scheme: str, precision: str) -> None:
+    """As docs/int8.md says; the plan names the encoders alone, and the other graphs stay as without a plan."""
+    bundle, data, plan = demo / "bundle", demo / "data", demo / f"{scheme}.json"
+    # of few images one changed rank is a point of recall, so the plan is made on those that parity sees
+    options = ["--split", "test", "--samples", 24, "--by-scope", "--scheme", scheme, "--max-rsum-drop", 0]
+    chan("sensitivity", bundle, data, *options, "--plan", plan)
+    assert set(json.loads(plan.read_text())["exclude"]) == {"region_encoder", "text_encoder"}
+    chan("export", CHECKPOINT, "-o", bundle, "--precision", precision, "--data", data, "--samples", 24, "--plan", plan)
+    manifest = Manifest.load(bundle)
+    assert manifest.parity[f"onnxruntime/{precision}"]["passed"]
+    assert precision in manifest.graphs["region_encoder"]
+    assert {name for name, forms in manifest.graphs.items() if precision in forms} <= {"region_encoder", "text_encoder"}

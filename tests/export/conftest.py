@@ -15,6 +15,7 @@ from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.backbone import Backbone
 from chan_rt.runtime.contract import AlignmentConfig, Preprocess
+from chan_rt.runtime.text import BERT_SPECIALS, bert_tokenizer_json
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", *(f"w{i}" for i in range(25))]
 VOCABULARY = {"word2idx": {w: i for i, w in enumerate(WORDS)}, "idx2word": dict(enumerate(WORDS)), "idx": len(WORDS)}
@@ -49,6 +50,14 @@ def make_model(
     return model
 
 
+def wordpieces(beside: Path) -> dict[str, bytes]:
+    """The tokenizer of a tiny BERT: 31 pieces."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    vocabulary = beside.with_name("vocab.txt")
+    vocabulary.write_text("\n".join([*BERT_SPECIALS, *(f"w{i}" for i in range(26))]) + "\n")
+    return {"tokenizer.json": bert_tokenizer_json(vocabulary).encode()}
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., ChanModel]:
     return make_model
@@ -61,7 +70,7 @@ def save_model() -> Callable[..., None]:
     def save(path: Path, **options: object) -> None:
         model = make_model(**options)
         scan = {"vocab.json": json.dumps(VOCABULARY).encode()}
-        checkpoint.save(path, model, scan if model.config.bert is None else {"tokenizer.json": b"{}"}, {})
+        checkpoint.save(path, model, scan if model.config.bert is None else wordpieces(path), {})
 
     return save
 

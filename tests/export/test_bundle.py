@@ -16,14 +16,17 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from chan_rt.chan_ref import checkpoint as checkpoint_module
 from chan_rt.chan_ref.checkpoint import load
 from chan_rt.cli import main
 from chan_rt.export.backbone import Backbone, backbone
 from chan_rt.export.bundle import RANGES, ExportedGraph, export_bundle
 from chan_rt.export.check import Case, check_graph, make_cases, run_without_warnings
 from chan_rt.runtime.contract import Manifest, verified
-from chan_rt.runtime.errors import BundleError, InputError
+from chan_rt.runtime.errors import BundleError, CheckpointError, InputError
+from chan_rt.runtime.text import scan_vocabulary
 
+WORDS = ["<pad>", "<start>", "<end>", "<unk>", *(f"w{i}" for i in range(25))]  # of the tiny checkpoints
 Save = Callable[..., Path]
 Full = tuple[Path, list[ExportedGraph]]
 
@@ -145,6 +148,30 @@ def test_refusals(save_tiny: Save, tiny_backbone: Backbone, tmp_path: Path) -> N
     with pytest.raises(BundleError, match="has no tokenizer"):
         export_bundle(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [len(WORDS) - 1, len(WORDS) + 3])
+def test_a_vocabulary_of_another_model_is_refused(save_tiny: Save, tmp_path: Path, words: int) -> None:
+    checkpoint = save_tiny()
+    foreign = scan_vocabulary({word: row for row, word in enumerate([*WORDS, "x", "y", "z"][:words])})
+    (checkpoint / "tokenizer/vocab.json").write_text(json.dumps(foreign))
+    with pytest.raises(
+        CheckpointError, match=rf"tokenizer has {words + 1} ids and its word embedding {len(WORDS) + 1}"
+    ):
+        export_bundle(checkpoint, tmp_path / "out")
+    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert f"its tokenizer has {words + 1} ids" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_reads_the_weights_once(save_tiny: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    load_file = checkpoint_module.load_file
+    monkeypatch.setattr(checkpoint_module, "load_file", lambda path: read.append(path) or load_file(path))
+    result = CliRunner().invoke(main, ["export", str(save_tiny()), "-o", str(tmp_path / "out"), "--precision", "fp32"])
+    assert result.exit_code == 0, result.output
+    assert len(read) == 1
 
 
 def test_a_backbone_that_does_not_fit_is_refused(save_tiny: Save, tiny_backbone: Backbone, tmp_path: Path) -> None:
