@@ -7,6 +7,11 @@
         texts = matcher.encode_texts(["a cat on a mat"])
         scores = matcher.score(images, texts)  # [I, C]
 
+    from chan_rt.runtime import open_gallery_with_matcher
+
+    with open_gallery_with_matcher("gallery") as (gallery, matcher):
+        (result,) = gallery.search(matcher.encode_texts(["a cat on a mat"]), k=10)
+
 Names are imported on first use, so that one of them costs no more than it needs.
 """
 
@@ -18,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backends import Backend, open_backend
     from .contract import AlignmentConfig, Manifest
+    from .data_sources import open_source
     from .embeddings import Embeddings
     from .errors import (
         BackendError,
@@ -35,7 +41,13 @@ if TYPE_CHECKING:
     )
     from .evaluation.metrics import Metrics, evaluate
     from .explanation import Explanation, WordMatch
+    from .gallery import Gallery, GallerySettings, GalleryWriter, Hit, SearchResult, verify_gallery
+    from .gallery.prepare import FastScan
+    from .index import IndexResult, index_source, prepare_fast_search
     from .matcher import Matcher
+    from .session import gallery_settings, open_gallery_with_matcher, open_matcher, open_writer
+    from .skipped import SkippedItem
+    from .sources import Source, picture_source, text_source
     from .text import BertTokenizer, ScanTokenizer, TokenBatch
 
 __all__ = [
@@ -49,9 +61,15 @@ __all__ = [
     "Embeddings",
     "EngineError",
     "Explanation",
+    "FastScan",
+    "Gallery",
     "GalleryCorrupt",
     "GalleryError",
     "GalleryLocked",
+    "GallerySettings",
+    "GalleryWriter",
+    "Hit",
+    "IndexResult",
     "InputError",
     "Manifest",
     "Matcher",
@@ -59,11 +77,24 @@ __all__ = [
     "MissingExtra",
     "ParityError",
     "ScanTokenizer",
+    "SearchResult",
+    "SkippedItem",
+    "Source",
     "TensorError",
     "TokenBatch",
     "WordMatch",
     "evaluate",
+    "gallery_settings",
+    "index_source",
     "open_backend",
+    "open_gallery_with_matcher",
+    "open_matcher",
+    "open_source",
+    "open_writer",
+    "picture_source",
+    "prepare_fast_search",
+    "text_source",
+    "verify_gallery",
 ]
 
 _MODULES = {
@@ -72,14 +103,33 @@ _MODULES = {
     "BertTokenizer": "text",
     "Embeddings": "embeddings",
     "Explanation": "explanation",
+    "FastScan": "gallery.prepare",
+    "Gallery": "gallery",
+    "GallerySettings": "gallery",
+    "GalleryWriter": "gallery",
+    "Hit": "gallery",
+    "IndexResult": "index",
     "Manifest": "contract",
     "Matcher": "matcher",
     "Metrics": "evaluation.metrics",
     "ScanTokenizer": "text",
+    "SearchResult": "gallery",
+    "SkippedItem": "skipped",
+    "Source": "sources",
     "TokenBatch": "text",
     "WordMatch": "explanation",
     "evaluate": "evaluation.metrics",
+    "gallery_settings": "session",
+    "index_source": "index",
     "open_backend": "backends",
+    "open_gallery_with_matcher": "session",
+    "open_matcher": "session",
+    "open_source": "data_sources",
+    "open_writer": "session",
+    "picture_source": "sources",
+    "prepare_fast_search": "index",
+    "text_source": "sources",
+    "verify_gallery": "gallery",
 }
 
 

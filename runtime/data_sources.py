@@ -1,4 +1,4 @@
-"""What `chan index` can encode: pictures, a data folder's images or captions, lines of text."""
+"""Data folders as sources of rows, and `open_source`, which recognizes what paths are."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.data.images import CaptionedImages
-from ..runtime.data.layout import find_split, is_data_folder
-from ..runtime.errors import InputError
-from ..runtime.identity import Origin, Scope
-from ..runtime.matcher import Matcher
-from ..runtime.sources import Encoded, Source, caption_encoder, each_row, picture_source, text_source
+from .data.images import CaptionedImages
+from .data.layout import find_split, is_data_folder
+from .errors import InputError
+from .identity import Origin, Scope
+from .matcher import Matcher
+from .sources import Encoded, Source, caption_encoder, each_row, picture_source, text_source
 
 
-def open_source(paths: Sequence[Path], split: str = "test", *, captions: bool = False) -> Source:
-    """Recognize what PATHS are.
+def open_source(paths: Sequence[str | Path], split: str = "test", *, captions: bool = False) -> Source:
+    """The source that `paths` are: a data folder, pictures and folders of pictures, or with `captions` text files.
+
+    Args:
+        paths: one data folder in the precomp layout, or any number of pictures, folders and text files.
+        split: of a data folder.
+        captions: its captions, or the lines of text files, rather than images.
 
     Raises:
         InputError: several data folders, no picture, no line of text.
     """
-    data = [path for path in paths if is_data_folder(path)]
+    data = [path for path in map(Path, paths) if is_data_folder(path)]
     if data:
         if len(paths) > 1:
             raise InputError(f"sources: a data folder must stand alone, got {len(paths)} sources")
