@@ -15,7 +15,13 @@ from .terminal import echo, progress_bar
 @click.option("--train", type=options.COUNT, default=3000, show_default=True, help="Number of scenes to train on.")
 @click.option("--dev", type=options.COUNT, default=500, show_default=True, help="Number of scenes to validate on.")
 @click.option("--test", type=options.COUNT, default=500, show_default=True, help="Number of scenes to test on.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the drawing. The same seed draws the same bytes.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the drawing. The same seed draws the same bytes.",
+)
 def command(out: Path, train: int, dev: int, test: int, seed: int) -> None:
     """Draw scenes into the new folder OUT: pictures with five captions each, boxes.json, and region features.
 

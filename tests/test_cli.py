@@ -1,26 +1,134 @@
 """The command line: every command explains itself, and a library error is one readable line."""
 
+import importlib.util
+import json
+import logging
+import re
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+from hypothesis import given, strategies
 
 from chan_rt import cli
+from chan_rt.commands.terminal import print_json, visible, visible_lines
 from chan_rt.runtime.errors import InputError
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help_for_itself_and_every_option(name: str) -> None:
-    result = CliRunner().invoke(cli.main, [name, "--help"])
+def every_command(group: click.Group = cli.main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with its words."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+EVERY = dict(every_command())
+
+
+def options(command: click.Command) -> list[click.Option]:
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+
+
+@pytest.mark.parametrize("words", EVERY)
+def test_every_command_and_option_explains_itself_in_sentences(words: str) -> None:
+    result = CliRunner().invoke(cli.main, [*words.split(), "--help"])
     assert result.exit_code == 0, result.output
-    command = cli.main.get_command(click.Context(cli.main), name)
-    assert command is not None
-    assert command.help
-    without_help = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
-    assert without_help == []
+    texts = [("the command", EVERY[words].help)] + [(option.name, option.help) for option in options(EVERY[words])]
+    for name, text in texts:
+        assert text, name
+        assert re.match(r"[A-Z`-]|(exact|int8)\b", text), f"{name}: {text}"
+        assert text.rstrip().endswith((".", ")", '"')), f"{name}: {text}"
+        assert not re.match(r"(Of|If|For|By|With) ", text), f"{name} has a fragment: {text}"
+
+
+def test_the_page_of_the_command_line_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("cli_page", Path(__file__).parent / "cli_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.PAGE.read_text(encoding="utf-8") == page.render(), "run: python tests/cli_page.py"
+
+
+@pytest.mark.parametrize("name", {option.name for command in EVERY.values() for option in options(command)})
+def test_an_option_is_one_thing_in_every_command(name: str) -> None:
+    """The same name has the same spelling and type; two names are torch's and the GPU's own."""
+    others = {("gallery kernel", "precisions"), ("train", "device")}
+    found = {
+        words: (option.opts, type(option.type).__name__, option.is_flag)
+        for words, command in EVERY.items()
+        for option in options(command)
+        if option.name == name and (words, name) not in others
+    }
+    assert len({str(kind) for kind in found.values()}) <= 1, found
+
+
+def test_json_is_a_flag_everywhere() -> None:
+    flags = [option for command in EVERY.values() for option in options(command) if "--json" in option.opts]
+    assert len(flags) > 10
+    assert all(option.is_flag and option.name == "as_json" for option in flags)
+
+
+CHOICES = [
+    (words, option.opts[0], tuple(option.type.choices))
+    for words, command in EVERY.items()
+    for option in options(command)
+    if isinstance(option.type, click.Choice)
+]
+
+
+@pytest.mark.parametrize(("words", "flag", "choices"), CHOICES)
+def test_a_value_that_is_not_among_the_choices_is_one_mistake(words: str, flag: str, choices: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli.main, [*words.split(), flag, "nonsense"])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{flag}'" in result.output or f"/ '{flag}'" in result.output, result.output
+    assert all(repr(choice) in result.output for choice in choices)
+
+
+def test_names_that_a_table_lists_are_choices() -> None:
+    """An option for a backend, a precision, a split, a graph or a GPU is checked while the command line is read."""
+    listed = {"backend", "backends", "precision", "precisions", "split", "graphs", "gpus", "device"}
+    for words, command in EVERY.items():
+        for option in options(command):
+            if option.name in listed and (words, option.name) != ("train", "device"):
+                assert isinstance(option.type, click.Choice), (words, option.name)
+    assert {flag for _, flag, _ in CHOICES} >= {"--backend", "--precision", "--split", "--graph", "--gpu", "--device"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_prints_a_script(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shell == "bash":  # click asks bash for its version
+        monkeypatch.setattr("click.shell_completion.BashComplete._check_version", lambda *_: None)
+    result = CliRunner().invoke(cli.main, [], env={"_CHAN_COMPLETE": f"{shell}_source"}, prog_name="chan")
+    assert result.exit_code == 0
+    assert "_CHAN_COMPLETE" in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("chan ", set(cli.COMMANDS)),
+        ("chan se", {"search", "sensitivity"}),
+        ("chan gallery ve", {"verify"}),
+        ("chan index --pre", {"--precision"}),
+        ("chan index --precision ", {"fp32", "fp16", "int8", "int8_x86"}),
+    ],
+)
+def test_shell_completion_offers(line: str, offered: set[str]) -> None:
+    *words, last = line.split(" ")
+    completion = ShellComplete(cli.main, {}, "chan", "_CHAN_COMPLETE")
+    assert {item.value for item in completion.get_completions(words[1:], last)} == offered
 
 
 def test_group_lists_every_command() -> None:
@@ -71,3 +179,106 @@ def test_a_missing_extra_names_its_pip_command(module: str, extra: str, argument
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == f"Error: this command needs {module}: pip install 'chan-rt[{extra}]'\n"
+
+
+# -- the terminal
+
+HOSTILE = [
+    "\x1b]0;title\x07",
+    "\x1b[2J",
+    "red\u202egpj.txt",
+    "a\rb",
+    "\x9b31m",
+    "\x00",
+    "caf\udce9",
+    "two\u2028lines",
+    "\U000e0041",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_control_characters_are_shown_not_sent(text: str) -> None:
+    assert visible(text).isprintable()
+    assert visible(f"before{text}after").startswith("before")
+    assert visible_lines(f"a\n{text}\tb").startswith("a\n")
+
+
+@given(strategies.text())
+def test_visible_text_is_one_line_without_control_characters(text: str) -> None:
+    shown = visible(text)
+    assert not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in shown)
+    assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+    shown.encode("utf-8")
+
+
+@given(strategies.recursive(strategies.text(), lambda below: strategies.dictionaries(strategies.text(), below)))
+def test_json_is_safe_to_show_and_says_the_same(data: object) -> None:
+    @click.command()
+    def prints() -> None:
+        print_json(data)
+
+    result = CliRunner().invoke(prints)
+    assert result.exit_code == 0
+    assert visible_lines(result.output) == result.output
+    assert json.loads(result.output) == data
+
+
+def run_fake(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], *before: str) -> Result:
+    """What `chan fake` does, where `fake` is a command that does `work`."""
+
+    @click.command()
+    @click.argument("words", nargs=-1)
+    def fake(words: tuple[str, ...]) -> None:
+        work()
+
+    monkeypatch.setattr(cli.ChanGroup, "get_command", lambda self, ctx, name: fake)
+    return CliRunner().invoke(cli.main, [*before, "fake"])
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize(
+    "make",
+    [InputError, click.UsageError, lambda text: FileNotFoundError(2, "No such file", text), click.BadParameter],
+)
+def test_errors_show_control_characters(text: str, make: Callable[[str], Exception], monkeypatch) -> None:
+    def fails() -> None:
+        raise make(text)
+
+    result = run_fake(monkeypatch, fails)
+    assert result.exit_code in (1, 2)
+    assert visible_lines(result.output) == result.output
+    assert "Traceback" not in result.output
+
+
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    result = run_fake(monkeypatch, interrupted)
+    assert result.exit_code == 130
+    assert result.stderr == "\nInterrupted.\n"
+
+
+@pytest.mark.parametrize(("flags", "shown"), [((), []), (("-v",), ["info"]), (("-vv",), ["info", "debug"])])
+def test_the_library_logs_on_request(flags: tuple[str, ...], shown: list[str], monkeypatch) -> None:
+    def logs() -> None:
+        logging.getLogger("chan_rt.runtime.fake").info("opened %s", "a\x1bb")
+        logging.getLogger("chan_rt.runtime.fake").debug("details")
+
+    try:
+        result = run_fake(monkeypatch, logs, *flags)
+    finally:
+        logging.getLogger("chan_rt").handlers.clear()
+        logging.getLogger("chan_rt").setLevel(logging.NOTSET)
+    assert [line.split()[0] for line in result.stderr.splitlines()] == shown
+    assert "\x1b" not in result.stderr
+
+
+def test_commands_print_through_one_door() -> None:
+    commands = Path(cli.__file__).parent / "commands"
+    doors = [
+        file.name
+        for file in commands.glob("*.py")
+        if re.search(r"click\.(s?echo|progressbar)|\bprint\(|sys\.(stdout|stderr)", file.read_text(encoding="utf-8"))
+    ]
+    assert doors == ["terminal.py"]
