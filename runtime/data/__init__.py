@@ -1,6 +1,8 @@
 """Images with captions as data folders have them.
 
-layout    names of the files of a data folder, and where each is found
-regions   region features in every form that is read
-images    `CaptionedImages`: some images with their captions
+layout     names of the files of a data folder, and where each is found
+captions   captions and image ids in text files: which captions are of which image
+karpathy   the same in Karpathy's JSON files
+regions    region features in every form that is read: .npy, .npz, HDF5, .tsv, a file for each image
+images     `CaptionedImages`: some images with their captions
 """

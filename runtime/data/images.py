@@ -1,9 +1,9 @@
 """Some images with their captions: captions in memory, region features left on disk until they are asked for.
 
-`CaptionedImages.open` reads a split of a data folder (`layout` names its files, `regions` the forms of the features).
-The captions of one image stand together, five an image as published, or one. Where the features hold as many images as
-there are captions, either every image is stored five times in a row (older copies) or each caption has an image of its
-own; the stored features tell which.
+`CaptionedImages.open` reads a split of a data folder. `layout` names its files, `captions` says which captions are of
+which image, and `regions` lists the forms of the features. An image may have any number of captions; published data
+have five. Where the features hold as many images as there are captions, either every image is stored five times in a
+row (older copies) or each caption has an image of its own; ids or the stored features tell which.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from ..contract import Manifest
 from ..errors import InputError, TensorError
+from ..skipped import SkippedItem
+from .captions import Pairing, is_blank, pair, read_captions, read_lines
+from .karpathy import pair_annotated, read_annotations
 from .layout import SplitFiles, find_split
-from .regions import RegionStore, open_store
+from .regions import open_store
+from .store import RegionStore
 
 _DEV_CAPTIONS = 5000  # the published validation set: the first 5,000 captions of dev, whatever the file holds
-_CAPTIONS_PER_IMAGE = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class CaptionedImages:
         max_regions: R, the largest number of regions of an image of the split.
         source: file or folder of the region features, as errors name it.
         files: where the split was read from; None for arrays.
+        skipped: captions of the split that were left out, and images that have no other, with the reasons.
     """
 
     captions: list[str]
@@ -50,6 +54,7 @@ class CaptionedImages:
     max_regions: int
     source: str
     files: SplitFiles | None
+    skipped: tuple[SkippedItem, ...]
     _read: Callable[[NDArray[np.int64]], list[NDArray[Any]]] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -58,33 +63,49 @@ class CaptionedImages:
             raise InputError(f"{self.source}: there must be at least one image and one caption, got {found}")
 
     @classmethod
-    def open(cls, data_dir: str | Path, split: str) -> CaptionedImages:
+    def open(cls, data_dir: str | Path, split: str, *, strict: bool = False) -> CaptionedImages:
         """Open a split of DATA/precomp (or of an older layout's folder).
+
+        Args:
+            data_dir: the data folder.
+            split: train, dev, test or testall; of dev the first 5,000 captions, as published.
+            strict: refuse a blank caption; otherwise it is left out, and an image whose captions are all blank.
 
         Raises:
             InputError: a file that is missing or does not fit the others, named with what was expected.
         """
         files = find_split(data_dir, split)
-        captions = _read_captions(files.captions)
-        lines = _read_lines(files.ids) if files.ids.is_file() else None
-        store = open_store(files, lines)
-        rows, owner = _pair(store, len(captions), files.captions)
-        ids = _image_ids(lines, rows, owner, store.count, files.ids)
-        if split == "dev" and len(captions) > _DEV_CAPTIONS:
-            captions, owner = captions[:_DEV_CAPTIONS], owner[:_DEV_CAPTIONS]
-            rows = rows[: int(owner.max()) + 1]
-            ids = None if ids is None else ids[: len(rows)]
+        captions, pairing, store = _read(files)
+        rows_of_images = np.unique(pairing.store_rows)  # images in the order of the features
+        owner = np.searchsorted(rows_of_images, pairing.store_rows)[pairing.owner]
+        lines = np.arange(len(captions))[: _DEV_CAPTIONS if split == "dev" else None]
+        blank = [line for line in lines if is_blank(captions[line])]
+        where = files.captions if files.annotations is None else files.annotations
+        if blank and strict:
+            raise InputError(f"{where}: caption {blank[0] + 1} must hold a word, got {captions[blank[0]]!r}")
+        kept = np.setdiff1d(lines, blank)
+        kept = kept[np.argsort(owner[kept], kind="stable")]
+        images = np.unique(owner[kept])
+        silent = np.setdiff1d(owner[lines], images)
+        names = None
+        if pairing.image_ids is not None:
+            by_row = dict(zip(pairing.store_rows.tolist(), pairing.image_ids, strict=True))
+            names = [by_row[row] for row in rows_of_images[images].tolist()]
         return cls(
-            captions=captions,
-            image_of_caption=owner,
-            image_rows=np.arange(len(rows)),
-            caption_rows=np.arange(len(captions)),
-            image_ids=ids,
+            captions=[captions[line] for line in kept],
+            image_of_caption=np.searchsorted(images, owner[kept]),
+            image_rows=images,
+            caption_rows=kept,
+            image_ids=names,
             region_dim=store.region_dim,
             max_regions=store.max_regions,
             source=str(store.file),
             files=files,
-            _read=lambda wanted: store.read(rows[wanted]),
+            skipped=(
+                *(SkippedItem(f"{where}: caption {line + 1}", "it has no word") for line in blank),
+                *(SkippedItem(f"{store.file}: image {image}", "all its captions are blank") for image in silent),
+            ),
+            _read=lambda wanted: store.read(rows_of_images[images[wanted]]),
         )
 
     @classmethod
@@ -120,6 +141,7 @@ class CaptionedImages:
             max_regions=int(counts.max(initial=0)),
             source="regions",
             files=None,
+            skipped=(),
             _read=lambda wanted: [regions[row, : counts[row]] for row in wanted],
         )
 
@@ -175,7 +197,9 @@ class CaptionedImages:
                 raise TensorError(self.source, "every image must have a region", found)
             out[row, : len(image)] = image
         # One pass that makes no temporary: a sum is finite exactly when no term is NaN or infinite (or it overflows).
-        if not np.isfinite(out.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):
+            total = out.sum(dtype=np.float64)
+        if not np.isfinite(total):
             bad = int(self.image_rows[wanted[np.argmin(np.isfinite(out).all(axis=(1, 2)))]])
             raise TensorError(self.source, "features must be finite", f"NaN or infinity in image {bad}")
         return out, lengths
@@ -207,66 +231,14 @@ def spread(count: int, samples: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(samples, count)).astype(np.int64))
 
 
-def _pair(store: RegionStore, num_captions: int, captions: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Store rows of the images [I] and the image of each caption [C]."""
-    if store.count * _CAPTIONS_PER_IMAGE == num_captions:
-        return np.arange(store.count), np.arange(num_captions) // _CAPTIONS_PER_IMAGE
-    if store.count != num_captions:
-        raise InputError(
-            f"{store.file} has {store.count} images and {captions} {num_captions} captions: "
-            f"expected {num_captions} / 5 = {num_captions / _CAPTIONS_PER_IMAGE:g} images, or {num_captions}"
-        )
-    if num_captions % _CAPTIONS_PER_IMAGE == 0 and _stored_five_times(store):
-        return np.arange(0, store.count, _CAPTIONS_PER_IMAGE), np.arange(num_captions) // _CAPTIONS_PER_IMAGE
-    return np.arange(store.count), np.arange(num_captions)
-
-
-def _stored_five_times(store: RegionStore) -> bool:
-    """Whether rows 5k to 5k + 4 are copies of one image: 64 groups spread over the file must agree about it."""
-    num_groups = store.count // _CAPTIONS_PER_IMAGE
-    verdicts = set()
-    for group in np.unique(np.linspace(0, num_groups - 1, 64).astype(np.int64)):
-        first, *others = store.read(np.arange(group * _CAPTIONS_PER_IMAGE, (group + 1) * _CAPTIONS_PER_IMAGE))
-        verdicts.add(all(np.array_equal(first, other) for other in others))
-    if len(verdicts) > 1:
-        raise InputError(
-            f"{store.file} has as many images as captions, but only some groups of five rows are one image stored five "
-            "times: store each image once (captions / 5 rows)"
-        )
-    return verdicts.pop()
-
-
-def _image_ids(
-    lines: list[str] | None, rows: NDArray[np.int64], owner: NDArray[np.int64], stored: int, file: Path
-) -> list[str] | None:
-    """One id an image, from an ids file of one line an image, a stored row or a caption."""
-    if lines is None or len(lines) == len(rows):
-        return lines
-    if len(lines) == stored:
-        return [lines[row] for row in rows]
-    if len(lines) == len(owner):
-        return [lines[int(np.argmax(owner == image))] for image in range(len(rows))]
-    raise InputError(
-        f"{file} must name each of the {len(rows)} images (or {len(owner)} captions), got {len(lines)} lines"
-    )
-
-
-def _read_captions(file: Path) -> list[str]:
-    captions = _read_lines(file)
-    if not captions:
-        raise InputError(f"{file} must hold one caption a line, got an empty file")
-    return captions
-
-
-def _read_lines(file: Path) -> list[str]:
-    """Lines without surrounding blanks; only \\n ends one, because captions may hold other separators."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} must be UTF-8 text: {error}") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.strip() for line in lines]
+def _read(files: SplitFiles) -> tuple[list[str], Pairing, RegionStore]:
+    """Every caption of a split in the order of its file, the stored image of each, and the features."""
+    ids = read_lines(files.ids) if files.ids.is_file() else None
+    distinct = None if ids is None else list(dict.fromkeys(ids))
+    if files.annotations is None:
+        captions = read_captions(files.captions)
+        store = open_store(files, distinct)
+        return captions, pair(ids, len(captions), store, files.ids), store
+    images = read_annotations(files.annotations, files.split)
+    store = open_store(files, distinct or [image.image_id for image in images])
+    return *pair_annotated(images, ids, store, files.annotations), store

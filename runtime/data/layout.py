@@ -4,6 +4,7 @@
     DATA/precomp/SPLIT_ims.npy     region features; `regions` lists the other forms
     DATA/precomp/SPLIT_ids.txt     optional: one image id a line
     DATA/id_mapping.json           optional: image id -> picture file, relative to DATA
+    DATA/dataset*.json             Karpathy's captions and splits, for splits that have features and no SPLIT_caps.txt
 
 SPLIT is train, dev, test or testall. DATA may also be the folder of these files itself, and older copies call it
 `f30k_precomp` or `coco_precomp`.
@@ -12,7 +13,7 @@ SPLIT is train, dev, test or testall. DATA may also be the folder of these files
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,11 +35,13 @@ class SplitFiles:
         root: the data folder, as it was given.
         folder: the folder under it (or itself) that holds the files.
         split: name of the split.
+        annotations: Karpathy's JSON file, where it takes the place of the captions.
     """
 
     root: Path
     folder: Path
     split: str
+    annotations: Path | None = None
 
     @classmethod
     def below(cls, root: str | Path, split: str) -> SplitFiles:
@@ -97,7 +100,7 @@ def find_split(data_dir: str | Path, split: str) -> SplitFiles:
     root = Path(data_dir)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give the data set's folder, with precomp/{split}_caps.txt in it")
-    found = [files for files in _candidates(root, split) if files.captions.is_file()]
+    found = _found(root, split)
     if len(found) > 1:
         folders = ", ".join(str(files.folder) for files in found)
         raise InputError(f"{root} holds several data sets ({folders}): give one of these folders")
@@ -108,18 +111,33 @@ def find_split(data_dir: str | Path, split: str) -> SplitFiles:
     return found[0]
 
 
-def has_split(data_dir: str | Path, split: Split) -> bool:
+def has_split(data_dir: str | Path, split: str) -> bool:
     """Whether DATA has captions of that split."""
-    return any(files.captions.is_file() for files in _candidates(Path(data_dir), split))
+    return bool(_found(Path(data_dir), split))
 
 
 def is_data_folder(path: str | Path) -> bool:
     """Whether a path is a folder with captions of any split."""
-    return Path(path).is_dir() and bool(_caption_files(Path(path)))
+    return Path(path).is_dir() and (bool(_caption_files(Path(path))) or any(has_split(path, name) for name in SPLITS))
 
 
-def _candidates(root: Path, split: str) -> list[SplitFiles]:
-    return [SplitFiles(root, root / name, split) for name in _FOLDERS]
+def _found(root: Path, split: str) -> list[SplitFiles]:
+    """The folders that have captions of a split, or else features of it beside Karpathy's JSON file."""
+    every = [SplitFiles(root, root / name, split) for name in _FOLDERS]
+    found = [files for files in every if files.captions.is_file()]
+    if found:
+        return found
+    beside = [(files, _annotations(files)) for files in every if any(files.folder.glob(f"{split}_ims*"))]
+    return [replace(files, annotations=annotations) for files, annotations in beside if annotations is not None]
+
+
+def _annotations(files: SplitFiles) -> Path | None:
+    """Karpathy's JSON file in the folder or in the data folder; InputError for several."""
+    found = sorted({*files.folder.glob("dataset*.json"), *files.root.glob("dataset*.json")})
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise InputError(f"{files.root} holds the captions of several data sets ({names}): keep one")
+    return found[0] if found else None
 
 
 def _caption_files(root: Path) -> list[Path]:

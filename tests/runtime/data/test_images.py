@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime.data.images import CaptionedImages, open_sample, spread
-from chan_rt.runtime.data.layout import SplitFiles, has_split
-from chan_rt.runtime.data.regions import open_store
+from chan_rt.runtime.data.layout import has_split
 from chan_rt.runtime.errors import InputError, TensorError
 
 RNG = np.random.default_rng(7)
@@ -92,7 +91,7 @@ def test_unusual_line_separators_stay_inside_a_caption(tmp_path: Path) -> None:
     lines = ["a\x85b", "c\u2028d", "", "e\x0cf", "caf\u00e9\r", *(["x"] * 15)]
     (folder / "test_caps.txt").write_bytes("\n".join(lines).encode())
     split = CaptionedImages.open(tmp_path, "test")
-    assert split.captions[:5] == ["a\x85b", "c\u2028d", "", "e\x0cf", "caf\u00e9"]
+    assert split.captions[:4] == ["a\x85b", "c\u2028d", "e\x0cf", "caf\u00e9"]
 
 
 RAGGED = [RNG.standard_normal((n, 6)).astype(np.float32) for n in (3, 1, 5, 2)]
@@ -182,7 +181,11 @@ def test_several_data_sets_in_one_folder_are_not_guessed_between(tmp_path: Path)
     [
         ({"features": IMAGES[0], "pos_boxes": np.array([[0, 9]])}, "row ranges first < last within the 3"),
         ({"features": IMAGES[0], "pos_boxes": np.array([0, 3])}, r"must be integers \[N, 2\]"),
-        ({"features": IMAGES, "num_boxes": np.array([0, 1, 1, 1])}, "one number from 1 to 3 for each of 4"),
+        (
+            {"features": IMAGES, "num_boxes": np.array([0, 1, 1, 1])},
+            "every image must have a region, but 1 have none",
+        ),
+        ({"features": IMAGES, "num_boxes": np.array([4, 1, 1, 1])}, "one number from 1 to 3 for each of 4"),
         ({"features": IMAGES, "num_boxes": np.array([1.5, 1, 1, 1])}, r"num_boxes must be integers \[N\], got float64"),
         ({"features": IMAGES, "num_boxes": np.array(["a", "b", "c", "d"])}, r"num_boxes must be integers"),
         ({"other": IMAGES}, "has no `features`.*found"),
@@ -196,41 +199,12 @@ def test_archives_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, np
         CaptionedImages.open(tmp_path, "test")
 
 
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_damaged_features_are_read_or_refused_and_nothing_else(tmp_path: Path, suffix: str) -> None:
-    """Bytes changed and ends cut off: numpy and zipfile raise a dozen kinds of errors, down to tokenize's."""
-    folder = write(tmp_path / "precomp", images=None)
-    file = folder / f"test_ims.{suffix}"
-    np.save(file, IMAGES) if suffix == "npy" else np.savez(file, features=IMAGES)
-    refused: list[str]
-    whole, rng, refused = file.read_bytes(), np.random.default_rng(0), []
-    for turn in range(300):
-        damaged = bytearray(whole)
-        for place in rng.integers(0, 128 if suffix == "npy" else len(whole), 3):
-            damaged[place] = rng.integers(256)
-        file.write_bytes(damaged[: rng.integers(len(whole)) if turn % 5 == 0 else None])
-        try:
-            store = open_store(SplitFiles(folder, folder, "test"), None)
-            store.read(np.arange(store.count))
-        except InputError as error:
-            refused.append(str(error))
-    assert len(refused) > 200
-    assert all(str(file) in message for message in refused)
-
-
 @pytest.mark.parametrize("content", [b"a download's error page", b"", b"\x93NUMPY\x01\x00"])
 def test_an_image_s_file_that_is_no_archive_is_named(tmp_path: Path, content: bytes) -> None:
     folder = write(tmp_path / "precomp", images=None)
     _file_per_image(folder)
     (folder / "test_ims/d.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"d\.npz is not an \.npz archive, or was cut off"):
-        CaptionedImages.open(tmp_path, "test")
-
-
-def test_a_compressed_archive_is_refused_because_it_cannot_be_mapped(tmp_path: Path) -> None:
-    folder = write(tmp_path / "precomp", images=None)
-    np.savez_compressed(folder / "test_ims.npz", features=IMAGES)
-    with pytest.raises(InputError, match=r"write it with numpy\.savez"):
         CaptionedImages.open(tmp_path, "test")
 
 

@@ -1,0 +1,109 @@
+"""Region features in HDF5 files: arrays of all images, or a group for each image.
+
+Only what the file itself holds is read. A link to another file, or an array whose values are stored in one, is refused:
+a downloaded file could otherwise name any file of this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..extras import needs
+from .store import FEATURE_NAMES, NEEDED, RegionStore, check_image, feature_name, one_width, store_of
+
+
+def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
+    """The store of an HDF5 file.
+
+    Args:
+        file: its features are `features` with `pos_boxes` or `num_boxes`, or one group or array [r, F] for each image.
+        ids: images in order, for a file that names its images.
+
+    Raises:
+        InputError: the file is damaged or refers to another file, or an image that `ids` names is not in it.
+        MissingExtra: h5py is not installed.
+    """
+    with needs("h5py", f"reading {file}"):
+        import h5py
+
+    with _damage(file):
+        opened = h5py.File(file, "r")
+        names = list(opened)
+        if any(name in names for name in FEATURE_NAMES):
+            wanted = [name for name in (*FEATURE_NAMES, *NEEDED) if name in names]
+            store = store_of(file, {name: _dataset(file, opened, name) for name in wanted})
+            return RegionStore(file, store.count, store.max_regions, store.region_dim, _guarded(file, store.read))
+        if ids is None:
+            raise InputError(
+                f"{file} has no `features`, and there is no file of image ids that names its groups in order; "
+                f"found {names[:9]}"
+            )
+        images = [_image(file, opened, name) for name in ids]
+        for name, image in zip(ids, images, strict=True):
+            check_image(f"{file}: image {name!r}", image)
+        width = one_width(file, {int(image.shape[1]) for image in images})
+
+        def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+            return [np.asarray(images[row][()]) for row in rows]
+
+        longest = max(int(image.shape[0]) for image in images)
+        return RegionStore(file, len(images), longest, width, _guarded(file, read), names=ids)
+
+
+def _image(file: Path, opened: Any, name: str) -> Any:
+    """The features of one image: an array of that name, or the array in a group of that name."""
+    if "/" in name or name not in opened:
+        raise InputError(f"{file} has no group of the image id {name!r}")
+    item = _own(file, opened, name)
+    if not hasattr(item, "keys"):
+        return _dataset(file, opened, name)
+    return _dataset(file, item, feature_name(f"{file}: the group {name!r}", list(item)))
+
+
+def _dataset(file: Path, group: Any, name: str) -> Any:
+    """A dataset whose values lie in the file itself."""
+    import h5py
+
+    item = _own(file, group, name)
+    if not isinstance(item, h5py.Dataset):
+        raise InputError(f"{file}: {name} must be an array, got a group")
+    if item.is_virtual or item.external:
+        raise InputError(f"{file}: {name} is stored in another file: copy it into this one")
+    return item
+
+
+def _own(file: Path, group: Any, name: str) -> Any:
+    """The item of that name, unless it is a link: a soft link may lead through a link to another file."""
+    import h5py
+
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise InputError(f"{file}: {name} is a link, perhaps to another file: copy what it points to into this one")
+    return group[name]
+
+
+def _guarded(
+    file: Path, read: Callable[[NDArray[np.int64]], list[NDArray[Any]]]
+) -> Callable[[NDArray[np.int64]], list[NDArray[Any]]]:
+    def guarded(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        with _damage(file):
+            return read(rows)
+
+    return guarded
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """What damage makes h5py raise (OSError, RuntimeError, KeyError, TypeError, MemoryError ...) as an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file} cannot be read as HDF5: {error}") from error

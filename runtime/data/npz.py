@@ -1,0 +1,125 @@
+"""Arrays in .npy and .npz files: mapped where they are stored as they are, read whole where they are compressed."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .store import NEEDED, check_image, feature_name
+
+# Arrays that are compressed are read whole; larger ones must be stored as they are, so that they can be mapped.
+MAX_COMPRESSED = 4 << 30
+_MAX_MEMBERS = 1000
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The header of an array: what it claims, and how many bytes the header itself takes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: Literal["F", "C"]
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array's values."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def map_npy(file: Path) -> NDArray[Any]:
+    """The array of an .npy file, mapped."""
+    try:
+        return np.lib.format.open_memmap(file, "r")  # np.load takes what it does not know for a pickle
+    except Exception as error:  # numpy has no common base for what damage makes it raise
+        raise InputError(f"{file} cannot be read as a numpy array of numbers: {error}") from error
+
+
+def map_npz(file: Path) -> dict[str, NDArray[Any]]:
+    """The features of an .npz file and what says which image has which of them, by name.
+
+    Raises:
+        InputError: it is no archive, is damaged, holds Python objects, or a compressed array is larger than 4 GiB.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, open(file, "rb") as raw:
+            members = _members(archive, file.stat().st_size)
+            wanted = (feature_name(file, members), *NEEDED)
+            return {name: _member(file, archive, raw, *members[name]) for name in wanted if name in members}
+    except InputError:
+        raise
+    except Exception as error:  # as in `map_npy`
+        raise InputError(f"{file} cannot be read as an .npz archive: {error}") from error
+
+
+def read_image(file: Path) -> NDArray[Any]:
+    """The features [r, F] of one image, from its own .npy file or .npz archive (compressed or not)."""
+    if file.suffix == ".npy":
+        array: NDArray[Any] = map_npy(file)
+    else:
+        if not zipfile.is_zipfile(file):
+            raise InputError(f"{file} is not an .npz archive, or was cut off: write it again with numpy.savez")
+        members = map_npz(file)
+        array = members[feature_name(file, members)]
+    check_image(file, array)
+    return array
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, tuple[zipfile.ZipInfo, int]]:
+    """The members of an archive by name, each with the place where the next one begins (or the archive's directory)."""
+    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    if len(infos) > _MAX_MEMBERS:
+        raise InputError(f"{archive.filename} must hold at most {_MAX_MEMBERS} arrays, got {len(infos)}")
+    ends = [info.header_offset for info in infos[1:]] + [min(archive.start_dir, size)]
+    return {info.filename.removesuffix(".npy"): (info, end) for info, end in zip(infos, ends, strict=True)}
+
+
+def _member(file: Path, archive: zipfile.ZipFile, raw: IO[bytes], info: zipfile.ZipInfo, end: int) -> NDArray[Any]:
+    """One array. Its header must claim exactly the bytes that the member holds, and these must end before `end`."""
+    if info.flag_bits & 1:
+        raise InputError(f"{file}: {info.filename} is encrypted: write it with numpy.savez")
+    if info.compress_type != zipfile.ZIP_STORED:
+        if info.file_size > MAX_COMPRESSED:
+            raise InputError(
+                f"{file} is compressed and {info.filename} takes {info.file_size:,} bytes, too many to read at once: "
+                "write it with numpy.savez, so that it can be memory-mapped"
+            )
+        with archive.open(info) as stream:
+            header = _read_header(file, stream, info)
+            # One byte more than there should be, so that the archive compares its checksum.
+            values = stream.read(header.nbytes + 1)
+        if len(values) != header.nbytes:
+            raise InputError(f"{file}: {info.filename} must hold {header.nbytes} bytes, got {len(values)}")
+        return np.frombuffer(values, header.dtype).reshape(header.shape, order=header.order)
+    # A member's data start behind its local header, whose name and extra field lengths are at byte 26.
+    raw.seek(info.header_offset + 26)
+    name_size, extra_size = np.frombuffer(raw.read(4), dtype="<u2")
+    start = info.header_offset + 30 + int(name_size) + int(extra_size)
+    if start + info.file_size > end:
+        raise InputError(f"{file}: {info.filename} must not reach into the member behind it: the file is damaged")
+    raw.seek(start)
+    header = _read_header(file, raw, info)
+    return np.memmap(file, header.dtype, "r", offset=start + header.size, shape=header.shape, order=header.order)
+
+
+def _read_header(file: Path, stream: IO[bytes], info: zipfile.ZipInfo) -> _Header:
+    start = stream.tell()
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    header = _Header(shape, dtype, "F" if fortran else "C", stream.tell() - start)
+    if dtype.hasobject:
+        raise InputError(f"{file}: {info.filename} holds Python objects, which are never loaded")
+    if any(size < 0 for size in shape) or header.size + header.nbytes != info.file_size:
+        raise InputError(
+            f"{file}: {info.filename} claims {list(shape)} of {dtype}, {header.nbytes:,} bytes, and holds "
+            f"{info.file_size - header.size:,}: the file is damaged"
+        )
+    return header

@@ -1,0 +1,162 @@
+"""What every form of region features becomes: a store of images whose features are read row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+NEEDED = ("pos_boxes", "num_boxes")
+FEATURE_NAMES = ("features", "image_features", "feat", "x")
+# Far beyond any data set, and below what a damaged header may claim: images of a split, bytes of one image.
+MAX_IMAGES = 10**8
+MAX_IMAGE_BYTES = 1 << 30
+_NO_REGION = "give it one region with the features of the whole picture, or leave it and its captions out"
+
+
+@dataclass(frozen=True)
+class RegionStore:
+    """Images on disk.
+
+    Attributes:
+        file: file or folder that holds them.
+        count: number of images stored (N).
+        max_regions: largest number of regions of an image.
+        region_dim: width of the features (F).
+        read: rows -> features [r, F] of each. Raises InputError where the file turns out to be damaged.
+        names: image ids by row, where the file names its images; None where only their order tells which is which.
+    """
+
+    file: Path
+    count: int
+    max_regions: int
+    region_dim: int
+    read: Callable[[NDArray[np.int64]], list[NDArray[Any]]]
+    names: Sequence[str] | None = None
+
+
+def padded_store(file: Path, array: Any, counts: NDArray[np.int64] | None) -> RegionStore:
+    """[N, R, F], of whose R regions the first counts[i] are real (all, where counts is None)."""
+    check_floats(file, array)
+    if len(array.shape) != 3 or 0 in array.shape:
+        raise InputError(f"{file} must be float32 [N, regions, features], none of them 0, got {found(array)}")
+    num_images, max_regions, region_dim = (int(size) for size in array.shape)
+    check_size(file, num_images, max_regions * region_dim * array.dtype.itemsize)
+    lengths = np.full(num_images, max_regions) if counts is None else counts
+    if lengths.shape != (num_images,) or lengths.min() < 0 or lengths.max() > max_regions:
+        raise InputError(
+            f"{file}: num_boxes must be one number from 1 to {max_regions} for each of {num_images} images, got "
+            f"{lengths.min()} to {lengths.max()} for {len(lengths)}"
+        )
+    check_not_empty(file, lengths)
+
+    def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        return [np.asarray(array[int(row)])[: lengths[row]] for row in rows]
+
+    return RegionStore(file, num_images, int(lengths.max()), region_dim, read)
+
+
+def flat_store(file: Path, array: Any, spans: NDArray[np.int64]) -> RegionStore:
+    """[T, F] with the rows spans[i, 0]:spans[i, 1] of image i."""
+    check_floats(file, array)
+    if len(array.shape) != 2 or 0 in array.shape:
+        raise InputError(f"{file}: features beside pos_boxes must be float32 [T, F], got {found(array)}")
+    if spans.ndim != 2 or spans.shape[1] != 2 or not len(spans):
+        raise InputError(f"{file}: pos_boxes must be integers [N, 2], got {found(spans)}")
+    if spans.min() < 0 or spans.max() > array.shape[0] or (spans[:, 0] > spans[:, 1]).any():
+        raise InputError(f"{file}: pos_boxes must be row ranges first < last within the {array.shape[0]} feature rows")
+    lengths = spans[:, 1] - spans[:, 0]
+    check_not_empty(file, lengths)
+    check_size(file, len(spans), int(lengths.max()) * int(array.shape[1]) * array.dtype.itemsize)
+
+    def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        return [np.asarray(array[int(spans[row, 0]) : int(spans[row, 1])]) for row in rows]
+
+    return RegionStore(file, len(spans), int(lengths.max()), int(array.shape[1]), read)
+
+
+def store_of(file: Path, members: Mapping[str, Any]) -> RegionStore:
+    """The store of a file with named arrays: `features` with `pos_boxes`, with `num_boxes`, or alone."""
+    name = feature_name(file, members)
+    if "pos_boxes" in members:
+        return flat_store(file, members[name], whole_numbers(file, "pos_boxes", members["pos_boxes"], "[N, 2]"))
+    counts = members.get("num_boxes")
+    lengths = None if counts is None else whole_numbers(file, "num_boxes", counts, "[N]").reshape(-1)
+    return padded_store(file, members[name], lengths)
+
+
+def feature_name(where: Path | str, names: Collection[str]) -> str:
+    """Which of the names in a file is that of the features."""
+    for name in FEATURE_NAMES:
+        if name in names:
+            return name
+    wanted = ", ".join(f"`{name}`" for name in FEATURE_NAMES[1:])
+    raise InputError(f"{where} has no `features` (or {wanted}); found {sorted(names)[:9]}")
+
+
+def whole_numbers(file: Path, name: str, array: Any, shape: str) -> NDArray[np.int64]:
+    """An array of integers, read whole; some exporters store them as floating-point numbers."""
+    if array.dtype.kind not in "iuf" or int(np.prod(array.shape, dtype=object)) > 2 * MAX_IMAGES:
+        raise InputError(f"{file}: {name} must be integers {shape}, got {found(array)}")
+    values = np.asarray(array[()])
+    if not np.isfinite(values).all() or (values != np.round(values)).any() or (np.abs(values) > 2**53).any():
+        raise InputError(f"{file}: {name} must be integers {shape}, got {found(array)} with a fraction or no number")
+    return values.astype(np.int64)
+
+
+def check_image(where: Path | str, array: Any) -> None:
+    """InputError unless an array can be the features of one image: float32 [r, F], neither 0."""
+    check_floats(where, array)
+    if len(array.shape) != 2 or array.shape[1] == 0:
+        raise InputError(f"{where}: features must be float32 [r, F], neither 0, got {found(array)}")
+    if array.shape[0] == 0:
+        raise InputError(f"{where}: every image must have a region, and this one has none: {_NO_REGION}")
+    check_size(where, 1, int(array.shape[0]) * int(array.shape[1]) * array.dtype.itemsize)
+
+
+def check_floats(file: Path | str, array: Any) -> None:
+    """InputError unless the features are floating-point numbers."""
+    if array.dtype.kind in "iu":
+        raise InputError(
+            f"{file} must be float32 or float16 features, got {found(array)}: multiply them by the scale that they "
+            "were quantized with, and store them as float16"
+        )
+    if array.dtype.kind != "f":
+        raise InputError(f"{file} must be float32 or float16 features, got {found(array)}")
+
+
+def check_not_empty(file: Path, lengths: NDArray[np.int64]) -> None:
+    """InputError if an image has no regions, naming the first of them."""
+    empty = np.flatnonzero(lengths == 0)
+    if len(empty):
+        raise InputError(
+            f"{file}: every image must have a region, but {len(empty)} have none (the first: image {empty[0]}): "
+            + _NO_REGION
+        )
+
+
+def check_size(file: Path | str, images: int, image_bytes: int) -> None:
+    """InputError for numbers that only a damaged file can claim."""
+    if images > MAX_IMAGES or image_bytes > MAX_IMAGE_BYTES:
+        raise InputError(
+            f"{file}: there may be at most {MAX_IMAGES:,} images of {MAX_IMAGE_BYTES:,} bytes, got {images:,} of "
+            f"{image_bytes:,}: the file is damaged"
+        )
+
+
+def one_width(file: Path, widths: set[int]) -> int:
+    """The one width of all images; InputError where they differ."""
+    if len(widths) > 1:
+        raise InputError(f"{file}: all images must have features of one width, got {sorted(widths)}")
+    return widths.pop()
+
+
+def found(array: Any) -> str:
+    """Dtype and shape of an array, for a message."""
+    return f"{array.dtype} {list(array.shape)}"
