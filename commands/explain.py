@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import options
-from .terminal import echo, print_json, visible
+from .terminal import echo, print_json, visible, warn_of_unknown
 
 if TYPE_CHECKING:
     from ..runtime.explanation import Explanation
@@ -35,10 +35,12 @@ def command(
         raise click.BadParameter(f"the file must end in .png or .jpg, got {visible(out)}", param_hint="--out")
     with Matcher.open(bundle, backend, precision) as matcher:
         explanation = matcher.explain(matcher.encode_pictures([image]), caption)
+        unknown = matcher.unknown_words(caption)
+    warn_of_unknown(unknown, [match.known for match in explanation.words])
     if out is not None:
         _draw(image, caption, explanation, out)
     if as_json:
-        print_json({"image": str(image), "caption": caption, **explanation.to_dict()})
+        print_json({"image": str(image), "caption": caption, "unknown_words": unknown, **explanation.to_dict()})
         return
     echo(f"score {explanation.score:.4f}")
     words = [visible(match.word) for match in explanation.words]
@@ -48,9 +50,10 @@ def command(
         place = str(match.region)
         if explanation.grid is not None:
             place = "{},{}".format(*divmod(match.region, explanation.grid))
-        echo(f"{word:<{width}}  {place:>6}  {match.similarity:>10.4f}  {match.share:>5.1%}")
+        note = "" if match.known else "  unknown word"
+        echo(f"{word:<{width}}  {place:>6}  {match.similarity:>10.4f}  {match.share:>5.1%}{note}")
     if out is not None:
-        echo(f"drawn to {out}")
+        echo(f"drawn to {visible(out)}")
 
 
 def _draw(image: Path, caption: str, explanation: Explanation, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,20 +38,14 @@ def info(gallery: Path, as_json: bool) -> None:
 
 @command.command("list")
 @options.gallery_argument
-@click.option(
-    "--where",
-    multiple=True,
-    metavar="CONDITION",
-    help="List only rows that pass this, as in `chan search`.",
-)
+@options.where_option
 @options.json_option
-def list_rows(gallery: Path, where: tuple[str, ...], as_json: bool) -> None:
+def list_rows(gallery: Path, where: Any, as_json: bool) -> None:
     """List the ids of the rows in the order of addition. --json prints their metadata too."""
     from ..runtime.gallery import Gallery
-    from ..runtime.gallery.where import parse_words
 
     with Gallery.open(gallery) as opened:
-        rows = opened.rows(parse_words(where))
+        rows = opened.rows(where)
     if as_json:
         print_json([{"id": row.id, "metadata": dict(row.metadata)} for row in rows])
         return

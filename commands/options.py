@@ -117,6 +117,27 @@ queries_option = click.option(
 )
 
 
+def _conditions(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> object:
+    """The filter that `--where` asks for; a condition that cannot be read is a mistake of the command line."""
+    from ..runtime.errors import InputError
+    from ..runtime.gallery.where import parse_words
+
+    try:
+        return parse_words(words) or None
+    except InputError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+where_option = click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    callback=_conditions,
+    help="Use only rows whose metadata passes: KEY=VALUE, KEY!=VALUE, KEY<VALUE (also <=, >, >=), KEY~VALUE "
+    "(contains), KEY (exists), !KEY, or a filter in JSON. May be repeated; all conditions must hold.",
+)
+
+
 def backends_option(default: str) -> Decorator:
     """`--backend`, repeatable; `default` is a sentence on what happens without it."""
     return click.option(

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,6 +91,20 @@ def report_skipped(skipped: Iterable[SkippedItem], passed_over: Mapping[str, int
         warn(f"{len(items)} items were skipped:")
         for one in items:
             echo(f"  {visible(one.item)}: {visible(one.reason)}", err=True)
+
+
+def warn_of_unknown(unknown: Sequence[str], known: Sequence[bool]) -> None:
+    """Warn of the words of a caption that the model's vocabulary lacks.
+
+    Args:
+        unknown: those words.
+        known: whether each word of the caption is known, the marks of its start and end included.
+    """
+    if unknown:
+        listed = ", ".join(map(visible, unknown))
+        most = 2 * known.count(False) > len(known) - 2
+        consequence = "most words of this caption, so the scores mean little" if most else "which count as one word"
+        warn(f"the model does not know {listed}: {consequence}")
 
 
 def skipped_as_dicts(skipped: Iterable[SkippedItem]) -> list[dict[str, Any]]:

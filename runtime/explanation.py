@@ -23,12 +23,14 @@ class WordMatch:
         region: index of the region most similar to the word; ties go to the lower index.
         similarity: of the two.
         share: the word's part of the score, see `shares`.
+        known: whether the model's vocabulary has the word; all unknown words are one and the same to the model.
     """
 
     word: str
     region: int
     similarity: float
     share: float
+    known: bool = True
 
     @property
     def is_mark(self) -> bool:

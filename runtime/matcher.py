@@ -204,11 +204,22 @@ class Matcher:
         word_scores, word_regions = self.align(image, text)
         similarities = [float(similarity) for similarity in word_scores[0, 0]]
         parts = shares(image.vectors[0, : image.lengths[0]], text.vectors[0], similarities, self.alignment)
-        words = self.tokenizer.tokens(caption)
-        matches = zip(words, word_regions[0, 0].tolist(), similarities, parts.tolist(), strict=True)
+        words, known = self.tokenizer.tokens(caption), self.tokenizer.known(caption)
+        matches = zip(words, word_regions[0, 0].tolist(), similarities, parts.tolist(), known, strict=True)
         grid = self.manifest.preprocess.grid if self.manifest.preprocess is not None else None
         grid = grid if grid is not None and grid * grid == image.lengths[0] else None
         return Explanation(score, tuple(WordMatch(*match) for match in matches), grid)
+
+    def unknown_words(self, caption: str) -> list[str]:
+        """The words of a caption that the vocabulary lacks, each once: the model takes all of them for one word.
+
+        For a BERT model these are the words without wordpieces, as `[UNK]`.
+
+        Raises:
+            InputError: the caption has no word.
+        """
+        pairs = zip(self.tokenizer.tokens(caption), self.tokenizer.known(caption), strict=True)
+        return list(dict.fromkeys(word for word, known in pairs if not known))
 
     def close(self) -> None:
         """Close every graph; twice does no harm."""

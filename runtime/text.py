@@ -53,6 +53,9 @@ class Tokenizer(Protocol):
     def tokens(self, caption: str) -> list[str]:
         """The words or wordpieces behind `rows([caption])[0]`, one each."""
 
+    def known(self, caption: str) -> list[bool]:
+        """For each of `tokens(caption)`, whether the vocabulary has it; all others share one id."""
+
 
 class ScanTokenizer:
     """Words of nltk's `word_tokenize(caption.lower())`, looked up in a vocabulary: `<start> words... <end>`.
@@ -103,6 +106,11 @@ class ScanTokenizer:
         """`<start>`, the caption's words as they were split (also unknown ones), `<end>`."""
         (words,) = _all_words([caption])
         return ["<start>", *words, "<end>"]
+
+    def known(self, caption: str) -> list[bool]:
+        """For each of `tokens(caption)`, whether the vocabulary has it."""
+        (words,) = _all_words([caption])
+        return [True, *(word in self._ids for word in words), True]
 
 
 class BertTokenizer:
@@ -159,6 +167,11 @@ class BertTokenizer:
     def tokens(self, caption: str) -> list[str]:
         """`[CLS]`, the caption's wordpieces, `[SEP]`."""
         return list(self._encodings([caption])[0].tokens)
+
+    def known(self, caption: str) -> list[bool]:
+        """For each of `tokens(caption)`, whether it is a wordpiece of the vocabulary, and not `[UNK]`."""
+        unknown = self._tokenizer.token_to_id("[UNK]")
+        return [id != unknown for id in self._encodings([caption])[0].ids]
 
     def _encodings(self, captions: Sequence[str]) -> list[Any]:
         _check_captions(captions)

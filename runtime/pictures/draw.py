@@ -37,6 +37,7 @@ LONGEST_SIDE = 720
 LEGEND_WIDTH = 420
 MARGIN = 20
 ROW = 30
+SMALLEST_TAG = 10  # pixels of height: a smaller name cannot be read
 
 
 def draw_explanation(picture: Picture, caption: str, explanation: Explanation) -> Image.Image:
@@ -99,9 +100,10 @@ def _draw_boxes(
         row, column = divmod(region, grid)
         left, top = MARGIN + column * cell[0], MARGIN + row * cell[1]
         # Outermost is the word with the largest share; each further one lies inside, at most to a third of the cell.
-        step = min(6.0, min(cell) / 3 / len(matches))
+        first = min(2.0, min(cell) / 6)
+        step = min(6.0, (min(cell) / 3 - first) / len(matches))
         for depth, match in enumerate(matches):
-            inset = 2 + depth * step
+            inset = first + depth * step
             line = 5 if match.share >= 0.5 * strongest else 2
             line = max(1, min(line, int(step)))
             box = (left + inset, top + inset, left + cell[0] - inset, top + cell[1] - inset)
@@ -111,8 +113,14 @@ def _draw_boxes(
 
 
 def _draw_tags(draw: ImageDraw.ImageDraw, matches: list[WordMatch], colors: dict[int, Color], cell: Box) -> None:
-    """Names and similarities stacked in the cell, in a size that all of them fit in; a long one is cut."""
+    """Names and similarities stacked in the cell, in a size that all of them fit in; a long one is cut.
+
+    Where the cell is too small for all of them, those of the largest share are named; the legend has the others.
+    """
     left, top, right, bottom = cell[0] + 7, cell[1] + 7, cell[2] - 7, cell[3] - 7
+    matches = matches[: max(0, int((bottom - top) / SMALLEST_TAG))]
+    if not matches or right - left < SMALLEST_TAG:
+        return
     height = min(20.0, (bottom - top) / len(matches))
     font = _font(max(8, round(height * 0.72)))
     for number, match in enumerate(matches):
@@ -148,7 +156,13 @@ def _draw_legend(
         color = colors.get(id(match), (215, 215, 220))
         middle = y + ROW / 2
         draw.rounded_rectangle((x, y + 6, x + 18, y + ROW - 6), 3, fill=color)
-        draw.text((x + 26, middle), _shorten(match.word, _font(17), 136), ink, _font(17), anchor="lm")
+        draw.text(
+            (x + 26, middle),
+            _shorten(match.word if match.known else f"{match.word} (unknown)", _font(17), 136),
+            ink,
+            _font(17),
+            anchor="lm",
+        )
         length = bar_width * abs(match.similarity) / largest
         draw.rectangle((bar_left, y + 9, bar_left + max(length, 1), y + ROW - 9), fill=color)
         draw.text((bar_left + bar_width + 8, middle), f"{match.similarity:+.2f}", ink, _font(16), anchor="lm")

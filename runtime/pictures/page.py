@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..explanation import MARKS
 from ..gallery.result import Hit, SearchResult
+from ..skipped import SkippedItem
 from .draw import PALETTE
 from .load import open_picture
 
@@ -31,12 +33,26 @@ figcaption { margin-bottom: .6rem; overflow-wrap: anywhere } figcaption b { font
 .words { margin: .7rem 0 0; display: flex; flex-wrap: wrap; gap: .3rem }
 .words span { color: #fff; border-radius: .3rem; padding: .05rem .45rem; font-size: 13px }
 .words .mark { background: #999 !important }
+.words .unknown { text-decoration: line-through } .lost { color: #a33; overflow-wrap: anywhere }
 """
 
 
+@dataclass(frozen=True)
+class HitWords:
+    """The words of one hit's caption, or of the query's.
+
+    Attributes:
+        words: those that the hit's `word_regions` belong to.
+        known: for each, whether the model's vocabulary has it.
+    """
+
+    words: Sequence[str]
+    known: Sequence[bool]
+
+
 def render_page(
-    result: SearchResult, words: Sequence[Sequence[str]], caption: str | None, image: Path | None, grid: int | None
-) -> str:
+    result: SearchResult, words: Sequence[HitWords], caption: str | None, image: Path | None, grid: int | None
+) -> tuple[str, list[SkippedItem]]:
     """The hits as one HTML file.
 
     Args:
@@ -47,8 +63,12 @@ def render_page(
 
     A hit's picture is the query's, or the file its metadata names as `path`; without one the words stand alone.
 
+    Returns:
+        The page, and the pictures of hits that could not be read; the page shows the reason in their place.
+
     Raises:
-        InputError: Pillow is missing, or the query's picture cannot be read.
+        InputError: the query's picture cannot be read.
+        MissingExtra: Pillow is missing.
     """
     title = caption if caption is not None else Path(str(image)).name
     verdict = "certified top" if result.certified else "not certified:"
@@ -56,48 +76,65 @@ def render_page(
         f"{result.mode} search, {verdict} {len(result.hits)} of {result.rows}; {result.reason}; "
         f"{result.rescored} rows rescored ({result.rescored_share:.2%})"
     )
+    skipped: list[SkippedItem] = []
     figures = [
-        _figure(rank, hit, tokens, image, grid)
-        for rank, (hit, tokens) in enumerate(zip(result.hits, words, strict=True), 1)
+        _figure(rank, hit, spoken, image, grid, skipped)
+        for rank, (hit, spoken) in enumerate(zip(result.hits, words, strict=True), 1)
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="how">{escape(how)}</p>\n<div class="hits">\n{"".join(figures)}</div>\n</html>\n'
+    page = (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{_text(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n<h1>{_text(title)}</h1>\n"
+        f'<p class="how">{_text(how)}</p>\n<div class="hits">\n{"".join(figures)}</div>\n</html>\n'
     )
+    return page, skipped
 
 
-def _figure(rank: int, hit: Hit, words: Sequence[str], image: Path | None, grid: int | None) -> str:
+def _text(value: object) -> str:
+    """Text for HTML; bytes of a file name that are not UTF-8 are shown as escapes."""
+    return escape(str(value).encode("utf-8", "backslashreplace").decode())
+
+
+def _figure(
+    rank: int, hit: Hit, spoken: HitWords, image: Path | None, grid: int | None, skipped: list[SkippedItem]
+) -> str:
     path = image if image is not None else hit.metadata.get("path")
     text = str(hit.metadata.get("caption", Path(hit.id).name if Path(hit.id).suffix else hit.id))
+    words = spoken.words
     colors = ["#{:02x}{:02x}{:02x}".format(*PALETTE[i % len(PALETTE)]) for i in range(len(words))]
-    picture = "" if path is None else _picture(Path(str(path)), hit, words, colors, grid, required=image is not None)
+    picture = ""
+    if path is not None:
+        boxes = _boxes(hit, words, colors, grid) if grid is not None else ""
+        try:
+            picture = f'<div class="picture"><img alt="" src="{_data_url(Path(str(path)))}">{boxes}</div>\n'
+        except InputError as error:
+            if image is not None:
+                raise
+            reason = str(error).removeprefix(f"{path} ")
+            skipped.append(SkippedItem(str(path), reason))
+            picture = f'<p class="lost">{_text(path)} {_text(reason)}</p>\n'
     chips = "".join(
-        f'<span{" class=mark" if word in MARKS else ""} style="background:{color}">{escape(word)} {value:.2f}</span>'
-        for word, color, value in zip(words, colors, hit.word_scores, strict=True)
+        f'<span{_class(word, known)} style="background:{color}">{_text(word)} {value:.2f}</span>'
+        for word, known, color, value in zip(words, spoken.known, colors, hit.word_scores, strict=True)
     )
     return (
-        f"<figure><figcaption><b>{rank}. {hit.score:.4f}</b> {escape(text)}</figcaption>\n"
+        f"<figure><figcaption><b>{rank}. {hit.score:.4f}</b> {_text(text)}</figcaption>\n"
         f'{picture}<div class="words">{chips}</div></figure>\n'
     )
 
 
-def _picture(
-    path: Path, hit: Hit, words: Sequence[str], colors: Sequence[str], grid: int | None, *, required: bool
-) -> str:
-    """The picture with its boxes; nothing where a hit's file has gone since it was indexed."""
-    try:
-        opened = open_picture(path)
-    except InputError:
-        if required or path.is_file():
-            raise
-        return ""
+def _class(word: str, known: bool) -> str:
+    if word in MARKS:
+        return " class=mark"
+    return "" if known else ' class=unknown title="This word is not in the vocabulary of the model."'
+
+
+def _data_url(path: Path) -> str:
+    """A picture as JPEG inside a URL, its longer side at most 360 pixels."""
+    opened = open_picture(path)
     opened.thumbnail((_SIDE, _SIDE))
     data = io.BytesIO()
     opened.convert("RGB").save(data, "JPEG", quality=88)
-    encoded = base64.b64encode(data.getvalue()).decode()
-    boxes = _boxes(hit, words, colors, grid) if grid is not None else ""
-    return f'<div class="picture"><img alt="" src="data:image/jpeg;base64,{encoded}">{boxes}</div>\n'
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _boxes(hit: Hit, words: Sequence[str], colors: Sequence[str], grid: int) -> str:
@@ -111,7 +148,7 @@ def _boxes(hit: Hit, words: Sequence[str], colors: Sequence[str], grid: int) -> 
             continue
         row, column = divmod(region, grid)
         cell, color = 100 / grid, colors[mine[0]]
-        names = escape(" ".join(words[i] for i in mine))
+        names = _text(" ".join(words[i] for i in mine))
         # In the top row the name goes inside the box, or the picture's edge would cut it.
         place = "top:0;bottom:auto" if row == 0 else ""
         out.append(

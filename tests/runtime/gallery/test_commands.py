@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from chan_rt import cli
+from chan_rt.commands.terminal import visible_lines
 from chan_rt.runtime import index
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.matcher import Matcher
@@ -152,6 +153,78 @@ def test_what_cannot_be_read_is_skipped_counted_and_listed(bundle: Path, photos:
     assert "at most 5 items may be unreadable" in limited.output
 
 
+def test_a_damaged_hit_does_not_hide_the_others(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    copy, gallery, page = tmp_path / "photos", tmp_path / "g", tmp_path / "hits.html"
+    shutil.copytree(photos, copy)
+    ok("index", bundle, copy, "-o", gallery)
+    (copy / "0.png").write_bytes(b"garbage")
+    (copy / "1.png").unlink()
+    (copy / "2.png").unlink()
+    os.mkfifo(copy / "2.png")
+    (copy / "3.png").unlink()
+    (copy / "3.png").mkdir()
+    found = chan("search", gallery, CAPTION, "--html", page, "--json")
+    assert found.exit_code == 0, found.output
+    lost = {Path(one["item"]).name: one["reason"] for one in json.loads(found.stdout)["skipped"]}
+    assert set(lost) == {"0.png", "1.png", "2.png", "3.png"}
+    assert "No such file" in lost["1.png"]
+    assert "regular file" in lost["2.png"]
+    assert page.read_text().count("<figure>") == 7
+    assert page.read_text().count("<img") == 3
+    assert page.read_text().count('class="lost"') == 4
+    assert "4 items were skipped" in found.stderr
+    assert chan("search", gallery, CAPTION, "--html", page, "--strict").exit_code == 1
+    assert "at most 3 items" in chan("search", gallery, CAPTION, "--html", page, "--max-bad", 3).output
+
+
+def test_unreadable_pictures_are_left_out_of_a_search(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    (copy / "8.png").write_bytes(b"garbage")
+    found = chan("search", bundle, copy, CAPTION, "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["rows"] == 7
+    assert [Path(one["item"]).name for one in json.loads(found.stdout)["skipped"]] == ["8.png"]
+    assert chan("search", bundle, copy, CAPTION, "--strict").exit_code == 1
+    refused = chan("search", bundle, copy, CAPTION, "--where", "a=1")
+    assert (refused.exit_code, "--where needs a gallery" in refused.output) == (2, True)
+
+
+def test_unknown_words_are_marked_everywhere(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    gallery, page, picture = tmp_path / "g", tmp_path / "hits.html", sorted(photos.iterdir())[0]
+    ok("index", bundle, photos, "-o", gallery)
+    nonsense = chan("search", gallery, "zzyzzx qqq", "--json", "--html", page)
+    found = json.loads(nonsense.stdout)
+    assert found["unknown_words"] == ["zzyzzx", "qqq"]
+    assert [word["known"] for word in found["hits"][0]["words"]] == [True, False, False, True]
+    assert "does not know zzyzzx, qqq: most words of this caption, so the scores mean little" in nonsense.stderr
+    assert page.read_text().count("class=unknown") == 7 * 2
+    some = chan("search", gallery, "two red zzyzzx")
+    assert "does not know zzyzzx: which count as one word" in some.stderr
+    assert "know" not in chan("search", gallery, CAPTION).stderr
+    explained = chan("explain", bundle, picture, "red zzyzzx", "--json")
+    found = json.loads(explained.stdout)
+    assert found["unknown_words"] == ["zzyzzx"]
+    assert [word["known"] for word in found["words"]] == [True, True, False, True]
+    assert "does not know zzyzzx" in explained.stderr
+    assert "unknown word" in chan("explain", bundle, picture, "red zzyzzx").stdout
+
+
+def test_names_from_others_are_shown_not_sent(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    copy, gallery = tmp_path / "photos", tmp_path / "g"
+    copy.mkdir()
+    shutil.copy(sorted(photos.iterdir())[0], copy / "a\x1b[2J\u202egnp.png")
+    (copy / "b\x1b]0;x\x07.png").touch()
+    outputs = [chan("index", bundle, copy, "-o", gallery), chan("index", bundle, copy, "-o", gallery, "--json")]
+    outputs += [chan("search", gallery, CAPTION, *more) for more in ((), ("--json",), ("--html", tmp_path / "h.html"))]
+    outputs += [chan("gallery", "list", gallery, *more) for more in ((), ("--json",))]
+    outputs += [chan("search", bundle, copy, CAPTION), chan("search", gallery, "\x1b[2J zzyzzx")]
+    for result in outputs:
+        assert result.exit_code == 0, result.output
+        assert visible_lines(result.output) == result.output
+    assert outputs[-2].stdout.splitlines()[0].endswith("a\\x1b[2J\\u202egnp.png")
+
+
 def test_a_data_folder_both_ways(bundle: Path, data: Path, photos: Path, tmp_path: Path) -> None:
     images, captions = tmp_path / "images", tmp_path / "captions"
     assert "6 images" in ok("index", bundle, data, "-o", images)
@@ -263,7 +336,8 @@ def test_mistakes_are_one_line(
         ("gallery", "info", photos): "is not a gallery; make one with: chan index",
     }.items():
         result = chan(*arguments)
-        assert result.exit_code == 1, (arguments, result.output)
+        usage = arguments[0] == "search" and "another model" not in message
+        assert result.exit_code == (2 if usage else 1), (arguments, result.output)
         assert message in result.output, result.output
         assert "Traceback" not in result.output
     (tmp_path / "broken.png").write_bytes(b"no picture")

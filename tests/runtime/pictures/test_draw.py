@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings, strategies
 from PIL import Image
 
 from chan_rt.runtime.errors import InputError
@@ -89,3 +90,28 @@ def test_a_picture_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no picture")
     with pytest.raises(InputError, match=r"x\.png cannot be read as a picture"):
         draw_explanation(tmp_path / "x.png", "cat", EXPLANATION)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=strategies.sampled_from([1, 3, 40, 100, 640, 1000]),
+    height=strategies.sampled_from([1, 3, 40, 100, 480, 1000]),
+    grid=strategies.sampled_from([1, 6, 7, 24]),
+    regions=strategies.lists(strategies.integers(0, 10_000), min_size=1, max_size=120),
+)
+@example(width=1000, height=100, grid=6, regions=[0])
+@example(width=100, height=1000, grid=6, regions=[5] * 12)
+@example(width=640, height=480, grid=6, regions=[35] * 60)
+def test_any_picture_and_number_of_words_can_be_drawn(width: int, height: int, grid: int, regions: list[int]) -> None:
+    words = tuple(WordMatch("word", region % grid**2, 0.5, 1 / len(regions)) for region in regions)
+    sheet = draw_explanation(Image.new("RGB", (width, height)), "caption", Explanation(1.0, words, grid))
+    assert sheet.width > LONGEST_SIDE * min(1, width / height) + LEGEND_WIDTH
+    assert sheet.height > 30 * len(words)
+
+
+def test_an_unknown_word_is_marked_in_the_legend() -> None:
+    def legend(known: bool) -> np.ndarray:
+        words = (WordMatch("zzyzzx", 0, 0.5, 1.0, known),)
+        return _draw(explanation=Explanation(1.0, words, 4))
+
+    assert not np.array_equal(legend(True), legend(False))
