@@ -63,11 +63,12 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
         model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{prefix}/{name}"))
         return f"{prefix}/{name}"
 
+    step = _Step(f"{prefix}/step")
     recurrent, recurrent_scale = quantize_weight(weights.recurrent, axis=1)
     # [B, 3D] <- [B, D] x [D, 3D]; the hidden state's zero point 128 makes uint8 of a symmetric range
     product_inputs = [
         "q",
-        constant("recurrent/int8", recurrent),
+        step.constant("recurrent_int8", recurrent),
         constant("hidden/scale", np.array(ranges[output].amax / 127, np.float32)),
         constant("recurrent/scale", recurrent_scale),
         constant("hidden/zero_point", np.array(128, np.uint8)),
@@ -75,7 +76,6 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
         constant("recurrent/bias", weights.recurrent_bias),
     ]
     gates = constant("gates", np.array([2 * hidden, hidden], np.int64))
-    step = _Step(f"{prefix}/step")
     step.add("QuantizeLinear", ["h", product_inputs[2], product_inputs[4]], ["q"])
     step.add("MatMulIntegerToFloat", product_inputs, ["g"], domain=MICROSOFT)
     step.add("Split", ["g", gates], ["g_zr", "g_n"], axis=-1)
@@ -137,6 +137,16 @@ class _Step:
     def __init__(self, name: str) -> None:
         self._name = name
         self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[TensorProto] = []
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """A constant of the body's own.
+
+        The int8 weights must be one: onnxruntime's x64quantprecision, without which their products saturate on a CPU
+        without VNNI, does not reach into the graph around a body.
+        """
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value), self._local(name)))
+        return self._constants[-1].name
 
     def add(self, op: str, inputs: list[str], outputs: list[str], domain: str | None = None, **attributes: int) -> None:
         names = [self._local(name) for name in outputs]
@@ -150,7 +160,7 @@ class _Step:
             [helper.make_tensor_value_info(self._local(name), TensorProto.FLOAT, ["B", width]) for name, width in side]
             for side in (inputs.items(), outputs.items())
         )
-        return helper.make_graph(self._nodes, self._name, taken, made)
+        return helper.make_graph(self._nodes, self._name, taken, made, self._constants)
 
     def _local(self, name: str) -> str:
         return name if "/" in name or not name else f"{self._name}/{name}"

@@ -1,20 +1,36 @@
-"""The one place where onnxruntime's sessions are made: how many threads they take, and what they log."""
+"""The one place where onnxruntime's sessions are made: their threads, their log, and integer products that are exact.
+
+On an x86 without VNNI (most servers before 2019) onnxruntime multiplies uint8 by int8 with an instruction that adds
+two products in int16 and saturates, in silence. Its option `session.x64quantprecision` computes exactly there, if more
+slowly, wherever a weight is a constant of the graph that its product is in; on other processors it changes nothing. So
+the option is always set, a known product is computed once a process to see what this processor does, and a graph with
+a product that the option does not reach is refused where the product would saturate.
+
+https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html (When to use S8S8 or U8S8)
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .cpus import usable_cpus
+from .errors import BackendError
 from .extras import needs
+from .onnx_bytes import INT8, INT32, UINT8, constant, model, node, read_integer_products, value
+
+_log = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
-WARNINGS, ERRORS, FATAL = (
-    2,
-    3,
-    4,
-)  # onnxruntime's severities, see https://onnxruntime.ai/docs/api/python/api_summary.html
+_EXACT = ("session.x64quantprecision", "1")
+_TERMS = 64
+# Severities of its log: https://onnxruntime.ai/docs/api/python/api_summary.html (SessionOptions)
+WARNINGS, ERRORS, FATAL = 2, 3, 4
 
 
 def import_onnxruntime(purpose: str, extra: str = "cpu") -> Any:
@@ -25,7 +41,7 @@ def import_onnxruntime(purpose: str, extra: str = "cpu") -> Any:
 
 
 def open_session(
-    model: str | Path | bytes,
+    graph: str | Path | bytes,
     threads: int | None = None,
     *,
     provider: tuple[str, Mapping[str, str]] = (CPU, {}),
@@ -34,11 +50,12 @@ def open_session(
     log_id: str = "",
     purpose: str = "running an ONNX graph",
     extra: str = "cpu",
+    instead: str = "use precision fp32, or export the int8 graphs again",
 ) -> Any:
     """An onnxruntime session.
 
     Args:
-        model: an ONNX file, or a serialized model.
+        graph: an ONNX file, or a serialized model.
         threads: threads inside one operator; None for one per CPU this process may use. onnxruntime then pins none of
             them, which it tries when it chooses the number itself, and may not do in a container.
         provider: execution provider and its options.
@@ -48,9 +65,11 @@ def open_session(
             not.
         purpose: what needs onnxruntime, for the error where it is missing.
         extra: the extra that brings the provider.
+        instead: what to do where the graph's integer products would saturate on this CPU, for the error.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
+        BackendError: the graph's integer products would saturate on this CPU.
         Exception: whatever onnxruntime raises; its exceptions have no other base.
     """
     ort = import_onnxruntime(purpose, extra)
@@ -61,8 +80,61 @@ def open_session(
     options.logid = log_id
     # A Matcher's sessions run one after the other: threads that spin would take the next one's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    file = model if isinstance(model, bytes) else str(model)
+    options.add_session_config_entry(*_EXACT)
+    file = graph if isinstance(graph, bytes) else str(graph)
     if devices:
         options.add_provider_for_devices(list(devices), dict(provider[1]))
         return ort.InferenceSession(file, options)
-    return ort.InferenceSession(file, options, providers=[(provider[0], dict(provider[1]))])
+    session = ort.InferenceSession(file, options, providers=[(provider[0], dict(provider[1]))])
+    if provider[0] == CPU:
+        _check_products(ort, graph, instead)
+    return session
+
+
+def _check_products(ort: Any, graph: str | Path | bytes, instead: str) -> None:
+    """BackendError where a graph's integer products saturate on this CPU."""
+    reached, others = products_are_exact(ort)
+    if reached and others:
+        return
+    if isinstance(graph, bytes):
+        found = read_integer_products(memoryview(graph))
+    else:
+        found = read_integer_products(memoryview(Path(graph).read_bytes()))
+    wrong = [product for product in found if not (reached and product.local)]
+    name = "the graph" if isinstance(graph, bytes) else str(graph)
+    if wrong:
+        raise BackendError(
+            f"{name}: its int8 products saturate on this CPU, which is an x86 without VNNI instructions, so that its "
+            f"results would be wrong ({wrong[0].operator} {wrong[0].output}): {instead}"
+        )
+    if found:
+        _log.info("%s: int8 products would saturate on this CPU; slower ones are used, which are exact", name)
+
+
+@cache
+def products_are_exact(ort: Any) -> tuple[bool, bool]:
+    """Whether uint8 x int8 is exact on this CPU: with a constant weight and the option set, and with any other weight.
+
+    The product is of the largest values, which is the first to saturate: 64 times 255 x 127.
+    """
+    left, right = bytes([255] * _TERMS), bytes([127] * _TERMS)
+    inputs = [value("left", UINT8, 1, _TERMS), value("right", INT8, _TERMS, 1)]
+    product, output = node("MatMulInteger", ["left", "right"], ["product"]), value("product", INT32, 1, 1)
+    feeds = {
+        "left": np.frombuffer(left, np.uint8).reshape(1, _TERMS),
+        "right": np.frombuffer(right, np.int8).reshape(_TERMS, 1),
+    }
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry(*_EXACT)
+
+    def is_exact(serialized: bytes, *names: str) -> bool:
+        session = ort.InferenceSession(serialized, options, providers=[CPU])
+        (found,) = session.run(None, {name: feeds[name] for name in names})
+        return int(found[0, 0]) == 255 * 127 * _TERMS
+
+    weight = constant("right", INT8, (_TERMS, 1), right)
+    return (
+        is_exact(model([product], [weight], inputs[:1], output), "left"),
+        is_exact(model([product], [], inputs, output), "left", "right"),
+    )

@@ -73,7 +73,10 @@ class OnnxruntimeKernel(_MatrixKernel):
     def __init__(self) -> None:
         self._sessions: dict[tuple[int, int | None], Any] = {
             (planes, axis): open_session(
-                scan_model(axis, PLANE if planes == 2 else None), threads=1, purpose="the onnxruntime scan"
+                scan_model(axis, PLANE if planes == 2 else None),
+                threads=1,
+                purpose="the onnxruntime scan",
+                instead="use the numpy scan",
             )
             for planes in (1, 2)
             for axis in (None, 1, 2)
