@@ -231,7 +231,7 @@ def test_int8_is_as_good_without_vnni_as_with_it(bundle: Path, run: Callable[...
 def test_a_bundle_whose_recurrent_weights_lie_around_the_scan_is_refused_without_vnni(
     bundle: Path, run: Callable[..., tuple[dict, str]], tmp_path: Path
 ) -> None:
-    """As versions before 0.2 exported it: right where there is VNNI, wrong where there is none."""
+    """As bundles were exported before these weights moved into the body: right only where there is VNNI."""
     older = shutil.copytree(bundle, tmp_path / "older")
     manifest = Manifest.load(older)
     spec = manifest.graph("text_encoder", "int8_x86")

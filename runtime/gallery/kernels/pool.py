@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
+from ...cpus import usable_cpus
 from ...errors import InputError
 
 Result = TypeVar("Result")
@@ -21,7 +21,7 @@ class Pool:
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be positive, got {threads}")
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or usable_cpus()
         self._executor = ThreadPoolExecutor(self.threads - 1, "chan-scan") if self.threads > 1 else None
 
     def run(self, tasks: Iterable[Callable[[], object]]) -> None:
