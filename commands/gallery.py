@@ -97,16 +97,17 @@ def verify(gallery: Path) -> None:
 def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
     """Fit fast search to GALLERY as it is now, and measure its recall."""
     from ..runtime.gallery import GalleryWriter
+    from ..runtime.index import encode_queries
     from ..runtime.session import open_matcher
     from ..runtime.sources import read_lines
     from .index import describe_fast
 
     with GalleryWriter.open(gallery) as writer:
-        embeddings = None
-        if queries is not None:
+        if queries is None:
+            fast = writer.prepare_fast()
+        else:
             with open_matcher(writer, moved) as matcher:
-                embeddings = matcher.encode_texts(read_lines(queries))
-        fast = writer.prepare_fast(embeddings)
+                fast = writer.prepare_fast(encode_queries(matcher, read_lines(queries)))
     echo(describe_fast(fast))
 
 

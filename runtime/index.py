@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .embeddings import Embeddings
 from .errors import InputError
 from .gallery import GalleryWriter
 from .gallery.prepare import MIN_ROWS, FastScan
@@ -18,6 +19,9 @@ from .sources import Source
 COMMIT_ROWS = 256
 # Captions that choose and measure the fast scan, evenly spread: a recall of 0.999 over 100 x 10 hits is one miss.
 FAST_QUERIES = 200
+# Captions that `chan gallery prepare` takes of those it is given: more would cost time and tell nothing new.
+MOST_QUERIES = 2000
+_ENCODED_AT_ONCE = 64  # of similar length, so that one long caption does not pad them all
 
 
 @dataclass(frozen=True)
@@ -152,5 +156,19 @@ def prepare_fast_search(writer: GalleryWriter, matcher: Matcher, queries: Sequen
     """
     if len(writer) < MIN_ROWS or writer.settings.alignment.coding == "VSA":
         return None
-    chosen = queries[:: max(1, len(queries) // FAST_QUERIES)][:FAST_QUERIES]
-    return writer.prepare_fast(matcher.encode_texts(chosen) if chosen and writer.settings.kind == "images" else None)
+    return writer.prepare_fast(
+        encode_queries(matcher, queries, FAST_QUERIES) if writer.settings.kind == "images" else None
+    )
+
+
+def encode_queries(matcher: Matcher, captions: Sequence[str], most: int = MOST_QUERIES) -> Iterator[Embeddings]:
+    """Word embeddings of `most` of the captions, evenly spread, in pieces that hold little padding.
+
+    Raises:
+        InputError: a caption without a word.
+        TensorError: a caption of more words than the graph takes.
+    """
+    chosen = [captions[i * len(captions) // most] for i in range(most)] if len(captions) > most else captions
+    chosen = sorted(chosen, key=len)
+    for first in range(0, len(chosen), _ENCODED_AT_ONCE):
+        yield matcher.encode_texts(chosen[first : first + _ENCODED_AT_ONCE])

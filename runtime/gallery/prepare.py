@@ -8,7 +8,7 @@ measured, on real queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,30 +85,35 @@ def fit_basis(segments: Sequence[Segment], live: Sequence[NDArray[np.bool_]], di
     return np.ascontiguousarray(axes[:, ::-1][:, :PREFIX], np.float32)
 
 
-def query_axes(queries: Embeddings | None, dim: int) -> NDArray[np.float32]:
-    """Axes that hold most of queries like these."""
+def unpadded(queries: Embeddings | Iterable[Embeddings] | None) -> list[NDArray[np.float32]]:
+    """The vectors [Q_i, D] of each query."""
     if queries is None:
-        return no_axes(dim)
-    return fit_axes(queries.vectors[np.arange(queries.vectors.shape[1]) < queries.lengths[:, None]])
+        return []
+    parts = [queries] if isinstance(queries, Embeddings) else queries
+    return [row[:length].copy() for part in parts for row, length in zip(part.vectors, part.lengths, strict=True)]
+
+
+def query_axes(queries: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float32]:
+    """Axes that hold most of queries like these."""
+    return fit_axes(np.concatenate(queries)) if queries else no_axes(dim)
 
 
 def measure(
     parts: Sequence[Part],
     live: NDArray[np.bool_],
     settings: GallerySettings,
-    queries: Embeddings | None,
+    queries: Sequence[NDArray[np.float32]],
     basis: NDArray[np.floating],
     axes: NDArray[np.floating],
 ) -> FastScan:
     """Choose the share of rows to rescore on every other query, and measure its recall on the rest."""
-    if queries is None or len(queries) < 2 or not live.any():
+    if len(queries) < 2 or not live.any():
         return FastScan(basis, axes, 2, 0.05, None, _K, 0)
     pool = Pool()
     try:
         kernel, rows = open_kernel(), GalleryRows(parts, settings.kind, settings.alignment)
         one, two = (Ranker(rows, CpuEstimator(rows, kernel, pool, planes), kernel, pool) for planes in (1, 2))
-        vectors = [queries.vectors[i, : queries.lengths[i]] for i in range(len(queries))]
-        choosing, held_out = vectors[::2], vectors[1::2]
+        choosing, held_out = queries[::2], queries[1::2]
         exact = two.exact(choosing, _K, live)
         dearer = rescored(one.exact(choosing, _K, live)) - rescored(exact)
         planes = 1 if dearer <= _PLANE_WORTH * np.count_nonzero(live) else 2

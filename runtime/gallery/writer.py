@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
-from .prepare import FastScan, fit_basis, load_fast, measure, query_axes
+from .prepare import FastScan, fit_basis, load_fast, measure, query_axes, unpadded
 from .proof.rows import array_part, pack_rows
 from .settings import GallerySettings
 from .store.catalogue import CATALOGUE, Catalogue, Header, SegmentRecord, permissions, read_catalogue, read_header
@@ -300,16 +300,17 @@ class GalleryWriter:
             if len(segments) < len(records) or any(a is not b for a, b in zip(segments, records, strict=True)):
                 self._commit(files, segments=tuple(segments))
 
-    def prepare_fast(self, queries: Embeddings | None = None) -> FastScan:
+    def prepare_fast(self, queries: Embeddings | Iterable[Embeddings] | None = None) -> FastScan:
         """Fit search to the gallery as it is now and to its queries, in one commit.
 
         The fast scan is fitted to the gallery and its recall measured; exact search's intervals are narrowed along the
         directions that queries share.
 
         Args:
-            queries: embeddings of the other side (captions for a gallery of images). All of them decide the directions;
-                half choose how many rows fast search rescores, the other half measure its recall. Without queries the
-                recall is unknown, and exact search rescores more.
+            queries: embeddings of the other side (captions for a gallery of images), in one piece or in several, which
+                need less padding. All of them decide the directions; half choose how many rows fast search rescores,
+                the other half measure its recall. Without queries the recall is unknown, and exact search rescores
+                more.
 
         Raises:
             GalleryCorrupt: a segment is damaged; nothing was changed.
@@ -317,7 +318,8 @@ class GalleryWriter:
         """
         records = [replace(record, fast=None) for record in self._catalogue.segments]
         segments = [Segment(self._segments, record, self.settings) for record in records]
-        axes = query_axes(queries, self.settings.dim)
+        vectors = unpadded(queries)
+        axes = query_axes(vectors, self.settings.dim)
         basis = fit_basis(segments, [record.live for record in records], self.settings.dim)
         prepared = Prepared(basis, axes)
         with self._new_files() as files:
@@ -328,7 +330,7 @@ class GalleryWriter:
             ]
             parts = [Segment(self._segments, record, self.settings, prepared) for record in new]
             live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
-            fast = measure(parts, live, self.settings, queries, basis, axes)
+            fast = measure(parts, live, self.settings, vectors, basis, axes)
             self._commit(files, segments=tuple(new), fast=fast.to_record(basis_file))
         return fast
 
