@@ -61,7 +61,9 @@ def test_the_page_of_the_command_line_is_current() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.render(), "run: python tests/cli_page.py"
 
 
-@pytest.mark.parametrize("name", {option.name for command in EVERY.values() for option in options(command)})
+@pytest.mark.parametrize(
+    "name", sorted({option.name or "" for command in EVERY.values() for option in options(command)})
+)
 def test_an_option_is_one_thing_in_every_command(name: str) -> None:
     """The same name has the same spelling and type; two names are torch's and the GPU's own."""
     others = {("gallery kernel", "precisions"), ("train", "device")}
