@@ -103,9 +103,7 @@ def read_config(directory: str | Path) -> BertConfig:
     """
     path = Path(directory) / "config.json"
     raw = _read_json(path)
-    for key, only in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-        if raw.get(key, only) != only:
-            raise CheckpointError(f"{path}: {key} must be {only!r}, got {raw[key]!r}")
+    _check_kind(raw, path)
     if missing := [name for name in CONFIG_FIELDS.values() if name not in raw]:
         raise CheckpointError(f"{path} is not the configuration of a BERT: it lacks {', '.join(missing)}")
     sizes = {field: raw[name] for field, name in CONFIG_FIELDS.items()}
@@ -115,39 +113,105 @@ def read_config(directory: str | Path) -> BertConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def read_settings(directory: str | Path) -> dict[str, Any]:
+    """Read from DIR/config.json what the tensors of a BERT do not tell: `heads` and `layer_norm_eps`.
+
+    Returns:
+        Fields of BertConfig; those that the file does not have, or all without such a file, are left out.
+
+    Raises:
+        CheckpointError: the file cannot be read, or it describes a model that `encoders.Bert` does not implement.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        return {}
+    raw = _read_json(path)
+    _check_kind(raw, path)
+    names = {**CONFIG_FIELDS, "layer_norm_eps": "layer_norm_eps"}
+    return {field: raw[name] for field, name in names.items() if name in raw}
+
+
+def is_padded(rows: int, used: int) -> bool:
+    """Return whether a word embedding of `rows` rows is one of `used` rows, padded to a multiple of 8 to 128."""
+    return used < rows and any(rows == -(-used // step) * step for step in (8, 16, 32, 64, 128))
+
+
 def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:
-    """Read a BERT tokenizer from DIR/tokenizer.json, or from DIR/vocab.txt of an uncased model.
+    """Read a BERT tokenizer from DIR/tokenizer.json or DIR/vocab.txt, with the settings of DIR/tokenizer_config.json.
 
     Args:
         directory: a local Hugging Face directory.
-        vocab_size: rows of the model's word embedding.
+        vocab_size: rows of the model's word embedding; it may be padded (see `is_padded`).
 
     Returns:
         The files for `checkpoint.save`.
 
     Raises:
-        CheckpointError: neither file exists, the file is not a BERT tokenizer, vocab.txt belongs to a cased model, or
-            the sizes differ.
+        CheckpointError: neither file exists, the file is not a BERT tokenizer, or the sizes differ.
         BundleError: vocab.txt lacks one of BERT's special tokens.
     """
-    directory = Path(directory)
-    whole, words = directory / "tokenizer.json", directory / "vocab.txt"
-    if whole.is_file():
-        source, text = whole, whole.read_text(encoding="utf-8", errors="replace")
-    elif words.is_file():
-        settings = directory / "tokenizer_config.json"
-        if settings.is_file() and _read_json(settings).get("do_lower_case", True) is not True:
-            raise CheckpointError(f"{settings}: do_lower_case must be true, or give a tokenizer.json")
-        source, text = words, bert_tokenizer_json(words)
-    else:
-        raise CheckpointError(f"{directory} holds no BERT tokenizer: expected tokenizer.json or vocab.txt")
+    source, text = _tokenizer_json(Path(directory))
     try:
         found = BertTokenizer(text).vocab_size
     except BundleError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    if found != vocab_size:
+    if found != vocab_size and not is_padded(vocab_size, found):
         raise CheckpointError(f"{source} must have {vocab_size} wordpieces, as the model's embedding, got {found}")
     return {"tokenizer.json": text.encode()}
+
+
+def _tokenizer_json(directory: Path) -> tuple[Path, str]:
+    """Return the file that describes the tokenizer, and the text of a `tokenizer.json` with all of its settings.
+
+    tokenizer_config.json, if there is one, overrides the settings of tokenizer.json, as it does in `transformers`.
+    """
+    whole, words = directory / "tokenizer.json", directory / "vocab.txt"
+    settings = directory / "tokenizer_config.json"
+    raw = _read_json(settings) if settings.is_file() else {}
+    if not str(raw.get("tokenizer_class", "BertTokenizer")).startswith("Bert"):
+        raw = {}  # `transformers` then takes tokenizer.json as it is
+    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if raw.get(key) is not None and type(raw[key]) is not bool:
+            raise CheckpointError(f"{settings}: {key} must be true, false or null, got {raw[key]!r}")
+    if not whole.is_file():
+        if not words.is_file():
+            raise CheckpointError(f"{directory} holds no BERT tokenizer: expected tokenizer.json or vocab.txt")
+        lowercase, chinese = raw.get("do_lower_case"), raw.get("tokenize_chinese_chars")
+        return words, bert_tokenizer_json(
+            words,
+            lowercase=True if lowercase is None else lowercase,
+            strip_accents=raw.get("strip_accents"),
+            split_chinese=True if chinese is None else chinese,
+        )
+    text = whole.read_text(encoding="utf-8", errors="replace")
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError):
+        return whole, text  # BertTokenizer reports what is wrong
+    if not isinstance(stored, dict):
+        return whole, text
+    names = {"lowercase": "do_lower_case", "strip_accents": "strip_accents"}
+    names["handle_chinese_chars"] = "tokenize_chinese_chars"
+    changes = {ours: raw[theirs] for ours, theirs in names.items() if theirs in raw}
+    normalizer = stored.get("normalizer")
+    if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
+        stored["normalizer"] = {**normalizer, **changes}
+    elif changes:
+        raise CheckpointError(
+            f"{settings} sets {', '.join(names[name] for name in changes)}, which needs a BertNormalizer in {whole}"
+        )
+    if stored.get("post_processor") is None:  # every BERT has one; `transformers` adds it too
+        vocabulary = stored.get("model", {}).get("vocab", {})
+        ends = {name: ["[" + name.upper() + "]", vocabulary.get("[" + name.upper() + "]")] for name in ("sep", "cls")}
+        stored["post_processor"] = {"type": "BertProcessing", **ends}
+    return whole, json.dumps(stored, ensure_ascii=False)
+
+
+def _check_kind(raw: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError if a config.json describes a model that `encoders.Bert` does not implement."""
+    for key, only in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if raw.get(key, only) != only:
+            raise CheckpointError(f"{path}: {key} must be {only!r}, got {raw[key]!r}")
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Read published CHAN checkpoints (`model_best.pth`) as data. Every choice is taken from the options they contain.
 
 The file is `torch.save` of `{epoch, model: [image, text, similarity, criterion], best_rsum, opt, Eiters}`; the last two
-state dicts are empty.
+state dicts are empty. What can be repaired without a loss is repaired and reported: prefixes of wrappers, weights of
+another precision, embeddings padded to more rows, and objects among the options that are not data.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,15 @@ from torch import Tensor
 
 from ..runtime.contract import AlignmentConfig, sha256_file
 from ..runtime.errors import BundleError, CheckpointError, InputError
-from ..runtime.text import SCAN_MASK, ScanTokenizer, scan_vocabulary
+from ..runtime.text import SCAN_MASK, BertTokenizer, ScanTokenizer, scan_vocabulary
 from . import checkpoint
-from .bert import huggingface_names, is_unused, read_tokenizer
-from .config import BertConfig, ModelConfig
+from .bert import read_settings, read_tokenizer
+from .config import ModelConfig
 from .model import ChanModel
-from .torch_file import check_tensor, read_torch_file
+from .published_tensors import bert_sizes, cut_embedding, read_part, read_state
+from .torch_file import find_unknown, not_data, read_torch_file
 
 KEYS = {"epoch", "model", "best_rsum", "opt"}
-HEAD_WIDTH = 64  # a published BERT does not store its number of heads; all of Devlin et al. have heads this wide
-BERT_PREFIX = "bert."
-REGION_NAMES = {
-    "fc.weight": "projection.weight",
-    "fc.bias": "projection.bias",
-    "feedforward.ln.weight": "norm.weight",
-    "feedforward.ln.bias": "norm.bias",
-    "feedforward.attn.out_proj.weight": "attention.output.weight",
-    "feedforward.attn.out_proj.bias": "attention.output.bias",
-}
-# The published attention stores query, key and value as one matrix, in this order.
-JOINED = {"feedforward.attn.in_proj_weight": "weight", "feedforward.attn.in_proj_bias": "bias"}
-JOINED_PARTS = ("query", "key", "value")
 OTHERS = {  # other kinds of checkpoints, by a key that they contain
     "state_dict": "a PyTorch Lightning or torchvision training checkpoint",
     "model_state_dict": "a plain PyTorch training checkpoint",
@@ -53,48 +41,65 @@ class Published:
     Attributes:
         model: the model with the published weights, on the CPU and in evaluation mode.
         word2idx: the whole vocabulary, `<mask>` included; None if the file does not contain it.
-        epoch, best_rsum: the epoch of the checkpoint, and the best validation rsum of its training.
+        epoch, best_rsum: the epoch of the checkpoint, and the best validation rsum of its training; None if the file
+            does not store it as data.
         unused: names of tensors that the file contains and that no score depends on; they are left out.
+        repairs: what was changed or skipped without a loss, as sentences.
+        warnings: what the file does not say and had to be assumed, as sentences.
     """
 
     model: ChanModel
     word2idx: Mapping[str, int] | None
-    epoch: int
-    best_rsum: float
+    epoch: int | None
+    best_rsum: float | None
     unused: tuple[str, ...]
+    repairs: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def read_published(path: str | Path) -> Published:
+def read_published(path: str | Path, bert: Mapping[str, Any] | None = None) -> Published:
     """Read a published checkpoint without executing anything in it.
+
+    Args:
+        path: the published file.
+        bert: fields of BertConfig that are known of its BERT, by name; `heads` and `layer_norm_eps` cannot be read from
+            the file, and the others must be those of its tensors.
 
     Raises:
         CheckpointError: the file cannot be read safely, is not a CHAN checkpoint, names an encoder that this package
             does not have, or its tensors do not match its options.
     """
     path = Path(path)
-    raw = read_torch_file(path)
+    raw = read_torch_file(path, keep_unknown=True)
+    needed = raw.get("model") if isinstance(raw, dict) and raw.keys() >= KEYS else raw
+    if (asked := find_unknown(needed)) is not None:
+        raise CheckpointError(not_data(path, asked))
     if not isinstance(raw, dict) or not raw.keys() >= KEYS:
         raise CheckpointError(f"{path} is not a published CHAN checkpoint: {_what_else(raw)}")
     options = raw["opt"]
     if not isinstance(options, argparse.Namespace):
         raise CheckpointError(f"{path}: opt must be an argparse.Namespace, got {type(options).__name__}")
+    repairs: list[str] = []
+    warnings: list[str] = []
+    options = {name: value for name, value in vars(options).items() if not _is_skipped(f"opt.{name}", value, repairs)}
     parts = raw["model"]
     if not isinstance(parts, list) or len(parts) != 4 or not all(isinstance(part, Mapping) for part in parts):
         raise CheckpointError(f"{path}: model must be a list of four state dicts: image, text, similarity, criterion")
     if parts[2] or parts[3]:
         raise CheckpointError(f"{path}: its similarity and criterion hold tensors: this is another model's checkpoint")
-    images, texts = (
-        {str(name): check_tensor(f"{side} {name}", tensor, path) for name, tensor in part.items()}
-        for side, part in zip(("image", "text"), parts, strict=False)
-    )
-    config = _read_config(vars(options), texts, path)
-    state, unused = _read_state(config, images, texts, path)
+    images, texts = (read_part(side, part, path, repairs) for side, part in zip(("image", "text"), parts, strict=False))
+    config = _read_config(options, texts, path, bert or {}, warnings)
+    if config.bert is None:
+        cut_embedding(texts, "embed.weight", config.vocab_size, repairs)
+    state, unused = read_state(config, images, texts, path)
     return Published(
         model=checkpoint.build(config, state, str(path)),
-        word2idx=_read_word2idx(vars(options).get("word2idx"), path),
-        epoch=_typed(raw["epoch"], int, "epoch", path),
-        best_rsum=float(_typed(raw["best_rsum"], float, "best_rsum", path)),
+        word2idx=_read_word2idx(options.get("word2idx"), path),
+        epoch=None if _is_skipped("epoch", raw["epoch"], repairs) else _typed(raw["epoch"], int, "epoch", path),
+        best_rsum=_read_rsum(raw["best_rsum"], path, repairs),
         unused=tuple(unused),
+        repairs=tuple(repairs),
+        warnings=tuple(warnings),
     )
 
 
@@ -104,6 +109,7 @@ def import_published(
     vocabulary: str | Path | None = None,
     tokenizer: str | Path | None = None,
     force: bool = False,
+    heads: int | None = None,
 ) -> dict[str, Any]:
     """Convert a published checkpoint to a native one.
 
@@ -111,11 +117,13 @@ def import_published(
         path: the published file.
         out: the checkpoint directory to write; nothing is written before everything has been checked.
         vocabulary: SCAN vocabulary JSON of a GRU model; not needed if the file contains its own.
-        tokenizer: directory with tokenizer.json or vocab.txt, for a BERT model.
+        tokenizer: directory with tokenizer.json or vocab.txt, for a BERT model; its config.json, if there is one, gives
+            the number of attention heads and the epsilon of the layer norms.
         force: replace a checkpoint at OUT.
+        heads: number of attention heads of a BERT model, where no config.json has it.
 
     Returns:
-        A summary of the import, as plain data.
+        A summary of the import, as plain data; `repairs` and `warnings` are lists of sentences.
 
     Raises:
         CheckpointError: as in `read_published`; or the tokenizer is missing or has another size; or OUT is not empty
@@ -123,8 +131,14 @@ def import_published(
     """
     path = Path(path)
     checkpoint.check_place(out, force)
-    published = read_published(path)
+    settings = read_settings(tokenizer) if tokenizer is not None else {}
+    if heads is not None:
+        if settings.get("heads", heads) != heads:
+            raise CheckpointError(f"heads must be {settings['heads']}, as {tokenizer}/config.json says, got {heads}")
+        settings["heads"] = heads
+    published = read_published(path, settings)
     files = _tokenizer_files(published, path, vocabulary, tokenizer)
+    published = _without_padding(published, files, path)
     config = published.model.config
     found = {
         "file": path.name,
@@ -132,6 +146,8 @@ def import_published(
         "epoch": published.epoch,
         "best_rsum": published.best_rsum,
         "unused": list(published.unused),
+        "repairs": list(published.repairs),
+        "warnings": list(published.warnings),
     }
     checkpoint.save(out, published.model, files, {"imported": found})
     return {
@@ -154,7 +170,45 @@ def _what_else(raw: object) -> str:
     return f"it lacks {', '.join(sorted(KEYS - raw.keys()))}"
 
 
-def _read_config(options: Mapping[str, Any], texts: Mapping[str, Tensor], path: Path) -> ModelConfig:
+def _is_skipped(name: str, value: object, repairs: list[str]) -> bool:
+    """Return whether a value holds an object that is not data, which is then reported."""
+    asked = find_unknown(value)
+    if asked is not None:
+        repairs.append(f"{name} was skipped: it holds a {asked}, which is not data. It was not executed.")
+    return asked is not None
+
+
+def _read_rsum(value: object, path: Path, repairs: list[str]) -> float | None:
+    if _is_skipped("best_rsum", value, repairs):
+        return None
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = float(value.item())
+    return float(_typed(value, float, "best_rsum", path))
+
+
+def _without_padding(published: Published, files: Mapping[str, bytes], path: Path) -> Published:
+    """Remove the rows that pad a BERT's word embedding to more rows than its tokenizer has wordpieces."""
+    config = published.model.config
+    if config.bert is None:
+        return published
+    used = BertTokenizer(files["tokenizer.json"].decode()).vocab_size
+    if used == config.bert.vocab_size:
+        return published
+    repairs: list[str] = []
+    state = dict(published.model.state_dict())
+    cut_embedding(state, "text_encoder.bert.words.weight", used, repairs)
+    config = replace(config, bert=replace(config.bert, vocab_size=used))
+    model = checkpoint.build(config, {name: tensor.clone() for name, tensor in state.items()}, str(path))
+    return replace(published, model=model, repairs=(*published.repairs, *repairs))
+
+
+def _read_config(
+    options: Mapping[str, Any],
+    texts: Mapping[str, Tensor],
+    path: Path,
+    known: Mapping[str, Any],
+    warnings: list[str],
+) -> ModelConfig:
     def option(name: str, kind: type) -> Any:
         if name not in options:
             raise CheckpointError(f"{path}: opt lacks {name}, which every CHAN checkpoint has")
@@ -178,7 +232,7 @@ def _read_config(options: Mapping[str, Any], texts: Mapping[str, Tensor], path: 
             region_encoder=regions,
             text_encoder=text,
             **words,
-            bert=_bert_sizes(texts, path) if text == "bert" else None,
+            bert=bert_sizes(texts, path, known, warnings) if text == "bert" else None,
             normalize_regions=not option("no_imgnorm", bool),
             normalize_words=not option("no_txtnorm", bool),
             alignment=AlignmentConfig(
@@ -190,74 +244,6 @@ def _read_config(options: Mapping[str, Any], texts: Mapping[str, Tensor], path: 
         )
     except (InputError, CheckpointError) as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-
-
-def _bert_sizes(texts: Mapping[str, Tensor], path: Path) -> BertConfig:
-    def rows_columns(name: str) -> tuple[int, int]:
-        tensor = texts.get(f"{BERT_PREFIX}{name}.weight")
-        if tensor is None or tensor.ndim != 2:
-            raise CheckpointError(
-                f"{path}: the text encoder must hold the matrix {BERT_PREFIX}{name}.weight, as BERT does"
-            )
-        return tensor.shape[0], tensor.shape[1]
-
-    vocab_size, hidden = rows_columns("embeddings.word_embeddings")
-    if hidden % HEAD_WIDTH:
-        raise CheckpointError(f"{path}: BERT's hidden width must be a multiple of {HEAD_WIDTH}, got {hidden}")
-    numbered = (re.match(r"bert\.encoder\.layer\.(\d{1,6})\.", name) for name in texts)
-    layers = {int(match[1]) for match in numbered if match}
-    if layers != set(range(len(layers))) or not layers:
-        raise CheckpointError(f"{path}: BERT's layers must be numbered 0, 1, ..., got {sorted(layers)[:20]}")
-    return BertConfig(
-        vocab_size=vocab_size,
-        hidden=hidden,
-        layers=len(layers),
-        heads=hidden // HEAD_WIDTH,
-        intermediate=rows_columns("encoder.layer.0.intermediate.dense")[0],
-        positions=rows_columns("embeddings.position_embeddings")[0],
-        segments=rows_columns("embeddings.token_type_embeddings")[0],
-    )
-
-
-def _read_state(
-    config: ModelConfig, images: Mapping[str, Tensor], texts: Mapping[str, Tensor], path: Path
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Check names and shapes; return the tensors under the names of `ChanModel`, and the names that are left out."""
-    model = checkpoint.skeleton(config, str(path))
-    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    region_names = {name: f"region_encoder.{our_name}" for name, our_name in REGION_NAMES.items()}
-    region_names = {name: our_name for name, our_name in region_names.items() if our_name in ours}
-    shapes = {name: ours[our_name] for name, our_name in region_names.items()}
-    joined = {name: kind for name, kind in JOINED.items() if config.region_encoder == "selfattention"}
-    for name, kind in joined.items():
-        rows, *columns = ours[f"region_encoder.attention.query.{kind}"]
-        shapes[name] = (rows * len(JOINED_PARTS), *columns)
-    checkpoint.check_tensors(shapes, images, f"{path}, image encoder")
-    state = {our_name: images[name] for name, our_name in region_names.items()}
-    for name, kind in joined.items():
-        for part, tensor in zip(JOINED_PARTS, images[name].chunk(len(JOINED_PARTS)), strict=True):
-            state[f"region_encoder.attention.{part}.{kind}"] = tensor
-
-    if config.bert is None:
-        text_names = {
-            name.removeprefix("text_encoder.").replace("embedding.", "embed.").replace("gru.", "rnn."): name
-            for name in ours
-            if name.startswith("text_encoder.")
-        }
-        unused = [name for name in texts if name in ("fc.weight", "fc.bias")]
-    else:
-        text_names = {
-            BERT_PREFIX + name: f"text_encoder.bert.{our_name}"
-            for name, our_name in huggingface_names(config.bert).items()
-        }
-        text_names |= {f"linear.{kind}": f"text_encoder.projection.{kind}" for kind in ("weight", "bias")}
-        unused = [name for name in texts if is_unused(name.removeprefix(BERT_PREFIX))]
-    used = {name: tensor for name, tensor in texts.items() if name not in unused}
-    shapes = {name: ours[our_name] for name, our_name in text_names.items()}
-    checkpoint.check_tensors(shapes, used, f"{path}, text encoder")
-    state |= {our_name: used[name] for name, our_name in text_names.items()}
-    # The weights of a GRU trained on a GPU are views of one buffer; a native checkpoint stores each by itself.
-    return {name: tensor.clone() for name, tensor in state.items()}, unused
 
 
 def _read_word2idx(word2idx: object, path: Path) -> Mapping[str, int] | None:

@@ -187,9 +187,12 @@ def _new_model(config: TrainConfig, data: _Data) -> tuple[ChanModel, dict[str, b
         files = {"vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode()}
         return ChanModel(replace(shape, vocab_size=size)), files
     sizes, weights = bert_from_pretrained(config.bert)
+    files = read_bert_tokenizer(config.bert, sizes.vocab_size)
+    used = read_tokenizer(files).vocab_size  # fewer than the rows of an embedding that is padded
+    sizes, weights["words.weight"] = replace(sizes, vocab_size=used), weights["words.weight"][:used]
     model = ChanModel(replace(shape, text_encoder="bert", bert=sizes, vocab_size=0))
     model.text_encoder.get_submodule("bert").load_state_dict(weights)
-    return model, read_bert_tokenizer(config.bert, sizes.vocab_size)
+    return model, files
 
 
 class _Run:

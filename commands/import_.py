@@ -17,9 +17,22 @@ from .terminal import echo, print_json
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Folder with the tokenizer.json or vocab.txt of a BERT model."
 )
+@click.option(
+    "--heads",
+    type=click.IntRange(min=1),
+    help="Number of attention heads of a BERT model, if the folder of --tokenizer has no config.json.",
+)
 @options.force_option("Replace a checkpoint at OUT.")
 @options.json_option
-def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, force: bool, as_json: bool) -> None:
+def command(
+    model: Path,
+    out: Path,
+    vocab: Path | None,
+    tokenizer: Path | None,
+    heads: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Turn the published checkpoint MODEL (a .pth file) into a checkpoint folder.
 
     Every choice is read from the options in the file. Nothing in the file is executed, and nothing is written unless
@@ -27,7 +40,9 @@ def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, 
     """
     from ..chan_ref.published import import_published
 
-    found = import_published(model, out, vocab, tokenizer, force)
+    found = import_published(model, out, vocab, tokenizer, force, heads)
+    for warning in found["warnings"]:
+        echo(f"Warning: {warning}", err=True)
     if as_json:
         print_json(found)
         return
@@ -37,7 +52,7 @@ def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, 
     if bert is not None:
         text = f"{bert['layers']} layers, {bert['hidden']} wide, {bert['heads']} heads, {bert['positions']} positions"
     rows = {
-        "epoch": f"{found['epoch']}, best rsum {found['best_rsum']:.1f}",
+        "epoch": f"{_shown(found['epoch'], 'd')}, best rsum {_shown(found['best_rsum'], '.1f')}",
         "regions": f"{config['region_encoder']}, {config['region_dim']} -> {config['embed_dim']}",
         "text": f"{config['text_encoder']}, {text} -> {config['embed_dim']}",
         "vocabulary": f"{found['vocabulary']:,}",
@@ -49,3 +64,9 @@ def command(model: Path, out: Path, vocab: Path | None, tokenizer: Path | None, 
     }
     for name, value in rows.items():
         echo(f"{name:<12}{value}")
+    for repair in found["repairs"]:
+        echo(f"{'repaired':<12}{repair}")
+
+
+def _shown(value: float | None, kind: str) -> str:
+    return "unknown" if value is None else format(value, kind)

@@ -116,11 +116,15 @@ class ScanTokenizer:
 class BertTokenizer:
     """BERT's basic tokenizer and wordpieces through the `tokenizers` library: `[CLS] pieces... [SEP]`.
 
+    A special token that a caption spells out is text like any other: `[SEP]` is split into `[`, `sep` and `]`, as the
+    published code splits it.
+
     Args:
         tokenizer_json: text of a `tokenizer.json`; truncation and padding it asks for are switched off.
 
     Raises:
-        BundleError: it cannot be read, or `[PAD]` is not 0, or one of BERT's special tokens is missing.
+        BundleError: it cannot be read, or `[PAD]` is not 0, or one of BERT's special tokens is missing, or it does not
+            add `[CLS]` and `[SEP]`.
         BackendError: `tokenizers` is not installed.
     """
 
@@ -137,6 +141,13 @@ class BertTokenizer:
             raise BundleError(f"tokenizer.json: {', '.join(missing)} must be in the vocabulary")
         if self._tokenizer.token_to_id("[PAD]") != 0:
             raise BundleError(f"tokenizer.json: [PAD] must have id 0, got {self._tokenizer.token_to_id('[PAD]')}")
+        self._tokenizer.encode_special_tokens = True
+        pieces = self._tokenizer.encode("a").tokens
+        if len(pieces) < 3 or (pieces[0], pieces[-1]) != ("[CLS]", "[SEP]"):
+            shown = " ".join(pieces)
+            raise BundleError(
+                f"tokenizer.json: its post-processor must add [CLS] and [SEP] to a caption, got {shown!r}"
+            )
 
     @classmethod
     def from_file(cls, path: str | Path) -> BertTokenizer:
@@ -182,11 +193,19 @@ class BertTokenizer:
         return encodings
 
 
-def bert_tokenizer_json(vocab_txt: str | Path) -> str:
-    """A `tokenizer.json` from BERT's `vocab.txt` (one wordpiece a line), for an uncased model.
+def bert_tokenizer_json(
+    vocab_txt: str | Path, lowercase: bool = True, strip_accents: bool | None = None, split_chinese: bool = True
+) -> str:
+    """Make a `tokenizer.json` from BERT's `vocab.txt` (one wordpiece per line).
 
-    The settings are those of bert-base-uncased: control characters removed, accents stripped, lower case, Chinese
-    characters apart, words of more than 100 characters unknown.
+    The defaults are the settings of bert-base-uncased. Control characters are always removed, and words of more than
+    100 characters are unknown.
+
+    Args:
+        vocab_txt: the file of wordpieces.
+        lowercase: make captions lower case, as for an uncased model.
+        strip_accents: remove accents; None does so exactly for lower case.
+        split_chinese: make a word of every Chinese character.
 
     Raises:
         BundleError: the file cannot be read, or `BertTokenizer` would refuse it.
@@ -206,7 +225,7 @@ def bert_tokenizer_json(vocab_txt: str | Path) -> str:
     )
     tokenizer.add_special_tokens(list(BERT_SPECIALS))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
+        clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip_accents, lowercase=lowercase
     )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = tokenizers.processors.BertProcessing(

