@@ -7,25 +7,41 @@ from pathlib import Path
 import click
 
 from . import options
-from .terminal import echo, progress_bar
+from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, visible
 
 
 @click.command("features", short_help="Make 36 grid regions from each picture with the ImageNet backbone.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options.out_option(options.NEW_FOLDER, "Folder to write ims.npy and names.txt to.")
 @options.force_option("Replace the features in OUT.")
-def command(images: tuple[Path, ...], out: Path, force: bool) -> None:
-    """Encode IMAGES (JPEG, PNG or WebP files, and folders of them) into OUT/ims.npy [N, 36, 1280].
+@options.skipping_options
+@options.json_option
+def command(images: tuple[Path, ...], out: Path, force: bool, max_bad: int, strict: bool, as_json: bool) -> None:
+    """Encode IMAGES (picture files, and folders of them) into OUT/ims.npy, an array [N, 36, 1280] of float32.
 
-    OUT/names.txt has the picture's path for each row.
+    OUT/names.txt has the path of the picture for each row. A picture that cannot be read is skipped and listed at the
+    end. The same command continues after an interruption.
     """
     from ..chan_ref.features import write_features
-    from ..runtime.pictures.load import find_pictures
+    from ..runtime.pictures.load import list_pictures
+    from ..runtime.skipped import Skipped, SkippedItem
 
-    files = find_pictures(images)
+    found = list_pictures(images)
+    skipped = Skipped(max_bad)
+    for folder, reason in found.unreadable.items():
+        skipped.add(SkippedItem(str(folder), reason))
+    unread = len(skipped)
     done = 0
-    with progress_bar("features", len(files)) as progress:
-        for finished in write_features(files, out, force):
+    with progress_bar("features", len(found.files)) as progress:
+        for finished in write_features(found.files, out, force, skipped):
             done += finished
-            progress(done, len(files))
-    echo(f"{out / 'ims.npy'}: {len(files)} pictures")
+            progress(done, len(found.files))
+    written = len(found.files) - len(skipped) + unread
+    if as_json:
+        items = skipped_as_dicts(skipped.items)
+        print_json({"features": str(out / "ims.npy"), "rows": written, "skipped": items, "not_read": found.passed_over})
+    else:
+        echo(f"{visible(out / 'ims.npy')}: {written} pictures")
+    report_skipped(skipped.items, found.passed_over)
+    if strict and skipped.items:
+        raise click.exceptions.Exit(1)

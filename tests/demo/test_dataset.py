@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from chan_rt import cli
@@ -132,14 +134,77 @@ def test_features_of_files_and_folders(data: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ims.npy", "names.txt"]
 
 
-def test_features_name_the_broken_picture_and_leave_nothing(data: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    good = data / "images" / "test" / "00000.png"
-    result = CliRunner().invoke(cli.main, ["features", str(good), str(broken), "-o", str(tmp_path / "out")])
+def features(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, ["features", *map(str, arguments)])
+
+
+def test_features_skip_what_cannot_be_read(data: Path, tmp_path: Path) -> None:
+    folder, good = tmp_path / "pictures", data / "images" / "test" / "00000.png"
+    folder.mkdir()
+    shutil.copy(good, folder / "b.png")
+    shutil.copy(good, folder / "two\nlines.png")
+    shutil.copy(good, os.fsencode(folder) + b"/caf\xe9.png")
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "c.png").write_bytes(good.read_bytes()[:2000])
+    (folder / "notes.txt").touch()
+    result = features(folder, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["rows"] == 1
+    assert found["not_read"] == {".txt": 1}
+    assert {Path(one["item"]).name: one["reason"] for one in found["skipped"]} == {
+        "a.png": "cannot be read as a picture: it is in no format that Pillow knows, or damaged",
+        "c.png": "cannot be read as a picture: image file is truncated",
+        "caf\udce9.png": "has a name that is not valid UTF-8: rename it",
+        "two\nlines.png": "has a line break in its path: rename it",
+    }
+    assert (tmp_path / "out" / "names.txt").read_text() == f"{folder / 'b.png'}\n"
+    expected = np.load(data / "precomp" / "test_ims.npy")[:1]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "ims.npy"), expected, rtol=1e-4, atol=1e-4)
+    assert features(folder, "-o", tmp_path / "strict", "--strict").exit_code == 1
+    assert np.load(tmp_path / "strict" / "ims.npy").shape[0] == 1, "all the same"
+    assert "at most 3 items" in features(folder, "-o", tmp_path / "limited", "--max-bad", 3).output
+
+
+def test_features_of_nothing_readable_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    result = features(tmp_path / "broken.png", "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert "broken.png cannot be read as a picture" in result.output
+    assert "none of 1 pictures could be read" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_features_continue_after_an_interruption(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    pictures = sorted((data / "images").rglob("*.png"))
+    for row in range(7):
+        shutil.copy(pictures[row % len(pictures)], folder / f"{row}.png")
+    (folder / "1.png").write_bytes(b"no picture")
+    encode, calls, limit = Encoder.encode, [], [3]
+
+    def stops(self: Encoder, batch: list[object]) -> np.ndarray:
+        calls.append(len(batch))
+        if len(calls) == limit[0]:
+            raise KeyboardInterrupt
+        return encode(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "encode", stops)
+    assert features(folder, "-o", out).exit_code == 130
+    assert not (out / "ims.npy").exists()
+    shutil.copy(pictures[0], folder / "3.png")  # another picture than the one that was encoded
+    os.utime(folder / "3.png", (1, 1))
+    calls.clear()
+    limit[0] = 0
+    result = features(folder, "-o", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert [Path(one["item"]).name for one in json.loads(result.stdout)["skipped"]] == ["1.png"]
+    assert sum(calls) == 4, "0 and 2 were kept, 3 changed"
+    assert sorted(path.name for path in out.iterdir()) == ["ims.npy", "names.txt"]
+    monkeypatch.undo()
+    assert features(folder, "-o", tmp_path / "whole").exit_code == 0
+    np.testing.assert_allclose(np.load(out / "ims.npy"), np.load(tmp_path / "whole" / "ims.npy"), rtol=1e-4, atol=1e-4)
+    assert (out / "names.txt").read_text() == (tmp_path / "whole" / "names.txt").read_text()
 
 
 def test_features_that_are_there_are_replaced_only_by_force(data: Path, tmp_path: Path) -> None:
@@ -149,7 +214,7 @@ def test_features_that_are_there_are_replaced_only_by_force(data: Path, tmp_path
     again = ["features", str(pictures / "00001.png"), "-o", str(out)]
     result = CliRunner().invoke(cli.main, again)
     assert result.exit_code == 1
-    assert f"{out / 'ims.npy'} exists: --force replaces it" in result.output
+    assert f"{out / 'ims.npy'} already exists" in result.output
     assert hashes(out) == before
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
