@@ -44,9 +44,11 @@ def devices(ort: Any) -> list[Any]:
     """The devices the plugin runs on, at least one; it is loaded once a process.
 
     Raises:
-        BackendError: the plugin is not installed, does not load, or finds no GPU.
+        BackendError: the plugin is not installed, does not load, or finds no GPU, or onnxruntime is too old for it.
     """
     package = plugin()
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise BackendError(f"the backend onnxruntime_rtx needs onnxruntime 1.23 or newer, got {ort.__version__}")
     name = package.get_ep_name()
     with _registering:
         if name not in _registered:
