@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from .explanation import Explanation, WordMatch, shares
 from .pictures.load import Picture, load_pixels
 from .text import Tokenizer, load_tokenizer, pad_rows
 
+_log = logging.getLogger(__name__)
 NEEDED = ("region_encoder", "text_encoder", "hard_alignment")
 # Similarities [I, R, C, W] of one block: 64 MiB of float32.
 BLOCK = 1 << 24
@@ -57,9 +59,10 @@ class Matcher:
         self.tokenizer = tokenizer
         self.backend = backends["hard_alignment"].name
         self.precision = precision
-        self._bundle = bundle
+        self._bundle = Path(bundle).resolve()  # graphs opened later are found after a change of the working directory
         self._threads = threads
         self._backends = dict(backends)
+        self._closed = False
         self._opening = threading.Lock()
 
     @classmethod
@@ -74,7 +77,7 @@ class Matcher:
                 first of these on which the graphs really run here.
             precision: `fp32`, `fp16`, `int8` (TensorRT) or `int8_x86` (onnxruntime on the CPU); of int8, a graph that
                 has no such form runs at the next finer one (`Manifest.resolve`).
-            threads: CPU threads of onnxruntime; None for one per core this process may use.
+            threads: CPU threads of onnxruntime; None for one per CPU this process may use.
 
         Raises:
             BundleError: no bundle, an altered file, or no graph at that precision.
@@ -85,7 +88,9 @@ class Matcher:
         backends = open_graphs(
             backend, bundle, manifest, {graph: manifest.resolve(graph, precision) for graph in NEEDED}, threads=threads
         )
-        return cls(bundle, manifest, tokenizer, backends, precision, threads)
+        matcher = cls(bundle, manifest, tokenizer, backends, precision, threads)
+        _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)
+        return matcher
 
     def encode_images(self, regions: Array, lengths: Array | None = None) -> Embeddings:
         """Region embeddings of B images.
@@ -135,7 +140,7 @@ class Matcher:
             TensorError: a caption of more words than the graph takes.
         """
         rows = self.tokenizer.rows(captions)
-        limit = self._backends["text_encoder"].ranges["W"].max
+        limit = self._open("text_encoder").ranges["W"].max
         for number, row in enumerate(rows):
             if len(row) > limit:
                 raise TensorError(
@@ -222,9 +227,11 @@ class Matcher:
         return list(dict.fromkeys(word for word, known in pairs if not known))
 
     def close(self) -> None:
-        """Close every graph; twice does no harm."""
-        for backend in self._backends.values():
-            backend.close()
+        """Close every graph; closing twice does no harm."""
+        with self._opening:
+            self._closed = True
+            for backend in self._backends.values():
+                backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -235,8 +242,14 @@ class Matcher:
         self.close()
 
     def _open(self, graph: str) -> Backend:
-        """A graph that not every use needs, opened when the first does."""
+        """A graph of the bundle; one that not every use needs is opened when the first does.
+
+        Raises:
+            BackendError: the matcher is closed, or the graph cannot be opened.
+        """
         with self._opening:
+            if self._closed:
+                raise BackendError("this matcher is closed; open it again with Matcher.open")
             if graph not in self._backends:
                 precision = self.manifest.resolve(graph, self.precision)
                 opened = open_graphs(
@@ -249,7 +262,7 @@ class Matcher:
         self, graph: str, rows: Array, lengths: NDArray[np.int32], tensor: str, symbol: str, kind: Kind
     ) -> Embeddings:
         """Run an encoder over rows [B, L, ...], similar lengths together, and put its output back in order."""
-        backend = self._backends[graph]
+        backend = self._open(graph)
         width, spec_inputs, output = rows.shape[1], backend.spec.inputs, backend.spec.outputs[0].name
         limit, step = backend.ranges[symbol], backend.step if symbol == "W" else 1
         if lengths.max() > limit.max:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,8 @@ __all__ = [
     "open_graphs",
     "try_out",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int | None = None) -> Backend:
@@ -97,17 +100,22 @@ def open_graphs(
         try:
             backends = _open_all(candidate, bundle, manifest, precisions, threads)
         except BackendError as error:
-            reasons.append(f"{candidate}: {error}")
+            reasons.append(_not_chosen(candidate, error))
             continue
         try:
             for backend in backends.values():
                 try_out(backend)
         except ChanError as error:
-            reasons.append(f"{candidate}: {error}")
+            reasons.append(_not_chosen(candidate, error))
             _close(backends)
             continue
         return backends
     raise BackendError("no backend works here. " + "; ".join(reasons))
+
+
+def _not_chosen(name: str, error: ChanError) -> str:
+    _log.info("auto does not choose %s: %s", name, error)
+    return f"{name}: {error}"
 
 
 def try_out(backend: Backend) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .engine_staleness import why_foreign_to_gpu
 from .probe import examine_backend
 from .sidecar import EngineRecord
 from .table import Flavor
+
+_log = logging.getLogger(__name__)
 
 
 def load_library(flavor: Flavor, record: EngineRecord) -> Any:
@@ -116,7 +119,8 @@ class RuntimeCache:
             return
         try:
             write_file(self._path, data)
-        except OSError:  # read-only or full: the next start compiles again, which is slow, not wrong
+        except OSError as error:  # read-only or full: the next start compiles again, which is slow, not wrong
+            _log.info("compiled kernels are not kept for the next start: %s", error)
             return
         self._stored = data
 
