@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from .terminal import echo, print_json, visible
 
 
 @click.group(
-    "gallery", short_help="Inspect and maintain a gallery: info, list, delete, compact, verify, prepare, kernel."
+    "gallery",
+    short_help="Inspect and maintain a gallery: info, list, delete, compact, verify, repair, prepare, kernel.",
 )
 def command() -> None:
     """Inspect and maintain a GALLERY that `chan index` made. Searches may read it while one command writes."""
@@ -88,6 +90,28 @@ def verify(gallery: Path) -> None:
         raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
     with Gallery.open(gallery) as opened:
         echo(f"{gallery}: {len(opened)} rows, every byte is as it was committed")
+
+
+@command.command("repair")
+@options.gallery_argument
+@options.json_option
+def repair(gallery: Path, as_json: bool) -> None:
+    """Save the readable rows of damaged files, and list the ids of the rows that are lost.
+
+    Damaged files are moved to the folder `damaged` in GALLERY. Nothing is changed where nothing is damaged.
+    """
+    from ..runtime.gallery import repair_gallery
+
+    result = repair_gallery(gallery)
+    if as_json:
+        print_json(asdict(result))
+        return
+    for text in result.damage:
+        echo(f"damaged: {visible(text)}")
+    for id in result.lost:
+        echo(f"lost: {visible(id)}")
+    changes = f"{len(result.lost)} lost, {result.saved} written again" if result.damage else "nothing was damaged"
+    echo(f"{gallery}: {result.kept} rows; {changes}")
 
 
 @command.command("prepare")

@@ -41,7 +41,16 @@ if TYPE_CHECKING:
     )
     from .evaluation.metrics import Metrics, evaluate
     from .explanation import Explanation, WordMatch
-    from .gallery import Gallery, GallerySettings, GalleryWriter, Hit, SearchResult, verify_gallery
+    from .gallery import (
+        Gallery,
+        GallerySettings,
+        GalleryWriter,
+        Hit,
+        Repair,
+        SearchResult,
+        repair_gallery,
+        verify_gallery,
+    )
     from .gallery.prepare import FastScan
     from .index import IndexResult, index_source, prepare_fast_search
     from .matcher import Matcher
@@ -76,6 +85,7 @@ __all__ = [
     "Metrics",
     "MissingExtra",
     "ParityError",
+    "Repair",
     "ScanTokenizer",
     "SearchResult",
     "SkippedItem",
@@ -93,6 +103,7 @@ __all__ = [
     "open_writer",
     "picture_source",
     "prepare_fast_search",
+    "repair_gallery",
     "text_source",
     "verify_gallery",
 ]
@@ -113,6 +124,7 @@ _MODULES = {
     "Matcher": "matcher",
     "Metrics": "evaluation.metrics",
     "ScanTokenizer": "text",
+    "Repair": "gallery",
     "SearchResult": "gallery",
     "SkippedItem": "skipped",
     "Source": "sources",
@@ -129,6 +141,7 @@ _MODULES = {
     "picture_source": "sources",
     "prepare_fast_search": "index",
     "text_source": "sources",
+    "repair_gallery": "gallery",
     "verify_gallery": "gallery",
 }
 

@@ -4,6 +4,7 @@
 """
 
 from .gallery import Gallery
+from .repair import Repair, repair_gallery
 from .result import Hit, SearchResult
 from .settings import GallerySettings, fingerprint
 from .store.catalogue import is_gallery
@@ -15,8 +16,10 @@ __all__ = [
     "GallerySettings",
     "GalleryWriter",
     "Hit",
+    "Repair",
     "SearchResult",
     "fingerprint",
     "is_gallery",
+    "repair_gallery",
     "verify_gallery",
 ]

@@ -32,7 +32,7 @@ from .store.create import create_gallery
 from .store.files import SEGMENTS, MappedFile
 from .store.lock import WriterLock
 from .store.mapping import check_folder
-from .store.merging import Piece, groups_to_compact, segments_to_fold
+from .store.merging import Piece, groups_to_compact, segments_to_fold, write_piece
 from .store.newest import is_old, no_gallery
 from .store.old import old_files, upgrade
 from .store.rows import MappedRows, Relabel, Row, hash_ids, row_arrays
@@ -261,7 +261,7 @@ class GalleryWriter:
                 piece = Piece.of_part(part, ids[first:last], texts[first:last])
                 if first == 0:
                     kept, piece = self._fold(kept, piece, prepared)
-                written.append(_write(files, piece))
+                written.append(write_piece(files, piece))
             self._commit(files, segments=(*kept, *written))
 
     def delete(self, ids: Iterable[str | int]) -> None:
@@ -296,7 +296,9 @@ class GalleryWriter:
                 if len(group) == 1 and group[0].live.all():
                     segments += group
                 else:
-                    segments.append(_write(files, Piece.joined([self._stored(record, prepared) for record in group])))
+                    segments.append(
+                        write_piece(files, Piece.joined([self._stored(record, prepared) for record in group]))
+                    )
             if len(segments) < len(records) or any(a is not b for a, b in zip(segments, records, strict=True)):
                 self._commit(files, segments=tuple(segments))
 
@@ -440,16 +442,6 @@ class GalleryWriter:
 
 def _as_json(metadata: Sequence[Mapping[str, Any]]) -> list[str]:
     return [json.dumps(row, sort_keys=True, allow_nan=False) for row in metadata]
-
-
-def _write(files: NewFiles, piece: Piece) -> SegmentRecord:
-    """Write a segment's files."""
-    return SegmentRecord(
-        np.ones(len(piece.ids), bool),
-        files.write(piece.vector_arrays()),
-        files.write(piece.row_arrays()),
-        None if piece.fast is None else files.write(piece.fast),
-    )
 
 
 @contextmanager

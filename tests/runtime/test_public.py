@@ -34,6 +34,7 @@ PUBLIC = [
     "Metrics",
     "MissingExtra",
     "ParityError",
+    "Repair",
     "ScanTokenizer",
     "SearchResult",
     "SkippedItem",
@@ -51,6 +52,7 @@ PUBLIC = [
     "open_writer",
     "picture_source",
     "prepare_fast_search",
+    "repair_gallery",
     "text_source",
     "verify_gallery",
 ]

@@ -214,6 +214,10 @@ class MappedFile:
         damaged = [page for page in range(len(self._sums)) if not self._intact(page)]
         return [(page * PAGE, min((page + 1) * PAGE, self._record.length)) for page in damaged]
 
+    def accept_damage(self) -> None:
+        """Read damaged pages from now on like others: for a caller who leaves out the rows that lie there."""
+        self._checked[:] = b"\1" * len(self._checked)
+
     def damaged(self) -> list[str]:
         """Every damaged page, in words: which bytes, and which arrays lie there. Reads the whole file."""
         return [self._describe(begin, end) for begin, end in self.damaged_pages()]

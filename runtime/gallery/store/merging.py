@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..proof.rows import ArrayPart
+from .catalogue import SegmentRecord
+from .commit import NewFiles
 from .rows import row_arrays
 from .segments import Segment, fast_arrays
 
@@ -128,3 +130,13 @@ def _joined(arrays: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[A
     if len(arrays) == 1:
         return dict(arrays[0])
     return {name: np.concatenate([some[name] for some in arrays]) for name in arrays[0]}
+
+
+def write_piece(files: NewFiles, piece: Piece) -> SegmentRecord:
+    """Write a segment's files; raises OSError."""
+    return SegmentRecord(
+        np.ones(len(piece.ids), bool),
+        files.write(piece.vector_arrays()),
+        files.write(piece.row_arrays()),
+        None if piece.fast is None else files.write(piece.fast),
+    )

@@ -78,8 +78,12 @@ def old_header(folder: Path) -> Header:
     return Header(OLD, 0, hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest())
 
 
-def read_old(folder: Path) -> tuple[Header, Catalogue, list[HeldRows]]:
+def read_old(folder: Path, unsure: list[str] | None = None) -> tuple[Header, Catalogue, list[HeldRows]]:
     """A schema 2 gallery's last commit, with the rows of each segment.
+
+    Args:
+        folder: the gallery.
+        unsure: gets the rows whose sums do not fit, which are taken over then; without it they are an error.
 
     Raises:
         GalleryError: it cannot be read, or a writer of the version that made it is at work.
@@ -90,19 +94,26 @@ def read_old(folder: Path) -> tuple[Header, Catalogue, list[HeldRows]]:
         with _errors(folder / OLD_CATALOGUE), contextlib.closing(sqlite3.connect(Path(scratch, "c"))) as connection:
             _limit(connection)
             _check_tables(connection)
-            return (header, *_read(connection, folder / OLD_CATALOGUE))
+            return (header, *_read(connection, folder / OLD_CATALOGUE, unsure))
 
 
-def upgrade(folder: Path) -> None:
+def upgrade(folder: Path, *, keep_unsure: bool = False) -> list[str]:
     """Give a schema 2 gallery the files and the catalogue of this version; its vectors stay where they are.
 
     The caller holds the writer's lock. Interrupted at any point, the gallery is still there, as of either schema.
+
+    Args:
+        folder: the gallery.
+        keep_unsure: take over rows whose sums do not fit what is stored, as they are stored, instead of refusing.
+
+    Returns: the rows that were not sure, in words.
 
     Raises:
         GalleryError, GalleryCorrupt: as of `read_old`.
         OSError: the disk is full or refuses.
     """
-    _, catalogue, tables = read_old(folder)
+    unsure: list[str] = []
+    _, catalogue, tables = read_old(folder, unsure if keep_unsure else None)
     sweep(folder, replace(catalogue, dropped=()))  # what an interrupted upgrade left
     mode = permissions(folder / OLD_CATALOGUE)
     files = NewFiles(folder, catalogue, mode)
@@ -119,6 +130,7 @@ def upgrade(folder: Path) -> None:
         files.discard()
         raise
     _log.warning("%s was upgraded from schema %d; older versions of chan cannot read it any more", folder, _SCHEMA)
+    return unsure
 
 
 def _copy(folder: Path, scratch: Path) -> Header:
@@ -157,7 +169,7 @@ def _check_tables(connection: sqlite3.Connection) -> None:
             raise ValueError(f"the table {table} has other columns")
 
 
-def _read(connection: sqlite3.Connection, path: Path) -> tuple[Catalogue, list[HeldRows]]:
+def _read(connection: sqlite3.Connection, path: Path, unsure: list[str] | None) -> tuple[Catalogue, list[HeldRows]]:
     meta = {}
     for key, value, expected in connection.execute("SELECT key, value, sum FROM meta"):
         _verify(expected, f"meta {key}", key, value)
@@ -179,7 +191,7 @@ def _read(connection: sqlite3.Connection, path: Path) -> tuple[Catalogue, list[H
         alive = np.unpackbits(np.frombuffer(live, np.uint8), count=count).astype(bool)
         segments.append(SegmentRecord(alive, vectors, NO_FILE, fast))
         numbers.append(number)
-    tables = _rows(connection, numbers, segments)
+    tables = _rows(connection, numbers, segments, unsure)
     kept = [i for i, segment in enumerate(segments) if segment.live.any()]
     named = [file.name for segment in segments for file in (segment.vectors, segment.fast) if file is not None]
     gallery = hashlib.blake2b(repr((settings, named)).encode(), digest_size=16).hexdigest()
@@ -190,7 +202,9 @@ def _read(connection: sqlite3.Connection, path: Path) -> tuple[Catalogue, list[H
     return replace(catalogue, dropped=gone), [tables[i] for i in kept]
 
 
-def _rows(connection: sqlite3.Connection, numbers: Sequence[int], segments: Sequence[SegmentRecord]) -> list[HeldRows]:
+def _rows(
+    connection: sqlite3.Connection, numbers: Sequence[int], segments: Sequence[SegmentRecord], unsure: list[str] | None
+) -> list[HeldRows]:
     index = {number: i for i, number in enumerate(numbers)}
     ids: list[list[str | None]] = [[None] * len(segment.live) for segment in segments]
     texts = [["{}"] * len(segment.live) for segment in segments]
@@ -209,7 +223,7 @@ def _rows(connection: sqlite3.Connection, numbers: Sequence[int], segments: Sequ
             ids[place][position] = id
             known.add(id)
         else:
-            mended.append((place, position, _mended(id, (segment, position, metadata), expected)))
+            mended.append((place, position, _mended(id, (segment, position, metadata), expected, unsure)))
     for place, position, text in mended:
         while text in known:  # 7 and "7" were two rows
             text += "~"
@@ -221,11 +235,14 @@ def _rows(connection: sqlite3.Connection, numbers: Sequence[int], segments: Sequ
     return [HeldRows(found, metadata) for found, metadata in zip(ids, texts, strict=True)]
 
 
-def _mended(id: Any, rest: tuple[Any, ...], expected: object) -> str:
+def _mended(id: Any, rest: tuple[Any, ...], expected: object, unsure: list[str] | None) -> str:
     """The id of a row that was stored under the sum of its Python form (mend.py)."""
     mended = mended_id(id, lambda form: _sum(form.encode(), *rest) == expected) if isinstance(id, str | bytes) else None
     if mended is None:
-        raise ValueError(f"row {id!r} is not what was committed")
+        if unsure is None or not isinstance(id, str):
+            raise ValueError(f"row {id!r} is not what was committed")
+        unsure.append(f"row {id!r} is not what was committed, or an earlier version stored its sum in another form")
+        return id
     return mended
 
 

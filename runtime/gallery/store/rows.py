@@ -123,9 +123,13 @@ class MappedRows:
         id, metadata = self.text(position)
         return Row(id, parse_metadata(metadata, self._name(position)))
 
+    def id(self, position: int) -> str:
+        """One row's id; raises as `row` does."""
+        return self._text("id_starts", _ID_BYTES, position)
+
     def text(self, position: int) -> tuple[str, str]:
         """See RowTable; raises as `row` does."""
-        return self._text("id_starts", _ID_BYTES, position), self._text("metadata_starts", _METADATA_BYTES, position)
+        return self.id(position), self._text("metadata_starts", _METADATA_BYTES, position)
 
     def rows(self) -> list[Row]:
         """See RowTable; raises as `row` does."""

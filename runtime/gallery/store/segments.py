@@ -191,17 +191,19 @@ class Segment:
         return [text for file in self._files for text in file.damaged()]
 
     def damaged_rows(self) -> NDArray[np.bool_]:
-        """[rows], which of them cannot be read whole. Reads the files whole."""
+        """[rows], which of them cannot be read whole. Reads the files whole.
+
+        Afterwards a scan passes over damaged codes without an error, so the caller must leave these rows out.
+        """
         lost = np.zeros(self._count, bool)
         for name in ("codes", *(["fine"] if self.has_fine else [])):
             lost |= np.logical_or.reduceat(self._file.damaged_rows(name), self.starts[:-1])
-        if self._fast is not None:
-            lost |= np.logical_or.reduceat(self._fast.damaged_rows("codes"), self.starts[:-1])
-        for position in np.flatnonzero(~lost):
+        for position in np.flatnonzero(~lost).tolist():
             try:
-                self.table.row(int(position))
+                self.table.row(position)
             except GalleryCorrupt:
                 lost[position] = True
+        self._file.accept_damage()
         return lost
 
     def _check_finite(self, fine: NDArray[np.floating], rows: str) -> None:

@@ -1,0 +1,227 @@
+"""Saving what can be saved of a damaged gallery."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GalleryCorrupt, GalleryError
+from .kernels.layout import stored_width
+from .prepare import load_fast
+from .proof.rows import array_part
+from .settings import GallerySettings
+from .store.catalogue import CATALOGUE, Catalogue, FastRecord, SegmentRecord, permissions, read_catalogue
+from .store.commit import NewFiles, Unconfirmed, publish
+from .store.files import SEGMENTS, FileRecord, MappedFile
+from .store.lock import WriterLock
+from .store.mapping import check_folder, describe
+from .store.merging import Piece, write_piece
+from .store.newest import is_old
+from .store.old import upgrade
+from .store.rows import MappedRows
+from .store.segments import Prepared, Segment
+
+DAMAGED = "damaged"  # the folder that damaged files are moved to
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair did.
+
+    Attributes:
+        damage: what was damaged, in words; empty where nothing was, and then nothing was changed.
+        kept: rows that the gallery has now.
+        saved: rows among them whose files were written again.
+        lost: the rows that could not be read: their ids, or their places where the id is lost too.
+        moved: damaged files, which lie in GALLERY/damaged now. A better copy of one may be there one day.
+    """
+
+    damage: tuple[str, ...]
+    kept: int
+    saved: int
+    lost: tuple[str, ...]
+    moved: tuple[str, ...]
+
+
+def repair_gallery(path: str | Path) -> Repair:
+    """Write the readable rows of damaged files to new files, in one commit, and leave the rest of a gallery as it is.
+
+    A row is saved where its id, its metadata and its fine copy are intact (its codes and what was measured of them, in
+    a gallery without fine copies); codes are computed again. Damage of the fast scan loses no row.
+
+    Raises:
+        GalleryLocked: a writer is at work.
+        GalleryCorrupt: the catalogue itself is damaged, so that nothing says which files belong together.
+        GalleryError: there is no gallery, or it cannot be written; nothing was changed.
+    """
+    folder = Path(path).absolute()
+    lock = WriterLock(folder)
+    try:
+        check_folder(folder / SEGMENTS)
+        with _write_errors(folder):
+            unsure = upgrade(folder, keep_unsure=True) if is_old(folder) else []
+            _, catalogue = read_catalogue(folder)
+            mode = permissions(folder / CATALOGUE)
+            files = NewFiles(folder, catalogue, mode)
+            try:
+                return _repair(folder, catalogue, files, mode, unsure)
+            except Unconfirmed:
+                raise
+            except BaseException:
+                files.discard()
+                raise
+    finally:
+        lock.release()
+
+
+def _repair(folder: Path, catalogue: Catalogue, files: NewFiles, mode: int, unsure: list[str]) -> Repair:
+    segments = folder / SEGMENTS
+    damage, lost, saved = list(unsure), list[str](), 0
+    fast, prepared = _fast(segments, catalogue, damage)
+    bad: set[str] = set() if fast is catalogue.fast or catalogue.fast is None else {catalogue.fast.file.name}
+    records: list[SegmentRecord] = []
+    for record in catalogue.segments:
+        found = {file.name: _damage(segments, file) for file in record.files}
+        damage += [text for texts in found.values() for text in texts]
+        bad.update(name for name, texts in found.items() if texts)
+        if not any(found.values()):
+            try:
+                Segment(segments, record, catalogue.settings, prepared)
+                records.append(record if fast is not None else replace(record, fast=None))
+                continue
+            except GalleryCorrupt as error:
+                damage.append(str(error))
+                bad.update(file.name for file in record.files)
+        piece, gone = _saved(segments, record, catalogue.settings, prepared)
+        lost += gone
+        if piece is not None:
+            saved += len(piece.ids)
+            records.append(write_piece(files, piece))
+    changed = len(damage) > len(unsure)
+    if changed:
+        files.sync()
+        following = catalogue.followed_by(segments=tuple(records), fast=fast, next_file=files.next_file)
+        following = replace(following, dropped=tuple(name for name in following.dropped if name not in bad))
+        publish(folder, following, mode)
+        for name in following.dropped:
+            (segments / name).unlink(missing_ok=True)
+        catalogue = following
+    return Repair(tuple(damage), catalogue.count, saved, tuple(lost), tuple(_move(folder, bad) if changed else ()))
+
+
+def _fast(segments: Path, catalogue: Catalogue, damage: list[str]) -> tuple[FastRecord | None, Prepared | None]:
+    try:
+        fast = load_fast(catalogue.fast, segments, catalogue.settings.dim)
+    except (FileNotFoundError, GalleryCorrupt) as error:
+        damage.append(f"{describe(error)} (prepare fast search again)")
+        return None, None
+    return (None, None) if fast is None else (catalogue.fast, fast.prepared)
+
+
+def _damage(folder: Path, record: FileRecord) -> list[str]:
+    try:
+        return MappedFile(folder, record).damaged()
+    except (FileNotFoundError, GalleryCorrupt) as error:
+        return [describe(error)]
+
+
+def _saved(
+    folder: Path, record: SegmentRecord, settings: GallerySettings, prepared: Prepared | None
+) -> tuple[Piece | None, list[str]]:
+    """The readable rows of a segment that are alive, and what is known of the others."""
+    alive = np.flatnonzero(record.live).tolist()
+    table = _table(folder, record)
+    texts: dict[int, tuple[str, str]] = {}
+    for position in alive:
+        with suppress(GalleryCorrupt):
+            if table is not None:
+                texts[position] = _checked(table, position)
+    rows = _arrays(folder, record, settings) if texts else {}
+    kept = [position for position in alive if position in texts and position in rows]
+    lost = [_name(table, record, position) for position in alive if position not in texts or position not in rows]
+    if not kept:
+        return None, lost
+    ids, metadata = [texts[position][0] for position in kept], [texts[position][1] for position in kept]
+    joined = {name: np.concatenate([rows[position][name] for position in kept]) for name in rows[kept[0]]}
+    lengths = np.array([len(rows[position][_vectors_of(settings)]) for position in kept], np.int64)
+    if settings.fine == "none":
+        return Piece(lengths, joined, None, ids, metadata), lost
+    fitted = (None, None) if prepared is None else (prepared.basis, prepared.axes)
+    starts = np.r_[0, np.cumsum(lengths)]
+    part = array_part(joined["fine"].astype(np.float32), starts, settings.fine, *fitted)
+    return Piece.of_part(part, ids, metadata), lost
+
+
+def _name(table: MappedRows | None, record: SegmentRecord, position: int) -> str:
+    """What is known of a row that is lost: its id, or its place."""
+    with suppress(GalleryCorrupt):
+        if table is not None:
+            return table.id(position)
+    return f"row {position} of {record.rows.name}"
+
+
+def _checked(table: MappedRows, position: int) -> tuple[str, str]:
+    """A row's id and its metadata as JSON; GalleryCorrupt where they cannot be read."""
+    table.row(position)
+    return table.text(position)
+
+
+def _table(folder: Path, record: SegmentRecord) -> MappedRows | None:
+    try:
+        return MappedRows(MappedFile(folder, record.rows), len(record.live))
+    except (FileNotFoundError, GalleryCorrupt):
+        return None
+
+
+def _vectors_of(settings: GallerySettings) -> str:
+    """The array that a row's vectors are saved from."""
+    return "codes" if settings.fine == "none" else "fine"
+
+
+def _arrays(folder: Path, record: SegmentRecord, settings: GallerySettings) -> dict[int, dict[str, NDArray[Any]]]:
+    """What a row is saved from, for each row where that is intact."""
+    name, rows = _vectors_of(settings), dict[int, dict[str, NDArray[Any]]]()
+    measures = ("scale", "error", "norm") if settings.fine == "none" else ()
+    width = stored_width(settings.dim) if settings.fine == "none" else settings.dim
+    dtype = np.uint8 if settings.fine == "none" else np.dtype(settings.fine).type
+    try:
+        file = MappedFile(folder, record.vectors)
+        file.expect("starts", np.int64, len(record.live) + 1)
+        starts = file.read("starts")
+        if starts[0] != 0 or (np.diff(starts) < 1).any():
+            return rows
+        file.expect(name, dtype, int(starts[-1]), width)
+        for measure in measures:
+            file.expect(measure, np.float32, len(record.live))
+    except (FileNotFoundError, GalleryCorrupt):
+        return rows
+    for position in np.flatnonzero(record.live).tolist():
+        with suppress(GalleryCorrupt):
+            found = {name: file.read(name, int(starts[position]), int(starts[position + 1]))}
+            found |= {measure: file.read(measure, position, position + 1) for measure in measures}
+            if all(np.isfinite(array).all() for array in found.values()):
+                rows[position] = found
+    return rows
+
+
+def _move(folder: Path, names: set[str]) -> Iterator[str]:
+    (folder / DAMAGED).mkdir(exist_ok=True)
+    for name in sorted(names):
+        if os.path.lexists(folder / SEGMENTS / name):
+            os.replace(folder / SEGMENTS / name, folder / DAMAGED / name)
+            yield name
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
