@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from ..runtime.contract import GraphName, Manifest, sha256_file, verified, write_manifest
-from ..runtime.errors import BundleError, InputError
+from ..runtime.errors import BundleError, InputError, reason_of
 from ..runtime.files import atomic_file, write_file
 from ..runtime.onnx_session import open_session
 from .feeds import ALIGNED, Feeds, Samples
@@ -77,7 +77,7 @@ class Calibration:
             }
             return cls(raw["method"], raw["data"], graphs)
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{RANGES_FILE} cannot be understood: {error!r}") from error
+            raise InputError(f"{RANGES_FILE} cannot be understood: {reason_of(error)}") from error
 
 
 def load_calibration(bundle: Path, manifest: Manifest) -> Calibration:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, reason_of
 from .qdq import Scheme, find_sites, quantize, validate_for_tensorrt
 from .ranges import TensorRange
 from .recurrence import find_grus, quantize_gru
@@ -46,9 +46,9 @@ class Plan:
                 raise InputError(f"{path}: schema must be {SCHEMA}, got {raw['schema']!r}")
             return cls({graph: tuple(nodes) for graph, nodes in raw["exclude"].items()})
         except OSError as error:
-            raise InputError(f"cannot read the plan {path}: {error}") from error
+            raise InputError(f"cannot read the plan {path}: {reason_of(error)}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path} is not a plan written by chan sensitivity: {error!r}") from error
+            raise InputError(f"{path} is not a plan written by chan sensitivity: {reason_of(error)}") from error
 
 
 def find_layers(model: onnx.ModelProto, scheme: Scheme) -> list[str]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..runtime.errors import BundleError, CheckpointError
+from ..runtime.errors import BundleError, CheckpointError, reason_of
 from ..runtime.text import BertTokenizer, bert_tokenizer_json
 from .checkpoint import check_tensors
 from .config import BertConfig
@@ -220,7 +220,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+            raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     path = directory / "pytorch_model.bin"
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no weights: expected model.safetensors or pytorch_model.bin")
@@ -234,7 +234,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(raw).__name__}")
     return raw

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..runtime.contract import has_keys
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import CheckpointError, reason_of
 from ..runtime.files import atomic_folder
 from .config import ModelConfig
 from .model import ChanModel
@@ -114,7 +114,7 @@ def load(path: str | Path) -> Checkpoint:
         tokenizer_files = {file.name: file.read_bytes() for file in files if file.is_file()}
     except OSError as error:
         hint = "make one with `chan train` or `chan import`"
-        raise CheckpointError(f"{path} is not a checkpoint ({error}); {hint}") from error
+        raise CheckpointError(f"{path} is not a checkpoint ({reason_of(error)}); {hint}") from error
     except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return Checkpoint(
@@ -130,7 +130,7 @@ def read_config(path: str | Path) -> ModelConfig:
     try:
         return _read_config(Path(path))[0]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

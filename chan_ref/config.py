@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ..runtime.contract import AlignmentConfig
-from ..runtime.errors import CheckpointError, InputError
+from ..runtime.errors import CheckpointError, InputError, reason_of
 
 RegionEncoderKind = Literal["basic", "selfattention"]
 TextEncoderKind = Literal["bigru", "bert"]
@@ -103,7 +103,7 @@ class ModelConfig:
                 fields["bert"] = BertConfig(**fields["bert"])
             return cls(**fields)
         except (TypeError, ValueError, KeyError, InputError) as error:
-            raise CheckpointError(f"the model configuration cannot be understood: {error!r}") from error
+            raise CheckpointError(f"the model configuration cannot be understood: {reason_of(error)}") from error
 
 
 def _require_size(name: str, value: object) -> None:

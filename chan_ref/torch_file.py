@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import CheckpointError, reason_of
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -99,7 +99,7 @@ def read_torch_file(path: str | Path, keep_unknown: bool = False) -> Any:
             _check_kind(content, path)  # before reading what may be gigabytes of features
             content += file.read(size)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     with _open_archive(content, path) as archive:
         names = _survey_archive(archive, len(content), path)
         root = names[0].partition("/")[0]
@@ -328,7 +328,7 @@ def _survey_pickle(code: bytes, path: Path) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # pickletools has no common base for what damage makes it raise
-        raise CheckpointError(f"{path}: its pickle is damaged: {error!r}") from error
+        raise CheckpointError(f"{path}: its pickle is damaged: {reason_of(error)}") from error
 
 
 def _node(item: tuple[int, int] | None) -> tuple[int, int]:

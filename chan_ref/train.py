@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..runtime.data.images import CaptionedImages
 from ..runtime.data.layout import has_split
-from ..runtime.errors import CheckpointError, InputError
+from ..runtime.errors import CheckpointError, InputError, reason_of
 from ..runtime.files import atomic_file, write_file
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import checkpoint
@@ -117,7 +117,7 @@ def resume(
         config, epoch, logs = TrainConfig.from_dict(training["options"]), training["epoch"], training["log"]
         fingerprint = training["data"]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {error!r}") from error
+        raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {reason_of(error)}") from error
     data = _Data.open(data_dir)
     if data.fingerprint != fingerprint:
         raise InputError(
@@ -138,7 +138,7 @@ def last_epoch(run: str | Path) -> int | None:
     try:
         return int(json.loads(config.read_text(encoding="utf-8"))["training"]["epoch"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{config} was not written by `chan train`: {error!r}") from error
+        raise CheckpointError(f"{config} was not written by `chan train`: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ class _Run:
                 }
         except (OSError, KeyError, SafetensorError) as error:
             raise CheckpointError(
-                f"{file} does not hold the optimizer's state after epoch {epoch}: {error!r}"
+                f"{file} does not hold the optimizer's state after epoch {epoch}: {reason_of(error)}"
             ) from error
         self.logs = logs
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from ..runtime.checks import check_choice
 from ..runtime.contract import AlignmentConfig
-from ..runtime.errors import CheckpointError, InputError
+from ..runtime.errors import CheckpointError, InputError, reason_of
 from ..runtime.evaluation.metrics import Recalls
 from .config import RegionEncoderKind, TextEncoderKind
 
@@ -85,7 +85,7 @@ class TrainConfig:
         try:
             return cls(**{**raw, "alignment": AlignmentConfig(**raw["alignment"])})
         except (TypeError, KeyError, InputError) as error:
-            raise CheckpointError(f"the run's options cannot be understood: {error!r}") from error
+            raise CheckpointError(f"the run's options cannot be understood: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,4 @@ class EpochLog:
         try:
             return cls(**{**raw, "i2t": Recalls(**raw["i2t"]), "t2i": Recalls(**raw["t2i"])})
         except (TypeError, KeyError) as error:
-            raise CheckpointError(f"the run's log cannot be understood: {error!r}") from error
+            raise CheckpointError(f"the run's log cannot be understood: {reason_of(error)}") from error

@@ -17,7 +17,7 @@ from ..chan_ref.backbone import load_backbone
 from ..export.parity import Report, check_parity, record_verdict, table
 from ..export.parity.page import page as parity_page
 from ..runtime.data.images import open_sample
-from ..runtime.errors import ChanError, InputError
+from ..runtime.errors import ChanError, InputError, reason_of
 from .page import Findings, render
 from .steps import (
     CHECKPOINT,
@@ -55,7 +55,7 @@ def _claim(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).touch()
     except OSError as error:
-        raise InputError(f"cannot write to {out}: {error}") from error
+        raise InputError(f"cannot write to {out}: {reason_of(error)}") from error
 
 
 def run(out: Path, scenes: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, reason_of
 
 
 @dataclass(frozen=True)
@@ -104,4 +104,6 @@ def read_boxes(data: str | Path, split: str) -> tuple[int, list[dict[str, Any]]]
         content = json.loads(path.read_text(encoding="utf-8"))
         return content["canvas"], content["splits"][split]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} must hold the boxes of {split!r}, as `chan scenes` writes them: {error!r}") from error
+        raise InputError(
+            f"{path} must hold the boxes of {split!r}, as `chan scenes` writes them: {reason_of(error)}"
+        ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .checks import check_choice
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, reason_of
 from .files import recover, write_file
 
 SCHEMA = 1
@@ -203,7 +203,7 @@ class Manifest:
         except InputError as error:
             raise BundleError(str(error)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BundleError(f"the manifest cannot be understood: {error!r}") from error
+            raise BundleError(f"the manifest cannot be understood: {reason_of(error)}") from error
 
     @classmethod
     def load(cls, bundle: str | Path) -> Manifest:
@@ -214,7 +214,7 @@ class Manifest:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             hint = "make one with: chan export CHECKPOINT -o BUNDLE"
-            raise BundleError(f"{bundle} is not a bundle ({error}); {hint}") from error
+            raise BundleError(f"{bundle} is not a bundle ({reason_of(error)}); {hint}") from error
         except UnicodeDecodeError as error:
             raise BundleError(f"{path} cannot be understood: {error}") from error
         except BundleError as error:

@@ -16,6 +16,8 @@ ChanError
 
 from __future__ import annotations
 
+import re
+
 
 class ChanError(Exception):
     """Base of every error this package raises on purpose; the message says what to do."""
@@ -86,3 +88,21 @@ class GalleryLocked(GalleryError):
 
 class GalleryCorrupt(GalleryError):
     """Bytes on disk are not the bytes that were committed."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file or a record cannot be used, in words: without Python's names, numbers of errors, and the path."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (at byte {error.start})"
+    if isinstance(error, KeyError):
+        return f"the key {error.args[0]!r} is missing" if error.args else "a key is missing"
+    text = str(error)
+    if isinstance(error, TypeError) and (unknown := re.search(r"unexpected keyword argument ('.*')", text)):
+        return f"the key {unknown[1]} is unknown"
+    if isinstance(error, TypeError) and (missing := re.search(r"missing \d+ required .* arguments?: (.*)", text)):
+        return f"keys are missing: {missing[1]}"
+    if isinstance(error, TypeError | AttributeError | IndexError):
+        return "a value is of the wrong kind"
+    return text or "it is damaged"

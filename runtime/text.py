@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import TokenizerSpec, verified
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, reason_of
 from .extras import needs
 from .nltk_words import split_words
 
@@ -155,7 +155,7 @@ class BertTokenizer:
         try:
             return cls(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read: {error}") from error
+            raise BundleError(f"{path} cannot be read: {reason_of(error)}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -215,7 +215,7 @@ def bert_tokenizer_json(
     try:
         pieces = Path(vocab_txt).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{vocab_txt} cannot be read: {error}") from error
+        raise BundleError(f"{vocab_txt} cannot be read: {reason_of(error)}") from error
     vocabulary = {piece.rstrip("\r"): row for row, piece in enumerate(pieces) if piece.rstrip("\r")}
     missing = [token for token in BERT_SPECIALS if token not in vocabulary]
     if missing:
@@ -313,7 +313,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
+        raise BundleError(f"{path} cannot be read: {reason_of(error)}") from error
     if not isinstance(raw, dict) or not {"word2idx", "idx2word", "idx"} <= raw.keys():
         raise BundleError(f"{path} must be a vocabulary {{word2idx, idx2word, idx}}")
     word2idx, idx2word = raw["word2idx"], raw["idx2word"]

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..errors import EngineError, InputError
+from ..errors import EngineError, InputError, reason_of
 from ..strict_json import MAX_INTEGER, decode, parse_json, read_json, show
 from .table import Flavor
 
@@ -137,7 +137,7 @@ class EngineRecord:
         except InputError as error:
             raise EngineError(f"{path}: the sidecar cannot be understood: {error}") from error
         except (OSError, EngineError) as error:
-            raise EngineError(f"{path}: {error}") from error
+            raise EngineError(f"{path}: {reason_of(error)}") from error
 
     @classmethod
     def _from_parsed(cls, raw: object) -> EngineRecord:

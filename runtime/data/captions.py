@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from .store import RegionStore
 
 _BYTES_LITERAL = re.compile(r"""b(['"]).*\1""", re.DOTALL)
@@ -56,7 +56,7 @@ def read_lines(file: Path) -> list[str]:
     try:
         content = file.read_bytes()
     except (OSError, MemoryError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
     raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if raw[-1] == b"":
         raw.pop()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..extras import needs
 from .store import FEATURE_NAMES, NEEDED, RegionStore, check_image, feature_name, one_width, store_of
 
@@ -106,4 +106,4 @@ def _damage(file: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file} cannot be read as HDF5: {error}") from error
+        raise InputError(f"{file} cannot be read as HDF5: {reason_of(error)}") from error

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from .captions import Pairing
 from .store import RegionStore
 
@@ -46,7 +46,7 @@ def read_annotations(file: Path, split: str) -> list[Annotated]:
             raise InputError(f"{file} must be at most {_MAX_BYTES:,} bytes, got {file.stat().st_size:,}")
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{file} must be JSON: {error}") from error
+        raise InputError(f"{file} must be JSON: {reason_of(error)}") from error
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise InputError(f'{file} must be a JSON object with a list "images", as Karpathy\'s splits have it')

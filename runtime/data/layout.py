@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..checks import check_choice
-from ..errors import InputError
+from ..errors import InputError, reason_of
 
 Split = Literal["train", "dev", "test", "testall"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -81,7 +81,7 @@ class SplitFiles:
         try:
             content = json.loads(mapping.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{mapping} must be JSON: {error}") from error
+            raise InputError(f"{mapping} must be JSON: {reason_of(error)}") from error
         if not isinstance(content, dict):
             raise InputError(f"{mapping} must map image ids to files, got {type(content).__name__}")
         for image_id, name in content.items():

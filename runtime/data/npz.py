@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from .store import NEEDED, check_image, feature_name
 
 # Arrays that are compressed are read whole; larger ones must be stored as they are, so that they can be mapped.
@@ -39,7 +39,7 @@ def map_npy(file: Path) -> NDArray[Any]:
     try:
         return np.lib.format.open_memmap(file, "r")  # np.load takes what it does not know for a pickle
     except Exception as error:  # numpy has no common base for what damage makes it raise
-        raise InputError(f"{file} cannot be read as a numpy array of numbers: {error}") from error
+        raise InputError(f"{file} cannot be read as a numpy array of numbers: {reason_of(error)}") from error
 
 
 def map_npz(file: Path) -> dict[str, NDArray[Any]]:
@@ -56,7 +56,7 @@ def map_npz(file: Path) -> dict[str, NDArray[Any]]:
     except InputError:
         raise
     except Exception as error:  # as in `map_npy`
-        raise InputError(f"{file} cannot be read as an .npz archive: {error}") from error
+        raise InputError(f"{file} cannot be read as an .npz archive: {reason_of(error)}") from error
 
 
 def read_image(file: Path) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from .store import MAX_IMAGES, RegionStore, check_not_empty, one_width
 
 # image_id, image_w, image_h, num_boxes, boxes, features: the last two are float32 in base64.
@@ -43,7 +43,7 @@ def open_tsv(file: Path, ids: Sequence[str] | None) -> RegionStore:
                 sizes[name] = (regions, _width(where, regions, encoded))
                 place += len(line)
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
     names = list(places) if ids is None else list(ids)
     missing = next((name for name in names if name not in places), None)
     if missing is not None or not names:
@@ -56,7 +56,7 @@ def open_tsv(file: Path, ids: Sequence[str] | None) -> RegionStore:
             with open(file, "rb") as stream:
                 return [_features(f"{file}: image {names[row]!r}", stream, places[names[row]], width) for row in rows]
         except OSError as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
 
     return RegionStore(file, len(names), max(sizes[name][0] for name in names), width, read, names=names)
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ...errors import BackendError, ChanError
+from ...errors import BackendError, ChanError, reason_of
 
 KERNELS = "kernels"
 SCHEMA = 1
@@ -95,7 +95,7 @@ class KernelRecord:
             raw["functions"] = {name: Function(**each) for name, each in raw["functions"].items()}
             record = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BackendError(f"the sidecar cannot be understood: {error!r}") from error
+            raise BackendError(f"the sidecar cannot be understood: {reason_of(error)}") from error
         if record.key != key:
             raise BackendError("the sidecar was altered")
         return record

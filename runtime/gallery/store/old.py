@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ChanError, GalleryCorrupt, GalleryError
+from ...errors import ChanError, GalleryCorrupt, GalleryError, reason_of
 from ..settings import GallerySettings
 from .catalogue import (
     MAX_ROWS,
@@ -254,7 +254,7 @@ def _fast(raw: Any) -> FastRecord | None:
         record = check_file(file["name"], file["length"], bytes.fromhex(file["sums"]), "fast")
         return check_fast(record, raw)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"fast cannot be understood: {error!r}") from error
+        raise ValueError(f"fast cannot be understood: {reason_of(error)}") from error
 
 
 def _verify(expected: object, what: str, *values: object) -> None:
