@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.contract import MANIFEST, Manifest
+from ..runtime.data.fitting import fit_captions
 from ..runtime.data.images import CaptionedImages
 from ..runtime.errors import InputError
 from ..runtime.evaluation import metrics
 from ..runtime.evaluation.coco import check_split, extended_metrics
-from ..runtime.evaluation.streaming import Encoder, common_scale, score_blocks
+from ..runtime.evaluation.streaming import common_scale, score_blocks
 from ..runtime.matcher import Matcher
 from .checkpoint import read_config
 from .inference import ReferenceMatcher
@@ -34,12 +35,14 @@ class Evaluation:
         metrics: recalls, with ties as asked for; the mean over the folds.
         rsum_bounds: the rsum with every tie lost (`pessimistic`) and every tie won (`optimistic`).
         extended: CxC and ECCV Caption by name; empty unless they were asked for.
+        cut: for each model, how many captions were cut because it does not take so many words.
         seconds: that encoding and scoring took.
     """
 
     metrics: metrics.Metrics
     rsum_bounds: dict[str, float]
     extended: dict[str, Any]
+    cut: tuple[int, ...]
     seconds: float
 
 
@@ -52,6 +55,7 @@ def evaluate_models(
     precision: str = "fp32",
     ties: metrics.Ties = "lower",
     extended: bool = False,
+    strict: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Recalls over one split; several models are an ensemble, which scores with the mean of their scores.
@@ -65,6 +69,7 @@ def evaluate_models(
         backend, precision: of bundles; checkpoints run in PyTorch.
         ties: which of equal scores ranks first.
         extended: also CxC and ECCV Caption, for COCO's testall with its ids, in one fold.
+        strict: refuse captions of more words than a model takes; otherwise they are cut.
         on_progress: called with the place of a model in `models`, and the pairs done and the pairs there are.
 
     Raises:
@@ -87,7 +92,7 @@ def evaluate_models(
     for path in models:  # all of them before the first one runs
         images.check_width(region_dim(path), path)
     start = time.perf_counter()
-    scores = _ensemble_scores(models, images, blocks, backend, precision, on_progress)
+    scores, cut = _ensemble_scores(models, images, blocks, backend, precision, strict, on_progress)
     seconds = time.perf_counter() - start
 
     def mean(order: metrics.Ties) -> metrics.Metrics:
@@ -100,6 +105,7 @@ def evaluate_models(
         metrics=mean(ties),
         rsum_bounds={"optimistic": mean("optimistic").rsum, "pessimistic": mean("pessimistic").rsum},
         extended=extended_metrics(scores[0], ids, owner) if extended and ids is not None else {},
+        cut=cut,
         seconds=seconds,
     )
 
@@ -123,10 +129,12 @@ def _ensemble_scores(
     blocks: Sequence[tuple[slice, slice]],
     backend: str,
     precision: str,
+    strict: bool,
     on_progress: OnProgress | None,
-) -> list[NDArray[np.float32]]:
-    """The mean scores of the models, one matrix for each block."""
+) -> tuple[list[NDArray[np.float32]], tuple[int, ...]]:
+    """The mean scores of the models, one matrix for each block, and how many captions were cut for each model."""
     total: list[NDArray[np.float32]] = []
+    cut: list[int] = []
     for number, path in enumerate(models):
 
         def show(done: int, pairs: int, number: int = number) -> None:
@@ -134,7 +142,9 @@ def _ensemble_scores(
                 on_progress(number, done, pairs)
 
         with open_encoder(path, backend, precision) as (encoder, packed):
-            streamed = score_blocks(encoder, images, blocks, packed=packed, on_progress=show)
+            fitted = fit_captions(images, encoder.tokenizer, encoder.max_words, strict=strict)
+            cut.append(len(fitted.cut_rows))
+            streamed = score_blocks(encoder, fitted, blocks, packed=packed, on_progress=show)
             for place, scores in enumerate(streamed):
                 scaled = common_scale(scores, encoder.alignment) if len(models) > 1 else scores
                 if number == 0:
@@ -143,11 +153,11 @@ def _ensemble_scores(
                     total[place] += scaled
     for scores in total:
         scores /= np.float32(len(models))
-    return total
+    return total, tuple(cut)
 
 
 @contextmanager
-def open_encoder(path: str | Path, backend: str, precision: str) -> Iterator[tuple[Encoder, bool]]:
+def open_encoder(path: str | Path, backend: str, precision: str) -> Iterator[tuple[Matcher | ReferenceMatcher, bool]]:
     """The encoder of a bundle or a checkpoint, and whether the packed scorer may score in its place.
 
     The packed scorer computes in float32 on the CPU what the fp32 graph on onnxruntime's CPU does. Everything else is

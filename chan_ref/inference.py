@@ -37,6 +37,11 @@ class ReferenceMatcher:
         loaded = checkpoint.load(path)
         return cls(loaded.model, open_tokenizer(loaded, path))
 
+    @property
+    def max_words(self) -> int | None:
+        """The largest number of wordpieces of a caption that BERT has positions for; None for a GRU."""
+        return None if self.model.config.bert is None else self.model.config.bert.positions
+
     def encode_images(self, regions: NDArray[np.float32], lengths: NDArray[np.int32]) -> Embeddings:
         """Encode region features [B, R, F] with lengths [B] as region embeddings."""
         with torch.inference_mode():

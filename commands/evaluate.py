@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from . import options
-from .terminal import echo, print_json, progress_bar
+from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts
 
 
 @click.command()
@@ -32,6 +32,11 @@ from .terminal import echo, print_json, progress_bar
 @click.option(
     "--eccv", is_flag=True, help="Also compute CxC and ECCV Caption. This needs the testall split of COCO with its ids."
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse blank captions and captions that are too long. Otherwise they are skipped or cut.",
+)
 @options.json_option
 def command(
     models: tuple[Path, ...],
@@ -42,6 +47,7 @@ def command(
     precision: str,
     ties: Any,
     eccv: bool,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Compute the recalls of MODELS (checkpoints or bundles) over a split of DATA.
@@ -54,7 +60,7 @@ def command(
 
     if eccv and folds is not None:
         raise click.UsageError("--eccv needs all images at once: leave --folds out")
-    images = CaptionedImages.open(data, split)
+    images = CaptionedImages.open(data, split, strict=strict)
     pairs = f"{images.num_images} x {images.num_captions}"
     with progress_bar(f"Scoring {pairs}", 100 * len(models)) as progress:
         found = evaluate_models(
@@ -65,6 +71,7 @@ def command(
             precision=precision,
             ties=ties,
             extended=eccv,
+            strict=strict,
             on_progress=lambda number, done, total: progress(
                 100 * number + 100 * done // total, 100 * len(models), models[number].name
             ),
@@ -82,7 +89,10 @@ def command(
         "rsum": found.metrics.rsum,
         "rsum_bounds": found.rsum_bounds,
         "extended": {name: vars(both) for name, both in found.extended.items()},
+        "skipped": skipped_as_dicts(images.skipped),
+        "cut": dict(zip(map(str, models), found.cut, strict=True)),
     }
+    report_skipped(images.skipped)
     if as_json:
         print_json(record)
     else:
@@ -104,6 +114,9 @@ def _table(record: dict[str, Any]) -> str:
     bounds = record["rsum_bounds"]
     if bounds["optimistic"] != bounds["pessimistic"]:
         lines.append(f"ties leave rsum between {bounds['pessimistic']:.1f} and {bounds['optimistic']:.1f}")
+    for model, count in record["cut"].items():
+        if count:
+            lines.append(f"captions that were cut because they are longer than {model} takes: {count}")
     for name, both in record["extended"].items():
         lines.append(f"{name:18}image-to-text {both['i2t']:5.1f}   text-to-image {both['t2i']:5.1f}")
     return "\n".join(lines)

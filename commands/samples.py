@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ..calibration.feeds import Samples
 from ..runtime.contract import Manifest
+from ..runtime.data.fitting import fit_captions
 from ..runtime.data.images import CaptionedImages, open_sample
 from ..runtime.text import load_tokenizer
 
 
 def open_samples(bundle: Path, data: Path, split: str, count: int) -> tuple[CaptionedImages, Samples]:
     """`count` images spread evenly over a split with all their captions, and what a calibration feeds of them."""
-    images = open_sample(data, split, count, bundle)
-    tokens = load_tokenizer(bundle, Manifest.load(bundle).tokenizer).encode(images.captions)
-    return images, Samples(images.regions, images.num_images, tokens)
+    manifest = Manifest.load(bundle)
+    tokenizer = load_tokenizer(bundle, manifest.tokenizer)
+    images = fit_captions(open_sample(data, split, count, bundle), tokenizer, manifest.max_words)
+    return images, Samples(images.regions, images.num_images, tokenizer.encode(images.captions))

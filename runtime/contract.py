@@ -153,6 +153,11 @@ class Manifest:
         """F, the width of region features."""
         return int(self.model["region_dim"])
 
+    @property
+    def max_words(self) -> int:
+        """W, the largest number of words of a caption, the marks of its start and end included."""
+        return next(iter(self.graphs["text_encoder"].values())).ranges["W"].max
+
     def graph(self, name: str, precision: str) -> GraphSpec:
         """The spec of one graph at one precision; BundleError names what the bundle holds instead."""
         by_precision = self.graphs.get(name)

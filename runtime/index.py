@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .data.fitting import cut_texts
 from .embeddings import Embeddings
 from .errors import InputError
 from .gallery import GalleryWriter
@@ -14,6 +16,8 @@ from .identity import SOURCE, Known, Plan, compare
 from .matcher import Matcher
 from .skipped import MAX_BAD, Skipped, SkippedItem
 from .sources import Source
+
+_log = logging.getLogger(__name__)
 
 # Rows encoded and committed at once: what an interrupted run loses at most. 256 rows of 36 x 1024 regions are 48 MB.
 COMMIT_ROWS = 256
@@ -144,8 +148,8 @@ def prepare_fast_search(writer: GalleryWriter, matcher: Matcher, queries: Sequen
     Args:
         writer: of the gallery.
         matcher: of its model.
-        queries: captions for a gallery of images; 200 of them, evenly spread, choose and measure. Without queries the
-            recall is unknown.
+        queries: captions for a gallery of images; 200 of them, evenly spread, choose and measure. Those of more words
+            than the model takes are cut. Without queries the recall is unknown.
 
     Returns:
         The fast scan, or None where the gallery is too small (below 1,000 rows) or its coding has no fast search (VSA).
@@ -164,11 +168,15 @@ def prepare_fast_search(writer: GalleryWriter, matcher: Matcher, queries: Sequen
 def encode_queries(matcher: Matcher, captions: Sequence[str], most: int = MOST_QUERIES) -> Iterator[Embeddings]:
     """Word embeddings of `most` of the captions, evenly spread, in pieces that hold little padding.
 
+    Captions of more words than the model takes are cut; a warning in the log counts them.
+
     Raises:
         InputError: a caption without a word.
-        TensorError: a caption of more words than the graph takes.
     """
     chosen = [captions[i * len(captions) // most] for i in range(most)] if len(captions) > most else captions
+    chosen, cut = cut_texts(chosen, matcher.tokenizer, matcher.max_words)
+    if cut:
+        _log.warning("%d queries have more than %d words and were cut", len(cut), matcher.max_words)
     chosen = sorted(chosen, key=len)
     for first in range(0, len(chosen), _ENCODED_AT_ONCE):
         yield matcher.encode_texts(chosen[first : first + _ENCODED_AT_ONCE])

@@ -92,6 +92,11 @@ class Matcher:
         _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)
         return matcher
 
+    @property
+    def max_words(self) -> int:
+        """The largest number of words of a caption (W), the marks of its start and end included."""
+        return self._open("text_encoder").ranges["W"].max
+
     def encode_images(self, regions: Array, lengths: Array | None = None) -> Embeddings:
         """Region embeddings of B images.
 
@@ -140,7 +145,7 @@ class Matcher:
             TensorError: a caption of more words than the graph takes.
         """
         rows = self.tokenizer.rows(captions)
-        limit = self._open("text_encoder").ranges["W"].max
+        limit = self.max_words
         for number, row in enumerate(rows):
             if len(row) > limit:
                 raise TensorError(

@@ -30,12 +30,14 @@ from typing import Literal
 from ...chan_ref.checkpoint import WEIGHTS
 from ...chan_ref.checkpoint import load as load_checkpoint
 from ...chan_ref.config import ModelConfig
+from ...chan_ref.inference import open_tokenizer
 from ...runtime.backends import BACKENDS
 from ...runtime.backends.probe import examine_backend
 from ...runtime.backends.sidecar import Sidecars, read_sidecars
 from ...runtime.backends.table import FLAVORS
 from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, Manifest, sha256_file, write_manifest
+from ...runtime.data.fitting import fit_captions
 from ...runtime.data.images import CaptionedImages
 from ...runtime.errors import BackendError, ChanError, ParityError
 from ...runtime.gpu import examine_gpu
@@ -96,6 +98,7 @@ def check_parity(
             path.mkdir()
             return path
 
+        sample = fit_captions(sample, open_tokenizer(source, checkpoint), manifest.max_words)
         reference = Reference(checkpoint, source, backbone, sample, folder("torch"), ticker("torch", 0))
         turn = 0
         for backend, group in itertools.groupby(planned, key=lambda stage: stage[0]):
@@ -191,6 +194,8 @@ def _cannot_run(backend: str) -> str | None:
 
 def _notes(manifest: Manifest, reference: Reference, sidecars: Sidecars) -> tuple[str, ...]:
     notes = [f"an engine whose sidecar is unreadable: {error}" for error in sidecars.unreadable]
+    if reference.sample.cut_rows:
+        notes.append(f"{len(reference.sample.cut_rows)} captions were cut to {manifest.max_words} words")
     if "backbone" in manifest.graphs and reference.backbone is None:
         why = "its torch network was not given" if reference.pictures else "the data has no pictures"
         notes.append(f"the backbone was not checked: {why}")

@@ -81,8 +81,8 @@ def read_captions(file: Path) -> list[str]:
 
 
 def is_blank(caption: str) -> bool:
-    """Whether a caption has no visible character: blanks, control characters and the like make no word."""
-    return all(character.isspace() or unicodedata.category(character)[0] in "CZ" for character in caption)
+    """Whether a caption has no visible character: blanks, control characters and bare accents make no word."""
+    return all(unicodedata.category(character)[0] in "CMZ" for character in caption)
 
 
 def pair(ids: Sequence[str] | None, num_captions: int, store: RegionStore, ids_file: Path) -> Pairing:

@@ -43,6 +43,7 @@ class CaptionedImages:
         source: file or folder of the region features, as errors name it.
         files: where the split was read from; None for arrays.
         skipped: captions of the split that were left out, and images that have no other, with the reasons.
+        cut_rows: `caption_rows` of the captions that `fitting.fit_captions` cut.
     """
 
     captions: list[str]
@@ -55,6 +56,7 @@ class CaptionedImages:
     source: str
     files: SplitFiles | None
     skipped: tuple[SkippedItem, ...]
+    cut_rows: tuple[int, ...]
     _read: Callable[[NDArray[np.int64]], list[NDArray[Any]]] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ class CaptionedImages:
                 *(SkippedItem(f"{where}: caption {line + 1}", "it has no word") for line in blank),
                 *(SkippedItem(f"{store.file}: image {image}", "all its captions are blank") for image in silent),
             ),
+            cut_rows=(),
             _read=lambda wanted: store.read(rows_of_images[images[wanted]]),
         )
 
@@ -142,6 +145,7 @@ class CaptionedImages:
             source="regions",
             files=None,
             skipped=(),
+            cut_rows=(),
             _read=lambda wanted: [regions[row, : counts[row]] for row in wanted],
         )
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ..contract import AlignmentConfig
 from ..data.images import CaptionedImages
 from ..embeddings import Embeddings
-from ..errors import InputError
 from .scoring import PackedWords
 from .scoring import score as score_packed
 
@@ -27,7 +26,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Encoder(Protocol):
-    """What is evaluated: a `Matcher`, or a checkpoint in PyTorch behind the same three methods."""
+    """What is evaluated: a `Matcher`, or a checkpoint in PyTorch behind the same methods."""
 
     @property
     def alignment(self) -> AlignmentConfig:
@@ -64,13 +63,9 @@ def score_blocks(
         on_progress: called after each piece of work.
 
     Raises:
-        InputError: a blank caption, by its row in the split.
-        ChanError: as the encoder and `images` raise it.
+        ChanError: as the encoder and `images` raise it. Captions must be such that the encoder takes them: see
+            `data.fitting.fit_captions`.
     """
-    # The encoder would name the place within its batch, which is sorted.
-    for row, caption in zip(images.caption_rows, images.captions, strict=True):
-        if not caption.strip():
-            raise InputError(f"captions[{row}] must hold at least one word, got {caption!r}")
     total = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks)
     done = 0
     for rows, columns in blocks:

@@ -259,3 +259,23 @@ def _best(scores: np.ndarray) -> np.ndarray:
         top = np.sort(np.argpartition(-row, 60)[:60])
         found.append(top[np.argsort(-row[top], kind="stable")][:50])
     return np.array(found)
+
+
+def test_blank_and_long_captions_are_counted_or_refused_with_their_line(place: Path, tmp_path: Path) -> None:
+    captions = list(CAPTIONS)
+    captions[3], captions[17] = " ", " ".join(["w1"] * 150)
+    (tmp_path / "precomp").mkdir()
+    shutil.copy(place / "data/precomp/test_ims.npy", tmp_path / "precomp")
+    (tmp_path / "precomp/test_caps.txt").write_text("\n".join(captions) + "\n")
+    found = _run(place / "bundle", place / "lse", tmp_path, "--backend", "onnxruntime")
+    assert found["captions"] == 49
+    assert found["skipped"] == [{"item": f"{tmp_path}/precomp/test_caps.txt: caption 4", "reason": "it has no word"}]
+    assert found["cut"] == {str(place / "bundle"): 1, str(place / "lse"): 0}  # a GRU in PyTorch has no limit
+    result = CliRunner().invoke(main, ["evaluate", str(place / "bundle"), str(tmp_path)])
+    assert f"longer than {place / 'bundle'} takes: 1" in result.stdout
+    assert "caption 4: it has no word" in result.stderr
+    strict = ["evaluate", str(place / "bundle"), str(tmp_path), "--strict"]
+    assert "test_caps.txt: caption 4 must hold a word" in CliRunner().invoke(main, strict).stderr
+    captions[3] = "w1"
+    (tmp_path / "precomp/test_caps.txt").write_text("\n".join(captions) + "\n")
+    assert "caption 18 must have at most 128 words" in CliRunner().invoke(main, strict).stderr
