@@ -17,6 +17,7 @@ from ..checks import check_choice
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryError, InputError
+from ..forks import now_and_after_fork
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
 from .kernels.base import Kernel, KernelName
@@ -65,9 +66,12 @@ class Gallery:
         self._pool = pool
         self._resident = resident
         self._damaged: Damaged = damaged
-        self._lock = threading.RLock()
+        now_and_after_fork(self._make_lock)
         self._current: Snapshot | None = None
         self._closed = False
+
+    def _make_lock(self) -> None:
+        self._lock = threading.RLock()
 
     @classmethod
     def open(

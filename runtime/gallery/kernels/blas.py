@@ -6,6 +6,7 @@ scan the gallery next.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,26 @@ _SINGLE_THREAD = 4 * 65536  # multiplications: OpenBLAS's SMP_THRESHOLD_MIN * GE
 
 
 def product(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
-    """left [N, D] @ right [D, M], for a few rows or columns: in pieces that OpenBLAS computes on one thread."""
+    """left [N, D] @ right [D, M], in pieces that are computed on one thread.
+
+    So it is also safe in a process that another thread may fork: OpenBLAS's threads hold locks while they work.
+    """
     (rows, depth), columns = left.shape, right.shape[1]
-    limit = _SINGLE_THREAD - 1
-    if rows * depth * columns <= limit:
-        return np.asarray(left @ right)
-    if rows >= columns:
-        step = max(1, limit // (depth * columns))
-        return np.concatenate([left[begin : begin + step] @ right for begin in range(0, rows, step)])
-    step = max(1, limit // (rows * depth))
-    return np.concatenate([left @ right[:, begin : begin + step] for begin in range(0, columns, step)], axis=1)
+    limit = (_SINGLE_THREAD - 1) // max(1, depth)
+    if rows * columns <= limit:
+        return _product(left, right)
+    across = min(columns, isqrt(limit))
+    down = min(rows, limit // across)
+    across = min(columns, limit // down)
+    out = np.empty((rows, columns), np.result_type(left, right))
+    for top in range(0, rows, down):
+        for begin in range(0, columns, across):
+            piece = slice(top, top + down), slice(begin, begin + across)
+            out[piece] = _product(left[piece[0]], right[:, piece[1]])
+    return out
+
+
+def _product(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    if 1 in (len(left), right.shape[1]):  # a product with a vector takes threads from 9,216 multiplications on
+        return np.asarray(np.einsum("nd,dm->nm", left, right))
+    return np.asarray(left @ right)

@@ -57,7 +57,7 @@ class NumpyKernel(_MatrixKernel):
         for begin in range(0, stored.shape[1], _EXACT_PIECE):
             piece = slice(begin, begin + _EXACT_PIECE)
             codes = stored[:, piece].astype(np.float32) - OFFSET
-            total += (codes @ columns[piece].astype(np.float32)).astype(np.int32)
+            total += product(codes, columns[piece].astype(np.float32)).astype(np.int32)
         sums = total.astype(np.float32)
         if query.planes == 1:
             return sums

@@ -11,17 +11,26 @@ from typing import TypeVar
 
 from ...cpus import usable_cpus
 from ...errors import InputError
+from ...forks import now_and_after_fork
 
 Result = TypeVar("Result")
 
 
 class Pool:
-    """Spreads pieces of work over some threads, the caller's among them; within such a piece, over none but its own."""
+    """Spreads pieces of work over some threads, the caller's among them; within such a piece, over none but its own.
+
+    Args:
+        threads: how many; by default as many as there are CPUs that this process may use.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be positive, got {threads}")
         self.threads = threads or usable_cpus()
+        now_and_after_fork(self._prepare)
+
+    def _prepare(self) -> None:
+        """Have threads of this process's own; they start when they are first needed."""
         self._executor = ThreadPoolExecutor(self.threads - 1, "chan-scan") if self.threads > 1 else None
 
     def run(self, tasks: Iterable[Callable[[], object]]) -> None:

@@ -226,9 +226,9 @@ class Reach:
         error, norm, blocks, norms = (array.astype(np.float64) for array in (error, norm, blocks, norms))
         inner, outer = self._norm * error, self._error * norm
         if blocks.shape[1]:
-            inner = np.minimum(inner, self._along @ blocks.T + self._rest * error)
+            inner = np.minimum(inner, product(self._along, blocks.T) + self._rest * error)
         if norms.shape[1]:
-            outer = np.minimum(outer, self._lost_along @ norms[:, :-1].T + self._error * norms[:, -1])
+            outer = np.minimum(outer, product(self._lost_along, norms[:, :-1].T) + self._error * norms[:, -1])
         return np.asarray((inner + outer) * (1 + 1e-12))
 
 

@@ -9,7 +9,9 @@ import onnx
 import pytest
 
 from chan_rt.runtime.errors import BackendError, InputError
+from chan_rt.runtime.gallery.kernels import pool as pool_module
 from chan_rt.runtime.gallery.kernels.base import Kernel
+from chan_rt.runtime.gallery.kernels.blas import product
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.layout import PLANE, store_codes
 from chan_rt.runtime.gallery.kernels.matmul_model import scan_model
@@ -117,6 +119,19 @@ def test_unknown_kernel_and_threads_are_refused() -> None:
         open_kernel("cuda")
     with pytest.raises(InputError, match="threads must be positive, got 0"):
         Pool(0)
+
+
+def test_pool_takes_the_cpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "usable_cpus", lambda: 3)
+    assert Pool().threads == 3
+    assert Pool(5).threads == 5
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 7, 1), (1, 512, 900), (700, 512, 1), (3, 4096, 900)])
+def test_products_in_pieces_are_products(rows: int, depth: int, columns: int) -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.integers(-9, 9, shape).astype(np.float32) for shape in ((rows, depth), (depth, columns)))
+    np.testing.assert_array_equal(product(left, right), left.astype(np.int64) @ right.astype(np.int64))
 
 
 def test_pool_raises_the_error_of_a_task_once_none_is_running() -> None:
