@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import click
 
 from . import options
 from .terminal import echo, print_json
+
+WIDTH = 100  # columns
 
 
 @click.command()
@@ -32,30 +34,32 @@ def command(path: Path, as_json: bool) -> None:
 
 def _show_bundle(found: Mapping[str, Any]) -> None:
     alignment = found["alignment"]
-    echo(f"model      {', '.join(f'{key} {value}' for key, value in found['model'].items())}")
-    echo(f"alignment  {alignment['coding']} + {alignment['pooling']} ({alignment['pooling_temperature']})")
-    echo(f"tokenizer  {found['tokenizer']}")
-    echo(f"tools      {', '.join(f'{key} {value}' for key, value in found['tools'].items())}")
-    echo(f"\n{'graph':<16}{'precision':<10}{'MiB':>8}  tensors")
+    model = {key: value for key, value in found["model"].items() if key != "alignment"}
+    _row("model", *_flat(model))
+    _row("alignment", f"{alignment['coding']} + {alignment['pooling']} ({alignment['pooling_temperature']})")
+    _row("tokenizer", found["tokenizer"])
+    _row("tools", *(f"{key} {value}" for key, value in found["tools"].items()))
+    for name, verdict in found["parity"].items():
+        result = "passed" if verdict.get("passed") else "missed"
+        counts = [f"{verdict[key]} {key}" for key in ("images", "captions") if key in verdict]
+        _row("parity", f"{name} {result}" + (f" on {' and '.join(counts)}" if counts else ""))
+    echo(f"\n{'graph':<16}{'precision':<10}{'MiB':>8}")
     for graph in found["graphs"]:
-        tensors = f"{_tensors(graph['inputs'])} -> {_tensors(graph['outputs'])}"
         size = "missing" if graph["bytes"] is None else _mib(graph["bytes"])
-        echo(f"{graph['graph']:<16}{graph['precision']:<10}{size:>8}  {tensors}")
+        echo(f"{graph['graph']:<16}{graph['precision']:<10}{size:>8}")
         if not graph["sound"]:
-            echo(f"{'':<36}altered: its bytes are not those of the manifest")
-    echo(f"\n{'engine of':<16}{'precision':<10}{'flavor':<14}{'MiB':>8}  {'layers':<36}usable here")
+            echo("  altered: its bytes are not those of the manifest")
+        _row("  inputs", *_tensors(graph["inputs"]))
+        _row("  outputs", *_tensors(graph["outputs"]))
+    echo(f"\n{'engine of':<16}{'precision':<10}{'flavor':<14}{'MiB':>8}  layers")
     for engine in found["engines"]:
-        counts, size = _counts(engine["layers"]["by_precision"]), _mib(engine["engine_bytes"])
-        echo(
-            f"{engine['graph']:<16}{engine['precision']:<10}{engine['flavor']:<14}{size:>8}  {counts:<36}"
-            f"{engine['problem'] or 'yes'}"
-        )
+        layers, size = _counts(engine["layers"]["by_precision"]), _mib(engine["engine_bytes"])
+        echo(f"{engine['graph']:<16}{engine['precision']:<10}{engine['flavor']:<14}{size:>8}  {layers}")
+        _row("  usable", "yes" if engine["problem"] is None else f"no: {engine['problem']}")
     for problem in found["broken"]:
-        echo(problem)
+        _row("unreadable", problem)
     if not found["engines"] and not found["broken"]:
         echo("none: chan build makes them")
-    for name, verdict in found["parity"].items():
-        echo(f"parity     {name}: {verdict}")
 
 
 def _show_engine(found: Mapping[str, Any]) -> None:
@@ -80,11 +84,31 @@ def _show_engine(found: Mapping[str, Any]) -> None:
 def _show_onnx(found: Mapping[str, Any]) -> None:
     echo(f"size       {_mib(found['bytes'])} MiB, IR version {found['ir_version']}")
     echo(f"opsets     {_counts(found['opsets'])}")
-    echo(f"inputs     {_tensors(found['inputs'])}")
-    echo(f"outputs    {_tensors(found['outputs'])}")
+    _row("inputs", *_tensors(found["inputs"]))
+    _row("outputs", *_tensors(found["outputs"]))
     echo(f"weights    {', '.join(f'{name} {_mib(size)} MiB' for name, size in found['weight_bytes'].items())}")
     echo(f"nodes      {_counts(found['nodes_by_precision'])}")
     _show_kinds(found["nodes_by_type"])
+
+
+def _row(label: str, *items: str) -> None:
+    """A label and its items, wrapped to WIDTH columns; a break comes between items, or words where there is one."""
+    words = items[0].split() if len(items) == 1 else [f"{item}," for item in items[:-1]] + [*items[-1:]]
+    lines = [""]
+    for word in words:
+        joined = f"{lines[-1]} {word}".lstrip()
+        lines[-1:] = [joined] if len(joined) <= WIDTH - 11 else [lines[-1], word]
+    lines = [line for line in lines if line] or [""]
+    echo("\n".join(f"{head:<11}{line}" for head, line in zip([label, *[""] * len(lines)], lines, strict=False)))
+
+
+def _flat(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """A record within records as `name value` and `name.name value`; what is not set is left out."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        elif value is not None:
+            yield f"{above}{key} {value}"
 
 
 def _show_kinds(kinds: Iterable[Mapping[str, Any]]) -> None:
@@ -92,8 +116,8 @@ def _show_kinds(kinds: Iterable[Mapping[str, Any]]) -> None:
         echo(f"  {kind['count']:>5}  {kind['type']:<24}{kind['precision']}")
 
 
-def _tensors(tensors: Iterable[Mapping[str, Any]]) -> str:
-    return ", ".join(f"{one['name']} {one['dtype']}[{', '.join(map(str, one['shape']))}]" for one in tensors)
+def _tensors(tensors: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [f"{one['name']} {one['dtype']}[{', '.join(map(str, one['shape']))}]" for one in tensors]
 
 
 def _counts(counts: Mapping[str, int]) -> str:
