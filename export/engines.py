@@ -200,11 +200,10 @@ def build_engine(
     Raises:
         EngineError: the graph does not parse or build (the message ends with the path of a shell script that reproduces
             it), or the engine did not get its precision.
-        BundleError: the bundle lacks the graph or its file was altered.
+        BundleError: the bundle lacks the graph, or its file was altered or keeps weights in another file.
     """
     spec = Manifest.load(bundle).graph(graph, precision)
     onnx = verified(bundle, spec.file, spec.sha256)
-    _refuse_external_weights(onnx)
     profiles = default_profiles(spec) if profiles is None else profiles
     shapes = [{name: asdict(shape) for name, shape in profile.items()} for profile in profiles]
     identity = {"onnx": spec.sha256, "profiles": shapes, "options": asdict(options), **asdict(target)}
@@ -317,16 +316,3 @@ def _check_tensors(spec: GraphSpec, report: Mapping[str, Any], what: str) -> Non
         found = {(tensor["name"], tensor["dtype"]) for tensor in report[side]}
         if wanted != found:
             raise EngineError(f"{what}: its {side} are {sorted(found)}, the manifest says {sorted(wanted)}")
-
-
-def _refuse_external_weights(onnx: Path) -> None:
-    """The key and the manifest's hash cover one file, so weights must lie inside it."""
-    import onnx as onnx_library
-    from onnx.external_data_helper import uses_external_data
-
-    model = onnx_library.load(onnx, load_external_data=False)
-    outside = [tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)]
-    if outside:
-        raise EngineError(
-            f"{onnx} keeps weights outside the file ({outside[0]}, ...): a bundle's graphs hold their own"
-        )

@@ -96,7 +96,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+        model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
     except (DecodeError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise BundleError(f"{path} is not a readable ONNX file: {error}") from error
     graph = model.graph

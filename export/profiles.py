@@ -11,7 +11,7 @@ from ..runtime.errors import BundleError, InputError
 
 def batch_symbols(spec: GraphSpec) -> list[str]:
     """Symbols that head an input's shape: B for an encoder, I and C for the alignment."""
-    return list(dict.fromkeys(axis for axis in (tensor.shape[0] for tensor in spec.inputs) if isinstance(axis, str)))
+    return list(dict.fromkeys(axis for tensor in spec.inputs for axis in tensor.shape[:1] if isinstance(axis, str)))
 
 
 def default_profiles(spec: GraphSpec) -> list[Profile]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any, Literal, get_args
 from .checks import check_choice
 from .errors import BundleError, InputError, reason_of
 from .files import recover, write_file
+from .manifest_rules import check_manifest, model_size
+from .onnx_file import refuse_external_data
+from .strict_json import decode, parse_json, read_json, show, show_key
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -52,8 +56,8 @@ class AlignmentConfig:
         check_choice("coding", self.coding, get_args(Coding))
         check_choice("pooling", self.pooling, get_args(Pooling))
         for name in ("attention_temperature", "pooling_temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -141,22 +145,25 @@ class Manifest:
     preprocess: Preprocess | None = None
     calibration: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
-    parity: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def embed_dim(self) -> int:
         """D, the width of region and word embeddings."""
-        return int(self.model["embed_dim"])
+        return model_size(self.model, "embed_dim")
 
     @property
     def region_dim(self) -> int:
         """F, the width of region features."""
-        return int(self.model["region_dim"])
+        return model_size(self.model, "region_dim")
 
     @property
     def max_words(self) -> int:
         """W, the largest number of words of a caption, the marks of its start and end included."""
-        return next(iter(self.graphs["text_encoder"].values())).ranges["W"].max
+        found = [spec.ranges["W"].max for spec in self.graphs.get("text_encoder", {}).values() if "W" in spec.ranges]
+        if not found:
+            raise BundleError("this bundle has no graph 'text_encoder' that takes captions of W words")
+        return found[0]
 
     def graph(self, name: str, precision: str) -> GraphSpec:
         """The spec of one graph at one precision; BundleError names what the bundle holds instead."""
@@ -192,23 +199,9 @@ class Manifest:
     def from_json(cls, text: str) -> Manifest:
         """Read `to_json`'s text; BundleError says what does not fit."""
         try:
-            raw = json.loads(text)
-            schema = raw.pop("schema")
-            if schema != SCHEMA:
-                raise BundleError(f"the bundle's schema is {schema!r}, this version reads {SCHEMA}: export it again")
-            raw["alignment"] = AlignmentConfig(**raw["alignment"])
-            raw["tokenizer"] = TokenizerSpec(**raw["tokenizer"])
-            if raw["preprocess"] is not None:
-                raw["preprocess"] = _preprocess(raw["preprocess"])
-            raw["graphs"] = {
-                name: {precision: _graph_spec(spec) for precision, spec in by_precision.items()}
-                for name, by_precision in raw["graphs"].items()
-            }
-            return cls(**raw)
+            return cls._from_parsed(parse_json(text))
         except InputError as error:
-            raise BundleError(str(error)) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BundleError(f"the manifest cannot be understood: {reason_of(error)}") from error
+            raise BundleError(f"the manifest cannot be understood: {error}") from error
 
     @classmethod
     def load(cls, bundle: str | Path) -> Manifest:
@@ -216,14 +209,26 @@ class Manifest:
         path = Path(bundle) / MANIFEST
         try:
             recover(path.parent)
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            return cls._from_parsed(read_json(path))
         except OSError as error:
             hint = "make one with: chan export CHECKPOINT -o BUNDLE"
             raise BundleError(f"{bundle} is not a bundle ({reason_of(error)}); {hint}") from error
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{path} cannot be understood: {error}") from error
+        except InputError as error:
+            raise BundleError(f"{path}: the manifest cannot be understood: {error}") from error
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_parsed(cls, raw: object) -> Manifest:
+        fields = dict(decode(dict[str, Any], raw, "manifest"))
+        schema = fields.pop("schema", None)
+        if schema is None:
+            raise InputError("manifest must have the fields schema")
+        if type(schema) is not int or schema != SCHEMA:
+            raise BundleError(f"the bundle's schema is {show(schema)}, this version reads {SCHEMA}: export it again")
+        manifest = decode(cls, fields, "manifest")
+        check_manifest(manifest)
+        return manifest
 
 
 def write_manifest(bundle: str | Path, manifest: Manifest) -> None:
@@ -240,42 +245,30 @@ def sha256_file(path: str | Path) -> str:
 def has_keys(file: Path, *keys: str) -> bool:
     """Whether a file holds a JSON object with these keys: enough to tell a folder of ours, of whatever schema."""
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        raw = read_json(file)
+    except (OSError, InputError):
         return False
     return isinstance(raw, dict) and set(keys) <= raw.keys()
 
 
 def verified(bundle: str | Path, file: str, sha256: str) -> Path:
-    """BUNDLE/FILE once its bytes are known to be those of the manifest; BundleError otherwise."""
+    """BUNDLE/FILE once its bytes are known to be those of the manifest; of an ONNX file, all its weights lie in it.
+
+    Raises:
+        BundleError: the file is missing, outside the bundle, unreadable, altered, or an ONNX file with external data.
+    """
     root = Path(bundle).resolve()
-    path = (root / file).resolve()
-    if root not in path.parents:
-        raise BundleError(f"{file} points outside the bundle {bundle}")
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: the bundle is incomplete, export it again")
-    found = sha256_file(path)
+    try:
+        path = (root / file).resolve()
+        if root not in path.parents:
+            raise BundleError(f"{show_key(file)} points outside the bundle {bundle}")
+        if not path.is_file():
+            raise BundleError(f"{path} is missing: the bundle is incomplete, export it again")
+        found = sha256_file(path)
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, a circle of links
+        raise BundleError(f"{show_key(file)} of the bundle {bundle} cannot be read: {error}") from error
     if found != sha256:
         raise BundleError(f"{path} was altered: sha256 is {found}, the manifest says {sha256}. Copy or export it again")
+    if path.suffix == ".onnx":
+        refuse_external_data(path)
     return path
-
-
-def _tensor_spec(raw: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(raw["name"], raw["dtype"], tuple(raw["shape"]))
-
-
-def _graph_spec(raw: Mapping[str, Any]) -> GraphSpec:
-    return GraphSpec(
-        file=raw["file"],
-        sha256=raw["sha256"],
-        opset=raw["opset"],
-        inputs=tuple(_tensor_spec(item) for item in raw["inputs"]),
-        outputs=tuple(_tensor_spec(item) for item in raw["outputs"]),
-        ranges={symbol: Range(**item) for symbol, item in raw["ranges"].items()},
-    )
-
-
-def _preprocess(raw: Mapping[str, Any]) -> Preprocess:
-    r, g, b = raw["mean"]
-    sr, sg, sb = raw["std"]
-    return Preprocess(size=raw["size"], mean=(r, g, b), std=(sr, sg, sb), grid=raw["grid"])

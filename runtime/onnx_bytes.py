@@ -111,7 +111,7 @@ def read_integer_products(serialized: memoryview) -> list[IntegerProduct]:
     """
     return [
         product
-        for key, graph in _fields(serialized)
+        for key, graph in read_fields(serialized)
         if key == 7 and isinstance(graph, memoryview)
         for product in _read_graph(graph, 1)
     ]
@@ -120,12 +120,12 @@ def read_integer_products(serialized: memoryview) -> list[IntegerProduct]:
 def _read_graph(graph: memoryview, depth: int) -> Iterator[IntegerProduct]:
     if depth > MAX_DEPTH:
         raise ValueError(f"graphs must be nested at most {MAX_DEPTH} deep")
-    nodes = [_Node(part) for key, part in _fields(graph) if key == 1 and isinstance(part, memoryview)]
+    nodes = [_Node(part) for key, part in read_fields(graph) if key == 1 and isinstance(part, memoryview)]
     constants = {
         _string(name)
-        for key, tensor in _fields(graph)
+        for key, tensor in read_fields(graph)
         if key == 5 and isinstance(tensor, memoryview)
-        for inner, name in _fields(tensor)
+        for inner, name in read_fields(tensor)
         if inner == 8
     }
     constants |= {name for node in nodes if node.operator == "Constant" for name in node.outputs}
@@ -149,7 +149,7 @@ class _Node:
         self.outputs: list[str] = []
         self.operator = ""
         self.bodies: list[memoryview] = []
-        for key, found in _fields(part):
+        for key, found in read_fields(part):
             if key == 1:
                 self.inputs.append(_string(found))
             elif key == 2:
@@ -158,7 +158,7 @@ class _Node:
                 self.operator = _string(found)
             elif key == 5 and isinstance(found, memoryview):  # AttributeProto.g, .graphs
                 self.bodies += [
-                    body for inner, body in _fields(found) if inner in (6, 11) and isinstance(body, memoryview)
+                    body for inner, body in read_fields(found) if inner in (6, 11) and isinstance(body, memoryview)
                 ]
 
 
@@ -168,7 +168,7 @@ def _string(found: memoryview | int) -> str:
     return bytes(found).decode()
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+def read_fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     """The fields of a message: number, and the bytes or the integer of each."""
     at = 0
     while at < len(message):

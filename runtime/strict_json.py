@@ -109,7 +109,7 @@ def _decode_fields(kind: Any, required: set[str] | frozenset[str], raw: object, 
     mapping = _expect(raw, dict, where, "an object")
     hints = get_type_hints(kind)
     if missing := sorted(required - mapping.keys()):
-        raise InputError(f"{where} must have the field {missing[0]}")
+        raise InputError(f"{where} must have the fields {', '.join(missing)}")
     if unknown := sorted(mapping.keys() - hints.keys()):
         raise InputError(f"{where} must not have the field {show_key(unknown[0])}")
     return {name: _decode(hints[name], value, f"{where}.{name}") for name, value in mapping.items()}

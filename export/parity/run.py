@@ -135,7 +135,7 @@ def plan_stages(
     """Which backends to check at which precisions, see `check_parity`."""
     for name in backends:
         check_choice("backend", name, BACKENDS)
-    exported = [name for name in PRECISIONS if name in (precisions or manifest.graphs["region_encoder"])]
+    exported = [name for name in PRECISIONS if name in (precisions or manifest.graphs.get("region_encoder", {}))]
     for precision in precisions:
         for graph in COMPARED:
             manifest.resolve(graph, precision)  # says what the bundle has instead

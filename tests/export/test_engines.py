@@ -424,8 +424,13 @@ def test_weights_in_other_files_are_refused(bundle: Path) -> None:
     graphs = {name: dict(by_precision) for name, by_precision in manifest.graphs.items()}
     graphs["region_encoder"]["fp32"] = replace(graphs["region_encoder"]["fp32"], sha256=sha256_file(path))
     (bundle / "manifest.json").write_text(replace(manifest, graphs=graphs).to_json())
-    with pytest.raises(EngineError, match="keeps weights outside"):
-        build_engine(bundle, "region_encoder", "fp32", find_target("tensorrt_rtx"))
+    uses: list[Callable[[], object]] = [
+        lambda: build_engine(bundle, "region_encoder", "fp32", find_target("tensorrt_rtx")),
+        lambda: open_graph("onnxruntime", bundle, Manifest.load(bundle), "region_encoder", "fp32"),
+    ]
+    for use in uses:
+        with pytest.raises(BundleError, match=r"keeps the tensor .* in another file"):
+            use()
 
 
 INSPECTED = {
@@ -475,6 +480,8 @@ def test_inspect_shows_bundles_engines_and_onnx_files(
         return result.stdout
 
     assert "region_embeddings float16[B, R, 4]" in shown(bundle)
+    assert max(map(len, shown(bundle).splitlines())) <= 100
+    assert "{" not in shown(bundle)
     assert json.loads(shown(bundle, "--json"))["engines"][0]["problem"] is None
     text = shown(engine)
     assert "Half 4, Float 2, other 2" in text or "Float 2, Half 4, other 2" in text

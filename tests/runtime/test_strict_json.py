@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> Non
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(InputError, match="it must have the field extra"):
+    with pytest.raises(InputError, match="it must have the fields extra"):
         decode(Outer, {key: value for key, value in GOOD.items() if key != "extra"}, "it")
 
 
