@@ -1,0 +1,129 @@
+"""Ctrl-C in the middle of a command: the exit status is 130, and nothing is broken or left half written."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click._termui_impl import ProgressBar
+from click.testing import CliRunner, Result
+
+from chan_rt import cli
+from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.config import ModelConfig
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.export.bundle import export_bundle
+from chan_rt.runtime.gallery import Gallery, verify_gallery
+from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
+
+WORDS = [f"w{index}" for index in range(12)]
+IMAGES = 600
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    vocabulary = build_scan_vocabulary(WORDS, 1)
+    torch.manual_seed(0)
+    vocab_size = ScanTokenizer(vocabulary["word2idx"]).vocab_size
+    model = ChanModel(ModelConfig(8, 16, vocab_size=vocab_size, word_dim=8)).eval()
+    checkpoint.save(root / "checkpoint", model, {"vocab.json": json.dumps(vocabulary).encode()}, {})
+    export_bundle(root / "checkpoint", root / "bundle", ("fp32",))
+    rng = np.random.default_rng(0)
+    (root / "data/precomp").mkdir(parents=True)
+    np.save(root / "data/precomp/test_ims.npy", rng.standard_normal((IMAGES, 4, 8)).astype(np.float32))
+    captions = [" ".join(rng.choice(WORDS, 4)) for _ in range(5 * IMAGES)]
+    (root / "data/precomp/test_caps.txt").write_text("\n".join(captions) + "\n")
+    return root
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file below a folder, hidden ones too."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, call: int, *arguments: object) -> Result:
+    """Run a command that is sent SIGINT when it shows progress for the `call`-th time."""
+    calls = []
+
+    def update(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressBar, "update", update)
+        result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    assert len(calls) == call, result.output
+    assert result.exit_code == 130, result.output
+    assert "Interrupted." in result.stderr
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_export_leaves_no_bundle_and_keeps_the_old_one(world: Path, tmp_path: Path, monkeypatch) -> None:
+    command = ("export", world / "checkpoint", "-o", tmp_path / "bundle", "--precision", "fp32", "--no-backbone")
+    interrupted(monkeypatch, 2, *command)
+    assert list(tmp_path.iterdir()) == []
+    export_bundle(world / "checkpoint", tmp_path / "bundle", ("fp32",))
+    before = hashes(tmp_path)
+    interrupted(monkeypatch, 2, *command, "--force")
+    assert hashes(tmp_path) == before
+
+
+def test_index_keeps_what_was_committed(world: Path, tmp_path: Path, monkeypatch) -> None:
+    gallery = tmp_path / "gallery"
+    command = ("index", world / "bundle", world / "data", "-o", gallery)
+    interrupted(monkeypatch, 2, *command)
+    assert verify_gallery(gallery) == []
+    with Gallery.open(gallery) as opened:
+        assert len(opened) == 512
+    done = CliRunner().invoke(cli.main, [*map(str, command), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["encoded"] == IMAGES - 512
+    assert verify_gallery(gallery) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda world: ("calibrate", world / "bundle", world / "data", "--split", "test", "--samples", 20),
+        lambda world: ("evaluate", world / "bundle", world / "data"),
+        lambda world: ("parity", world / "bundle", "--checkpoint", world / "checkpoint", "--data", world / "data",
+                       "--samples", 20, "--html", world / "page.html", "--record"),
+    ],
+    ids=["calibrate", "evaluate", "parity"],
+)  # fmt: skip
+def test_commands_that_read_a_bundle_leave_it_whole(
+    world: Path, command: Callable[[Path], tuple[object, ...]], monkeypatch
+) -> None:
+    before = hashes(world)
+    interrupted(monkeypatch, 1, *command(world))
+    after = hashes(world)
+    assert {name: after.get(name) for name in before} == before
+    new = set(after) - set(before)
+    assert all(name.startswith("bundle/calibration/") for name in new), "what a calibration continues from"
+    assert not any("partial" in name for name in new)
+
+
+def test_the_process_ends_with_130(world: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from click._termui_impl import ProgressBar\n"
+        "ProgressBar.update = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from chan_rt.cli import main; main(prog_name='chan')"
+    )
+    arguments = ["index", world / "bundle", world / "data", "-o", tmp_path / "gallery"]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "Interrupted."
