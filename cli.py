@@ -88,7 +88,6 @@ def main(verbose: int) -> None:
 
     The exit status is 0 on success, 1 if the work failed, 2 if the command line is wrong, and 130 after Ctrl-C.
     """
-    if verbose:
-        from chan_rt.commands.terminal import log_to_stderr
+    from chan_rt.commands.terminal import log_to_stderr
 
-        log_to_stderr(verbose)
+    log_to_stderr(verbose)

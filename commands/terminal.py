@@ -113,9 +113,9 @@ def skipped_as_dicts(skipped: Iterable[SkippedItem]) -> list[dict[str, Any]]:
 
 
 def log_to_stderr(verbosity: int) -> None:
-    """Print what `chan_rt` logs: information at verbosity 1, details from 2 on."""
+    """Print what `chan_rt` logs: warnings, information from verbosity 1 on, details from 2 on."""
     logger = logging.getLogger("chan_rt")
-    logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _StderrHandler)]
     logger.addHandler(_StderrHandler())
 
@@ -125,7 +125,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        echo(f"{record.levelname.lower()} {record.name}: {visible(record.getMessage())}", err=True)
+        echo(f"{record.levelname.capitalize()}: {visible(record.getMessage())}", err=True)
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -104,7 +104,9 @@ def index_source(
             for item in encoded.rows:
                 done[item in old] += 1
         for problem in encoded.problems:
+            _log.info("skipped %s: %s", problem.item, problem.reason)
             skipped.add(problem)
+        _log.debug("committed items %d to %d of %d", begin + 1, begin + len(part), len(items))
         if progress is not None:
             progress(begin + len(part), len(items))
     if prune and plan.missing:

@@ -261,9 +261,13 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr == "\nInterrupted.\n"
 
 
-@pytest.mark.parametrize(("flags", "shown"), [((), []), (("-v",), ["info"]), (("-vv",), ["info", "debug"])])
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [((), ["Warning:"]), (("-v",), ["Warning:", "Info:"]), (("-vv",), ["Warning:", "Info:", "Debug:"])],
+)
 def test_the_library_logs_on_request(flags: tuple[str, ...], shown: list[str], monkeypatch) -> None:
     def logs() -> None:
+        logging.getLogger("chan_rt.runtime.fake").warning("slow")
         logging.getLogger("chan_rt.runtime.fake").info("opened %s", "a\x1bb")
         logging.getLogger("chan_rt.runtime.fake").debug("details")
 

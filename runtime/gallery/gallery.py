@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -38,6 +39,8 @@ from .store.segments import Segment
 from .values import checked_ids
 from .verify import verify_gallery
 from .where import Filter, Where
+
+_log = logging.getLogger(__name__)
 
 
 class Gallery:
@@ -274,6 +277,7 @@ class Gallery:
                 if not is_same_gallery(current.header, header):
                     raise GalleryError(f"{self.path} was replaced by another gallery; open it again")
             snapshot = open_snapshot(self.path, current, self._damaged, self._ranker)
+            _log.debug("%s: read a commit of %d segments", self.path, len(snapshot.catalogue.segments))
             settings = snapshot.catalogue.settings
             if replace(settings, bundle=None) != replace(self.settings, bundle=None):
                 raise GalleryError(f"{self.path} was replaced by another gallery; open it again")

@@ -428,6 +428,7 @@ class GalleryWriter:
             self._header, self._catalogue = error.header, following
             raise
         self._catalogue = following
+        _log.debug("%s: committed %d segments", self.path, len(following.segments))
         self._tables = {
             r.rows.name: self._tables[r.rows.name] for r in following.segments if r.rows.name in self._tables
         }

@@ -145,7 +145,9 @@ def test_what_cannot_be_read_is_skipped_counted_and_listed(bundle: Path, photos:
     assert found["not_read"] == {"": 1, ".txt": 1}
     assert "2 files that are no pictures were not read: 1 without suffix, 1 .txt" in done.stderr
     assert f"Warning: {len(bad)} items were skipped" in done.stderr
-    again = chan("index", bundle, copy, "-o", tmp_path / "g", "--strict")
+    again = chan("-v", "index", bundle, copy, "-o", tmp_path / "g", "--strict")
+    assert f"Info: opened {bundle} with onnxruntime at fp32" in again.stderr
+    assert again.stderr.count("Info: skipped ") == again.stderr.count("Info: skipped /") >= 3
     assert again.exit_code == 1
     assert f"0 rows encoded, {len(good) + 4} were already there" in again.stdout
     limited = chan("index", bundle, copy, "-o", tmp_path / "limited", "--max-bad", 5)
