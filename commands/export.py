@@ -45,6 +45,19 @@ if TYPE_CHECKING:
     type=options.FILE,
     help="File from `chan sensitivity --plan` with the layers that stay float32 (int8 only).",
 )
+@click.option(
+    "--max-regions",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Largest number of regions of an image that the graphs take. More regions need more memory in engines.",
+)
+@click.option(
+    "--max-words",
+    type=click.IntRange(min=1),
+    help="Largest number of words of a caption, start and end included. By default 128, or the positions of BERT where "
+    "these are fewer. Longer captions are cut when they are evaluated.",
+)
 @options.force_option(
     "Replace a bundle at OUT, with its calibration and engines. With an int8 precision, add graphs that missed parity."
 )
@@ -60,6 +73,8 @@ def command(
     split: str,
     samples: int,
     plan: Path | None,
+    max_regions: int,
+    max_words: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -78,7 +93,8 @@ def command(
             raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, calibrate, then export int8")
         if data is None:
             raise click.UsageError("int8 graphs are kept only if they pass parity: give --data")
-        options.refuse_given(context, ("wanted",), "with an int8 precision: the bundle keeps the backbone it has")
+        kept = ("wanted", "max_regions", "max_words")
+        options.refuse_given(context, kept, "with an int8 precision: the bundle keeps what it was exported with")
         exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force)
         _print(exported, out, "as it was", as_json)
         return
@@ -92,7 +108,9 @@ def command(
             done += 1
             progress(done, total, graph)
 
-        _, exported = export_bundle(checkpoint, out, precisions, backbone, force, show)
+        _, exported = export_bundle(
+            checkpoint, out, precisions, backbone, force, show, max_regions=max_regions, max_words=max_words
+        )
     _print(exported, out, decision, as_json)
 
 

@@ -78,6 +78,9 @@ def export_bundle(
     backbone: Backbone | None = None,
     force: bool = False,
     on_graph: Callable[[str, int], None] = lambda graph, total: None,
+    *,
+    max_regions: int = RANGES["R"].max,
+    max_words: int | None = None,
 ) -> tuple[Manifest, list[ExportedGraph]]:
     """Write a bundle beside OUT and move it into place; the same checkpoint gives the same bytes.
 
@@ -88,9 +91,14 @@ def export_bundle(
         backbone: pictures to regions; None for a bundle that starts from region features.
         force: replace a bundle at OUT, with all that was calibrated and built in it.
         on_graph: told each graph with its precision, and how many there are, before it is made.
+        max_regions: the largest number of regions of an image that the graphs take (R). Engines are built for it, so
+            that a larger number costs a GPU memory.
+        max_words: the largest number of words of a caption, the marks of start and end included (W), as for regions;
+            None for 128, or the positions of a BERT that has fewer.
 
     Raises:
-        InputError: a precision is unknown, or OUT is taken (by anything but a bundle: also with `force`).
+        InputError: a precision is unknown, OUT is taken (by anything but a bundle: also with `force`), or a number of
+            regions or words is below 1 or beyond the positions of BERT.
         CheckpointError: the checkpoint cannot be read, or its tokenizer is that of another model.
         BundleError: the checkpoint has no tokenizer, the backbone's regions do not fit the model, or a graph fails a
             check of `check.check_graph`.
@@ -106,6 +114,7 @@ def export_bundle(
         )
     open_tokenizer(loaded, checkpoint)  # a bundle with the words of another model would score nonsense
     config = loaded.model.config
+    ranges = _ranges(config, max_regions, max_words)
     graphs = build_graphs(loaded.model)
     if backbone is not None:
         graphs = {"backbone": backbone_graph(backbone, config.region_dim), **graphs}
@@ -119,7 +128,7 @@ def export_bundle(
                 converted = CONVERT[precision](model)
                 write_graph(fresh / file, converted)
                 error = check_graph(fresh / file, precision, cases)
-                spec = describe(converted, fresh, file, config)
+                spec = describe(converted, fresh, file, ranges)
                 exported.append(ExportedGraph(name, precision, spec, (fresh / file).stat().st_size, error))
         manifest = Manifest(
             model=config.to_dict(),
@@ -133,14 +142,11 @@ def export_bundle(
     return manifest, exported
 
 
-def describe(model: onnx.ModelProto, bundle: Path, file: str, config: ModelConfig) -> GraphSpec:
+def describe(model: onnx.ModelProto, bundle: Path, file: str, ranges: Mapping[str, Range]) -> GraphSpec:
     """The manifest's record of a graph written to BUNDLE/FILE."""
     inputs = tuple(map(_tensor_spec, model.graph.input))
-    ranges = dict(RANGES)
     if model.graph.name == "backbone":
-        ranges["B"] = BACKBONE_BATCH
-    elif config.bert is not None:
-        ranges["W"] = _at_most(RANGES["W"], config.bert.positions)
+        ranges = {**ranges, "B": BACKBONE_BATCH}
     return GraphSpec(
         file=file,
         sha256=sha256_file(bundle / file),
@@ -179,8 +185,21 @@ def _tensor_spec(info: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(info.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
 
 
-def _at_most(sizes: Range, limit: int) -> Range:
-    return Range(min(sizes.min, limit), min(sizes.opt, limit), min(sizes.max, limit))
+def _ranges(config: ModelConfig, max_regions: int, max_words: int | None) -> dict[str, Range]:
+    """`RANGES` with the largest numbers of regions and words that were asked for."""
+    positions = None if config.bert is None else config.bert.positions
+    if max_words is None:
+        max_words = RANGES["W"].max if positions is None else min(RANGES["W"].max, positions)
+    for name, value in (("max_regions", max_regions), ("max_words", max_words)):
+        if value < 1:
+            raise InputError(f"{name} must be positive, got {value}")
+    if positions is not None and max_words > positions:
+        raise InputError(f"max_words must be at most the {positions} positions of this model's BERT, got {max_words}")
+    return {**RANGES, "R": _up_to(RANGES["R"], max_regions), "W": _up_to(RANGES["W"], max_words)}
+
+
+def _up_to(sizes: Range, largest: int) -> Range:
+    return Range(min(sizes.min, largest), min(sizes.opt, largest), largest)
 
 
 def _check_place(out: Path, force: bool) -> None:

@@ -19,7 +19,6 @@ import onnx
 from ..calibration.calibrate import CALIBRATED, load_calibration
 from ..calibration.plan import Plan, find_layers, to_int8
 from ..calibration.qdq import Scheme
-from ..chan_ref.config import ModelConfig
 from ..runtime.contract import Manifest, Precision, verified, write_manifest
 from ..runtime.data.images import CaptionedImages
 from ..runtime.errors import InputError, ParityError
@@ -123,7 +122,6 @@ def _write_graphs(
 ) -> list[ExportedGraph]:
     """Write the new graphs into a folder that no manifest names yet."""
     calibration = load_calibration(bundle, manifest)
-    config = ModelConfig.from_dict(manifest.model)
     with tempfile.TemporaryDirectory(prefix=".int8.", dir=bundle / "graphs") as scratch:
         built = Path(scratch, "new")
         made = []
@@ -147,7 +145,8 @@ def _write_graphs(
             publish(built, fresh)
     exported = []
     for name, precision, file, quantized in made:
-        spec = describe(quantized, bundle, str((fresh / file).relative_to(bundle)), config)
+        ranges = manifest.graph(name, "fp32").ranges
+        spec = describe(quantized, bundle, str((fresh / file).relative_to(bundle)), ranges)
         exported.append(ExportedGraph(name, precision, spec, (fresh / file).stat().st_size, None))
     return exported
 

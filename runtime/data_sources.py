@@ -44,14 +44,15 @@ def _data_images(path: Path, split: str) -> Source:
     for caption, image in zip(data.captions, data.image_of_caption, strict=True):
         texts[image].append(caption)
     metadata: list[dict[str, Any]] = []
-    for row in range(data.num_images):
-        metadata.append({"split": split, "row": row, "captions": texts[row]})
+    rows = data.image_rows.tolist()
+    for position, row in enumerate(rows):
+        metadata.append({"split": split, "row": row, "captions": texts[position]})
         if data.image_ids is not None:
-            metadata[-1]["image_id"] = data.image_ids[row]
-        file = files[row]
+            metadata[-1]["image_id"] = data.image_ids[position]
+        file = files[position]
         if file is not None:
             metadata[-1]["path"] = str(file.resolve())
-    ids = [f"{split}/{row}" for row in range(data.num_images)]
+    ids = [f"{split}/{row}" for row in rows]
     encode_rows = each_row(ids, lambda matcher, rows: matcher.encode_images(*data.regions(rows)))
 
     def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
@@ -64,35 +65,42 @@ def _data_images(path: Path, split: str) -> Source:
         metadata=metadata,
         encode=encode,
         queries=data.captions,
-        origins=_origins(path, split, data.num_images, lambda row: _regions_digest(data, row)),
+        skipped=data.skipped,
+        origins=_origins(path, split, rows, lambda position: _regions_digest(data, position)),
         whole=[Scope(path.resolve(), f"{split}/")],
     )
 
 
 def _data_captions(path: Path, split: str) -> Source:
     data = CaptionedImages.open(path, split)
-    ids = [f"{split}/{row}" for row in range(len(data.captions))]
+    rows, images = data.caption_rows.tolist(), data.image_rows[data.image_of_caption].tolist()
+    ids = [f"{split}/{row}" for row in rows]
     return Source(
         "captions",
         ids=ids,
         metadata=[
-            {"caption": caption, "split": split, "row": int(image)}
-            for caption, image in zip(data.captions, data.image_of_caption, strict=True)
+            {"caption": caption, "split": split, "row": image}
+            for caption, image in zip(data.captions, images, strict=True)
         ],
         encode=caption_encoder(ids, data.captions),
-        origins=_origins(path, split, len(ids), lambda row: hashlib.sha256(data.captions[row].encode()).hexdigest()),
+        skipped=data.skipped,
+        origins=_origins(path, split, rows, lambda place: hashlib.sha256(data.captions[place].encode()).hexdigest()),
         whole=[Scope(path.resolve(), f"{split}/")],
     )
 
 
-def _origins(path: Path, split: str, count: int, digest: Callable[[int], str]) -> list[Origin]:
-    """Where the rows of a split come from: all of them from the split's files together."""
-    folder = find_split(path, split).folder
-    found = [file for top in folder.glob(f"{split}_*") for file in (top, *top.rglob("*"))]  # features may be a folder
+def _origins(path: Path, split: str, rows: Sequence[int], digest: Callable[[int], str]) -> list[Origin]:
+    """Where rows of a split come from: all of them from the split's files together; `digest` is given positions."""
+    layout = find_split(path, split)
+    tops = [*layout.folder.glob(f"{split}_*"), *([] if layout.annotations is None else [layout.annotations])]
+    found = [file for top in tops for file in (top, *top.rglob("*"))]  # features may be a folder
     files = [file.stat() for file in found if file.is_file()]
     size, mtime_ns = sum(file.st_size for file in files), max(file.st_mtime_ns for file in files)
     root = path.resolve()
-    return [Origin(root, f"{split}/{row}", None, size, mtime_ns, partial(digest, row)) for row in range(count)]
+    return [
+        Origin(root, f"{split}/{row}", None, size, mtime_ns, partial(digest, position))
+        for position, row in enumerate(rows)
+    ]
 
 
 def _regions_digest(data: CaptionedImages, row: int) -> str:

@@ -22,8 +22,9 @@ from chan_rt.cli import main
 from chan_rt.export.backbone import Backbone, backbone
 from chan_rt.export.bundle import RANGES, ExportedGraph, export_bundle
 from chan_rt.export.check import Case, check_graph, make_cases, run_without_warnings
-from chan_rt.runtime.contract import Manifest, verified
-from chan_rt.runtime.errors import BundleError, CheckpointError, InputError
+from chan_rt.runtime.contract import Manifest, Range, verified
+from chan_rt.runtime.errors import BundleError, CheckpointError, InputError, TensorError
+from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.text import scan_vocabulary
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", *(f"w{i}" for i in range(25))]  # of the tiny checkpoints
@@ -74,6 +75,33 @@ def test_words_of_a_bert_bundle_end_at_its_positions(save_tiny: Save, tmp_path: 
     assert manifest.tokenizer.kind == "bert"
     assert manifest.graph("text_encoder", "fp32").ranges["W"].max == 20 < RANGES["W"].max
     assert manifest.graph("hard_alignment", "fp32").ranges["W"].max == 20
+
+
+def test_the_largest_numbers_of_regions_and_words_may_be_chosen(save_tiny: Save, tmp_path: Path) -> None:
+    checkpoint = save_tiny()
+    manifest, _ = export_bundle(checkpoint, tmp_path / "bundle", ["fp32"], max_regions=12, max_words=200)
+    for graph in ("region_encoder", "hard_alignment", "alignment_map"):
+        assert manifest.graph(graph, "fp32").ranges["R"] == Range(1, 12, 12)
+    for graph in ("text_encoder", "hard_alignment", "alignment_map"):
+        assert manifest.graph(graph, "fp32").ranges["W"] == Range(1, 16, 200)
+    assert manifest.max_words == 200
+    with Matcher.open(tmp_path / "bundle", "onnxruntime") as matcher:
+        texts = matcher.encode_texts([" ".join(["w1"] * 198)])
+        assert texts.lengths.tolist() == [200]
+        images = matcher.encode_images(np.ones((1, 12, manifest.region_dim), np.float32))
+        assert np.isfinite(matcher.score(images, texts)).all()
+        with pytest.raises(TensorError, match="R must be at most 12"):
+            matcher.encode_images(np.ones((1, 13, manifest.region_dim), np.float32))
+    for sizes, message in (
+        ({"max_regions": 0}, "max_regions must be positive, got 0"),
+        ({"max_words": -1}, "max_words must be positive, got -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_bundle(checkpoint, tmp_path / "other", ["fp32"], **sizes)
+    bert = save_tiny(text="bert", regions="basic")
+    with pytest.raises(InputError, match="max_words must be at most the 20 positions of this model's BERT, got 21"):
+        export_bundle(bert, tmp_path / "other", ["fp32"], max_words=21)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(save_tiny: Save, tmp_path: Path) -> None:

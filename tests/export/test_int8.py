@@ -60,7 +60,7 @@ def world(sample: CaptionedImages, tmp_path_factory: pytest.TempPathFactory) -> 
     # a trained layer's channels differ in size, which scales along the wrong axis must show
     model.region_encoder.attention.value.weight.data *= torch.linspace(1, 40, 64)[:, None]
     checkpoint.save(root / "checkpoint", model, {"vocab.json": json.dumps(vocabulary).encode()}, {})
-    export_bundle(root / "checkpoint", root / "bundle")
+    export_bundle(root / "checkpoint", root / "bundle", max_words=40)
     calibrate(root / "bundle", Samples(sample.regions, IMAGES, tokenizer.encode(sample.captions)), "minmax")
     return root
 
@@ -93,6 +93,7 @@ def test_graphs_join_the_manifest_and_its_hashes_hold(bundle: Path) -> None:
         spec = manifest.graph(item.name, item.precision)
         assert verified(bundle, spec.file, spec.sha256).stat().st_size == item.size
     assert manifest.resolve("text_encoder", "int8") == "fp16"
+    assert manifest.graph("text_encoder", "int8_x86").ranges["W"].max == 40  # as the bundle was exported
 
 
 def test_same_ranges_give_the_same_graphs(bundle: Path) -> None:
