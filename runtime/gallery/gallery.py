@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..checks import check_choice
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
-from ..errors import GalleryError, InputError
+from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
@@ -41,6 +41,7 @@ from .verify import verify_gallery
 from .where import Filter, Where
 
 _log = logging.getLogger(__name__)
+_ATTEMPTS = 5  # of a search whose files something touches meanwhile
 
 
 class Gallery:
@@ -237,22 +238,20 @@ class Gallery:
         condition = None if where is None else Filter.parse(where)
         vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
         split = np.split(vectors, starts[1:-1])
-        snapshot = self._snapshot()
-        snapshot.recheck()
-        allowed = self._allowed(snapshot, wanted, condition)
-        used, reason, rankings = self._rank(snapshot, split, k, mode, allowed)
-        found = [self._hits(snapshot, query, ranking) for query, ranking in zip(split, rankings, strict=True)]
-        snapshot.recheck()
-        rows = int(np.count_nonzero(allowed))
-        if not rows:
-            reason = "the gallery is empty" if condition is None and wanted is None else "no row passes the filter"
-        certified = used == "exact" and not snapshot.lost
-        if snapshot.lost:
-            reason = f"{snapshot.lost} rows are lost to damage and were left out (chan gallery verify {self.path})"
-        return [
-            SearchResult(hits, used, certified and ranking.certified, reason, rows, ranking.rescored)
-            for hits, ranking in zip(found, rankings, strict=True)
-        ]
+        for _ in range(_ATTEMPTS):
+            snapshot = self._snapshot()
+            snapshot.recheck()
+            try:
+                results = self._answers(snapshot, split, k, mode, wanted, condition)
+            except ChanError:
+                raise
+            except Exception:  # whatever follows from bytes that changed while they were read
+                if not snapshot.recheck():
+                    raise
+                continue
+            if not snapshot.recheck():
+                return results
+        raise GalleryCorrupt(f"{self.path}: something writes to its files while they are searched")
 
     def verify(self) -> list[str]:
         """Read every byte of the newest commit and name what is damaged; empty where all is well. See verify.py."""
@@ -307,6 +306,29 @@ class Gallery:
         if condition is not None:
             allowed = allowed & snapshot.passing(condition)
         return allowed
+
+    def _answers(
+        self,
+        snapshot: Snapshot,
+        queries: Sequence[NDArray[np.float32]],
+        k: int,
+        mode: Mode,
+        ids: Sequence[str] | None,
+        condition: Filter | None,
+    ) -> list[SearchResult]:
+        allowed = self._allowed(snapshot, ids, condition)
+        used, reason, rankings = self._rank(snapshot, queries, k, mode, allowed)
+        found = [self._hits(snapshot, query, ranking) for query, ranking in zip(queries, rankings, strict=True)]
+        rows = int(np.count_nonzero(allowed))
+        if not rows:
+            reason = "the gallery is empty" if condition is None and ids is None else "no row passes the filter"
+        if snapshot.lost:
+            reason = f"{snapshot.lost} rows are lost to damage and were left out (chan gallery verify {self.path})"
+        certified = used == "exact" and not snapshot.lost
+        return [
+            SearchResult(hits, used, certified and ranking.certified, reason, rows, ranking.rescored)
+            for hits, ranking in zip(found, rankings, strict=True)
+        ]
 
     def _rank(
         self,

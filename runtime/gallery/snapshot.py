@@ -114,10 +114,9 @@ class Snapshot:
             condition.check_keys(keys)
         return np.concatenate(masks) if masks else np.zeros(0, bool)
 
-    def recheck(self) -> None:
-        """GalleryCorrupt if a file was cut short or overwritten since it was opened; see store/files.py."""
-        for segment in self.segments:
-            segment.recheck()
+    def recheck(self) -> bool:
+        """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See store/files.py."""
+        return True in [segment.recheck() for segment in self.segments]
 
     def _split(self) -> list[NDArray[np.bool_]]:
         return np.split(self.live, self.bases[1:-1]) if self.segments else []

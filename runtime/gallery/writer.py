@@ -333,6 +333,8 @@ class GalleryWriter:
             parts = [Segment(self._segments, record, self.settings, prepared) for record in new]
             live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
             fast = measure(parts, live, self.settings, vectors, basis, axes)
+            for segment in segments:
+                segment.check_untouched()
             self._commit(files, segments=tuple(new), fast=fast.to_record(basis_file))
         return fast
 
@@ -390,7 +392,10 @@ class GalleryWriter:
 
     def _stored(self, record: SegmentRecord, prepared: Prepared | None) -> Piece:
         with _missing(self.path):
-            return Piece.of_segment(Segment(self._segments, record, self.settings, prepared), record.live)
+            segment = Segment(self._segments, record, self.settings, prepared)
+            piece = Piece.of_segment(segment, record.live)
+        segment.check_untouched()
+        return piece
 
     def _pieces(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Rows in pieces of at most SEGMENT_BYTES of fine vectors, one row at least."""

@@ -7,8 +7,9 @@ again while the file is open: about 2 GB/s once, nothing afterwards, and a flipp
 
 What is promised of a file that something else changes while it is open: `recheck` asks the file system for its inode,
 length and times, and sums every page again that was used if any of them is new. A search calls it before it reads and
-before it returns, so a file that was cut short or overwritten is an error of the search that met it, or of the next.
-One case is beyond any program that maps files: a file cut short in the middle of a search ends the process (SIGBUS).
+before it returns, and starts again if a file was touched in between. So a file that was cut short or overwritten is an
+error, and never part of an answer. Two cases are beyond a program that maps files: one that is cut short in the very
+middle of a search ends the process (SIGBUS), and a change that leaves length and times as they were is not noticed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import math
 import os
 import threading
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ MAX_LENGTH = 1 << 44  # bytes of one file
 _MAX_HEADER = 1 << 16
 _MAX_ARRAYS = 32
 _ALIGN = 64
+_TICK = 20_000_000  # nanoseconds; file systems take times from a clock that moves every 1 to 10 ms
 _DTYPES = {"U8": np.uint8, "I64": np.int64, "F16": np.float16, "F32": np.float32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
@@ -139,7 +142,8 @@ class MappedFile:
         self._places: dict[str, _Place] = {}
         descriptor = open_regular(self.path)
         try:
-            self._seen = _identity(found := os.fstat(descriptor))
+            found = os.fstat(descriptor)
+            self._seen, self._settled = _identity(found), _settled(found)
             self._check_length(found.st_size)
             self._bytes = map_file(descriptor, record.length)
         except OSError as error:
@@ -191,8 +195,11 @@ class MappedFile:
         self._check(begin, end)
         return self._bytes[begin:end].view(place.dtype).reshape(stop - first, *place.row)
 
-    def recheck(self) -> None:
-        """Check again what was read, if the file was touched since. Costs one question to the file system if not.
+    def recheck(self) -> bool:
+        """Check again what was read, if the file was touched since, and return whether it was.
+
+        It costs one question to the file system if not. A file that was touched within the last moments could be
+        touched again under the same time, so it is summed until that time is past.
 
         Raises:
             GalleryCorrupt: the file was cut short, or its bytes are not those that were committed.
@@ -200,14 +207,17 @@ class MappedFile:
         try:
             found = os.stat(self.path, follow_symlinks=False)
         except OSError:
-            return  # removed by a newer commit: what is mapped stays, and no one can reach it by its name
-        if _identity(found) == self._seen or found.st_ino != self._seen[1]:
-            return  # (a file put in its place does not change the mapped one)
+            return False  # removed by a newer commit: what is mapped stays, and no one can reach it by its name
+        seen, identity = self._seen, _identity(found)
+        if (identity == seen and self._settled) or found.st_ino != seen[1]:
+            return False  # (a file put in its place does not change the mapped one)
         self._check_length(found.st_size)
+        settled = _settled(found)
         for page in range(len(self._sums)):
             if self._checked[page] and not self._intact(page):
                 raise self._damage(page)
-        self._seen = _identity(found)
+        self._seen, self._settled = identity, settled
+        return identity != seen
 
     def damaged_pages(self) -> list[tuple[int, int]]:
         """First byte and end of every damaged page. Reads the whole file."""
@@ -264,6 +274,11 @@ class MappedFile:
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _settled(found: os.stat_result) -> bool:
+    """Whether a change from now on gives the file another time than it has."""
+    return time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _TICK
 
 
 def _places(text: bytes, start: int, length: int, path: Path) -> dict[str, _Place]:

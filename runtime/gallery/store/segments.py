@@ -79,7 +79,7 @@ class Segment:
         file.expect("starts", np.int64, count + 1)
         for name in ("scale", "error", "norm"):
             file.expect(name, np.float32, count)
-        self.starts = file.read("starts")
+        self.starts = file.read("starts").copy()  # indices: never to be changed under a kernel
         vectors = int(self.starts[-1])
         if self.starts[0] != 0 or vectors < count or (self.starts[1:] <= self.starts[:-1]).any():
             raise GalleryCorrupt(f"{file.path}: starts must rise from 0, each row having one vector at least")
@@ -181,10 +181,16 @@ class Segment:
                 made.setdefault(name, []).append(array)
         return {name: np.concatenate(pieces) for name, pieces in made.items()}
 
-    def recheck(self) -> None:
-        """GalleryCorrupt if a file was cut short or overwritten since it was opened; see files.py."""
-        for file in self._files:
-            file.recheck()
+    def recheck(self) -> bool:
+        """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See files.py."""
+        return True in [file.recheck() for file in self._files]
+
+    def check_untouched(self) -> None:
+        """GalleryCorrupt if a file was touched since the last check: what was read of it may not be right."""
+        if self.recheck():
+            raise GalleryCorrupt(
+                f"{self._file.path}: it, or a file beside it, was written to while it was read; try again"
+            )
 
     def damaged(self) -> list[str]:
         """Every damaged page of its files, in words. Reads them whole."""
