@@ -109,7 +109,7 @@ def _samples(config: ModelConfig, rng: np.random.Generator, images: int) -> Samp
 
 def _feeds(graph: str, samples: Samples, batch: int) -> dict[str, np.ndarray]:
     if graph == "region_encoder":
-        regions, lengths = samples.regions(slice(0, batch))
+        regions, lengths = samples.regions(np.arange(batch))
         return {"regions": regions, "region_lengths": lengths}
     return dict(samples.captions(np.arange(batch)))
 

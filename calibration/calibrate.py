@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from ..runtime.contract import GraphName, Manifest, sha256_file, verified, write
 from ..runtime.errors import BundleError, InputError, reason_of
 from ..runtime.files import atomic_file, write_file
 from ..runtime.onnx_session import open_session
-from .feeds import ALIGNED, Feeds, Samples
+from .bounds import known_bounds
+from .feeds import Feeds, Samples
 from .qdq import find_sites
 from .ranges import Histogram, Method, TensorRange, choose_range
 from .recurrence import find_grus
@@ -28,6 +29,7 @@ STATE_FILE = "calibration/state.npz"
 # graphs whose products are quantized; the last two take the outputs of the first two
 CALIBRATED: tuple[GraphName, ...] = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
 _SAVE_EVERY_SECONDS = 20.0
+_ALIGNED_RUNS = 8  # of the alignment graphs, each with up to 32 images and 32 captions spread over the samples
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,10 @@ def observed_tensors(model: onnx.ModelProto) -> list[str]:
 class Observer:
     """Runs a float32 graph and counts the values of the observed tensors."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, unit_inputs: Collection[str] = ()) -> None:
         model = onnx.load(path)
         self.outputs = [item.name for item in model.graph.output]
+        self.bounds = known_bounds(model, unit_inputs)
         self.histograms = {tensor: Histogram() for tensor in observed_tensors(model)}
         known = {item.name for item in (*model.graph.input, *model.graph.output)}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.histograms if name not in known)
@@ -150,7 +153,10 @@ def calibrate(
     }
     state = _State(bundle / STATE_FILE, json.dumps([SCHEMA, hashes, data], sort_keys=True))
     observers = {
-        name: Observer(verified(bundle, manifest.graph(name, "fp32").file, hashes[name]), threads) for name in names
+        name: Observer(
+            verified(bundle, manifest.graph(name, "fp32").file, hashes[name]), threads, _unit_inputs(manifest)
+        )
+        for name in names
     }
     for name, observer in observers.items():
         if name == "region_encoder":
@@ -158,7 +164,7 @@ def calibrate(
         elif name == "text_encoder":
             batches = samples.caption_feeds()
         else:
-            batches = [partial(_alignment_feeds, observers["region_encoder"], observers["text_encoder"], samples)]
+            batches = _alignment_feeds(observers["region_encoder"], observers["text_encoder"], samples)
         for index in range(state.restore(name, observer), len(batches)):
             observer.run(batches[index]())
             progress(name, index + 1, len(batches))
@@ -166,7 +172,10 @@ def calibrate(
     graphs: dict[str, tuple[str, dict[str, TensorRange]]] = {
         name: (
             hashes[name],
-            {tensor: choose_range(tensor, histogram, method) for tensor, histogram in observer.histograms.items()},
+            {
+                tensor: choose_range(tensor, histogram, method, bounds=observer.bounds.get(tensor))
+                for tensor, histogram in observer.histograms.items()
+            },
         )
         for name, observer in observers.items()
     }
@@ -176,18 +185,36 @@ def calibrate(
     return calibration
 
 
-def _alignment_feeds(region_encoder: Observer, text_encoder: Observer, samples: Samples) -> Feeds:
-    """Return the embeddings of the first images and of captions spread over the samples, as inputs of the alignment."""
-    regions, region_lengths = samples.regions(slice(0, min(ALIGNED, samples.num_images)))
-    rows = np.unique(np.linspace(0, len(samples.tokens.lengths) - 1, ALIGNED).astype(np.int64))
-    tokens = samples.captions(rows)
+def _unit_inputs(manifest: Manifest) -> list[str]:
+    """Return the inputs of the alignment graphs that are unit vectors or zeros, as the model makes them."""
+    kinds = {"region_embeddings": "normalize_regions", "word_embeddings": "normalize_words"}
+    return [name for name, option in kinds.items() if manifest.model.get(option) is True]
+
+
+def _alignment_feeds(region_encoder: Observer, text_encoder: Observer, samples: Samples) -> list[Callable[[], Feeds]]:
+    """Return functions that make inputs of the alignment graphs: batches of images with batches of captions."""
+    images, captions = _spread(samples.image_feeds()), _spread(samples.caption_feeds())
+    runs = max(len(images), len(captions))
+    return [
+        partial(_encoded, region_encoder, text_encoder, images[run % len(images)], captions[run % len(captions)])
+        for run in range(runs)
+    ]
+
+
+def _spread(batches: Sequence[Callable[[], Feeds]]) -> list[Callable[[], Feeds]]:
+    rows = np.unique(np.linspace(0, len(batches) - 1, _ALIGNED_RUNS).astype(np.int64))
+    return [batches[row] for row in rows]
+
+
+def _encoded(
+    region_encoder: Observer, text_encoder: Observer, read_images: Callable[[], Feeds], read: Callable[[], Feeds]
+) -> Feeds:
+    images, captions = read_images(), read()
     return {
-        "region_embeddings": region_encoder.run({"regions": regions, "region_lengths": region_lengths}, count=False)[
-            "region_embeddings"
-        ],
-        "region_lengths": region_lengths,
-        "word_embeddings": text_encoder.run(tokens, count=False)["word_embeddings"],
-        "word_lengths": tokens["token_lengths"],
+        "region_embeddings": region_encoder.run(images, count=False)["region_embeddings"],
+        "region_lengths": images["region_lengths"],
+        "word_embeddings": text_encoder.run(captions, count=False)["word_embeddings"],
+        "word_lengths": captions["token_lengths"],
     }
 
 

@@ -1,7 +1,7 @@
 """Real samples as inputs of each graph.
 
-Captions are batched by length, so that no padding enters the statistics. Regions are padded with zeros past an image's
-length, and these zeros are counted.
+Images and captions are batched by length, so that no padding enters the statistics. Within a length, the contents alone
+decide the order: the same samples make the same batches in whichever order they come, and therefore the same ranges.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -20,8 +20,6 @@ Feeds = Mapping[str, np.ndarray]
 
 MIN_SAMPLES = 16
 BATCH = 32
-# images and captions whose embeddings feed the alignment graphs: 64 x 64 pairs see every kind of similarity
-ALIGNED = 64
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Samples:
     """Images and captions to calibrate or measure on.
 
     Attributes:
-        regions: function that reads a slice of the images: (regions float32 [n, R, F], lengths int32 [n]).
+        regions: function that reads the images in rows (int64 [n]): (regions float32 [n, R, F], lengths int32 [n]).
         num_images: number of images.
         tokens: token ids int32 [C, W] and lengths int32 [C] of the captions.
 
@@ -37,7 +35,7 @@ class Samples:
         InputError: there are fewer than 16 images or captions.
     """
 
-    regions: Callable[[slice], tuple[np.ndarray, np.ndarray]]
+    regions: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     num_images: int
     tokens: TokenBatch
 
@@ -47,9 +45,22 @@ class Samples:
                 raise InputError(f"calibration needs at least {MIN_SAMPLES} {name}, got {count}")
 
     def image_feeds(self) -> list[Callable[[], Feeds]]:
-        """Return functions that read one batch each for `region_encoder`, in order."""
-        starts = range(0, self.num_images, BATCH)
-        return [partial(self._images, slice(start, min(start + BATCH, self.num_images))) for start in starts]
+        """Return functions that read one batch each for `region_encoder`: images of equal length, shortest first."""
+        return [partial(self.images, rows) for rows in self.image_rows()]
+
+    def image_rows(self) -> list[np.ndarray]:
+        """Return the rows (int64) of the images in each batch of `image_feeds`."""
+        return _batches(self._image_order, self.region_lengths)
+
+    @property
+    def region_lengths(self) -> np.ndarray:
+        """Return the number of regions of each image, int32 [N]."""
+        return self._surveyed[0]
+
+    def images(self, rows: np.ndarray) -> Feeds:
+        """Return the inputs of `region_encoder` for the images in `rows`, padded to the longest of them."""
+        regions, lengths = self.regions(rows)
+        return {"regions": regions, "region_lengths": lengths}
 
     def caption_feeds(self) -> list[Callable[[], Feeds]]:
         """Return functions that make one batch each for `text_encoder`: captions of equal length, shortest first."""
@@ -57,23 +68,45 @@ class Samples:
 
     def caption_rows(self) -> list[np.ndarray]:
         """Return the rows (int64) of the captions in each batch of `caption_feeds`."""
-        rows_by_length = (np.nonzero(self.tokens.lengths == length)[0] for length in np.unique(self.tokens.lengths))
-        return [rows[start : start + BATCH] for rows in rows_by_length for start in range(0, len(rows), BATCH)]
+        ids = np.where(np.arange(self.tokens.ids.shape[1]) < self.tokens.lengths[:, None], self.tokens.ids, 0)
+        return _batches(np.lexsort(ids.T[::-1]), self.tokens.lengths)
 
     def captions(self, rows: np.ndarray) -> Feeds:
         """Return the inputs of `text_encoder` for the captions in `rows`, padded to the longest of them."""
         lengths = self.tokens.lengths[rows]
         return {"token_ids": np.ascontiguousarray(self.tokens.ids[rows, : lengths.max()]), "token_lengths": lengths}
 
-    def _images(self, positions: slice) -> Feeds:
-        regions, lengths = self.regions(positions)
-        return {"regions": regions, "region_lengths": lengths}
-
     def sha256(self) -> str:
-        """Return the hash of the contents of every sample."""
+        """Return the hash of the contents of all samples, in whichever order they are given."""
         digest = hashlib.sha256()
-        for read in (*self.image_feeds(), *self.caption_feeds()):
+        for row in self._image_order:
+            digest.update(self._surveyed[1][row])
+        for read in self.caption_feeds():
             for name, value in read().items():
                 digest.update(f"{name}{value.dtype}{value.shape}".encode())
                 digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()
+
+    @cached_property
+    def _surveyed(self) -> tuple[np.ndarray, list[bytes]]:
+        """The length and the hash of each image."""
+        lengths = np.empty(self.num_images, np.int32)
+        hashes: list[bytes] = []
+        for start in range(0, self.num_images, BATCH):
+            rows = np.arange(start, min(start + BATCH, self.num_images))
+            regions, lengths[rows] = self.regions(rows)
+            for image, length in zip(regions, lengths[rows], strict=True):
+                content = np.ascontiguousarray(image[:length])
+                hashes.append(hashlib.sha256(f"{content.dtype}{content.shape}".encode() + content.tobytes()).digest())
+        return lengths, hashes
+
+    @property
+    def _image_order(self) -> np.ndarray:
+        """The images in the order of their hashes, so that batches do not depend on the order of the samples."""
+        return np.array(sorted(range(self.num_images), key=self._surveyed[1].__getitem__), np.int64)
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Divide rows, taken in `order`, into batches of equal length, the shortest first."""
+    groups = (order[lengths[order] == length] for length in np.unique(lengths))
+    return [rows[start : start + BATCH] for rows in groups for start in range(0, len(rows), BATCH)]

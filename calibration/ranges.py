@@ -112,14 +112,29 @@ class TensorRange:
         return max(abs(self.low), abs(self.high))
 
 
-def choose_range(name: str, histogram: Histogram, method: Method) -> TensorRange:
-    """Choose the clipping range of one tensor; InputError if it has no values, or only zeros."""
+def choose_range(
+    name: str, histogram: Histogram, method: Method, bounds: tuple[float, float] | None = None
+) -> TensorRange:
+    """Choose the clipping range of one tensor.
+
+    Args:
+        name: the tensor.
+        histogram: its values.
+        method: how the range is chosen from them.
+        bounds: what no value can exceed (see `calibration.bounds`); they are then the range, whatever the method.
+
+    Raises:
+        InputError: the tensor has no values, or only zeros.
+    """
     check_choice("method", method, METHODS)
     if not histogram.total:
         raise InputError(f"calibration saw no value of {name}: use more samples")
     largest = max(abs(histogram.minimum), abs(histogram.maximum))
     if largest == 0:
         raise InputError(f"calibration saw only zeros in {name}: the samples are degenerate")
+    if bounds is not None:
+        low, high = min(bounds[0], histogram.minimum), max(bounds[1], histogram.maximum)
+        return TensorRange(low, high, histogram.minimum, histogram.maximum, histogram.total, clipped=0.0)
     counts = histogram.magnitudes()
     threshold = min(_THRESHOLDS[method](counts, histogram.limit, largest), largest)
     edges = np.linspace(0, histogram.limit, len(counts) + 1)

@@ -198,18 +198,20 @@ class Sensitivity:
     def _embed(self, graph: str, session: Any) -> np.ndarray:
         """Return the embeddings [N, L, D] of every sample, zeros past each length, in the samples' order."""
         if graph == "region_encoder":
-            return np.concatenate([session.run(None, dict(read()))[0] for read in self._samples.image_feeds()])
-        lengths = self._samples.tokens.lengths
+            batches, feeds, lengths = self._samples.image_rows(), self._samples.images, self._samples.region_lengths
+        else:
+            batches, feeds = self._samples.caption_rows(), self._samples.captions
+            lengths = self._samples.tokens.lengths
         width = next(item.shape[-1] for item in session.get_outputs())
-        words = np.zeros((len(lengths), int(lengths.max()), width), np.float32)
-        for rows in self._samples.caption_rows():
-            found = session.run(None, dict(self._samples.captions(rows)))[0]
-            words[rows, : found.shape[1]] = found
-        return words
+        embeddings = np.zeros((len(lengths), int(lengths.max()), width), np.float32)
+        for rows in batches:
+            found = session.run(None, dict(feeds(rows)))[0]
+            embeddings[rows, : found.shape[1]] = found
+        return embeddings
 
     def _score(self, embeddings: Mapping[str, np.ndarray]) -> np.ndarray:
         regions, words = embeddings["region_encoder"], embeddings["text_encoder"]
-        _, region_lengths = self._samples.regions(slice(0, self._samples.num_images))
+        region_lengths = self._samples.region_lengths
         scores = np.empty((len(regions), len(words)), np.float32)
         for i in range(0, len(regions), _SCORE_BLOCK):
             for c in range(0, len(words), _SCORE_BLOCK):
