@@ -27,7 +27,8 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
     type=click.Choice(["lower", "published"]),
     default="lower",
     show_default=True,
-    help="Which of two equal scores ranks first: that of the lower index, or of the higher as in the published code.",
+    help="Which of two equal scores ranks first: that of the lower index, or that of the higher, which is close to the "
+    "published code (its sort is not stable).",
 )
 @click.option(
     "--eccv", is_flag=True, help="Also compute CxC and ECCV Caption. This needs the testall split of COCO with its ids."

@@ -1,6 +1,6 @@
-"""`python -m chan_rt.demo OUT`: pictures -> features -> bundle -> engines -> parity -> search, and one page of it all.
+"""`python -m chan_rt.demo OUT`: pictures -> features -> bundle -> engines -> parity -> search, and a page of it all.
 
-Run again, it keeps the scenes and the engines that are there already.
+A second run keeps the scenes and engines that exist.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .steps import (
 )
 
 STEPS = 6
-MARK = ".chan-demo"  # says that a folder is the demo's own
+MARK = ".chan-demo"  # marks a folder that the demo made
 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--scenes", default=500, show_default=True, type=click.IntRange(min=2), help="Pictures to draw.")
 def main(out: Path, scenes: int) -> None:
-    """Carry the demo model all the way from pictures to engines and search, into the folder OUT."""
+    """Run every step from pictures to engines and search with the demo model, in the folder OUT."""
     try:
         passed = run(out, scenes)
     except ChanError as error:
@@ -48,9 +48,9 @@ def main(out: Path, scenes: int) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Make OUT the demo's: what it finds in its own folder it replaces, so it must never be somebody's data."""
+    """Mark OUT as a folder of the demo. The demo replaces what it finds there, so any other folder is refused."""
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise InputError(f"{out} holds something that the demo did not make: choose a new folder")
+        raise InputError(f"{out} has files that the demo did not make: choose a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).touch()
@@ -59,7 +59,7 @@ def _claim(out: Path) -> None:
 
 
 def run(out: Path, scenes: int) -> bool:
-    """Every step; whether parity holds."""
+    """Run every step and return whether parity holds."""
     started = time.perf_counter()
     _claim(out)
     data, bundle, gallery = out / "data", out / "bundle", out / "gallery"
@@ -67,33 +67,33 @@ def run(out: Path, scenes: int) -> bool:
 
     with _step(1, f"Draw {scenes} scenes no model has seen, with captions, boxes and region features", seconds) as bar:
         fresh = draw_scenes(data, scenes, bar)
-    click.echo(f"    {data}" + ("" if fresh else " (was there already)"))
+    click.echo(f"    {data}" + ("" if fresh else " (existed already)"))
 
     with _step(2, "Export the checkpoint: ONNX graphs in fp32 and fp16, each checked against torch", seconds) as bar:
         fresh = export(bundle, bar)
-    click.echo(f"    {bundle}" + ("" if fresh else " (the same bytes were there already)"))
+    click.echo(f"    {bundle}" + ("" if fresh else " (existed already with the same bytes)"))
 
     with _step(3, "Build TensorRT engines", seconds) as bar:
         engines, reasons = build_engines(bundle, bar)
     for flavor in dict.fromkeys(engine.record.flavor for engine in engines):
         own = [engine for engine in engines if engine.record.flavor == flavor]
         kept = sum(engine.cached for engine in own)
-        click.echo(f"    engines by {flavor} {own[0].record.version}: {len(own)}, of which {kept} were there already")
+        click.echo(f"    engines by {flavor} {own[0].record.version}: {len(own)}, of which {kept} existed already")
     for reason in reasons:
         click.echo(f"    {reason}")
 
-    with _step(4, "Prove that every stage computes what torch computes", seconds) as bar:
+    with _step(4, "Check that every stage computes what torch computes", seconds) as bar:
         report = _parity(bundle, data, scenes, bar)
     (out / "parity.html").write_text(parity_page(report), encoding="utf-8")
     (out / "parity.json").write_text(report.to_json(), encoding="utf-8")
     click.echo("\n".join(f"    {line}" if line else "" for line in table(report)))
 
-    with _step(5, "Measure whether words point at the pictures they name", seconds):
+    with _step(5, "Measure whether words choose regions of the pictures they name", seconds):
         pointing = measure_pointing(bundle, data, ("fp32", "fp16"))
     for name, found in pointing.items():
         click.echo(f"    {name:<20} {found.accuracy:.1%} of {found.mentions} names (by chance {found.chance:.1%})")
 
-    with _step(6, "Index the scenes, ask for one caption, and explain the best picture", seconds):
+    with _step(6, "Index the scenes, search with one caption, and explain the best picture", seconds):
         query = search(bundle, data, gallery, out / "alignment.png")
     _tell(query)
 
@@ -103,10 +103,10 @@ def run(out: Path, scenes: int) -> bool:
     for name, size in findings.sizes():
         click.echo(f"{name:<34}{size / 1e6:>8.2f}")
     verdict = "Parity holds" if report.passed else "Parity MISSED"
-    click.echo(f"\n{verdict}. {time.perf_counter() - started:.0f} seconds in all. Look at:")
+    click.echo(f"\n{verdict}. The demo took {time.perf_counter() - started:.0f} seconds. See:")
     for name in ("index.html", "parity.html", "alignment.png"):
         click.echo(f"    {out / name}")
-    click.echo("Go on with:")
+    click.echo("Next:")
     click.echo(f'    chan search {gallery} "{query.caption}" --html {out / "hits.html"}')
     click.echo(f'    chan explain {bundle} {data / "images" / SPLIT / "00000.png"} "{query.caption}" -o why.png')
     return report.passed
@@ -114,7 +114,7 @@ def run(out: Path, scenes: int) -> bool:
 
 @contextmanager
 def _step(number: int, title: str, seconds: dict[str, float]) -> Iterator[Progress]:
-    """Announce a step, show a bar for it on a terminal, note its time."""
+    """Print a step's title, show a progress bar on a terminal, and record the time."""
     click.echo(f"\n{number}/{STEPS}  {title}")
     started = time.perf_counter()
     with ExitStack() as stack:

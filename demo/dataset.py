@@ -1,4 +1,4 @@
-"""A folder of scenes in the layout published image-text data has, complete with pictures, boxes and features.
+"""Write a folder of scenes in the layout of published image-text data, with pictures, boxes and features.
 
 OUT/
 ├── images/{train,dev,test}/00000.png ...
@@ -37,7 +37,7 @@ EfficientNet-Lite0 (ImageNet weights of the package efficientnet_lite0_pytorch_m
 
 
 def write_scenes(out: Path, counts: Mapping[Split, int], seed: int) -> Iterator[int]:
-    """Draw and encode scenes into OUT, which appears whole or not at all.
+    """Draw and encode scenes into OUT, which appears only when it is complete.
 
     Args:
         out: a folder that does not exist yet, or is empty.
@@ -45,7 +45,7 @@ def write_scenes(out: Path, counts: Mapping[Split, int], seed: int) -> Iterator[
         seed: same seed and versions, same bytes.
 
     Yields:
-        How many scenes were finished since the last time.
+        The number of scenes that were finished since the last time.
 
     Raises:
         InputError: OUT holds something, a count or the seed is negative, there is no scene at all, or the demo's

@@ -1,4 +1,4 @@
-"""The demo's page: everything the steps found, pictures included, in one file."""
+"""The page of the demo: all results of its steps, with the pictures, in one file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _THUMBNAIL = 300  # pixels
 
 @dataclass(frozen=True)
 class Findings:
-    """What the steps found.
+    """The results of the steps.
 
     Attributes:
         out: the demo's folder.
@@ -50,7 +50,7 @@ class Findings:
     total: float
 
     def sizes(self) -> Iterator[tuple[str, int]]:
-        """Names and bytes of what was made."""
+        """Yield the names and bytes of what the steps wrote."""
         bundle = self.out / "bundle"
         yield "checkpoint (torch, fp32)", size_of(CHECKPOINT.rglob("*"))
         for precision in ("fp32", "fp16"):
@@ -62,7 +62,7 @@ class Findings:
 
 
 def render(findings: Findings) -> str:
-    """The page as HTML that loads nothing from elsewhere; links lead to its neighbors in the demo's folder."""
+    """Return the page as HTML that loads no other file; links lead to other files in the demo's folder."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
     report, query = findings.report, findings.query

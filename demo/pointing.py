@@ -1,4 +1,4 @@
-"""Pointing accuracy: does a word that names a picture choose a region of that picture?"""
+"""Pointing accuracy: how often a word that names a picture chooses a region of that picture."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..runtime.errors import InputError, reason_of
 
 @dataclass(frozen=True)
 class Pointing:
-    """How often naming words point at what they name.
+    """How often words choose a region of the picture they name.
 
     Attributes:
-        accuracy: share of mentions whose region has its center in the named picture's box.
-        chance: that share for regions chosen at random, each as likely.
-        ceiling: share of mentions whose box holds any region's center at all; thin pictures may hold none.
-        mentions: how many there were.
+        accuracy: share of mentions whose region has its center in the box of the named picture.
+        chance: the same share for regions chosen at random with equal probability.
+        ceiling: share of mentions whose box contains the center of any region; thin pictures may contain none.
+        mentions: number of mentions.
     """
 
     accuracy: float

@@ -1,4 +1,4 @@
-"""The steps of `make demo`: each does one thing with the library and returns what the page shows."""
+"""The steps of `make demo`: each makes one use of the library and returns what the page shows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def draw_scenes(data: Path, scenes: int, progress: Progress) -> bool:
-    """Draw the test scenes with their captions, boxes and region features, unless they are there; whether it drew."""
+    """Draw the test scenes with captions, boxes and region features unless they exist, and return whether it drew."""
     if data.is_dir():
         found = CaptionedImages.open(data, SPLIT)
         if found.num_images == scenes:
@@ -54,7 +54,7 @@ def draw_scenes(data: Path, scenes: int, progress: Progress) -> bool:
 
 
 def export(bundle: Path, progress: Progress) -> bool:
-    """Export the demo's checkpoint; a bundle of the same bytes keeps its engines; whether anything changed."""
+    """Export the demo's checkpoint, and return whether the bundle changed; one of the same bytes keeps its engines."""
     done = 0
 
     def on_graph(graph: str, total: int) -> None:
@@ -79,7 +79,7 @@ def _content(bundle: Path) -> object:
 
 
 def build_engines(bundle: Path, progress: Progress) -> tuple[list[BuiltEngine], list[str]]:
-    """Engines of every graph and precision, with each TensorRT flavor that builds here; and why others do not."""
+    """Build engines of every graph and precision with each TensorRT flavor that is usable; reasons for the others."""
     engines, reasons = [], []
     for flavor in FLAVORS:
         try:
@@ -95,7 +95,7 @@ def build_engines(bundle: Path, progress: Progress) -> tuple[list[BuiltEngine], 
 
 
 def measure_pointing(bundle: Path, data: Path, precisions: Sequence[str]) -> dict[str, Pointing]:
-    """Whether the words choose the pictures they name: in torch, then at each precision on onnxruntime."""
+    """Measure whether words choose the pictures they name, in torch and at each precision on onnxruntime."""
     source = CaptionedImages.open(data, SPLIT)
     checkpoint = load_checkpoint(CHECKPOINT)
     reference = TorchRunner(checkpoint.model)
@@ -121,13 +121,13 @@ def measure_pointing(bundle: Path, data: Path, precisions: Sequence[str]) -> dic
 
 @dataclass(frozen=True)
 class Query:
-    """One caption asked of the gallery.
+    """A search of the gallery with one caption.
 
     Attributes:
-        caption: of a scene.
-        scene: the row it was written for.
-        backend: that encoded the query.
-        result: the best pictures, each with what every word chose.
+        caption: the caption of a scene.
+        scene: the row of that scene.
+        backend: the backend that encoded the query.
+        result: the best pictures, each with the region that every word chose.
         words: of the caption, as the model reads them; `naming` are the positions of those that name a picture.
         encode_ms, search_ms: median time of encoding the caption and of the search, of `timed` repetitions.
         gallery_bytes: of the gallery's files.
@@ -148,13 +148,13 @@ class Query:
 
 
 def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
-    """Index the scenes, ask for one caption's best pictures, and draw which region of the first each word chose.
+    """Index the scenes, search with one caption, and draw which region of the best picture each word chose.
 
     Args:
-        bundle: opened with the backend `auto` finds: an engine where there is a GPU.
-        data: of `draw_scenes`.
-        gallery: folder to make, in place of an earlier one.
-        picture: file to draw the explanation to.
+        bundle: opened with the backend that `auto` finds: an engine where there is a GPU.
+        data: folder that `draw_scenes` wrote.
+        gallery: folder of the new gallery; an earlier one is replaced.
+        picture: file for the drawing.
     """
     source = CaptionedImages.open(data, SPLIT)
     _, records = read_boxes(data, SPLIT)
@@ -201,13 +201,13 @@ def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
 
 
 def choose_caption(captions: Sequence[str], mentions: Sequence[Sequence[dict[str, Any]]]) -> int:
-    """The first caption that names two pictures in eight words or fewer: short to read, enough to explain."""
+    """Choose the first caption that names two pictures in at most eight words."""
     fitting = (row for row, names in enumerate(mentions) if len(names) >= 2 and len(captions[row].split()) <= 8)
     return next(fitting, 0)
 
 
 def _timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Median milliseconds of a call after one that warms up, and its result."""
+    """Return the median milliseconds of a call, after one call that is not timed, and its result."""
     result = call()
     times = []
     for _ in range(TIMED):
@@ -218,5 +218,5 @@ def _timed(call: Callable[[], T]) -> tuple[float, T]:
 
 
 def size_of(paths: Iterable[Path]) -> int:
-    """Bytes of all files among `paths`."""
+    """Sum the bytes of all files among `paths`."""
     return sum(path.stat().st_size for path in paths if path.is_file())

@@ -80,6 +80,14 @@ def read_captions(file: Path) -> list[str]:
     return captions
 
 
+def read_ids(file: Path) -> list[str]:
+    """The image ids of a split; blank lines behind the last are dropped."""
+    ids = read_lines(file)
+    while ids and not ids[-1]:
+        ids.pop()
+    return ids
+
+
 def is_blank(caption: str) -> bool:
     """Whether a caption has no visible character: blanks, control characters and bare accents make no word."""
     return all(unicodedata.category(character)[0] in "CMZ" for character in caption)

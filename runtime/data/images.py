@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..contract import Manifest
 from ..errors import InputError, TensorError
 from ..skipped import SkippedItem
-from .captions import Pairing, is_blank, pair, read_captions, read_lines
+from .captions import Pairing, is_blank, pair, read_captions, read_ids
 from .karpathy import pair_annotated, read_annotations
 from .layout import SplitFiles, find_split
 from .regions import open_store
@@ -237,11 +237,18 @@ def spread(count: int, samples: int) -> NDArray[np.int64]:
 
 def _read(files: SplitFiles) -> tuple[list[str], Pairing, RegionStore]:
     """Every caption of a split in the order of its file, the stored image of each, and the features."""
-    ids = read_lines(files.ids) if files.ids.is_file() else None
+    ids = read_ids(files.ids) if files.ids.is_file() else None
     distinct = None if ids is None else list(dict.fromkeys(ids))
     if files.annotations is None:
         captions = read_captions(files.captions)
         store = open_store(files, distinct)
+        try:
+            return captions, pair(ids, len(captions), store, files.ids), store
+        except InputError:
+            if not is_blank(captions[-1]):
+                raise
+        while captions and is_blank(captions[-1]):  # blank lines behind the last caption
+            captions.pop()
         return captions, pair(ids, len(captions), store, files.ids), store
     images = read_annotations(files.annotations, files.split)
     store = open_store(files, distinct or [image.image_id for image in images])

@@ -1,7 +1,8 @@
 """CxC and ECCV Caption on the COCO 5K test, through the `eccv-caption` package and the ground truth it carries.
 
-Both count more captions as right than the five an image came with: CxC (Parekh et al. 2021) by human ratings of pairs,
-ECCV Caption (Chun et al. 2022) by machine-found and human-checked matches, with mAP@R and R-Precision.
+Both count more captions as right than the five that came with an image. CxC (Parekh et al. 2021) takes them from human
+ratings of pairs. ECCV Caption (Chun et al. 2022) takes them from matches that models found and people checked, and
+reports mAP@R and R-Precision.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..extras import needs
 
-# The package looks at the first R of a list, R the number of right answers: at most 48 captions and 19 images.
+# The package reads the first R entries of a list, R being the number of right answers: at most 48 captions, 19 images.
 _CAPTIONS, _IMAGES = 50, 20
 _PER_IMAGE = 5
 _COLUMNS = 256  # turned into rows at once
@@ -27,7 +28,7 @@ _COLUMNS = 256  # turned into rows at once
 
 @dataclass(frozen=True)
 class Directions:
-    """One figure both ways, in percent."""
+    """One figure in both directions, in percent."""
 
     i2t: float
     t2i: float
@@ -36,7 +37,7 @@ class Directions:
 def extended_metrics(
     scores: NDArray[Any], image_ids: Sequence[str], image_of_caption: NDArray[Any]
 ) -> dict[str, Directions]:
-    """cxc_r1, cxc_r5, cxc_r10, eccv_r1, eccv_rprecision and eccv_map_at_r of scores [5000, 25000], in percent.
+    """Compute cxc_r1, cxc_r5, cxc_r10, eccv_r1, eccv_rprecision and eccv_map_at_r of scores [5000, 25000], in percent.
 
     The captions of an image must stand in the order of the COCO 5K test (Karpathy's, as every copy of the precomp data
     has them): the files carry no caption ids, so they are taken from that order.
@@ -59,7 +60,7 @@ def extended_metrics(
         block = np.ascontiguousarray(scores[:, start : start + _COLUMNS].T)  # a column alone is a cache miss a score
         for name, column in zip(captions[start:].tolist(), block, strict=False):
             t2i[name] = rows[first(column, _IMAGES)].tolist()
-    # Asked for alone, eccv_rprecision gives nothing; beside eccv_map_at_r it does. The package draws bars on stderr.
+    # The package returns eccv_rprecision only together with eccv_map_at_r, and it draws progress bars on stderr.
     wanted = ("cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r")
     with contextlib.redirect_stderr(io.StringIO()):
         found = judge.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=(1, 5, 10), verbose=False)
@@ -67,14 +68,14 @@ def extended_metrics(
 
 
 def check_split(image_ids: Sequence[str], image_of_caption: NDArray[Any]) -> None:
-    """Raise what `extended_metrics` would raise about a split, before there are scores."""
+    """Raise the errors of `extended_metrics` about a split before any score is computed."""
     _coco_ids(_judge(), image_ids, image_of_caption)
 
 
 def _coco_ids(
     judge: Any, image_ids: Sequence[str], image_of_caption: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """COCO's ids of the images [5000] and of the captions [25000]."""
+    """Return COCO's ids of the images [5000] and of the captions [25000]."""
     captions_of: dict[int, list[int]] = {}
     for caption in judge.coco_ids.tolist():
         captions_of.setdefault(judge.coco_gts["t2i"][caption][0], []).append(caption)
@@ -95,7 +96,7 @@ def _coco_ids(
 
 
 def first(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Indexes of the `count` highest scores, best first, ties by lower index."""
+    """Return the indexes of the `count` highest scores, best first; the lower index wins a tie."""
     count = min(count, len(scores))
     # `count` groups reach the count-th largest of the groups' maxima, so nothing below it can be in the list. It
     # takes a third of the time that a partition of the row takes.

@@ -1,12 +1,17 @@
-"""Recalls of image-text retrieval from a score matrix [I, C]: rows images, columns captions.
+"""Recalls of image-text retrieval from a score matrix [I, C]: rows are images, columns are captions.
 
-Image-to-text ranks the captions of each image and keeps the rank of the best of its own; text-to-image ranks the images
-of each caption and keeps that of its own image. Ranks start at 0. R@K is the percentage of ranks below K,
-`medr = floor(median) + 1`, `meanr = mean + 1`, and `rsum` the sum of the six recalls (as CHAN, SCAN and VSE++ report).
+Image-to-text ranks all captions for each image and keeps the rank of the best of its own. Text-to-image ranks all
+images for each caption and keeps the rank of its own image. Ranks start at 0. R@K is the percentage of ranks below K,
+`medr = floor(median) + 1`, `meanr = mean + 1`, and `rsum` is the sum of the six recalls, as CHAN and SCAN report.
 
-Ties: `lower` puts equal scores in the order of their index (the default), `published` in the reverse order, as the
-published `argsort()[::-1]` does; `optimistic` puts the right answer before its equals and `pessimistic` behind them,
-so every tie order lies between the two.
+An image may have any number of captions, at least one. Image-to-text has a rank for each image and text-to-image one
+for each caption, so an image with more captions has more weight in text-to-image, and is easier to answer in
+image-to-text. With equally many captions for every image, as published, neither happens.
+
+Ties: `lower` puts equal scores in the order of their index (the default), `published` in the reverse order. The
+published code reverses NumPy's default sort, which is not stable, so its own order of ties may be a third one.
+`optimistic` puts the right answer before its equals and `pessimistic` behind them, so the figures of every order of
+ties lie between the two.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ _BLOCK_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Recalls:
-    """One direction of retrieval: percentages R@1, R@5, R@10, then the median and mean rank, counted from 1."""
+    """One direction of retrieval: R@1, R@5 and R@10 in percent, and the median and mean rank, counted from 1."""
 
     r1: float
     r5: float
@@ -51,7 +56,7 @@ class Metrics:
 
 
 def evaluate(scores: NDArray[Any], image_of_caption: NDArray[Any], ties: Ties = "lower") -> Metrics:
-    """Both directions' recalls of scores [I, C], where caption c belongs to image image_of_caption[c].
+    """Compute the recalls of scores [I, C] in both directions; caption c belongs to image image_of_caption[c].
 
     Raises:
         InputError: shapes that do not fit, a caption of no image, an image of no caption, an unknown tie order.
@@ -62,7 +67,7 @@ def evaluate(scores: NDArray[Any], image_of_caption: NDArray[Any], ties: Ties = 
 
 
 def fold_slices(image_of_caption: NDArray[Any], num_images: int, folds: int) -> list[tuple[slice, slice]]:
-    """Image rows and caption columns of each of `folds` consecutive blocks of equally many images.
+    """Return the image rows and caption columns of each of `folds` consecutive blocks of equally many images.
 
     Raises:
         InputError: folds that do not divide the images, or captions that are not in the order of their images.
@@ -77,7 +82,7 @@ def fold_slices(image_of_caption: NDArray[Any], num_images: int, folds: int) -> 
 
 
 def mean_metrics(per_fold: list[Metrics]) -> Metrics:
-    """Every figure's mean over the folds, as the published 1K protocol takes it."""
+    """Average every figure over the folds, as the published 1K protocol does."""
 
     def mean(direction: list[Recalls]) -> Recalls:
         rows = [(item.r1, item.r5, item.r10, item.medr, item.meanr) for item in direction]
@@ -87,7 +92,7 @@ def mean_metrics(per_fold: list[Metrics]) -> Metrics:
 
 
 def recalls(query_ranks: NDArray[Any]) -> Recalls:
-    """R@1, R@5, R@10, medr and meanr of ranks counted from 0."""
+    """Compute R@1, R@5, R@10, medr and meanr of ranks that are counted from 0."""
     r1, r5, r10 = (100.0 * float(np.count_nonzero(query_ranks < k)) / len(query_ranks) for k in (1, 5, 10))
     return Recalls(r1, r5, r10, float(np.floor(np.median(query_ranks)) + 1), float(np.mean(query_ranks)) + 1)
 
@@ -95,7 +100,7 @@ def recalls(query_ranks: NDArray[Any]) -> Recalls:
 def ranks(
     scores: NDArray[Any], image_of_caption: NDArray[Any], ties: Ties = "lower"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ranks from 0: i2t [I], that of each image's best caption, and t2i [C], that of each caption's image.
+    """Compute ranks from 0: i2t [I] of the best caption of each image, and t2i [C] of the image of each caption.
 
     Raises: as `evaluate`.
     """
@@ -137,7 +142,7 @@ def _ahead(
     foreign: NDArray[np.bool_],
     ties: Ties,
 ) -> NDArray[np.bool_]:
-    """Which entries of a block are ranked before the right answer, whose score and index are given."""
+    """Mark the entries of a block that rank before the right answer, whose score and index are given."""
     ahead: NDArray[np.bool_] = block > right
     if ties == "optimistic":
         return ahead

@@ -1,8 +1,9 @@
-"""Scores of every image with every caption on the CPU: words packed without padding, one matrix product a block.
+"""Scores of every image with every caption on the CPU: words packed without padding, one matrix product for each block.
 
-Captions padded to the longest of all waste most of the work: the longest of Flickr30K's test has several times the
-words of the mean. Here the words of all captions stand in one matrix [T, D], T the sum of their lengths, and a block of
-images meets a block of it in one product; reductions run while the block is in the cache. float32 throughout.
+Padding all captions to the longest one wastes most of the work: the longest caption of Flickr30K's test has several
+times the words of the mean. Here the words of all captions form one matrix [T, D], where T is the sum of their lengths.
+A block of images is multiplied with a block of this matrix, and pooled while the product is in the cache. Everything is
+float32.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import TensorError
 
-# A block's similarities: 16 MiB of float32. At 1024-d and 36 regions the product is all that counts (measured on a core
-# of an EPYC: 164 ms at 88 GFLOP/s, beside 2 ms for the maxima), so this only bounds memory.
+# Similarities in a block: 16 MiB of float32. At 1024-d and 36 regions the product takes nearly all the time (on a core
+# of an EPYC 164 ms at 88 GFLOP/s, and 2 ms for the maxima), so this only bounds memory.
 _BLOCK = 1 << 22
 _IMAGES = 32
 _EPSILON = np.float32(1e-8)  # added to a norm before dividing by it, as published
@@ -43,13 +44,13 @@ class PackedWords:
         return len(self.starts) - 1
 
     def captions(self, first: int, last: int) -> PackedWords:
-        """Captions first:last, without a copy."""
+        """Return captions first:last without a copy."""
         starts = self.starts[first : last + 1]
         return PackedWords(self.vectors[starts[0] : starts[-1]], starts - starts[0])
 
     @staticmethod
     def pack(parts: Iterable[Embeddings]) -> PackedWords:
-        """Drop the padding of encoded captions; the parts may come one at a time and be of any width."""
+        """Drop the padding of encoded captions; `parts` may be an iterator, and each part may have another width."""
         rows, lengths = [], []
         for part in parts:
             valid = np.arange(part.vectors.shape[1]) < part.lengths[:, None]
@@ -62,7 +63,7 @@ class PackedWords:
 
 
 def score(images: Embeddings, captions: PackedWords, alignment: AlignmentConfig) -> Floats:
-    """Scores [I, C], as `chan_ref.alignment.score` defines them; ragged images keep to their own regions.
+    """Compute scores [I, C] as `chan_ref.alignment.score` defines them. Padded regions are ignored.
 
     Raises:
         TensorError: embeddings of different widths.
@@ -78,7 +79,7 @@ def score(images: Embeddings, captions: PackedWords, alignment: AlignmentConfig)
 
 
 def _block_scores(images: Embeddings, captions: PackedWords, alignment: AlignmentConfig) -> Floats:
-    """[I, C] of a block whose similarities fit in memory."""
+    """Score a block whose similarities fit in memory: [I, C]."""
     num_images, num_regions, dim = images.vectors.shape
     segments = captions.starts[:-1]
     regions = images.vectors.reshape(-1, dim)
@@ -153,7 +154,7 @@ def _pool_regions(x: Floats, valid: NDArray[np.bool_], alignment: AlignmentConfi
 
 
 def _caption_blocks(starts: NDArray[np.int64], most_words: int) -> Iterable[tuple[int, int]]:
-    """Consecutive captions of at most `most_words` words together, at least one caption."""
+    """Yield ranges of consecutive captions that have at most `most_words` words together, or are one caption."""
     first = 0
     while first < len(starts) - 1:
         last = int(np.searchsorted(starts, starts[first] + most_words, side="right")) - 1

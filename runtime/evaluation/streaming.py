@@ -1,7 +1,7 @@
-"""Scores of a whole split, streamed: each image and caption encoded once, images never all in memory.
+"""The scores of a whole split, computed block by block: each image and caption is encoded once.
 
-Held at once: the words of all captions without padding (float32 [T, D]), the scores [I, C], and one block of images.
-Flickr30K's test is 5,000 captions of 14 words, 290 MB at 1024-d, and COCO's 5K test five times that.
+Memory holds the words of all captions without padding (float32 [T, D]), the scores [I, C], and one block of images.
+Flickr30K's test has 5,000 captions of 14 words, which is 290 MB at 1024-d, and COCO's 5K test five times that.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Encoder(Protocol):
         """How similarities become scores."""
 
     def encode_images(self, regions: NDArray[np.float32], lengths: NDArray[np.int32]) -> Embeddings:
-        """[B, R, F], [B] -> region embeddings."""
+        """Encode region features [B, R, F] with lengths [B]."""
 
     def encode_texts(self, captions: Sequence[str]) -> Embeddings:
-        """B captions -> word embeddings."""
+        """Encode B captions."""
 
     def score(self, images: Embeddings, texts: Embeddings) -> NDArray[np.float32]:
-        """Scores [I, C]."""
+        """Score every image with every caption: [I, C]."""
 
 
 def score_blocks(
@@ -87,10 +87,10 @@ def score_blocks(
 
 
 def common_scale(scores: NDArray[np.float32], alignment: AlignmentConfig) -> NDArray[np.float32]:
-    """Scores that different poolings share: log-sum-exp times its temperature is on the scale of a similarity.
+    """Bring scores to a scale that all poolings share: log-sum-exp is multiplied by its temperature t.
 
-    `t log sum exp(x / t)` lies between the largest x and that plus `t log W`, where as published it is 1 / t times as
-    large, and would outvote the other model of an ensemble. The ranks stay. Sum stays as it is: a sum of similarities.
+    `t log sum exp(x / t)` lies between the largest x and that plus `t log W`. As published it is 1 / t times as large,
+    and would decide alone in an ensemble. The ranks do not change. Sum pooling is left as it is: a sum of similarities.
     """
     if alignment.pooling == "LSE":
         return scores * np.float32(alignment.pooling_temperature)
@@ -100,9 +100,9 @@ def common_scale(scores: NDArray[np.float32], alignment: AlignmentConfig) -> NDA
 def _encode(
     encoder: Encoder, captions: Sequence[str], packed: bool
 ) -> Iterator[tuple[NDArray[np.intp], PackedWords | Embeddings]]:
-    """Places of some captions among these, and their words; those of similar length together.
+    """Yield the places of some captions and their encoded words, captions of similar length together.
 
-    Tokenizers differ, but the number of blanks sorts captions well enough to save most padding.
+    Tokenizers differ, but sorting by the number of blanks avoids most padding.
     """
     order = np.argsort([caption.count(" ") for caption in captions], kind="stable")
     for first in range(0, len(order), _CAPTIONS):

@@ -175,6 +175,16 @@ def test_blank_captions_are_left_out_or_refused_with_their_line(tmp_path: Path, 
         CaptionedImages.open(tmp_path, "test", strict=True)
 
 
+@pytest.mark.parametrize("ids", [None, FIVE, range(NUM_IMAGES)])
+def test_blank_lines_at_the_end_are_no_captions_and_no_ids(tmp_path: Path, ids: Sequence[int] | None) -> None:
+    write(tmp_path, FIVE, ids)
+    for file in tmp_path.glob("precomp/*.txt"):
+        file.write_text(file.read_text() + "\n \n")
+    images = CaptionedImages.open(tmp_path, "test")
+    assert_right(images, FIVE)
+    assert images.skipped == ()
+
+
 @pytest.mark.parametrize("caption", ["a", "?", "\u200ba", "中", "🐕"])
 def test_captions_with_a_visible_character_are_not_blank(caption: str) -> None:
     assert not is_blank(caption)
