@@ -46,11 +46,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Device that scans a GALLERY; cuda needs the GPU kernels of `chan gallery kernel`.",
 )
+@click.option(
+    "--skip-damaged", is_flag=True, help="Search the readable rows of a damaged GALLERY; nothing is certified."
+)
 @options.skipping_options
 def command(
     arguments: tuple[str, ...], image: Path | None, k: int, mode: str, where: Any, as_json: bool,
     html: Path | None, moved: Path | None, backend: str, threads: int | None, device: Literal["cpu", "cuda"],
-    max_bad: int, strict: bool,
+    skip_damaged: bool, max_bad: int, strict: bool,
 ) -> None:  # fmt: skip
     """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded only for this search.
 
@@ -69,14 +72,17 @@ def command(
             raise click.UsageError(
                 f"{first} is a gallery: give one caption or --image, got {len(rest) + (image is not None)}"
             )
-        opened = open_gallery_with_matcher(first, bundle=moved, backend=backend, threads=threads, device=device)
+        damaged: Literal["refuse", "skip"] = "skip" if skip_damaged else "refuse"
+        opened = open_gallery_with_matcher(
+            first, bundle=moved, backend=backend, threads=threads, device=device, damaged=damaged
+        )
         with opened as (gallery, matcher):
             query.answer(gallery, matcher, rest[0] if rest else None, image)
     else:
         if image is not None or len(rest) < 2:
             raise click.UsageError(f"{first} is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION")
         for flag, given in (("--device cuda", device != "cpu"), ("--where", bool(where)), ("--bundle", bool(moved)),
-                            ("--mode fast", mode == "fast")):  # fmt: skip
+                            ("--mode fast", mode == "fast"), ("--skip-damaged", skip_damaged)):  # fmt: skip
             if given:
                 raise click.UsageError(f"{flag} needs a gallery; make one of the pictures with `chan index`")
         _search_pictures(Path(first), rest[:-1], rest[-1], query, backend, threads)

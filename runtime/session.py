@@ -101,6 +101,7 @@ def open_gallery_with_matcher(
     backend: str = "auto",
     threads: int | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
+    damaged: Literal["refuse", "skip"] = "refuse",
 ) -> Iterator[tuple[Gallery, Matcher]]:
     """Open a gallery for search, and the matcher that encodes its queries; both are closed at the end.
 
@@ -114,13 +115,14 @@ def open_gallery_with_matcher(
         bundle: as in `open_matcher`.
         backend: as in `Matcher.open`; it runs the encoders, not the scan.
         threads: CPU threads for encoding and for scans; None for every core.
-        device: where the gallery is scanned, as in `Gallery`.
+        device: where the gallery is scanned, as in `Gallery.open`.
+        damaged: whether damaged rows are an error or left out, as in `Gallery.open`.
 
     Raises:
         InputError, GalleryError, BundleError, BackendError: as `Gallery` and `open_matcher` raise them.
     """
     with (
-        Gallery.open(path, threads=threads, device=device) as gallery,
+        Gallery.open(path, threads=threads, device=device, damaged=damaged) as gallery,
         open_matcher(gallery, bundle, backend, threads) as matcher,
     ):
         if bundle is not None and _is_gone(gallery.settings.bundle):

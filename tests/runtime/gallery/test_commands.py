@@ -15,7 +15,8 @@ from PIL import Image
 from chan_rt import cli
 from chan_rt.commands.terminal import visible_lines
 from chan_rt.runtime import index
-from chan_rt.runtime.gallery import Gallery
+from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery import writer as writer_module
 from chan_rt.runtime.matcher import Matcher
 
 CAPTION = "two red Clouds"
@@ -353,3 +354,37 @@ def test_mistakes_are_one_line(
     shutil.rmtree(moved)
     assert "say where it is with --bundle" in chan("search", gone, CAPTION).output
     ok("search", gone, CAPTION, "--bundle", bundle)
+
+
+def test_a_damaged_gallery_is_verified_searched_and_repaired(
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a person would: search fails, verify names the file, --skip-damaged answers, repair saves the rest."""
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 1)  # a segment for each picture
+    gallery = tmp_path / "g"
+    ok("index", bundle, photos, "-o", gallery)
+    whole = json.loads(ok("search", gallery, CAPTION, "--json", "-k", 99))
+    assert whole["certified"]
+    with GalleryWriter.open(gallery) as writer:
+        segments = writer._catalogue.segments
+    file = gallery / "segments" / segments[-1].vectors.name
+    file.write_bytes(file.read_bytes()[:-1])
+    refused = chan("search", gallery, CAPTION)
+    assert refused.exit_code == 1
+    assert "were committed" in refused.output
+    verified = chan("gallery", "verify", gallery)
+    assert (verified.exit_code, verified.output.count(file.name)) == (1, 1)
+    left = json.loads(ok("search", gallery, CAPTION, "--json", "--skip-damaged", "-k", 99))
+    assert not left["certified"]
+    assert "are lost to damage" in left["reason"]
+    repaired = json.loads(ok("gallery", "repair", gallery, "--json"))
+    assert repaired["lost"]
+    kept = [hit["id"] for hit in whole["hits"] if hit["id"] not in repaired["lost"]]
+    assert [hit["id"] for hit in left["hits"]] == kept
+    after = json.loads(ok("search", gallery, CAPTION, "--json", "-k", 99))
+    assert after["certified"]
+    assert [hit["id"] for hit in after["hits"]] == kept
+    assert "every byte is as it was committed" in ok("gallery", "verify", gallery)
+    assert ok("index", bundle, photos, "-o", gallery)
+    again = json.loads(ok("search", gallery, CAPTION, "--json", "-k", 99))
+    assert sorted(hit["id"] for hit in again["hits"]) == sorted(hit["id"] for hit in whole["hits"])
