@@ -83,12 +83,17 @@ def progress_bar(label: str, length: int = 1) -> Iterator[Progress]:
 
 def report_skipped(skipped: Iterable[SkippedItem], passed_over: Mapping[str, int] | None = None) -> None:
     """Print to stderr what a run left out, each item with its reason, and how many files it did not try to read."""
+    from ..runtime.pictures.load import HEIF_SUFFIXES
+
     items = list(skipped)
     if passed_over:
         counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(passed_over.items()))
-        echo(f"{sum(passed_over.values())} files that are no pictures were not read: {visible(counts)}", err=True)
+        number = sum(passed_over.values())
+        files = "1 file that is no picture was" if number == 1 else f"{number} files that are no pictures were"
+        hint = "; reading HEIC needs the extra heif" if set(HEIF_SUFFIXES) & passed_over.keys() else ""
+        echo(f"{files} not read: {visible(counts)}{hint}", err=True)
     if items:
-        warn(f"{len(items)} items were skipped:")
+        warn("1 item was skipped:" if len(items) == 1 else f"{len(items)} items were skipped:")
         for one in items:
             echo(f"  {visible(one.item)}: {visible(one.reason)}", err=True)
 

@@ -18,6 +18,7 @@ from chan_rt.runtime import index
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import writer as writer_module
 from chan_rt.runtime.matcher import Matcher
+from chan_rt.runtime.pictures.load import picture_suffixes
 
 CAPTION = "two red Clouds"
 WORDS = ["<start>", "two", "red", "clouds", "<end>"]
@@ -136,6 +137,8 @@ def test_what_cannot_be_read_is_skipped_counted_and_listed(bundle: Path, photos:
         Image.open(good[3]).save(copy / f"other.{suffix}")
     (copy / "notes.txt").write_text("words")
     (copy / "README").touch()
+    suffix = "" if ".heic" in picture_suffixes() else ".heic"
+    (copy / f"photo{suffix or '.mov'}").touch()
     bad = {"cut.png", "empty.jpg", "._0.png", "gone.jpg", "fifo.jpg", "caf\udce9.jpg"}
     done = chan("index", bundle, copy, "-o", tmp_path / "g", "--json")
     assert done.exit_code == 0, done.output
@@ -143,8 +146,9 @@ def test_what_cannot_be_read_is_skipped_counted_and_listed(bundle: Path, photos:
     assert found["encoded"] == len(good) + 4
     assert {Path(one["item"]).name for one in found["skipped"]} == bad
     assert all(one["reason"] for one in found["skipped"])
-    assert found["not_read"] == {"": 1, ".txt": 1}
-    assert "2 files that are no pictures were not read: 1 without suffix, 1 .txt" in done.stderr
+    assert found["not_read"] == {"": 1, suffix or ".mov": 1, ".txt": 1}
+    assert "3 files that are no pictures were not read: 1 without suffix, 1 ." in done.stderr
+    assert ("reading HEIC needs the extra heif" in done.stderr) == bool(suffix)
     assert f"Warning: {len(bad)} items were skipped" in done.stderr
     again = chan("-v", "index", bundle, copy, "-o", tmp_path / "g", "--strict")
     assert f"Info: opened {bundle} with onnxruntime at fp32" in again.stderr

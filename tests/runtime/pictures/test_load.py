@@ -1,14 +1,18 @@
 """Pictures of every kind become the same pixels; damaged ones are named."""
 
+import io
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
 
 from chan_rt.runtime.contract import Preprocess
 from chan_rt.runtime.errors import InputError
-from chan_rt.runtime.pictures.load import find_pictures, load_pixels, open_picture
+from chan_rt.runtime.pictures.load import find_pictures, list_pictures, load_pixels, open_picture
 
 SPEC = Preprocess(size=8, mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 2.0), grid=2)
 IDENTITY = Preprocess(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), grid=2)
@@ -142,3 +146,94 @@ def test_find_pictures_says_what_is_missing(tmp_path: Path) -> None:
         find_pictures([tmp_path / "none"])
     with pytest.raises(InputError, match="no picture"):
         find_pictures([tmp_path])
+
+
+# -- files as people have them, and damaged ones
+
+FORMATS: dict[str, dict[str, str]] = {name: {} for name in ("jpg", "png", "webp", "bmp", "tiff", "gif", "avif")}
+FORMATS["lzw.tiff"] = {"compression": "tiff_lzw"}
+
+
+def encoded(name: str) -> bytes:
+    data = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(noise).save(data, {"jpg": "jpeg"}.get(name, name.split(".")[-1]), **FORMATS[name])
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_that_a_folder_is_searched_for_is_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"picture.{name.upper()}").write_bytes(encoded(name))
+    (file,) = find_pictures([tmp_path])
+    assert open_picture(file).size == (32, 24)
+    assert open_picture(file).mode == "RGB"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=strategies.data())
+def test_a_damaged_picture_is_a_picture_or_an_input_error(
+    name: str, data: strategies.DataObject, tmp_path: Path
+) -> None:
+    content = bytearray(encoded(name))
+    for _ in range(data.draw(strategies.integers(1, 6))):
+        content[data.draw(strategies.integers(0, min(len(content), 400) - 1))] = data.draw(strategies.integers(0, 255))
+    check_damaged(content[: data.draw(strategies.integers(0, len(content)))], tmp_path / "damaged")
+    check_damaged(content, tmp_path / "damaged")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_damaged_pictures(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    whole = np.frombuffer(encoded(name), np.uint8)
+    for _ in range(12_500):  # 100,000 over the formats
+        content = whole.copy()
+        places = rng.integers(0, rng.choice([40, 400, len(content)]), rng.integers(1, 9)).clip(0, len(content) - 1)
+        content[places] = rng.integers(0, 256, len(places))
+        check_damaged(content[: rng.integers(0, len(content) + 1)].tobytes(), tmp_path / "damaged")
+
+
+def check_damaged(content: bytes | bytearray, file: Path) -> None:
+    file.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of damaged metadata, and reads the picture
+        try:
+            assert open_picture(file).mode == "RGB"
+            return
+        except InputError as error:
+            message = str(error)
+    assert message.startswith(f"{file} ")
+    assert "[Errno" not in message
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    Image.new("1", (16_000, 12_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(InputError, match=r"bomb\.png cannot be read as a picture: .*192000000 pixels"):
+        open_picture(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "broken link", "loop"])
+def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    make = {
+        "fifo": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "broken link": lambda: path.symlink_to("nowhere"),
+        "loop": lambda: path.symlink_to(path),
+    }
+    make[kind]()
+    with pytest.raises(InputError, match=r"picture\.jpg"):
+        open_picture(path)
+
+
+def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "b.txt", "sub/c.TXT", "sub/Makefile", "sub/d.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "up").symlink_to("..")
+    found = list_pictures([tmp_path])
+    assert found.files == [tmp_path / "a.png"]
+    assert found.passed_over == {".txt": 2, "": 1, ".mp4": 1}
+    assert not found.unreadable
