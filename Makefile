@@ -3,7 +3,7 @@ INSTALL := bin/pip install --quiet --disable-pip-version-check -c constraints.tx
 CPU_TESTS := -m pytest -n 2 -m 'not gpu and not nightly'
 PYTHONS ?= 3.11 3.12 3.13 3.14
 
-.PHONY: help demo test test-python test-gpu test-nightly lint bench bench-gpu clean
+.PHONY: help demo test test-python test-oldest test-gpu test-nightly lint bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,20 @@ test-python-%:
 	    exec .venv-$*/bin/python $(CPU_TESTS); \
 	  fi; \
 	done; echo "Python $*: skipped, because no python$* was found on the PATH or in pyenv"
+
+# The oldest NumPy and onnxruntime that pyproject.toml allows stand in front of everything else that the tests need.
+# NumPy 1.26 is made for Python 3.11 and 3.12.
+.venv-oldest/installed: .venv/installed
+	test -x .venv-oldest/bin/python || $(PY) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check 'numpy==1.26.*' 'onnxruntime==1.22.*'
+	.venv-oldest/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $@.path
+	$(PY) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	  > "$$(cat $@.path)/rest.pth"
+	rm $@.path
+	touch $@
+
+test-oldest: .venv-oldest/installed  ## the runtime's tests with the oldest NumPy and onnxruntime that are allowed
+	.venv-oldest/bin/python -m pytest -n 2 -m 'not gpu and not nightly' tests/runtime
 
 test-gpu: .venv-gpu/installed  ## the tests that need an NVIDIA GPU
 	.venv-gpu/bin/python -m pytest -m gpu

@@ -147,8 +147,8 @@ class _Rewriter:
             axis = output_axis(consumer, index, weight.ndim)
             values, scale = quantize_weight(weight, axis)
             inputs = [self._constant(f"{tensor}/int8", values), self._constant(f"{tensor}/scale", scale)]
-            if self.scheme == "tensorrt":
-                inputs.append(self._constant(f"{tensor}/zero_point", np.zeros(len(scale), np.int8)))
+            # without it onnxruntime 1.22 would end the process on an x86 without VNNI: see `runtime.onnx_session`
+            inputs.append(self._constant(f"{tensor}/zero_point", np.zeros(len(scale), np.int8)))
             node = helper.make_node(
                 "DequantizeLinear", inputs, [f"{tensor}/dq"], name=f"{tensor}/dequantize", axis=axis
             )

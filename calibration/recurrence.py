@@ -72,7 +72,7 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
         constant("hidden/scale", np.array(ranges[output].amax / 127, np.float32)),
         constant("recurrent/scale", recurrent_scale),
         constant("hidden/zero_point", np.array(128, np.uint8)),
-        "",
+        step.constant("recurrent_zero_point", np.array(0, np.int8)),
         constant("recurrent/bias", weights.recurrent_bias),
     ]
     gates = constant("gates", np.array([2 * hidden, hidden], np.int64))
@@ -140,11 +140,7 @@ class _Step:
         self._constants: list[TensorProto] = []
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        """A constant of the body's own.
-
-        The int8 weights must be one: onnxruntime's x64quantprecision, without which their products saturate on a CPU
-        without VNNI, does not reach into the graph around a body.
-        """
+        """A constant of the body's own, as int8 weights and their zero points must be: see `runtime.onnx_session`."""
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value), self._local(name)))
         return self._constants[-1].name
 

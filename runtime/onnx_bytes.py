@@ -13,16 +13,18 @@ from dataclasses import dataclass
 FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6  # TensorProto.DataType
 MAX_DEPTH = 16  # of graphs inside graphs; the deepest of ours has 1
 
-# Operator -> the input that holds a weight, for every integer product that onnxruntime computes on the CPU.
-WEIGHT_INPUT = {
-    "MatMulInteger": 1,
-    "MatMulIntegerToFloat": 1,
-    "DynamicQuantizeMatMul": 1,
-    "ConvInteger": 1,
-    "QLinearMatMul": 3,
-    "QLinearConv": 3,
-    "QGemm": 3,
-    "QAttention": 1,
+# Operator -> the inputs that hold a weight and its zero point, for every integer product of onnxruntime on the CPU, and
+# for what makes floats of integers: onnxruntime fuses it with the product behind it.
+WEIGHT_INPUTS = {
+    "DequantizeLinear": (0, 2),
+    "MatMulInteger": (1, 3),
+    "MatMulIntegerToFloat": (1, 5),
+    "DynamicQuantizeMatMul": (1, 3),
+    "ConvInteger": (1, 3),
+    "QLinearMatMul": (3, 5),
+    "QLinearConv": (3, 5),
+    "QGemm": (3, 5),
+    "QAttention": (1, 7),
 }
 
 
@@ -93,9 +95,9 @@ class IntegerProduct:
     Attributes:
         operator: its type.
         output: the tensor it makes.
-        local: whether its weight is a constant of the very graph that the operator is in: not computed, and not taken
-            from the graph around the body of a Scan, Loop or If. A DequantizeLinear of a computed tensor is local
-            where the tensor is computed in the same graph.
+        local: whether its weight is a constant of the very graph that the operator is in (not computed, and not taken
+            from the graph around the body of a Scan, Loop or If) and has its zero point given. A DequantizeLinear of a
+            computed tensor is local where the tensor is computed in the same graph.
     """
 
     operator: str
@@ -132,11 +134,14 @@ def _read_graph(graph: memoryview, depth: int) -> Iterator[IntegerProduct]:
     made = {name for node in nodes for name in node.outputs}
     for node in nodes:
         output = node.outputs[0] if node.outputs else ""
-        if node.operator == "DequantizeLinear":  # a weight's where it is a constant, else of what was quantized here
-            local = bool(node.inputs) and node.inputs[0] in constants | made
+        if node.operator in WEIGHT_INPUTS:
+            weight, zero_point = (
+                node.inputs[index] if index < len(node.inputs) else "" for index in WEIGHT_INPUTS[node.operator]
+            )
+            local = zero_point != "" and weight in constants
+            if node.operator == "DequantizeLinear":  # an activation's, where it is computed
+                local |= weight in made
             yield IntegerProduct(node.operator, output, local)
-        elif (index := WEIGHT_INPUT.get(node.operator)) is not None:
-            yield IntegerProduct(node.operator, output, index < len(node.inputs) and node.inputs[index] in constants)
         for body in node.bodies:
             yield from _read_graph(body, depth + 1)
 

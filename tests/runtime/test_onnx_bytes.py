@@ -35,7 +35,7 @@ def test_a_written_model_is_valid() -> None:
     onnx.checker.check_model(model, full_check=True)
     assert numpy_helper.to_array(model.graph.initializer[0]).tolist() == [[1], [-1]]
     assert [axis.dim_param or axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == ["N", 2]
-    assert read_integer_products(memoryview(written)) == [IntegerProduct("MatMulInteger", "y", True)]
+    assert read_integer_products(memoryview(written)) == [IntegerProduct("MatMulInteger", "y", False)]
 
 
 def test_where_the_weights_are() -> None:
@@ -43,11 +43,14 @@ def test_where_the_weights_are() -> None:
         helper.make_node("Constant", [], ["made"], value_int=1),
         helper.make_node("QuantizeLinear", ["x", "s"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s"], ["d"]),
-        helper.make_node("DequantizeLinear", ["w", "s"], ["dw"]),
-        helper.make_node("DequantizeLinear", ["elsewhere", "s"], ["de"]),
-        helper.make_node("MatMulInteger", ["q", "w"], ["m1"]),
-        helper.make_node("MatMulInteger", ["q", "made"], ["m2"]),
-        helper.make_node("MatMulInteger", ["w", "q"], ["m3"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["dw"]),
+        helper.make_node("DequantizeLinear", ["elsewhere", "s", "z"], ["de"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z", "z"], ["m1"]),
+        helper.make_node("MatMulInteger", ["q", "made", "z", "z"], ["m2"]),
+        helper.make_node("MatMulInteger", ["w", "q", "z", "z"], ["m3"]),
+        helper.make_node("MatMulInteger", ["q", "w"], ["without1"]),
+        helper.make_node("MatMulIntegerToFloat", ["q", "w", "s", "s", "z", "", "b"], ["without2"]),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["without3"]),
         helper.make_node("QLinearMatMul", ["q", "s", "z", "w", "s", "z", "s", "z"], ["m4"]),
         helper.make_node("MatMul", ["d", "dw"], ["f"]),
     ]
@@ -58,6 +61,9 @@ def test_where_the_weights_are() -> None:
         ("MatMulInteger", "m1", True),
         ("MatMulInteger", "m2", True),
         ("MatMulInteger", "m3", False),
+        ("MatMulInteger", "without1", False),
+        ("MatMulIntegerToFloat", "without2", False),
+        ("DequantizeLinear", "without3", False),
         ("QLinearMatMul", "m4", True),
     ]
 
@@ -65,8 +71,8 @@ def test_where_the_weights_are() -> None:
 def test_bodies_are_read_and_do_not_see_the_constants_around_them() -> None:
     def nested(depth: int) -> list[onnx.NodeProto]:
         body = helper.make_graph(
-            [helper.make_node("MatMulInteger", ["q", "w"], [f"outer{depth}"]),
-             helper.make_node("MatMulInteger", ["q", "own"], [f"own{depth}"]),
+            [helper.make_node("MatMulInteger", ["q", "w", "z", "z"], [f"outer{depth}"]),
+             helper.make_node("MatMulInteger", ["q", "own", "z", "z"], [f"own{depth}"]),
              *(nested(depth - 1) if depth > 1 else [])],
             "body", [], [], [helper.make_tensor("own", TensorProto.INT8, [1], [1])],
         )  # fmt: skip
