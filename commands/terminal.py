@@ -48,7 +48,13 @@ def visible_lines(text: str) -> str:
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Print text; control characters in it are shown, not sent."""
-    click.echo(visible_lines(text), err=err, nl=nl)
+    encoding = _encoding(err)
+    click.echo(visible_lines(text).encode(encoding, "backslashreplace").decode(encoding), err=err, nl=nl)
+
+
+def _encoding(err: bool) -> str:
+    """The encoding of stdout or stderr; where it lacks a letter, an escape is shown."""
+    return (sys.stderr if err else sys.stdout).encoding or "utf-8"
 
 
 def warn(text: str) -> None:
@@ -58,7 +64,8 @@ def warn(text: str) -> None:
 
 def print_json(data: object) -> None:
     """Print data as JSON to stdout; what a terminal might obey is written as JSON's own escapes."""
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    unicode = _encoding(err=False).lower().replace("-", "").startswith("utf")
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=not unicode)
     click.echo(_UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -278,6 +279,17 @@ def test_the_library_logs_on_request(flags: tuple[str, ...], shown: list[str], m
         logging.getLogger("chan_rt").setLevel(logging.NOTSET)
     assert [line.split()[0] for line in result.stderr.splitlines()] == shown
     assert "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_lacks_a_letter_shows_an_escape(encoding: str) -> None:
+    text = "caf\u00e9 \u732b"
+    code = f"from chan_rt.commands.terminal import echo, print_json; echo({text!a}); print_json([{text!a}])"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    line, _, data = done.stdout.decode(encoding).partition("\n")
+    assert line == text.encode(encoding, "backslashreplace").decode(encoding)
+    assert json.loads(data) == [text]
 
 
 def test_commands_print_through_one_door() -> None:
