@@ -121,7 +121,7 @@ def random_damage(document: dict[str, Any], seed: int) -> str:
         parent = found
         for step in above:
             parent = parent[step]
-        parent[key] = rng.choice(VALUES)
+        parent[key] = json.loads(json.dumps(rng.choice(VALUES)))
     text = json.dumps(found)
     for _ in range(rng.choice((0, 0, 1, 1, 2, 5))):
         at, until = rng.randrange(len(text) + 1), rng.randint(0, 4)
