@@ -12,6 +12,7 @@ from ...runtime.evaluation.metrics import evaluate
 from ...runtime.text import pad_rows
 from ..backbone import Backbone
 from .blocks import EmbeddingStore, Tick, caption_blocks, image_blocks, score_all, steps_of, token_block
+from .independent import read_independently
 from .runners import TorchRunner
 
 PICTURES = 16  # seen by the backbone, which costs a hundred times what a caption does
@@ -31,6 +32,7 @@ class Reference:
     Attributes:
         pictures: files of some of the images, for the backbone.
         rows: token ids of each caption.
+        readings: of the captions, by packages that share no code with this one.
         scores: [I, C].
         recalls: of the scores.
     """
@@ -50,6 +52,7 @@ class Reference:
         self.runner = TorchRunner(checkpoint.model)
         self.rows = open_tokenizer(checkpoint, path).rows(sample.captions)
         self.tokens = pad_rows(self.rows)
+        self.readings = read_independently(checkpoint, sample.captions)
         self.images = EmbeddingStore(scratch / "images")
         self.captions = EmbeddingStore(scratch / "captions")
         blocks = caption_blocks(sample)

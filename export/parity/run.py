@@ -3,6 +3,7 @@
 Each stage is one backend at one precision, checked in the order of the data:
 
     tokenizer        the bundle's ids are the checkpoint's
+    nltk_tokenizer   and, like those of the other parts with such a name, an independent reading: see `independent`
     backbone         fed the pictures, where the bundle reads them and the data has them
     region_encoder   fed the features
     text_encoder     fed the reference's ids
@@ -194,6 +195,7 @@ def _cannot_run(backend: str) -> str | None:
 
 def _notes(manifest: Manifest, reference: Reference, sidecars: Sidecars) -> tuple[str, ...]:
     notes = [f"an engine whose sidecar is unreadable: {error}" for error in sidecars.unreadable]
+    notes += reference.readings.notes
     if reference.sample.cut_rows:
         notes.append(f"{len(reference.sample.cut_rows)} captions were cut to {manifest.max_words} words")
     if "backbone" in manifest.graphs and reference.backbone is None:

@@ -30,12 +30,14 @@ from .blocks import (
     steps_of,
     token_block,
 )
+from .independent import Encode
 from .measures import TOP, ChoiceMeter, ErrorMeter, compare_lists, compare_scores
 from .reference import Reference
 from .report import Measured
 from .runners import GraphRunner
 
 PICTURES_PER_BLOCK = 2  # larger batches are no faster on a CPU and take far more memory
+OTHER_BLOCKS = 3  # of captions that another text encoder reads
 QUERIES = 200  # captions that the gallery is asked, spread evenly
 SCATTER = 4000  # score pairs kept for the plot
 
@@ -71,11 +73,15 @@ class StageRun:
     def checks(self) -> dict[str, Callable[[], Measured]]:
         """Each part's check, in the order of the data."""
         parts: dict[str, Callable[[], Measured]] = {"tokenizer": self._tokenizer}
+        readings = self._reference.readings
+        if readings.tokenizer:
+            parts[readings.tokenizer] = self._other_tokenizer
         if self._reference.backbone is not None and self._graphs.has_backbone:
             parts["backbone"] = partial(self._backbone, self._reference.backbone)
+        parts |= {"region_encoder": self._region_encoder, "text_encoder": self._text_encoder}
+        if readings.encode is not None:
+            parts[readings.text_encoder] = partial(self._other_text_encoder, readings.encode)
         return parts | {
-            "region_encoder": self._region_encoder,
-            "text_encoder": self._text_encoder,
             "hard_alignment": self._hard_alignment,
             "alignment_map": self._alignment_map,
             "matcher": self._end_to_end,
@@ -85,6 +91,10 @@ class StageRun:
     def _tokenizer(self) -> Measured:
         found = self._matcher.tokenizer.rows(self._sample.captions)
         return Measured({"different_ids": sum(a != b for a, b in zip(self._reference.rows, found, strict=True))})
+
+    def _other_tokenizer(self) -> Measured:
+        found = self._matcher.tokenizer.rows(self._sample.captions)
+        return Measured({"different_ids": self._reference.readings.different(found)})
 
     def _backbone(self, backbone: Backbone) -> Measured:
         meter = ErrorMeter("regions")
@@ -120,6 +130,17 @@ class StageRun:
                 expected = self._runner.encode_words(ids, short)
                 meter.add_padded(expected, self._graphs.encode_words(ids, short), short)
             self._step()
+        return _measured(meter, padded=True)
+
+    def _other_text_encoder(self, encode: Encode) -> Measured:
+        """Some of the captions, because another BERT takes as long as the first."""
+        meter = ErrorMeter("word_embeddings")
+        blocks = caption_blocks(self._sample)
+        for block in blocks[:: -(-len(blocks) // OTHER_BLOCKS)]:
+            ids, lengths = token_block(self._reference.tokens, block)
+            real = np.arange(ids.shape[1]) < lengths[:, None]
+            expected = np.where(real[:, :, None], encode(ids, lengths), np.float32(0))
+            meter.add_padded(expected, self._graphs.encode_words(ids, lengths), lengths)
         return _measured(meter, padded=True)
 
     def _hard_alignment(self) -> Measured:

@@ -17,18 +17,18 @@ def table(report: Report) -> list[str]:
     lines = [
         f"{sample['images']} images and {sample['captions']} captions of {sample['data']} ({sample['split']})",
         "",
-        f"{'recalls':<24}" + "".join(f"{name:>10}" for name in names) + f"{'rsum':>10}",
+        f"{'recalls':<28}" + "".join(f"{name:>10}" for name in names) + f"{'rsum':>10}",
     ]
     for name, metrics in recalls:
         if metrics is not None:
             figures = [*named_recalls(metrics).values(), metrics.rsum]
-            lines.append(f"{name:<24}" + "".join(f"{figure:>10.2f}" for figure in figures))
-    lines += ["", f"{'against torch':<24}" + "".join(f"{head:>12}" for head in _HEADS)]
+            lines.append(f"{name:<28}" + "".join(f"{figure:>10.2f}" for figure in figures))
+    lines += ["", f"{'against torch':<28}" + "".join(f"{head:>12}" for head in _HEADS)]
     for stage in report.stages:
-        lines.append(f"{stage.name:<24}{stage.reason}" if not stage.checks else stage.name)
+        lines.append(f"{stage.name:<28}{stage.reason}" if not stage.checks else stage.name)
         for check in stage.checks:
             cells = "".join(f"{cell(check, name, '-'):>12}" for name in _COLUMNS)
-            lines.append(f"  {check.part:<22}{cells}  {'MISS' if check.misses else 'ok'}")
+            lines.append(f"  {check.part:<26}{cells}  {'MISS' if check.misses else 'ok'}")
     lines += ["", *(f"Not checked: {note}" for note in report.notes), *(f"MISS {miss}" for miss in report.misses())]
     ran = [stage for stage in report.stages if stage.status != "not run"]
     missed = sum(stage.status == "missed" for stage in ran)

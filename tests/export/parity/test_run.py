@@ -143,8 +143,8 @@ def test_a_faithful_bundle_passes(world: Path, check: Callable[..., Report]) -> 
     ]
     for stage in report.stages:
         assert [item.part for item in stage.checks] == [
-            "tokenizer", "backbone", "region_encoder", "text_encoder", "hard_alignment", "alignment_map", "matcher",
-            "gallery",
+            "tokenizer", "nltk_tokenizer", "backbone", "region_encoder", "text_encoder", "hard_alignment",
+            "alignment_map", "matcher", "gallery",
         ]  # fmt: skip
         assert all(item.tolerances for item in stage.checks)
         assert stage.recalls is not None
