@@ -85,6 +85,11 @@ class ModelConfig:
                 f"embed_dim must be a multiple of attention_heads, got {self.embed_dim} and {self.attention_heads}"
             )
 
+    @property
+    def max_words(self) -> int | None:
+        """The largest number of wordpieces of a caption that BERT has positions for; None for a GRU."""
+        return None if self.bert is None else self.bert.positions
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain data, for JSON."""
         return asdict(self)

@@ -40,7 +40,7 @@ class ReferenceMatcher:
     @property
     def max_words(self) -> int | None:
         """The largest number of wordpieces of a caption that BERT has positions for; None for a GRU."""
-        return None if self.model.config.bert is None else self.model.config.bert.positions
+        return self.model.config.max_words
 
     def encode_images(self, regions: NDArray[np.float32], lengths: NDArray[np.int32]) -> Embeddings:
         """Encode region features [B, R, F] with lengths [B] as region embeddings."""

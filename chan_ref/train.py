@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..runtime.data.fitting import cut_texts
 from ..runtime.data.images import CaptionedImages
 from ..runtime.data.layout import has_split
 from ..runtime.errors import CheckpointError, InputError, reason_of
@@ -43,6 +45,7 @@ from .model import ChanModel
 from .train_config import EpochLog, TrainConfig
 from .validate import evaluate
 
+_log = logging.getLogger(__name__)
 _GRADIENT_CLIP = 2.0
 
 OnStep = Callable[[int, int, int, float], None]
@@ -215,7 +218,10 @@ class _Run:
         self.model = model.to(self.device)
         self.optimizer = _optimizer(model, config)
         self.tokenizer = read_tokenizer(tokenizer_files)
-        self.tokens = self.tokenizer.encode([data.train.captions[row] for row in data.pairs])
+        texts, cut = cut_texts([data.train.captions[row] for row in data.pairs], self.tokenizer, model.config.max_words)
+        if cut:
+            _log.warning("%d captions have more than %s wordpieces and are cut", len(cut), model.config.max_words)
+        self.tokens = self.tokenizer.encode(texts)
         self.logs: list[EpochLog] = []
 
     def go(self) -> EpochLog:

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..runtime.data.fitting import cut_texts
 from ..runtime.data.images import CaptionedImages
 from ..runtime.evaluation import metrics
 from ..runtime.text import TokenBatch, Tokenizer
@@ -22,7 +23,8 @@ def evaluate(images: CaptionedImages, model: ChanModel, tokenizer: Tokenizer, de
     model.eval()
     try:
         with torch.inference_mode():
-            scores = _scores(images, model, tokenizer.encode(images.captions), device)
+            texts, _ = cut_texts(images.captions, tokenizer, model.config.max_words)
+            scores = _scores(images, model, tokenizer.encode(texts), device)
     finally:
         model.train(training)
     return metrics.evaluate(scores, images.image_of_caption)

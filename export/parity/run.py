@@ -197,7 +197,7 @@ def _notes(manifest: Manifest, reference: Reference, sidecars: Sidecars) -> tupl
     notes = [f"an engine whose sidecar is unreadable: {error}" for error in sidecars.unreadable]
     notes += reference.readings.notes
     if reference.sample.cut_rows:
-        notes.append(f"{len(reference.sample.cut_rows)} captions were cut to {manifest.max_words} words")
+        notes.append(f"captions that were cut to {manifest.max_words} words: {len(reference.sample.cut_rows)}")
     if "backbone" in manifest.graphs and reference.backbone is None:
         why = "its torch network was not given" if reference.pictures else "the data has no pictures"
         notes.append(f"the backbone was not checked: {why}")

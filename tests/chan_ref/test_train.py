@@ -269,6 +269,16 @@ def _tiny_bert(folder: Path) -> Path:
     return folder
 
 
+def test_captions_beyond_the_positions_of_bert_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = make_data(tmp_path / "data", {"train": 12, "dev": 4})
+    for split in ("train", "dev"):
+        file = data / f"precomp/{split}_caps.txt"
+        file.write_text(file.read_text().replace("\n", " and apple" * 20 + "\n", 1))
+    options = {**vars(SMALL), "text_encoder": "bert", "bert": str(_tiny_bert(tmp_path / "bert")), "epochs": 1}
+    assert np.isfinite(train(data, tmp_path / "run", TrainConfig(**options)).loss)
+    assert "1 captions have more than 16 wordpieces and are cut" in caplog.text
+
+
 def test_bert_trains_with_a_rate_and_decay_of_its_own(data: Path, tmp_path: Path) -> None:
     bert = _tiny_bert(tmp_path / "bert")
     options = {**vars(SMALL), "text_encoder": "bert", "bert": str(bert), "epochs": 2, "learning_rate": 1e-2}

@@ -313,6 +313,14 @@ def test_the_sample_is_spread_evenly_with_all_captions_of_its_images(world: Path
     assert [path.name for path in pictures_of(few)] == ["0.png", "9.png", "19.png"]
 
 
+def test_captions_that_are_too_long_are_cut_and_noted(world: Path) -> None:
+    regions = np.random.default_rng(1).standard_normal((2, 4, 13)).astype(np.float32)
+    sample = CaptionedImages.from_arrays(regions, ["w1 w2", " ".join(["w3"] * 150)], np.array([0, 1]))
+    report = check_parity(world / "bundle", world / "checkpoint", sample, ["onnxruntime"], ["fp32"])
+    assert "captions that were cut to 128 words: 1" in report.notes
+    assert report.passed, report.misses()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
 def test_every_backend_that_runs_on_the_gpu_keeps_parity(
