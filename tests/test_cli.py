@@ -184,6 +184,45 @@ def test_a_missing_extra_names_its_pip_command(module: str, extra: str, argument
     assert result.stderr == f"Error: this command needs {module}: pip install 'chan-rt[{extra}]'\n"
 
 
+# -- paths of another kind than the command needs
+
+KINDS = ("missing", "empty", "file", "bundle", "deep", "gallery", "checkpoint", "data")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {kind: tmp_path_factory.getbasetemp() / "places" / kind for kind in KINDS}
+    for kind in ("empty", "bundle", "deep", "gallery", "checkpoint", "data"):
+        made[kind].mkdir(parents=True)
+    made["file"].write_bytes(b"\x1b[2J\xff no such thing")
+    (made["bundle"] / "manifest.json").write_text(json.dumps({"schema": 1, "graphs": [], "tokenizer": None}))
+    (made["deep"] / "manifest.json").write_text("[" * 100_000)
+    (made["gallery"] / "catalogue.sqlite").write_bytes(b"SQLite format 3\0" + bytes(200))
+    (made["checkpoint"] / "config.json").write_text('{"model": {"bert": 5, "alignment": []}}')
+    (made["data"] / "test_caps.txt").write_bytes(b"a\n\xff\n")
+    (made["data"] / "test_ims.npy").write_bytes(b"\x93NUMPY\1\0")
+    return made
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "nothing"])
+@pytest.mark.parametrize("words", [words for words in EVERY if words != "doctor"])
+def test_a_path_of_another_kind_is_one_line(words: str, kind: str, places: dict[str, Path], tmp_path: Path) -> None:
+    place, out = "" if kind == "nothing" else str(places[kind]), str(tmp_path / "out")
+    arguments = words.split()
+    for parameter in EVERY[words].params:
+        if isinstance(parameter, click.Argument):
+            arguments += [out] if parameter.name == "out" else [place] * (3 if parameter.nargs < 0 else 1)
+        elif parameter.required:
+            arguments += [parameter.opts[-1], out if parameter.name == "out" else place]
+    if words == "scenes":
+        arguments = ["scenes", place, "--train", "0", "--dev", "0", "--test", "0"]
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert "Error: " in result.output
+    assert "\x1b" not in result.output
+
+
 # -- the terminal
 
 HOSTILE = [
