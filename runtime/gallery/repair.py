@@ -18,7 +18,7 @@ from .prepare import load_fast
 from .proof.rows import array_part
 from .settings import GallerySettings
 from .store.catalogue import CATALOGUE, Catalogue, FastRecord, SegmentRecord, permissions, read_catalogue
-from .store.commit import NewFiles, Unconfirmed, publish
+from .store.commit import NewFiles, Unconfirmed, publish, sweep
 from .store.files import SEGMENTS, FileRecord, MappedFile
 from .store.lock import WriterLock
 from .store.mapping import check_folder, describe
@@ -68,6 +68,7 @@ def repair_gallery(path: str | Path) -> Repair:
         with _write_errors(folder):
             unsure = upgrade(folder, keep_unsure=True) if is_old(folder) else []
             _, catalogue = read_catalogue(folder)
+            sweep(folder, replace(catalogue, dropped=()))  # what an interrupted change left
             mode = permissions(folder / CATALOGUE)
             files = NewFiles(folder, catalogue, mode)
             try:

@@ -21,7 +21,8 @@ def verify_gallery(path: str | Path) -> list[str]:
     """Read every byte of a gallery's newest commit and name what is damaged; empty where all is well.
 
     All of it is named: a missing file, each damaged page of a file with the arrays that lie there, arrays that are not
-    of the shape or type the settings ask for, ids that cannot be found or occur twice.
+    of the shape or type the settings ask for, codes and measures that do not fit the fine copy (so that no certificate
+    rests on them), ids that cannot be found or occur twice.
 
     Raises:
         GalleryError: there is no gallery, or it cannot be read.
@@ -73,7 +74,7 @@ def _segment_problems(
     try:
         segment = Segment(folder, record, catalogue.settings, prepared, table)
         for first in range(0, len(record.live), 256):
-            segment.vectors(first, min(first + 256, len(record.live)))
+            segment.check_measures(first, min(first + 256, len(record.live)))
         ids, texts = segment.table.texts()
         segment.table.rows()
     except (GalleryError, FileNotFoundError) as error:

@@ -43,7 +43,8 @@ class NewFiles:
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
         """Write one file and make its bytes durable; raises OSError."""
-        name = f"{self._gallery}-{self.next_file}.safetensors"
+        while os.path.lexists(self._folder / (name := f"{self._gallery}-{self.next_file}.safetensors")):
+            self.next_file += 1  # a folder or a link in its place: not this program's, so it stays
         self._names.append(name)
         record = write_arrays(self._folder, name, arrays, self._mode)
         self.next_file += 1

@@ -181,6 +181,21 @@ class Segment:
                 made.setdefault(name, []).append(array)
         return {name: np.concatenate(pieces) for name, pieces in made.items()}
 
+    def check_measures(self, first: int, last: int) -> None:
+        """GalleryCorrupt unless the measures of rows first..last - 1 bound what their codes lose of the fine copy."""
+        if not self.has_fine:
+            return
+        exact = self.vectors(first, last).astype(np.float64)
+        starts = self.starts[first : last + 1] - self.starts[first]
+        codes = self.codes(first, last)[:, : self._settings.dim].astype(np.float64) - OFFSET
+        restored = np.repeat(self.scale[first:last].astype(np.float64), np.diff(starts))[:, None] * codes
+        for measure, values in ((self.error, exact - restored), (self.norm, restored)):
+            largest = np.maximum.reduceat(np.sqrt(np.square(values).sum(axis=1)), starts[:-1])
+            wrong = np.flatnonzero(largest > measure[first:last] * (1 + 1e-6))
+            if wrong.size:
+                row = first + int(wrong[0])
+                raise GalleryCorrupt(f"{self._file.path}: codes and measures of row {row} do not fit its fine copy")
+
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See files.py."""
         return True in [file.recheck() for file in self._files]

@@ -1,7 +1,7 @@
 """A writer that is killed at a chosen line: run as `python kill_child.py GALLERY SEED LINE`.
 
-It adds, replaces, deletes, compacts and prepares in an order drawn from SEED, and prints a line of JSON before and
-after each change; at the LINE-th line executed inside the gallery package it kills itself with SIGKILL. LINE 0 runs
+It adds, replaces, deletes, renames, compacts and prepares in an order drawn from SEED, and prints a line of JSON before
+and after each change; at the LINE-th line executed inside the gallery package it kills itself with SIGKILL. LINE 0 runs
 to the end and prints how many lines there were.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from chan_rt.runtime import gallery
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.gallery.store.rows import Relabel
 
 PACKAGE = str(Path(gallery.__file__).parent)
 DIM = 16
@@ -58,7 +59,7 @@ def main(path: str, seed: int, kill_at: int) -> None:
     with gallery.GalleryWriter.open(path) as writer:
         sys.settrace(trace)
         for version in range(1, 9):
-            kind = choose.choice(["add", "add", "overwrite", "delete", "compact", "prepare"])
+            kind = choose.choice(["add", "add", "overwrite", "delete", "relabel", "compact", "prepare"])
             some = choose.sample(sorted(live), min(len(live), choose.randint(1, 4)))
             if kind == "add" or not some:
                 ids = [f"{version}-{i}" for i in range(choose.randint(1, 30))]
@@ -71,6 +72,13 @@ def main(path: str, seed: int, kill_at: int) -> None:
                 writer.add(some, rows_of(version, len(some)), [{"version": version}] * len(some), overwrite=True)
                 live.update(dict.fromkeys(some, version))
                 say("done", {"kind": "add", "ids": some, "version": version})
+            elif kind == "relabel":
+                new = [f"{id}'" for id in some]
+                say("begin", {"kind": "relabel", "ids": some, "new": new})
+                writer.relabel(Relabel(a, b, {"version": live[a]}) for a, b in zip(some, new, strict=True))
+                for a, b in zip(some, new, strict=True):
+                    live[b] = live.pop(a)
+                say("done", {"kind": "relabel", "ids": some, "new": new})
             elif kind == "delete":
                 say("begin", {"kind": "delete", "ids": some})
                 writer.delete(some)

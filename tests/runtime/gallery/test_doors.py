@@ -48,7 +48,7 @@ def test_a_writer_removes_only_files_of_its_own(gallery_path: Path, make_embeddi
     }
     for name in others:
         (segments / name).write_text("mine")
-    for name in ("@eaDir", "lost+found", f"{gallery}-77.safetensors"):
+    for name in ("@eaDir", "lost+found", f"{gallery}-77.safetensors", f"{gallery}-8.safetensors"):
         (segments / name).mkdir()
         (segments / name / "inside").write_text("mine")
     (gallery_path.parent / "elsewhere").write_text("mine")
@@ -62,6 +62,7 @@ def test_a_writer_removes_only_files_of_its_own(gallery_path: Path, make_embeddi
     assert all((segments / name).read_text() == "mine" for name in others)
     assert (segments / "@eaDir" / "inside").read_text() == "mine"
     assert (segments / f"{gallery}-77.safetensors" / "inside").read_text() == "mine"
+    assert (segments / f"{gallery}-8.safetensors" / "inside").read_text() == "mine"
     assert (gallery_path.parent / "elsewhere").read_text() == "mine"
     assert (gallery_path / "notes.txt").read_text() == "mine"
     assert verify_gallery(gallery_path) == []

@@ -1,6 +1,7 @@
 """A gallery with damaged files: all damage is named, intact rows are searched on request, and repair saves them."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,40 @@ def test_other_fine_copies(path: Path, make_embeddings) -> None:
         kept = [hit for hit in old if hit[0] not in result.lost]
         assert found[: len(kept)] == kept, "the same scores"
     assert verify_gallery(path) == []
+
+
+@pytest.mark.parametrize("kill_at", range(1, 12))
+def test_a_repair_that_was_killed_is_done_again(path: Path, kill_at: int) -> None:
+    """Killed at each call that changes the disk: nothing is lost that the first run would have saved."""
+    flip(*place(path, "vectors", "fine", 0.5))
+    flip(*place(path, "rows", "metadata_bytes", 0.5))
+    whole = path.with_name("whole")
+    shutil.copytree(path, whole)
+    right = repair_gallery(whole)
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counted(real):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == kill_at:
+                    os.kill(os.getpid(), 9)
+                return real(*args, **kwargs)
+
+            return call
+
+        os.fsync, os.replace, os.unlink, os.mkdir = map(counted, (os.fsync, os.replace, os.unlink, os.mkdir))
+        try:
+            repair_gallery(path)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert repair_gallery(path).kept == right.kept
+    assert verify_gallery(path) == []
+    with Gallery.open(path) as one, Gallery.open(whole) as other:
+        assert one.rows() == other.rows()
 
 
 def test_damage_in_several_files_is_all_named(path: Path) -> None:
