@@ -1,11 +1,11 @@
-"""The ONNX graphs between two sets of embeddings; `chan_ref.alignment` says what they must compute.
+"""The ONNX graphs between two sets of embeddings; `chan_ref.alignment` defines what they must compute.
 
 hard_alignment   region_embeddings [I, R, D], region_lengths [I], word_embeddings [C, W, D], word_lengths [C]
                  -> scores [I, C]
 alignment_map    the same -> word_scores [I, C, W], word_regions [I, C, W]
 best_images      the same -> best_scores [C, K], best_images [C, K]
 
-What lies past a length, NaN included, never matters: it is replaced, never multiplied by zero.
+Values past a length never matter, NaN included: they are replaced, not multiplied by zero.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _embeddings(b: GraphBuilder, embed_dim: int) -> tuple[str, str, str, str]:
 
 
 def _similarities(b: GraphBuilder, regions: str, words: str, embed_dim: int) -> str:
-    """[I, R, C, W] as one product [I R, D] x [D, C W]: a single large GEMM whatever I and C are."""
+    """[I, R, C, W] as one product [I R, D] x [D, C W]: a single large GEMM for every I and C."""
     rows = b.integers(-1, embed_dim)
     flat = b.node(
         "Gemm",

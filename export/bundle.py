@@ -90,7 +90,7 @@ def export_bundle(
         precisions: some of `CONVERT`.
         backbone: pictures to regions; None for a bundle that starts from region features.
         force: replace a bundle at OUT, with all that was calibrated and built in it.
-        on_graph: told each graph with its precision, and how many there are, before it is made.
+        on_graph: called before each graph is made, with its name and precision and the number of graphs.
         max_regions: the largest number of regions of an image that the graphs take (R). Engines are built for it, so
             that a larger number costs a GPU memory.
         max_words: the largest number of words of a caption, the marks of start and end included (W), as for regions;
@@ -158,7 +158,7 @@ def describe(model: onnx.ModelProto, bundle: Path, file: str, ranges: Mapping[st
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether PATH holds a manifest, of whatever schema."""
+    """Whether PATH holds a manifest of any schema."""
     return has_keys(path / MANIFEST, "schema", "graphs")
 
 
@@ -186,7 +186,7 @@ def _tensor_spec(info: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _ranges(config: ModelConfig, max_regions: int, max_words: int | None) -> dict[str, Range]:
-    """`RANGES` with the largest numbers of regions and words that were asked for."""
+    """`RANGES` with the largest numbers of regions and words that were requested."""
     positions = None if config.bert is None else config.bert.positions
     if max_words is None:
         max_words = RANGES["W"].max if positions is None else min(RANGES["W"].max, positions)

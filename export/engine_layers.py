@@ -13,7 +13,7 @@ from typing import Any
 
 from ..runtime.errors import EngineError
 
-# Most telling first: a layer that reads int8 is an int8 layer whatever its scales are.
+# In order of precedence: a layer that reads int8 is an int8 layer, whatever the type of its scales.
 TYPES = ("Int8", "Half", "BFloat16", "Float")
 WANTED: Mapping[str, str | None] = {"fp32": None, "fp16": "Half", "int8": "Int8"}
 _ALIASES = {"INT8": "Int8", "FP16": "Half", "HALF": "Half", "BF16": "BFloat16", "FP32": "Float", "FLOAT": "Float"}
@@ -62,7 +62,7 @@ def memory_from_build_log(text: str) -> dict[str, Any]:
 
 
 def check_precision(precision: str, layers: Mapping[str, Any], network: Mapping[str, int], what: str) -> None:
-    """Refuse an engine that did not get the precision asked for.
+    """Refuse an engine that does not have the precision that was requested.
 
     fp16 and int8 must show in at least one layer, and in at least one matrix product where the engine has any; an fp32
     engine must show neither. Half layers beside int8 ones, and Float islands beside both, are as they should be.
@@ -74,7 +74,7 @@ def check_precision(precision: str, layers: Mapping[str, Any], network: Mapping[
         what: names the engine in the message.
 
     Raises:
-        EngineError: says whether the ONNX file or the builder is to blame.
+        EngineError: the message states whether the ONNX file or the builder is the cause.
     """
     wanted = WANTED[precision]
     counts, matrix = layers["by_precision"], layers["matrix"]
@@ -105,7 +105,7 @@ def _type(text: str) -> str:
 
 
 def _summary(source: str, layers: list[dict[str, str]]) -> dict[str, Any]:
-    # A fused attention is a generated kernel by type; its name tells.
+    # The type of a fused attention is that of any generated kernel; its name shows what it is.
     matrix = Counter(one["precision"] for one in layers if _MATRIX.search(one["type"]) or "_gemm_" in one["name"])
     counts = Counter(layer["precision"] for layer in layers)
     return {"source": source, "by_precision": dict(counts), "matrix": dict(matrix), "each": layers}

@@ -4,8 +4,8 @@ A process, because polygraphy chooses between TensorRT and TensorRT-RTX once, wh
 POLYGRAPHY_USE_TENSORRT_RTX), because both libraries keep one logger per process, and because a builder that crashes or
 is killed must leave its caller alive.
 
-FOLDER/request.json says what to build; the worker writes FOLDER/engine, FOLDER/build.log and, last, FOLDER/report.json.
-Each line on stdout is the name of a phase of the build.
+FOLDER/request.json describes what to build. The worker writes FOLDER/engine, FOLDER/build.log and, at the end,
+FOLDER/report.json. Each line on stdout is the name of a phase of the build.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ def _monitor(trt: Any, phases: TextIO) -> Any:
 
 
 def _inspect(trt: Any, data: bytes) -> dict[str, Any]:
-    """Layers as EngineInspector tells them: the engine is loaded, which needs its GPU; host code in it stays off."""
+    """Layers as EngineInspector reports them. The engine is loaded, which needs its GPU; host code in it stays off."""
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        raise RuntimeError("the engine that was just built cannot be loaded; its build log says why")
+        raise RuntimeError("the engine that was just built cannot be loaded; its build log has the reason")
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return from_inspector(json.loads(text))
 

@@ -1,9 +1,9 @@
 """Engines of a bundle's graphs: built through polygraphy, cached beside the manifest, checked for their precision.
 
-BUNDLE/engines/ holds, for each engine, GRAPH.PRECISION.FLAVOR.KEY.engine and, written last, its sidecar .json. The key
-is the sha256 over canonical JSON of the ONNX file's hash, profiles, builder options, flavor and full version, GPU and
-operating system, so whatever changes an engine changes its name. A file lock keeps two builders of one engine apart;
-the operating system frees it when its holder is killed, and what the dead one left is swept by the next.
+BUNDLE/engines/ holds GRAPH.PRECISION.FLAVOR.KEY.engine for each engine, and its sidecar .json, which is written last.
+The key is the sha256 over canonical JSON of the ONNX file's hash, profiles, builder options, flavor and full version,
+GPU and operating system, so everything that changes an engine changes its name. A file lock keeps two builders of one
+engine apart. The operating system releases it when its holder is killed, and the next builder removes what was left.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Target:
 
 
 def find_target(flavor: str, options: BuildOptions = BuildOptions()) -> Target:
-    """What this machine can build with a flavor; EngineError says what is missing and which flavor would work."""
+    """What this machine can build with a flavor; EngineError names what is missing and which flavor would work."""
     chosen = check_choice("backend", flavor, FLAVORS)
     rtx = flavor == "tensorrt_rtx"
     if rtx and options != BuildOptions():
@@ -130,7 +130,7 @@ def plan(
     chosen, used = [], set()
     for graph in graphs or manifest.graphs:
         if graph not in manifest.graphs:
-            manifest.graph(graph, "")  # says which graphs there are
+            manifest.graph(graph, "")  # the error lists the graphs there are
         own_precisions = [name for name in manifest.graphs[graph] if name in WANTED]
         for precision in dict.fromkeys(manifest.resolve(graph, name) for name in precisions or own_precisions):
             spec = manifest.graph(graph, precision)
@@ -225,7 +225,7 @@ def build_engine(
             except EngineError as error:
                 replaced = str(error)
             if replaced is None:
-                os.utime(sidecar)  # the engine asked for last is the one find_engine prefers
+                os.utime(sidecar)  # find_engine prefers the engine that was requested last
                 return BuiltEngine(path, record, True, None)
             sidecar.unlink()
         with tempfile.TemporaryDirectory(prefix=f".{name}.build-", dir=folder) as work:

@@ -1,4 +1,4 @@
-"""The ONNX graphs of a CHAN model, written by hand from its weights; `chan_ref.encoders` says what they must compute.
+"""The ONNX graphs of a CHAN model, written by hand from its weights. `chan_ref.encoders` defines what they compute.
 
 region_encoder   regions [B, R, F], region_lengths [B] -> region_embeddings [B, R, D], exact zeros past the length
 text_encoder     token_ids [B, W], token_lengths [B] -> word_embeddings [B, W, D], likewise
@@ -40,7 +40,7 @@ def region_encoder(encoder: RegionEncoder) -> onnx.ModelProto:
     valid = b.length_mask(b.input("region_lengths", "int32", ("B",)), regions)  # [B, R]
     x = _linear(b, regions, encoder.projection, "projection")  # [B, R, D]
     if encoder.attention is not None and encoder.norm is not None:
-        # Padding may hold anything, and a masked NaN is still one after `0 * NaN`: attention must see numbers.
+        # Padding may hold anything, and `0 * NaN` is NaN, so padding is replaced before attention.
         x = b.node("Where", b.row_mask(valid), x, b.real(0.0), name="clear_padding")
         y = _attention(b, _layer_norm(b, x, encoder.norm, "norm"), encoder.attention, _key_mask(b, valid))
         x = b.node("Add", x, y, name="residual")
@@ -50,7 +50,7 @@ def region_encoder(encoder: RegionEncoder) -> onnx.ModelProto:
 
 
 def bigru_text_encoder(encoder: BiGRUTextEncoder) -> onnx.ModelProto:
-    """token_ids, token_lengths -> word_embeddings, with no padding seen by any valid step.
+    """token_ids, token_lengths -> word_embeddings. No valid step depends on the padding.
 
     TensorRT does not parse a half GRU with `sequence_lens`. Two forward GRUs do: the second reads each caption reversed
     within its length, so that in both directions padding comes after the last valid step and cannot reach it.
@@ -101,7 +101,7 @@ def bert_text_encoder(encoder: BertTextEncoder) -> onnx.ModelProto:
 
 
 def _captions(b: GraphBuilder) -> tuple[str, str, str]:
-    """The text encoders' inputs: ids [B, W], 0 past the length whatever was fed, lengths [B] and the mask [B, W]."""
+    """The inputs of a text encoder: ids [B, W] with 0 past each length, lengths [B] and the mask [B, W]."""
     ids = b.input("token_ids", "int32", ("B", "W"))
     lengths = b.input("token_lengths", "int32", ("B",))
     valid = b.length_mask(lengths, ids)

@@ -18,7 +18,7 @@ SIDECAR = ".json"
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
-    """Describe whatever lies at `path`; `kind` says what it was taken for.
+    """Describe what is at `path`; `kind` is bundle, engine or onnx.
 
     Raises:
         InputError: neither a bundle, nor an engine with its sidecar, nor an ONNX file.
@@ -77,7 +77,7 @@ def inspect_bundle(bundle: Path) -> dict[str, Any]:
 
 
 def inspect_engine(path: Path) -> dict[str, Any]:
-    """Everything the engine's sidecar tells, and whether it may be used here."""
+    """Everything in the engine's sidecar, and whether the engine may be used here."""
     sidecar = path.with_suffix(SIDECAR)
     if not sidecar.exists():
         raise EngineError(f"{path} has no sidecar {sidecar.name}: it was not built by chan build, or never finished")

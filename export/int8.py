@@ -1,8 +1,8 @@
 """Add int8 graphs to a calibrated bundle, and keep them only when parity passes.
 
-`int8` holds TensorRT's artifacts (explicit Q/DQ), `int8_x86` onnxruntime's; a graph of which nothing is quantized is in
-neither, and the runtime takes its next finer precision (`Manifest.resolve`). The files lie in a folder of their own,
-named after their content, so that the old manifest stays true until the new one replaces it.
+`int8` holds the graphs for TensorRT (explicit Q/DQ), `int8_x86` those for onnxruntime. A graph in which nothing is
+quantized is in neither, and the runtime uses its next finer precision (`Manifest.resolve`). The files are in a folder
+named after their content, so the old manifest stays valid until the new one replaces it.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "GRU"})
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a float32 graph that computes in half outside its fp32 islands.
 
-    An island is a node in a scope of `builder.FP32_SCOPES` or of an operator in `FP32_OPS`; Casts stand only where a
-    value crosses its shore, one for each value and direction. Integers and booleans are untouched.
+    An island is a node in a scope of `builder.FP32_SCOPES` or of an operator in `FP32_OPS`; Casts are inserted only
+    where a value enters or leaves an island, one for each value and direction. Integers and booleans are untouched.
 
     Before (checked): the default domain only, no subgraphs, float32 the only real type, constants as initializers, and
     every finite weight used outside islands finite in half.
@@ -157,7 +157,7 @@ def _check_before(model: onnx.ModelProto) -> None:
 
 
 def _check_after(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """What must hold once the pass is done; a failure is a mistake of the pass, told with the node's name."""
+    """Check what must hold after the pass; a failure is a mistake of the pass, reported with the name of the node."""
     onnx.checker.check_model(after, full_check=True)
     types = _value_types(after)
     for old, new in ((before.graph.input, after.graph.input), (before.graph.output, after.graph.output)):

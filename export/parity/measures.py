@@ -26,7 +26,7 @@ _EDGES = np.logspace(*_DECADES, 50 * (_DECADES[1] - _DECADES[0]) + 1)
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure: what it says, and whether a tolerance bounds it from above or from below."""
+    """One figure: its label, and whether a good value is low (bounded from above) or high (bounded from below)."""
 
     label: str
     good: Literal["low", "high"]

@@ -97,7 +97,7 @@ def _plot_errors(axis: Any, stage: Stage, part: str, color: str) -> None:
     if check is None or check.found is None or not check.found.errors:
         return
     edges, shares = np.array(check.found.errors).T
-    # What is equal has no place on a logarithmic axis and would dwarf the rest: it is told in words.
+    # Equal values have no place on a logarithmic axis and would be much larger than the rest: their share is text.
     axis.step(edges[1:], 100 * shares[1:], where="mid", color=color)
     axis.fill_between(edges[1:], 100 * shares[1:], step="mid", color=color, alpha=0.15)
     if shares[0] >= 0.005:

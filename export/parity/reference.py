@@ -15,11 +15,11 @@ from .blocks import EmbeddingStore, Tick, caption_blocks, image_blocks, score_al
 from .independent import read_independently
 from .runners import TorchRunner
 
-PICTURES = 16  # seen by the backbone, which costs a hundred times what a caption does
+PICTURES = 16  # that the backbone is run on: each costs a hundred times what a caption does
 
 
 class Reference:
-    """All that the torch model says of a sample: embeddings on disk, scores in memory.
+    """Everything the torch model computes for a sample: embeddings on disk, scores in memory.
 
     Args:
         path: of the checkpoint, whose tokenizer is the reference's.

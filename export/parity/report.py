@@ -17,7 +17,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Measured:
-    """What one check found, before any tolerance is asked.
+    """What one check measured, before it is compared with tolerances.
 
     Attributes:
         measures: by the names of `MEASURES`.

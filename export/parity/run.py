@@ -2,18 +2,19 @@
 
 Each stage is one backend at one precision, checked in the order of the data:
 
-    tokenizer        the bundle's ids are the checkpoint's
-    nltk_tokenizer   and, like those of the other parts with such a name, an independent reading: see `independent`
-    backbone         fed the pictures, where the bundle reads them and the data has them
-    region_encoder   fed the features
-    text_encoder     fed the reference's ids
-    hard_alignment   fed the reference's embeddings
-    alignment_map    fed the reference's embeddings
-    matcher          captions and features in, scores out, as a service runs it: errors, ranks and recalls
-    gallery          exact search over the embeddings that the matcher made
+    tokenizer        ids of the bundle's tokenizer, compared with those of the checkpoint's
+    backbone         run on pictures, where the bundle reads pictures and the data has some
+    region_encoder   run on the features
+    text_encoder     run on the ids of the reference
+    hard_alignment   run on the embeddings of the reference
+    alignment_map    run on the embeddings of the reference
+    matcher          captions and features to scores, as a service runs it: errors, ranks and recalls
+    gallery          exact search over the embeddings that the matcher computed
 
-Each graph is fed what the reference has at that place, so the first check that misses names the graph at fault. What
-is measured is in `measures.MEASURES`, what is allowed in `tolerances.json` and nowhere else.
+`independent` adds parts that are compared with nltk and transformers instead of the reference.
+
+Each graph gets the reference's values as its input, so the first check that misses names the graph at fault. The
+measures are listed in `measures.MEASURES`; what is allowed is in `tolerances.json` and nowhere else.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def plan_stages(
     exported = [name for name in PRECISIONS if name in (precisions or manifest.graphs.get("region_encoder", {}))]
     for precision in precisions:
         for graph in COMPARED:
-            manifest.resolve(graph, precision)  # says what the bundle has instead
+            manifest.resolve(graph, precision)  # the error names what the bundle has instead
     built = {(engine.record.flavor, engine.record.precision) for engine in sidecars.engines}
     planned: list[tuple[str, str]] = [
         (backend, precision)

@@ -94,7 +94,7 @@ class GraphRunner:
         """Whether a backbone was given."""
         return "backbone" in self._graphs
 
-    def look(self, pixels: np.ndarray) -> np.ndarray:
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Regions [B, R, F] of pixels [B, 3, H, W]."""
         return self._run("backbone", {"pixels": pixels})["regions"]
 
@@ -144,7 +144,7 @@ class GraphPool:
         self._open: dict[tuple[str, str], Backend] = {}
 
     def graphs(self, precision: str) -> dict[str, Backend]:
-        """What runs when `precision` is asked for, by graph name; `Manifest.resolve` chooses the form of each graph.
+        """The graphs that run at a requested precision, by name; `Manifest.resolve` chooses the form of each graph.
 
         The backbone is among them only where it has a form of its own at this precision: elsewhere it stays at fp32.
 

@@ -1,7 +1,7 @@
 """The checks of one stage: each graph fed what the reference has at that place, then the whole way end to end.
 
-The first block of each is fed a second time with lengths cut short, real rows left past them: masks are seen at work
-also where every image has equally many regions.
+The first block is run a second time with shorter lengths and real rows past them. That tests the masks also where every
+image has the same number of regions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .runners import GraphRunner
 
 PICTURES_PER_BLOCK = 2  # larger batches are no faster on a CPU and take far more memory
 OTHER_BLOCKS = 3  # of captions that another text encoder reads
-QUERIES = 200  # captions that the gallery is asked, spread evenly
+QUERIES = 200  # captions that are searched for in the gallery, spread evenly
 SCATTER = 4000  # score pairs kept for the plot
 
 
@@ -103,7 +103,7 @@ class StageRun:
             pixels = load_pixels(pictures[start : start + PICTURES_PER_BLOCK], backbone.preprocess)
             with torch.inference_mode():
                 expected = backbone.module(torch.from_numpy(pixels)).numpy()
-            meter.add(expected, self._graphs.look(pixels))
+            meter.add(expected, self._graphs.encode_pixels(pixels))
         return _measured(meter)
 
     def _region_encoder(self) -> Measured:
@@ -154,12 +154,12 @@ class StageRun:
         for images, captions in _alignment_feeds(self._reference):
             expected, expected_regions = self._runner.align(images, captions)
             found, found_regions = self._graphs.align(images, captions)
-            # Each caption's similarities as rows of one number, so that its padding is looked at as well.
+            # Each caption's similarities as rows of one number, so that its padding is checked as well.
             lengths = np.tile(captions.lengths, len(images))
             meter.add_padded(_as_rows(expected), _as_rows(found), lengths)
             choices.add(expected_regions, found_regions, self._runner.margins(images, captions))
         found_all = _measured(meter, padded=True)
-        # The cosine of single numbers would say nothing.
+        # The cosine of single numbers has no meaning.
         errors = {name: value for name, value in found_all.measures.items() if not name.startswith("cosine")}
         return replace(found_all, measures=errors | choices.measures())
 
@@ -187,16 +187,16 @@ class StageRun:
             for block in image_blocks(self._sample):
                 writer.add([str(row) for row in range(block.start, block.stop)], self._images.get(block))
         step = -(-len(self._sample.captions) // QUERIES)
-        asked, results = [], []
+        queried, results = [], []
         with Gallery.open(self._scratch / "gallery") as gallery:
             for block in caption_blocks(self._sample):
                 rows = [row for row in range(block.start, block.stop) if row % step == 0]
                 if rows:
                     words = self._captions.get(block)[[row - block.start for row in rows]]
                     results += gallery.search(words, TOP)
-                    asked += rows
+                    queried += rows
         hits = np.array([[int(hit.id) for hit in result.hits] for result in results])
-        scores = self._reference.scores.T[asked]
+        scores = self._reference.scores.T[queried]
         meter = ErrorMeter("scores")
         found = np.array([[hit.score for hit in result.hits] for result in results])
         meter.add(np.take_along_axis(scores, hits, axis=1), found)

@@ -123,7 +123,7 @@ class EngineRecord:
 
     @classmethod
     def from_json(cls, text: str) -> EngineRecord:
-        """Read `to_json`'s text; EngineError says what does not fit."""
+        """Read `to_json`'s text; EngineError names what does not fit."""
         try:
             return cls._from_parsed(parse_json(text))
         except InputError as error:
@@ -150,7 +150,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine file with what its sidecar says of it."""
+    """An engine file and the record in its sidecar."""
 
     path: Path
     record: EngineRecord
