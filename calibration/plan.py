@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from ..runtime.errors import InputError, reason_of
+from ..runtime.strict_json import decode, read_json, show
 from .qdq import Scheme, find_sites, quantize, validate_for_tensorrt
 from .ranges import TensorRange
 from .recurrence import find_grus, quantize_gru
@@ -41,14 +43,15 @@ class Plan:
     def from_file(cls, path: str | Path) -> Plan:
         """Read a file of `to_json`'s text; the InputError names what does not fit."""
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-            if raw["schema"] != SCHEMA:
-                raise InputError(f"{path}: schema must be {SCHEMA}, got {raw['schema']!r}")
-            return cls({graph: tuple(nodes) for graph, nodes in raw["exclude"].items()})
+            fields = decode(dict[str, Any], read_json(Path(path)), "plan")
+            if fields.get("schema") != SCHEMA:
+                raise InputError(f"schema must be {SCHEMA}, got {show(fields.get('schema'))}")
+            exclude = decode(dict[str, list[str]], fields.get("exclude"), "plan.exclude")
         except OSError as error:
             raise InputError(f"cannot read the plan {path}: {reason_of(error)}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path} is not a plan written by chan sensitivity: {reason_of(error)}") from error
+        except InputError as error:
+            raise InputError(f"{path} is not a plan written by chan sensitivity: {error}") from error
+        return cls({graph: tuple(nodes) for graph, nodes in exclude.items()})
 
 
 def find_layers(model: onnx.ModelProto, scheme: Scheme) -> list[str]:
