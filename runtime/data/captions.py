@@ -134,7 +134,7 @@ def _by_id(ids: Sequence[str], store: RegionStore, ids_file: Path) -> Pairing:
     position = {name: number for number, name in enumerate(names)}
     owner = np.array([position[name] for name in ids], np.int64)
     if store.count == len(ids):  # features for each caption
-        rows = np.array([int(np.argmax(owner == image)) for image in range(len(names))], np.int64)
+        rows = np.unique(owner, return_index=True)[1]
         _check_copies(owner, rows, store, ids_file)
         return Pairing(rows, owner, names)
     if store.count != len(names):

@@ -45,16 +45,18 @@ def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
                 f"{file} has no `features`, and there is no file of image ids that names its groups in order; "
                 f"found {names[:9]}"
             )
-        images = [_image(file, opened, name) for name in ids]
-        for name, image in zip(ids, images, strict=True):
+        shapes = []
+        for name in ids:
+            image = _image(file, opened, name)
             check_image(f"{file}: image {name!r}", image)
-        width = one_width(file, {int(image.shape[1]) for image in images})
+            shapes.append((int(image.shape[0]), int(image.shape[1])))
+        width = one_width(file, {width for _, width in shapes})
 
         def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-            return [np.asarray(images[row][()]) for row in rows]
+            return [np.asarray(_image(file, opened, ids[row])[()]) for row in rows]
 
-        longest = max(int(image.shape[0]) for image in images)
-        return RegionStore(file, len(images), longest, width, _guarded(file, read), names=ids)
+        longest = max(regions for regions, _ in shapes)
+        return RegionStore(file, len(ids), longest, width, _guarded(file, read), names=ids)
 
 
 def _image(file: Path, opened: Any, name: str) -> Any:

@@ -11,6 +11,7 @@ keeps the first five of each). `dev` is the JSON's `val`, `test` and `testall` i
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,9 @@ def read_annotations(file: Path, split: str) -> list[Annotated]:
     if not chosen:
         parts = sorted({image.part for image in found})
         raise InputError(f"{file} has no captions of {' or '.join(_SPLITS[split])}, only images of {parts[:9]}")
-    ids = [image.image_id for image in chosen]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise InputError(f"{file} must have each image once, got {twice!r} again")
+    (name, count), *_ = Counter(image.image_id for image in chosen).most_common(1)
+    if count > 1:
+        raise InputError(f"{file} must have each image once, got {name!r} {count} times")
     return chosen
 
 

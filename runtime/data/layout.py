@@ -133,7 +133,8 @@ def _found(root: Path, split: str) -> list[SplitFiles]:
 
 def _annotations(files: SplitFiles) -> Path | None:
     """Karpathy's JSON file in the folder or in the data folder; InputError for several."""
-    found = sorted({*files.folder.glob("dataset*.json"), *files.root.glob("dataset*.json")})
+    every = sorted({*files.folder.glob("dataset*.json"), *files.root.glob("dataset*.json")})
+    found = [file for file in every if file.is_file()]
     if len(found) > 1:
         names = ", ".join(map(str, found))
         raise InputError(f"{files.root} holds the captions of several data sets ({names}): keep one")
