@@ -90,7 +90,7 @@ def evaluate_models(
         check_split(ids, owner)  # before a COCO-sized split is scored, which takes minutes
     blocks = metrics.fold_slices(owner, images.num_images, folds)
     for path in models:  # all of them before the first one runs
-        images.check_width(region_dim(path), path)
+        _check_fits(images, path)
     start = time.perf_counter()
     scores, cut = _ensemble_scores(models, images, blocks, backend, precision, strict, on_progress)
     seconds = time.perf_counter() - start
@@ -110,17 +110,14 @@ def evaluate_models(
     )
 
 
-def region_dim(path: str | Path) -> int:
-    """The width of the region features that a bundle or a checkpoint reads.
-
-    Raises:
-        InputError: the folder is neither.
-    """
+def _check_fits(images: CaptionedImages, path: str | Path) -> None:
+    """InputError unless a folder is a bundle or a checkpoint that reads these region features."""
     if (Path(path) / MANIFEST).is_file():
-        return Manifest.load(path).region_dim
-    if (Path(path) / "config.json").is_file():
-        return read_config(path).region_dim
-    raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
+        images.check_bundle(Manifest.load(path), path)
+    elif (Path(path) / "config.json").is_file():
+        images.check_width(read_config(path).region_dim, path)
+    else:
+        raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
 
 
 def _ensemble_scores(

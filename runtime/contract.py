@@ -158,6 +158,12 @@ class Manifest:
         return model_size(self.model, "region_dim")
 
     @property
+    def max_regions(self) -> int | None:
+        """R, the largest number of regions of an image; None where the region encoder takes any number."""
+        found = [spec.ranges["R"].max for spec in self.graphs.get("region_encoder", {}).values() if "R" in spec.ranges]
+        return found[0] if found else None
+
+    @property
     def max_words(self) -> int:
         """W, the largest number of words of a caption, the marks of its start and end included."""
         found = [spec.ranges["W"].max for spec in self.graphs.get("text_encoder", {}).values() if "W" in spec.ranges]

@@ -56,7 +56,7 @@ def _data_images(path: Path, split: str) -> Source:
     encode_rows = each_row(ids, lambda matcher, rows: matcher.encode_images(*data.regions(rows)))
 
     def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
-        data.check_width(matcher.manifest.region_dim, "the bundle")
+        data.check_bundle(matcher.manifest, "the bundle")
         return encode_rows(matcher, rows)
 
     return Source(

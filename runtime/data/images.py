@@ -180,6 +180,15 @@ class CaptionedImages:
                 "it was trained on, or another model"
             )
 
+    def check_bundle(self, manifest: Manifest, bundle: str | Path) -> None:
+        """InputError unless a bundle, named by its path, reads features of this width and as many regions an image."""
+        self.check_width(manifest.region_dim, bundle)
+        if manifest.max_regions is not None and self.max_regions > manifest.max_regions:
+            raise InputError(
+                f"{self.source} has images of {self.max_regions} regions and {bundle} takes {manifest.max_regions}: "
+                f"export it again with --max-regions {self.max_regions}"
+            )
+
     def regions(self, rows: Sequence[int] | NDArray[Any] | slice) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Features of the images in `rows`: [n, R, F], zeros past each length, and lengths [n].
 
@@ -219,12 +228,12 @@ def open_sample(data: str | Path, split: str, samples: int, bundle: str | Path |
     """`samples` images spread evenly over a split of a data folder, with all their captions; all where there are fewer.
 
     Raises:
-        InputError: the split cannot be read, samples below 1, or features that are not as wide as `bundle` reads them.
+        InputError: the split cannot be read, samples below 1, or features that do not fit `bundle`.
         BundleError: `bundle` is not a bundle.
     """
     whole = CaptionedImages.open(data, split)
     if bundle is not None:
-        whole.check_width(Manifest.load(bundle).region_dim, bundle)
+        whole.check_bundle(Manifest.load(bundle), bundle)
     return whole.take(spread(whole.num_images, samples))
 
 

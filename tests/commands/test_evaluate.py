@@ -279,3 +279,12 @@ def test_blank_and_long_captions_are_counted_or_refused_with_their_line(place: P
     captions[3] = "w1"
     (tmp_path / "precomp/test_caps.txt").write_text("\n".join(captions) + "\n")
     assert "caption 18 must have at most 128 words" in CliRunner().invoke(main, strict).stderr
+
+
+def test_more_regions_than_a_bundle_takes_are_named_before_any_work(place: Path, tmp_path: Path) -> None:
+    regions = np.random.default_rng(0).standard_normal((IMAGES, 101, WIDTH)).astype(np.float32)
+    np.save(tmp_path / "test_ims.npy", regions)
+    shutil.copy(place / "data/precomp/test_caps.txt", tmp_path)
+    stderr = CliRunner().invoke(main, ["evaluate", str(place / "lse"), str(place / "bundle"), str(tmp_path)]).stderr
+    assert stderr.startswith(f"Error: {tmp_path}/test_ims.npy has images of 101 regions and {place}/bundle takes 100: ")
+    assert "export it again with --max-regions 101" in stderr
