@@ -133,14 +133,10 @@ class Certifier:
         details = tuple(score(int(row)) for row in rows[order])
         return Ranking(rows[order], scores[order], details, len(rows), len(rows), certified=True)
 
-    def _fine_norm(self, rows: NDArray[np.int64]) -> Float64Array:
-        """No less than any ||x|| of each row's vectors: [rows]."""
-        return self._gallery.norm[rows].astype(np.float64) + self._gallery.error[rows]
-
     def _float32_error(self, rows: NDArray[np.int64], query: NDArray[np.float32], norm: float) -> Float64Array:
         """How far float32 similarities of rows can be from float64's: [rows]."""
         dim = query.shape[1]
-        return float32_similarity_error(dim, self._kernel.roundings(dim), norm, self._fine_norm(rows))
+        return float32_similarity_error(dim, self._kernel.roundings(dim), norm, self._gallery.fine_norm(rows))
 
     def _float32_scores(
         self,
@@ -162,7 +158,7 @@ class Certifier:
             reduced, counts = similarities.max(axis=1), np.diff(starts)
         pooled_starts = np.r_[0, np.cumsum(counts)]
         pooled, spread = pool_groups(reduced.astype(np.float64).reshape(-1, 1), pooled_starts, gallery.alignment)
-        similarity = norm * self._fine_norm(rows)
+        similarity = norm * gallery.fine_norm(rows)
         change = self._float32_error(rows, query, norm) + rounding(similarity, dim, counts, gallery.alignment)
         return pooled[:, 0], score_change(change, counts, spread[:, 0], gallery.alignment)
 

@@ -59,6 +59,10 @@ class GalleryRows:
         """Number of vectors of each row, as float64: [N]."""
         return np.concatenate([np.diff(part.starts) for part in self.parts]).astype(np.float64)
 
+    def fine_norm(self, rows: NDArray[np.int64]) -> Float64Array:
+        """No less than any ||x|| of the rows' vectors in the fine copy: [rows]."""
+        return self.norm[rows].astype(np.float64) + self.error[rows]
+
     def fine(self, rows: NDArray[np.int64]) -> list[NDArray[np.floating]]:
         """The fine copies of rows: float32 or float16 [L_i, D] each."""
         owner = np.searchsorted(self.bases, rows, side="right") - 1

@@ -10,18 +10,25 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.gallery import estimate
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.base import Kernel
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
-from chan_rt.runtime.gallery.proof.bounds import float32_similarity_error, largest_norm, rounding
+from chan_rt.runtime.gallery.proof.bounds import fit_axes, float32_similarity_error, largest_norm, rounding
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.pooling import pool, score_change
-from chan_rt.runtime.gallery.proof.rows import array_part
+from chan_rt.runtime.gallery.proof.rows import ArrayPart, array_part
 from chan_rt.runtime.gallery.proof.true_score import inner_products, true_row
 
 POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")
 POOL = Pool(1)
 ROWS, VECTORS, WORDS = 40, 3, 7
+
+
+def part_of(rows: list[np.ndarray], **options: object) -> ArrayPart:
+    """One part of some rows."""
+    return array_part(np.concatenate(rows), np.cumsum([0] + [len(row) for row in rows]).astype(np.int64), **options)
 
 
 def on_the_grid(rng: np.random.Generator, count: int, dim: int, levels: int, size: float) -> np.ndarray:
@@ -111,3 +118,59 @@ def test_pooling_in_float64_stays_within_its_rounding(pooling: str, temperature:
     most = score_change(change, 333, np.ptp(values, axis=1), alignment)
     for found in (pool(values, alignment), pool(np.asfortranarray(values), alignment)):
         assert (np.abs(found - exact) <= most).all()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("coding", ["VHA", "THA"])
+@pytest.mark.parametrize("kind", ["images", "captions"])
+@pytest.mark.parametrize("planes", [1, 2])
+def test_true_scores_lie_in_the_intervals(pooling: str, coding: str, kind: str, planes: int) -> None:
+    """Of every row, and of those that a prefix chose; parts prepared, half prepared and not prepared."""
+    rng = np.random.default_rng(8)
+    alignment = AlignmentConfig(coding, pooling, 0.1, 0.02)
+    rows = [rng.standard_normal((int(rng.integers(1, 9)), 48)).astype(np.float32) / 7 for _ in range(300)]
+    query = rng.standard_normal((5, 48)).astype(np.float32) / 7
+    axes, basis = fit_axes(query), fit_axes(np.concatenate(rows))
+    prepared = [{"axes": axes}, {"axes": axes, "basis": basis}, {}]
+    parts = [part_of(rows[100 * i : 100 * i + 100], **how) for i, how in enumerate(prepared)]
+    estimator = CpuEstimator(GalleryRows(parts, kind, alignment), open_kernel("numpy"), POOL, planes)
+    truth = np.array([true_row(row, query, kind, alignment).score for row in rows])
+    allowed = np.flatnonzero(rng.random(300) < 0.9)
+    for found in (estimator.intervals([query], 3, allowed)(0), estimator.prefix([query], 240, allowed)(0)):
+        assert (np.abs(found.scores - truth[found.rows]) <= found.radius).all()
+        assert (np.diff(found.rows) > 0).all()
+        assert np.isin(found.rows, allowed).all()
+        assert np.median(found.radius) < np.ptp(truth), "they say something"
+
+
+def test_the_prefix_never_leaves_out_rows_that_have_none() -> None:
+    rng = np.random.default_rng(9)
+    rows = [rng.standard_normal((2, 48)).astype(np.float32) for _ in range(60)]
+    parts = [part_of(rows[:30], basis=np.eye(48, 8, dtype=np.float32)), part_of([row * 0 for row in rows[30:40]])]
+    estimator = CpuEstimator(GalleryRows(parts, "images", AlignmentConfig()), open_kernel("numpy"), POOL)
+    found = estimator.prefix([rows[0]], 12, np.arange(40))(0)
+    assert set(range(30, 40)) < set(found.rows.tolist())
+
+
+def test_norms_of_the_fine_copy_are_bounded() -> None:
+    """Vectors whose codes are much shorter than they are: all but one coordinate round to zero."""
+    vectors = np.full((4, 1024), 0.49, np.float32)
+    vectors[:, 0] = 127
+    gallery = GalleryRows([part_of([vectors[:2], vectors[2:]])], "images", AlignmentConfig())
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    assert (gallery.norm < norms[:2]).all()
+    assert (gallery.fine_norm(np.arange(2)) >= norms[:2]).all()
+
+
+def test_the_spread_widens_intervals_of_softmax_pooling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One similarity is rounded down and a hundred lower ones up: weights move by more than the similarities do."""
+    monkeypatch.setattr(estimate, "_FEW_ROWS", 0)
+    alignment = AlignmentConfig("THA", "Softmax", 0.1, 0.1)
+    row = np.array([[-1.27], [0.5649], *[[0.0951]] * 100], np.float32)  # codes -127, 56 and 10
+    part = part_of([row], basis=np.ones((1, 1), np.float32))
+    estimator = CpuEstimator(GalleryRows([part], "images", alignment), open_kernel("numpy"), POOL)
+    query = np.ones((1, 1), np.float32)
+    truth = true_row(row, query, "images", alignment).score
+    change = float(part.error[0]) * largest_norm(query)
+    for found in (estimator.intervals([query], 1, np.arange(1))(0), estimator.prefix([query], 1, np.arange(1))(0)):
+        assert 1.5 * change < abs(found.scores[0] - truth) <= found.radius[0]

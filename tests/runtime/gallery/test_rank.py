@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.gallery import rank as rank_module
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
@@ -15,6 +16,7 @@ from chan_rt.runtime.gallery.proof.bounds import fit_axes
 from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.rows import array_part
+from chan_rt.runtime.gallery.proof.true_score import true_row
 from chan_rt.runtime.gallery.rank import Ranker
 
 CODINGS = ("VHA", "THA", "VSA")
@@ -175,16 +177,94 @@ def test_equal_rows_tie_wherever_they_stand() -> None:
         assert len(set(ranking.scores.tolist())) == 1
 
 
-def test_fast_search_without_a_fine_copy_ranks_by_codes_what_the_prefix_chose() -> None:
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_fast_search_without_a_fine_copy_ranks_by_codes_what_the_prefix_chose(share: float) -> None:
     rng = np.random.default_rng(6)
     rows = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(300)]
     query = rng.standard_normal((3, 64)).astype(np.float32)
     searched = ranker(rows, "images", AlignmentConfig(), precision="none", basis=np.eye(64, 32, dtype=np.float32))
     everything = np.ones(300, bool)
-    (fast,) = searched.fast([query], 5, everything, 0.5)
+    (fast,) = searched.fast([query], 5, everything, share)
     (every,) = searched.exact([query], 300, everything)
     known = dict(zip(every.rows.tolist(), every.scores.tolist(), strict=True))
-    assert fast.candidates == 150
+    assert fast.candidates == 300 * share
     assert not fast.certified
     np.testing.assert_allclose(fast.scores, [known[row] for row in fast.rows.tolist()], rtol=1e-12)
     assert (np.diff(fast.scores) <= 0).all()
+
+
+def exhaustive(rows: list[np.ndarray], query: np.ndarray, alignment: AlignmentConfig) -> tuple[list[int], list[float]]:
+    """All rows of images by falling true score, ties by lower row, and the scores, to the bit."""
+    scores = np.array([true_row(row, query, "images", alignment).score for row in rows])
+    order = np.lexsort((np.arange(len(rows)), -scores))
+    return order.tolist(), scores[order].tolist()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("coding", ["VHA", "THA"])
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("size", [1.0, 2.0**-25, 2.0**-27, 2.0**-29])
+def test_rankings_are_those_of_exhaustive_scoring_to_the_bit(
+    coding: str, pooling: str, size: float, near: bool
+) -> None:
+    """Vectors a unit in the last place apart, within a row and between rows, or down to where only rounding is left."""
+    rng = np.random.default_rng(10)
+    base = rng.standard_normal((1, 256)).astype(np.float32)
+    rows = rng.standard_normal((80, 37, 256)).astype(np.float32)
+    query = rng.standard_normal((23, 256)).astype(np.float32)
+    if near:
+        rows, query = (np.nextafter(base, base + np.sign(np.round(others))) for others in (rows, query))
+    rows, query = list(rows * np.float32(size)), query * np.float32(size)
+    alignment = AlignmentConfig(coding, pooling)
+    order, scores = exhaustive(rows, query, alignment)
+    for k in (1, 7):
+        (found,) = ranker(rows, "images", alignment, [30]).exact([query], k, np.ones(80, bool))
+        assert found.rows.tolist() == order[:k]
+        assert found.scores.tolist() == scores[:k]
+        for row, detail in zip(found.rows, found.details, strict=True):
+            expected = true_row(rows[row], query, "images", alignment)
+            assert detail.winners.tolist() == expected.winners.tolist()
+            assert detail.maxima.tolist() == expected.maxima.tolist()
+
+
+def test_fast_search_keeps_at_least_four_rows_for_each_wanted() -> None:
+    rng = np.random.default_rng(11)
+    rows = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(300)]
+    searched = ranker(rows, "images", AlignmentConfig(), basis=np.eye(64, 8, dtype=np.float32))
+    (found,) = searched.fast([rows[0]], 10, np.ones(300, bool), 1e-9)
+    assert found.candidates == 40
+
+
+def test_without_a_fine_copy_two_planes_are_scanned() -> None:
+    """Nothing is rescored there, so the codes' scores are the answer."""
+    rng = np.random.default_rng(12)
+    rows = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(50)]
+    one, two = (
+        ranker(rows, "images", AlignmentConfig(), planes=planes, precision="none").exact(
+            [rows[0]], 9, np.ones(50, bool)
+        )
+        for planes in (1, 2)
+    )
+    assert one[0].scores.tolist() == two[0].scores.tolist()
+
+
+def test_estimates_are_made_in_turns_that_fit_the_memory_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_module, "_ESTIMATE_BYTES", 3 * 16 * 50 * POOL.threads)
+    rng = np.random.default_rng(13)
+    rows = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(50)]
+    searched, turns = ranker(rows, "images", AlignmentConfig()), []
+    intervals = searched._estimator.intervals
+
+    def counted(queries: list[np.ndarray], *how: object) -> object:
+        turns.append(len(queries))
+        return intervals(queries, *how)
+
+    monkeypatch.setattr(searched._estimator, "intervals", counted)
+    queries = [rng.standard_normal((7, 64)).astype(np.float32) for _ in range(20)]
+    found = searched.exact(queries, 2, np.ones(50, bool))
+    assert sum(turns) == 20
+    assert max(turns) == 3
+    monkeypatch.undo()
+    assert [one.rows.tolist() for one in found] == [
+        searched.exact([query], 2, np.ones(50, bool))[0].rows.tolist() for query in queries
+    ]
