@@ -1,4 +1,4 @@
-"""Cutting work to the sizes a graph takes: rows of similar length together, little padding, nothing too small."""
+"""Cut work into blocks of the sizes that a graph takes: rows of similar length together, with little padding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Block:
 
     @classmethod
     def of(cls, whole: Embeddings, rows: NDArray[np.intp], dtype: str, columns: Range, step: int = 1) -> Block:
-        """The rows of `whole`, as wide as `padded_width` says."""
+        """Cut the rows out of `whole`, as wide as `padded_width` returns."""
         lengths = whole.lengths[rows]
         cut = cut_rows(whole.vectors[rows], lengths, padded_width(int(lengths.max()), columns, step))
         return cls(rows, cut.astype(dtype, copy=False), lengths)
@@ -62,7 +62,7 @@ def cut_rows(rows: Array, lengths: NDArray[np.int32], width: int) -> Array:
 
 
 def padded(array: Array, least: int) -> Array:
-    """At least `least` rows: the last one again where there are fewer."""
+    """Repeat the last row until there are at least `least` rows."""
     short = least - len(array)
     return array if short <= 0 else np.concatenate([array, np.repeat(array[-1:], short, axis=0)])
 

@@ -203,7 +203,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read `to_json`'s text; BundleError says what does not fit."""
+        """Read `to_json`'s text; BundleError names what does not fit."""
         try:
             return cls._from_parsed(parse_json(text))
         except InputError as error:
@@ -274,7 +274,7 @@ def verified(bundle: str | Path, file: str, sha256: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, a circle of links
         raise BundleError(f"{show_key(file)} of the bundle {bundle} cannot be read: {error}") from error
     if found != sha256:
-        raise BundleError(f"{path} was altered: sha256 is {found}, the manifest says {sha256}. Copy or export it again")
+        raise BundleError(f"{path} was altered: its sha256 must be {sha256}, got {found}. Copy or export it again")
     if path.suffix == ".onnx":
         refuse_external_data(path)
     return path

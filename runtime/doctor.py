@@ -1,4 +1,4 @@
-"""What this machine can run: GPU, driver, libraries and every backend tried for real; for the rest, what to install."""
+"""The report of `chan doctor`: GPU, driver, libraries and every backend, each started once, and what to install."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MachineReport:
 
 
 def examine() -> MachineReport:
-    """Look at the machine and try every backend."""
+    """Examine the machine and try every backend."""
     gpu = examine_gpu()
     backends = tuple(examine_backend(name, gpu) for name in BACKENDS)
     return MachineReport(

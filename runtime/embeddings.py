@@ -1,4 +1,4 @@
-"""Encoded images or captions: what `Matcher.encode_*` gives and `Matcher.score` and a gallery take."""
+"""Encoded images or captions: `Matcher.encode_*` returns them, `Matcher.score` and a gallery take them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Embeddings:
     Attributes:
         vectors: [B, L, D] float32, zeros past each row's length.
         lengths: [B] int32, 1 <= length <= L.
-        kind: what they are of, where an encoder says so; None fits everywhere.
+        kind: `images` or `captions`, as the encoder sets it; None is accepted as either.
 
     Raises:
         TensorError: the two break these rules.
@@ -39,7 +39,7 @@ class Embeddings:
         check_lengths("lengths", self.lengths, self.vectors.shape[:2])
 
     def __len__(self) -> int:
-        """B."""
+        """Number of images or captions (B)."""
         return len(self.vectors)
 
     def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[np.integer]) -> Embeddings:
@@ -50,16 +50,16 @@ class Embeddings:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Width of the embeddings (D)."""
         return int(self.vectors.shape[2])
 
     def trimmed(self) -> Embeddings:
-        """The same without columns that are padding in every row."""
+        """Return a copy without the columns that are padding in every row."""
         return Embeddings(self.vectors[:, : self.lengths.max()], self.lengths, self.kind)
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-        """Rows of all parts, in order, padded to the longest."""
+        """Join the rows of all parts, in order, padded to the longest."""
         if not parts:
             raise TensorError("parts", "must hold at least one Embeddings", "none")
         if len({part.dim for part in parts}) > 1:

@@ -20,7 +20,7 @@ import re
 
 
 class ChanError(Exception):
-    """Base of every error this package raises on purpose; the message says what to do."""
+    """Base of every error this package raises on purpose; the message names what to do."""
 
 
 class InputError(ChanError):

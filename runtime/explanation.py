@@ -21,7 +21,7 @@ class WordMatch:
     Attributes:
         word: the word or wordpiece; `<start>`, `<end>`, `[CLS]` and `[SEP]` count as words, as in the model.
         region: index of the region most similar to the word; ties go to the lower index.
-        similarity: of the two.
+        similarity: of the word and the region.
         share: the word's part of the score, see `shares`.
         known: whether the model's vocabulary has the word; all unknown words are one and the same to the model.
     """
@@ -34,7 +34,7 @@ class WordMatch:
 
     @property
     def is_mark(self) -> bool:
-        """Whether the tokenizer put it there, not the caption."""
+        """Whether the tokenizer added it; it is not part of the caption."""
         return self.word in MARKS
 
 
@@ -43,7 +43,7 @@ class Explanation:
     """Why an image and a caption have their score.
 
     Attributes:
-        score: as `Matcher.score` gives it.
+        score: as `Matcher.score` returns it.
         words: in the caption's order.
         grid: the regions are a grid x grid raster of the picture, row by row; None where they are not (region
             features of a detector).

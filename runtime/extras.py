@@ -82,7 +82,7 @@ def missing(module: str, purpose: str, extra: str | None = None, error: ImportEr
         module: the module, as Python imports it.
         purpose: what needs it, for the message.
         extra: the extra to advise, for a module that several extras bring; None for `extra_of(module)`.
-        error: why the import failed; its text is part of the message unless it only says that there is no such module.
+        error: why the import failed; its text is part of the message unless the module is only not found.
 
     Returns:
         A MissingExtra to raise.

@@ -30,7 +30,7 @@ class GpuReport:
 
 
 def examine_gpu() -> GpuReport:
-    """Ask the CUDA driver for its devices."""
+    """Return the devices that the CUDA driver finds, or why there is none to use."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A bundle at work: encode images and captions, score them, explain a score. On numpy arrays, without torch."""
+"""Encode images and captions, score them and explain scores with the graphs of a bundle: on NumPy arrays, no torch."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Matcher:
         return self._open("text_encoder").ranges["W"].max
 
     def encode_images(self, regions: Array, lengths: Array | None = None) -> Embeddings:
-        """Region embeddings of B images.
+        """Encode the regions of B images.
 
         Args:
             regions: [B, R, F] float32; what lies past an image's length is ignored.
@@ -116,7 +116,7 @@ class Matcher:
         return self._encode("region_encoder", regions, sizes, "regions", "R", "images")
 
     def encode_pictures(self, pictures: Sequence[Picture]) -> Embeddings:
-        """Region embeddings of picture files or open Pillow images, through the bundle's backbone.
+        """Encode picture files or open Pillow images with the bundle's backbone.
 
         The backbone runs at the matcher's precision where the bundle has it so, otherwise at the next finer: it is not
         quantized, because the regions are the model's input.
@@ -136,7 +136,7 @@ class Matcher:
         return Embeddings.concatenate(parts)
 
     def encode_texts(self, captions: Sequence[str]) -> Embeddings:
-        """Word embeddings of captions, the marks of their start and end included.
+        """Encode the words of captions, their start and end marks included.
 
         Captions are run in groups of similar length, so that little is computed on padding.
 
@@ -157,7 +157,7 @@ class Matcher:
         return self._encode("text_encoder", batch.ids, batch.lengths, "token_ids", "W", "captions")
 
     def score(self, images: Embeddings, texts: Embeddings) -> NDArray[np.float32]:
-        """Scores [I, C] of every image with every caption, block by block in bounded memory.
+        """Score every image with every caption, block by block in bounded memory; returns [I, C].
 
         Raises:
             TensorError: captions where images belong or the reverse; embeddings of another width, NaN or infinite,
@@ -169,13 +169,13 @@ class Matcher:
         if not np.isfinite(scores.sum(dtype=np.float64)) and not np.isfinite(scores).all():
             image, text = (int(index) for index in np.argwhere(~np.isfinite(scores))[0])
             raise BackendError(
-                f"{self.backend} at {self.precision} gave the score {scores[image, text]} for image {image} and "
+                f"{self.backend} at {self.precision} returned the score {scores[image, text]} for image {image} and "
                 f"caption {text}: use precision fp32"
             )
         return scores
 
     def align(self, images: Embeddings, texts: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Each word's best similarity and region, for every image and caption.
+        """Find each word's most similar region, for every image and caption.
 
         Returns:
             word_scores [I, C, W] float32, 0 past the caption's length; word_regions [I, C, W] int32, -1 there; ties go
@@ -194,11 +194,11 @@ class Matcher:
         return word_scores, word_regions
 
     def explain(self, image: Embeddings, caption: str) -> Explanation:
-        """What of an image each word of a caption chose.
+        """Explain a score: the region of an image that each word of a caption chose.
 
         With VHA coding these choices are the score: each word's similarity to its best region is pooled. With THA and
         VSA the regions choose, and the score is pooled over regions; shown is still each word's most similar region,
-        and the share is what `explanation.shares` says.
+        and the share is that of `explanation.shares`.
 
         Args:
             image: one row of `encode_images` or `encode_pictures`.
@@ -336,7 +336,7 @@ def picture_preprocess(manifest: Manifest) -> Preprocess:
 
 
 def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """An id past the embedding is an error on one backend and silent nonsense on another."""
+    """Refuse ids past the embedding: one backend raises an error for them, another returns wrong numbers."""
     sizes = manifest.model.get("bert") or manifest.model
     rows = sizes.get("vocab_size")
     if rows is not None and tokenizer.vocab_size > rows:

@@ -73,7 +73,7 @@ def open_matcher(
         gallery: open.
         bundle: the bundle's folder where it was moved; None for the one that the gallery remembers.
         backend: as in `Matcher.open`.
-        threads: CPU threads of onnxruntime; None for one per core this process may use.
+        threads: CPU threads of onnxruntime; None for one per CPU this process may use.
 
     Raises:
         InputError: the gallery does not know its bundle, or it is no longer there.

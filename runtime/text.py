@@ -80,7 +80,7 @@ class ScanTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> ScanTokenizer:
-        """Read a vocabulary JSON `{word2idx, idx2word, idx}`; BundleError says what does not fit."""
+        """Read a vocabulary JSON `{word2idx, idx2word, idx}`; BundleError names what does not fit."""
         return cls(_read_vocabulary(Path(path)))
 
     @property

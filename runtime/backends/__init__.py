@@ -119,7 +119,7 @@ def _not_chosen(name: str, error: ChanError) -> str:
 
 
 def try_out(backend: Backend) -> None:
-    """Run a backend once on ones of the smallest sizes it takes; what it raises says why it does not work."""
+    """Run a backend once on ones of the smallest sizes it takes; an error gives the reason why it does not work."""
     sizes = backend.smallest
     feeds = {
         tensor.name: np.ones([axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape], tensor.dtype)

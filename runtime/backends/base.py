@@ -26,8 +26,8 @@ class Backend(ABC):
     Attributes:
         name: as in `open_backend`.
         spec: the graph's inputs and outputs.
-        step: the number of words is best rounded up to a multiple of it: where each choice of sizes is recorded on its
-            own, few should occur.
+        step: the number of words is best rounded up to a multiple of it, so that few different sizes occur where each
+            is recorded on its own.
     """
 
     name: str
@@ -46,7 +46,9 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Every output by name, for one array per input, of exactly the dtype and shape the spec says.
+        """Run the graph and return every output by name.
+
+        There must be one array for each input, of exactly the dtype and shape of the spec.
 
         The arrays returned belong to the caller.
 
@@ -56,7 +58,7 @@ class Backend(ABC):
         """
 
     def close(self) -> None:
-        """Give memory and handles back; twice does no harm."""
+        """Release memory and handles; closing twice does no harm."""
         return
 
     def __enter__(self) -> Self:

@@ -41,7 +41,7 @@ def why_unusable(
     if not path.is_file():
         return "its engine file is missing"
     if path.stat().st_size != record.engine_bytes:
-        return f"it is truncated: {path.stat().st_size} bytes, the sidecar says {record.engine_bytes}"
+        return f"it is truncated: {path.stat().st_size} bytes, its sidecar records {record.engine_bytes}"
     if sha256_file(path) != record.engine_sha256:
         return "it is corrupt: its sha256 is not the sidecar's"
     return None

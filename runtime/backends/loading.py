@@ -59,7 +59,7 @@ def load_engine(library: Any, flavor: Flavor, path: Path, record: EngineRecord, 
         if validity == library.EngineValidity.INVALID:
             members = library.EngineInvalidityDiagnostics.__members__.items()
             reasons = [name for name, bit in members if diagnostics & int(bit)]
-            raise EngineError(f"{path.name} cannot run here: {', '.join(reasons) or 'TensorRT-RTX says it is invalid'}")
+            raise EngineError(f"{path.name} cannot run here: {', '.join(reasons) or 'TensorRT-RTX finds it invalid'}")
     elif record.version != library.__version__:
         runtime = _lean_runtime(runtime, record.version)
     engine = runtime.deserialize_cuda_engine(data)
@@ -86,16 +86,16 @@ def check_engine(engine: Any, spec: GraphSpec, num_profiles: int, path: Path) ->
     found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     wanted = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     if found != wanted:
-        raise EngineError(f"{path.name}: its tensors are {sorted(found)}, the manifest says {sorted(wanted)}")
+        raise EngineError(f"{path.name}: its tensors must be {sorted(wanted)}, got {sorted(found)}")
     symbols = {axis for tensor in spec.inputs for axis in tensor.shape}
     unknown = [
         axis for tensor in spec.outputs for axis in tensor.shape if axis not in symbols and isinstance(axis, str)
     ]
     if unknown:
-        raise EngineError(f"{path.name}: the size of {unknown[0]} in its outputs cannot be told from its inputs")
+        raise EngineError(f"{path.name}: the size of {unknown[0]} in its outputs must also occur in its inputs")
     if engine.num_optimization_profiles != num_profiles:
         raise EngineError(
-            f"{path.name} has {engine.num_optimization_profiles} profiles, its sidecar says {num_profiles}"
+            f"{path.name} must have the {num_profiles} profiles of its sidecar, got {engine.num_optimization_profiles}"
         )
 
 

@@ -38,7 +38,7 @@ class OnnxRuntimeBackend(Backend):
     Args:
         name: the backend's name.
         file: the ONNX file.
-        spec: what the manifest says of it; compared with the file.
+        spec: of the graph, from the manifest; it is compared with the file.
         provider: execution provider and its options.
         threads: threads inside one operator; None for one per CPU this process may use.
         extra: which extra installs the provider.
@@ -68,7 +68,7 @@ class OnnxRuntimeBackend(Backend):
         active = session.get_providers()
         if not active or active[0] != provider[0]:
             raise BackendError(
-                f"{name} asked for {provider[0]}, onnxruntime replaced it by {', '.join(active)}: chan doctor says why"
+                f"{name} asked for {provider[0]}, onnxruntime replaced it by {', '.join(active)}: run chan doctor"
             )
         _check_signature(file, "inputs", spec.inputs, session.get_inputs())
         _check_signature(file, "outputs", spec.outputs, session.get_outputs())
@@ -118,4 +118,4 @@ def _check_signature(file: Path, side: str, expected: tuple[TensorSpec, ...], fo
     here = [(value.name, _DTYPES.get(value.type, value.type), len(value.shape)) for value in found]
     there = [(tensor.name, np.dtype(tensor.dtype).name, len(tensor.shape)) for tensor in expected]
     if here != there:
-        raise BackendError(f"{file} does not fit the manifest: its {side} are {here}, the manifest says {there}")
+        raise BackendError(f"{file} does not fit the manifest: its {side} must be {there}, got {here}")

@@ -41,12 +41,12 @@ class BoundBackend(OnnxRuntimeBackend):
 
     `run` may be called from several threads; the calls take turns, with `graphs` those of all such backends. Sizes that
     come a second time keep their binding, so that later calls allocate nothing on the device and replay a recorded
-    graph where `graphs` says so; onnxruntime records one for each thread that calls.
+    graph where `graphs` is set; onnxruntime records one for each thread that calls.
 
     Args:
         name, file, spec, provider, threads: as of `OnnxRuntimeBackend`.
         device: onnxruntime's name of the memory to bind: cuda, or cpu where nothing else is at hand.
-        graphs: whether the provider was told to record CUDA graphs.
+        graphs: whether the provider records CUDA graphs.
     """
 
     step = 8

@@ -1,4 +1,4 @@
-"""Whether a backend runs on this machine: each one is tried for real, and its report says what is missing."""
+"""Whether a backend runs on this machine: each one is started, and its report names what is missing."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class TensorRTBackend(Backend):
         loaded: the engine already deserialized, and its device; None loads `engine_path` on the first GPU.
 
     Raises:
-        BackendError: the flavor cannot run here; says what is missing and what would help.
+        BackendError: the flavor cannot run here; the message names what is missing and what would help.
         EngineError: the engine is foreign, stale or cannot be loaded.
     """
 
@@ -94,7 +94,7 @@ class TensorRTBackend(Backend):
         }
         # TensorRT-RTX records graphs itself, once its kernels for the shape are compiled.
         capture = flavor == "tensorrt"
-        # Last in, first out: the lane used last is the warmest. None says that the backend was closed.
+        # Last in, first out: the lane used last is the warmest. None stands for a closed backend.
         self._lanes: queue.LifoQueue[Lane | None] = queue.LifoQueue()
         self._all: list[Lane] = []
         self._closing = threading.Lock()
@@ -106,7 +106,7 @@ class TensorRTBackend(Backend):
             if warm_up:
                 self.warm_up()
         except BaseException:
-            with suppress(BackendError):  # the first failure is the one to tell
+            with suppress(BackendError):  # the first failure is the one to report
                 self.close()
             raise
 
@@ -135,7 +135,7 @@ class TensorRTBackend(Backend):
         return outputs
 
     def run_on_device(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As `run`, on tensors that lie on this GPU and speak DLPack (torch, cupy); nothing is copied.
+        """As `run`, on tensors that lie on this GPU and support DLPack (torch, cupy); nothing is copied.
 
         Args:
             feeds: one dense DLPack tensor for each input.
@@ -210,7 +210,7 @@ class TensorRTBackend(Backend):
             self._lanes.put(lane)
 
     def _failure(self) -> str:
-        """What the library logged as errors since it was last asked."""
+        """The errors that the library has logged since the last call."""
         said = "; ".join(self._log)
         self._log.clear()
         return said
