@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -18,7 +19,12 @@ from click.testing import CliRunner, Result
 from hypothesis import given, strategies
 
 from chan_rt import cli
+from chan_rt.commands import options as choices
 from chan_rt.commands.terminal import print_json, visible, visible_lines
+from chan_rt.export.kernels import GPUS
+from chan_rt.runtime.backends import BACKENDS
+from chan_rt.runtime.contract import GRAPHS, PRECISIONS
+from chan_rt.runtime.data.layout import Split
 from chan_rt.runtime.errors import InputError
 
 
@@ -97,6 +103,15 @@ def test_a_value_that_is_not_among_the_choices_is_one_mistake(words: str, flag: 
     assert result.exit_code == 2
     assert f"Invalid value for '{flag}'" in result.output or f"/ '{flag}'" in result.output, result.output
     assert all(repr(choice) in result.output for choice in choices)
+
+
+def test_choices_are_those_of_the_tables() -> None:
+    assert choices.BACKEND.choices == tuple(BACKENDS)
+    assert choices.BACKEND_OR_AUTO.choices == ("auto", *BACKENDS)
+    assert choices.PRECISION.choices == PRECISIONS
+    assert choices.GRAPH.choices == GRAPHS
+    assert choices.GPU.choices == GPUS
+    assert choices.SPLIT.choices == get_args(Split)
 
 
 def test_names_that_a_table_lists_are_choices() -> None:

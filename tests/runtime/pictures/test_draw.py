@@ -109,6 +109,14 @@ def test_any_picture_and_number_of_words_can_be_drawn(width: int, height: int, g
     assert sheet.height > 30 * len(words)
 
 
+def test_names_do_not_leave_a_narrow_cell() -> None:
+    size = (40, 1000)
+    words = (WordMatch("strawberry", 4, 0.5, 1.0),)
+    sheet = _draw(size, Explanation(1.0, words, 4))
+    found = {region for region in range(16) if _has(_cell(sheet, size, region), PALETTE[0])}
+    assert found == {4}
+
+
 def test_an_unknown_word_is_marked_in_the_legend() -> None:
     def legend(known: bool) -> np.ndarray:
         words = (WordMatch("zzyzzx", 0, 0.5, 1.0, known),)
