@@ -17,7 +17,8 @@ def hinge(scores: Tensor, margin: float = MARGIN, hardest: bool = False) -> Tens
     Args:
         scores: [N, N].
         margin: by how much a true pair must win.
-        hardest: only the hardest negative of each query (VSE++), which is how training goes on after its first epoch.
+        hardest: count only the hardest negative of each query (VSE++), as in training after its first epochs. Of equal
+            ones, one alone has the gradient, as published.
 
     Raises:
         TensorError: the scores are not square.
@@ -27,28 +28,35 @@ def hinge(scores: Tensor, margin: float = MARGIN, hardest: bool = False) -> Tens
     captions = (margin + scores - positives[:, None]).clamp(min=0).masked_fill(diagonal, 0)
     images = (margin + scores - positives[None, :]).clamp(min=0).masked_fill(diagonal, 0)
     if hardest:
-        return captions.amax(1).sum() + images.amax(0).sum()
+        return captions.max(1).values.sum() + images.max(0).values.sum()
     return captions.sum() + images.sum()
 
 
-def infonce(scores: Tensor, temperature: float = TEMPERATURE, match_published: bool = False) -> Tensor:
-    """InfoNCE, both ways: the mean of `log sum_j exp(s_ij / t) - s_ii / t` over rows plus the same over columns.
+def infonce(
+    scores: Tensor, temperature: float = TEMPERATURE, margin: float = MARGIN, match_published: bool = False
+) -> Tensor:
+    """InfoNCE, both ways: the mean over rows of `log sum_j exp((s_ij + m_ij - s_ii) / t)`, plus that over columns.
+
+    `m_ij` is the margin for negatives and 0 for the true pair. With margin 0 this is the negative log-likelihood of
+    the true pairs.
 
     Args:
         scores: [N, N].
         temperature: t.
-        match_published: sum the exponentials in the scores' own precision, as published: inf as soon as one score
-            exceeds 88 t in float32, which log-sum-exp pooling does at once. The default shifts by the largest first.
+        margin: by how much a true pair must win.
+        match_published: sum the exponentials as they are, as published: inf as soon as a negative exceeds its positive
+            by 88 t in float32. The default shifts by the largest first.
 
     Raises:
         TensorError: the scores are not square.
     """
-    positives = _positives(scores) / temperature
-    logits = scores / temperature
-    if match_published:
-        exponentials = logits.exp()
-        return (exponentials.sum(1).log() - positives).mean() + (exponentials.sum(0).log() - positives).mean()
-    return (logits.logsumexp(1) - positives).mean() + (logits.logsumexp(0) - positives).mean()
+    positives = _positives(scores)
+    negatives = 1 - torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+    total = torch.zeros((), dtype=scores.dtype, device=scores.device)
+    for dim, true in ((1, positives[:, None]), (0, positives[None, :])):
+        logits = (scores + margin * negatives - true) / temperature
+        total = total + (logits.exp().sum(dim).log() if match_published else logits.logsumexp(dim)).mean()
+    return total
 
 
 def _positives(scores: Tensor) -> Tensor:

@@ -26,14 +26,15 @@ class TrainConfig:
         text_encoder: `bigru` or `bert`.
         bert: folder of pretrained BERT weights (`bert`).
         alignment: coding, pooling and their temperatures.
-        loss: `hinge` (margin 0.05: all violations for `warmup_epochs`, then each query's hardest) or `infonce`.
+        loss: `hinge` (all violations for `warmup_epochs`, then each query's hardest) or `infonce`, both of margin 0.05.
         warmup_epochs: epochs in which `hinge` counts all violations. The published value is 1; small data need more,
             because a model that is still near chance collapses when it learns from the hardest negatives alone.
         epochs: number of passes over all pairs.
         batch_size: pairs per step; 0 uses the published value, 384 for `bigru` and 128 for `bert`.
         learning_rate: learning rate of AdamW.
         drop_epoch: from this epoch on (counted from 0) the learning rates are a tenth.
-        bert_learning_rate, bert_weight_decay: learning rate and decay of the weights of BERT (`bert`).
+        bert_learning_rate: learning rate of the weights of BERT (`bert`).
+        bert_weight_decay: weight decay of all weights of a model with BERT, as published; one without has AdamW's 0.01.
         region_drop: share of the regions that are dropped.
         word_drop: share of the words that are changed: half masked, a tenth random, the rest removed.
         min_count: number of occurrences from which a word enters the vocabulary (`bigru`).
@@ -90,7 +91,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EpochLog:
-    """A line of log.jsonl: the mean loss per pair of one epoch, and its recalls on the validation images."""
+    """A line of log.jsonl: the mean loss per pair of one epoch, and its recalls on the validation images.
+
+    Attributes:
+        collapsed: whether the model gives all pairs one score: its hinge loss is twice the margin, and its recalls are
+            those of chance.
+    """
 
     epoch: int
     loss: float
@@ -99,6 +105,7 @@ class EpochLog:
     t2i: Recalls
     rsum: float
     best: bool
+    collapsed: bool = False
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EpochLog:

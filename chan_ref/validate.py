@@ -30,6 +30,19 @@ def evaluate(images: CaptionedImages, model: ChanModel, tokenizer: Tokenizer, de
     return metrics.evaluate(scores, images.image_of_caption)
 
 
+def chance_rsum(num_images: int, image_of_caption: NDArray[np.int64]) -> float:
+    """Return the rsum that random scores have on average, in points, for the image of each caption [C]."""
+    captions = len(image_of_caption)
+    of_image = np.bincount(image_of_caption, minlength=num_images)
+    total = 0.0
+    for k in (1, 5, 10):
+        drawn = np.arange(min(k, captions))
+        # the k best captions miss all n of an image: one draw after another from the other captions
+        left = np.maximum(captions - of_image[:, None] - drawn, 0) / (captions - drawn)
+        total += 100 * float(1 - left.prod(axis=1).mean()) + 100 * min(1.0, k / num_images)
+    return total
+
+
 def _scores(images: CaptionedImages, model: ChanModel, tokens: TokenBatch, device: str) -> NDArray[np.float32]:
     """Score all pairs [I, C]. Captions are sorted by length first, so that blocks contain little padding."""
     regions, region_lengths = [], []

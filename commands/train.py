@@ -12,6 +12,12 @@ from click.core import ParameterSource
 from .options import FOLDER, NEW_FOLDER, data_argument, out_option
 from .terminal import Progress, echo, progress_bar
 
+_COLLAPSED = (
+    "Warning: the model has collapsed: it gives all pairs one score (the loss is twice the margin) and recalls no more "
+    "than chance. It rarely recovers. OUT/best keeps the best epoch so far. Train again with more --warmup-epochs (5, "
+    "say), or with a lower --learning-rate."
+)
+
 # What may change between a run and its --resume; everything else is the run's own.
 _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
 
@@ -69,7 +75,11 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
     "--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."
 )
 @click.option(
-    "--bert-weight-decay", type=float, default=1e-4, show_default=True, help="Weight decay of the weights of BERT."
+    "--bert-weight-decay",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="Weight decay of all weights of a model with BERT.",
 )
 @click.option(
     "--coding",
@@ -141,10 +151,14 @@ def command(
         flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
         raise click.UsageError(f"--resume continues with the options of the run: leave out {flags}")
     progress = _Progress()
+    warned: list[bool] = []
 
     def on_epoch(log: EpochLog) -> None:
         progress.close()
         echo(_line(log))
+        if log.collapsed and not any(warned):
+            warned.append(True)
+            echo(_COLLAPSED, err=True)
 
     watch: dict[str, Any] = {"device": device, "on_step": progress.step, "on_epoch": on_epoch}
     try:

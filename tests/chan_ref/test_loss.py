@@ -29,7 +29,7 @@ def test_losses_are_the_published_ones(name: str):
     values = {
         "hinge_sum": hinge(scores),
         "hinge_max": hinge(scores, hardest=True),
-        "infonce": infonce(scores, match_published=True),
+        "infonce": infonce(scores, margin=0, match_published=True),
     }
     for key, value in values.items():
         np.testing.assert_allclose(value.item(), golden[f"loss/{key}"], rtol=1e-5, atol=1e-5)
@@ -45,19 +45,54 @@ def test_losses_equal_plain_loops():
             violations = [max(0.0, 0.2 + matrix[i, j] - matrix[i, i]) for j in range(5) if j != i]
             sums += sum(violations)
             hardest += max(violations)
-            nce -= math.log(math.exp(matrix[i, i] / 0.5) / sum(math.exp(x / 0.5) for x in matrix[i])) / 5
+            others = [math.exp((0.2 + matrix[i, j] - matrix[i, i]) / 0.5) for j in range(5) if j != i]
+            nce += math.log(1 + sum(others)) / 5
     scores = torch.from_numpy(s)
     assert hinge(scores, margin=0.2).item() == pytest.approx(sums)
     assert hinge(scores, margin=0.2, hardest=True).item() == pytest.approx(hardest)
-    assert infonce(scores, temperature=0.5).item() == pytest.approx(nce)
-    assert infonce(scores, temperature=0.5, match_published=True).item() == pytest.approx(nce)
+    assert infonce(scores, 0.5, margin=0.2).item() == pytest.approx(nce)
+    assert infonce(scores, 0.5, margin=0.2, match_published=True).item() == pytest.approx(nce)
+    plain = sum(-torch.log_softmax(scores / 0.5, dim).diagonal().mean() for dim in (0, 1))
+    assert infonce(scores, 0.5, margin=0).item() == pytest.approx(plain.item())
 
 
 def test_gradients_are_finite_where_the_published_loss_overflows():
-    scores = torch.full((3, 3), 5.0, requires_grad=True)
+    scores = (2 * torch.ones(3, 3) - 2 * torch.eye(3)).requires_grad_()
+    assert infonce(scores, match_published=True).isinf()
     infonce(scores).backward()
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
+
+
+def test_large_scores_overflow_only_where_the_published_loss_does():
+    """It subtracts the positive before the exponential: the height of the scores alone never overflows."""
+    scores = 1000 + 0.1 * torch.eye(4)
+    for matrix in (scores, -scores):
+        found = infonce(matrix, match_published=True)
+        assert found.item() == pytest.approx(infonce(matrix.double()).item(), abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_orders_agree_with_float64(seed: int):
+    scores = torch.from_numpy(np.random.default_rng(seed).normal(size=(6, 6)) * 0.05)
+    exact = infonce(scores, match_published=True)
+    for published in (True, False):
+        given = scores.float().requires_grad_()
+        found = infonce(given, match_published=published)
+        found.backward()
+        assert found.item() == pytest.approx(exact.item(), rel=1e-5)
+        precise = scores.clone().requires_grad_()
+        infonce(precise).backward()
+        torch.testing.assert_close(given.grad, precise.grad.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_of_equal_negatives_one_alone_has_the_gradient():
+    scores = torch.tensor([[0.5, 0.6, 0.6], [0.6, 0.5, 0.6], [0.6, 0.6, 0.5]], requires_grad=True)
+    hinge(scores, hardest=True).backward()
+    off_diagonal = scores.grad - torch.diag(scores.grad.diagonal())
+    assert sorted(set(off_diagonal.flatten().tolist())) == [0, 1, 2]
+    assert off_diagonal.sum() == 6
+    assert scores.grad.diagonal().tolist() == [-2, -2, -2]
 
 
 @pytest.mark.parametrize("loss", [hinge, infonce])

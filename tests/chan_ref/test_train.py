@@ -1,6 +1,7 @@
 """Training learns, is deterministic, and goes on from a stopped run as if it had not been stopped."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from safetensors.torch import save_file
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.augment import change_words, drop_regions
-from chan_rt.chan_ref.bert import CONFIG_FIELDS, huggingface_names
-from chan_rt.chan_ref.config import BertConfig
+from chan_rt.chan_ref.bert import CONFIG_FIELDS, bert_from_pretrained, huggingface_names
+from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.encoders import Bert
-from chan_rt.chan_ref.train import resume, train
-from chan_rt.chan_ref.train_config import TrainConfig
-from chan_rt.chan_ref.validate import evaluate
+from chan_rt.chan_ref.inference import open_tokenizer
+from chan_rt.chan_ref.model import ChanModel
+from chan_rt.chan_ref.train import _optimizer, resume, train
+from chan_rt.chan_ref.train_config import EpochLog, TrainConfig
+from chan_rt.chan_ref.validate import chance_rsum, evaluate
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.evaluation import metrics
@@ -185,7 +188,7 @@ def test_an_exploding_loss_is_an_error(data: Path, tmp_path: Path) -> None:
         ("learning_rate", float("nan"), "learning_rate must be positive, got nan"),
         ("region_drop", 1.0, r"region_drop must be in \[0, 1\), got 1.0"),
         ("loss", "mse", "loss must be one of hinge, infonce"),
-        ("bert", "somewhere", "given exactly when"),
+        ("bert", "somewhere", "must not be given for text_encoder 'bigru'"),
         ("seed", -1, "seed must not be negative"),
     ],
 )
@@ -277,6 +280,66 @@ def test_captions_beyond_the_positions_of_bert_are_cut(tmp_path: Path, caplog: p
     options = {**vars(SMALL), "text_encoder": "bert", "bert": str(_tiny_bert(tmp_path / "bert")), "epochs": 1}
     assert np.isfinite(train(data, tmp_path / "run", TrainConfig(**options)).loss)
     assert "1 captions have more than 16 wordpieces and are cut" in caplog.text
+
+
+def test_every_group_of_a_model_with_bert_decays_as_published(data: Path, tmp_path: Path) -> None:
+    bert = _tiny_bert(tmp_path / "bert")
+    config = TrainConfig(**{**vars(SMALL), "text_encoder": "bert", "bert": str(bert)})
+    sizes, _ = bert_from_pretrained(bert)
+    shape = ModelConfig(region_dim=24, embed_dim=32, text_encoder="bert", bert=sizes)
+    groups = _optimizer(ChanModel(shape), config).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(4e-3, 1e-4), (5e-5, 1e-4)]
+    (only,) = _optimizer(ChanModel(replace(shape, text_encoder="bigru", bert=None, vocab_size=9)), SMALL).param_groups
+    assert (only["lr"], only["weight_decay"]) == (4e-3, 0.01)
+
+
+def test_a_model_with_a_padded_bert_is_as_large_as_its_tokenizer(data: Path, tmp_path: Path) -> None:
+    bert = _tiny_bert(tmp_path / "bert")
+    tensors = load_file(bert / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    used = len(tensors[name])
+    rows = -(-(used + 1) // 64) * 64
+    tensors[name] = np.concatenate([tensors[name], np.ones((rows - used, tensors[name].shape[1]), np.float32)])
+    save_file({key: torch.from_numpy(value) for key, value in tensors.items()}, bert / "model.safetensors")
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    options = {**vars(SMALL), "text_encoder": "bert", "bert": str(bert), "epochs": 1}
+    train(data, tmp_path / "run", TrainConfig(**options))
+    last = checkpoint.load(tmp_path / "run/last")
+    assert last.model.config.bert.vocab_size == used
+    open_tokenizer(last, tmp_path / "run/last")
+
+
+def test_a_collapse_is_noticed_and_the_best_epoch_kept(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 120, "dev": 50})
+    options = {**vars(SMALL), "epochs": 6, "drop_epoch": 9}
+    logs: list[EpochLog] = []
+    hopeless = TrainConfig(**{**options, "warmup_epochs": 0, "learning_rate": 3e-2})
+    best = train(data, tmp_path / "collapsed", hopeless, on_epoch=logs.append)
+    assert logs[-1].collapsed
+    dev = CaptionedImages.open(data, "dev")
+    assert logs[-1].rsum < 2 * chance_rsum(dev.num_images, dev.image_of_caption)
+    assert not best.collapsed
+    assert checkpoint.load(tmp_path / "collapsed/best").record["training"]["epoch"] == best.epoch < logs[-1].epoch
+    lines = [json.loads(line) for line in (tmp_path / "collapsed/log.jsonl").read_text().splitlines()]
+    assert [line["collapsed"] for line in lines] == [log.collapsed for log in logs]
+    logs.clear()
+    train(data, tmp_path / "learns", TrainConfig(**options), on_epoch=logs.append)
+    assert not any(log.collapsed for log in logs)
+
+
+def test_the_log_of_an_older_version_is_read(finished: Path) -> None:
+    line = json.loads((finished / "log.jsonl").read_text().splitlines()[0])
+    del line["collapsed"]
+    assert EpochLog.from_dict(line).collapsed is False
+
+
+@pytest.mark.parametrize("captions", [[1, 1, 1, 1], [5] * 40, [1, 2, 3, 30], [1, 9]])
+def test_chance_is_what_random_scores_have(captions: list[int]) -> None:
+    owners = np.repeat(np.arange(len(captions)), captions)
+    rng = np.random.default_rng(0)
+    found = [metrics.evaluate(rng.random((len(captions), len(owners))), owners).rsum for _ in range(400)]
+    assert np.mean(found) == pytest.approx(chance_rsum(len(captions), owners), abs=4 * np.std(found) / 20 + 0.01)
 
 
 def test_bert_trains_with_a_rate_and_decay_of_its_own(data: Path, tmp_path: Path) -> None:
