@@ -16,6 +16,7 @@ from chan_rt.runtime.gallery.kernels.base import Kernel
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.proof.bounds import fit_axes, float32_similarity_error, largest_norm, rounding
+from chan_rt.runtime.gallery.proof.certify import Certifier
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.pooling import pool, score_change
 from chan_rt.runtime.gallery.proof.rows import ArrayPart, array_part
@@ -174,3 +175,18 @@ def test_the_spread_widens_intervals_of_softmax_pooling(monkeypatch: pytest.Monk
     change = float(part.error[0]) * largest_norm(query)
     for found in (estimator.intervals([query], 1, np.arange(1))(0), estimator.prefix([query], 1, np.arange(1))(0)):
         assert 1.5 * change < abs(found.scores[0] - truth) <= found.radius[0]
+
+
+def test_intervals_of_rescored_rows_hold_what_float64_rounds(kernel: Kernel) -> None:
+    """Similarities so far below the temperature that float32's part of the interval is less than float64's rounding."""
+    rng, count = np.random.default_rng(0), 5000
+    rows = list((rng.standard_normal((count, 1, 16)) * 2.0**-20).astype(np.float32))
+    query = (rng.standard_normal((23, 16)) * 2.0**-20).astype(np.float32)
+    alignment = AlignmentConfig("VHA", "LSE", 0.1, 0.1)
+    certifier = Certifier(GalleryRows([part_of(rows)], "images", alignment), kernel, POOL)
+    starts = np.arange(count + 1)
+    products = kernel.products(rows, query)
+    scores, radius = certifier._float32_scores(products, starts, starts[:-1], query, largest_norm(query))
+    truth = np.array([true_row(row, query, "images", alignment).score for row in rows])
+    assert (np.abs(scores - truth) <= radius).all()
+    assert np.abs(scores - truth).max() > 0, "these rows show the rounding"
