@@ -53,6 +53,15 @@ def test_the_largest_sums_do_not_saturate(kernel: Kernel, gallery: int, word: in
     assert found[0, 0] == pytest.approx(gallery * word * 1024 * 255, rel=1e-6)
 
 
+@pytest.mark.parametrize("dim", [1024, 4096, 32768])
+def test_sums_past_what_float32_holds_are_exact_integers_until_they_are_rounded_once(kernel: Kernel, dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    gallery = rng.integers(100, 128, (3, dim), dtype=np.int8)
+    planes = rng.integers(100, 128, (2, 2, dim), dtype=np.int8)
+    found = kernel.maxima(store_codes(gallery), starts_of([1, 1, 1]), kernel.pack(planes, starts_of([2]), "row"))
+    np.testing.assert_array_equal(found, products_of(gallery, planes))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("dim", "words"), [(1, 1), (5, 12), (64, 6), (100, 13), (1024, 60)])
 def test_fine_products_are_within_their_bound_of_float64s(kernel: Kernel, dtype: type, dim: int, words: int) -> None:
