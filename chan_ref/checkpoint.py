@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..runtime.contract import has_keys
 from ..runtime.errors import CheckpointError, reason_of
-from ..runtime.files import atomic_folder
+from ..runtime.files import atomic_folder, recover
 from .config import ModelConfig
 from .model import ChanModel
 
@@ -108,6 +108,7 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
+        recover(path)
         config, record = _read_config(path)
         state = load_file(path / WEIGHTS)
         files = sorted((path / TOKENIZER).iterdir()) if (path / TOKENIZER).is_dir() else []

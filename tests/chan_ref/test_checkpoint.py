@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.model import ChanModel
+from chan_rt.runtime import files
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import CheckpointError
 
@@ -72,10 +73,19 @@ def test_an_interrupted_save_keeps_the_old_one(saved: Path, monkeypatch: pytest.
         monkeypatch.setattr(checkpoint, "save_file", lambda *_: interrupted(Path(), Path()))
         at = 0
     monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(files, "exchange", lambda first, second: False)  # two renames
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(saved, ChanModel(GRU), {}, {"epoch": 4})
     assert checkpoint.load(saved).record == {"epoch": 3}
     assert [path.name for path in saved.parent.iterdir()] == ["run"]
+
+
+def test_a_checkpoint_left_between_two_renames_is_brought_back(saved: Path):
+    hidden = saved.parent / f".{saved.name}.x1"
+    hidden.mkdir()
+    saved.rename(hidden / "old")
+    checkpoint.load(saved)
+    assert not hidden.exists()
 
 
 def test_something_else_is_never_replaced(tmp_path: Path):
