@@ -221,7 +221,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", [*KINDS, "nothing"])
 @pytest.mark.parametrize("words", [words for words in EVERY if words != "doctor"])
-def test_a_path_of_another_kind_is_one_line(words: str, kind: str, places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_path_of_another_kind_is_one_line(
+    words: str, kind: str, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # an empty path is the working directory, which must hold no pictures
     place, out = "" if kind == "nothing" else str(places[kind]), str(tmp_path / "out")
     arguments = words.split()
     for parameter in EVERY[words].params:
