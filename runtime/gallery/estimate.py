@@ -1,4 +1,4 @@
-"""The estimator on the CPU: a kernel scans rows' codes, and bounds.py says how far each score can be from the true one.
+"""The estimator on the CPU: a kernel scans rows' codes, and bounds.py limits how far scores can be from the true ones.
 
 It scans every row (`intervals`), or every row's short prefix and then the rows that look best by that (`prefix`).
 """
@@ -32,8 +32,8 @@ class CpuEstimator:
         gallery: the rows.
         kernel: the scan.
         pool: the threads it runs on.
-        planes: planes of queries' codes in a scan of every row, 1 or 2: what is certified is the same, what is rescored
-            is not. Without a fine copy nothing is rescored, and 2 are used.
+        planes: number of planes of queries' codes in a scan of every row, 1 or 2. The result is the same; the number of
+            rows that are rescored is not. Without a fine copy nothing is rescored, and 2 are used.
     """
 
     certified = True

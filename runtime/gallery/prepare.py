@@ -2,8 +2,8 @@
 
 The rotation is the gallery's own principal axes (of the second moment: inner products are about the origin, not about
 the mean). Scanning the first 128 of 1,024 coordinates at int8 reads an eighth of the bytes; the best rows by that
-estimate are ranked again from all coordinates. How many rows are needed is chosen, and what it costs in recall
-measured, on real queries.
+estimate are ranked again from all coordinates. Real queries choose how many rows are needed, and others measure what
+that costs in recall.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class FastScan:
     Attributes:
         basis: [D, P], orthonormal columns.
         axes: [D, m], the queries' axes of bounds.py (1'); m = 0 where there were no queries.
-        planes: of queries' codes in exact search: 1 where that rescored few more rows than 2 did.
-        share: of the rows, rescored from all coordinates.
-        recall: the share of the exact top `k` that was found, measured; None where there were no queries.
-        k: of that measurement.
-        queries: how many queries measured it, none of which chose `share` or `planes`.
+        planes: number of planes of queries' codes in exact search: 1 if that rescored few more rows than 2 did.
+        share: share of the rows that are ranked again from all coordinates.
+        recall: measured share of the exact top `k` that was found; None if there were no queries.
+        k: length of the rankings that were measured.
+        queries: number of queries that measured the recall; none of them chose `share` or `planes`.
     """
 
     basis: NDArray[np.floating]

@@ -18,7 +18,7 @@ __all__ = ["PRECISIONS", "GpuEstimator", "ResidentScan", "ScanPrecision", "check
 
 
 def check_settings(settings: GallerySettings) -> None:
-    """InputError where a gallery of these settings cannot be searched on a GPU: says why."""
+    """InputError, with the reason, if a gallery of these settings cannot be searched on a GPU."""
     instead = "; search it with device='cpu'"
     if not pools_query(settings.kind, settings.alignment):
         raise InputError(

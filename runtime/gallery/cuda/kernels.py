@@ -77,7 +77,7 @@ class KernelRecord:
 
     @property
     def stem(self) -> str:
-        """What the names of its files begin with."""
+        """Beginning of its files' names."""
         return f"scan.{self.precision}.{self.gpu}.{self.key[:16]}"
 
     def to_json(self) -> str:
@@ -86,7 +86,7 @@ class KernelRecord:
 
     @classmethod
     def from_json(cls, text: str) -> KernelRecord:
-        """Read `to_json`'s text; BackendError says what does not fit."""
+        """Read `to_json`'s text; BackendError names what does not fit."""
         try:
             raw = json.loads(text)
             if raw.pop("schema") != SCHEMA:
@@ -123,7 +123,7 @@ def find_kernels(
     """The newest usable kernels of a gallery and their code, verified by hash.
 
     Raises:
-        BackendError: there are none; says why each candidate is not usable, and the command that makes one.
+        BackendError: there are none; the message gives the reason for each candidate and the command that makes one.
     """
     reasons = []
     folder = gallery / KERNELS

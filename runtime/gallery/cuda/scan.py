@@ -2,7 +2,7 @@
 
 int8 holds the gallery's codes. The GPU computes every row's score from them, in the numbers of bounds.py, and lists the
 rows whose interval reaches the k-th largest lower bound it knows of; the CPU certifies those (estimate.py). To list, it
-uses an interval a little wider than the CPU's: one that is linear in what a row stores, (1) of bounds.py alone. The
+uses an interval a little wider than the CPU's: (1) of bounds.py alone, which is linear in the numbers a row stores. The
 threshold is the k-th largest of the groups' largest lower bounds: rows in different groups, so at most the k-th largest
 lower bound of all.
 
@@ -116,7 +116,7 @@ class KernelScan:
         """See `ResidentScan.hold`.
 
         Raises:
-            BackendError: the device's memory does not suffice; says how much is needed and what to do.
+            BackendError: the device has too little memory; the message gives how much is needed and what to do.
             TensorError: a value that float16 cannot hold.
         """
         with self._turn:
@@ -280,7 +280,7 @@ class KernelScan:
     def _terms(self, query: QuantizedQuery) -> tuple[float, float, float]:
         """The widest a row's interval can be: constant, per unit of its error, per unit of its norm.
 
-        `int8_radius` by (1) is affine in a row's two numbers, so three of its values tell it all.
+        `int8_radius` by (1) is affine in a row's two numbers, so three of its values determine it.
         """
         if not self.certified:
             return 0.0, 0.0, 0.0

@@ -5,9 +5,9 @@ gallery's rounding alone decides how wide an interval is. A second plane doubles
 Which to use is chosen on real queries when a gallery is prepared (prepare.py): without the axes which that measures,
 a certified top 10 of 4,000 demo scenes at 256-d rescored 3,526 rows with one plane, and 116 with two.
 
-`vnni` is compiled for this scan and this CPU; `onnxruntime` runs MatMulInteger (AMX, VNNI, AVX2, NEON as the machine
-has); `numpy` needs nothing else. All compute the same integers, so which one ran never shows in a result. A call uses
-one thread; `Pool` spreads blocks over threads.
+`vnni` is compiled for this scan and this CPU; `onnxruntime` runs MatMulInteger (with AMX, VNNI, AVX2 or NEON, as the
+machine has); `numpy` needs nothing else. All compute the same integers, so the result does not depend on the kernel. A
+call uses one thread; `Pool` spreads blocks over threads.
 """
 
 from __future__ import annotations

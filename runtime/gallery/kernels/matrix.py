@@ -35,7 +35,7 @@ class _MatrixKernel:
         return np.concatenate([product(row.astype(np.float32, copy=False), query.T) for row in rows])
 
     def roundings(self, dim: int) -> int:
-        """See Kernel: BLAS adds up in what order it likes."""
+        """See Kernel: BLAS may add the terms in any order."""
         return dim
 
 

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Pool:
-    """Spreads pieces of work over some threads, the caller's among them; within such a piece, over none but its own.
+    """Spreads pieces of work over some threads, the caller's included. Work within a piece stays on its thread.
 
     Args:
         threads: how many; by default as many as there are CPUs that this process may use.

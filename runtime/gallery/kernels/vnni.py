@@ -45,24 +45,24 @@ _INSTRUCTIONS = (_Instructions("AVX-512 VNNI", "avx512vnni", 16), _Instructions(
 
 @dataclass(frozen=True)
 class Shape:
-    """What of the queries meets a gallery vector at once: `groups` registers of lanes, of each plane."""
+    """How many query vectors meet a gallery vector at once: `groups` registers of lanes, of each plane."""
 
     planes: int
     groups: int
 
     @property
     def registers(self) -> int:
-        """Registers of sums that a gallery vector takes."""
+        """Number of registers of sums that a gallery vector takes."""
         return self.planes * self.groups
 
     @property
     def suffix(self) -> str:
-        """Of the names of its functions."""
+        """Suffix of the names of the functions for this shape."""
         return f"{self.planes}_{self.groups}"
 
     @property
     def vectors(self) -> int:
-        """Gallery vectors that are multiplied at a time."""
+        """Number of gallery vectors that are multiplied at a time."""
         return SUMS // self.registers
 
 
@@ -104,7 +104,7 @@ class Code:
         }
 
     def tile(self, shape: Shape) -> int:
-        """Query vectors in one tile."""
+        """Number of query vectors in one tile."""
         return self.lanes * shape.groups
 
     def tiles(self, vectors: NDArray[np.int8], shape: Shape) -> tuple[NDArray[np.int8], NDArray[np.int32]]:

@@ -70,12 +70,12 @@ MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of
 
 @dataclass(frozen=True)
 class QuantizedQuery:
-    """A query's vectors in two int8 planes, with what (1) needs of them.
+    """A query's vectors in one or two int8 planes, with the numbers that (1) needs.
 
     Attributes:
         planes: int8 [1 or 2, Q, D]: q_hat = scale * high, or scale * (254 high + low).
         scale: float64 [Q].
-        vectors: float64 [Q, D], as they were.
+        vectors: float64 [Q, D], the vectors before they were quantized.
         lost: float64 [Q, D], dq.
         norm: no less than any ||q||.
         error: no less than any ||dq||.
@@ -90,12 +90,12 @@ class QuantizedQuery:
 
     @property
     def count(self) -> int:
-        """Q."""
+        """Number of vectors (Q)."""
         return int(self.planes.shape[1])
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Width of the vectors (D)."""
         return int(self.planes.shape[2])
 
 

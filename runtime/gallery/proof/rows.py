@@ -1,4 +1,4 @@
-"""What a search reads: rows of a gallery, held in memory here or mapped from a file (segments.py)."""
+"""The rows of a gallery as a search reads them: in memory, or mapped from a file (store/segments.py)."""
 
 from __future__ import annotations
 
@@ -139,9 +139,13 @@ def pack_rows(
         raise TensorError(name, f"lengths must be from 1 to {vectors.shape[1]}", int(outside))
     valid = np.arange(vectors.shape[1]) < lengths[:, None]
     packed = np.ascontiguousarray(vectors[valid], np.float32)
+    starts = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
     if not (np.abs(packed).max(initial=0) <= MAX_VALUE):  # also false for NaN
-        raise TensorError(name, f"values must be finite and at most {MAX_VALUE:.0e} in size", "others")
-    return packed, np.r_[0, np.cumsum(lengths, dtype=np.int64)]
+        vector, place = np.argwhere(~(np.abs(packed) <= MAX_VALUE))[0]
+        row = int(np.searchsorted(starts, vector, side="right")) - 1
+        found = f"{packed[vector, place]} in row {row}"
+        raise TensorError(name, f"values must be finite and at most {MAX_VALUE:.0e} in size", found)
+    return packed, starts
 
 
 def array_part(

@@ -1,6 +1,7 @@
 """The certified top k against brute force in float64, over galleries made to break it."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.errors import TensorError
 from chan_rt.runtime.gallery import rank as rank_module
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
@@ -15,7 +17,7 @@ from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.proof.bounds import fit_axes
 from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
-from chan_rt.runtime.gallery.proof.rows import array_part
+from chan_rt.runtime.gallery.proof.rows import array_part, pack_rows
 from chan_rt.runtime.gallery.proof.true_score import true_row
 from chan_rt.runtime.gallery.rank import Ranker
 
@@ -225,6 +227,20 @@ def test_rankings_are_those_of_exhaustive_scoring_to_the_bit(
             expected = true_row(rows[row], query, "images", alignment)
             assert detail.winners.tolist() == expected.winners.tolist()
             assert detail.maxima.tolist() == expected.maxima.tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e15])
+def test_values_no_proof_covers_are_named_with_their_row(value: float) -> None:
+    vectors = np.zeros((4, 3, 8), np.float32)
+    vectors[0, 2, 5] = np.nan  # padding
+    vectors[2, 1, 7] = value
+    message = f"queries: values must be finite and at most 1e+15 in size, got {np.float32(value)} in row 2"
+    with pytest.raises(TensorError, match=re.escape(message)):
+        pack_rows(vectors, np.array([2, 3, 2, 1]), "queries")
+    vectors[2, 1, 7] = 1e15
+    packed, starts = pack_rows(vectors, np.array([2, 3, 2, 1]), "queries")
+    assert starts.tolist() == [0, 2, 5, 7, 8]
+    assert packed[6, 7] == np.float32(1e15)
 
 
 def test_fast_search_keeps_at_least_four_rows_for_each_wanted() -> None:

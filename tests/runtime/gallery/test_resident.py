@@ -291,6 +291,20 @@ def test_lists_that_overflow_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
+def test_a_list_of_one_row_too_many_is_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, _ = open_scan("int8", 24, AlignmentConfig())
+    held = [scan.hold(part) for part in make_parts(made_up("plain", 3, 200, 5, 24), (50,))]
+    query = quantize_query(np.random.default_rng(0).standard_normal((4, 24)).astype(np.float32), per_vector=True)
+    ((rows, scores),) = scan.shortlist(held, [query], 5, np.ones(200, bool))
+    for capacity in (len(rows), len(rows) - 1):
+        monkeypatch.setattr(scan_module, "CAPACITY", capacity)
+        ((found, values),) = scan.shortlist(held, [query], 5, np.ones(200, bool))
+        known = dict(zip(found.tolist(), values.tolist(), strict=True))
+        assert [known[row] for row in rows.tolist()] == scores.tolist()
+        assert (len(found) == len(rows)) == (capacity == len(rows))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="many rows")
 def test_many_queries_take_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "_QUERIES", 2)
     alignment = AlignmentConfig()

@@ -181,3 +181,20 @@ def test_pool_spreads_work_but_not_that_of_a_piece() -> None:
     assert get_ident() in outer
     assert len(inner) == 12
     assert all(a == b for a, b in inner)
+
+
+def test_a_piece_keeps_its_own_work_though_other_threads_are_idle() -> None:
+    pool, inner = Pool(3), []
+
+    def piece() -> None:
+        mine = get_ident()
+
+        def work() -> None:
+            time.sleep(0.01)
+            inner.append(get_ident() == mine)
+
+        pool.run([work] * 10)
+
+    pool.run([piece] * 2)
+    pool.close()
+    assert inner == [True] * 20
