@@ -80,7 +80,7 @@ def use(path: Path, queries, scan: str = "numpy") -> list[str]:
         with Gallery.open(path, scan=scan, threads=1) as gallery:
             gallery.search(queries, 5)
             gallery.search(queries, 50, where={"n": 3})
-            gallery.search(queries, 50, ids=[gallery.rows()[0].id])
+            gallery.search(queries, 50, ids=[row.id for row in gallery.rows()[:1]])
             gallery.info()
 
     def change() -> None:
