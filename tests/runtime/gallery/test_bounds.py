@@ -23,6 +23,7 @@ from chan_rt.runtime.gallery.proof.bounds import (
 )
 from chan_rt.runtime.gallery.proof.pooling import pool, pool_groups, score_change
 from chan_rt.runtime.gallery.proof.quantize import quantize
+from chan_rt.runtime.gallery.proof.rows import errors_along
 
 POOLINGS = ("Max", "Mean", "Sum", "LSE", "Softmax")
 KINDS = ("unit", "raw", "tiny", "denormal", "huge", "mixed", "sparse", "zero", "equal", "ulp")
@@ -199,3 +200,26 @@ def test_quantization_errors_are_upper_bounds_and_close() -> None:
 @pytest.mark.parametrize(("k", "expected"), [(1, 3.0), (2, 3.0), (4, -1.0), (5, -np.inf)])
 def test_kth_largest(k: int, expected: float) -> None:
     assert kth_largest(np.array([3.0, -1.0, 2.0, 3.0]), k) == expected
+
+
+def test_errors_along_axes_are_rounded_up() -> None:
+    """Against long double, so that an upper bound that was rounded to the nearest float32 shows."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((300, 48)).astype(np.float32)
+    starts, axes = np.arange(301), fit_axes(x)
+    rows = quantize(x, starts)
+    restored = rows.codes * rows.scale.astype(np.longdouble)[:, None]
+    coordinates = np.square((x.astype(np.longdouble) - restored) @ axes.astype(np.longdouble))
+    exact = np.sqrt(np.add.reduceat(coordinates, [0, 1, 4, 16], axis=1))
+    found = errors_along(axes, x, rows.codes, rows.scale, starts)
+    assert (found >= exact).all()
+    assert (found <= exact * (1 + 1e-6)).all()
+
+
+def test_norms_along_axes_hold_what_cancels_in_float64() -> None:
+    """1 - 1 + 2^-60 is 2^-60, and 0 in some orders of summation."""
+    vectors = np.array(list(itertools.permutations([2.0**-60, 1.0, -1.0, 0.0])))
+    axes = np.full((4, 1), 0.5, np.float32)
+    for columns in range(4):  # whatever order the library sums in
+        found = block_norms(np.roll(vectors, columns, axis=1), axes)
+        assert (found >= 2.0**-61).all()
