@@ -552,8 +552,8 @@ def test_the_command_refuses_a_gpu_that_is_not_there(gallery_path: Path, tmp_pat
     assert result.exit_code == 1
     assert "device='cuda' cannot run here" in result.output
     result = CliRunner().invoke(cli.main, ["search", str(tmp_path), "photos", "a caption", "--device", "cuda"])
-    assert result.exit_code == 1
-    assert "device must be cpu for pictures encoded for one search, got cuda" in result.output
+    assert result.exit_code == 2
+    assert "--device cuda needs a gallery" in result.output
 
 
 @pytest.mark.gpu
