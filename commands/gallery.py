@@ -121,9 +121,9 @@ def repair(gallery: Path, as_json: bool) -> None:
 def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
     """Fit fast search to GALLERY as it is now, and measure its recall."""
     from ..runtime.gallery import GalleryWriter
-    from ..runtime.index import encode_queries
+    from ..runtime.indexing.index import encode_queries
+    from ..runtime.indexing.sources import read_lines
     from ..runtime.session import open_matcher
-    from ..runtime.sources import read_lines
     from .index import describe_fast
 
     with GalleryWriter.open(gallery) as writer:

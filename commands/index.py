@@ -66,12 +66,12 @@ def command(
     removed. The id of a row is the name of its folder and the path below it. A picture that cannot be read is skipped
     and listed at the end.
     """
-    from ..runtime.data_sources import open_source
-    from ..runtime.index import index_source, prepare_fast_search
+    from ..runtime.indexing.data_sources import open_source
+    from ..runtime.indexing.index import index_source, prepare_fast_search
+    from ..runtime.indexing.metadata_file import read_metadata, with_metadata
+    from ..runtime.indexing.sources import read_lines
     from ..runtime.matcher import Matcher
-    from ..runtime.metadata_file import read_metadata, with_metadata
     from ..runtime.session import gallery_settings, open_writer
-    from ..runtime.sources import read_lines
 
     source = open_source(sources, split, captions=captions)
     unmatched: list[str] = []

@@ -95,10 +95,10 @@ def _search_pictures(
 ) -> None:
     """Index pictures in a folder that is removed afterwards, and search it."""
     from ..runtime.gallery import Gallery
-    from ..runtime.index import index_source
+    from ..runtime.indexing.index import index_source
+    from ..runtime.indexing.sources import picture_source
     from ..runtime.matcher import Matcher
     from ..runtime.session import gallery_settings, open_writer
-    from ..runtime.sources import picture_source
 
     source = picture_source(paths)
     with (

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backends import Backend, open_backend
     from .contract import AlignmentConfig, Manifest
-    from .data_sources import open_source
     from .embeddings import Embeddings
     from .errors import (
         BackendError,
@@ -52,11 +51,12 @@ if TYPE_CHECKING:
         verify_gallery,
     )
     from .gallery.prepare import FastScan
-    from .index import IndexResult, index_source, prepare_fast_search
+    from .indexing.data_sources import open_source
+    from .indexing.index import IndexResult, index_source, prepare_fast_search
+    from .indexing.sources import Source, picture_source, text_source
     from .matcher import Matcher
     from .session import gallery_settings, open_gallery_with_matcher, open_matcher, open_writer
     from .skipped import SkippedItem
-    from .sources import Source, picture_source, text_source
     from .text import BertTokenizer, ScanTokenizer, TokenBatch
 
 __all__ = [
@@ -119,7 +119,7 @@ _MODULES = {
     "GallerySettings": "gallery",
     "GalleryWriter": "gallery",
     "Hit": "gallery",
-    "IndexResult": "index",
+    "IndexResult": "indexing.index",
     "Manifest": "contract",
     "Matcher": "matcher",
     "Metrics": "evaluation.metrics",
@@ -127,20 +127,20 @@ _MODULES = {
     "Repair": "gallery",
     "SearchResult": "gallery",
     "SkippedItem": "skipped",
-    "Source": "sources",
+    "Source": "indexing.sources",
     "TokenBatch": "text",
     "WordMatch": "explanation",
     "evaluate": "evaluation.metrics",
     "gallery_settings": "session",
-    "index_source": "index",
+    "index_source": "indexing.index",
     "open_backend": "backends",
     "open_gallery_with_matcher": "session",
     "open_matcher": "session",
-    "open_source": "data_sources",
+    "open_source": "indexing.data_sources",
     "open_writer": "session",
-    "picture_source": "sources",
-    "prepare_fast_search": "index",
-    "text_source": "sources",
+    "picture_source": "indexing.sources",
+    "prepare_fast_search": "indexing.index",
+    "text_source": "indexing.sources",
     "repair_gallery": "gallery",
     "verify_gallery": "gallery",
 }

@@ -13,9 +13,9 @@ from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import ChanError, reason_of
 from chan_rt.runtime.gallery import Gallery
-from chan_rt.runtime.metadata_file import read_metadata
+from chan_rt.runtime.indexing.metadata_file import read_metadata
+from chan_rt.runtime.indexing.sources import read_lines
 from chan_rt.runtime.pictures.load import open_picture
-from chan_rt.runtime.sources import read_lines
 from chan_rt.runtime.text import BertTokenizer, ScanTokenizer, bert_tokenizer_json
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -160,7 +160,7 @@ class GalleryWriter:
 
     @property
     def roots(self) -> Mapping[str, str]:
-        """Name -> folder of the roots that rows were indexed from (identity.py)."""
+        """Name -> folder of the roots that rows were indexed from (indexing/identity.py)."""
         return self._catalogue.roots
 
     def relabel(self, changes: Iterable[Relabel], roots: Mapping[str, str] | None = None) -> None:

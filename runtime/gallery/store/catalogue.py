@@ -109,7 +109,7 @@ class Catalogue:
         next_file: the number of the next file; no commit has named a file of this number or a higher one.
         segments: in the order of their rows.
         fast: the fast scan, if it was prepared.
-        roots: name -> folder of the roots that rows were indexed from (identity.py).
+        roots: name -> folder of the roots that rows were indexed from (indexing/identity.py).
         dropped: files that this gallery wrote and no commit needs any more, until they are removed.
     """
 

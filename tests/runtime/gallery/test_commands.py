@@ -14,9 +14,9 @@ from PIL import Image
 
 from chan_rt import cli
 from chan_rt.commands.terminal import visible_lines
-from chan_rt.runtime import index
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.indexing import index
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.pictures.load import picture_suffixes
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chan_rt.runtime import index
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery import Gallery, GallerySettings, GalleryWriter
-from chan_rt.runtime.index import IndexResult, index_source
-from chan_rt.runtime.metadata_file import read_metadata, with_metadata
+from chan_rt.runtime.indexing import index
+from chan_rt.runtime.indexing.index import IndexResult, index_source
+from chan_rt.runtime.indexing.metadata_file import read_metadata, with_metadata
+from chan_rt.runtime.indexing.sources import Encoded, Source, picture_source
 from chan_rt.runtime.skipped import SkippedItem
-from chan_rt.runtime.sources import Encoded, Source, picture_source
 
 DIM = 8
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chan_rt.runtime.data_sources import open_source
+from chan_rt.runtime.indexing.data_sources import open_source
 
 
 def test_ids_are_rows_of_the_split_also_where_captions_were_left_out(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .data.fitting import cut_texts
-from .embeddings import Embeddings
-from .errors import InputError
-from .gallery import GalleryWriter
-from .gallery.prepare import MIN_ROWS, FastScan
+from ..data.fitting import cut_texts
+from ..embeddings import Embeddings
+from ..errors import InputError
+from ..gallery import GalleryWriter
+from ..gallery.prepare import MIN_ROWS, FastScan
+from ..matcher import Matcher
+from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .identity import SOURCE, Known, Plan, compare
-from .matcher import Matcher
-from .skipped import MAX_BAD, Skipped, SkippedItem
 from .sources import Source
 
 _log = logging.getLogger(__name__)

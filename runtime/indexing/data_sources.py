@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .data.images import CaptionedImages
-from .data.layout import find_split, is_data_folder
-from .errors import InputError
+from ..data.images import CaptionedImages
+from ..data.layout import find_split, is_data_folder
+from ..errors import InputError
+from ..matcher import Matcher
 from .identity import Origin, Scope
-from .matcher import Matcher
 from .sources import Encoded, Source, caption_encoder, each_row, picture_source, text_source
 
 

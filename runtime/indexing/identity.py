@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .gallery.store.rows import Relabel
+from ..gallery.store.rows import Relabel
 
 SOURCE = "source"  # key of the metadata that this module keeps
 

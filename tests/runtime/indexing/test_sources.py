@@ -21,8 +21,8 @@ from chan_rt.runtime import (
     open_writer,
     text_source,
 )
+from chan_rt.runtime.indexing.sources import each_row
 from chan_rt.runtime.skipped import Skipped, SkippedItem
-from chan_rt.runtime.sources import each_row
 
 
 def rows_as_vectors(rows: Sequence[int]) -> Embeddings:

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .embeddings import Embeddings, Kind
-from .errors import InputError
+from ..embeddings import Embeddings, Kind
+from ..errors import InputError
+from ..matcher import Matcher, picture_preprocess
+from ..pictures.load import fit_picture, list_pictures
+from ..skipped import SkippedItem
 from .identity import Origin, Scope, file_digest
-from .matcher import Matcher, picture_preprocess
-from .pictures.load import fit_picture, list_pictures
-from .skipped import SkippedItem
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .gallery.values import checked_metadata
+from ..errors import InputError
+from ..gallery.values import checked_metadata
 from .identity import SOURCE
 from .sources import Source
 
