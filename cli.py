@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 
@@ -44,12 +45,21 @@ class ChanGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module; None for an unknown name, so that click suggests a near one."""
+        """Import the command's module; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"chan_rt.commands.{COMMANDS[cmd_name]}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first word names; an unknown name is an error that suggests a similar one."""
+        if self.get_command(ctx, args[0]) is None:
+            similar = difflib.get_close_matches(args[0], COMMANDS, 1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {similar[0]!r}?" if similar else ""))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; errors of the library, missing extras and files that cannot be used become `Error: ...`."""
@@ -60,6 +70,8 @@ class ChanGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:  # it may repeat a file name that the shell filled in
+            if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # the help of a group (click 8.2)
+                raise
             raise click.UsageError(visible_lines(error.format_message()), error.ctx) from error
         except ChanError as error:
             raise click.ClickException(visible_lines(str(error))) from error

@@ -159,7 +159,16 @@ def test_group_lists_every_command() -> None:
 def test_unknown_command_is_an_error() -> None:
     result = CliRunner().invoke(cli.main, ["no-such-command"])
     assert result.exit_code == 2
-    assert "No such command" in result.output
+    assert "No such command 'no-such-command'.\n" in result.output
+    assert "No such command 'serch'. Did you mean 'search'?\n" in CliRunner().invoke(cli.main, ["serch", "g"]).output
+
+
+@pytest.mark.parametrize("words", [[], ["gallery"]])
+def test_a_group_without_a_command_shows_its_help_once(words: list[str]) -> None:
+    output = CliRunner().invoke(cli.main, words, prog_name="chan").output
+    assert output.count("Usage: chan") == 1
+    assert "Error" not in output
+    assert "\nCommands:\n" in output
 
 
 def test_library_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
