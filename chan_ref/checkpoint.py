@@ -9,6 +9,7 @@ CHECKPOINT/
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,7 @@ def load(path: str | Path) -> Checkpoint:
         files = sorted((path / TOKENIZER).iterdir()) if (path / TOKENIZER).is_dir() else []
         tokenizer_files = {file.name: file.read_bytes() for file in files if file.is_file()}
     except OSError as error:
-        hint = "make one with `chan train` or `chan import`"
-        raise CheckpointError(f"{path} is not a checkpoint ({reason_of(error)}); {hint}") from error
+        raise _not_a_checkpoint(path, error) from error
     except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return Checkpoint(
@@ -130,8 +130,16 @@ def read_config(path: str | Path) -> ModelConfig:
     """Read the sizes and choices of a checkpoint, without its weights; raises CheckpointError as `load` does."""
     try:
         return _read_config(Path(path))[0]
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _not_a_checkpoint(Path(path), error) from error
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
+
+
+def _not_a_checkpoint(path: Path, error: OSError) -> CheckpointError:
+    missing = isinstance(error, FileNotFoundError) and error.filename
+    why = f"it has no {Path(os.fsdecode(error.filename)).name}" if missing else reason_of(error)
+    return CheckpointError(f"{path} is not a checkpoint: {why}; make one with `chan train` or `chan import`")
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

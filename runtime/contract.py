@@ -217,8 +217,9 @@ class Manifest:
             recover(path.parent)
             return cls._from_parsed(read_json(path))
         except OSError as error:
+            why = f"it has no {MANIFEST}" if isinstance(error, FileNotFoundError) else reason_of(error)
             hint = "make one with: chan export CHECKPOINT -o BUNDLE"
-            raise BundleError(f"{bundle} is not a bundle ({reason_of(error)}); {hint}") from error
+            raise BundleError(f"{bundle} is not a bundle: {why}; {hint}") from error
         except InputError as error:
             raise BundleError(f"{path}: the manifest cannot be understood: {error}") from error
         except BundleError as error:
