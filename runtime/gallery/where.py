@@ -87,8 +87,9 @@ class Filter:
         names = set(known)
         for key in self.keys:
             if key not in names:
-                near = difflib.get_close_matches(key, names, 3) or sorted(names)[:10]
-                has = f"keys are {', '.join(map(repr, near))}" if near else "no row has metadata"
+                near = difflib.get_close_matches(key, names, 3)
+                listed = ", ".join(map(repr, near or sorted(names)[:10]))
+                has = f"{'similar keys' if near else 'the keys'} are {listed}" if listed else "no row has metadata"
                 raise InputError(f"where: no row has the key {key!r}; {has} ($exists asks for a key without comparing)")
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt, GalleryError
-from .mapping import map_file, open_regular
+from .mapping import ADVICE, map_file, open_regular
 
 SEGMENTS = "segments"  # the folder of a gallery's files
 PAGE = 256 << 10
@@ -263,7 +263,7 @@ class MappedFile:
         where = self._describe(page * PAGE, min((page + 1) * PAGE, self._record.length))
         gallery = self.path.parent.parent
         return GalleryCorrupt(
-            f"{where}: the bytes are not those that were committed. Restore the file, or see what is lost with: "
+            f"{where}: the bytes are not those that were committed{ADVICE}"
             f"chan gallery verify {gallery}, and save the rest with: chan gallery repair {gallery}"
         )
 

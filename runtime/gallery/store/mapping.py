@@ -58,9 +58,12 @@ def check_folder(path: Path) -> None:
         raise GalleryError(f"{path} must be a folder, but is a file")
 
 
+ADVICE = ". Restore the file, or see what is lost with: "  # begins the part of an error that names the commands
+
+
 def describe(error: Exception) -> str:
-    """An error of a file in words, for a list of what is damaged."""
-    return f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error)
+    """An error of a file in words, for a list of what is damaged: without the advice to make such a list."""
+    return f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error).partition(ADVICE)[0]
 
 
 def map_file(descriptor: int, length: int) -> NDArray[np.uint8]:

@@ -133,8 +133,10 @@ def test_a_key_that_no_row_has_is_named(tmp_path: Path, make_embeddings, make_se
             assert gallery.search(query, where={"year": 1})[0].reason == "no row passes the filter"
         writer.add(["a"], make_embeddings(1, 1), [{"year": 2020}])
     with Gallery.open(tmp_path / "g") as gallery:
-        with pytest.raises(InputError, match="no row has the key 'yaer'; keys are 'year'"):
+        with pytest.raises(InputError, match="no row has the key 'yaer'; similar keys are 'year'"):
             gallery.search(query, where={"yaer": 2020})
+        with pytest.raises(InputError, match="no row has the key 'album'; the keys are 'year'"):
+            gallery.search(query, where={"album": 2020})
         assert len(gallery.search(query, where={"$or": [{"year": 2020}, {"yaer": {"$exists": True}}]})[0].hits) == 1
 
 
