@@ -73,12 +73,12 @@ def command(
     from ..runtime.matcher import Matcher
     from ..runtime.session import gallery_settings, open_writer
 
+    settings = gallery_settings(bundle, "captions" if captions else "images", precision=precision, fine=fine)
     source = open_source(sources, split, captions=captions)
     unmatched: list[str] = []
     if metadata is not None:
         source, unmatched = with_metadata(source, read_metadata(metadata))
     texts = source.queries if queries is None else read_lines(queries)
-    settings = gallery_settings(bundle, source.kind, precision=precision, fine=fine)
     with open_writer(out, settings) as writer, Matcher.open(bundle, backend, precision) as matcher:
         with progress_bar("index", len(source.ids)) as progress:
             result = index_source(
@@ -104,18 +104,17 @@ def command(
             }
         )
     else:
-        echo(f"{result.encoded} rows encoded, {result.unchanged} were already there")
+        echo(f"{result.encoded} encoded, {result.unchanged} already there")
         for count, text in (
-            (result.refreshed, "of them were encoded again, because their content changed or --replace was given"),
-            (result.moved, "were renamed: the same content lies elsewhere now"),
+            (result.refreshed, "of these encoded again, because the content changed or --replace was given"),
+            (result.moved, "renamed, because the same content lies elsewhere now"),
+            (len(result.missing) * prune, "removed, because the item is gone"),
         ):
             if count:
                 echo(f"{count} {text}")
-        if result.missing:
-            echo(
-                f"{len(result.missing)} rows {'were removed' if prune else 'remain'} whose item is gone"
-                + ("" if prune else f", such as {result.missing[0]}; --prune removes them")
-            )
+        if result.missing and not prune:
+            gone = f"{len(result.missing)} kept although the item is gone"
+            echo(f"{gone}, such as {result.missing[0]}; --prune removes these")
         if fast is not None:
             echo(describe_fast(fast))
         echo(f"{out}: {held}")

@@ -20,8 +20,8 @@ WIDTH = 100  # columns
 def command(path: Path, as_json: bool) -> None:
     """Show what is inside PATH: the folder of a bundle, an .engine file or an .onnx file.
 
-    Shown are inputs and outputs, layers with the precision they compute in, and memory. For a bundle, also which
-    engines may be used here, and why the others may not. --json prints each layer of an engine too.
+    The result has inputs and outputs, layers with the precision they compute in, and memory. For a bundle it also has
+    which engines may be used here, and why the others may not. --json prints each layer of an engine too.
     """
     from ..export.inspection import inspect_path
 

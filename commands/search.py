@@ -69,9 +69,10 @@ def command(
     first, *rest = arguments
     if is_gallery(first):
         if len(rest) != (image is None):
-            raise click.UsageError(
-                f"{first} is a gallery: give one caption or --image, got {len(rest) + (image is not None)}"
-            )
+            if image is not None:
+                raise click.UsageError(f"{first} is a gallery: give one caption or --image, not both")
+            hint = ". Put a caption of several words in quotes" if rest else ""
+            raise click.UsageError(f"{first} is a gallery: give one caption or --image{hint}")
         damaged: Literal["refuse", "skip"] = "skip" if skip_damaged else "refuse"
         opened = open_gallery_with_matcher(
             first, bundle=moved, backend=backend, threads=threads, device=device, damaged=damaged
@@ -133,7 +134,12 @@ class _Query:
         from ..runtime.pictures.page import HitWords, render_page
 
         if not len(gallery):
-            raise InputError("the gallery is empty: chan index adds rows")
+            lost = gallery.info()["lost_rows"]
+            raise InputError(
+                f"no row of the gallery can be read: all {lost} are damaged"
+                if lost
+                else "the gallery is empty: chan index adds rows"
+            )
         kind = gallery.settings.kind
         if (kind == "images") != (caption is not None):
             wanted = "a caption" if kind == "images" else "--image"

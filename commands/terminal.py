@@ -115,8 +115,9 @@ def warn_of_unknown(unknown: Sequence[str], known: Sequence[bool]) -> None:
     if unknown:
         listed = ", ".join(map(visible, unknown))
         most = 2 * known.count(False) > len(known) - 2
-        consequence = "most words of this caption, so the scores mean little" if most else "which count as one word"
-        warn(f"the model does not know {listed}: {consequence}")
+        one_word = "It treats all unknown words as the same word."
+        little = "These are most words of this caption, so the scores mean little."
+        warn(f"the model does not know {listed}. {little if most else one_word}")
 
 
 def skipped_as_dicts(skipped: Iterable[SkippedItem]) -> list[dict[str, Any]]:

@@ -55,6 +55,6 @@ class Skipped:
         self._items.append(item)
         if len(self._items) > self.limit:
             raise InputError(
-                f"max_bad: at most {self.limit} items may be unreadable, and this is one more: "
+                f"max_bad: at most {self.limit} item{'s'[: self.limit != 1]} may be unreadable, and this is one more: "
                 f"{item.item}: {item.reason}"
             )

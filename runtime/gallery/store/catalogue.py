@@ -139,7 +139,9 @@ class Catalogue:
         """Rows, segments and bytes in words."""
         size = sum(file.length for segment in self.segments for file in segment.files)
         each = f", {size / self.count / 1e3:.1f} KB a row" if self.count else ""
-        return f"{self.count} {self.settings.kind} in {len(self.segments)} segments, {size / 1e6:.1f} MB{each}"
+        rows = f"{self.count} {self.settings.kind[:-1] if self.count == 1 else self.settings.kind}"
+        segments = f"{len(self.segments)} segment{'s'[: len(self.segments) != 1]}"
+        return f"{rows} in {segments}, {size / 1e6:.1f} MB{each}"
 
     def followed_by(self, **changes: Any) -> Catalogue:
         """The next commit; files that it does not need any more are noted as dropped."""

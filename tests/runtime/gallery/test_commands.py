@@ -69,7 +69,7 @@ def expected_order(bundle: Path, photos: Path) -> tuple[list[str], np.ndarray]:
 
 def test_pictures_are_indexed_searched_and_drawn(bundle: Path, photos: Path, tmp_path: Path) -> None:
     gallery = tmp_path / "g"
-    assert "7 images in 1 segments" in ok("index", bundle, photos, "-o", gallery)
+    assert "7 images in 1 segment," in ok("index", bundle, photos, "-o", gallery)
     ids, scores = expected_order(bundle, photos)
     page = tmp_path / "new" / "hits.html"
     found = json.loads(ok("search", gallery, CAPTION, "-k", 3, "--json", "--html", page))
@@ -116,8 +116,8 @@ def test_index_goes_on_where_it_stopped(bundle: Path, photos: Path, tmp_path: Pa
     with Gallery.open(gallery) as opened:
         assert len(opened) == 5, "what was committed before the broken picture is kept, and its neighbor"
     (copy / "5.png").unlink()
-    assert "1 rows encoded, 5 were already there" in ok("index", bundle, copy, "-o", gallery)
-    assert "6 rows encoded, 0 were already there" in ok("index", bundle, copy, "-o", gallery, "--replace")
+    assert "1 encoded, 5 already there" in ok("index", bundle, copy, "-o", gallery)
+    assert "6 encoded, 0 already there" in ok("index", bundle, copy, "-o", gallery, "--replace")
     assert "6 rows, every byte is as it was committed" in ok("gallery", "verify", gallery)
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_skipped_counted_and_listed(bundle: Path, photos:
     assert f"Info: opened {bundle} with onnxruntime at fp32" in again.stderr
     assert again.stderr.count("Info: skipped ") == again.stderr.count("Info: skipped /") >= 3
     assert again.exit_code == 1
-    assert f"0 rows encoded, {len(good) + 4} were already there" in again.stdout
+    assert f"0 encoded, {len(good) + 4} already there" in again.stdout
     limited = chan("index", bundle, copy, "-o", tmp_path / "limited", "--max-bad", 5)
     assert limited.exit_code == 1
     assert "at most 5 items may be unreadable" in limited.output
@@ -204,10 +204,10 @@ def test_unknown_words_are_marked_everywhere(bundle: Path, photos: Path, tmp_pat
     found = json.loads(nonsense.stdout)
     assert found["unknown_words"] == ["zzyzzx", "qqq"]
     assert [word["known"] for word in found["hits"][0]["words"]] == [True, False, False, True]
-    assert "does not know zzyzzx, qqq: most words of this caption, so the scores mean little" in nonsense.stderr
+    assert "does not know zzyzzx, qqq. These are most words of this caption" in nonsense.stderr
     assert page.read_text().count("class=unknown") == 7 * 2
     some = chan("search", gallery, "two red zzyzzx")
-    assert "does not know zzyzzx: which count as one word" in some.stderr
+    assert "does not know zzyzzx. It treats all unknown words as the same word." in some.stderr
     assert "know" not in chan("search", gallery, CAPTION).stderr
     explained = chan("explain", bundle, picture, "red zzyzzx", "--json")
     found = json.loads(explained.stdout)
@@ -254,16 +254,16 @@ def test_two_data_folders_are_two_sets_of_rows(bundle: Path, data: Path, tmp_pat
     gallery, other = tmp_path / "g", tmp_path / "other"
     shutil.copytree(data, other)
     ok("index", bundle, data, "-o", gallery)
-    assert "6 rows encoded, 0 were already there" in ok("index", bundle, other, "-o", gallery)
+    assert "6 encoded, 0 already there" in ok("index", bundle, other, "-o", gallery)
     assert len(ok("gallery", "list", gallery).splitlines()) == 12
     features = other / "precomp" / "test_ims.npy"
     rows = np.load(features)
     rows[2] = rows[3]
     np.save(features, rows)
     changed = ok("index", bundle, other, "-o", gallery)
-    assert "1 rows encoded, 5 were already there" in changed
-    assert "1 of them were encoded again" in changed
-    assert "0 rows encoded, 6 were already there" in ok("index", bundle, data, "-o", gallery, "--prune")
+    assert "1 encoded, 5 already there" in changed
+    assert "1 of these encoded again" in changed
+    assert "0 encoded, 6 already there" in ok("index", bundle, data, "-o", gallery, "--prune")
     assert len(ok("gallery", "list", gallery).splitlines()) == 12
 
 
@@ -281,9 +281,9 @@ def test_a_gallery_follows_its_folder_and_its_bundle(bundle: Path, photos: Path,
     (copy / "0.png").rename(copy / "zero.png")
     (copy / "2.png").unlink()
     text = ok("index", moved, copy, "-o", gallery)
-    assert "1 were renamed" in text
-    assert "1 rows remain whose item is gone, such as photos/2.png; --prune removes them" in text
-    assert "1 rows were removed whose item is gone" in ok("index", moved, copy, "-o", gallery, "--prune")
+    assert "1 renamed" in text
+    assert "1 kept although the item is gone, such as photos/2.png; --prune removes these" in text
+    assert "1 removed, because the item is gone" in ok("index", moved, copy, "-o", gallery, "--prune")
     listed = json.loads(ok("gallery", "list", gallery, "--where", "year=2019", "--json"))
     assert [row["id"] for row in listed] == ["photos/zero.png"]
     shutil.rmtree(moved)
@@ -330,7 +330,9 @@ def test_mistakes_are_one_line(
     other = make_small_model(coding="THA", pictures=True).bundle
     for arguments, message in {
         ("search", gallery): "is a gallery: give one caption or --image",
-        ("search", gallery, "a", "b"): "is a gallery: give one caption or --image",
+        ("search", gallery, "a", "b"): "give one caption or --image. Put a caption of several words in quotes",
+        ("search", gallery, "a", "--image", next(photos.iterdir())): "give one caption or --image, not both",
+        ("index", photos, bundle, "-o", tmp_path / "y"): "is not a bundle: it has no manifest.json",
         ("search", photos, "red"): "is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION",
         ("search", gallery, "--image", next(photos.iterdir())): "this gallery holds images: search it with a caption",
         ("search", gallery, CAPTION, "--where", "=x"): "where: must be KEY=VALUE, ",
@@ -392,3 +394,17 @@ def test_a_damaged_gallery_is_verified_searched_and_repaired(
     assert ok("index", bundle, photos, "-o", gallery)
     again = json.loads(ok("search", gallery, CAPTION, "--json", "-k", 99))
     assert sorted(hit["id"] for hit in again["hits"]) == sorted(hit["id"] for hit in whole["hits"])
+
+
+def test_a_gallery_of_damaged_rows_is_not_called_empty(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "g"
+    ok("index", bundle, photos, "-o", gallery)
+    with GalleryWriter.open(gallery) as writer:
+        files = [gallery / "segments" / segment.vectors.name for segment in writer._catalogue.segments]
+    for file in files:
+        file.write_bytes(bytes(file.stat().st_size))
+    assert "see what is lost with: chan gallery verify" in chan("search", gallery, CAPTION).output
+    found = chan("search", gallery, CAPTION, "--skip-damaged")
+    assert (found.exit_code, found.output) == (1, "Error: no row of the gallery can be read: all 7 are damaged\n")
+    for text in (chan("gallery", "verify", gallery).output, ok("gallery", "repair", gallery)):
+        assert "the bytes are not those that were committed\n" in text, "no advice to run what has just run"
