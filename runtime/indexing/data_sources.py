@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ def _data_images(path: Path, split: str) -> Source:
             metadata[-1]["image_id"] = data.image_ids[position]
         file = files[position]
         if file is not None:
-            metadata[-1]["path"] = str(file.resolve())
+            metadata[-1]["path"] = os.path.realpath(file)
     ids = [f"{split}/{row}" for row in rows]
     encode_rows = each_row(ids, lambda matcher, rows: matcher.encode_images(*data.regions(rows)))
 

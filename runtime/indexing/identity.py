@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import ChanError
 from ..gallery.store.rows import Relabel
 
 SOURCE = "source"  # key of the metadata that this module keeps
+_SOURCE_TYPES = {"root": str, "size": int, "mtime_ns": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,20 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def add_digest(origin: Origin, source: dict[str, Any]) -> bool:
+    """Put the digest of an item's content into `source` unless it is there already.
+
+    Returns:
+        False where the item cannot be read, which encoding it will report. The digest is empty then, and no content's.
+    """
+    if not source.get("sha256"):
+        try:
+            source["sha256"] = origin.digest()
+        except (OSError, ChanError):
+            source["sha256"] = ""
+    return bool(source["sha256"])
+
+
 def compare(
     origins: Sequence[Origin],
     metadata: Sequence[Mapping[str, Any]],
@@ -113,7 +129,7 @@ class _Planner:
     def __init__(self, known: Iterable[Known], roots: Mapping[str, str]) -> None:
         self._plan = Plan(roots=dict(roots))
         self._by_id = {row.id: row for row in known}
-        self._by_path = {row.metadata["path"]: row for row in self._by_id.values() if "path" in row.metadata}
+        self._by_path = {path: row for row in self._by_id.values() if isinstance(path := row.metadata.get("path"), str)}
 
     def run(self, origins: Sequence[Origin], metadata: Sequence[Mapping[str, Any]], whole: Collection[Scope]) -> Plan:
         plan = self._plan
@@ -128,24 +144,27 @@ class _Planner:
             if row.id not in seen and any(_is_below(row, scope, name, prefix) for scope, name, prefix in listed)
         }
         comparable = [row for row in gone.values() if _root_of(row) is not None]
-        by_digest = {row.metadata[SOURCE]["sha256"]: row for row in comparable}
+        by_digest: dict[str, list[Known]] = {}
+        for left in comparable:
+            by_digest.setdefault(left.metadata[SOURCE]["sha256"], []).append(left)
         sizes = {row.metadata[SOURCE]["size"] for row in comparable}
         taken = set(self._by_id)
         for item, (origin, row) in enumerate(zip(origins, found, strict=True)):
             root, prefix = places[origin.root]
-            source = {"root": root, "size": origin.size, "mtime_ns": origin.mtime_ns}
+            source: dict[str, Any] = {"root": root, "size": origin.size, "mtime_ns": origin.mtime_ns}
             details = {**({} if row is None else row.metadata), **metadata[item], SOURCE: source}
             if row is not None:
                 id = row.id
                 self._compare(item, origin, row, details)
             else:
                 id = _free(f"{root}/{prefix}{origin.name}", taken)
-                moved = None
-                if origin.size in sizes and _digested(origin, source):
-                    moved = by_digest.pop(source["sha256"], None)
-                if moved is None:
+                same: list[Known] = []
+                if origin.size in sizes and add_digest(origin, source):
+                    same = by_digest.get(source["sha256"], [])
+                if not same:
                     plan.added.append(item)
                 else:
+                    moved = same.pop(0)
                     del gone[moved.id]
                     details = {**moved.metadata, **details}
                     plan.moved.append(Relabel(moved.id, id, details))
@@ -197,7 +216,7 @@ class _Planner:
         source = details[SOURCE]
         if old is not None and (old["size"], old["mtime_ns"]) == (origin.size, origin.mtime_ns):
             source["sha256"] = old["sha256"]
-        elif not _digested(origin, source) or (old is not None and old["sha256"] != source["sha256"]):
+        elif not add_digest(origin, source) or (old is not None and old["sha256"] != source["sha256"]):
             plan.refreshed.append(item)
             return
         plan.kept.add(row.id)
@@ -213,21 +232,13 @@ def _is_below(row: Known, scope: Scope, root: str, prefix: str) -> bool:
     return not scope.below and isinstance(path, str) and Path(path).is_relative_to(scope.root)
 
 
-def _digested(origin: Origin, source: dict[str, Any]) -> bool:
-    """Put the digest into `source`; False where the item cannot be read, which encoding it will report."""
-    try:
-        source["sha256"] = origin.digest()
-    except OSError:
-        return False
-    return True
-
-
 def _root_of(row: Known) -> str | None:
-    """The name of the root that a row came from; None for a row without `source`."""
+    """The name of the root that a row came from; None for a row whose `source` this module did not make."""
     source = row.metadata.get(SOURCE)
-    if isinstance(source, Mapping) and {"root", "size", "mtime_ns", "sha256"} <= source.keys():
-        return str(source["root"])
-    return None
+    if not isinstance(source, Mapping):
+        return None
+    made = all(isinstance(source.get(name), kind) for name, kind in _SOURCE_TYPES.items())
+    return str(source["root"]) if made else None
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
@@ -14,7 +13,7 @@ from ..gallery import GalleryWriter
 from ..gallery.prepare import MIN_ROWS, FastScan
 from ..matcher import Matcher
 from ..skipped import MAX_BAD, Skipped, SkippedItem
-from .identity import SOURCE, Known, Plan, compare
+from .identity import SOURCE, Known, Plan, add_digest, compare
 from .sources import Source
 
 _log = logging.getLogger(__name__)
@@ -97,9 +96,12 @@ def index_source(
     done = {True: 0, False: 0}  # rows encoded, by whether the gallery had them
     for begin in range(0, len(items), COMMIT_ROWS):
         part = items[begin : begin + COMMIT_ROWS]
+        if source.origins:
+            for item in part:  # before it is read to be encoded, so that the next run finds what changes from here on
+                add_digest(source.origins[item], plan.metadata[item][SOURCE])
         encoded = source.encode(matcher, part)
         if encoded.embeddings is not None:
-            metadata = [_described(source, plan, item) for item in encoded.rows]
+            metadata = [plan.metadata[item] for item in encoded.rows]
             writer.add([plan.ids[item] for item in encoded.rows], encoded.embeddings, metadata, overwrite=True)
             for item in encoded.rows:
                 done[item in old] += 1
@@ -135,13 +137,6 @@ def _plan(writer: GalleryWriter, source: Source) -> Plan:
     there = writer.ids(source.ids)
     added = [item for item, id in enumerate(source.ids) if id not in there]
     return Plan(list(source.ids), [dict(row) for row in source.metadata], added, kept=there, roots=dict(writer.roots))
-
-
-def _described(source: Source, plan: Plan, item: int) -> dict[str, Any]:
-    metadata = plan.metadata[item]
-    if source.origins:
-        metadata[SOURCE].setdefault("sha256", source.origins[item].digest())
-    return metadata
 
 
 def prepare_fast_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[str] = ()) -> FastScan | None:

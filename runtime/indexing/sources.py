@@ -75,7 +75,7 @@ def picture_source(paths: Sequence[str | Path]) -> Source:
     files: dict[Path, Path] = {}
     origins: list[Origin] = []
     for file in found.files:
-        path = file.resolve()
+        path = Path(os.path.realpath(file))  # Path.resolve refuses a circle of links with an error of its own
         if path in files:
             continue
         try:

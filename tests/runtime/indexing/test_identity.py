@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +316,90 @@ def test_a_metadata_file_that_is_none(tmp_path: Path, name: str, content: str, m
     (tmp_path / name).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="must be text in UTF-8"):
         read_metadata(tmp_path / name)
+
+
+def run_while(bench: Bench, change: Callable[[], object]) -> IndexResult:
+    """An index run during which something else changes the folder once the pictures were encoded."""
+    source = source_of(bench.photos)
+
+    def encode_then_change(matcher: Any, rows: Sequence[int]) -> Encoded:
+        encoded = source.encode(matcher, rows)
+        change()
+        return encoded
+
+    with GalleryWriter.open(bench.gallery) as writer:
+        return index_source(writer, None, Source(**{**vars(source), "encode": encode_then_change}))  # type: ignore[arg-type]
+
+
+def test_a_picture_that_changes_while_it_is_indexed_is_found_by_the_next_run(bench: Bench) -> None:
+    def change() -> None:
+        bench.write("b.jpg", b"xx")
+        os.utime(bench.photos / "b.jpg", (1e9, 1e9))
+
+    run_while(bench, change)
+    assert bench.content("photos/b.jpg") == ord("b") % DIM
+    assert counts(bench.run()) == (0, 1, 0, 2, 0)
+    assert bench.content("photos/b.jpg") == ord("x") % DIM
+
+
+def test_a_picture_that_goes_while_it_is_indexed_is_missing_in_the_next_run(bench: Bench) -> None:
+    assert counts(run_while(bench, (bench.photos / "b.jpg").unlink)) == (3, 0, 0, 0, 0)
+    assert bench.run().missing == ("photos/b.jpg",)
+
+
+def test_content_that_could_not_be_summed_is_encoded_again_once_its_file_changes(bench: Bench) -> None:
+    source = source_of(bench.photos)
+
+    def refuse() -> str:
+        raise PermissionError("not now")
+
+    refused = [replace(origin, digest=refuse) for origin in source.origins]
+    with GalleryWriter.open(bench.gallery) as writer:
+        index_source(writer, None, replace(source, origins=refused))  # type: ignore[arg-type]
+    assert counts(bench.run()) == (0, 0, 0, 3, 0)
+    (bench.photos / "a.jpg").touch()
+    assert counts(bench.run()) == (0, 1, 0, 2, 0)
+    assert len(bench.rows()["photos/a.jpg"]["source"]["sha256"]) == 64
+
+
+def test_pictures_of_one_content_that_all_moved_are_all_renamed(bench: Bench) -> None:
+    for name in ("c1.jpg", "c2.jpg", "c3.jpg"):
+        bench.write(name, b"same")
+    bench.run()
+    for name in ("c1.jpg", "c2.jpg", "c3.jpg"):
+        (bench.photos / name).rename(bench.photos / "more" / name)
+    assert counts(bench.run()) == (0, 0, 3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"path": ["x"]},
+        {"path": {"a": 1}},
+        {"path": None},
+        {"path": "a\0b"},
+        {"source": "web"},
+        {"source": ["root", "size", "mtime_ns", "sha256"]},
+        {"source": {"root": "photos", "size": [1], "mtime_ns": {}, "sha256": ["x"]}},
+        {"source": {"root": ["photos"], "size": 1, "mtime_ns": 0, "sha256": "x"}},
+    ],
+    ids=repr,
+)
+def test_rows_with_metadata_of_their_callers_stay_as_they_are(bench: Bench, metadata: dict[str, Any]) -> None:
+    embeddings = encode([bench.photos / "a.jpg"], [0]).embeddings
+    assert embeddings is not None
+    with GalleryWriter.open(bench.gallery) as writer:
+        writer.add(["photos/mine.jpg"], embeddings, [metadata])
+    for expected in ((3, 0, 0, 0, 0), (0, 0, 0, 3, 0)):
+        assert counts(bench.run(prune=True)) == expected
+    assert bench.rows()["photos/mine.jpg"] == metadata
+
+
+def test_circles_of_links_are_skipped_by_name(bench: Bench) -> None:
+    (bench.photos / "own.jpg").symlink_to("own.jpg")
+    (bench.photos / "one.jpg").symlink_to("two.jpg")
+    (bench.photos / "two.jpg").symlink_to("one.jpg")
+    result = bench.run()
+    assert counts(result) == (3, 0, 0, 0, 0)
+    assert [Path(item.item).name for item in result.skipped] == ["one.jpg", "own.jpg", "two.jpg"]
+    assert all("links" in item.reason for item in result.skipped)
