@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -21,6 +22,21 @@ def check_choice(name: str, value: object, choices: Iterable[_Choice]) -> _Choic
         if value == choice:
             return choice
     raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> int:
+    """Return `value` as an `int` if it is an integer above 0 (`int` or `numpy.integer`).
+
+    Raises:
+        InputError: names the argument and the value.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} must be a positive integer, got {value!r}") from None
+    if number < 1:
+        raise InputError(f"{name} must be positive, got {number}")
+    return number
 
 
 def check_choices(name: str, values: Iterable[str], choices: Iterable[str]) -> None:

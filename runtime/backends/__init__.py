@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import check_choice
+from ..checks import check_choice, check_positive
 from ..contract import GraphSpec, Manifest, verified
-from ..errors import BackendError, ChanError, InputError
+from ..errors import BackendError, ChanError
 from .base import Array, Backend, check_feeds
 from .engine_staleness import find_engine
 from .table import BACKENDS
@@ -45,8 +45,8 @@ def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int |
         BackendError: the library is missing or cannot run here, or the file does not fit the spec.
     """
     check_choice("backend", name, BACKENDS)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be positive, got {threads}")
+    if threads is not None:
+        check_positive("threads", threads)
     module = importlib.import_module(f"{__name__}.{name}")
     backend: Backend = module.open_file(Path(file), spec, threads)
     return backend

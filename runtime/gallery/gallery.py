@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_choice
+from ..checks import check_choice, check_positive
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
@@ -226,8 +226,7 @@ class Gallery:
             TensorError: queries of another width, or not finite.
             GalleryCorrupt: bytes this search must read are not those that were committed.
         """
-        if k < 1:
-            raise InputError(f"k must be positive, got {k}")
+        k = check_positive("k", k)
         check_choice("mode", mode, get_args(Mode))
         if queries.dim != self.settings.dim:
             raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")

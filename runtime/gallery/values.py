@@ -18,6 +18,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 MAX_DEPTH = 32  # of nested metadata: no recursion over it comes near Python's limit
 MAX_VALUES = 100_000  # of one row's metadata
+_MAX_BITS = 2048  # Python refuses to write or read integers of more than 4,300 digits, or 640 where it is set so
 
 
 def checked_ids(ids: Iterable[object], name: str = "ids") -> list[str]:
@@ -60,6 +61,22 @@ def checked_metadata(metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Js
     return rows
 
 
+def checked_roots(roots: Mapping[str, str]) -> dict[str, str]:
+    """Roots of an index (name -> folder) as plain text.
+
+    Raises:
+        InputError: `roots` is no mapping, or a name or a folder is not text that UTF-8 can encode.
+    """
+    if not isinstance(roots, Mapping):
+        raise InputError(f"roots: must be a mapping of names to folders, got {roots!r} ({type(roots).__name__})")
+    plain = _Converter().mapping(roots, "roots", 1)
+    checked = {name: folder for name, folder in plain.items() if isinstance(folder, str)}
+    if len(checked) < len(plain):
+        name = next(name for name in plain if name not in checked)
+        raise InputError(f"roots[{name!r}]: must be text, got {roots[name]!r}")
+    return checked
+
+
 def json_value(value: object, place: str) -> Json:
     """One value as plain JSON.
 
@@ -86,8 +103,16 @@ def _checked_id(id: object, place: str) -> str:
     if isinstance(id, str):
         return plain_text(id, place)
     if isinstance(id, int | np.integer) and not isinstance(id, bool | np.bool_):
-        return str(int(id))
+        return str(_plain_integer(id, place))
     raise InputError(f"{place}: must be text or an integer, got {id!r} ({type(id).__name__})")
+
+
+def _plain_integer(value: int | np.integer, place: str) -> int:
+    """An integer as exactly `int`; InputError, which begins with `place`, for one that Python would not write out."""
+    plain = int(value)
+    if plain.bit_length() > _MAX_BITS:
+        raise InputError(f"{place}: must be an integer of at most {_MAX_BITS} bits, got {plain.bit_length()} bits")
+    return plain
 
 
 def plain_text(value: str, place: str) -> str:
@@ -122,7 +147,7 @@ class _Converter:
     def value(self, value: object, place: str, depth: int) -> Json:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise InputError(f"{place}: a row's metadata must hold at most {MAX_VALUES} values, got more")
+            raise InputError(f"{place}: there must be at most {MAX_VALUES} values, got more")
         if depth > MAX_DEPTH:
             raise InputError(f"{place}: must be nested at most {MAX_DEPTH} deep, got more")
         if isinstance(value, np.generic):
@@ -130,7 +155,7 @@ class _Converter:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
-            return int(value)
+            return _plain_integer(value, place)
         if isinstance(value, float):
             if not math.isfinite(value):
                 raise InputError(f"{place}: must be finite, got {value}; use None, or leave the key out")

@@ -116,14 +116,14 @@ def _entry(key: object, value: object, place: str, keys: dict[str, None], depth:
         return lambda metadata: join(part(metadata) for part in parts)
     if key.startswith("$"):
         raise InputError(f"{place}: must use a metadata key or one of {', '.join(_JOINS)}, got {key!r}")
-    operators = isinstance(value, Mapping) and any(str(name).startswith("$") for name in value)
+    operators = isinstance(value, Mapping) and any(isinstance(name, str) and name.startswith("$") for name in value)
     conditions: Mapping[Any, Any] = value if operators else {"$eq": value}  # type: ignore[assignment]
     tests = [_condition(name, wanted, key, f"{place}[{key!r}]", keys) for name, wanted in conditions.items()]
     return lambda metadata: all(test(metadata) for test in tests)
 
 
 def _condition(name: object, wanted: object, key: str, place: str, keys: dict[str, None]) -> _Test:
-    if name not in _CONDITIONS:
+    if not isinstance(name, str) or name not in _CONDITIONS:
         raise InputError(f"{place}: a condition must be one of {', '.join(_CONDITIONS)}, got {name!r}")
     place = f"{place}.{name}"
     if name == "$exists":
@@ -142,7 +142,7 @@ def _condition(name: object, wanted: object, key: str, place: str, keys: dict[st
     if name in _ORDER:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise InputError(f"{place}: must be a number or text, got {wanted!r}")
-        compare = _ORDER[str(name)]
+        compare = _ORDER[name]
         return lambda metadata: _ordered(metadata.get(key), value) and compare(metadata[key], value)
     if name == "$ne":
         return lambda metadata: key in metadata and not same(metadata[key], value)

@@ -37,7 +37,7 @@ from .store.newest import is_old, no_gallery
 from .store.old import old_files, upgrade
 from .store.rows import MappedRows, Relabel, Row, hash_ids, row_arrays
 from .store.segments import Prepared, Segment
-from .values import checked_ids, checked_metadata
+from .values import checked_ids, checked_metadata, checked_roots
 
 _log = logging.getLogger(__name__)
 SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
@@ -171,10 +171,12 @@ class GalleryWriter:
             roots: what `roots` becomes; None leaves it.
 
         Raises:
-            InputError: an id that the gallery does not have, one that it has already, or metadata with no JSON form.
+            InputError: an id that the gallery does not have, one that is changed twice, a new id that it has already,
+                metadata with no JSON form, or roots that are not text.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
         changes = list(changes)
+        kept = self.roots if roots is None else checked_roots(roots)
         ids = checked_ids((change.id for change in changes), "changes")
         new_ids = checked_ids((change.new_id for change in changes), "changes")
         texts = _as_json(checked_metadata([change.metadata for change in changes]))
@@ -185,7 +187,8 @@ class GalleryWriter:
         there = set(self._find(new_ids)) - set(ids)
         if there or len(set(new_ids)) < len(new_ids):
             raise InputError(f"changes: a new id must be free, got {', '.join(sorted(there)[:5]) or 'one twice'}")
-        if not changes and (roots is None or roots == self.roots):
+        _check_unique(ids, "changes")
+        if not changes and kept == self.roots:
             return
         changed: dict[int, dict[int, tuple[str, str]]] = {}
         for id, new_id, text in zip(ids, new_ids, texts, strict=True):
@@ -198,7 +201,6 @@ class GalleryWriter:
                 for position, (new_id, text) in rows.items():
                     all_ids[position], metadata[position] = new_id, text
                 segments[index] = replace(segments[index], rows=files.write(row_arrays(all_ids, metadata)))
-            kept = self.roots if roots is None else dict(roots)
             self._commit(files, segments=tuple(segments), roots=kept)
 
     def set_bundle(self, bundle: str | Path) -> None:
@@ -226,20 +228,20 @@ class GalleryWriter:
                 new rows (ties are decided by the order of addition). Without it an existing id is an error.
 
         Raises:
-            InputError: lengths that differ; ids twice, or ids that exist; ids or metadata with no lossless form;
-                embeddings of the other kind.
+            InputError: lengths that differ; ids without an order (a set); ids twice, or ids that exist; ids or metadata
+                with no lossless form; embeddings of the other kind.
             TensorError: embeddings of another width, or values that are not finite.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
+        if isinstance(ids, set | frozenset):
+            raise InputError(f"ids: must have an order, got a {type(ids).__name__}")
         ids = checked_ids(ids)
         details = [{}] * len(ids) if metadata is None else checked_metadata(metadata)
         if not len(ids) == len(embeddings) == len(details):
             raise InputError(
                 f"ids, embeddings, metadata: must agree, got {len(ids)}, {len(embeddings)}, {len(details)}"
             )
-        if len(set(ids)) < len(ids):
-            twice = [id for id, count in Counter(ids).items() if count > 1]
-            raise InputError(f"ids: must be unique, got {', '.join(sorted(twice)[:5])}")
+        _check_unique(ids, "ids")
         if embeddings.kind not in (None, self.settings.kind):
             raise InputError(f"embeddings: must be of this gallery's {self.settings.kind}, got {embeddings.kind}")
         if embeddings.dim != self.settings.dim:
@@ -444,6 +446,12 @@ class GalleryWriter:
             except OSError:
                 left.append(name)
         self._catalogue = replace(following, dropped=tuple(left))
+
+
+def _check_unique(ids: Sequence[str], name: str) -> None:
+    twice = [id for id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise InputError(f"{name}: must be unique, got {', '.join(sorted(twice)[:5])}")
 
 
 def _as_json(metadata: Sequence[Mapping[str, Any]]) -> list[str]:

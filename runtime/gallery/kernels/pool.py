@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
+from ...checks import check_positive
 from ...cpus import usable_cpus
-from ...errors import InputError
 from ...forks import now_and_after_fork
 
 Result = TypeVar("Result")
@@ -24,8 +24,8 @@ class Pool:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be positive, got {threads}")
+        if threads is not None:
+            check_positive("threads", threads)
         self.threads = threads or usable_cpus()
         now_and_after_fork(self._prepare)
 

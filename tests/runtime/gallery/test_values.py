@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery.store.rows import Relabel
 from chan_rt.runtime.gallery.values import MAX_DEPTH, MAX_VALUES, checked_ids, checked_metadata, json_value, same
 
 
@@ -105,6 +106,12 @@ def test_one_text_is_not_read_letter_by_letter(ids: Any) -> None:
         checked_ids(12)  # type: ignore[arg-type]
 
 
+def test_an_integer_that_python_would_not_write_out_is_refused() -> None:
+    assert checked_ids([2**2048 - 1]) == [str(2**2048 - 1)]
+    with pytest.raises(InputError, match=r"ids\[0\]: must be an integer of at most 2048 bits, got 16610 bits"):
+        checked_ids([10**5000])
+
+
 def test_ids_of_arrays_and_integers_that_meet(tmp_path: Path, make_embeddings, make_settings) -> None:
     assert checked_ids(np.array(["1", "22"])) == ["1", "22"]
     assert checked_ids(np.arange(3)) == ["0", "1", "2"]
@@ -143,6 +150,7 @@ def test_numpy_and_tuples_become_json() -> None:
         ({"a": {None: 2}}, r"metadata\[1\]\['a'\]: a key must be text, got None"),
         ([1, 2], r"metadata\[1\]: must be a mapping"),
         ({"a": [0] * MAX_VALUES}, "at most 100000 values"),
+        ({"a": 10**5000}, r"metadata\[1\]\['a'\]: must be an integer of at most 2048 bits, got 16610 bits"),
     ],
 )
 def test_metadata_without_a_json_form_is_refused_by_name(row: Any, message: str) -> None:
@@ -173,3 +181,48 @@ def test_embeddings_of_the_other_kind_are_refused(tmp_path: Path, make_embedding
         with pytest.raises(InputError, match="a gallery of images is searched with captions, got images"):
             gallery.search(images)
         assert len(gallery.search(captions)[0].hits) == 1
+
+
+@pytest.mark.parametrize("ids", [{"a", "b"}, frozenset({"a", "b"})], ids=["set", "frozenset"])
+def test_ids_without_an_order_cannot_belong_to_rows(tmp_path: Path, make_embeddings, make_settings, ids: Any) -> None:
+    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+        with pytest.raises(InputError, match="ids: must have an order, got a"):
+            writer.add(ids, make_embeddings(1, 2))
+        writer.add({"a": 1, "b": 2}.keys(), make_embeddings(1, 2))
+        assert writer.ids(ids) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("roots", "message"),
+    [
+        ({"photos": 5}, r"roots\['photos'\]: must be text, got 5"),
+        ({"photos": Path("/photos")}, "must be a JSON value"),
+        ({5: "/photos"}, "a key must be text, got 5"),
+        ({"photos": "caf\udce9"}, "must be text that UTF-8 can encode"),
+        ("photos", "roots: must be a mapping"),
+    ],
+)
+def test_roots_that_could_not_be_read_again_are_refused(gallery_path: Path, roots: Any, message: str) -> None:
+    with GalleryWriter.open(gallery_path) as writer:
+        with pytest.raises(InputError, match=message):
+            writer.relabel([], roots)
+        writer.relabel([], {np.str_("photos"): np.str_("/photos")})
+        assert writer.roots == {"photos": "/photos"}
+    with Gallery.open(gallery_path) as gallery:
+        assert len(gallery) == 30
+
+
+def test_one_row_is_relabeled_once(gallery_path: Path) -> None:
+    with GalleryWriter.open(gallery_path) as writer:
+        with pytest.raises(InputError, match="changes: must be unique, got 5"):
+            writer.relabel([Relabel("5", "x", {}), Relabel("5", "y", {})])
+        assert writer.ids(["5", "x", "y"]) == {"5"}
+        writer.relabel([Relabel("5", "6", {"n": 5}), Relabel("6", "5", {"n": 6})])
+    with Gallery.open(gallery_path) as gallery:
+        assert {row.id: row.metadata["n"] for row in gallery.rows() if row.id in "56"} == {"6": 5, "5": 6}
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, float("nan"), "3", None])
+def test_k_that_is_no_count_is_refused(gallery_path: Path, make_embeddings, k: Any) -> None:
+    with Gallery.open(gallery_path) as gallery, pytest.raises(InputError, match="k must be"):
+        gallery.search(make_embeddings(9, 1), k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def test_a_search_finds_exactly_the_rows_that_pass(tmp_path: Path, make_embeddin
         ({"n": {"$in": 3}}, "must be a list, got 3"),
         ({"n": {"$gt": None}}, "must be a number or text, got None"),
         ({"n": {"$exists": 1}}, "must be true or false, got 1"),
+        ({"n": 10**5000}, "must be an integer of at most 2048 bits"),
         ("n=3", "where: must be a mapping, got 'n=3'"),
         ([("n", 3)], "where: must be a mapping"),
     ],
@@ -116,6 +118,18 @@ def test_a_search_finds_exactly_the_rows_that_pass(tmp_path: Path, make_embeddin
 def test_what_is_no_filter_is_refused(where: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Filter.parse(where)
+
+
+class Condition(str, Enum):  # noqa: UP042
+    """Text that prints as its name."""
+
+    GREATER = "$gt"
+
+
+def test_a_condition_may_be_text_of_any_kind() -> None:
+    for name in (Condition.GREATER, np.str_("$gt")):
+        condition = Filter.parse({"n": {name: 2}})
+        assert [n for n in range(5) if condition.matches({"n": n})] == [3, 4]
 
 
 def test_a_deep_filter_is_refused() -> None:
