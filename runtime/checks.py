@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable
 from typing import TypeVar
 
 from .errors import InputError
 
 _Choice = TypeVar("_Choice", bound=str)
+
+
+def check_paths(name: str, value: object) -> None:
+    """InputError if `value` is one path where a list is needed: the letters of a path would be read as paths."""
+    if isinstance(value, str | bytes | os.PathLike):
+        raise InputError(f"{name} must be a list, got one path: write [{os.fspath(value)!r}]")
 
 
 def check_choice(name: str, value: object, choices: Iterable[_Choice]) -> _Choice:

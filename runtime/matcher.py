@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .backends import Array, Backend, open_graphs
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
+from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, InputError, TensorError
@@ -123,9 +124,10 @@ class Matcher:
 
         Raises:
             BundleError: the bundle has no backbone.
-            InputError: no pictures, or one that cannot be read.
+            InputError: one path in place of a list, no pictures, or one that cannot be read.
         """
         preprocess = picture_preprocess(self.manifest)
+        check_paths("pictures", pictures)
         if not len(pictures):
             raise InputError("pictures must hold at least one picture, got none")
         backbone = self._open("backbone")

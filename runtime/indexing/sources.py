@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_paths
 from ..embeddings import Embeddings, Kind
 from ..errors import InputError
 from ..matcher import Matcher, picture_preprocess
@@ -133,8 +134,9 @@ def text_source(paths: Sequence[str | Path]) -> Source:
     """The lines of text files, each different line once; the id of a row is its text.
 
     Raises:
-        InputError: a file that is not UTF-8 text, or without a line that holds something.
+        InputError: one path in place of a list, a file that is not UTF-8 text, or without a line that holds something.
     """
+    check_paths("paths", paths)
     lines = list(dict.fromkeys(line for path in paths for line in read_lines(path)))
     return Source("captions", lines, [{"caption": line} for line in lines], caption_encoder(lines, lines))
 

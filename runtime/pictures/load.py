@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import check_paths
 from ..contract import Preprocess
 from ..errors import InputError
 from ..extras import missing, needs
@@ -112,8 +113,9 @@ def list_pictures(paths: Sequence[str | Path]) -> PictureFiles:
     """List the picture files among `paths`, and count what else there is. Links to folders are not followed.
 
     Raises:
-        InputError: a path that does not exist, or no picture at all.
+        InputError: one path in place of a list, a path that does not exist, or no picture at all.
     """
+    check_paths("paths", paths)
     suffixes = picture_suffixes()
     found: dict[Path, None] = {}
     passed_over: Counter[str] = Counter()

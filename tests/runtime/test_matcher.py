@@ -338,6 +338,9 @@ def test_pictures_go_through_the_backbone_in_batches(small: Any, tmp_path: Path)
     assert opened.explain(images[1], "a red apple").grid == 2
     with pytest.raises(InputError, match="at least one picture"):
         opened.encode_pictures([])
+    for one in ("0.png", tmp_path / "0.png"):
+        with pytest.raises(InputError, match=r"pictures must be a list, got one path: write \['.*0\.png'\]"):
+            opened.encode_pictures(one)  # type: ignore[arg-type]
 
 
 def test_explanation_shows_each_words_region(matcher: Matcher, regions: tuple) -> None:

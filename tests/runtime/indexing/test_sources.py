@@ -21,7 +21,7 @@ from chan_rt.runtime import (
     open_writer,
     text_source,
 )
-from chan_rt.runtime.indexing.sources import each_row
+from chan_rt.runtime.indexing.sources import each_row, picture_source
 from chan_rt.runtime.skipped import Skipped, SkippedItem
 
 
@@ -126,3 +126,9 @@ def test_a_gallery_opens_its_bundle_at_its_precision(make_small_model: Callable,
             assert matcher.precision == "fp16"
         with pytest.raises(InputError, match="the gallery's bundle nowhere is not there"):
             open_matcher(gallery, "nowhere")
+
+
+@pytest.mark.parametrize("source", [picture_source, text_source])
+def test_one_path_is_no_list_of_paths(source: Callable) -> None:
+    with pytest.raises(InputError, match=r"paths must be a list, got one path: write \['photos'\]"):
+        source("photos")
