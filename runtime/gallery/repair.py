@@ -68,7 +68,7 @@ def repair_gallery(path: str | Path) -> Repair:
         with _write_errors(folder):
             unsure = upgrade(folder, keep_unsure=True) if is_old(folder) else []
             _, catalogue = read_catalogue(folder)
-            sweep(folder, replace(catalogue, dropped=()))  # what an interrupted change left
+            sweep(folder, replace(catalogue, dropped=()), catalogue.files)  # what an interrupted change left
             mode = permissions(folder / CATALOGUE)
             files = NewFiles(folder, catalogue, mode)
             try:

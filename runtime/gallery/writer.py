@@ -85,7 +85,7 @@ class GalleryWriter:
                 if is_old(folder):
                     upgrade(folder)
                 header, catalogue = read_catalogue(folder)
-                sweep(folder, catalogue)
+                sweep(folder, catalogue, catalogue.files)
                 for path in old_files(folder):  # that an upgrade left
                     path.unlink()
             return cls(folder, lock, header, replace(catalogue, dropped=()))

@@ -9,9 +9,10 @@ does not name; `sweep` removes those when the next writer opens.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ...files import sync
 from .catalogue import CATALOGUE, Catalogue, Header
 from .files import SEGMENTS, FileRecord, write_arrays
 
+_log = logging.getLogger(__name__)
 NEW = f"{CATALOGUE}.new"  # the next catalogue while it is written
 
 
@@ -103,16 +105,22 @@ class Unconfirmed(GalleryError):
         self.header = header
 
 
-def sweep(folder: Path, catalogue: Catalogue) -> None:
+def sweep(folder: Path, catalogue: Catalogue, needed: Collection[str]) -> None:
     """Remove what an interrupted or finished change left: nothing but files that this gallery's own naming made.
 
-    Those are the files that the catalogue lists as dropped, and those whose number no commit has reached yet.
+    Those are the files that the catalogue lists as dropped, and those whose number no commit has reached yet. Where one
+    of the needed files is missing, all stay: the catalogue may be an old copy, put beside the files of newer commits,
+    which hold the only rows there are.
     """
     segments = folder / SEGMENTS
     dropped = set(catalogue.dropped)
-    with os.scandir(segments) as entries:
-        for entry in entries:
-            number = catalogue.file_number(entry.name)
-            unfinished = number is not None and number >= catalogue.next_file
-            if (unfinished or entry.name in dropped) and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-                os.unlink(entry.path)
+    with os.scandir(segments) as listing:
+        entries = {entry.name: entry for entry in listing}
+    if not entries.keys() >= set(needed):
+        _log.warning("%s is incomplete, so no file was removed from it", folder)
+        return
+    for name, entry in entries.items():
+        number = catalogue.file_number(name)
+        unfinished = number is not None and number >= catalogue.next_file
+        if (unfinished or name in dropped) and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            os.unlink(entry.path)

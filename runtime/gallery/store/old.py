@@ -114,7 +114,8 @@ def upgrade(folder: Path, *, keep_unsure: bool = False) -> list[str]:
     """
     unsure: list[str] = []
     _, catalogue, tables = read_old(folder, unsure if keep_unsure else None)
-    sweep(folder, replace(catalogue, dropped=()))  # what an interrupted upgrade left
+    rows = {segment.rows.name for segment in catalogue.segments}  # which are in no file yet
+    sweep(folder, replace(catalogue, dropped=()), catalogue.files.keys() - rows)  # what an interrupted upgrade left
     mode = permissions(folder / OLD_CATALOGUE)
     files = NewFiles(folder, catalogue, mode)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chan_rt.runtime.errors import ChanError, GalleryCorrupt, GalleryError, GalleryLocked, InputError
-from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
+from chan_rt.runtime.gallery import Gallery, GalleryWriter, repair_gallery, verify_gallery
 from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, read_catalogue
 from chan_rt.runtime.gallery.store.files import SEGMENTS
 from chan_rt.runtime.gallery.store.lock import LOCK
@@ -68,6 +68,26 @@ def test_a_writer_removes_only_files_of_its_own(gallery_path: Path, make_embeddi
     assert verify_gallery(gallery_path) == []
     with Gallery.open(gallery_path) as opened:
         assert len(opened) == 30
+
+
+def test_an_old_copy_of_the_catalogue_costs_no_rows(gallery_path: Path, make_embeddings) -> None:
+    old = (gallery_path / CATALOGUE).read_bytes()
+    with GalleryWriter.open(gallery_path) as writer:
+        writer.add(["x"], make_embeddings(1, 1))
+        writer.delete(["0"])
+        writer.compact()
+    new, files = (gallery_path / CATALOGUE).read_bytes(), names(gallery_path / SEGMENTS)
+    (gallery_path / CATALOGUE).write_bytes(old)
+    with pytest.raises(GalleryCorrupt, match="is missing"):
+        Gallery.open(gallery_path)
+    GalleryWriter.open(gallery_path).close()
+    assert names(gallery_path / SEGMENTS) == files
+    repair_gallery(gallery_path)
+    assert names(gallery_path / SEGMENTS) == files
+    (gallery_path / CATALOGUE).write_bytes(new)
+    with Gallery.open(gallery_path) as gallery:
+        assert len(gallery) == 30
+        assert gallery.verify() == []
 
 
 @pytest.mark.parametrize("old", [False, True])
