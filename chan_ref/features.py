@@ -68,12 +68,12 @@ class Encoder:
             rows = np.lib.format.open_memmap(beside, "w+", np.float32, (count, GRID * GRID, REGION_DIM))
             for batch in batches(pictures, _BATCH):
                 if done + len(batch) > count:
-                    raise InputError(f"pictures must have {count} items, got more")
+                    raise InputError(f"pictures must be {count}, got more")
                 rows[done : done + len(batch)] = self.encode(batch)
                 done += len(batch)
                 yield len(batch)
             if done != count:
-                raise InputError(f"pictures must have {count} items, got {done}")
+                raise InputError(f"pictures must be {count}, got {done}")
             rows.flush()
             del rows
 

@@ -103,7 +103,7 @@ def run(out: Path, scenes: int) -> bool:
     for name, size in findings.sizes():
         click.echo(f"{name:<34}{size / 1e6:>8.2f}")
     verdict = "Parity holds" if report.passed else "Parity MISSED"
-    click.echo(f"\n{verdict}. The demo took {time.perf_counter() - started:.0f} seconds. See:")
+    click.echo(f"\n{verdict}. {time.perf_counter() - started:.0f} seconds in all. See:")
     for name in ("index.html", "parity.html", "alignment.png"):
         click.echo(f"    {out / name}")
     click.echo("Next:")

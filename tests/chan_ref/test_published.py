@@ -190,7 +190,7 @@ def _tensor(part: int, name: str, tensor: torch.Tensor | None) -> Callable[[dict
         (_set("vocab_size", 41), r"embed.weight must be \[41, 12\], got \[40, 12\]"),
         (_set("coding_type", "HardCoding"), r"coding must be one of VHA, THA, VSA, got 'Hard'"),
         (_set("pooling_type", "TopKPooling"), r"pooling must be one of .*, got 'TopK'"),
-        (_set("belta", 0.0), r"pooling_temperature must be positive, got 0.0"),
+        (_set("belta", 0.0), r"pooling_temperature must be positive and finite, got 0.0"),
         (_set("belta", float("nan")), r"opt.belta must be finite, got nan"),
         (_set("no_imgnorm", 1), r"opt.no_imgnorm must be of type bool, got int"),
         (_set("word2idx", ["a"]), r"opt.word2idx must map words to integers"),
