@@ -287,15 +287,14 @@ def _build(
     environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request["flavor"] == "tensorrt_rtx" else "0"
     with open(work / "stderr", "w+") as stderr:
         command = [sys.executable, "-m", "chan_rt.export.engine_worker", str(work)]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
-        try:
-            for phase in worker.stdout or ():
-                if progress is not None:
-                    progress(phase.strip())
-            status = worker.wait()
-        finally:
-            worker.kill()
-            worker.wait()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True) as worker:
+            try:
+                for phase in worker.stdout or ():
+                    if progress is not None:
+                        progress(phase.strip())
+                status = worker.wait()
+            finally:
+                worker.kill()
         if status == 0:
             script.unlink(missing_ok=True)
             report: dict[str, Any] = json.loads((work / "report.json").read_text())
