@@ -35,7 +35,7 @@ def checked_ids(ids: Iterable[object], name: str = "ids") -> list[str]:
         InputError: `ids` is one text, or no sequence; an id is neither text nor an integer, or is text that UTF-8
             cannot encode. The message names the place and the value.
     """
-    if isinstance(ids, str | bytes):
+    if isinstance(ids, str | bytes | bytearray | memoryview):
         raise InputError(f"{name}: must be a sequence of ids, got the single value {ids!r}; pass [{ids!r}]")
     try:
         items = list(ids)
@@ -51,7 +51,7 @@ def checked_metadata(metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Js
         InputError: a row is no mapping, a key is not text, or a value has no JSON form (NaN and infinity have none).
             The message names the row, the key and the value.
     """
-    if isinstance(metadata, str | bytes | Mapping):
+    if isinstance(metadata, str | bytes | Mapping) or not isinstance(metadata, Iterable):
         raise InputError(f"metadata: must be a sequence of mappings, one for each row, got {type(metadata).__name__}")
     rows = []
     for i, row in enumerate(metadata):

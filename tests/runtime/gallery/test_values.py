@@ -98,7 +98,7 @@ def test_an_id_without_a_lossless_form_is_refused_by_name(
             gallery.search(query, ids=["a", wrong])
 
 
-@pytest.mark.parametrize("ids", ["12", b"12", Loud("12")])
+@pytest.mark.parametrize("ids", ["12", b"12", bytearray(b"12"), memoryview(b"12"), Loud("12")])
 def test_one_text_is_not_read_letter_by_letter(ids: Any) -> None:
     with pytest.raises(InputError, match="must be a sequence of ids, got the single value"):
         checked_ids(ids)
@@ -161,6 +161,8 @@ def test_metadata_without_a_json_form_is_refused_by_name(row: Any, message: str)
 def test_metadata_is_one_mapping_for_each_row_and_not_too_deep() -> None:
     with pytest.raises(InputError, match="one for each row, got dict"):
         checked_metadata({"a": 1})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="one for each row, got int"):
+        checked_metadata(5)  # type: ignore[arg-type]
     deep: Any = []
     for _ in range(2000):
         deep = [deep]
