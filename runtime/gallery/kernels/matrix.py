@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,8 @@ class OnnxruntimeKernel(_MatrixKernel):
     name: KernelName = "onnxruntime"
 
     def __init__(self) -> None:
+        self._process = os.getpid()  # a session's locks may be held by a thread that a forked process does not have
+        self._after_fork = NumpyKernel()
         self._sessions: dict[tuple[int, int | None], Any] = {
             (planes, axis): open_session(
                 scan_model(axis, PLANE if planes == 2 else None),
@@ -89,6 +92,8 @@ class OnnxruntimeKernel(_MatrixKernel):
 
     def maxima(self, stored: NDArray[np.uint8], starts: NDArray[np.int64], query: PackedQueries) -> NDArray[np.float32]:
         """See Kernel."""
+        if os.getpid() != self._process:
+            return self._after_fork.maxima(stored, starts, query)
         if query.over == "row":
             lengths = np.diff(starts)
             if (lengths == lengths[0]).all():
