@@ -15,6 +15,7 @@ from chan_rt.runtime import forks
 from chan_rt.runtime.forks import now_and_after_fork
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery.kernels.base import Kernel
+from chan_rt.runtime.gallery.kernels.matrix import OnnxruntimeKernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
 
 pytestmark = [
@@ -97,3 +98,12 @@ def test_a_fork_renews_what_lives_and_forgets_what_does_not() -> None:
     assert len(forks._methods) == known
     assert in_child(lambda: one.made == 2) == 0
     assert one.made == 1
+
+
+def test_a_child_never_calls_a_session_of_its_parent() -> None:
+    kernel = OnnxruntimeKernel()
+    stored, starts = np.full((3, 64), 130, np.uint8), np.array([0, 1, 3])
+    query = kernel.pack(np.full((1, 2, 64), 3, np.int8), np.array([0, 2]), "row")
+    expected = kernel.maxima(stored, starts, query)
+    kernel._sessions.clear()  # a call would end in a KeyError
+    assert in_child(lambda: np.array_equal(kernel.maxima(stored, starts, query), expected)) == 0
