@@ -2,27 +2,29 @@ PY := .venv/bin/python
 INSTALL := bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 CPU_TESTS := -m pytest -n 2 -m 'not gpu and not nightly'
 PYTHONS ?= 3.11 3.12 3.13 3.14
+BUILT_FROM := pyproject.toml setup.py constraints.txt $(wildcard runtime/gallery/core/*)
 
-.PHONY: help demo test test-python test-oldest test-gpu test-nightly lint bench bench-gpu clean
+.PHONY: help core demo test test-python test-oldest test-gpu test-nightly lint bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# Stamps make each target install what it needs exactly once, and again when the requirements change. The demo needs
-# 1.6 GB, the tests 3.4 GB, the demo's included.
-.venv/installed-demo: pyproject.toml constraints.txt
+# Stamps make each target install what it needs exactly once, and again when the requirements or the compiled search
+# core change; without a C++ compiler there is no core, and searches are slower. The demo needs 1.6 GB, the tests 3.4 GB,
+# the demo's included.
+.venv/installed-demo: $(BUILT_FROM)
 	test -x $(PY) || python3 -m venv .venv
 	.venv/$(INSTALL) -e '.[demo]'
 	touch $@
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: $(BUILT_FROM)
 	test -x $(PY) || python3 -m venv .venv
 	.venv/$(INSTALL) -e '.[dev]'
 	touch .venv/installed-demo $@
 
 # onnxruntime and onnxruntime-gpu are one module, so a GPU has an environment of its own. TensorRT comes from NVIDIA's
 # index and the peers may lag behind torch: what does not install is left out, and the benchmark says so.
-.venv-gpu/installed: pyproject.toml constraints.txt
+.venv-gpu/installed: $(BUILT_FROM)
 	test -x .venv-gpu/bin/python || python3 -m venv .venv-gpu
 	.venv-gpu/$(INSTALL) -e '.[dev]'
 	.venv-gpu/bin/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
@@ -36,6 +38,9 @@ help:  ## show this list
 # The root is the package, so the type checker and the import linter see it through a link of that name.
 .link/chan_rt:
 	mkdir -p .link && ln -sfn .. $@
+
+core:  ## compile the search core anew, which `make test` does, too
+	$(PY) setup.py -q build_ext --inplace
 
 demo: .venv/installed-demo  ## pictures -> features -> bundle -> engines -> parity -> search, in under three minutes
 	# waiting torch threads must not spin where the cores are shared: at load 6 the scenes took 101 s so, 243 s without
@@ -91,4 +96,4 @@ bench-gpu: .venv-gpu/installed  ## every GPU figure of this machine, into bench/
 	.venv-gpu/bin/python -m chan_rt.bench.gpu
 
 clean:  ## remove the environments and everything generated
-	rm -rf .venv .venv-* .link build dist out .coverage .coverage.* *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .link runtime/gallery/_core.*.so build dist out .coverage .coverage.* *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,11 @@
 """The wheel holds exactly the packages' own files, and nothing heavy is imported before it is needed."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -15,6 +18,8 @@ import chan_rt
 from chan_rt.cli import main
 
 ROOT = Path(__file__).parent.parent
+CORE = "chan_rt/runtime/gallery/_core.abi3.so"
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 
 
 def tracked_files() -> set[str]:
@@ -24,22 +29,39 @@ def tracked_files() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in a wheel built from what git tracks, so that leftovers of this working tree cannot hide a mistake."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, so that leftovers of this working tree cannot hide a mistake."""
     source = tmp_path_factory.mktemp("source")
     for name in tracked_files():
         if (ROOT / name).is_file():
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, source]
-    subprocess.run([str(part) for part in command], check=True)
+    return source
+
+
+def build_wheel(source: Path, out: Path, compiler: str | None = None) -> tuple[Path, str]:
+    """A wheel of the source, and what its build printed; `compiler` stands for the C++ compiler."""
+    shutil.rmtree(source / "build", ignore_errors=True)
+    named = {} if compiler is None else {"CC": compiler, "CXX": compiler}
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", out, source]
+    ran = subprocess.run(
+        [str(part) for part in command], check=True, capture_output=True, text=True, env={**os.environ, **named}
+    )
     (wheel,) = out.glob("*.whl")
-    return set(zipfile.ZipFile(wheel).namelist())
+    return wheel, ran.stdout + ran.stderr
 
 
-def test_wheel_contains_exactly_the_packages(wheel_files: set[str]) -> None:
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))[0]
+
+
+def installed_files(wheel: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+
+def package_files() -> set[str]:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     expected = {"chan_rt/__init__.py", "chan_rt/cli.py"}
     for package in setuptools["packages"]:
@@ -50,7 +72,33 @@ def test_wheel_contains_exactly_the_packages(wheel_files: set[str]) -> None:
         for pattern in patterns:
             files = {str(path.relative_to(ROOT)) for path in folder.glob(pattern)}
             expected |= {f"chan_rt/{name}" for name in files & tracked_files()}
-    assert {name for name in wheel_files if ".dist-info/" not in name} == expected
+    return expected
+
+
+def test_wheel_contains_exactly_the_packages(wheel: Path) -> None:
+    assert installed_files(wheel) - {CORE} == package_files()
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
+def test_wheel_has_the_compiled_core_for_every_python(wheel: Path) -> None:
+    assert CORE in installed_files(wheel)
+    assert "-cp311-abi3-" in wheel.name
+
+
+def test_a_failed_compilation_leaves_a_package_without_the_core(source: Path, tmp_path: Path) -> None:
+    wheel, printed = build_wheel(source, tmp_path / "wheel", compiler="false")
+    assert installed_files(wheel) == package_files()
+    assert "installed without its compiled search core: searches return the same results, but are slower" in printed
+
+
+def test_source_distribution_has_the_whole_core(source: Path, tmp_path: Path) -> None:
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        packed = {name.partition("/")[2] for name in opened.getnames()}
+    core = {name for name in tracked_files() if name.startswith("runtime/gallery/core/")}
+    assert core | {"setup.py"} <= packed
 
 
 def test_every_package_folder_is_named_in_pyproject() -> None:
