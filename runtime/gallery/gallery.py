@@ -196,6 +196,33 @@ class Gallery:
         rows = self._snapshot().rows()
         return rows if condition is None else condition.choose(rows)
 
+    def find(self, ids: Iterable[str | int]) -> list[Row]:
+        """Id and metadata of the rows with these ids, in the order of the ids.
+
+        Raises:
+            InputError: an id that the gallery does not have.
+            GalleryCorrupt: bytes that must be read are not those that were committed.
+        """
+        snapshot, wanted = self._snapshot(), checked_ids(ids)
+        return [snapshot.row(row) for row in _numbers(snapshot, wanted)]
+
+    def embeddings(self, ids: Iterable[str | int]) -> Embeddings:
+        """Embeddings of the rows with these ids, in the order of the ids: from the fine copy, or else from the codes.
+
+        Raises:
+            InputError: no ids, or an id that the gallery does not have.
+            GalleryCorrupt: bytes that must be read are not those that were committed.
+        """
+        snapshot, wanted = self._snapshot(), checked_ids(ids)
+        if not wanted:
+            raise InputError("ids: must hold at least one id, got none")
+        parts = []
+        for row in _numbers(snapshot, wanted):
+            index, position = snapshot.locate(row)
+            vectors = snapshot.segments[index].vectors(position, position + 1)
+            parts.append(Embeddings(vectors[None], np.array([len(vectors)], np.int32), self.settings.kind))
+        return Embeddings.concatenate(parts)
+
     @property
     def damage(self) -> list[str]:
         """What could not be read, in words; empty unless the gallery was opened with damaged="skip"."""
@@ -295,12 +322,8 @@ class Gallery:
         """The rows that may be found."""
         allowed = snapshot.live
         if ids is not None:
-            found = snapshot.find(ids)
-            missing = [id for id in ids if id not in found]
-            if missing:
-                raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
             mask = np.zeros(len(allowed), bool)
-            mask[list(found.values())] = True
+            mask[_numbers(snapshot, ids)] = True
             allowed = allowed & mask
         if condition is not None:
             allowed = allowed & snapshot.passing(condition)
@@ -375,3 +398,12 @@ class Gallery:
             vectors = snapshot.segments[index].vectors(position, position + 1)
             detail = true_row(vectors, query, self.settings.kind, AlignmentConfig("VHA", "Max"))
         return detail.winners, detail.maxima.astype(np.float32)
+
+
+def _numbers(snapshot: Snapshot, ids: Sequence[str]) -> list[int]:
+    """The numbers of the rows with these ids; InputError names the ids that the gallery does not have."""
+    found = snapshot.find(ids)
+    missing = [id for id in ids if id not in found]
+    if missing:
+        raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+    return [found[id] for id in ids]

@@ -364,3 +364,26 @@ def test_the_catalogue_is_a_line_and_one_json_object(gallery_path: Path) -> None
     assert line.split()[0] == "chan-gallery"
     assert line.split()[3] == "3", "the generation"
     assert [segment["count"] for segment in json.loads(body)["segments"]] == [10, 10, 10]
+
+
+def test_rows_are_found_by_id_with_their_embeddings(gallery_path: Path, make_embeddings) -> None:
+    with GalleryWriter.open(gallery_path) as writer:
+        writer.delete(["3"])
+    with Gallery.open(gallery_path) as gallery:
+        rows = gallery.find([21, "4", "21"])
+        assert [(row.id, row.metadata["n"]) for row in rows] == [("21", 21), ("4", 4), ("21", 21)]
+        found = gallery.embeddings(["21", "4"])
+        assert found.kind == "images"
+        for row, (seed, place) in enumerate([(20, 1), (0, 4)]):
+            part = make_embeddings(seed, 10)
+            np.testing.assert_array_equal(
+                found.vectors[row, : found.lengths[row]], part.vectors[place, : part.lengths[place]]
+            )
+        for missing in (["3"], ["4", "nine"]):
+            with pytest.raises(InputError, match=f"ids: not in the gallery: {missing[-1]}"):
+                gallery.find(missing)
+            with pytest.raises(InputError, match=f"ids: not in the gallery: {missing[-1]}"):
+                gallery.embeddings(missing)
+        assert gallery.find([]) == []
+        with pytest.raises(InputError, match="at least one id"):
+            gallery.embeddings([])
