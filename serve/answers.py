@@ -1,0 +1,141 @@
+"""Results of the library as the bodies of answers: words beside their regions, boxes and shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import numpy as np
+
+from ..runtime.contract import AlignmentConfig
+from ..runtime.embeddings import Embeddings
+from ..runtime.errors import TensorError
+from ..runtime.explanation import MARKS, Explanation, shares
+from ..runtime.gallery.result import Hit, SearchResult
+from . import bodies
+from .galleries import OpenGallery
+from .work import Work
+
+# Metadata that indexing keeps about this server's files: `path` and `source`. Clients get the picture by its id.
+PRIVATE = ("path", "source")
+
+
+def search_response(job: Work) -> bodies.SearchResponse:
+    """The answer to a search that is done."""
+    assert job.embeddings is not None
+    queries = [_caption_words(job.opened, caption, job.off) for caption in job.captions] or [[]] * len(job.results)
+    results = [
+        _result(job.opened, result, job.embeddings[row], words)
+        for row, (result, words) in enumerate(zip(job.results, queries, strict=True))
+    ]
+    return bodies.SearchResponse(job.opened.name, job.opened.gallery.settings.kind, results)
+
+
+def explain_response(
+    opened: OpenGallery, explanation: Explanation, caption: str, picture: str | None
+) -> bodies.ExplainResponse:
+    """The answer to `explain`."""
+    words = [
+        bodies.WordMatch(
+            match.word, match.region, box(match.region, explanation.grid), match.similarity, match.share,
+            match.known, match.is_mark,
+        )
+        for match in explanation.words
+    ]  # fmt: skip
+    unknown = opened.matcher.unknown_words(caption)
+    return bodies.ExplainResponse(opened.name, explanation.score, explanation.grid, picture, words, unknown)
+
+
+def picture_path(name: str, hit_id: str) -> str:
+    """Where this server has the picture of a row."""
+    return f"/v1/galleries/{name}/pictures?id={quote(hit_id, safe='')}"
+
+
+def box(region: int, grid: int | None) -> tuple[float, float, float, float] | None:
+    """Left, top, width and height of a region as fractions of the picture; None where regions are no raster."""
+    if grid is None or not 0 <= region < grid * grid:
+        return None
+    row, column = divmod(region, grid)
+    return column / grid, row / grid, 1 / grid, 1 / grid
+
+
+def pack(embeddings: Embeddings) -> bodies.PackedEmbeddings:
+    """Embeddings as a body has them."""
+    rows = [vectors[:length] for vectors, length in zip(embeddings.vectors, embeddings.lengths, strict=True)]
+    data = np.concatenate(rows).astype("<f4").tobytes()
+    return bodies.PackedEmbeddings(embeddings.dim, embeddings.lengths.tolist(), data, embeddings.kind)
+
+
+def unpack(packed: bodies.PackedEmbeddings, max_words: int) -> Embeddings:
+    """Embeddings from a body.
+
+    Raises:
+        TensorError: the number of bytes is not that of dim and lengths, or they are more than `max_words` vectors.
+    """
+    total = sum(packed.lengths)
+    if total > max_words:
+        raise TensorError("lengths", f"must sum to at most {max_words}", total)
+    if len(packed.vectors) != 4 * packed.dim * total:
+        raise TensorError(
+            "vectors", f"must have 4 x dim x sum(lengths) = {4 * packed.dim * total} bytes", len(packed.vectors)
+        )
+    flat = np.frombuffer(packed.vectors, "<f4").reshape(total, packed.dim)
+    lengths = np.array(packed.lengths, np.int32)
+    vectors = np.zeros((len(lengths), int(lengths.max()), packed.dim), np.float32)
+    vectors[np.arange(vectors.shape[1]) < lengths[:, None]] = flat
+    return Embeddings(vectors, lengths, packed.kind)
+
+
+def _result(
+    opened: OpenGallery, result: SearchResult, query: Embeddings, words: Sequence[bodies.Word]
+) -> bodies.Result:
+    on = [word for word in words if word.on]
+    hits = [_hit(opened, hit, query, on) for hit in result.hits]
+    unknown = list(dict.fromkeys(word.word for word in words if not word.known))
+    return bodies.Result(
+        result.mode, result.certified, result.reason, result.rows, result.rescored, result.rescored_share,
+        list(words), unknown, hits,
+    )  # fmt: skip
+
+
+def _hit(opened: OpenGallery, hit: Hit, query: Embeddings, words: Sequence[bodies.Word]) -> bodies.Hit:
+    if opened.side == "captions":
+        words = _caption_words(opened, str(hit.metadata.get("caption", "")), (), len(hit.word_regions))
+    elif not words:  # a query of embeddings: nobody knows its words
+        words = [bodies.Word("")] * len(hit.word_regions)
+    parts = _shares(opened, hit, query)
+    grid = opened.grid
+    matches = [
+        bodies.WordMatch(
+            word.word, region, box(region, grid), round(similarity, 6), round(share, 6), word.known, word.mark
+        )
+        for word, region, similarity, share in zip(
+            words, hit.word_regions.tolist(), hit.word_scores.tolist(), parts, strict=True
+        )
+    ]
+    picture = picture_path(opened.name, hit.id) if "path" in hit.metadata else None
+    metadata = {key: value for key, value in hit.metadata.items() if key not in PRIVATE}
+    return bodies.Hit(hit.id, hit.score, metadata, picture, matches)
+
+
+def _shares(opened: OpenGallery, hit: Hit, query: Embeddings) -> list[float]:
+    """Each word's share of a hit's score. With VHA the similarities decide; otherwise the row's vectors are read."""
+    config: AlignmentConfig = opened.gallery.alignment
+    nothing = query.vectors[0, :0]
+    if config.coding == "VHA":
+        return list(map(float, shares(nothing, nothing, hit.word_scores.tolist(), config)))
+    row = opened.gallery.embeddings([hit.id])
+    mine, asked = row.vectors[0, : row.lengths[0]], query.vectors[0, : query.lengths[0]]
+    regions, words = (mine, asked) if opened.side == "images" else (asked, mine)
+    return list(map(float, shares(regions, words, hit.word_scores.tolist(), config)))
+
+
+def _caption_words(
+    opened: OpenGallery, caption: str, off: Sequence[int], count: int | None = None
+) -> list[bodies.Word]:
+    """The words of a caption; `count` nameless ones where the caption of a row is not known."""
+    if not caption.strip() and count is not None:
+        return [bodies.Word("")] * count
+    tokenizer = opened.matcher.tokenizer
+    pairs = zip(tokenizer.tokens(caption), tokenizer.known(caption), strict=True)
+    return [bodies.Word(word, known, word in MARKS, i not in off) for i, (word, known) in enumerate(pairs)]

@@ -1,0 +1,189 @@
+"""The galleries that are served, each with the matcher of its bundle: opened, held while in use, and opened again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..runtime.gallery import Gallery, fingerprint
+from ..runtime.matcher import Matcher
+from ..runtime.session import open_matcher
+from .problems import Refusal
+from .settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+class Held:
+    """Something that is closed when its last holder lets go of it."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self._close = close
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    def hold(self) -> bool:
+        """Take part in holding it; False where it is closed already."""
+        with self._lock:
+            self._holders += self._holders > 0
+            return self._holders > 0
+
+    def release(self) -> None:
+        """Let go."""
+        with self._lock:
+            self._holders -= 1
+            last = self._holders == 0
+        if last:
+            self._close()
+
+
+class OpenGallery(Held):
+    """A gallery that is served, open together with its matcher.
+
+    Attributes:
+        name: in the API.
+        gallery, matcher: open until the last holder lets go.
+    """
+
+    def __init__(self, name: str, gallery: Gallery, matcher: Matcher, close: Callable[[], object]) -> None:
+        super().__init__(close)
+        self.name = name
+        self.gallery = gallery
+        self.matcher = matcher
+
+    @property
+    def side(self) -> str:
+        """What the gallery's rows are: `images` or `captions`."""
+        return self.gallery.settings.kind
+
+    @property
+    def grid(self) -> int | None:
+        """The regions of pictures are a grid x grid raster; None where the bundle does not read pictures."""
+        preprocess = self.matcher.manifest.preprocess
+        return None if preprocess is None else preprocess.grid
+
+    def info(self, writable: bool) -> dict[str, Any]:
+        """Facts for `GET /v1/galleries`."""
+        settings, fast = self.gallery.settings, self.gallery.fast
+        return {
+            "name": self.name,
+            "kind": settings.kind,
+            "rows": len(self.gallery),
+            "dim": settings.dim,
+            "coding": settings.alignment.coding,
+            "pooling": settings.alignment.pooling,
+            "fine": settings.fine,
+            "precision": settings.precision,
+            "model": settings.model,
+            "scan": self.gallery.scan,
+            "grid": self.grid,
+            "takes_pictures": self.grid is not None,
+            "max_words": self.matcher.max_words,
+            "writable": writable,
+            "modes": ["exact"] if fast is None else ["exact", "fast"],
+            "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
+        }
+
+
+class Galleries:
+    """Every gallery of a server by its name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._open: dict[str, OpenGallery] = {}
+        self._reopening = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the API, in the order of the command line."""
+        return list(self._settings.galleries)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Folders of this server -> what an error calls them."""
+        return {str(Path(path).absolute()): f"the gallery {name}" for name, path in self._settings.galleries.items()}
+
+    def reopen(self) -> None:
+        """Open every gallery and bundle from its folder; those that were open go on until nobody uses them.
+
+        Raises:
+            ChanError: one cannot be opened; then all stay as they were.
+        """
+        with self._reopening:
+            opened = _open_all(self._settings)
+            before, self._open = self._open, opened
+        for old in before.values():
+            old.release()
+        _log.info("opened %s", ", ".join(f"{one.name} ({len(one.gallery)} rows)" for one in opened.values()))
+
+    def close(self) -> None:
+        """Close what nobody uses; the rest closes when it is let go."""
+        before, self._open = self._open, {}
+        for old in before.values():
+            old.release()
+
+    def hold(self, name: str | None) -> OpenGallery:
+        """The gallery of a name, held for the caller, who must release it.
+
+        Args:
+            name: None for the only one.
+
+        Raises:
+            Refusal: there is none of that name, or there are several and no name is given.
+        """
+        if name is None and len(self._settings.galleries) > 1:
+            raise Refusal(422, "gallery", f"gallery must be one of {', '.join(self.names)}, got none")
+        found = self._open.get(self.names[0] if name is None else name)
+        if found is None or not found.hold():
+            raise Refusal(404, "gallery", f"gallery must be one of {', '.join(self.names)}, got {name!r}")
+        return found
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[OpenGallery]:
+        """The gallery of a name, held for a block; as `hold`."""
+        held = self.hold(name)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    def all(self) -> Mapping[str, OpenGallery]:
+        """What is open now, by name."""
+        return dict(self._open)
+
+
+def _open_all(settings: Settings) -> dict[str, OpenGallery]:
+    """Open each gallery once, and each bundle once."""
+    matchers: dict[tuple[str, str | None], tuple[Matcher, Held]] = {}
+    opened: dict[str, OpenGallery] = {}
+    with ExitStack() as undo:
+        for name, path in settings.galleries.items():
+            gallery = Gallery.open(path, threads=settings.threads, device=settings.device)
+            with ExitStack() as on_error:
+                on_error.callback(gallery.close)
+                bundle = settings.bundle or gallery.settings.bundle
+                key = (str(bundle), gallery.settings.precision)
+                if key in matchers:
+                    matcher, held = matchers[key]
+                    gallery.check_model(fingerprint(matcher.manifest, matcher.precision))
+                    held.hold()
+                else:
+                    matcher = open_matcher(gallery, settings.bundle, settings.backend, settings.threads)
+                    matchers[key] = matcher, (held := Held(matcher.close))
+                on_error.pop_all()
+            opened[name] = OpenGallery(name, gallery, matcher, _closer(gallery, held))
+            undo.callback(opened[name].release)
+        undo.pop_all()
+    return opened
+
+
+def _closer(gallery: Gallery, matcher: Held) -> Callable[[], None]:
+    def close() -> None:
+        gallery.close()
+        matcher.release()
+
+    return close

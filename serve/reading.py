@@ -1,0 +1,97 @@
+"""Requests to typed bodies: JSON, or a picture file with the other fields in the query; bounded in bytes and time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from .problems import Refusal
+from .settings import Limits
+
+T = TypeVar("T", bound=msgspec.Struct)
+CLOSE = {"Connection": "close"}  # where a body is not read to its end, the connection cannot be used again
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        Refusal: 413 for more bytes than a request may have, 408 for a body that takes too long to come.
+    """
+    too_large = Refusal(413, "payload", f"the body must have at most {limits.payload} bytes, got more", CLOSE)
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limits.payload:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.payload:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise Refusal(408, "slow", f"the body must arrive within {limits.seconds} seconds", CLOSE) from None
+    return b"".join(parts)
+
+
+async def read_request(request: Request, limits: Limits, kind: type[T], picture: str | None = None) -> T:
+    """The body of a request as a type of bodies.py.
+
+    Args:
+        request: its body is JSON, or a picture file with a media type `image/...`.
+        limits: of the server.
+        kind: the type.
+        picture: the field that a picture file becomes (`picture`, or `pictures`, of which it is the only one); None
+            where none is taken. The other fields come from the query then.
+
+    Raises:
+        Refusal: as `read_body`; 415 for another media type, 400 for what is no JSON, 422 for fields that do not fit.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = await read_body(request, limits)
+    if picture is not None and media.startswith("image/"):
+        fields = _query_fields(request, kind)
+        fields[picture] = body if picture == "picture" else [body]
+        return _convert(fields, kind)
+    if media != "application/json":
+        also = " or image/..." if picture is not None else ""
+        raise Refusal(415, "media", f"the content type must be application/json{also}, got {media or 'none'}")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refusal(422, "body", f"the body does not fit: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refusal(400, "json", f"the body must be JSON: {error}") from error
+    except RecursionError as error:
+        raise Refusal(400, "json", "the body must be JSON that is not nested so deep") from error
+
+
+def _query_fields(request: Request, kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The fields that a query gives: lists by repeating the name, objects as JSON."""
+    lists = {one.encode_name for one in msgspec.structs.fields(kind) if "list[" in str(one.type)}
+    objects = {one.encode_name for one in msgspec.structs.fields(kind) if "dict[" in str(one.type)}
+    found: dict[str, Any] = {}
+    for name in request.query_params:
+        values = request.query_params.getlist(name)
+        if name not in lists and len(values) > 1:
+            raise Refusal(422, "query", f"the query must have {name} once, got it {len(values)} times")
+        try:
+            parsed = [json.loads(value) for value in values] if name in objects else values
+        except (ValueError, RecursionError) as error:
+            raise Refusal(422, "query", f"{name} must be JSON, got {values[0][:60]!r}") from error
+        found[name] = parsed if name in lists else parsed[0]
+    return found
+
+
+def _convert(fields: Mapping[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refusal(422, "query", f"the query does not fit: {error}") from error

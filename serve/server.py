@@ -1,0 +1,112 @@
+"""One worker: an event loop that opens the galleries, takes requests, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from .app import create_app
+from .settings import Settings
+from .state import State
+
+_log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is in flight then is finished within `settings.grace`.
+
+    Raises:
+        ChanError: a gallery cannot be opened.
+        OSError: the address cannot be listened at.
+    """
+    with listen(settings) as listener:
+        run_worker(settings, listener)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens at the host and port of the settings."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    host, port = listener.getsockname()[:2]
+    _log.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    return listener
+
+
+def run_worker(settings: Settings, listener: socket.socket) -> None:
+    """Serve at a socket until SIGTERM or Ctrl-C.
+
+    Raises:
+        ChanError: a gallery cannot be opened.
+    """
+    state = State(settings)
+    try:
+        config = uvicorn.Config(
+            create_app(state),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=settings.grace,
+        )
+        server = Server(config, state)
+        server.run([listener])
+        if server.failure is not None:
+            raise server.failure
+    finally:
+        state.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which opens the galleries while it answers, and drains when it is told to end.
+
+    Attributes:
+        failure: why the galleries could not be opened.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self.failure: BaseException | None = None
+        self._state = state
+        self._drain_until = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and open the galleries beside it."""
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, self._state.galleries.reopen).add_done_callback(self._opened)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal ends at once."""
+        if self._state.draining:
+            self.should_exit = self.force_exit = True
+        self._state.draining = True
+        _log.info("%s: finishing %d requests", signal.Signals(sig).name, self._state.at_work)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: end when the drain is over."""
+        if self._state.draining and not self.should_exit:
+            now = asyncio.get_running_loop().time()
+            self._drain_until = self._drain_until or now + self._state.settings.grace
+            self.should_exit = self._state.at_work == 0 or now > self._drain_until
+        return await super().on_tick(counter)
+
+    def _opened(self, done: asyncio.Future[None]) -> None:
+        self.failure = done.exception()
+        self._state.ready = self.failure is None
+        self.should_exit = self.should_exit or self.failure is not None
+
+    def _reopen(self) -> None:
+        """SIGHUP: open the galleries again."""
+
+        def report(done: asyncio.Future[None]) -> None:
+            if (error := done.exception()) is not None:
+                _log.error("the galleries stay as they were: %s", error)
+
+        asyncio.get_running_loop().run_in_executor(None, self._state.galleries.reopen).add_done_callback(report)

@@ -1,0 +1,117 @@
+"""What a server was started with: galleries, limits, keys. Every limit has a flag of `chan serve`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from ..runtime.checks import check_positive
+from ..runtime.errors import InputError
+
+LogFormat = Literal["text", "json"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all of them together, may use. A request over a limit is refused before it costs much.
+
+    Attributes:
+        requests: requests at work or waiting in one worker process; one more is answered with 429 at once.
+        connections: open connections of one worker process; one more is closed at once.
+        batch_words: words that are encoded together, padding included.
+        texts: captions, pictures or rows in one request.
+        payload: bytes of a request's body.
+        k: hits that a request may ask for.
+        pixels: of an uploaded picture, before it is decoded.
+        seconds: that a request may take, reading its body and waiting included.
+    """
+
+    requests: int = 128
+    connections: int = 1024
+    batch_words: int = 2048
+    texts: int = 64
+    payload: int = 16 << 20
+    k: int = 1000
+    pixels: int = 50_000_000
+    seconds: int = 30
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            check_positive(one.name, getattr(self, one.name))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a server.
+
+    Attributes:
+        galleries: name in the API -> the gallery's folder.
+        bundle: of all galleries, where it was moved; None for the one that each gallery remembers.
+        host, port: where to listen; port 0 takes a free one.
+        workers: processes.
+        backend: as in `Matcher.open`.
+        threads: CPU threads for encoding and for scans in each worker; None for every core.
+        device: where galleries are scanned, as in `Gallery.open`.
+        api_key: what clients must present; None lets everyone in.
+        writable: whether clients may add and delete rows, and reopen galleries.
+        uploads: folder that keeps pictures of rows that clients add; None keeps none.
+        pictures: folders below which pictures of rows are served; empty for wherever a gallery's rows lie.
+        origins: web origins that may use the API from a browser (CORS).
+        limits: see `Limits`.
+        grace: seconds that requests in flight have to finish after SIGTERM.
+        log: form of the log.
+        otlp_endpoint: URL of an OpenTelemetry collector (OTLP over HTTP); None sends nothing.
+    """
+
+    galleries: Mapping[str, Path]
+    bundle: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    backend: str = "auto"
+    threads: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    api_key: str | None = field(default=None, repr=False)
+    writable: bool = False
+    uploads: Path | None = None
+    pictures: tuple[Path, ...] = ()
+    origins: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    grace: int = 30
+    log: LogFormat = "text"
+    otlp_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.galleries:
+            raise InputError("galleries must name at least one gallery, got none")
+        for name in self.galleries:
+            if not _NAME.fullmatch(name):
+                raise InputError(
+                    f"the name of a gallery must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter "
+                    f"or digit, got {name!r}: write NAME=GALLERY"
+                )
+        if self.api_key is not None and (not self.api_key or not self.api_key.isascii()):
+            raise InputError("the API key must be at least one character of ASCII, got another text")
+        check_positive("workers", self.workers)
+        check_positive("grace", self.grace)
+
+
+def named_galleries(arguments: tuple[str, ...]) -> dict[str, Path]:
+    """`GALLERY` and `NAME=GALLERY` as name -> folder; without a name it is that of the folder.
+
+    Raises:
+        InputError: two galleries have one name.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, separator, folder = argument.partition("=")
+        if not separator or Path(argument).is_dir():
+            name, folder = Path(argument).resolve().name, argument
+        if name in found:
+            raise InputError(f"two galleries are named {name!r}: write NAME=GALLERY")
+        found[name] = Path(folder)
+    return found

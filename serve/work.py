@@ -1,0 +1,183 @@
+"""What a batch of jobs does: encode captions and pictures of all of them together, then search with what they want.
+
+Captions are encoded in runs of similar length, so that little is computed on padding. Queries of one gallery that
+search for the same share one scan. A job that fails does so alone: what was together is tried again one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ..runtime.embeddings import Embeddings
+from ..runtime.errors import ChanError
+from ..runtime.gallery.result import Mode, SearchResult
+from ..runtime.matcher import Matcher
+from .batching import Job
+from .galleries import OpenGallery
+from .problems import Refusal
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to search for; queries that agree in it share a scan.
+
+    Attributes:
+        k, mode: as in `Gallery.search`.
+        where: the filter as JSON with sorted keys, so that equal filters are equal texts.
+        ids: only these rows.
+    """
+
+    k: int
+    mode: Mode
+    where: str | None = None
+    ids: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, k: int, mode: Mode, where: Mapping[str, Any] | None, ids: Sequence[str] | None) -> Search:
+        """A search with a filter and ids as a request has them."""
+        text = None if where is None else json.dumps(where, sort_keys=True)
+        return cls(k, mode, text, None if ids is None else tuple(ids))
+
+    def run(self, opened: OpenGallery, queries: Embeddings) -> list[SearchResult]:
+        """Search a gallery."""
+        where = None if self.where is None else json.loads(self.where)
+        return opened.gallery.search(queries, self.k, mode=self.mode, where=where, ids=self.ids)
+
+
+@dataclass(eq=False, kw_only=True)
+class Work(Job):
+    """Queries of one request, and what they are for.
+
+    Attributes:
+        opened: the gallery; the request holds it until the job is done.
+        captions, pictures: to encode, one of them; pictures are of the size that the backbone reads.
+        off: words of the one caption that take no part in the search.
+        search: what to search for; None only encodes.
+        embeddings: of the queries: given, or what encoding returned.
+        results: one for each query.
+        encode_seconds, search_seconds: that the batch took.
+    """
+
+    opened: OpenGallery
+    captions: Sequence[str] = ()
+    pictures: Sequence[Image.Image] = ()
+    off: Sequence[int] = ()
+    search: Search | None = None
+    embeddings: Embeddings | None = None
+    results: list[SearchResult] = field(default_factory=list)
+    encode_seconds: float = 0.0
+    search_seconds: float = 0.0
+
+
+def run_batch(jobs: Sequence[Work], words: int) -> None:
+    """Encode and search for jobs; one that cannot be done gets its `error`.
+
+    Args:
+        jobs: of any galleries.
+        words: the most words, padding included, that are encoded in one run.
+    """
+    begin = time.perf_counter()
+    texts = [job for job in jobs if job.captions]
+    pictures = [job for job in jobs if job.pictures]
+    for group in _grouped(texts, lambda job: id(job.opened.matcher)):
+        _encode(group, lambda job: job.captions, lambda matcher, items: encode_texts(matcher, items, words))
+    for group in _grouped(pictures, lambda job: id(job.opened.matcher)):
+        _encode(group, lambda job: job.pictures, lambda matcher, items: matcher.encode_pictures(items))
+    for job in jobs:
+        if job.off:
+            _attempt([job], _switch_off)
+    middle = time.perf_counter()
+    searching = [job for job in jobs if job.search is not None and job.error is None]
+    for group in _grouped(searching, lambda job: (id(job.opened), job.search)):
+        _attempt(group, _search)
+    end = time.perf_counter()
+    for job in jobs:
+        job.encode_seconds, job.search_seconds = middle - begin, end - middle
+
+
+def encode_texts(matcher: Matcher, captions: Sequence[str], words: int) -> Embeddings:
+    """Encode captions in runs of similar length, each of at most `words` words with its padding."""
+    lengths = [len(row) for row in matcher.tokenizer.rows(captions)]
+    order = sorted(range(len(captions)), key=lengths.__getitem__)
+    parts = [matcher.encode_texts([captions[i] for i in run]) for run in _runs(order, lengths, words)]
+    place = np.argsort(np.array(order))
+    return Embeddings.concatenate(parts)[place]
+
+
+def _runs(order: Sequence[int], lengths: Sequence[int], words: int) -> Iterator[list[int]]:
+    """Cut rows, in order of length, so that rows times the longest is at most `words`."""
+    run: list[int] = []
+    for row in order:
+        if run and (len(run) + 1) * lengths[row] > words:
+            yield run
+            run = []
+        run.append(row)
+    yield run
+
+
+def _encode(
+    jobs: Sequence[Work],
+    items_of: Callable[[Work], Sequence[_Item]],
+    encode: Callable[[Matcher, Sequence[_Item]], Embeddings],
+) -> None:
+    def encode_all(group: Sequence[Work]) -> None:
+        encoded = encode(group[0].opened.matcher, [item for job in group for item in items_of(job)])
+        row = 0
+        for job in group:
+            count = len(items_of(job))
+            job.embeddings = encoded[row : row + count].trimmed()
+            row += count
+
+    _attempt(jobs, encode_all)
+
+
+def _switch_off(jobs: Sequence[Work]) -> None:
+    """Take the words that are off out of the query of the one job."""
+    (job,) = jobs
+    assert job.embeddings is not None
+    length = int(job.embeddings.lengths[0])
+    if max(job.off) >= length:
+        raise Refusal(422, "off", f"off must be below the caption's {length} words, got {max(job.off)}")
+    kept = np.delete(job.embeddings.vectors[:, :length], list(job.off), axis=1)
+    if not kept.shape[1]:
+        raise Refusal(422, "off", f"off must leave a word of the caption, got all {length}")
+    job.embeddings = Embeddings(kept, np.array([kept.shape[1]], np.int32), job.embeddings.kind)
+
+
+def _search(jobs: Sequence[Work]) -> None:
+    queries = [job.embeddings for job in jobs if job.embeddings is not None]
+    search = jobs[0].search
+    assert search is not None
+    results = iter(search.run(jobs[0].opened, Embeddings.concatenate(queries)))
+    for job, query in zip(jobs, queries, strict=True):
+        job.results = [next(results) for _ in range(len(query))]
+
+
+def _attempt(jobs: Sequence[Work], do: Callable[[Sequence[Work]], None]) -> None:
+    """Do something for all jobs, or where that fails for each alone."""
+    try:
+        do(jobs)
+    except (ChanError, Refusal) as error:
+        if len(jobs) == 1:
+            jobs[0].error = error
+            return
+        for job in jobs:
+            _attempt([job], do)
+
+
+def _grouped(jobs: Iterable[Work], key: Callable[[Work], Hashable]) -> Iterable[list[Work]]:
+    groups: dict[Hashable, list[Work]] = {}
+    for job in jobs:
+        groups.setdefault(key(job), []).append(job)
+    return groups.values()
