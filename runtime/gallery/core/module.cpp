@@ -1,35 +1,407 @@
-// The Python module chan_rt.runtime.gallery._core: converts arguments and releases the lock, and computes nothing itself.
+// The extension module chan_rt.runtime.gallery._core. Python checks what it is given before it calls: see core.py.
+
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "cpu.h"
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "search.h"
 
 namespace {
 
-PyObject* features(PyObject*, PyObject*) {
-  const std::vector<std::string> names = chan::usable_instruction_sets();
-  PyObject* result = PyTuple_New(static_cast<Py_ssize_t>(names.size()));
-  if (result == nullptr) return nullptr;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    PyObject* name = PyUnicode_FromString(names[i].c_str());
-    if (name == nullptr) {
-      Py_DECREF(result);
-      return nullptr;
-    }
-    PyTuple_SetItem(result, static_cast<Py_ssize_t>(i), name);  // takes the reference
-  }
-  return result;
+using chan::Kernels;
+
+struct Set {
+    const char* name;
+    const Kernels* (*kernels)();
+};
+const Set SETS[] = {{"avx512_vnni", chan::avx512_kernels}, {"generic", chan::generic_kernels}};
+
+const Kernels* kernels_named(const char* name) {
+    for (const Set& set : SETS)
+        if (!name || !std::strcmp(name, set.name))
+            if (const Kernels* found = set.kernels()) return found;
+    PyErr_Format(PyExc_LookupError, "this CPU has no instruction set %s", name ? name : "that is known");
+    return nullptr;
 }
 
-PyMethodDef methods[] = {
-    {"features", features, METH_NOARGS, "Names of the instruction sets that can be used on this machine, best first."},
-    {nullptr, nullptr, 0, nullptr},
+PyObject* features(PyObject*, PyObject*) {
+    PyObject* names = PyList_New(0);
+    for (const Set& set : SETS) {
+        if (!names || !set.kernels()) continue;
+        PyObject* name = PyUnicode_FromString(set.name);
+        if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+// A buffer of some bytes, C-contiguous, held as long as this lives.
+class Bytes {
+  public:
+    Bytes() = default;
+    Bytes(Bytes&& other) noexcept : view_(other.view_) { other.view_.obj = nullptr; }
+    Bytes(const Bytes&) = delete;
+    Bytes& operator=(const Bytes&) = delete;
+    ~Bytes() {
+        if (view_.obj) PyBuffer_Release(&view_);
+    }
+    bool take(PyObject* object, const char* name, int64_t size, bool writable = false) {
+        if (PyObject_GetBuffer(object, &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) return false;
+        if (view_.len < size) {
+            PyErr_Format(PyExc_ValueError, "%s must have %lld bytes, got %zd", name, static_cast<long long>(size),
+                         view_.len);
+            return false;
+        }
+        return true;
+    }
+    template <typename Value>
+    Value* as() const {
+        return static_cast<Value*>(view_.buf);
+    }
+    int64_t size() const { return view_.len; }
+
+  private:
+    Py_buffer view_{};
 };
 
-PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_core", "The compiled search core.", 0, methods, nullptr, nullptr, nullptr, nullptr,
+// -- Threads
+
+struct ThreadsObject {
+    PyObject_HEAD
+    chan::Threads* threads;
 };
+
+PyObject* threads_new(PyTypeObject* type, PyObject* args, PyObject*) {
+    int count;
+    if (!PyArg_ParseTuple(args, "i", &count)) return nullptr;
+    auto* self = reinterpret_cast<ThreadsObject*>(PyType_GenericAlloc(type, 0));
+    if (!self) return nullptr;
+    try {
+        self->threads = new chan::Threads(count);
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+        Py_DECREF(self);
+        return nullptr;
+    }
+    return reinterpret_cast<PyObject*>(self);
+}
+
+void end_threads(ThreadsObject* self) {
+    chan::Threads* threads = self->threads;
+    self->threads = nullptr;
+    Py_BEGIN_ALLOW_THREADS  // one of them may be about to call into Python
+    delete threads;
+    Py_END_ALLOW_THREADS
+}
+
+void threads_dealloc(PyObject* object) {
+    PyTypeObject* type = Py_TYPE(object);
+    end_threads(reinterpret_cast<ThreadsObject*>(object));
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+PyObject* threads_forget(PyObject* object, PyObject*) {
+    reinterpret_cast<ThreadsObject*>(object)->threads = nullptr;  // they exist in the parent process only
+    Py_RETURN_NONE;
+}
+
+PyMethodDef THREADS_METHODS[] = {
+    {"forget", threads_forget, METH_NOARGS, "Let go of threads that a fork left behind in the parent process."},
+    {nullptr, nullptr, 0, nullptr}};
+PyType_Slot THREADS_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(threads_new)},
+                               {Py_tp_dealloc, reinterpret_cast<void*>(threads_dealloc)},
+                               {Py_tp_methods, THREADS_METHODS},
+                               {0, nullptr}};
+PyType_Spec THREADS_SPEC = {"chan_rt.runtime.gallery._core.Threads", sizeof(ThreadsObject), 0, Py_TPFLAGS_DEFAULT,
+                            THREADS_SLOTS};
+
+// -- Search
+
+struct Held {
+    std::vector<Bytes> bytes;
+    std::unique_ptr<chan::Search> search;
+    PyObject* touch = nullptr;
+    PyObject* threads_type = nullptr;
+};
+
+struct SearchObject {
+    PyObject_HEAD
+    Held* held;
+};
+
+// Reads a dictionary's values; the first error is left to Python and every later call does nothing.
+class Reader {
+  public:
+    Reader(PyObject* dictionary, std::vector<Bytes>& bytes) : dictionary_(dictionary), bytes_(bytes) {}
+
+    bool failed() const { return failed_; }
+
+    PyObject* get(const char* name) {
+        if (failed_) return nullptr;
+        PyObject* value = PyDict_GetItemString(dictionary_, name);
+        if (!value) {
+            PyErr_Format(PyExc_KeyError, "%s", name);
+            failed_ = true;
+        }
+        return value == Py_None ? nullptr : value;
+    }
+    int64_t integer(const char* name) {
+        PyObject* value = get(name);
+        const int64_t result = value ? PyLong_AsLongLong(value) : 0;
+        failed_ |= PyErr_Occurred() != nullptr;
+        return result;
+    }
+    double real(const char* name) {
+        PyObject* value = get(name);
+        const double result = value ? PyFloat_AsDouble(value) : 0;
+        failed_ |= PyErr_Occurred() != nullptr;
+        return result;
+    }
+    // The buffer's begin; null for None.
+    template <typename Value>
+    Value* array(const char* name, int64_t count, bool writable = false) {
+        PyObject* value = get(name);
+        if (!value) return nullptr;
+        Bytes bytes;
+        if (!bytes.take(value, name, count * static_cast<int64_t>(sizeof(Value)), writable)) {
+            failed_ = true;
+            return nullptr;
+        }
+        bytes_.push_back(std::move(bytes));
+        return bytes_.back().as<Value>();
+    }
+    std::vector<int64_t> integers(const char* name) {
+        std::vector<int64_t> result;
+        PyObject* value = get(name);
+        for (Py_ssize_t i = 0; value && !failed_ && i < PySequence_Size(value); ++i) {
+            PyObject* item = PySequence_GetItem(value, i);
+            result.push_back(item ? PyLong_AsLongLong(item) : 0);
+            Py_XDECREF(item);
+            failed_ |= PyErr_Occurred() != nullptr;
+        }
+        return result;
+    }
+
+  private:
+    PyObject* dictionary_;
+    std::vector<Bytes>& bytes_;
+    bool failed_ = false;
+};
+
+void read_level(Reader& reader, const char* prefix, chan::Level& level) {
+    const std::string name(prefix);
+    level.norms = reader.integer((name + "_norms").c_str());
+    level.coordinates = reader.integer((name + "_coordinates").c_str());
+    level.width = (level.norms + level.coordinates + chan::GROUP - 1) / chan::GROUP * chan::GROUP;
+    level.edges = reader.integers((name + "_edges").c_str());
+    level.step = reader.array<const float>((name + "_step").c_str(), level.coordinates);
+    level.norm_step = reader.array<const float>((name + "_norm_step").c_str(), level.norms);
+    level.norm_typical = reader.array<const float>((name + "_norm_typical").c_str(), level.norms);
+}
+
+bool read_part(PyObject* dictionary, const chan::Plan& plan, Held& held, chan::Part& part) {
+    Reader reader(dictionary, held.bytes);
+    part.rows = reader.integer("rows");
+    part.starts = reader.array<const int64_t>("starts", part.rows + 1);
+    if (reader.failed()) return false;
+    const int64_t vectors = part.starts[part.rows];
+    part.stride = reader.integer("stride");
+    part.half = reader.integer("half") != 0;
+    part.codes = reader.array<const uint8_t>("codes", vectors * part.stride);
+    part.scale = reader.array<const float>("scale", part.rows);
+    part.error = reader.array<const float>("error", part.rows);
+    part.norm = reader.array<const float>("norm", part.rows);
+    part.fine = reader.array<const uint8_t>("fine", vectors * plan.dim * (part.half ? 2 : 4));
+    part.checked = reader.array<uint8_t>("checked", part.rows, true);
+    part.order = reader.array<const int64_t>("order", part.rows);
+    int64_t stored = 0;
+    for (int64_t place = 0; part.order && place < part.rows; place += chan::LANES) {
+        int64_t most = 0;
+        for (int64_t i = place; i < std::min<int64_t>(place + chan::LANES, part.rows); ++i)
+            most = std::max(most, part.starts[part.order[i] + 1] - part.starts[part.order[i]]);
+        stored += most;
+    }
+    part.first = reader.array<const uint8_t>("first", stored * chan::LANES * plan.first.width);
+    part.second = reader.array<const uint8_t>("second", vectors * plan.second.width);
+    part.loose = reader.array<const uint8_t>("loose", part.rows);
+    const auto blocks = static_cast<int64_t>(plan.edges.size()) - 1;
+    part.blocks = reader.array<const float>("measures", part.rows * (2 * blocks + 1));
+    return !reader.failed();
+}
+
+bool read_plan(PyObject* dictionary, Held& held, chan::Plan& plan) {
+    static const char* const POOLINGS[] = {"Max", "Mean", "Sum", "LSE", "Softmax"};
+    Reader reader(dictionary, held.bytes);
+    PyObject* name = reader.get("instructions");
+    if (reader.failed()) return false;
+    PyObject* text = name ? PyUnicode_AsUTF8String(name) : nullptr;
+    if (name && !text) return false;
+    plan.kernels = kernels_named(text ? PyBytes_AsString(text) : nullptr);
+    Py_XDECREF(text);
+    if (!plan.kernels) return false;
+    plan.dim = reader.integer("dim");
+    plan.pools_query = reader.integer("pools_query") != 0;
+    plan.temperature = reader.real("temperature");
+    plan.digits = static_cast<int>(reader.integer("digits"));
+    plan.deviation = reader.real("deviation");
+    plan.edges = reader.integers("edges");
+    plan.axes = plan.edges.empty() ? 0 : plan.edges.back();
+    plan.mean = reader.array<const float>("mean", plan.dim);
+    plan.basis = reader.array<const float>("basis", plan.axes * plan.dim);
+    read_level(reader, "first", plan.first);
+    read_level(reader, "second", plan.second);
+    if (PyObject* pooling = reader.get("pooling")) {
+        int found = -1;
+        for (int i = 0; i < 5; ++i)
+            if (PyUnicode_CompareWithASCIIString(pooling, POOLINGS[i]) == 0) found = i;
+        if (found < 0) {
+            PyErr_Format(PyExc_ValueError, "there is no pooling %R", pooling);
+            return false;
+        }
+        plan.pooling = static_cast<chan::Pooling>(found);
+    }
+    return !reader.failed();
+}
+
+PyObject* search_new(PyTypeObject* type, PyObject* args, PyObject*) {
+    PyObject *description, *parts, *touch;
+    if (!PyArg_ParseTuple(args, "OOO", &description, &parts, &touch)) return nullptr;
+    auto held = std::make_unique<Held>();
+    chan::Plan plan;
+    if (!read_plan(description, *held, plan)) return nullptr;
+    std::vector<chan::Part> rows;
+    for (Py_ssize_t i = 0; i < PyList_Size(parts); ++i) {
+        chan::Part part;
+        if (!read_part(PyList_GetItem(parts, i), plan, *held, part)) return nullptr;
+        rows.push_back(std::move(part));
+    }
+    auto* self = reinterpret_cast<SearchObject*>(PyType_GenericAlloc(type, 0));
+    if (!self) return nullptr;
+    held->search = std::make_unique<chan::Search>(std::move(plan), std::move(rows));
+    held->touch = Py_NewRef(touch);
+    self->held = held.release();
+    return reinterpret_cast<PyObject*>(self);
+}
+
+void search_dealloc(PyObject* object) {
+    PyTypeObject* type = Py_TYPE(object);
+    Held* held = reinterpret_cast<SearchObject*>(object)->held;
+    if (held) Py_XDECREF(held->touch);
+    delete held;
+    PyObject_Free(object);
+    Py_DECREF(type);
+}
+
+PyObject* bytes_of(const void* data, size_t size) {
+    return PyBytes_FromStringAndSize(static_cast<const char*>(data), static_cast<Py_ssize_t>(size));
+}
+
+// (rows, counts, maxima, winners) as bytes of int64, int64, float64 and int32, then rows read at each level.
+PyObject* answer_of(const chan::Answer& answer) {
+    std::vector<int64_t> rows, counts;
+    for (const chan::Found& found : answer.rows) rows.push_back(found.row), counts.push_back(found.count);
+    return Py_BuildValue("(NNNNLLLL)", bytes_of(rows.data(), rows.size() * 8), bytes_of(counts.data(), counts.size() * 8),
+                         bytes_of(answer.maxima.data(), answer.maxima.size() * 8),
+                         bytes_of(answer.winners.data(), answer.winners.size() * 4),
+                         static_cast<long long>(answer.second), static_cast<long long>(answer.codes),
+                         static_cast<long long>(answer.fine), static_cast<long long>(answer.contradiction));
+}
+
+PyObject* search_run(PyObject* object, PyObject* args) {
+    const Held& held = *reinterpret_cast<SearchObject*>(object)->held;
+    PyObject *queries, *starts, *allowed, *threads;
+    long long k;
+    if (!PyArg_ParseTuple(args, "OOLOO", &queries, &starts, &k, &allowed, &threads)) return nullptr;
+    chan::Threads* pool = reinterpret_cast<ThreadsObject*>(threads)->threads;
+    if (!pool) {
+        PyErr_SetString(PyExc_RuntimeError, "these threads were left behind by a fork");
+        return nullptr;
+    }
+    Bytes vectors, edges, mask;
+    if (!edges.take(starts, "starts", 8)) return nullptr;
+    const int64_t count = edges.size() / 8 - 1;
+    const auto* places = edges.as<const int64_t>();
+    if (!vectors.take(queries, "queries", places[count] * held.search->plan().dim * 4)) return nullptr;
+    if (allowed != Py_None && !mask.take(allowed, "allowed", held.search->rows())) return nullptr;
+    const chan::Search::TouchFunction touch = [&](int64_t part, int64_t row, uint8_t what) {
+        const PyGILState_STATE state = PyGILState_Ensure();
+        PyObject* result = nullptr;
+        if (!PyErr_Occurred())
+            result = PyObject_CallFunction(held.touch, "LLi", static_cast<long long>(part), static_cast<long long>(row),
+                                           static_cast<int>(what));
+        PyObject *kind, *value, *trace;
+        if (!result) {  // kept for the thread that called
+            PyErr_Fetch(&kind, &value, &trace);
+            PyErr_NormalizeException(&kind, &value, &trace);
+            Py_XDECREF(kind);
+            Py_XDECREF(trace);
+        }
+        const bool well = result != nullptr;
+        Py_XDECREF(result);
+        if (!well) Py_XDECREF(value);
+        PyGILState_Release(state);
+        return well;
+    };
+    std::vector<chan::Answer> answers;
+    std::string trouble;
+    Py_BEGIN_ALLOW_THREADS
+    try {
+        answers = held.search->run(vectors.as<const float>(), places, count, k,
+                                   allowed == Py_None ? nullptr : mask.as<const uint8_t>(), touch, *pool);
+    } catch (const std::exception& error) {
+        trouble = error.what();
+    }
+    Py_END_ALLOW_THREADS
+    if (!trouble.empty()) {
+        PyErr_SetString(PyExc_MemoryError, trouble.c_str());
+        return nullptr;
+    }
+    bool stopped = false;
+    for (const chan::Answer& answer : answers) stopped |= answer.stopped;
+    if (stopped) Py_RETURN_NONE;
+    PyObject* list = PyList_New(static_cast<Py_ssize_t>(answers.size()));
+    for (size_t i = 0; list && i < answers.size(); ++i) {
+        PyObject* item = answer_of(answers[i]);
+        if (!item) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SetItem(list, static_cast<Py_ssize_t>(i), item);
+    }
+    return list;
+}
+
+PyMethodDef SEARCH_METHODS[] = {
+    {"run", search_run, METH_VARARGS, "run(queries, starts, k, allowed, threads): see core.py."},
+    {nullptr, nullptr, 0, nullptr}};
+PyType_Slot SEARCH_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(search_new)},
+                              {Py_tp_dealloc, reinterpret_cast<void*>(search_dealloc)},
+                              {Py_tp_methods, SEARCH_METHODS},
+                              {0, nullptr}};
+PyType_Spec SEARCH_SPEC = {"chan_rt.runtime.gallery._core.Search", sizeof(SearchObject), 0, Py_TPFLAGS_DEFAULT,
+                           SEARCH_SLOTS};
+
+PyMethodDef METHODS[] = {
+    {"features", features, METH_NOARGS, "Names of the instruction sets that work on this CPU, the best first."},
+    {nullptr, nullptr, 0, nullptr}};
+PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_core", nullptr, 0, METHODS, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__core() {
+    PyObject* module = PyModule_Create(&MODULE);
+    if (!module) return nullptr;
+    PyObject* threads = PyType_FromSpec(&THREADS_SPEC);
+    PyObject* search = PyType_FromSpec(&SEARCH_SPEC);
+    if (!threads || !search || PyModule_AddObjectRef(module, "Threads", threads) < 0 ||
+        PyModule_AddObjectRef(module, "Search", search) < 0)
+        Py_CLEAR(module);
+    Py_XDECREF(threads);
+    Py_XDECREF(search);
+    return module;
+}

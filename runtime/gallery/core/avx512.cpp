@@ -1,0 +1,371 @@
+// AVX-512 VNNI: vpdpbusd multiplies 64 bytes by 64 bytes and adds fours of them into 16 sums.
+//
+// In a block a register of codes holds four codes of each of 16 gallery rows, and four digits of a word are broadcast to
+// all of them: every lane is used, whatever the number of words, and what follows (maxima, pooling) is vertical. In a
+// single row a register of digits holds 16 words, and four codes are broadcast.
+
+#include "kernels.h"
+
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 9)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own header does it on purpose
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
+#endif
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace chan {
+namespace {
+
+#include "pool_lanes.h"
+
+// Registers of sums at a time: vpdpbusd takes 4 or 5 cycles, and one or two start in each.
+constexpr int SUMS = 14;
+constexpr int AHEAD = 4 << 10;  // bytes from what is multiplied to what is fetched
+
+__m512i broadcast_four(const void* four) {
+    int32_t value;
+    std::memcpy(&value, four, sizeof value);
+    return _mm512_set1_epi32(value);
+}
+
+// The sums of VECTORS vectors of a block, `width * LANES` bytes apart, with WORDS words.
+template <int VECTORS, int WORDS>
+inline __attribute__((always_inline)) void block_sums(const uint8_t* codes, int64_t stride, const Step* program,
+                                                      int64_t steps, const int8_t* digits,
+                                                      __m512i (&sums)[VECTORS][WORDS]) {
+    for (int v = 0; v < VECTORS; ++v)
+        for (int w = 0; w < WORDS; ++w) sums[v][w] = _mm512_setzero_si512();
+    for (int64_t step = 0; step < steps; ++step) {
+        if (program[step].shift) {
+            const __m128i bits = _mm_cvtsi32_si128(program[step].shift);
+            for (int v = 0; v < VECTORS; ++v)
+                for (int w = 0; w < WORDS; ++w) sums[v][w] = _mm512_sll_epi32(sums[v][w], bits);
+        }
+        const uint8_t* group = codes + int64_t(program[step].group) * (GROUP * LANES);
+        const int8_t* mine = digits + step * GROUP;
+        for (int v = 0; v < VECTORS; ++v) _mm_prefetch(reinterpret_cast<const char*>(group + v * stride + AHEAD), _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int four = 0; four < GROUP / FOUR; ++four) {
+            __m512i held[VECTORS];
+            for (int v = 0; v < VECTORS; ++v)
+                held[v] = _mm512_loadu_si512(group + v * stride + four * (LANES * FOUR));
+            for (int w = 0; w < WORDS; ++w) {
+                const __m512i digit = broadcast_four(mine + w * steps * GROUP + four * FOUR);
+                for (int v = 0; v < VECTORS; ++v) sums[v][w] = _mm512_dpbusd_epi32(sums[v][w], held[v], digit);
+            }
+        }
+    }
+}
+
+template <int WORDS>
+void block_tile_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                         const int8_t* digits, int32_t* out) {
+    constexpr int VECTORS = std::max(1, std::min(4, SUMS / WORDS));
+    __m512i best[WORDS], sums[VECTORS][WORDS], last[1][WORDS];
+    for (int w = 0; w < WORDS; ++w) best[w] = _mm512_set1_epi32(std::numeric_limits<int32_t>::min());
+    int64_t vector = 0;
+    for (; vector + VECTORS <= vectors; vector += VECTORS) {
+        block_sums<VECTORS, WORDS>(codes + vector * width * LANES, width * LANES, program, steps, digits, sums);
+        for (int v = 0; v < VECTORS; ++v)
+            for (int w = 0; w < WORDS; ++w) best[w] = _mm512_max_epi32(best[w], sums[v][w]);
+    }
+    for (; vector < vectors; ++vector) {
+        block_sums<1, WORDS>(codes + vector * width * LANES, width * LANES, program, steps, digits, last);
+        for (int w = 0; w < WORDS; ++w) best[w] = _mm512_max_epi32(best[w], last[0][w]);
+    }
+    for (int w = 0; w < WORDS; ++w) _mm512_storeu_si512(out + w * LANES, best[w]);
+}
+
+template <int WORDS>
+void block_tile_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                           const int8_t* digits, const float* scale, const float* offset, float* out) {
+    __m512i sums[1][WORDS];
+    for (int64_t vector = 0; vector < vectors; ++vector) {
+        block_sums<1, WORDS>(codes + vector * width * LANES, width * LANES, program, steps, digits, sums);
+        __m512 best = _mm512_loadu_ps(out + vector * LANES);
+        for (int w = 0; w < WORDS; ++w) {
+            const __m512 scaled = _mm512_mul_ps(_mm512_set1_ps(scale[w]), _mm512_cvtepi32_ps(sums[0][w]));
+            best = _mm512_max_ps(best, _mm512_add_ps(scaled, _mm512_set1_ps(offset[w])));
+        }
+        _mm512_storeu_ps(out + vector * LANES, best);
+    }
+}
+
+// Call `function.run<N>()` for the N in 1..SUMS that is `count`.
+template <int N = SUMS, typename Function>
+void with_words(int64_t count, const Function& function) {
+    if constexpr (N > 0) {
+        if (count == N)
+            function.template run<N>();
+        else
+            with_words<N - 1>(count, function);
+    }
+}
+
+// Split the words evenly into as few tiles of at most SUMS as there can be: `each(first, count)`.
+template <typename Each>
+void in_tiles(int64_t words, const Each& each) {
+    const int64_t tiles = (words + SUMS - 1) / SUMS;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t first = words * tile / tiles;
+        each(first, words * (tile + 1) / tiles - first);
+    }
+}
+
+struct OverRow {
+    const uint8_t* codes;
+    int64_t vectors, width;
+    const Step* program;
+    int64_t steps;
+    const int8_t* digits;
+    int32_t* out;
+    template <int WORDS>
+    void run() const {
+        block_tile_over_row<WORDS>(codes, vectors, width, program, steps, digits, out);
+    }
+};
+
+void block_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                    const int8_t* digits, int64_t words, int32_t* out) {
+    in_tiles(words, [&](int64_t first, int64_t count) {
+        with_words(count, OverRow{codes, vectors, width, program, steps, digits + first * steps * GROUP,
+                                  out + first * LANES});
+    });
+}
+
+struct OverQuery {
+    const uint8_t* codes;
+    int64_t vectors, width;
+    const Step* program;
+    int64_t steps;
+    const int8_t* digits;
+    const float *scale, *offset;
+    float* out;
+    template <int WORDS>
+    void run() const {
+        block_tile_over_query<WORDS>(codes, vectors, width, program, steps, digits, scale, offset, out);
+    }
+};
+
+void block_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                      const int8_t* digits, int64_t words, const float* scale, const float* offset, float* out) {
+    std::fill(out, out + vectors * LANES, -std::numeric_limits<float>::infinity());
+    in_tiles(words, [&](int64_t first, int64_t count) {
+        with_words(count, OverQuery{codes, vectors, width, program, steps, digits + first * steps * GROUP,
+                                    scale + first, offset + first, out});
+    });
+}
+
+constexpr int ROW_VECTORS = 12;  // of a row at a time
+
+// The sums of VECTORS vectors of a row with one tile of words.
+template <int VECTORS>
+inline __attribute__((always_inline)) void tile_sums(const uint8_t* codes, int64_t width, const Step* program,
+                                                     int64_t steps, const int8_t* digits, __m512i (&sums)[VECTORS]) {
+    for (int v = 0; v < VECTORS; ++v) sums[v] = _mm512_setzero_si512();
+    for (int64_t step = 0; step < steps; ++step) {
+        if (program[step].shift) {
+            const __m128i bits = _mm_cvtsi32_si128(program[step].shift);
+            for (int v = 0; v < VECTORS; ++v) sums[v] = _mm512_sll_epi32(sums[v], bits);
+        }
+        const uint8_t* group = codes + int64_t(program[step].group) * GROUP;
+        const int8_t* mine = digits + step * (GROUP * LANES);
+        if ((program[step].group & 3) == 0)  // a cache line of each vector that comes next
+            for (int v = 0; v < VECTORS; ++v)
+                _mm_prefetch(reinterpret_cast<const char*>(group + (v + 2 * VECTORS) * width), _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int four = 0; four < GROUP / FOUR; ++four) {
+            const __m512i digit = _mm512_loadu_si512(mine + four * (LANES * FOUR));
+            for (int v = 0; v < VECTORS; ++v)
+                sums[v] = _mm512_dpbusd_epi32(sums[v], broadcast_four(group + v * width + four * FOUR), digit);
+        }
+    }
+}
+
+void row_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                  const int8_t* digits, int64_t tiles, int32_t* out) {
+    __m512i sums[ROW_VECTORS], four[4], one[1];
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int8_t* mine = digits + tile * steps * GROUP * LANES;
+        __m512i best = _mm512_set1_epi32(std::numeric_limits<int32_t>::min());
+        int64_t vector = 0;
+        for (; vector + ROW_VECTORS <= vectors; vector += ROW_VECTORS) {
+            tile_sums<ROW_VECTORS>(codes + vector * width, width, program, steps, mine, sums);
+            for (int v = 0; v < ROW_VECTORS; ++v) best = _mm512_max_epi32(best, sums[v]);
+        }
+        for (; vectors >= 4 && vector < vectors; vector += 4) {  // a maximum does not mind a vector that comes twice
+            tile_sums<4>(codes + std::min(vector, vectors - 4) * width, width, program, steps, mine, four);
+            for (int v = 0; v < 4; ++v) best = _mm512_max_epi32(best, four[v]);
+        }
+        for (; vector < vectors; ++vector) {
+            tile_sums<1>(codes + vector * width, width, program, steps, mine, one);
+            best = _mm512_max_epi32(best, one[0]);
+        }
+        _mm512_storeu_si512(out + tile * LANES, best);
+    }
+}
+
+template <int VECTORS>
+inline void largest_of_tile(const uint8_t* codes, int64_t width, const Step* program, int64_t steps,
+                            const int8_t* digits, __m512 scale, __m512 offset, float* out) {
+    __m512i sums[VECTORS];
+    tile_sums<VECTORS>(codes, width, program, steps, digits, sums);
+    for (int v = 0; v < VECTORS; ++v) {
+        const __m512 values = _mm512_add_ps(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(sums[v])), offset);
+        out[v] = std::max(out[v], _mm512_reduce_max_ps(values));
+    }
+}
+
+void row_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                    const int8_t* digits, int64_t tiles, const float* scale, const float* offset, float* out) {
+    std::fill(out, out + vectors, -std::numeric_limits<float>::infinity());
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int8_t* mine = digits + tile * steps * GROUP * LANES;
+        const __m512 scales = _mm512_loadu_ps(scale + tile * LANES), offsets = _mm512_loadu_ps(offset + tile * LANES);
+        int64_t vector = 0;
+        for (; vector + ROW_VECTORS <= vectors; vector += ROW_VECTORS)
+            largest_of_tile<ROW_VECTORS>(codes + vector * width, width, program, steps, mine, scales, offsets,
+                                         out + vector);
+        for (; vector < vectors; ++vector)
+            largest_of_tile<1>(codes + vector * width, width, program, steps, mine, scales, offsets, out + vector);
+    }
+}
+
+__m512 load(const float* values) { return _mm512_loadu_ps(values); }
+__m512 load(const uint16_t* values) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+}
+__m512 load_some(const float* values, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, values); }
+__m512 load_some(const uint16_t* values, __mmask16 mask) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, values));
+}
+
+float folded(__m512 lanes) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+template <int VECTORS, int WORDS>
+inline __attribute__((always_inline)) void add_products(const __m512 (&held)[VECTORS], const float* query,
+                                                        int64_t padded, __m512 (&sums)[VECTORS][WORDS]) {
+    for (int w = 0; w < WORDS; ++w) {
+        const __m512 other = _mm512_loadu_ps(query + w * padded);
+        for (int v = 0; v < VECTORS; ++v) sums[v][w] = _mm512_fmadd_ps(held[v], other, sums[v][w]);
+    }
+}
+
+template <int VECTORS, int WORDS, typename Value>
+void some_products(const Value* vectors, int64_t dim, const float* query, int64_t padded, int64_t words, float* out) {
+    __m512 sums[VECTORS][WORDS];
+    for (auto& row : sums)
+        for (auto& sum : row) sum = _mm512_setzero_ps();
+    const int64_t whole = dim / 16 * 16;
+    __m512 held[VECTORS];
+    for (int64_t at = 0; at < whole; at += 16) {
+        for (int v = 0; v < VECTORS; ++v) {
+            held[v] = load(vectors + v * dim + at);
+            _mm_prefetch(reinterpret_cast<const char*>(vectors + (v + VECTORS) * dim + at), _MM_HINT_T0);
+        }
+        add_products<VECTORS, WORDS>(held, query + at, padded, sums);
+    }
+    if (whole < dim) {
+        const __mmask16 mask = static_cast<__mmask16>((1u << (dim - whole)) - 1);
+        for (int v = 0; v < VECTORS; ++v) held[v] = load_some(vectors + v * dim + whole, mask);
+        add_products<VECTORS, WORDS>(held, query + whole, padded, sums);
+    }
+    for (int v = 0; v < VECTORS; ++v)
+        for (int w = 0; w < WORDS; ++w) out[v * words + w] = folded(sums[v][w]);
+}
+
+template <typename Value>
+void all_products(const Value* vectors, int64_t count, int64_t dim, const float* query, int64_t words, int64_t padded,
+                  float* out) {
+    for (int64_t vector = 0; vector < count; vector += 4) {
+        const int64_t left = count - vector;
+        for (int64_t word = 0; word < words;) {
+            const Value* mine = vectors + vector * dim;
+            const float* theirs = query + word * padded;
+            float* here = out + vector * words + word;
+            const bool six = words - word >= 6;
+            if (left >= 4 && six)
+                some_products<4, 6>(mine, dim, theirs, padded, words, here);
+            else if (left >= 4)
+                some_products<4, 1>(mine, dim, theirs, padded, words, here);
+            else
+                for (int64_t each = 0; each < left; ++each) {
+                    if (six)
+                        some_products<1, 6>(mine + each * dim, dim, theirs, padded, words, here + each * words);
+                    else
+                        some_products<1, 1>(mine + each * dim, dim, theirs, padded, words, here + each * words);
+                }
+            word += six ? 6 : 1;
+        }
+    }
+}
+
+double dot(const float* left, const float* right, int64_t dim) {
+    __m512d sum = _mm512_setzero_pd();
+    int64_t at = 0;
+    for (; at + 8 <= dim; at += 8)
+        sum = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(left + at)), _mm512_cvtps_pd(_mm256_loadu_ps(right + at)),
+                              sum);
+    if (at < dim) {
+        const __mmask8 mask = static_cast<__mmask8>((1u << (dim - at)) - 1);
+        sum = _mm512_mask3_fmadd_pd(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, left + at)),
+                                    _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, right + at)), sum, mask);
+    }
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(sum), _mm512_extractf64x4_pd(sum, 1));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
+void widen(const uint16_t* half, int64_t count, float* out) {
+    int64_t at = 0;
+    for (; at + 16 <= count; at += 16) _mm512_storeu_ps(out + at, load(half + at));
+    if (at < count) {
+        const __mmask16 mask = static_cast<__mmask16>((1u << (count - at)) - 1);
+        _mm512_mask_storeu_ps(out + at, mask, load_some(half + at, mask));
+    }
+}
+
+const Kernels KERNELS = {"avx512_vnni",  block_over_row,         block_over_query,       row_over_row,
+                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, pool_lanes};
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+    const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+    return there ? &KERNELS : nullptr;
+}
+
+}  // namespace chan
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#else
+
+namespace chan {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace chan
+
+#endif

@@ -1,0 +1,67 @@
+// What a search multiplies, once for each instruction set; every version gives the same results to the bit.
+//
+// Codes are unsigned bytes, in groups of GROUP. A query's vector is multiplied digit by digit: its integers n are
+// `128 high + low`, and a program names, for each step, the group of codes that a row of GROUP digits meets. Before a
+// step with a shift the sums so far are shifted left by it (Horner's rule), so groups whose integers fit one digit
+// cost one step and the others two, and one set of accumulators serves all.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace chan {
+
+constexpr int GROUP = 16;  // codes of a vector that a step multiplies
+constexpr int LANES = 16;  // gallery rows side by side in a block, or query vectors side by side in a tile
+constexpr int FOUR = 4;    // bytes that one instruction multiplies for each 32-bit sum
+
+struct Step {
+    int32_t group;  // which GROUP of codes
+    int32_t shift;  // bits that the sums are shifted left by before this step
+};
+
+enum class Pooling { max, mean, sum, lse, softmax };
+
+struct Kernels {
+    const char* name;
+
+    // A block of LANES gallery rows: codes [vectors][width / FOUR][LANES][FOUR], digits [words][steps][GROUP].
+    // out [words][LANES]: the largest sum over the vectors of each row.
+    void (*block_over_row)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                           const int8_t* digits, int64_t words, int32_t* out);
+    // out [vectors][LANES]: the largest `scale[word] * sum + offset[word]` over the words.
+    void (*block_over_query)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                             const int8_t* digits, int64_t words, const float* scale, const float* offset, float* out);
+
+    // One gallery row: codes [vectors][width]; digits [tiles][steps][GROUP / FOUR][LANES][FOUR], LANES words a tile.
+    // out [tiles][LANES]: the largest sum over the vectors.
+    void (*row_over_row)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                         const int8_t* digits, int64_t tiles, int32_t* out);
+    // out [vectors]: the largest `scale[word] * sum + offset[word]` over the words of all tiles.
+    void (*row_over_query)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                           const int8_t* digits, int64_t tiles, const float* scale, const float* offset, float* out);
+
+    // Inner products in float32, out [vectors][words]: sixteen partial sums, lane l of elements l, l + 16, ..., each
+    // with fused multiply-adds, then halves of the lanes added. query [words][padded], zero from dim on.
+    void (*products)(const float* vectors, int64_t count, int64_t dim, const float* query, int64_t words,
+                     int64_t padded, float* out);
+    void (*half_products)(const uint16_t* vectors, int64_t count, int64_t dim, const float* query, int64_t words,
+                          int64_t padded, float* out);
+
+    // An inner product in float64: eight partial sums, lane l of elements l, l + 8, ..., then halves of them added.
+    double (*dot)(const float* left, const float* right, int64_t dim);
+
+    // float16 to float32, exactly.
+    void (*widen)(const uint16_t* half, int64_t count, float* out);
+
+    // Upper bounds of LANES scores, given upper bounds of what is pooled: values [count][LANES], of which lane l has the
+    // first counts[l]. See pool_lanes.h.
+    void (*pool_lanes)(const float* values, int64_t count, const int32_t* counts, Pooling pooling, float temperature,
+                       float* out);
+};
+
+const Kernels* generic_kernels();  // always there
+const Kernels* avx512_kernels();   // null where this CPU, or this compiler, has no AVX-512 VNNI
+
+}  // namespace chan

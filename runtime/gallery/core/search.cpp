@@ -1,0 +1,757 @@
+#include "search.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+namespace chan {
+namespace {
+
+constexpr double UNIT64 = 1.0 / (1ull << 53), UNIT32 = 1.0 / (1 << 24);
+constexpr double INFINITE = std::numeric_limits<double>::infinity();
+constexpr double MORE = 1 + 1e-9;   // what float64 loses in a sum of squares, and in a few operations after it
+constexpr int DIGIT = 7;            // bits of the low digit
+constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
+constexpr double COARSE = 0.15;     // share of a level's bound that the query's own rounding may take
+constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a first threshold
+constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
+constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
+constexpr int64_t TURN = 64;        // queries that are scanned together
+constexpr int64_t TURN_BYTES = 64 << 20;  // of their upper bounds
+
+double sum_of_squares(const float* values, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += double(values[i]) * values[i];
+    return sum;
+}
+
+// Integers of some vectors, [vectors][width], as digits, and the program that multiplies them.
+struct Packed {
+    std::vector<Step> program;
+    std::vector<int8_t> digits;
+};
+
+// tiled: LANES vectors a tile, as the kernels for single rows read them; the last vector is repeated in a last tile.
+Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width, bool tiled) {
+    const int64_t groups = width / GROUP;
+    std::vector<char> two(groups, 0);
+    for (int64_t v = 0; v < vectors; ++v)
+        for (int64_t i = 0; i < width; ++i)
+            if (std::abs(integers[v * width + i]) > 127) two[i / GROUP] = 1;
+    Packed packed;
+    std::vector<char> high;
+    for (int64_t g = 0; g < groups; ++g)
+        if (two[g]) {
+            packed.program.push_back({int32_t(g), 0});
+            high.push_back(1);
+        }
+    const bool shift = !packed.program.empty();
+    for (int64_t g = 0; g < groups; ++g) {
+        packed.program.push_back({int32_t(g), shift && g == 0 ? DIGIT : 0});
+        high.push_back(0);
+    }
+    const int64_t steps = static_cast<int64_t>(packed.program.size());
+    const int64_t places = tiled ? (vectors + LANES - 1) / LANES * LANES : vectors;
+    packed.digits.assign(places * steps * GROUP, 0);
+    for (int64_t place = 0; place < places; ++place) {
+        const int32_t* mine = &integers[std::min(place, vectors - 1) * width];
+        for (int64_t step = 0; step < steps; ++step) {
+            const int64_t group = packed.program[step].group;
+            for (int64_t i = 0; i < GROUP; ++i) {
+                const int32_t integer = mine[group * GROUP + i];
+                const int32_t top = two[group] ? (integer + 64) >> DIGIT : 0;
+                const int32_t digit = high[step] ? top : integer - (top << DIGIT);
+                const int64_t at = tiled ? place / LANES * steps * GROUP * LANES +
+                                               ((step * GROUP + i) / FOUR * LANES + place % LANES) * FOUR + i % FOUR
+                                         : (place * steps + step) * GROUP + i;
+                packed.digits[at] = static_cast<int8_t>(digit);
+            }
+        }
+    }
+    return packed;
+}
+
+// The least scale at which integers stay within two digits and no sum of products overflows.
+double least_scale(double largest, double total, int64_t width) {
+    const double room = 2147483648.0 / 255 - 66.0 * width;
+    return std::max(largest / LARGEST, total / room) * MORE;
+}
+
+int32_t nearest(double value) {
+    return static_cast<int32_t>(std::clamp(std::nearbyint(value), double(-LARGEST), double(LARGEST)));
+}
+
+}  // namespace
+
+// A query at one level: word w's similarity is at most scale[w] * sum + offset[w] (at the int8 level: about that, times
+// the row's scale).
+struct Coded {
+    Packed packed;
+    std::vector<double> scale, offset;
+    std::vector<float> scale32, offset32;  // for kernels that take the maximum over words; the offset is rounded up
+    std::vector<double> loss;              // what these lose at most
+
+    void finish_float(const std::vector<double>& total) {
+        const size_t words = scale.size(), places = (words + LANES - 1) / LANES * LANES;
+        for (size_t place = 0; place < places; ++place) {
+            const size_t w = std::min(place, words - 1);
+            const double lost = 8 * UNIT32 * (scale[w] * total[w] * 255 + std::abs(offset[w])) + FLT_MIN;
+            if (place == w) loss.push_back(lost);
+            scale32.push_back(static_cast<float>(scale[w]));
+            offset32.push_back(static_cast<float>(offset[w] + lost));
+        }
+    }
+};
+
+struct Search::Query {
+    int64_t count = 0, padded = 0;
+    std::vector<float> vectors;  // [count][padded], zero from dim on
+    std::vector<double> norm;    // no less than ||q||
+    double largest = 0;
+    Coded first, second, codes;
+    int64_t blocks = 0;                          // E: of axes at the int8 level
+    std::vector<double> along, rest;             // ||B_j'q|| [count][E], ||q - B B'q||
+    std::vector<double> lost_along, lost;        // ||B_j'dq||, ||dq||
+};
+
+Search::Search(Plan plan, std::vector<Part> parts) : plan_(std::move(plan)), parts_(std::move(parts)) {
+    for (Part& part : parts_) {
+        part.base = rows_;
+        rows_ += part.rows;
+        for (int64_t row = 0; row < part.rows; ++row)
+            longest_ = std::max(longest_, part.starts[row + 1] - part.starts[row]);
+        if (!part.first) continue;
+        part.block_starts.push_back(0);
+        for (int64_t place = 0; place < part.rows; place += LANES) {
+            int64_t most = 0;
+            for (int64_t i = place; i < std::min(place + LANES, part.rows); ++i)
+                most = std::max(most, part.starts[part.order[i] + 1] - part.starts[part.order[i]]);
+            part.block_starts.push_back(part.block_starts.back() + most);
+        }
+    }
+}
+
+// -- the query
+
+void Search::prepare(Query& query, const float* vectors, int64_t count) const {
+    const int64_t dim = plan_.dim, axes = plan_.axes;
+    query.count = count;
+    query.padded = (dim + LANES - 1) / LANES * LANES;
+    query.vectors.assign(count * query.padded, 0);
+    for (int64_t w = 0; w < count; ++w) {
+        std::memcpy(&query.vectors[w * query.padded], vectors + w * dim, dim * sizeof(float));
+        query.norm.push_back(std::sqrt(sum_of_squares(vectors + w * dim, dim)) * MORE);
+        query.largest = std::max(query.largest, query.norm.back());
+    }
+    const double roundings = double(query.padded / LANES + 5) * UNIT32;
+    const double relative = roundings / (1 - roundings);
+    const double size = std::sqrt(1 + plan_.deviation);  // no less than the norm of any axis
+    std::vector<float> y(axes * count);                  // B'q, [axes][count]
+    if (axes) plan_.kernels->products(plan_.basis, axes, dim, query.vectors.data(), count, query.padded, y.data());
+    const double mean_norm = axes ? std::sqrt(sum_of_squares(plan_.mean, dim)) * MORE : 0;
+    std::vector<double> off(count), leak(count);  // |B'q - y| of an axis; ||B'(q - B B'q)||
+    query.rest.assign(count, 0);
+    for (int64_t w = 0; w < count; ++w) {
+        const double norm = query.norm[w];
+        off[w] = relative * size * norm * MORE + dim * FLT_MIN * (1 + norm + size);
+        double square = 0;
+        for (int64_t i = 0; i < axes; ++i) square += double(y[i * count + w]) * y[i * count + w];
+        const double length = std::sqrt(square), all = std::sqrt(double(axes)) * off[w];
+        leak[w] = plan_.deviation * (length * MORE + all);
+        const double held = std::max(0.0, length / MORE - all);
+        const double left = norm * norm * (1 + 4e-9) - std::max(0.0, 1 - plan_.deviation) * held * held;
+        query.rest[w] = std::min(norm, std::sqrt(std::max(0.0, left)) * MORE);
+        if (plan_.deviation >= 1) query.rest[w] = norm * (1 + size * size);
+    }
+    const auto along = [&](const float* of, int64_t w, int64_t begin, int64_t end, double each) {
+        double square = 0;
+        for (int64_t i = begin; i < end; ++i) square += double(of[i * count + w]) * of[i * count + w];
+        return std::sqrt(square) * MORE + std::sqrt(double(end - begin)) * each;
+    };
+
+    const auto code = [&](const Level& level, Coded& coded, bool tiled) {
+        std::vector<int32_t> integers(count * level.width, 0);
+        std::vector<double> weight(level.norms), totals(count), product(level.coordinates);
+        double steps = 0;
+        for (int64_t i = 0; i < level.coordinates; ++i) steps += level.step[i];
+        for (int64_t w = 0; w < count; ++w) {
+            double largest = 0, total = 0, bound = 0;
+            for (int64_t i = 0; i < level.coordinates; ++i) {
+                product[i] = double(y[i * count + w]) * level.step[i];
+                largest = std::max(largest, std::abs(product[i]));
+                total += std::abs(product[i]);
+            }
+            const double coordinates = largest;
+            for (int64_t j = 0; j + 1 < level.norms; ++j) {
+                const bool rest = j + 2 == level.norms;
+                weight[j] = rest ? query.rest[w] : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]) + leak[w];
+                bound += weight[j] * level.norm_typical[j];
+                largest = std::max(largest, weight[j] * level.norm_step[j]);
+                total += weight[j] * level.norm_step[j];
+            }
+            const int64_t last = level.norms - 1;
+            const double spread = std::sqrt(double(level.coordinates) / 12);
+            double scale = COARSE * bound / std::max(spread * level.norm_typical[last], DBL_MIN);
+            scale = std::min(scale, coordinates / 127);
+            scale = std::max(scale, least_scale(largest, total + spread * level.norm_step[last], level.width + level.coordinates));
+            if (!(scale > 0)) scale = 1;
+            int32_t* mine = &integers[w * level.width];
+            double lost = 0, offset = 0, used = 0;
+            for (int64_t i = 0; i < level.coordinates; ++i) {
+                const int32_t integer = nearest(product[i] / scale);
+                mine[level.norms + i] = integer;
+                const double rounded = product[i] - scale * integer;
+                lost += rounded * rounded;
+                offset -= 128.0 * integer;
+                used += std::abs(integer);
+            }
+            weight[last] = std::sqrt(lost) * MORE;
+            for (int64_t j = 0; j < level.norms; ++j) {
+                mine[j] = nearest(std::ceil(weight[j] * level.norm_step[j] / scale * MORE));
+                used += mine[j];
+            }
+            // q.mean and the products with steps in float64, B'q in float32
+            const double middle = plan_.kernels->dot(&query.vectors[w * query.padded], plan_.mean, dim);
+            const double slack = 127 * off[w] * steps * MORE + 4 * double(dim + level.width) * UNIT64 *
+                                                                   (query.norm[w] * mean_norm + 255 * scale * used);
+            coded.scale.push_back(scale);
+            coded.offset.push_back(scale * offset + middle + slack);
+            totals[w] = used;
+        }
+        coded.packed = pack(integers, count, level.width, tiled);
+        coded.finish_float(totals);
+    };
+    if (axes) {
+        code(plan_.first, query.first, false);
+        code(plan_.second, query.second, true);
+    }
+
+    // the int8 codes of all coordinates
+    const int64_t stride = parts_.empty() ? 0 : parts_[0].stride;
+    std::vector<int32_t> integers(count * stride, 0);
+    std::vector<float> lost(count * query.padded, 0);
+    std::vector<double> totals(count);
+    query.blocks = axes ? static_cast<int64_t>(plan_.edges.size()) - 1 : 0;
+    for (int64_t w = 0; w < count; ++w) {
+        const float* mine = &query.vectors[w * query.padded];
+        double largest = 0, total = 0;
+        for (int64_t i = 0; i < dim; ++i) {
+            largest = std::max(largest, double(std::abs(mine[i])));
+            total += std::abs(mine[i]);
+        }
+        double scale = std::max(largest / (plan_.digits == 1 ? 127 : LARGEST), least_scale(largest, total, stride));
+        if (!(scale > 0)) scale = 1;
+        double offset = 0, square = 0;
+        for (int64_t i = 0; i < dim; ++i) {
+            const int32_t integer = nearest(mine[i] / scale);
+            const double rounded = mine[i] - scale * integer;
+            integers[w * stride + i] = integer;
+            lost[w * query.padded + i] = static_cast<float>(rounded);
+            offset -= 128.0 * integer;
+            square += rounded * rounded;
+            totals[w] += std::abs(integer);
+        }
+        query.lost.push_back(std::sqrt(square) * MORE);
+        query.codes.scale.push_back(scale);
+        query.codes.offset.push_back(scale * offset);
+        for (int64_t j = 0; j < query.blocks; ++j)
+            query.along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], off[w]));
+    }
+    query.codes.packed = pack(integers, count, stride, true);
+    query.codes.finish_float(totals);
+    if (query.blocks && plan_.digits == 1) {
+        plan_.kernels->products(plan_.basis, axes, dim, lost.data(), count, query.padded, y.data());
+        for (int64_t w = 0; w < count; ++w) {
+            const double error = query.lost[w];  // `lost` was rounded to float32 as well
+            const double each = (relative + 2 * UNIT32) * size * error * MORE + dim * FLT_MIN * (1 + error + size);
+            for (int64_t j = 0; j < query.blocks; ++j)
+                query.lost_along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], each));
+        }
+    }
+}
+
+// -- bounds
+
+namespace {
+
+// What float64 arithmetic on similarities within `size` and their pooling can lose, as a change of each: (2).
+double rounding(double size, int64_t dim, double count, double temperature) {
+    return 16 * UNIT64 * (double(dim) + count + 16) * (size + temperature);
+}
+
+// See pooling.score_change.
+double score_change(double change, double count, double spread, Pooling pooling, double temperature) {
+    switch (pooling) {
+        case Pooling::sum:
+            return change * count;
+        case Pooling::lse:
+            return change / temperature;
+        case Pooling::softmax:
+            return change + spread * std::tanh(change / (2 * temperature));
+        default:
+            return change;
+    }
+}
+
+// The values pooled, in float64; see pooling.pool.
+double pool(const double* values, int64_t count, Pooling pooling, double temperature) {
+    const double peak = *std::max_element(values, values + count);
+    double total = 0, weights = 0;
+    switch (pooling) {
+        case Pooling::max:
+            return peak;
+        case Pooling::mean:
+        case Pooling::sum:
+            for (int64_t i = 0; i < count; ++i) total += values[i];
+            return pooling == Pooling::sum ? total : total / double(count);
+        default:
+            for (int64_t i = 0; i < count; ++i) {
+                const double weight = std::exp((values[i] - peak) / temperature);
+                weights += weight;
+                total += weight * values[i];
+            }
+            return pooling == Pooling::lse ? peak / temperature + std::log(weights) : total / weights;
+    }
+}
+
+double spread_of(const double* values, int64_t count) {
+    const auto [least, most] = std::minmax_element(values, values + count);
+    return *most - *least;
+}
+
+}  // namespace
+
+void Search::bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
+                          float* upper) const {
+    const Coded& coded = query.first;
+    const int64_t width = plan_.first.width, steps = static_cast<int64_t>(coded.packed.program.size());
+    const int64_t most = plan_.pools_query ? query.count : longest_;
+    thread_local std::vector<int32_t> sums;
+    thread_local std::vector<float> values;
+    sums.resize(query.count * LANES);
+    values.resize(most * LANES);
+    for (int64_t block = first; block < last; ++block) {
+        const int64_t place = block * LANES, rows = std::min<int64_t>(LANES, part.rows - place);
+        const int64_t* order = part.order + place;
+        if (allowed && std::none_of(order, order + rows, [&](int64_t row) { return allowed[part.base + row]; })) {
+            for (int64_t lane = 0; lane < rows; ++lane) upper[part.base + order[lane]] = -FLT_MAX;
+            continue;
+        }
+        const int64_t begin = part.block_starts[block], vectors = part.block_starts[block + 1] - begin;
+        const uint8_t* codes = part.first + begin * width * LANES;
+        int32_t counts[LANES];
+        float scores[LANES];
+        int64_t pooled = query.count;
+        if (plan_.pools_query) {
+            plan_.kernels->block_over_row(codes, vectors, width, coded.packed.program.data(), steps,
+                                          coded.packed.digits.data(), query.count, sums.data());
+            for (int64_t w = 0; w < query.count; ++w)
+                for (int lane = 0; lane < LANES; ++lane) {
+                    const double value = coded.scale[w] * sums[w * LANES + lane] + coded.offset[w];
+                    values[w * LANES + lane] = static_cast<float>(value + std::abs(value) * (2 * UNIT32) + FLT_MIN);
+                }
+            std::fill(counts, counts + LANES, static_cast<int32_t>(query.count));
+        } else {
+            plan_.kernels->block_over_query(codes, vectors, width, coded.packed.program.data(), steps,
+                                            coded.packed.digits.data(), query.count, coded.scale32.data(),
+                                            coded.offset32.data(), values.data());
+            pooled = vectors;
+            for (int64_t lane = 0; lane < LANES; ++lane) {
+                const int64_t row = order[std::min(lane, rows - 1)];
+                counts[lane] = static_cast<int32_t>(part.starts[row + 1] - part.starts[row]);
+            }
+        }
+        plan_.kernels->pool_lanes(values.data(), pooled, counts, plan_.pooling, static_cast<float>(plan_.temperature),
+                                  scores);
+        for (int64_t lane = 0; lane < rows; ++lane) {
+            const int64_t row = order[lane];
+            float& out = upper[part.base + row];
+            out = part.loose[row] & 1 ? std::numeric_limits<float>::infinity() : scores[lane];
+            if (std::isnan(out)) out = std::numeric_limits<float>::infinity();
+            if (allowed && !allowed[part.base + row]) out = -FLT_MAX;
+        }
+    }
+}
+
+double Search::bound_second(const Query& query, const Part& part, int64_t row) const {
+    if (part.loose[row] & 2) return INFINITE;
+    const Coded& coded = query.second;
+    const int64_t width = plan_.second.width, steps = static_cast<int64_t>(coded.packed.program.size());
+    const int64_t vectors = part.starts[row + 1] - part.starts[row], tiles = (query.count + LANES - 1) / LANES;
+    const uint8_t* codes = part.second + part.starts[row] * width;
+    thread_local std::vector<int32_t> sums;
+    thread_local std::vector<float> best;
+    thread_local std::vector<double> values;
+    double size = 0;
+    if (plan_.pools_query) {
+        sums.resize(tiles * LANES);
+        values.resize(query.count);
+        plan_.kernels->row_over_row(codes, vectors, width, coded.packed.program.data(), steps,
+                                    coded.packed.digits.data(), tiles, sums.data());
+        for (int64_t w = 0; w < query.count; ++w) values[w] = coded.scale[w] * sums[w] + coded.offset[w];
+    } else {
+        best.resize(vectors);
+        values.resize(vectors);
+        plan_.kernels->row_over_query(codes, vectors, width, coded.packed.program.data(), steps,
+                                      coded.packed.digits.data(), tiles, coded.scale32.data(), coded.offset32.data(),
+                                      best.data());
+        std::copy(best.begin(), best.end(), values.begin());
+    }
+    for (const double value : values) size = std::max(size, std::abs(value));
+    const auto count = static_cast<int64_t>(values.size());
+    const Pooling pooling = plan_.pooling == Pooling::softmax ? Pooling::max : plan_.pooling;
+    const double change = rounding(size, plan_.dim, double(count), plan_.temperature);
+    return pool(values.data(), count, pooling, plan_.temperature) +
+           score_change(change, double(count), 0, pooling, plan_.temperature);
+}
+
+void Search::bound_codes(const Query& query, const Part& part, int64_t row, double* lower, double* upper) const {
+    const Coded& coded = query.codes;
+    const int64_t steps = static_cast<int64_t>(coded.packed.program.size()), words = query.count;
+    const int64_t vectors = part.starts[row + 1] - part.starts[row], tiles = (words + LANES - 1) / LANES;
+    const uint8_t* codes = part.codes + part.starts[row] * part.stride;
+    const double scale = part.scale[row], error = part.error[row], norm = part.norm[row];
+    const bool measured = part.blocks != nullptr && query.blocks;
+    const float* blocks = measured ? part.blocks + row * (2 * query.blocks + 1) : nullptr;  // of the errors, then norms
+    thread_local std::vector<int32_t> sums;
+    thread_local std::vector<float> best;
+    thread_local std::vector<double> values, high, low, change;
+    change.resize(words);
+    double most = 0, similarity = 0;
+    for (int64_t w = 0; w < words; ++w) {
+        double inner = query.norm[w] * error, outer = query.lost[w] * norm;
+        if (measured) {
+            double along = query.rest[w] * error;
+            for (int64_t j = 0; j < query.blocks; ++j) along += query.along[w * query.blocks + j] * blocks[j];
+            inner = std::min(inner, along);
+            if (plan_.digits == 1) {
+                along = query.lost[w] * blocks[2 * query.blocks];
+                for (int64_t j = 0; j < query.blocks; ++j)
+                    along += query.lost_along[w * query.blocks + j] * blocks[query.blocks + j];
+                outer = std::min(outer, along);
+            }
+        }
+        const double size = query.norm[w] * (norm + error);
+        const double loss = plan_.pools_query ? 0 : 2 * scale * coded.loss[w];
+        const double pooled = plan_.pools_query ? double(words) : double(vectors);
+        change[w] = (inner + outer) * MORE + loss + rounding(size, plan_.dim, pooled, plan_.temperature);
+        most = std::max(most, change[w]);
+        similarity = std::max(similarity, size);
+    }
+    if (plan_.pools_query) {
+        sums.resize(tiles * LANES);
+        values.resize(words);
+        plan_.kernels->row_over_row(codes, vectors, part.stride, coded.packed.program.data(), steps,
+                                    coded.packed.digits.data(), tiles, sums.data());
+        for (int64_t w = 0; w < words; ++w) values[w] = scale * (coded.scale[w] * sums[w] + coded.offset[w]);
+    } else {
+        best.resize(vectors);
+        values.resize(vectors);
+        plan_.kernels->row_over_query(codes, vectors, part.stride, coded.packed.program.data(), steps,
+                                      coded.packed.digits.data(), tiles, coded.scale32.data(), coded.offset32.data(),
+                                      best.data());
+        for (int64_t i = 0; i < vectors; ++i) values[i] = scale * best[i];
+        std::fill(change.begin(), change.end(), most);
+        change.resize(vectors, most);
+    }
+    const auto count = static_cast<int64_t>(values.size());
+    if (plan_.pooling == Pooling::softmax) {
+        const double score = pool(values.data(), count, plan_.pooling, plan_.temperature);
+        const double spread = spread_of(values.data(), count);
+        const double radius = score_change(most, double(count), spread, plan_.pooling, plan_.temperature);
+        *lower = score - radius, *upper = score + radius;
+    } else {
+        high.resize(count), low.resize(count);
+        for (int64_t i = 0; i < count; ++i) high[i] = values[i] + change[i], low[i] = values[i] - change[i];
+        *upper = pool(high.data(), count, plan_.pooling, plan_.temperature);
+        *lower = pool(low.data(), count, plan_.pooling, plan_.temperature);
+    }
+    if (!(*lower <= *upper)) *lower = -INFINITE, *upper = INFINITE;  // past float64's range: nothing is known
+}
+
+// -- the search
+
+const Part& Search::part_of(int64_t row, int64_t* local) const {
+    const auto after = std::upper_bound(parts_.begin(), parts_.end(), row,
+                                        [](int64_t wanted, const Part& part) { return wanted < part.base; });
+    const Part& part = *(after - 1);
+    *local = row - part.base;
+    return part;
+}
+
+bool Search::ready(const Part& part, int64_t local, uint8_t what, const TouchFunction& touch) const {
+    if ((part.checked[local] & what) == what) return true;
+    return touch(&part - parts_.data(), local, what);
+}
+
+// A row that may be among the best.
+struct Search::Pending {
+    int64_t row = 0;
+    double lower = -INFINITE, upper = INFINITE;  // by its codes
+    double low = 0, high = 0;                    // by its fine copy in float32
+    int64_t similarities = 0;                    // where these begin
+};
+
+namespace {
+
+double kth_largest(std::vector<double> values, int64_t k) {
+    if (k > static_cast<int64_t>(values.size())) return -INFINITE;
+    std::nth_element(values.begin(), values.begin() + (k - 1), values.end(), std::greater<double>());
+    return values[k - 1];
+}
+
+}  // namespace
+
+void Search::finish(Query& query, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
+                    Threads& threads, Answer& answer) const {
+    std::atomic<bool> stopped{false};
+    std::atomic<int64_t> second{0}, codes{0};
+    const auto is_allowed = [&](int64_t row) { return !allowed || allowed[row]; };
+
+    // Which rows look best: for a first threshold, their lower bounds.
+    const int64_t wanted = k + BEYOND;
+    std::vector<std::pair<float, int64_t>> heap;  // the least of the best in front
+    const auto above = std::greater<std::pair<float, int64_t>>();
+    for (int64_t row = 0; row < rows_; ++row) {
+        const bool full = static_cast<int64_t>(heap.size()) >= wanted;
+        if ((full && upper[row] <= heap.front().first) || !is_allowed(row)) continue;
+        if (full) {
+            std::pop_heap(heap.begin(), heap.end(), above);
+            heap.pop_back();
+        }
+        heap.emplace_back(upper[row], row);
+        std::push_heap(heap.begin(), heap.end(), above);
+    }
+    std::vector<Pending> best(heap.size());
+    for (size_t i = 0; i < heap.size(); ++i) best[i].row = heap[i].second;
+    const auto bound = [&](Pending& pending, double threshold, bool narrow) {
+        int64_t local;
+        const Part& part = part_of(pending.row, &local);
+        pending.upper = upper[pending.row];
+        if (part.first && narrow && plan_.second.coordinates) {
+            if (!ready(part, local, SECOND, touch)) return false;
+            second.fetch_add(1, std::memory_order_relaxed);
+            pending.upper = std::min(pending.upper, bound_second(query, part, local));
+            if (pending.upper < threshold) return true;
+        }
+        if (!ready(part, local, CODES, touch)) return false;
+        codes.fetch_add(1, std::memory_order_relaxed);
+        double high;
+        bound_codes(query, part, local, &pending.lower, &high);
+        pending.upper = std::min(pending.upper, high);
+        return true;
+    };
+    const auto in_pieces = [&](int64_t count, int64_t piece, const std::function<bool(int64_t)>& work) {
+        threads.run((count + piece - 1) / piece, [&](int64_t which) {
+            for (int64_t i = which * piece; i < std::min(count, (which + 1) * piece) && !stopped; ++i)
+                if (!work(i)) stopped = true;
+        });
+        return !stopped;
+    };
+    const auto end = [&] {
+        answer.second = second, answer.codes = codes, answer.stopped = stopped;
+    };
+    if (!in_pieces(static_cast<int64_t>(best.size()), 4, [&](int64_t i) { return bound(best[i], -INFINITE, false); }))
+        return end();
+    std::vector<double> lowers;
+    for (const Pending& pending : best) lowers.push_back(pending.lower);
+    double threshold = kth_largest(lowers, k);
+
+    // Every row whose upper bound reaches it, by more of its codes.
+    std::vector<Pending> pending;
+    {
+        std::sort(best.begin(), best.end(), [](const Pending& a, const Pending& b) { return a.row < b.row; });
+        auto known = best.begin();
+        for (int64_t row = 0; row < rows_; ++row) {
+            if (!(upper[row] >= threshold) || !is_allowed(row)) continue;
+            while (known != best.end() && known->row < row) ++known;
+            if (known != best.end() && known->row == row)
+                pending.push_back(*known);
+            else
+                pending.emplace_back().row = row;
+        }
+    }
+    if (!in_pieces(static_cast<int64_t>(pending.size()), 4, [&](int64_t i) {
+            return pending[i].lower > -INFINITE || bound(pending[i], threshold, true);
+        }))
+        return end();
+    lowers.clear();
+    for (const Pending& each : pending) lowers.push_back(each.lower);
+    threshold = std::max(threshold, kth_largest(lowers, k));
+
+    // By falling upper bound from the fine copy in float32, until what is left cannot be among the best.
+    pending.erase(std::remove_if(pending.begin(), pending.end(),
+                                 [&](const Pending& each) { return !(each.upper >= threshold); }),
+                  pending.end());
+    std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
+        return a.upper != b.upper ? a.upper > b.upper : a.row < b.row;
+    });
+    const int64_t words = query.count, dim = plan_.dim;
+    const double roundings = double(query.padded / LANES + 5) * UNIT32;
+    const double relative = (roundings / (1 - roundings) + 4 * double(dim) * UNIT64) * (1 + 1e-6);
+    const auto float_error = [&](const Part& part, int64_t local) {
+        const double norm = double(part.norm[local]) + part.error[local];
+        return relative * query.largest * norm + dim * double(FLT_MIN) * (1 + query.largest + norm);
+    };
+    std::vector<float> similarities;
+    int64_t done = 0;
+    const auto rescore = [&](int64_t i) {
+        Pending& each = pending[i];
+        int64_t local;
+        const Part& part = part_of(each.row, &local);
+        if (!ready(part, local, FINE, touch)) return false;
+        const int64_t first = part.starts[local], vectors = part.starts[local + 1] - first;
+        float* out = &similarities[each.similarities];
+        if (part.half)
+            plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + first * dim, vectors, dim,
+                                         query.vectors.data(), words, query.padded, out);
+        else
+            plan_.kernels->products(static_cast<const float*>(part.fine) + first * dim, vectors, dim,
+                                    query.vectors.data(), words, query.padded, out);
+        thread_local std::vector<double> values;
+        values.assign(plan_.pools_query ? words : vectors, -INFINITE);
+        for (int64_t v = 0; v < vectors; ++v)
+            for (int64_t w = 0; w < words; ++w) {
+                double& value = values[plan_.pools_query ? w : v];
+                value = std::max(value, double(out[v * words + w]));
+            }
+        const auto count = static_cast<int64_t>(values.size());
+        const double size = query.largest * (double(part.norm[local]) + part.error[local]);
+        const double change = float_error(part, local) + rounding(size, dim, double(count), plan_.temperature);
+        const double spread = plan_.pooling == Pooling::softmax ? spread_of(values.data(), count) : 0;
+        const double score = pool(values.data(), count, plan_.pooling, plan_.temperature);
+        const double radius = score_change(change, double(count), spread, plan_.pooling, plan_.temperature);
+        each.low = score - radius, each.high = score + radius;
+        return true;
+    };
+    std::vector<double> lows;
+    while (done < static_cast<int64_t>(pending.size()) && pending[done].upper >= threshold) {
+        const int64_t piece = done ? std::max<int64_t>(8, done / 2) : k + 2;
+        int64_t stop = done;
+        while (stop < static_cast<int64_t>(pending.size()) && stop < done + piece && pending[stop].upper >= threshold) {
+            int64_t local;
+            const Part& part = part_of(pending[stop].row, &local);
+            pending[stop].similarities = static_cast<int64_t>(similarities.size());
+            similarities.resize(similarities.size() + (part.starts[local + 1] - part.starts[local]) * words);
+            ++stop;
+        }
+        if (!in_pieces(stop - done, 2, [&](int64_t i) { return rescore(done + i); })) return end();
+        for (; done < stop; ++done) {
+            const Pending& each = pending[done];
+            if (!(each.low <= each.upper && each.lower <= each.high)) {
+                answer.contradiction = each.row;
+                return end();
+            }
+            lows.push_back(each.low);
+        }
+        threshold = std::max(threshold, kth_largest(lows, k));
+    }
+    answer.fine = done;
+
+    // What float32 leaves undecided, in float64: of each maximum the products that could be it.
+    std::vector<float> widened;
+    for (int64_t i = 0; i < done; ++i) {
+        if (!(pending[i].high >= threshold)) continue;
+        int64_t local;
+        const Part& part = part_of(pending[i].row, &local);
+        const int64_t first = part.starts[local], vectors = part.starts[local + 1] - first;
+        const double slack = 2 * float_error(part, local);
+        const float* found = &similarities[pending[i].similarities];
+        const float* fine;
+        if (part.half) {
+            widened.resize(vectors * dim);
+            plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + first * dim, vectors * dim, widened.data());
+            fine = widened.data();
+        } else {
+            fine = static_cast<const float*>(part.fine) + first * dim;
+        }
+        const int64_t outer = plan_.pools_query ? words : vectors, inner = plan_.pools_query ? vectors : words;
+        answer.rows.push_back({pending[i].row, static_cast<int64_t>(answer.maxima.size()), outer});
+        for (int64_t a = 0; a < outer; ++a) {
+            const auto at = [&](int64_t b) { return double(plan_.pools_query ? found[b * words + a] : found[a * words + b]); };
+            double most = -INFINITE;
+            for (int64_t b = 0; b < inner; ++b) most = std::max(most, at(b));
+            double maximum = -INFINITE;
+            int32_t winner = 0;
+            for (int64_t b = 0; b < inner; ++b) {
+                if (at(b) < most - slack) continue;
+                const int64_t vector = plan_.pools_query ? b : a, word = plan_.pools_query ? a : b;
+                const double exact = plan_.kernels->dot(fine + vector * dim, &query.vectors[word * query.padded], dim);
+                if (exact > maximum) maximum = exact, winner = static_cast<int32_t>(b);
+            }
+            answer.maxima.push_back(maximum);
+            answer.winners.push_back(winner);
+        }
+    }
+    end();
+}
+
+std::vector<Answer> Search::run(const float* queries, const int64_t* starts, int64_t count, int64_t k,
+                                const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const {
+    std::vector<Answer> answers(count);
+    if (!rows_ || !count) return answers;
+    std::unique_ptr<std::vector<float>> upper;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!spare_.empty()) {
+            upper = std::move(spare_.back());
+            spare_.pop_back();
+        }
+    }
+    if (!upper) upper = std::make_unique<std::vector<float>>();
+    const int64_t turn = std::clamp<int64_t>(TURN_BYTES / (4 * rows_), 1, std::min(TURN, count));
+    upper->resize(turn * rows_);
+
+    struct Piece {
+        const Part* part;
+        int64_t first, last;
+    };
+    std::vector<Piece> pieces;
+    for (const Part& part : parts_) {
+        const int64_t units = part.first ? static_cast<int64_t>(part.block_starts.size()) - 1 : part.rows;
+        const int64_t each = part.first ? CHUNK : ROWS;
+        for (int64_t first = 0; first < units; first += each)
+            pieces.push_back({&part, first, std::min(units, first + each)});
+    }
+    bool stopped = false;
+    for (int64_t begin = 0; begin < count && !stopped; begin += turn) {
+        const int64_t here = std::min(turn, count - begin);
+        std::vector<Query> asked(here);
+        threads.run(here, [&](int64_t i) {
+            prepare(asked[i], queries + starts[begin + i] * plan_.dim, starts[begin + i + 1] - starts[begin + i]);
+        });
+        threads.run(static_cast<int64_t>(pieces.size()), [&](int64_t which) {
+            const Piece& piece = pieces[which];
+            for (int64_t unit = piece.first; unit < piece.last; ++unit)
+                for (int64_t i = 0; i < here; ++i) {
+                    float* mine = upper->data() + i * rows_;
+                    if (piece.part->first) {
+                        bound_blocks(asked[i], *piece.part, unit, unit + 1, allowed, mine);
+                        continue;
+                    }
+                    float& out = mine[piece.part->base + unit];
+                    out = -FLT_MAX;
+                    if (allowed && !allowed[piece.part->base + unit]) continue;
+                    double low, high;
+                    bound_codes(asked[i], *piece.part, unit, &low, &high);
+                    out = static_cast<float>(high + std::abs(high) * (2 * UNIT32) + FLT_MIN);
+                }
+        });
+        const auto complete = [&](int64_t i) {
+            finish(asked[i], upper->data() + i * rows_, k, allowed, touch, threads, answers[begin + i]);
+        };
+        if (here >= threads.count())
+            threads.run(here, complete);
+        else
+            for (int64_t i = 0; i < here; ++i) complete(i);
+        for (int64_t i = 0; i < here; ++i) stopped |= answers[begin + i].stopped;
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    spare_.push_back(std::move(upper));
+    return answers;
+}
+
+}  // namespace chan

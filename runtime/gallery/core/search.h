@@ -1,0 +1,118 @@
+// One search: from a query's vectors to the rows that could be the best, decided in float64. See proof/bounds.py for
+// the theorem; every number below that enters a bound is named as it is there.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.h"
+#include "threads.h"
+
+namespace chan {
+
+// A coding of rows along the gallery's axes: the first coordinates at int8, and norms of what is lost.
+struct Level {
+    int64_t norms = 0;            // J: of each block of axes, of what no axis holds, and of the codes themselves
+    int64_t coordinates = 0;      // P
+    int64_t width = 0;            // bytes of a vector: norms, then coordinates, then zeros up to a multiple of GROUP
+    std::vector<int64_t> edges;   // where blocks of axes begin, and the number of axes at the end: J - 1 of them
+    const float* step = nullptr;  // [P], of each coordinate's codes
+    const float* norm_step = nullptr;     // [J], of each norm's codes
+    const float* norm_typical = nullptr;  // [J], of the gallery: decides how finely a query is coded, and nothing else
+};
+
+// What all rows share.
+struct Plan {
+    const Kernels* kernels = nullptr;
+    int64_t dim = 0;
+    bool pools_query = true;  // the maximum runs over a row's vectors; otherwise over the query's
+    Pooling pooling = Pooling::lse;
+    double temperature = 1;
+    int digits = 2;               // of a query's integers at the int8 level
+    int64_t axes = 0;             // M; 0 where the gallery was not prepared
+    const float* mean = nullptr;  // [D]
+    const float* basis = nullptr;  // [M][D]: B, transposed
+    double deviation = 0;         // no less than the norm of B'B - 1
+    std::vector<int64_t> edges;   // of blocks of axes at the int8 level, and M at the end
+    Level first, second;          // first.coordinates is 0 where every row's int8 codes are scanned
+};
+
+// Consecutive rows.
+struct Part {
+    int64_t rows = 0;
+    const int64_t* starts = nullptr;  // [rows + 1]
+    const uint8_t* codes = nullptr;   // [vectors][stride]
+    int64_t stride = 0;
+    const float *scale = nullptr, *error = nullptr, *norm = nullptr;  // [rows]
+    const void* fine = nullptr;       // [vectors][D]
+    bool half = false;                // the fine copy is float16
+    uint8_t* checked = nullptr;       // [rows], bits of Touch whose bytes were checked
+    // where the part was prepared:
+    const uint8_t* first = nullptr;   // blocks of LANES rows
+    const int64_t* order = nullptr;   // [rows], the rows in the order in which they lie in blocks
+    const uint8_t* second = nullptr;  // [vectors][second.width]
+    const uint8_t* loose = nullptr;   // [rows], 1 where a norm did not fit its code
+    const float* blocks = nullptr;    // [rows][edges - 1]
+    int64_t base = 0;                 // number of its first row in the gallery
+    std::vector<int64_t> block_starts;  // where each block's vectors begin, in LANES vectors
+};
+
+enum Touch : uint8_t { SECOND = 1, CODES = 2, FINE = 4 };
+
+// One of a query's best rows.
+struct Found {
+    int64_t row;
+    int64_t first;  // of its values in `maxima` and `winners`
+    int64_t count;
+};
+
+struct Answer {
+    std::vector<Found> rows;  // all that could be among the best k
+    std::vector<double> maxima;    // the pooled similarities in float64
+    std::vector<int32_t> winners;  // the vector that reached each
+    int64_t second = 0, codes = 0, fine = 0;  // rows whose second level, int8 codes, fine copy were read
+    int64_t contradiction = -1;    // a row whose codes and fine copy have no score in common
+    bool stopped = false;          // `touch` failed
+};
+
+class Search {
+  public:
+    // touch(part, row, what): checks bytes before they are first read; false where that raised an error.
+    using TouchFunction = std::function<bool(int64_t, int64_t, uint8_t)>;
+
+    Search(Plan plan, std::vector<Part> parts);
+
+    int64_t rows() const { return rows_; }
+    const Plan& plan() const { return plan_; }
+
+    // queries [vectors][dim], query i being starts[i] to starts[i + 1]; allowed [rows] or null where all are.
+    std::vector<Answer> run(const float* queries, const int64_t* starts, int64_t count, int64_t k,
+                            const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const;
+
+  private:
+    struct Query;
+    struct Pending;
+
+    void prepare(Query& query, const float* vectors, int64_t count) const;
+    void bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
+                      float* upper) const;
+    double bound_second(const Query& query, const Part& part, int64_t row) const;
+    void bound_codes(const Query& query, const Part& part, int64_t row, double* lower, double* upper) const;
+    void finish(Query& query, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
+                Threads& threads, Answer& answer) const;
+    const Part& part_of(int64_t row, int64_t* local) const;
+    bool ready(const Part& part, int64_t local, uint8_t what, const TouchFunction& touch) const;
+
+    Plan plan_;
+    std::vector<Part> parts_;
+    int64_t rows_ = 0;
+    int64_t longest_ = 0;
+    mutable std::mutex mutex_;
+    mutable std::vector<std::unique_ptr<std::vector<float>>> spare_;  // memory of searches that ended
+};
+
+}  // namespace chan
