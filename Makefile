@@ -4,7 +4,7 @@ CPU_TESTS := -m pytest -n 2 -m 'not gpu and not nightly'
 PYTHONS ?= 3.11 3.12 3.13 3.14
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(wildcard runtime/gallery/core/*)
 
-.PHONY: help core demo test test-python test-oldest test-gpu test-nightly lint bench bench-gpu clean
+.PHONY: help core demo test test-python test-oldest test-gpu test-pages test-nightly lint bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,10 @@ test-oldest: .venv-oldest/installed  ## the runtime's tests with the oldest NumP
 
 test-gpu: .venv-gpu/installed  ## the tests that need an NVIDIA GPU
 	.venv-gpu/bin/python -m pytest -m gpu
+
+test-pages: .venv/installed  ## the tests of the pages in a browser; installs Debian's chromium where there is none
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+	$(PY) -m pytest tests/pages
 
 test-nightly: .venv/installed  ## the long fault-injection and fuzz runs
 	$(PY) -m pytest -n 2 -m nightly

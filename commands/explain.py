@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 @click.argument("image", type=options.FILE)
 @click.argument("caption")
 @click.option("-o", "--out", type=options.NEW_FILE, help="Draw the explanation to this file (.png or .jpg).")
+@click.option("--html", type=options.NEW_FILE, help="Also write the explanation to this file, as a page.")
 @options.backend_option
 @options.precision_option
 @options.json_option
 def command(
-    bundle: Path, image: Path, caption: str, out: Path | None, backend: str, precision: str, as_json: bool
-) -> None:
+    bundle: Path, image: Path, caption: str, out: Path | None, html: Path | None, backend: str, precision: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Score IMAGE with CAPTION, and show the region that each word chose, how similar they are, and the word's share.
 
-    With --out the regions are drawn on the picture.
+    With --out the regions are drawn on the picture. With --html they are a page on which each word shows its region.
     """
     from ..runtime.matcher import Matcher
 
@@ -39,6 +41,11 @@ def command(
     warn_of_unknown(unknown, [match.known for match in explanation.words])
     if out is not None:
         _draw(image, caption, explanation, out)
+    if html is not None:
+        from ..runtime.files import write_file
+        from ..runtime.pictures.page import render_explanation
+
+        write_file(html, render_explanation(image, caption, explanation))
     if as_json:
         print_json({"image": str(image), "caption": caption, "unknown_words": unknown, **explanation.to_dict()})
         return
@@ -54,6 +61,8 @@ def command(
         echo(f"{word:<{width}}  {place:>6}  {match.similarity:>10.4f}  {match.share:>5.1%}{note}")
     if out is not None:
         echo(f"drawn to {visible(out)}")
+    if html is not None:
+        echo(f"page: {visible(html)}")
 
 
 def _draw(image: Path, caption: str, explanation: Explanation, out: Path) -> None:

@@ -152,7 +152,8 @@ class _Query:
         unknown = matcher.unknown_words(caption) if caption is not None else []
         if self.html is not None:
             preprocess = matcher.manifest.preprocess
-            page, lost = render_page(result, words, caption, image, None if preprocess is None else preprocess.grid)
+            grid = None if preprocess is None else preprocess.grid
+            page, lost = render_page(result, words, caption, image, grid, matcher.alignment)
             write_file(self.html, page)
             for item in lost:
                 self.skipped.add(item)

@@ -108,7 +108,8 @@ def run(out: Path, scenes: int) -> bool:
         click.echo(f"    {out / name}")
     click.echo("Next:")
     click.echo(f'    chan search {gallery} "{query.caption}" --html {out / "hits.html"}')
-    click.echo(f'    chan explain {bundle} {data / "images" / SPLIT / "00000.png"} "{query.caption}" -o why.png')
+    click.echo(f'    chan explain {bundle} {data / "images" / SPLIT / "00000.png"} "{query.caption}" --html why.html')
+    click.echo(f"    chan serve {gallery}")
     return report.passed
 
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-
-import jinja2
-from PIL import Image
 
 from ..chan_ref.backbone import GRID
 from ..export.engines import BuiltEngine
@@ -19,11 +13,10 @@ from ..export.parity.plots import recall_plot
 from ..export.parity.report import Report
 from ..export.parity.table import cell
 from ..runtime.cpus import usable_cpus
-from ..runtime.pictures.draw import PALETTE
+from ..runtime.pictures.document import render_document
+from ..runtime.pictures.page import HitWords, explanation_data, result_data
 from .pointing import Pointing
 from .steps import CHECKPOINT, Query, size_of
-
-_THUMBNAIL = 300  # pixels
 
 
 @dataclass(frozen=True)
@@ -63,53 +56,25 @@ class Findings:
 
 def render(findings: Findings) -> str:
     """Return the page as HTML that loads no other file; links lead to other files in the demo's folder."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
     report, query = findings.report, findings.query
     rows = [("torch", report.reference), *((stage.name, stage.recalls) for stage in report.stages)]
-    return template.render(
-        findings=findings,
-        report=report,
-        query=query,
-        hits=[(hit, _thumbnail(Path(str(hit.metadata["path"]))), _marks(query, number))
-              for number, hit in enumerate(query.result.hits)],
-        truth=f"{query.scene:05d}.png",
-        alignment=_picture(findings.out / "alignment.png"),
-        recalls=[(name, list(named_recalls(metrics).values()), metrics.rsum) for name, metrics in rows if metrics],
-        recall_names=list(named_recalls(report.reference)),
-        plot=recall_plot(report),
-        cell=cell,
-        cores=usable_cpus(),
-        sizes=[(name, size / 1e6) for name, size in findings.sizes() if size],
-        scan_bytes=query.gallery_bytes / query.result.rows,
-    )  # fmt: skip
-
-
-def _marks(query: Query, number: int) -> list[dict[str, object]]:
-    """For each word that names something: its color, and the cell it chose in a hit, in percent of the picture."""
-    hit = query.result.hits[number]
-    marks = []
-    for color, token in zip(PALETTE, query.naming, strict=False):
-        row, column = divmod(int(hit.word_regions[token]), GRID)
-        marks.append(
-            {
-                "word": query.words[token],
-                "similarity": float(hit.word_scores[token]),
-                "color": "#{:02x}{:02x}{:02x}".format(*color),
-                "left": 100 * column / GRID,
-                "top": 100 * row / GRID,
-            }
-        )
-    return marks
-
-
-def _thumbnail(path: Path) -> str:
-    picture = Image.open(path).convert("RGB")
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _picture(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    spoken = HitWords(query.words, [match.known for match in query.explanation.words])
+    hits, _ = result_data(query.result, [spoken] * len(query.result.hits), query.caption, None, GRID, query.alignment)
+    best = explanation_data(Path(str(query.result.hits[0].metadata["path"])), query.explanation)
+    values = {
+        "findings": findings,
+        "report": report,
+        "query": query,
+        "parts": [check.part for check in report.stages[0].checks if not check.part.endswith("tokenizer")],
+        "hits": hits,
+        "explanation": best,
+        "recalls": [(name, list(named_recalls(metrics).values()), metrics.rsum) for name, metrics in rows if metrics],
+        "recall_names": list(named_recalls(report.reference)),
+        "plot": recall_plot(report),
+        "cell": cell,
+        "cores": usable_cpus(),
+        "sizes": [(name, size / 1e6) for name, size in findings.sizes() if size],
+        "scan_bytes": query.gallery_bytes / query.result.rows,
+    }
+    data = {"hits": {**hits, "truth": f"{query.scene:05d}.png"}, "explanation": best}
+    return render_document("demo.html", "CHAN, from pictures to proven engines", values, package=__package__, data=data)

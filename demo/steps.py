@@ -17,7 +17,7 @@ from ..export.bundle import export_bundle
 from ..export.engines import BuiltEngine, build_engine, find_target, plan
 from ..export.parity import TorchRunner
 from ..runtime.backends.table import FLAVORS
-from ..runtime.contract import Manifest
+from ..runtime.contract import AlignmentConfig, Manifest
 from ..runtime.data.images import CaptionedImages
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import EngineError
@@ -128,7 +128,8 @@ class Query:
         scene: the row of that scene.
         backend: the backend that encoded the query.
         result: the best pictures, each with the region that every word chose.
-        words: of the caption, as the model reads them; `naming` are the positions of those that name a picture.
+        words: of the caption, as the model reads them.
+        alignment: of the model.
         encode_ms, search_ms: median time of encoding the caption and of the search, of `timed` repetitions.
         gallery_bytes: of the gallery's files.
         explanation: of the best picture.
@@ -139,7 +140,7 @@ class Query:
     backend: str
     result: SearchResult
     words: list[str]
-    naming: list[int]
+    alignment: AlignmentConfig
     encode_ms: float
     search_ms: float
     timed: int
@@ -160,7 +161,6 @@ def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
     _, records = read_boxes(data, SPLIT)
     every = [words for record in records for words in record["mentions"]]
     caption = choose_caption(source.captions, every)
-    mentions = every[caption]
     with Matcher.open(bundle) as matcher:
         shutil.rmtree(gallery, ignore_errors=True)
         settings = GallerySettings(
@@ -190,8 +190,7 @@ def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
             backend=matcher.backend,
             result=result,
             words=matcher.tokenizer.tokens(text),
-            # A name of several words points where its last one does; <start> comes before the first.
-            naming=[mention["stop"] for mention in mentions],
+            alignment=matcher.alignment,
             encode_ms=encode_ms,
             search_ms=search_ms,
             timed=TIMED,

@@ -82,8 +82,9 @@ def shares(
         best: each word's largest similarity [W].
         config: of the model.
     """
-    if config.coding == "VHA":
-        return _entry_shares(np.asarray(best, np.float64), config)
+    of_words = word_shares(best, config)
+    if of_words is not None:
+        return of_words
     similarity = regions.astype(np.float64) @ words.astype(np.float64).T  # [R, W]
     if config.coding == "THA":
         weights = np.eye(len(words))[similarity.argmax(axis=1)]  # [R, W]
@@ -94,6 +95,15 @@ def shares(
         coding = (weights * similarity).sum(axis=1) / (np.linalg.norm(attended, axis=1) + 1e-8)
     by_word: NDArray[np.float64] = _entry_shares(coding, config) @ weights
     return by_word
+
+
+def word_shares(best: Sequence[float] | NDArray[np.float32], config: AlignmentConfig) -> NDArray[np.float64] | None:
+    """Each word's share [W] as in `shares`, from the words' largest similarities alone.
+
+    Returns:
+        None for THA and VSA, whose entries are regions: their shares need the vectors.
+    """
+    return _entry_shares(np.asarray(best, np.float64), config) if config.coding == "VHA" else None
 
 
 def _entry_shares(x: NDArray[np.float64], config: AlignmentConfig) -> NDArray[np.float64]:

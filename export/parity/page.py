@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
-from ...runtime.extras import needs
+from ...runtime.pictures.document import render_document
 from .measures import MEASURES, named_recalls
 from .plots import error_plot, recall_plot, score_plot
 from .report import Check, Report, Stage
@@ -14,30 +13,29 @@ from .table import cell
 
 def page(report: Report) -> str:
     """The report as HTML with inline pictures; nothing is loaded from elsewhere."""
-    with needs("jinja2", "writing the parity page", "export"):
-        import jinja2
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("parity.html").read_text("utf-8"))
     parts: list[str] = []
     for stage in report.stages:
         parts += [check.part for check in stage.checks if check.part not in parts]
-    return template.render(
-        report=report,
-        name=Path(report.bundle).name,
-        parts=parts,
-        by_part={stage.name: {check.part: check for check in stage.checks} for stage in report.stages},
-        measures=MEASURES,
-        used={stage.name: used_measures(stage) for stage in report.stages},
-        recalls=[("torch", report.reference), *((stage.name, stage.recalls) for stage in report.stages)],
-        recall_names=list(named_recalls(report.reference)),
-        named_recalls=named_recalls,
-        cell=cell,
-        bound=bound,
-        broken=broken,
-        errors=error_plot(report),
-        scores=score_plot(report),
-        bars=recall_plot(report),
-    )
+    name = Path(report.bundle).name
+    values = {
+        "report": report,
+        "name": name,
+        "parts": parts,
+        "by_part": {stage.name: {check.part: check for check in stage.checks} for stage in report.stages},
+        "measures": MEASURES,
+        "used": {stage.name: used_measures(stage) for stage in report.stages},
+        "recalls": [("torch", report.reference), *((stage.name, stage.recalls) for stage in report.stages)],
+        "recall_names": list(named_recalls(report.reference)),
+        "named_recalls": named_recalls,
+        "cell": cell,
+        "bound": bound,
+        "broken": broken,
+        "errors": error_plot(report),
+        "scores": score_plot(report),
+        "bars": recall_plot(report),
+    }
+    title = f"Parity of {name}: {'passed' if report.passed else 'missed'}"
+    return render_document("parity.html", title, values, package=__package__, kind="report")
 
 
 def used_measures(stage: Stage) -> list[str]:

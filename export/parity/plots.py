@@ -12,8 +12,9 @@ from ...runtime.extras import needs
 from .measures import named_recalls
 from .report import Check, Report, Stage
 
-_COLORS = ("#0969da", "#bf3989", "#1a7f37", "#bc4c00", "#8250df", "#57606a")
-_REFERENCE = "#24292f"
+# The colors have a contrast of 3 to 1 with the page's light and dark surfaces; ink becomes the page's own text color.
+_COLORS = ("#3b82f6", "#db2777", "#2f9e44", "#e2570b", "#a855f7", "#808590")
+_INK = "#24292f"
 _PART_NAMES = {"matcher": "matcher (end to end)"}
 
 
@@ -38,10 +39,10 @@ def error_plot(report: Report) -> str:
         for axis in axes.flat[len(parts) :]:
             axis.axis("off")
         lines = [plt.Line2D([], [], color=color) for color in _COLORS[: len(stages)]]
-        bound = plt.Line2D([], [], color=_REFERENCE, linestyle=":")
+        bound = plt.Line2D([], [], color=_INK, linestyle=":")
         figure.legend([*lines, bound], [*(s.name for s in stages), "bound on the largest"], loc="outside upper center",
                       ncols=len(lines) + 1, frameon=False)  # fmt: skip
-        return _svg(figure, plt)
+        return _svg(figure, plt, "How large the errors of each part are, by stage, and their bounds")
 
 
 def score_plot(report: Report) -> str:
@@ -59,22 +60,22 @@ def score_plot(report: Report) -> str:
             half = len(pairs) // 2
             for axis, values in ((axes[0][column], pairs[:, 1]), (axes[1][column], pairs[:, 1] - pairs[:, 0])):
                 points = {"s": 5, "linewidths": 0, "rasterized": True}
-                axis.scatter(pairs[half:, 0], values[half:], color="#8c959f", label="other pairs", **points)
-                axis.scatter(pairs[:half, 0], values[:half], color="#0969da", label="true pairs", **points)
+                axis.scatter(pairs[half:, 0], values[half:], color="#808590", label="other pairs", **points)
+                axis.scatter(pairs[:half, 0], values[:half], color="#3b82f6", label="true pairs", **points)
                 axis.set_xlabel("score in torch")
             low, high = float(np.nanmin(pairs)), float(np.nanmax(pairs))
-            axes[0][column].plot([low, high], [low, high], color=_REFERENCE, linewidth=0.7)
+            axes[0][column].plot([low, high], [low, high], color=_INK, linewidth=0.7)
             axes[0][column].set(title=stage.name, ylabel=f"score in {stage.name}")
-            axes[1][column].axhline(0, color=_REFERENCE, linewidth=0.7)
+            axes[1][column].axhline(0, color=_INK, linewidth=0.7)
             axes[1][column].set(ylabel="difference of the scores")
         axes[0][0].legend(frameon=False, markerscale=2)
-        return _svg(figure, plt)
+        return _svg(figure, plt, "Scores of each stage against those of torch, and their differences")
 
 
 def recall_plot(report: Report) -> str:
     """The six recalls of the reference and of each stage, side by side."""
     plt, style = _matplotlib()
-    bars = [("torch", _REFERENCE, named_recalls(report.reference))]
+    bars = [("torch", _INK, named_recalls(report.reference))]
     for color, stage in zip(_COLORS, _ran(report), strict=False):
         if stage.recalls is not None:
             bars.append((stage.name, color, named_recalls(stage.recalls)))
@@ -89,7 +90,7 @@ def recall_plot(report: Report) -> str:
         axis.set_xticks(range(len(names)), [_long_name(name) for name in names])
         axis.set(ylabel="recall, %", ylim=(0, 108))
         axis.legend(frameon=False, ncols=len(bars), loc="upper left", bbox_to_anchor=(0, 1.16))
-        return _svg(figure, plt)
+        return _svg(figure, plt, "Recalls of torch and of each stage")
 
 
 def _plot_errors(axis: Any, stage: Stage, part: str, color: str) -> None:
@@ -136,15 +137,27 @@ def _matplotlib() -> tuple[Any, dict[str, Any]]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "figure.dpi": 150,
+        "savefig.transparent": True,
+        **{f"{part}.color": _INK for part in ("text", "xtick", "ytick")},
+        **{f"axes.{part}": _INK for part in ("edgecolor", "labelcolor", "titlecolor")},
         "svg.hashsalt": "chan-rt",  # the same report gives the same bytes
     }
     return pyplot, style
 
 
-def _svg(figure: Any, plt: Any) -> str:
+def _svg(figure: Any, plt: Any, name: str) -> str:
+    """A figure as SVG without styles, which the page's policy would not apply; it is as wide as its place."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', text, count=1)
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{name}"', text, count=1)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    return re.sub(r' style="([^"]*)"', lambda found: _attributes(found[1]), text)
+
+
+def _attributes(style: str) -> str:
+    """`fill: none; stroke: #000` as attributes of an SVG element."""
+    rules = (rule.split(":", 1) for rule in style.split(";") if ":" in rule)
+    return "".join(f' {name.strip()}="{value.strip()}"' for name, value in rules)

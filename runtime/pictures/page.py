@@ -1,4 +1,4 @@
-"""A page of hits: each picture with a box for every word, the words beside it. One file, nothing to load besides."""
+"""Pages of hits and of explanations: pictures with the regions that words chose. One file, nothing to load besides."""
 
 from __future__ import annotations
 
@@ -6,35 +6,19 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from ..contract import AlignmentConfig
 from ..errors import InputError
-from ..explanation import MARKS
+from ..explanation import MARKS, Explanation, WordMatch, word_shares
 from ..gallery.result import Hit, SearchResult
 from ..skipped import SkippedItem
-from .draw import PALETTE
-from .load import open_picture
+from .document import readable, render_document
+from .load import Picture, open_picture
 
-_SIDE = 360  # pixels of a picture's longer side
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1e1e23; background: #f6f6f4; margin: 2rem auto; max-width: 76rem;
-  padding: 0 1rem }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem } .how { color: #666; margin: 0 0 1.5rem }
-.hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1.2rem }
-figure { background: #fff; border-radius: .6rem; margin: 0; padding: 1rem; box-shadow: 0 1px 4px #0002 }
-.picture { position: relative; line-height: 0 } .picture img { width: 100%; border-radius: .3rem }
-.picture span { position: absolute; border: 2px solid; border-radius: 3px; box-sizing: border-box }
-.picture i { position: absolute; left: 0; bottom: 100%; font: 600 11px/1.3 system-ui; color: #fff; padding: 0 .3em;
-  white-space: nowrap; border-radius: 2px }
-figcaption { margin-bottom: .6rem; overflow-wrap: anywhere } figcaption b { font-variant-numeric: tabular-nums }
-.words { margin: .7rem 0 0; display: flex; flex-wrap: wrap; gap: .3rem }
-.words span { color: #fff; border-radius: .3rem; padding: .05rem .45rem; font-size: 13px }
-.words .mark { background: #999 !important }
-.words .unknown { text-decoration: line-through } .lost { color: #a33; overflow-wrap: anywhere }
-"""
+SIDE = 480  # pixels of a hit's longer side
+LARGE_SIDE = 960  # of an explained picture's
 
 
 @dataclass(frozen=True)
@@ -51,7 +35,12 @@ class HitWords:
 
 
 def render_page(
-    result: SearchResult, words: Sequence[HitWords], caption: str | None, image: Path | None, grid: int | None
+    result: SearchResult,
+    words: Sequence[HitWords],
+    caption: str | None,
+    image: Path | None,
+    grid: int | None,
+    alignment: AlignmentConfig | None = None,
 ) -> tuple[str, list[SkippedItem]]:
     """The hits as one HTML file.
 
@@ -60,6 +49,7 @@ def render_page(
         words: for each hit, the words its `word_regions` belong to.
         caption, image: the query, one of them.
         grid: regions are a grid x grid raster of the picture; None where that is not known: then no boxes are drawn.
+        alignment: of the model, for the words' shares of the score; None leaves them out.
 
     A hit's picture is the query's, or the file its metadata names as `path`; without one the words stand alone.
 
@@ -68,91 +58,148 @@ def render_page(
 
     Raises:
         InputError: the query's picture cannot be read.
-        MissingExtra: Pillow is missing.
+        MissingExtra: Pillow or jinja2 is missing.
     """
     title = caption if caption is not None else Path(str(image)).name
-    verdict = "certified top" if result.certified else "not certified:"
-    how = (
-        f"{result.mode} search, {verdict} {len(result.hits)} of {result.rows}; {result.reason}; "
-        f"{result.rescored} rows rescored ({result.rescored_share:.2%})"
-    )
+    shown, skipped = result_data(result, words, caption, image, grid, alignment)
+    rows = "captions" if image is not None else "pictures"
+    summary = f"The {len(result.hits)} best of {result.rows} {rows}, by {result.mode} search."
+    values = {"summary": summary, "result": shown}
+    return render_document("hits.html", title, values, kind="wide", data={"result": shown}), skipped
+
+
+def render_explanation(picture: Picture, caption: str, explanation: Explanation) -> str:
+    """An explanation as one HTML file: the picture with the region of each word, and the table of shares.
+
+    Args:
+        picture: the one that was explained.
+        caption: likewise.
+        explanation: of both. Without a grid the page has no boxes.
+
+    Raises:
+        InputError: the picture cannot be read.
+        MissingExtra: Pillow or jinja2 is missing.
+    """
+    shown = explanation_data(picture, explanation)
+    name = Path(str(picture)).name if isinstance(picture, str | Path) else "a picture"
+    summary = f"The region of {readable(name)} that each word chose, and the word's share of the score."
+    values = {"summary": summary, "explanation": shown}
+    return render_document("explanation.html", caption, values, data={"explanation": shown})
+
+
+def result_data(
+    result: SearchResult,
+    words: Sequence[HitWords],
+    caption: str | None,
+    image: Path | None,
+    grid: int | None,
+    alignment: AlignmentConfig | None = None,
+) -> tuple[dict[str, Any], list[SkippedItem]]:
+    """What the components draw of a search, in the form of the server's answers, with the pictures inside.
+
+    Arguments, results and errors are those of `render_page`.
+    """
     skipped: list[SkippedItem] = []
-    figures = [
-        _figure(rank, hit, spoken, image, grid, skipped)
-        for rank, (hit, spoken) in enumerate(zip(result.hits, words, strict=True), 1)
-    ]
-    page = (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{_text(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>{_text(title)}</h1>\n"
-        f'<p class="how">{_text(how)}</p>\n<div class="hits">\n{"".join(figures)}</div>\n</html>\n'
-    )
-    return page, skipped
+    hits = []
+    for hit, spoken in zip(result.hits, words, strict=True):
+        picture, lost = _hit_picture(hit, skipped) if image is None else (None, "")
+        shares: Sequence[float | None] = [None] * len(spoken.words)
+        if alignment is not None and (known := word_shares(hit.word_scores, alignment)) is not None:
+            shares = known.tolist()
+        parts = zip(
+            spoken.words, hit.word_regions.tolist(), hit.word_scores.tolist(), shares, spoken.known, strict=True
+        )
+        hits.append(
+            {
+                "id": readable(hit.id),
+                "score": hit.score,
+                "metadata": dict(hit.metadata),
+                "picture": picture,
+                "lost": lost,
+                "words": [word_data(*part, grid=grid) for part in parts],
+            }
+        )
+    query_words = words[0] if caption is not None and words else HitWords((), ())
+    shown = {
+        "mode": result.mode,
+        "certified": result.certified,
+        "reason": result.reason,
+        "rows": result.rows,
+        "rescored": result.rescored,
+        "rescored_share": result.rescored_share,
+        "picture": None if image is None else data_url(image),
+        "words": [
+            {"word": word, "known": known, "mark": word in MARKS}
+            for word, known in zip(query_words.words, query_words.known, strict=True)
+        ],
+        "hits": hits,
+    }
+    return shown, skipped
 
 
-def _text(value: object) -> str:
-    """Text for HTML; bytes of a file name that are not UTF-8 are shown as escapes."""
-    return escape(str(value).encode("utf-8", "backslashreplace").decode())
+def explanation_data(picture: Picture, explanation: Explanation) -> dict[str, Any]:
+    """What the components draw of an explanation, with its picture inside.
+
+    Raises:
+        InputError: the picture cannot be read.
+    """
+    name = Path(str(picture)).name if isinstance(picture, str | Path) else "picture"
+    return {
+        "id": readable(name),
+        "score": explanation.score,
+        "metadata": {},
+        "picture": data_url(picture, LARGE_SIDE),
+        "words": [
+            word_data(match.word, match.region, match.similarity, match.share, match.known, grid=explanation.grid)
+            for match in explanation.words
+        ],
+    }
 
 
-def _figure(
-    rank: int, hit: Hit, spoken: HitWords, image: Path | None, grid: int | None, skipped: list[SkippedItem]
-) -> str:
-    path = image if image is not None else hit.metadata.get("path")
-    text = str(hit.metadata.get("caption", Path(hit.id).name if Path(hit.id).suffix else hit.id))
-    words = spoken.words
-    colors = ["#{:02x}{:02x}{:02x}".format(*PALETTE[i % len(PALETTE)]) for i in range(len(words))]
-    picture = ""
-    if path is not None:
-        boxes = _boxes(hit, words, colors, grid) if grid is not None else ""
-        try:
-            picture = f'<div class="picture"><img alt="" src="{_data_url(Path(str(path)))}">{boxes}</div>\n'
-        except InputError as error:
-            if image is not None:
-                raise
-            reason = str(error).removeprefix(f"{path} ")
-            skipped.append(SkippedItem(str(path), reason))
-            picture = f'<p class="lost">{_text(path)} {_text(reason)}</p>\n'
-    chips = "".join(
-        f'<span{_class(word, known)} style="background:{color}">{_text(word)} {value:.2f}</span>'
-        for word, known, color, value in zip(words, spoken.known, colors, hit.word_scores, strict=True)
-    )
-    return (
-        f"<figure><figcaption><b>{rank}. {hit.score:.4f}</b> {_text(text)}</figcaption>\n"
-        f'{picture}<div class="words">{chips}</div></figure>\n'
-    )
+def word_data(
+    word: str, region: int, similarity: float, share: float | None, known: bool, *, grid: int | None
+) -> dict[str, Any]:
+    """One word of a hit, in the form of the server's answers; `box` is None where the region has no place."""
+    match = WordMatch(word, region, similarity, 0.0 if share is None else share, known)
+    return {
+        "word": readable(word),
+        "region": region,
+        "box": region_box(region, grid),
+        "similarity": similarity,
+        "share": share,
+        "known": known,
+        "mark": match.is_mark,
+    }
 
 
-def _class(word: str, known: bool) -> str:
-    if word in MARKS:
-        return " class=mark"
-    return "" if known else ' class=unknown title="This word is not in the vocabulary of the model."'
+def region_box(region: int, grid: int | None) -> tuple[float, float, float, float] | None:
+    """Left, top, width and height of a region as fractions of the picture; None where it has no place in the grid."""
+    if grid is None or not 0 <= region < grid * grid:
+        return None
+    row, column = divmod(region, grid)
+    return column / grid, row / grid, 1 / grid, 1 / grid
 
 
-def _data_url(path: Path) -> str:
-    """A picture as JPEG inside a URL, its longer side at most 360 pixels."""
-    opened = open_picture(path)
-    opened.thumbnail((_SIDE, _SIDE))
+def _hit_picture(hit: Hit, skipped: list[SkippedItem]) -> tuple[str | None, str]:
+    path = hit.metadata.get("path")
+    if path is None:
+        return None, ""
+    try:
+        return data_url(Path(str(path))), ""
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        skipped.append(SkippedItem(str(path), reason))
+        return None, readable(f"{path} {reason}")
+
+
+def data_url(picture: Picture, side: int = SIDE) -> str:
+    """A picture as JPEG inside a URL, its longer side at most `side` pixels.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    opened = open_picture(picture)
+    opened.thumbnail((side, side))
     data = io.BytesIO()
     opened.convert("RGB").save(data, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _boxes(hit: Hit, words: Sequence[str], colors: Sequence[str], grid: int) -> str:
-    """One box a region, in its first word's color, with the names of all the words that chose it."""
-    out = []
-    for region in np.unique(hit.word_regions).tolist():
-        if not 0 <= region < grid * grid:
-            return ""  # not the backbone's raster
-        mine = [i for i in np.flatnonzero(hit.word_regions == region).tolist() if words[i] not in MARKS]
-        if not mine:
-            continue
-        row, column = divmod(region, grid)
-        cell, color = 100 / grid, colors[mine[0]]
-        names = _text(" ".join(words[i] for i in mine))
-        # In the top row the name goes inside the box, or the picture's edge would cut it.
-        place = "top:0;bottom:auto" if row == 0 else ""
-        out.append(
-            f'<span style="border-color:{color};left:{column * cell:.2f}%;top:{row * cell:.2f}%;'
-            f'width:{cell:.2f}%;height:{cell:.2f}%"><i style="background:{color};{place}">{names}</i></span>'
-        )
-    return "".join(out)

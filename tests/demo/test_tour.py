@@ -61,14 +61,14 @@ def test_recalls_and_pointing_are_the_reference_s_at_fp32(toured: tuple[Path, Re
 
 def test_page_shows_the_pictures_and_loads_nothing(toured: tuple[Path, Result]) -> None:
     html = (toured[0] / "index.html").read_text()
-    assert html.count("data:image/jpeg;base64,") == 4
+    assert html.count("data:image/jpeg;base64,") == 4 + 1, "the hits, and the best one large"
     assert "The 4 best of 6 pictures" in html
     assert "(medians of 7)" in html
-    assert html.count("data:image/png;base64,") >= 1
     assert "parity holds" in html
     assert "built, not run" in html or "tensorrt_rtx/fp32" in html
     assert not re.search(r'(src|href)="(?!data:|parity\.html|#)', html.replace('xlink:href="#', ""))
-    assert "<script" not in html
+    assert "script-src &#39;sha256-" in html
+    assert "unsafe" not in html
 
 
 def test_gallery_can_be_asked_again(toured: tuple[Path, Result]) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,24 @@ def ok(*args: object) -> str:
     return result.output
 
 
+def on_page(page: Path) -> tuple[str, Any]:
+    """The heading of a page of hits, and the data that its components draw."""
+    tag, texts = "", {"h1": "", "script": ""}
+    parser = HTMLParser()
+
+    def start(name: str, attributes: list[tuple[str, str | None]]) -> None:
+        nonlocal tag
+        tag = name if name != "script" or ("type", "application/json") in attributes else ""
+
+    def text(data: str) -> None:
+        if tag in texts:
+            texts[tag] += data
+
+    parser.handle_starttag, parser.handle_data = start, text  # type: ignore[method-assign]
+    parser.feed(page.read_text())
+    return texts["h1"].strip(), json.loads(texts["script"])
+
+
 def expected_order(bundle: Path, photos: Path) -> tuple[list[str], np.ndarray]:
     with Matcher.open(bundle, "onnxruntime") as matcher:
         files = sorted(photos.iterdir())
@@ -81,15 +100,20 @@ def test_pictures_are_indexed_searched_and_drawn(bundle: Path, photos: Path, tmp
             explained = matcher.explain(matcher.encode_pictures([hit["metadata"]["path"]]), CAPTION)
             assert [word["word"] for word in hit["words"]] == WORDS
             assert [word["region"] for word in hit["words"]] == [match.region for match in explained.words]
-    text = page.read_text()
-    tags: list[str] = []
-    parser = HTMLParser()
-    parser.handle_starttag = lambda tag, attributes: tags.append(tag)  # type: ignore[method-assign]
-    parser.feed(text)
-    assert tags.count("figure") == tags.count("img") == 3
-    assert 3 <= tags.count("i") <= 9, "a box for each region that a word chose"
-    assert CAPTION in text
-    assert "certified top" in text
+    title, drawn = on_page(page)
+    assert title == CAPTION
+    assert [hit["id"] for hit in drawn["hits"]] == ids[:3]
+    assert (drawn["certified"], drawn["rescored"]) == (True, found["rescored"])
+    for hit, same in zip(found["hits"], drawn["hits"], strict=True):
+        assert same["picture"].startswith("data:image/jpeg;base64,")
+        assert [(word["word"], word["region"]) for word in same["words"]] == [
+            (word["word"], word["region"]) for word in hit["words"]
+        ]
+        assert sum(word["share"] for word in same["words"]) == pytest.approx(1)
+        for word in same["words"]:
+            row, column = divmod(word["region"], 2)
+            assert word["box"] == [column / 2, row / 2, 1 / 2, 1 / 2]
+    assert [word["word"] for word in drawn["words"] if word["mark"]] == ["<start>", "<end>"]
     assert list(page.parent.iterdir()) == [page]
     shown = ok("search", gallery, CAPTION, "-k", 2)
     assert shown.splitlines()[0].split()[2] == ids[0]
@@ -176,9 +200,10 @@ def test_a_damaged_hit_does_not_hide_the_others(bundle: Path, photos: Path, tmp_
     assert set(lost) == {"0.png", "1.png", "2.png", "3.png"}
     assert "No such file" in lost["1.png"]
     assert "regular file" in lost["2.png"]
-    assert page.read_text().count("<figure>") == 7
-    assert page.read_text().count("<img") == 3
-    assert page.read_text().count('class="lost"') == 4
+    _, drawn = on_page(page)
+    assert len(drawn["hits"]) == 7
+    assert sum(hit["picture"] is not None for hit in drawn["hits"]) == 3
+    assert {Path(hit["metadata"]["path"]).name for hit in drawn["hits"] if hit["lost"]} == set(lost)
     assert "4 items were skipped" in found.stderr
     assert chan("search", gallery, CAPTION, "--html", page, "--strict").exit_code == 1
     assert "at most 3 items" in chan("search", gallery, CAPTION, "--html", page, "--max-bad", 3).output
@@ -205,7 +230,9 @@ def test_unknown_words_are_marked_everywhere(bundle: Path, photos: Path, tmp_pat
     assert found["unknown_words"] == ["zzyzzx", "qqq"]
     assert [word["known"] for word in found["hits"][0]["words"]] == [True, False, False, True]
     assert "does not know zzyzzx, qqq. These are most words of this caption" in nonsense.stderr
-    assert page.read_text().count("class=unknown") == 7 * 2
+    _, drawn = on_page(page)
+    assert [word["known"] for word in drawn["words"]] == [True, False, False, True]
+    assert all([word["known"] for word in hit["words"]] == [True, False, False, True] for hit in drawn["hits"])
     some = chan("search", gallery, "two red zzyzzx")
     assert "does not know zzyzzx. It treats all unknown words as the same word." in some.stderr
     assert "know" not in chan("search", gallery, CAPTION).stderr
@@ -247,7 +274,12 @@ def test_a_data_folder_both_ways(bundle: Path, data: Path, photos: Path, tmp_pat
         scores = matcher.score(matcher.encode_pictures([picture]), matcher.encode_texts(texts))[0]
     np.testing.assert_allclose([hit["score"] for hit in found["hits"]], np.sort(scores)[::-1][:4], atol=1e-4)
     assert [word["word"] for word in found["hits"][0]["words"]][1:-1] == found["hits"][0]["metadata"]["caption"].split()
-    assert page.read_text().count("<img") == 4
+    _, drawn = on_page(page)
+    assert drawn["picture"].startswith("data:image/jpeg;base64,"), "once, not once a hit"
+    assert drawn["words"] == []
+    assert [[word["word"] for word in hit["words"]] for hit in drawn["hits"]] == [
+        [word["word"] for word in hit["words"]] for hit in found["hits"]
+    ]
 
 
 def test_two_data_folders_are_two_sets_of_rows(bundle: Path, data: Path, tmp_path: Path) -> None:
