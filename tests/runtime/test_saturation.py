@@ -127,8 +127,8 @@ CASES = [
 @pytest.mark.parametrize(("form", "left", "right"), CASES)
 def test_products_are_exact_or_refused_on_this_machine(form: str, left: int, right: int) -> None:
     serialized = _product(form, left, right).SerializeToString()
-    local, other = onnx_session.products_are_exact(onnx_session.import_onnxruntime("this test"))
-    if other or (local and form not in REFUSED):
+    with_option, without = onnx_session.products_are_exact(onnx_session.import_onnxruntime("this test"))
+    if without or (with_option and form not in REFUSED):
         assert _is_exact(serialized, left, right)
     else:
         with pytest.raises(BackendError, match="saturate on this CPU"):
@@ -269,3 +269,16 @@ def test_a_processor_that_saturates_refuses_only_what_its_option_does_not_reach(
     for form in FORMS:
         with pytest.raises(BackendError, match="saturate on this CPU"):
             open_session(forms[form], threads=1)
+
+
+def test_slower_products_are_asked_for_only_where_products_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = _product("body", TensorProto.UINT8, TensorProto.INT8).SerializeToString()
+
+    def option(without: bool) -> str:
+        monkeypatch.setattr(onnx_session, "products_are_exact", lambda ort: (True, without))
+        options = open_session(form, threads=1).get_session_options()
+        return options.get_session_config_entry("session.x64quantprecision")
+
+    assert option(without=False) == "1"
+    with pytest.raises(RuntimeError, match=r"does not have configuration with key: session\.x64quantprecision"):
+        option(without=True)
