@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from . import options
+
+_KEY = "CHAN_API_KEY"
+
+
+def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
+    return click.option(f"--max-{flag}", default=default, show_default=True, type=options.COUNT, help=purpose)
 
 
 @click.command("serve", short_help="Serve galleries over HTTP, with a page to search them.")
@@ -17,20 +24,76 @@ from . import options
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
 )
+@click.option("--workers", default=1, show_default=True, type=options.COUNT, help="Number of processes.")
 @options.backend_option
-@options.threads_option
-def command(galleries: tuple[str, ...], moved: Path | None, **flags: Any) -> None:
+@click.option(
+    "--threads", type=options.COUNT, help="CPU threads of each worker. By default the workers share the cores."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Device that scans galleries.",
+)
+@click.option(
+    "--api-key-file",
+    type=options.FILE,
+    help=f"File with the key that clients must present. The environment variable {_KEY} does the same.",
+)
+@click.option("--writable", is_flag=True, help="Let clients add and delete rows, and open the galleries again.")
+@click.option(
+    "--uploads",
+    type=options.NEW_FOLDER,
+    help="Folder that keeps the pictures of rows that clients add. By default none is kept.",
+)
+@click.option(
+    "--pictures",
+    multiple=True,
+    type=options.FOLDER,
+    help="Folder with pictures of rows; may be repeated. By default a picture is served wherever a gallery says it is.",
+)
+@click.option(
+    "--cors", "origins", multiple=True, metavar="ORIGIN", help="Web origin that may use the API; may be repeated."
+)
+@_limit("requests", 128, "Requests that may be at work in each worker. One more is answered with status 429.")
+@_limit("connections", 1024, "Connections that may be open in each worker.")
+@_limit("batch-words", 2048, "Words that are encoded together.")
+@_limit("texts", 64, "Captions, pictures or rows in one request.")
+@_limit("payload", 16 << 20, "Bytes of a request.")
+@_limit("k", 1000, "Hits that a request may ask for.")
+@_limit("pixels", 50_000_000, "Pixels of a picture.")
+@_limit("seconds", 30, "Seconds that a request may take.")
+@click.option(
+    "--grace", default=30, show_default=True, type=options.COUNT, help="Seconds that requests may take after SIGTERM."
+)
+@click.option(
+    "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the log on stderr."
+)
+@click.option("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector to send traces to (OTLP over HTTP).")
+def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path | None, **flags: Any) -> None:
     """Serve GALLERIES that `chan index` made, and a page at / to search them.
 
-    A gallery's name in the API is that of its folder, or NAME. docs/serve.md describes the API.
+    A gallery's name in the API is that of its folder, or NAME. SIGTERM ends the server once the requests at work are
+    answered, and SIGHUP opens the galleries again.
     """
     from ..runtime.extras import needs
+    from ..serve.launch import serve
+    from ..serve.logs import log_to_stderr
+    from ..serve.settings import Limits, Settings, named_galleries
 
     with needs("uvicorn", "chan serve"):
-        from ..serve.logs import log_to_stderr
-        from ..serve.server import serve
-        from ..serve.settings import Settings, named_galleries
-
-    settings = Settings(named_galleries(galleries), moved, **flags)
+        import uvicorn  # noqa: F401 - before anything is opened
+    limits = {name.removeprefix("max_"): flags.pop(name) for name in list(flags) if name.startswith("max_")}
+    settings = Settings(
+        named_galleries(galleries), moved, api_key=_read_key(api_key_file), limits=Limits(**limits), **flags
+    )
     log_to_stderr(settings.log)
     serve(settings)
+
+
+def _read_key(file: Path | None) -> str | None:
+    """The key of a file without surrounding blanks, or that of the environment."""
+    if file is not None:
+        return file.read_text(encoding="utf-8").strip()
+    return os.environ.get(_KEY)

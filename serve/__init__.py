@@ -14,13 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .app import create_app
-    from .server import serve
+    from .launch import serve
     from .settings import Limits, Settings
 
-__all__ = ["Limits", "Settings", "create_app", "serve"]
+__all__ = ["Limits", "Settings", "serve"]
 
-_MODULES = {"Limits": "settings", "Settings": "settings", "create_app": "app", "serve": "server"}
+_MODULES = {"Limits": "settings", "Settings": "settings", "serve": "launch"}
 
 
 def __getattr__(name: str) -> Any:

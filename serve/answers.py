@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import quote
 
-import numpy as np
-
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import TensorError
-from ..runtime.explanation import MARKS, Explanation, shares
+from ..runtime.explanation import MARKS, shares
 from ..runtime.gallery.result import Hit, SearchResult
 from . import bodies
 from .galleries import OpenGallery
+from .packing import pack
 from .work import Work
 
 # Metadata that indexing keeps about this server's files: `path` and `source`. Clients get the picture by its id.
@@ -31,19 +29,33 @@ def search_response(job: Work) -> bodies.SearchResponse:
     return bodies.SearchResponse(job.opened.name, job.opened.gallery.settings.kind, results)
 
 
+def encode_response(job: Work) -> bodies.EncodeResponse:
+    """The answer to `encode`."""
+    assert job.embeddings is not None
+    return bodies.EncodeResponse(job.opened.name, pack(job.embeddings))
+
+
 def explain_response(
-    opened: OpenGallery, explanation: Explanation, caption: str, picture: str | None
+    opened: OpenGallery, image: Embeddings, caption: str, picture: str | None
 ) -> bodies.ExplainResponse:
-    """The answer to `explain`."""
+    """The answer to `explain`.
+
+    Args:
+        opened: the gallery.
+        image: one row.
+        caption: the caption.
+        picture: path of the picture on this server, or None.
+    """
+    explained = opened.matcher.explain(image, caption)
     words = [
         bodies.WordMatch(
-            match.word, match.region, box(match.region, explanation.grid), match.similarity, match.share,
-            match.known, match.is_mark,
+            match.word, match.region, box(match.region, explained.grid), round(match.similarity, 6),
+            round(match.share, 6), match.known, match.is_mark,
         )
-        for match in explanation.words
+        for match in explained.words
     ]  # fmt: skip
     unknown = opened.matcher.unknown_words(caption)
-    return bodies.ExplainResponse(opened.name, explanation.score, explanation.grid, picture, words, unknown)
+    return bodies.ExplainResponse(opened.name, explained.score, explained.grid, picture, words, unknown)
 
 
 def picture_path(name: str, hit_id: str) -> str:
@@ -57,33 +69,6 @@ def box(region: int, grid: int | None) -> tuple[float, float, float, float] | No
         return None
     row, column = divmod(region, grid)
     return column / grid, row / grid, 1 / grid, 1 / grid
-
-
-def pack(embeddings: Embeddings) -> bodies.PackedEmbeddings:
-    """Embeddings as a body has them."""
-    rows = [vectors[:length] for vectors, length in zip(embeddings.vectors, embeddings.lengths, strict=True)]
-    data = np.concatenate(rows).astype("<f4").tobytes()
-    return bodies.PackedEmbeddings(embeddings.dim, embeddings.lengths.tolist(), data, embeddings.kind)
-
-
-def unpack(packed: bodies.PackedEmbeddings, max_words: int) -> Embeddings:
-    """Embeddings from a body.
-
-    Raises:
-        TensorError: the number of bytes is not that of dim and lengths, or they are more than `max_words` vectors.
-    """
-    total = sum(packed.lengths)
-    if total > max_words:
-        raise TensorError("lengths", f"must sum to at most {max_words}", total)
-    if len(packed.vectors) != 4 * packed.dim * total:
-        raise TensorError(
-            "vectors", f"must have 4 x dim x sum(lengths) = {4 * packed.dim * total} bytes", len(packed.vectors)
-        )
-    flat = np.frombuffer(packed.vectors, "<f4").reshape(total, packed.dim)
-    lengths = np.array(packed.lengths, np.int32)
-    vectors = np.zeros((len(lengths), int(lengths.max()), packed.dim), np.float32)
-    vectors[np.arange(vectors.shape[1]) < lengths[:, None]] = flat
-    return Embeddings(vectors, lengths, packed.kind)
 
 
 def _result(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
+
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp
 
-from .guard import Guard
+from . import changes, routes
+from .guard import ROUTE, Guard
+from .openapi import Operation, document
 from .problems import Refusal
-from .routes import Api
 from .state import State
 from .static import page_routes
 
@@ -21,8 +25,19 @@ def create_app(state: State) -> ASGIApp:
     Args:
         state: of this worker; whoever makes it closes it.
     """
-    routes: list[BaseRoute] = [*_health_routes(state), *Api(state).routes(), *page_routes()]
-    app: ASGIApp = Guard(Router(routes, redirect_slashes=False, default=_no_such_path), state)
+    operations = [*routes.operations(state), *changes.operations(state)]
+    schema = json.dumps(document(operations, version("chan-rt"), state.settings.api_key is not None)).encode()
+
+    async def openapi(request: Request) -> Response:
+        return Response(schema, media_type="application/json")
+
+    table: list[BaseRoute] = [
+        *_health_routes(state),
+        Route("/openapi.json", openapi),
+        *map(_route, operations),
+        *page_routes(),
+    ]
+    app: ASGIApp = Guard(Router(table, redirect_slashes=False, default=_no_such_path), state)
     if state.settings.origins:
         app = CORSMiddleware(
             app,
@@ -34,6 +49,14 @@ def create_app(state: State) -> ASGIApp:
     return app
 
 
+def _route(operation: Operation) -> Route:
+    async def answer(request: Request) -> Response:
+        request.scope[ROUTE] = operation.path
+        return await operation.handler(request)
+
+    return Route(operation.path, answer, methods=[operation.method])
+
+
 def _health_routes(state: State) -> list[Route]:
     async def live(request: Request) -> Response:
         return JSONResponse({"status": "live"})
@@ -42,7 +65,11 @@ def _health_routes(state: State) -> list[Route]:
         status = "draining" if state.draining else "ready" if state.ready else "loading"
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
-    return [Route("/livez", live), Route("/readyz", ready)]
+    async def metrics(request: Request) -> Response:
+        text, media = await state.aside(state.metrics.exposition, state.galleries.all())
+        return Response(text, headers={"content-type": media})
+
+    return [Route("/livez", live), Route("/readyz", ready), Route("/metrics", metrics)]
 
 
 async def _no_such_path(scope: object, receive: object, send: object) -> None:

@@ -7,7 +7,6 @@ while all lanes work waits for the next batch. A batch is counted in words (a pi
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,10 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from .problems import unavailable
-
-_log = logging.getLogger(__name__)
-
 
 @dataclass(eq=False, kw_only=True)
 class Job:
@@ -27,16 +22,16 @@ class Job:
 
     Attributes:
         words: how much there is to encode.
-        deadline: when it is no longer wanted, by time.monotonic().
         came, queued: when it came, and seconds that it waited.
         error: why it failed, if it did.
+        done: what waits for it; cancelled where nobody does any more.
     """
 
     words: int
-    deadline: float
     came: float = field(default_factory=time.monotonic)
     queued: float = 0.0
     error: Exception | None = None
+    done: asyncio.Future[None] | None = None
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -64,29 +59,25 @@ class Batcher(Generic[AnyJob]):
         self._observe = observe
         self._free = lanes
         self._threads = ThreadPoolExecutor(lanes, "chan-batch")
-        self._waiting: deque[tuple[AnyJob, asyncio.Future[None]]] = deque()
+        self._waiting: deque[AnyJob] = deque()
+        self.waiting_words = 0
 
     @property
     def waiting(self) -> int:
-        """Jobs that no lane has taken yet."""
+        """Jobs that no lane has taken yet; `waiting_words` are their words."""
         return len(self._waiting)
 
-    @property
-    def waiting_words(self) -> int:
-        """Words of the jobs that no lane has taken yet."""
-        return sum(job.words for job, _ in self._waiting)
-
     async def do(self, job: AnyJob) -> None:
-        """Wait until a job is done.
+        """Wait until a job is done. Where the wait is cancelled before a lane took the job, it is not done at all.
 
         Raises:
-            Refusal: its deadline passed while it waited.
             Exception: the job's error.
         """
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((job, future))
+        job.done = asyncio.get_running_loop().create_future()
+        self._waiting.append(job)
+        self.waiting_words += job.words
         self._start()
-        await future
+        await job.done
         if job.error is not None:
             raise job.error
 
@@ -99,41 +90,32 @@ class Batcher(Generic[AnyJob]):
         loop = asyncio.get_running_loop()
         while self._free and (batch := self._take()):
             self._free -= 1
-            work = loop.run_in_executor(self._threads, self._run, [job for job, _ in batch])
-            work.add_done_callback(partial(self._finish, batch))
+            self._observe(batch)
+            loop.run_in_executor(self._threads, self._run, batch).add_done_callback(partial(self._finish, batch))
 
-    def _take(self) -> list[tuple[AnyJob, asyncio.Future[None]]]:
+    def _take(self) -> list[AnyJob]:
         """The next batch: jobs in the order they came, as many as fit."""
-        batch: list[tuple[AnyJob, asyncio.Future[None]]] = []
+        batch: list[AnyJob] = []
         words, now = 0, time.monotonic()
         while self._waiting:
-            job, future = self._waiting[0]
-            if future.cancelled() or future.done():
-                self._waiting.popleft()
-                continue
-            if now > job.deadline:
-                self._waiting.popleft()
-                future.set_exception(unavailable("timeout", "the request waited longer than it may take"))
-                continue
-            if batch and words + job.words > self._words:
+            job = self._waiting[0]
+            wanted = job.done is not None and not job.done.done()
+            if wanted and batch and words + job.words > self._words:
                 break
             self._waiting.popleft()
-            job.queued = now - job.came
-            words += job.words
-            batch.append((job, future))
-        if batch:
-            self._observe([job for job, _ in batch])
+            self.waiting_words -= job.words
+            if wanted:
+                job.queued = now - job.came
+                words += job.words
+                batch.append(job)
         return batch
 
-    def _finish(self, batch: list[tuple[AnyJob, asyncio.Future[None]]], done: asyncio.Future[None]) -> None:
+    def _finish(self, batch: Sequence[AnyJob], work: asyncio.Future[None]) -> None:
         self._free += 1
-        error = done.exception()
-        if error is not None:
-            _log.error("a batch failed", exc_info=error)
-        for _, future in batch:
-            if not future.done():
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(None)
+        error = work.exception()
+        for job in batch:
+            if isinstance(error, Exception):
+                job.error = error
+            if job.done is not None and not job.done.done():
+                job.done.set_result(None)
         self._start()

@@ -167,6 +167,15 @@ class PutRows(Struct, forbid_unknown_fields=True):
     overwrite: bool = False
 
 
+class PutPicture(Struct, forbid_unknown_fields=True):
+    """One row to add from a picture file."""
+
+    id: str
+    picture: Picture
+    metadata: dict[str, Any] | None = None
+    overwrite: bool = False
+
+
 class DeleteRows(Struct, forbid_unknown_fields=True):
     """Rows to delete."""
 

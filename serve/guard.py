@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -15,10 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..runtime.errors import ChanError
 from .logs import FACTS
 from .problems import Refusal, overloaded, problem_of, problem_response, unavailable
+from .reading import CLOSE, READING
 from .state import State
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ROUTE = "chan_rt.route"  # key of an ASGI scope: the path of the operation, for metrics
+TIMES = ("x-queue-time", "x-inference-time", "x-search-time")
 OPEN_PATHS = ("/livez", "/readyz")
 
 
@@ -32,66 +37,60 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope["request_id"] = request_id
+        scope["app"] = self._app  # so that starlette's routes raise their refusals
         begin = time.perf_counter()
-        status = 0
+        facts: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
 
         async def watched(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                facts["status"] = message["status"]
                 added = MutableHeaders(scope=message)
                 added["x-request-id"] = request_id
                 added["X-Content-Type-Options"] = "nosniff"
                 added["Referrer-Policy"] = "no-referrer"
                 added.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+                facts.update({name[2:]: float(added[name]) for name in TIMES if name in added})
             await send(message)
 
-        api = scope["path"].startswith("/v1/")
-        counted = False
-        try:
-            self._check_key(scope["path"], headers)
-            if api:
-                self._admit()
-                counted = True
-                self._state.at_work += 1
-            await self._app(scope, receive, watched)
-        except Exception as error:
-            problem = problem_of(_as_known(error), request_id, self._state.galleries.places)
-            if problem.status >= 500:
-                _log.log(
-                    logging.WARNING if isinstance(error, Refusal) else logging.ERROR,
-                    "request %s failed: %s",
-                    request_id,
-                    error,
-                    exc_info=None if isinstance(error, Refusal | ChanError) else error,
-                )
-            if not status:
-                await problem_response(problem, getattr(error, "headers", None))(scope, receive, watched)
-        finally:
-            self._state.at_work -= counted
-        seconds = time.perf_counter() - begin
-        facts = {
-            "request_id": request_id,
-            "method": scope["method"],
-            "path": scope["path"],
-            "status": status,
-            "milliseconds": round(seconds * 1000, 2),
-        }
+        with self._state.tracing.request(headers, facts):
+            try:
+                await self._admitted(scope, headers, receive, watched)
+            except Exception as error:
+                await self._refuse(error, facts, scope, receive, watched)
+            seconds = time.perf_counter() - begin
+            facts["route"] = scope.get(ROUTE, "other")
+            facts["milliseconds"] = round(seconds * 1000, 2)
+        self._state.metrics.answered(facts["route"], facts.get("status", 499), seconds)
         _log.info("answered", extra={FACTS: facts})
 
-    def _admit(self) -> None:
-        """Refusal where the server cannot take another request."""
+    async def _admitted(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        """Pass a request on if it has the key and there is room for it."""
+        self._check_key(scope["path"], headers)
+        if not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
         state = self._state
         if not state.ready or state.draining:
             raise unavailable("draining" if state.draining else "loading", "the server is not ready", 5)
         if state.at_work >= state.settings.limits.requests:
             raise overloaded(f"{state.at_work} requests are at work, the most that are taken at once")
+        state.at_work += 1
+        state.report_work()
+        seconds = state.settings.limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._app(scope, receive, send)
+        except TimeoutError:
+            if scope.get(READING):
+                raise Refusal(408, "slow", f"the body must arrive within {seconds} seconds", CLOSE) from None
+            raise unavailable("timeout", f"the request took longer than {seconds} seconds") from None
+        finally:
+            state.at_work -= 1
+            state.report_work()
 
     def _check_key(self, path: str, headers: Headers) -> None:
         """Refusal unless the request presents the key. The page holds no data and asks for the key itself."""
@@ -104,11 +103,24 @@ class Guard:
             detail = "the request must have the API key, in `Authorization: Bearer KEY` or `api-key: KEY`"
             raise Refusal(401, "key", detail, {"WWW-Authenticate": "Bearer"})
 
+    async def _refuse(
+        self, error: Exception, facts: dict[str, Any], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer with the problem that an error is, and log what is the server's fault."""
+        known = _as_refusal(error)
+        problem = problem_of(known, facts["request_id"], self._state.galleries.places)
+        facts["reason"] = problem.type.rpartition(":")[2]
+        self._state.metrics.failures.labels(facts["reason"]).inc()
+        if problem.status >= 500 and not isinstance(known, Refusal):
+            trace = None if isinstance(known, ChanError) else known
+            _log.error("%s", known, exc_info=trace, extra={FACTS: {"request_id": facts["request_id"]}})
+        if "status" not in facts:  # otherwise the answer has begun, and can only be cut off
+            headers = known.headers if isinstance(known, Refusal) else None
+            await problem_response(problem, headers)(scope, receive, send)
 
-def _as_known(error: Exception) -> Exception:
-    """Starlette's own errors (no such path, no such method) as refusals."""
-    if isinstance(error, HTTPException):
-        reasons = {404: ("path", "no such path"), 405: ("method", "the path does not have this method")}
-        reason, detail = reasons.get(error.status_code, ("request", error.detail))
-        return Refusal(error.status_code, reason, detail)
+
+def _as_refusal(error: Exception) -> Exception:
+    """Starlette's own error, a method that the path does not have, as a refusal."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return Refusal(405, "method", "the path does not have this method", dict(error.headers or {}))
     return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from types import FrameType
@@ -11,34 +12,20 @@ from types import FrameType
 import uvicorn
 
 from .app import create_app
+from .protocol import protocol_options
 from .settings import Settings
 from .state import State
 
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is in flight then is finished within `settings.grace`.
-
-    Raises:
-        ChanError: a gallery cannot be opened.
-        OSError: the address cannot be listened at.
-    """
-    with listen(settings) as listener:
-        run_worker(settings, listener)
-
-
-def listen(settings: Settings) -> socket.socket:
-    """A socket that listens at the host and port of the settings."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    host, port = listener.getsockname()[:2]
-    _log.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    return listener
-
-
-def run_worker(settings: Settings, listener: socket.socket) -> None:
+def run_worker(settings: Settings, listener: socket.socket, supervisor: int | None = None) -> None:
     """Serve at a socket until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: of the server.
+        listener: the socket.
+        supervisor: process whose end is a reason to end, too.
 
     Raises:
         ChanError: a gallery cannot be opened.
@@ -51,10 +38,10 @@ def run_worker(settings: Settings, listener: socket.socket) -> None:
             access_log=False,
             lifespan="off",
             server_header=False,
-            timeout_keep_alive=30,
             timeout_graceful_shutdown=settings.grace,
+            **protocol_options(settings.limits),
         )
-        server = Server(config, state)
+        server = Server(config, state, supervisor)
         server.run([listener])
         if server.failure is not None:
             raise server.failure
@@ -69,10 +56,11 @@ class Server(uvicorn.Server):
         failure: why the galleries could not be opened.
     """
 
-    def __init__(self, config: uvicorn.Config, state: State) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, supervisor: int | None) -> None:
         super().__init__(config)
         self.failure: BaseException | None = None
         self._state = state
+        self._supervisor = supervisor
         self._drain_until = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -91,6 +79,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second: end when the drain is over."""
+        if self._supervisor is not None and os.getppid() != self._supervisor:
+            self._state.draining = True
         if self._state.draining and not self.should_exit:
             now = asyncio.get_running_loop().time()
             self._drain_until = self._drain_until or now + self._state.settings.grace

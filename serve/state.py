@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from .batching import Batcher
 from .galleries import Galleries
+from .metrics import Metrics
 from .pictures import Pictures
-from .problems import unavailable
 from .settings import Settings
+from .tracing import Tracing
 from .work import Work, run_batch
 
 P = ParamSpec("P")
@@ -26,7 +26,7 @@ class State:
 
     Attributes:
         settings: of the server.
-        galleries, batcher, pictures: see their modules.
+        galleries, batcher, pictures, metrics, tracing: see their modules.
         ready: the galleries are open, and the server takes requests.
         draining: the server finishes what it has and takes nothing new.
         at_work: requests in flight.
@@ -35,38 +35,34 @@ class State:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.galleries = Galleries(settings)
-        self.pictures = Pictures(settings.pictures, settings.limits.pixels)
+        roots = [*settings.pictures, *([settings.uploads] if settings.pictures and settings.uploads else [])]
+        self.pictures = Pictures(roots, settings.limits.pixels)
         words = settings.limits.batch_words
-        self.batcher: Batcher[Work] = Batcher(partial(run_batch, words=words), LANES, words)
+        self.metrics = Metrics()
+        self.tracing = Tracing(settings.otlp_endpoint)
+        self.batcher: Batcher[Work] = Batcher(self._run, LANES, words, self.metrics.batch)
         self.ready = False
         self.draining = False
         self.at_work = 0
         self._threads = ThreadPoolExecutor(2, "chan-side")
 
-    def deadline(self) -> float:
-        """When a request that begins now must have ended, by time.monotonic()."""
-        return time.monotonic() + self.settings.limits.seconds
+    def report_work(self) -> None:
+        """Bring the gauges of the metrics up to date."""
+        self.metrics.at_work.set(self.at_work)
+        self.metrics.waiting.set(self.batcher.waiting)
+        self.metrics.waiting_words.set(self.batcher.waiting_words)
+
+    def _run(self, jobs: Sequence[Work]) -> None:
+        run_batch(jobs, self.settings.limits.batch_words)
+        self.metrics.done(jobs)
 
     async def aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run something that takes time in a thread, within the seconds of a request."""
-        work = asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
-        return await self.in_time(work)
-
-    async def in_time(self, work: asyncio.Future[T]) -> T:
-        """Wait for work within the seconds that a request may take.
-
-        Raises:
-            Refusal: 503 where it takes longer.
-        """
-        try:
-            return await asyncio.wait_for(work, self.settings.limits.seconds)
-        except TimeoutError:
-            raise unavailable(
-                "timeout", f"the request took longer than {self.settings.limits.seconds} seconds"
-            ) from None
+        """Run something that takes time in a thread. Where the wait is cancelled, the thread goes on to its end."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
 
     def close(self) -> None:
         """Close everything."""
         self.batcher.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.galleries.close()
+        self.tracing.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from ..runtime.embeddings import Embeddings
@@ -66,6 +67,7 @@ class Work(Job):
         search: what to search for; None only encodes.
         embeddings: of the queries: given, or what encoding returned.
         results: one for each query.
+        describe, answer: makes the body of the answer from the job once it is done, and that body as JSON.
         encode_seconds, search_seconds: that the batch took.
     """
 
@@ -76,6 +78,8 @@ class Work(Job):
     search: Search | None = None
     embeddings: Embeddings | None = None
     results: list[SearchResult] = field(default_factory=list)
+    describe: Callable[[Work], msgspec.Struct] | None = None
+    answer: bytes = b""
     encode_seconds: float = 0.0
     search_seconds: float = 0.0
 
@@ -87,6 +91,23 @@ def run_batch(jobs: Sequence[Work], words: int) -> None:
         jobs: of any galleries.
         words: the most words, padding included, that are encoded in one run.
     """
+    held = [job for job in jobs if _hold(job)]
+    try:
+        _run(held, words)
+    finally:
+        for job in held:
+            job.opened.release()
+
+
+def _hold(job: Work) -> bool:
+    """Hold a job's gallery for the batch; its request may have given up and let go of it."""
+    held = job.opened.hold()
+    if not held:
+        job.error = Refusal(503, "closed", f"the gallery {job.opened.name} was closed")
+    return held
+
+
+def _run(jobs: Sequence[Work], words: int) -> None:
     begin = time.perf_counter()
     texts = [job for job in jobs if job.captions]
     pictures = [job for job in jobs if job.pictures]
@@ -104,6 +125,8 @@ def run_batch(jobs: Sequence[Work], words: int) -> None:
     end = time.perf_counter()
     for job in jobs:
         job.encode_seconds, job.search_seconds = middle - begin, end - middle
+        if job.describe is not None and job.error is None:
+            _attempt([job], _describe)
 
 
 def encode_texts(matcher: Matcher, captions: Sequence[str], words: int) -> Embeddings:
@@ -162,6 +185,12 @@ def _search(jobs: Sequence[Work]) -> None:
     results = iter(search.run(jobs[0].opened, Embeddings.concatenate(queries)))
     for job, query in zip(jobs, queries, strict=True):
         job.results = [next(results) for _ in range(len(query))]
+
+
+def _describe(jobs: Sequence[Work]) -> None:
+    (job,) = jobs
+    assert job.describe is not None
+    job.answer = msgspec.json.encode(job.describe(job))
 
 
 def _attempt(jobs: Sequence[Work], do: Callable[[Sequence[Work]], None]) -> None:

@@ -137,7 +137,7 @@ def test_shell_completion_prints_a_script(shell: str, monkeypatch: pytest.Monkey
     ("line", "offered"),
     [
         ("chan ", set(cli.COMMANDS)),
-        ("chan se", {"search", "sensitivity"}),
+        ("chan se", {"search", "sensitivity", "serve"}),
         ("chan gallery ve", {"verify"}),
         ("chan index --pre", {"--precision"}),
         ("chan index --precision ", {"fp32", "fp16", "int8", "int8_x86"}),

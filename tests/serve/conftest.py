@@ -33,6 +33,10 @@ class RunningServer:
     url: str
     log: Path
 
+    def wait_for(self, found: Callable[[str], object]) -> None:
+        """Wait until the log has what `found` looks for."""
+        _poll(self.process, self.log, lambda: found(self.log.read_text()))
+
     def stop(self, seconds: float = 30) -> int:
         """Send SIGTERM and return the exit status."""
         self.process.send_signal(signal.SIGTERM)

@@ -1,30 +1,221 @@
-"""Searches over HTTP are those of the library, with each word's region, box, similarity and share."""
+"""Searches, scores, encodings and explanations over HTTP are those of the library."""
 
+import base64
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
-from chan_rt.runtime import open_gallery_with_matcher
+from chan_rt.runtime import Gallery, Matcher, gallery_settings, open_gallery_with_matcher, open_writer
 
 CAPTION = "two red apples lie on the blue table"
 
 
-def test_a_search_is_that_of_the_library(http: httpx.Client, gallery: Path) -> None:
-    answer = http.post("/v1/search", json={"captions": [CAPTION, "a cloud"], "k": 3})
+@pytest.fixture(scope="module")
+def library(gallery: Path) -> Iterator[tuple[Gallery, Matcher]]:
+    """The gallery and its matcher in this process."""
+    with open_gallery_with_matcher(gallery, threads=1) as opened:
+        yield opened
+
+
+def picture(seed: int = 1, format: str = "PNG") -> bytes:
+    """A picture file."""
+    cells = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(cells.repeat(16, 0).repeat(20, 1)).save(data, format)
+    return data.getvalue()
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_a_search_is_that_of_the_library(http: httpx.Client, library: tuple[Gallery, Matcher]) -> None:
+    opened, matcher = library
+    captions = [CAPTION, "a cloud"]
+    answer = http.post("/v1/search", json={"captions": captions, "k": 3})
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert (body["gallery"], body["kind"]) == ("gallery", "images")
-    with open_gallery_with_matcher(gallery, threads=1) as (opened, matcher):
-        queries = matcher.encode_texts([CAPTION, "a cloud"])
-        for found, expected in zip(body["results"], opened.search(queries, 3), strict=True):
-            assert found["certified"] is True
-            assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
-            for mine, theirs in zip(found["hits"], expected.hits, strict=True):
-                assert mine["score"] == pytest.approx(theirs.score, abs=1e-5)
-                explanation = matcher.explain(opened.embeddings([theirs.id]), CAPTION)
-                if found is body["results"][0]:
-                    assert [word["word"] for word in mine["words"]] == [one.word for one in explanation.words]
-                    assert [word["share"] for word in mine["words"]] == pytest.approx(
-                        [one.share for one in explanation.words], abs=1e-5
-                    )
+    results = opened.search(matcher.encode_texts(captions), 3)
+    for caption, found, expected in zip(captions, body["results"], results, strict=True):
+        assert (found["mode"], found["certified"], found["reason"]) == ("exact", True, expected.reason)
+        assert (found["rows"], found["rescored"]) == (8, expected.rescored)
+        assert found["rescored_share"] == expected.rescored / 8
+        assert [word["word"] for word in found["words"]] == matcher.tokenizer.tokens(caption)
+        assert found["unknown_words"] == matcher.unknown_words(caption)
+        assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+        for mine, theirs in zip(found["hits"], expected.hits, strict=True):
+            assert mine["score"] == pytest.approx(theirs.score, abs=1e-5)
+            explained = matcher.explain(opened.embeddings([theirs.id]), caption).words
+            assert [word["word"] for word in mine["words"]] == [one.word for one in explained]
+            assert [word["region"] for word in mine["words"]] == theirs.word_regions.tolist()
+            assert [word["similarity"] for word in mine["words"]] == pytest.approx(theirs.word_scores, abs=2e-6)
+            assert [word["share"] for word in mine["words"]] == pytest.approx(
+                [one.share for one in explained], abs=1e-5
+            )
+            assert [word.get("known", True) for word in mine["words"]] == [one.known for one in explained]
+            assert [word.get("mark", False) for word in mine["words"]] == [one.is_mark for one in explained]
+            for word in mine["words"]:
+                row, column = divmod(word["region"], 2)
+                assert word["box"] == [column / 2, row / 2, 0.5, 0.5]
+
+
+def test_times_and_ids_stand_in_headers(http: httpx.Client) -> None:
+    answer = http.post("/v1/search", json={"captions": [CAPTION]}, headers={"x-request-id": "mine-1"})
+    assert answer.headers["x-request-id"] == "mine-1"
+    for name in ("x-queue-time", "x-inference-time", "x-search-time"):
+        assert 0 <= float(answer.headers[name]) < 30_000
+    other = http.post("/v1/search", json={"captions": [CAPTION]}, headers={"x-request-id": "not\tmine"})
+    assert len(other.headers["x-request-id"]) == 32
+
+
+def test_metadata_names_no_file_of_the_server(http: httpx.Client, pictures: Path) -> None:
+    text = http.post("/v1/search", json={"captions": [CAPTION], "k": 8}).text
+    assert str(pictures) not in text
+    assert '"metadata":{}' in text
+
+
+def test_a_word_can_be_switched_off(http: httpx.Client, library: tuple[Gallery, Matcher]) -> None:
+    opened, matcher = library
+    body = http.post("/v1/search", json={"captions": [CAPTION], "k": 2, "off": [3, 0]}).json()
+    (result,) = body["results"]
+    assert [word.get("on", True) for word in result["words"]] == [i not in (0, 3) for i in range(10)]
+    query = matcher.encode_texts([CAPTION])
+    kept = np.delete(query.vectors, [0, 3], axis=1)
+    (expected,) = opened.search(type(query)(kept, query.lengths - 2, "captions"), 2)
+    assert [hit["id"] for hit in result["hits"]] == [hit.id for hit in expected.hits]
+    assert result["hits"][0]["score"] == pytest.approx(expected.hits[0].score, abs=1e-5)
+    tokens = matcher.tokenizer.tokens(CAPTION)
+    assert [word["word"] for word in result["hits"][0]["words"]] == [tokens[i] for i in range(10) if i not in (0, 3)]
+
+
+@pytest.mark.parametrize("off", [[10], list(range(10))])
+def test_a_word_that_is_not_there_cannot_be_switched_off(http: httpx.Client, off: list[int]) -> None:
+    answer = http.post("/v1/search", json={"captions": [CAPTION], "off": off})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:chan-rt:problem:off")
+
+
+def test_filters_and_ids_choose_among_rows(http: httpx.Client) -> None:
+    ids = ["photos/1 & co.png", "photos/6 & co.png"]
+    (result,) = http.post("/v1/search", json={"captions": [CAPTION], "ids": ids}).json()["results"]
+    assert {hit["id"] for hit in result["hits"]} == set(ids)
+    where = {"path": {"$contains": "photos/3"}}
+    (result,) = http.post("/v1/search", json={"captions": [CAPTION], "where": where}).json()["results"]
+    assert [hit["id"] for hit in result["hits"]] == ["photos/3 & co.png"]
+    assert result["rows"] == 1
+
+
+def test_embeddings_go_out_and_come_back_as_a_query(http: httpx.Client, library: tuple[Gallery, Matcher]) -> None:
+    _, matcher = library
+    packed = http.post("/v1/encode", json={"captions": [CAPTION, "a cloud"]}).json()["embeddings"]
+    texts = matcher.encode_texts([CAPTION, "a cloud"])
+    assert (packed["kind"], packed["dim"], packed["lengths"]) == ("captions", 16, texts.lengths.tolist())
+    vectors = np.frombuffer(base64.b64decode(packed["vectors"]), "<f4").reshape(-1, 16)
+    np.testing.assert_allclose(vectors[:10], texts.vectors[0, :10], atol=1e-6)
+    np.testing.assert_allclose(vectors[10:], texts.vectors[1, : texts.lengths[1]], atol=1e-6)
+    by_vectors = http.post("/v1/search", json={"embeddings": packed, "k": 2}).json()["results"]
+    by_words = http.post("/v1/search", json={"captions": [CAPTION, "a cloud"], "k": 2}).json()["results"]
+    for one, other in zip(by_vectors, by_words, strict=True):
+        assert [hit["id"] for hit in one["hits"]] == [hit["id"] for hit in other["hits"]]
+        assert one["words"] == []
+        assert {word["word"] for word in one["hits"][0]["words"]} == {""}
+
+
+def test_scores_are_those_of_the_library(http: httpx.Client, library: tuple[Gallery, Matcher], pictures: Path) -> None:
+    _, matcher = library
+    captions = [CAPTION, "a cloud", "the green apple"]
+    files = sorted(pictures.iterdir())[:2]
+    expected = matcher.score(matcher.encode_pictures(files), matcher.encode_texts(captions))
+    data = [base64_of(file.read_bytes()) for file in files]
+    scores = http.post("/v1/score", json={"captions": captions, "pictures": data}).json()["scores"]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    ids = [f"photos/{file.name}" for file in files]
+    scores = http.post("/v1/score", json={"captions": captions, "ids": ids}).json()["scores"]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["json", "file", "id"])
+def test_an_explanation_is_that_of_the_library(
+    http: httpx.Client, library: tuple[Gallery, Matcher], pictures: Path, form: str
+) -> None:
+    _, matcher = library
+    file = pictures / "4 & co.png"
+    if form == "file":
+        answer = http.post("/v1/explain", params={"caption": CAPTION}, content=file.read_bytes(),
+                           headers={"content-type": "image/png"})  # fmt: skip
+    else:
+        field = {"id": f"photos/{file.name}"} if form == "id" else {"picture": base64_of(file.read_bytes())}
+        answer = http.post("/v1/explain", json={"caption": CAPTION, **field})
+    body = answer.json()
+    expected = matcher.explain(matcher.encode_pictures([file]), CAPTION)
+    assert body["score"] == pytest.approx(expected.score, abs=1e-4)
+    assert body["grid"] == 2
+    assert [(word["word"], word["region"]) for word in body["words"]] == [(m.word, m.region) for m in expected.words]
+    assert [word["share"] for word in body["words"]] == pytest.approx([m.share for m in expected.words], abs=1e-4)
+    assert body["unknown_words"] == ["apples"]
+    assert (body["picture"] is not None) == (form == "id")
+
+
+def test_galleries_are_listed_with_the_limits(http: httpx.Client, library: tuple[Gallery, Matcher]) -> None:
+    body = http.get("/v1/galleries").json()
+    (info,) = body["galleries"]
+    assert info | {"scan": "", "model": ""} == {
+        "name": "gallery", "kind": "images", "rows": 8, "dim": 16, "coding": "VHA", "pooling": "LSE",
+        "fine": "float32", "precision": "fp32", "model": "", "scan": "", "grid": 2, "takes_pictures": True,
+        "max_words": library[1].max_words, "writable": False, "modes": ["exact"], "fast": None,
+    }  # fmt: skip
+    assert body["limits"]["k"] == 1000
+
+
+def test_the_picture_of_a_row_is_a_jpeg_of_the_asked_size(http: httpx.Client) -> None:
+    (result,) = http.post("/v1/search", json={"captions": [CAPTION], "k": 1}).json()["results"]
+    answer = http.get(result["hits"][0]["picture"] + "&side=160")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert (image.format, image.size) == ("JPEG", (60, 48))
+    again = http.get(result["hits"][0]["picture"] + "&side=160", headers={"if-none-match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("id", ["../photos/1 & co.png", "/etc/passwd", "photos/nine.png", ""])
+def test_no_other_file_is_a_picture(http: httpx.Client, id: str) -> None:
+    answer = http.get("/v1/galleries/gallery/pictures", params={"id": id})
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:chan-rt:problem:picture")
+
+
+@pytest.mark.parametrize("coding", ["VHA", "THA", "VSA"])
+def test_captions_are_found_with_a_picture(start_server, make_small_model, tmp_path: Path, coding: str) -> None:
+    bundle = make_small_model(coding=coding, pictures=True).bundle
+    captions = ["a red strawberry", "the green apple", "two white clouds", "a table"]
+    with (
+        open_writer(tmp_path / "texts", gallery_settings(bundle, "captions")) as writer,
+        Matcher.open(bundle) as matcher,
+    ):
+        metadata = [{"caption": caption} for caption in captions]
+        writer.add(["a", "b", "c", "d"], matcher.encode_texts(captions), metadata)
+        images = matcher.encode_pictures([Image.open(io.BytesIO(picture()))])
+        explained = {id: matcher.explain(images, caption) for id, caption in zip("abcd", captions, strict=True)}
+    with start_server(tmp_path / "texts") as server, httpx.Client(base_url=server.url) as client:
+        answer = client.post("/v1/search?k=3", content=picture(), headers={"content-type": "image/png"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["kind"] == "captions"
+        (result,) = answer.json()["results"]
+        assert len(result["hits"]) == 3
+        for hit in result["hits"]:
+            expected = explained[hit["id"]]
+            assert hit["score"] == pytest.approx(expected.score, abs=1e-4)
+            assert hit["metadata"] == {"caption": captions["abcd".index(hit["id"])]}
+            words = [(word["word"], word["region"]) for word in hit["words"]]
+            assert words == [(match.word, match.region) for match in expected.words]
+            assert [word["share"] for word in hit["words"]] == pytest.approx(
+                [match.share for match in expected.words], abs=1e-4
+            )
+        by_id = client.post("/v1/explain", json={"id": "b", "picture": base64_of(picture())}).json()
+        assert by_id["score"] == pytest.approx(explained["b"].score, abs=1e-4)
+        scores = client.post("/v1/score", json={"ids": ["b", "a"], "pictures": [base64_of(picture())]}).json()["scores"]
+        np.testing.assert_allclose(scores, [[explained["b"].score, explained["a"].score]], atol=1e-4)

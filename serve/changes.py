@@ -1,0 +1,100 @@
+"""What the paths of the API do that change a gallery. They need `--writable`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from . import bodies
+from .jobs import check_count, do, make_job
+from .openapi import Operation
+from .problems import Refusal
+from .reading import read_request
+from .routes import answer, galleries_answer
+from .rows import Writers
+from .state import State
+from .uploads import sniff
+
+_ROWS = "/v1/galleries/{name}/rows"
+_ID_QUERY = ({"name": "id", "in": "query", "schema": {"type": "string"}},)
+
+
+def operations(state: State) -> list[Operation]:
+    """The operations that change something."""
+    api, rows, picture = _Changes(state), bodies.PutRows, bodies.PutPicture
+    done = bodies.RowsResponse
+    return [
+        Operation("PUT", _ROWS, api.put_rows, rows, done, changes=True),
+        Operation("DELETE", _ROWS, api.delete_rows, bodies.DeleteRows, done, changes=True),
+        Operation(
+            "PUT", "/v1/galleries/{name}/pictures", api.put_picture, picture, done, "picture", _ID_QUERY, changes=True
+        ),
+        Operation("POST", "/v1/reopen", api.reopen, None, bodies.GalleriesResponse, changes=True),
+    ]
+
+
+class _Changes:
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._writers = Writers(state.settings.uploads)
+
+    async def put_rows(self, request: Request) -> Response:
+        """Add rows to a gallery, or replace them."""
+        self._check_writable()
+        body = await read_request(request, self._state.settings.limits, bodies.PutRows)
+        return await self._put(request.path_params["name"], body)
+
+    async def put_picture(self, request: Request) -> Response:
+        """Add one row from a picture, or replace it."""
+        self._check_writable()
+        one = await read_request(request, self._state.settings.limits, bodies.PutPicture, "picture")
+        metadata = None if one.metadata is None else [one.metadata]
+        body = bodies.PutRows([one.id], pictures=[one.picture], metadata=metadata, overwrite=one.overwrite)
+        return await self._put(request.path_params["name"], body)
+
+    async def delete_rows(self, request: Request) -> Response:
+        """Delete rows of a gallery."""
+        self._check_writable()
+        body = await read_request(request, self._state.settings.limits, bodies.DeleteRows)
+        with self._state.galleries.using(request.path_params["name"]) as opened:
+            await self._state.aside(self._writers.delete, opened, body.ids)
+            done = bodies.RowsResponse(opened.name, 0, len(set(body.ids)), len(opened.gallery))
+        return answer(msgspec.json.encode(done))
+
+    async def reopen(self, request: Request) -> Response:
+        """Open the galleries and their bundles again."""
+        self._check_writable()
+        await self._state.aside(self._state.galleries.reopen)
+        if self._state.settings.workers > 1:
+            os.kill(os.getppid(), signal.SIGHUP)  # the supervisor tells the other workers
+        return galleries_answer(self._state)
+
+    async def _put(self, name: str, body: bodies.PutRows) -> Response:
+        check_count(self._state, "ids", body.ids)
+        with self._state.galleries.using(name) as opened:
+            job = await make_job(self._state, opened, body.captions, body.pictures, body.embeddings)
+            encoded = await do(self._state, job)
+            contents = await self._state.aside(self._contents, body)
+            added, replaced = await self._state.aside(
+                self._writers.add, opened, body.ids, encoded, body.metadata, contents, body.overwrite
+            )
+            done = bodies.RowsResponse(opened.name, added + replaced, replaced, len(opened.gallery))
+        return answer(msgspec.json.encode(done), job)
+
+    def _contents(self, body: bodies.PutRows) -> Sequence[dict[str, Any]]:
+        """What the server itself adds to the metadata of rows."""
+        if body.captions is not None:
+            return [{"caption": caption} for caption in body.captions]
+        if body.pictures is not None:
+            return [self._writers.keep_picture(data, str(sniff(data))) for data in body.pictures]
+        return [{}] * len(body.ids)
+
+    def _check_writable(self) -> None:
+        if not self._state.settings.writable:
+            raise Refusal(403, "read-only", "the server is read-only; it takes changes when started with --writable")

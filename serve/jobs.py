@@ -1,0 +1,73 @@
+"""Bodies of requests to jobs of the batcher: exactly one kind of rows, not too many, pictures decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..runtime.embeddings import Embeddings
+from . import bodies
+from .galleries import OpenGallery
+from .packing import unpack
+from .problems import Refusal
+from .state import State
+from .uploads import decode_pictures
+from .work import Search, Work
+
+
+async def make_job(
+    state: State,
+    opened: OpenGallery,
+    captions: Sequence[str] | None = None,
+    pictures: Sequence[bytes] | None = None,
+    packed: bodies.PackedEmbeddings | None = None,
+    search: Search | None = None,
+    off: Sequence[int] = (),
+) -> Work:
+    """The job for rows that a request brings.
+
+    Args:
+        state: of the worker.
+        opened: the gallery, which the caller holds until the job is done.
+        captions, pictures, packed: exactly one of them.
+        search, off: as in `Work`.
+
+    Raises:
+        Refusal: none or several kinds of rows, too many of them, or a picture that is none.
+        ChanError: as `decode_pictures` and `unpack`.
+    """
+    given = {"captions": captions, "pictures": pictures, "embeddings": packed}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        got = " and ".join(names) or "none"
+        raise Refusal(422, "body", f"exactly one of captions, pictures and embeddings must be given, got {got}")
+    job = Work(opened=opened, search=search, off=off, words=1)
+    if captions is not None:
+        check_count(state, "captions", captions)
+        job.captions, job.words = captions, sum(3 + caption.count(" ") for caption in captions)
+    elif pictures is not None:
+        check_count(state, "pictures", pictures)
+        job.pictures = await state.aside(decode_pictures, opened, pictures, state.settings.limits.pixels)
+        job.words = len(pictures) * (opened.grid or 1) ** 2
+    elif packed is not None:
+        check_count(state, "embeddings", packed.lengths)
+        job.embeddings = unpack(packed)
+        job.words = sum(packed.lengths)
+    return job
+
+
+async def do(state: State, job: Work) -> Embeddings:
+    """Wait until a job is done, and return the embeddings of its rows.
+
+    Raises:
+        Refusal, ChanError: of the job.
+    """
+    await state.batcher.do(job)
+    assert job.embeddings is not None
+    return job.embeddings
+
+
+def check_count(state: State, name: str, rows: Sequence[object]) -> None:
+    """Refusal unless there is at least one row, and no more than a request may have."""
+    most = state.settings.limits.texts
+    if not 1 <= len(rows) <= most:
+        raise Refusal(422, "texts", f"{name} must hold 1 to {most} items, got {len(rows)}")

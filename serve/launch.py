@@ -1,0 +1,46 @@
+"""Starting a server: the socket, and one worker here or several in processes of their own."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+
+from .settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is in flight then is finished within `settings.grace` seconds.
+
+    SIGHUP opens the galleries again.
+
+    Raises:
+        ChanError: a gallery cannot be opened.
+        OSError: the address cannot be listened at.
+    """
+    with listen(settings) as listener:
+        if settings.workers == 1:
+            from .server import run_worker
+
+            run_worker(settings, listener)
+        else:
+            from .workers import Supervisor
+
+            Supervisor(settings, listener).run()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens at the host and port of the settings; the log names its address.
+
+    Raises:
+        OSError: the address cannot be listened at.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    host, port = listener.getsockname()[:2]
+    _log.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
+        _log.warning("whoever reaches this address may search: there is no API key")
+    return listener

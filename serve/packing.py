@@ -1,0 +1,34 @@
+"""Embeddings in bodies: the vectors of all rows, one after the other, without padding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..runtime.embeddings import Embeddings
+from ..runtime.errors import TensorError
+from . import bodies
+
+
+def pack(embeddings: Embeddings) -> bodies.PackedEmbeddings:
+    """Embeddings as a body has them."""
+    rows = [vectors[:length] for vectors, length in zip(embeddings.vectors, embeddings.lengths, strict=True)]
+    data = np.concatenate(rows).astype("<f4").tobytes()
+    return bodies.PackedEmbeddings(embeddings.dim, embeddings.lengths.tolist(), data, embeddings.kind)
+
+
+def unpack(packed: bodies.PackedEmbeddings) -> Embeddings:
+    """Embeddings from a body.
+
+    Raises:
+        TensorError: the number of bytes is not that of dim and lengths.
+    """
+    total = sum(packed.lengths)
+    if len(packed.vectors) != 4 * packed.dim * total:
+        raise TensorError(
+            "vectors", f"must have 4 x dim x sum(lengths) = {4 * packed.dim * total} bytes", len(packed.vectors)
+        )
+    flat = np.frombuffer(packed.vectors, "<f4").reshape(total, packed.dim)
+    lengths = np.array(packed.lengths, np.int32)
+    vectors = np.zeros((len(lengths), int(lengths.max()), packed.dim), np.float32)
+    vectors[np.arange(vectors.shape[1]) < lengths[:, None]] = flat
+    return Embeddings(vectors, lengths, packed.kind)

@@ -1,0 +1,148 @@
+"""Clients add and delete rows of a server that lets them, and every search sees the newest commit."""
+
+import base64
+import io
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from chan_rt.runtime import Gallery, GalleryWriter, open_writer
+
+CAPTION = "two red apples"
+
+
+def picture(seed: int) -> bytes:
+    cells = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(cells.repeat(16, 0).repeat(20, 1)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def copy(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(gallery, tmp_path_factory.mktemp("writable") / "mine")
+
+
+@pytest.fixture(scope="module")
+def writable(start_server, copy: Path) -> Iterator[httpx.Client]:
+    uploads = copy.parent / "uploads"
+    with (
+        start_server(f"mine={copy}", "--writable", "--uploads", uploads) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        yield client
+
+
+def ids(client: httpx.Client, **fields: object) -> list[str]:
+    body = {"captions": [CAPTION], "k": 100, **fields}
+    (result,) = client.post("/v1/search", json=body).json()["results"]
+    return sorted(hit["id"] for hit in result["hits"])
+
+
+def test_a_row_is_added_shown_replaced_and_deleted(writable: httpx.Client, copy: Path) -> None:
+    before = ids(writable)
+    data = [base64.b64encode(picture(n)).decode() for n in (1, 2)]
+    rows = {"ids": ["new/1", "new/2"], "pictures": data, "metadata": [{"year": 1}, {"year": 2}]}
+    answer = writable.put("/v1/galleries/mine/rows", json=rows)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"gallery": "mine", "added": 2, "deleted": 0, "rows": len(before) + 2}
+    assert ids(writable) == sorted([*before, "new/1", "new/2"])
+    assert ids(writable, where={"year": 2}) == ["new/2"]
+
+    shown = writable.get("/v1/galleries/mine/pictures", params={"id": "new/2", "side": 160})
+    with Image.open(io.BytesIO(shown.content)) as image, Image.open(io.BytesIO(picture(2))) as mine:
+        assert image.size == mine.size
+        assert np.abs(np.asarray(image, int) - np.asarray(mine.convert("RGB"), int)).mean() < 8
+    kept = sorted((copy.parent / "uploads").iterdir())
+    assert sorted(file.read_bytes() for file in kept) == sorted([picture(1), picture(2)])
+
+    again = writable.put("/v1/galleries/mine/rows", json=rows)
+    assert (again.status_code, again.json()["error"]) == (422, "InputError")
+    again = writable.put("/v1/galleries/mine/rows", json={**rows, "overwrite": True})
+    assert again.json() == {"gallery": "mine", "added": 2, "deleted": 2, "rows": len(before) + 2}
+
+    gone = writable.request("DELETE", "/v1/galleries/mine/rows", json={"ids": ["new/1", "new/2"]})
+    assert gone.json() == {"gallery": "mine", "added": 0, "deleted": 2, "rows": len(before)}
+    assert ids(writable) == before
+    gone = writable.request("DELETE", "/v1/galleries/mine/rows", json={"ids": ["new/1"]})
+    assert (gone.status_code, gone.json()["error"]) == (422, "InputError")
+
+
+def test_a_picture_is_put_as_a_file(writable: httpx.Client) -> None:
+    query = {"id": "as a file/ü.png", "metadata": '{"year": 7}', "overwrite": "true"}
+    headers = {"content-type": "image/png"}
+    answer = writable.put("/v1/galleries/mine/pictures", params=query, content=picture(7), headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert ids(writable, where={"year": 7}) == ["as a file/ü.png"]
+    writable.request("DELETE", "/v1/galleries/mine/rows", json={"ids": ["as a file/ü.png"]})
+
+
+@pytest.mark.parametrize("key", ["path", "source"])
+def test_no_client_names_a_file_of_the_server(writable: httpx.Client, key: str) -> None:
+    data = base64.b64encode(picture(1)).decode()
+    rows = {"ids": ["x"], "pictures": [data], "metadata": [{key: "/etc/passwd"}]}
+    answer = writable.put("/v1/galleries/mine/rows", json=rows)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:chan-rt:problem:metadata")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"ids": ["x"], "captions": ["a cloud"]}, "must be of this gallery's images, got captions"),
+        (
+            {"ids": ["x", "y"], "pictures": [base64.b64encode(picture(1)).decode()]},
+            "must be of one number, got 2, 1, 2",
+        ),
+        ({"ids": ["x"]}, "exactly one of"),
+    ],
+)
+def test_rows_that_do_not_fit(writable: httpx.Client, rows: dict, words: str) -> None:
+    answer = writable.put("/v1/galleries/mine/rows", json=rows)
+    assert answer.status_code == 422
+    assert words in answer.json()["detail"]
+
+
+def test_a_search_sees_what_another_writer_commits(writable: httpx.Client, copy: Path, make_small_model) -> None:
+    before = ids(writable)
+    with Gallery.open(copy) as gallery:
+        row = gallery.embeddings([before[0]])
+    with GalleryWriter.open(copy) as writer:
+        writer.add(["from outside"], row, [{"year": 9}])
+        assert ids(writable) == sorted([*before, "from outside"])
+        locked = writable.request("DELETE", "/v1/galleries/mine/rows", json={"ids": ["from outside"]})
+        assert (locked.status_code, locked.json()["error"]) == (409, "GalleryLocked")
+        assert str(copy) not in locked.text
+        writer.delete(["from outside"])
+    assert ids(writable) == before
+
+
+def test_a_gallery_that_was_replaced_is_opened_again(start_server, gallery: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(gallery, tmp_path / "mine")
+    with start_server(path, "--writable") as server, httpx.Client(base_url=server.url) as client:
+        before = ids(client)
+        for way in ("endpoint", "signal"):
+            with Gallery.open(path) as old:
+                row, settings = old.embeddings([before[0]]), old.settings
+            shutil.rmtree(path)
+            with open_writer(path, settings) as writer:
+                writer.add([way], row)
+            refused = client.post("/v1/search", json={"captions": [CAPTION]})
+            assert (refused.status_code, refused.json()["error"]) == (500, "GalleryError")
+            assert str(path) not in refused.text
+            if way == "endpoint":
+                assert client.post("/v1/reopen").json()["galleries"][0]["rows"] == 1
+            else:
+                server.process.send_signal(signal.SIGHUP)
+                server.wait_for(lambda log: log.count("opened mine (1 rows)") == 2)
+            before = ids(client)
+            assert before == [way]
+        shutil.rmtree(path)
+        failed = client.post("/v1/reopen")
+        assert (failed.status_code, failed.json()["error"]) == (500, "GalleryError")
+        assert client.get("/readyz").status_code == 200

@@ -1,0 +1,154 @@
+"""What the server does not do, each with a problem that names the rule; and whatever comes, never a status 500."""
+
+import json
+import zlib
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CAPTION = "a red strawberry"
+JSON = {"content-type": "application/json"}
+PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG of side x side pixels in a few bytes: what is compressed is never there."""
+    header = side.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    return PNG_HEAD + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def check_problem(answer: httpx.Response, status: int, reason: str) -> dict:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    body = answer.json()
+    assert (answer.status_code, body["status"]) == (status, status), answer.text
+    assert body["type"] == f"urn:chan-rt:problem:{reason}"
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["detail"]
+    return body
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason", "words"),
+    [
+        ("{", 400, "json", "must be JSON"),
+        (b'{"captions": ["\xff"]}', 400, "json", "must be JSON"),
+        ('{"where": {"a": ' + "[" * 100_000, 400, "json", "must be JSON"),
+        ("[]", 422, "body", "Expected `object`"),
+        ({"caption": CAPTION}, 422, "body", "unknown field `caption`"),
+        ({"captions": CAPTION}, 422, "body", "`$.captions`"),
+        ({"captions": [CAPTION], "k": 0}, 422, "body", ">= 1"),
+        ({"captions": [CAPTION], "k": 1001}, 422, "k", "at most 1000, got 1001"),
+        ({"captions": [CAPTION], "mode": "quick"}, 422, "body", "Invalid enum value"),
+        ({}, 422, "body", "got none"),
+        ({"captions": [CAPTION], "pictures": []}, 422, "body", "got captions and pictures"),
+        ({"captions": []}, 422, "texts", "1 to 64 items, got 0"),
+        ({"captions": [CAPTION] * 65}, 422, "texts", "1 to 64 items, got 65"),
+        ({"captions": [CAPTION, "a cloud"], "off": [0]}, 422, "off", "exactly one caption"),
+        ({"captions": [CAPTION], "gallery": "other"}, 404, "gallery", "one of gallery, got 'other'"),
+        ({"pictures": ["AAAA"]}, 415, "picture", "pictures[0] must be a JPEG"),
+        ({"captions": [CAPTION], "ids": ["nine"]}, 422, "InputError", "ids: not in the gallery: nine"),
+        ({"captions": [CAPTION], "where": {"$what": 1}}, 422, "InputError", "$not"),
+        ({"captions": [" "]}, 422, "InputError", "at least one word"),
+        ({"captions": ["a " * 200]}, 422, "TensorError", "words"),
+        ({"embeddings": {"dim": 16, "lengths": [2], "vectors": "AAAA"}}, 422, "TensorError", "vectors"),
+        ({"embeddings": {"dim": 1, "lengths": [1], "vectors": "AACAPw=="}}, 422, "InputError", "gallery's 16, got 1"),
+        ({"embeddings": {"dim": 1, "lengths": [1], "vectors": "AACAfw=="}}, 422, "InputError", "gallery's 16, got 1"),
+        ({"captions": [CAPTION], "ids": ["\ud800"]}, 400, "json", "must be JSON"),
+    ],
+)
+def test_a_search_that_breaks_a_rule(http: httpx.Client, body, status: int, reason: str, words: str) -> None:
+    content = json.dumps(body) if isinstance(body, dict) else body
+    problem = check_problem(http.post("/v1/search", content=content, headers=JSON), status, reason)
+    assert words in problem["detail"]
+    if reason.endswith("Error"):
+        assert problem["error"] == reason
+    if reason == "TensorError":
+        assert problem["detail"] == f"{problem['tensor']}: {problem['rule']}, got {problem['value']}"
+
+
+def test_a_bad_caption_fails_alone(http: httpx.Client) -> None:
+    """Requests of one batch do not share their errors: the others are answered."""
+    for _ in range(3):
+        bodies = [{"captions": [text]} for text in (" ", CAPTION, "a " * 200, "a cloud")]
+        answers = [http.post("/v1/search", json=body) for body in bodies]
+        assert [answer.status_code for answer in answers] == [422, 200, 422, 200]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/v1/nothing", 404, "path"),
+        ("GET", "/v1/search", 405, "method"),
+        ("POST", "/v1/galleries", 405, "method"),
+        ("PUT", "/v1/galleries/gallery/rows", 403, "read-only"),
+        ("DELETE", "/v1/galleries/gallery/rows", 403, "read-only"),
+        ("PUT", "/v1/galleries/gallery/pictures?id=1", 403, "read-only"),
+        ("POST", "/v1/reopen", 403, "read-only"),
+        ("GET", "/v1/galleries/gallery/pictures", 422, "query"),
+        ("GET", "/v1/galleries/gallery/pictures?id=1&side=0", 422, "query"),
+        ("GET", "/v1/galleries/gallery/pictures?id=1&side=x", 422, "query"),
+        ("GET", "/v1/galleries/other/pictures?id=1", 404, "gallery"),
+        ("POST", "/v1/search", 415, "media"),
+        ("GET", "/page/../settings.py", 404, "path"),
+        ("GET", "/page/%2e%2e/settings.py", 404, "path"),
+        ("GET", "/page/..%2fsettings.py", 404, "path"),
+    ],
+)
+def test_a_path_that_is_not_there(http: httpx.Client, method: str, path: str, status: int, reason: str) -> None:
+    check_problem(http.request(method, path), status, reason)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "reason"),
+    [
+        (b"", 415, "picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", 415, "picture"),
+        (PNG_HEAD + b"nothing", 422, "InputError"),
+        (b"\xff\xd8\xff" + bytes(100), 422, "InputError"),
+        (huge_png(20), 422, "InputError"),
+        (huge_png(8_000), 413, "pixels"),
+        (huge_png(60_000), 413, "pixels"),
+    ],
+)
+def test_an_upload_that_is_no_picture(http: httpx.Client, data: bytes, status: int, reason: str) -> None:
+    headers = {"content-type": "image/png"}
+    check_problem(http.post("/v1/encode", content=data, headers=headers), status, reason)
+
+
+@pytest.mark.parametrize("query", ["k=3&k=4", "k=three", "where={", "nothing=1", "where=[]"])
+def test_a_query_that_breaks_a_rule(http: httpx.Client, query: str) -> None:
+    answer = http.post(f"/v1/search?{query}", content=PNG_HEAD, headers={"content-type": "image/png"})
+    check_problem(answer, 422, "query")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["captions", "pictures", "embeddings", "k", "mode", "where", "ids", "off", "gallery", "caption", "picture", "id"]
+)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=st.sampled_from(["search", "score", "encode", "explain"]),
+    body=st.dictionaries(FIELDS, VALUES, max_size=4) | VALUES,
+)
+def test_no_body_makes_the_server_fail(http: httpx.Client, path: str, body: object) -> None:
+    try:
+        content = json.dumps(body).encode()
+    except UnicodeEncodeError:
+        return
+    answer = http.post(f"/v1/{path}", content=content, headers=JSON)
+    assert answer.status_code in (200, 400, 404, 413, 415, 422), answer.text
+    if answer.status_code != 200:
+        check_problem(answer, answer.status_code, answer.json()["type"].rpartition(":")[2])
