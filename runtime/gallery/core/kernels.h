@@ -61,7 +61,14 @@ struct Kernels {
                        float* out);
 };
 
-const Kernels* generic_kernels();  // always there
-const Kernels* avx512_kernels();   // null where this CPU, or this compiler, has no AVX-512 VNNI
+// Null where the CPU or the compiler lacks the instructions; the generic ones are always there.
+const Kernels* avx512_kernels();   // AVX-512 VNNI
+const Kernels* avxvnni_kernels();  // AVX-VNNI
+const Kernels* avx2_kernels();     // AVX2, FMA and F16C
+const Kernels* i8mm_kernels();     // Arm's 8-bit matrix multiplication: products of unsigned by signed bytes
+const Kernels* dotprod_kernels();  // Arm's dot products of signed bytes
+const Kernels* generic_kernels();
+
+const Kernels* const* usable_kernels();  // those that are there, the best first, and a null at the end
 
 }  // namespace chan

@@ -14,25 +14,21 @@ namespace {
 
 using chan::Kernels;
 
-struct Set {
-    const char* name;
-    const Kernels* (*kernels)();
-};
-const Set SETS[] = {{"avx512_vnni", chan::avx512_kernels}, {"generic", chan::generic_kernels}};
-
+// Null, with LookupError set, where there are none of that name; the best ones where no name is given.
 const Kernels* kernels_named(const char* name) {
-    for (const Set& set : SETS)
-        if (!name || !std::strcmp(name, set.name))
-            if (const Kernels* found = set.kernels()) return found;
-    PyErr_Format(PyExc_LookupError, "this CPU has no instruction set %s", name ? name : "that is known");
+    std::string usable;
+    for (const Kernels* const* each = chan::usable_kernels(); *each; ++each) {
+        if (!name || !std::strcmp(name, (*each)->name)) return *each;
+        usable += (usable.empty() ? "" : ", ") + std::string((*each)->name);
+    }
+    PyErr_Format(PyExc_LookupError, "the instruction set must be one that this CPU has (%s), got %s", usable.c_str(), name);
     return nullptr;
 }
 
 PyObject* features(PyObject*, PyObject*) {
     PyObject* names = PyList_New(0);
-    for (const Set& set : SETS) {
-        if (!names || !set.kernels()) continue;
-        PyObject* name = PyUnicode_FromString(set.name);
+    for (const Kernels* const* each = chan::usable_kernels(); names && *each; ++each) {
+        PyObject* name = PyUnicode_FromString((*each)->name);
         if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
         Py_XDECREF(name);
     }

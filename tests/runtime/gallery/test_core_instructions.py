@@ -1,0 +1,139 @@
+"""The core's kernels give the same bits with every instruction set: on this CPU, and on others that qemu emulates.
+
+The compilers and qemu are Debian's and Ubuntu's packages g++, g++-aarch64-linux-gnu and qemu-user; `.ci/run` installs
+them. qemu has neither AVX-512 nor AVX-VNNI, so these run only where this CPU has them. AVX-VNNI's kernels are also
+compiled to the instructions that CPUs with AVX-512 have for the same registers.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CORE = ROOT / "runtime" / "gallery" / "core"
+DRIVER = Path(__file__).with_name("core_driver.cpp")
+SOURCES = ("usable", "generic", "avx512", "avx2", "avxvnni", "i8mm", "dotprod")
+OF_ONE_CPU = ("avx512", "avx2", "avxvnni", "i8mm", "dotprod")
+COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
+FUNCTIONS = {
+    *("block_over_row", "block_over_query", "row_over_row", "row_over_query"),
+    *("products", "half_products", "dot", "widen", "pool_lanes"),
+}
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulated CPUs are started from an x86-64")
+
+
+def flags() -> list[str]:
+    """What setup.py compiles the core with."""
+    (found,) = re.findall(r"extra_compile_args=\[(.*?)\]", (ROOT / "setup.py").read_text(encoding="utf-8"))
+    return re.findall(r'"(.*?)"', found)
+
+
+def needed(program: str, package: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is missing: apt-get install {package}")
+    return found
+
+
+class Builds:
+    """Objects and drivers, each compiled once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.compile = cache(self._compile)
+        self.driver = cache(self._driver)
+
+    def _compile(self, machine: str, source: Path, *defines: str) -> Path:
+        package = {"x86_64": "g++", "aarch64": "g++-aarch64-linux-gnu"}[machine]
+        compiler = needed(COMPILERS[machine], package)
+        out = self._folder / "-".join((machine, source.stem, *defines, ".o"))
+        subprocess.run([compiler, *flags(), *defines, f"-I{CORE}", "-c", source, "-o", out], check=True)
+        return out
+
+    def _driver(self, machine: str, *defines: str) -> Path:
+        own = {"avxvnni": defines}
+        objects = [self.compile(machine, CORE / f"{name}.cpp", *own.get(name, ())) for name in SOURCES]
+        objects.append(self.compile(machine, DRIVER))
+        out = self._folder / "-".join((machine, "driver", *defines))
+        subprocess.run([COMPILERS[machine], "-static", "-pthread", *objects, "-o", out], check=True)
+        return out
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(tmp_path_factory.mktemp("driver"))
+
+
+def results(driver: Path, *emulator: str) -> dict[str, dict[str, str]]:
+    """For each instruction set that the driver could use, the hash of each function's results."""
+    command = [*emulator, str(driver)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for line in ran.stdout.splitlines():
+        name, function, digest = line.split()
+        found[name][function] = digest
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(builds: Builds) -> dict[str, str]:
+    """What plain C++ computes on this CPU."""
+    found = results(builds.driver("x86_64"))["generic"]
+    assert found.keys() == FUNCTIONS
+    return found
+
+
+def test_this_cpu(builds: Builds, expected: dict[str, str]) -> None:
+    found = results(builds.driver("x86_64"))
+    assert found == dict.fromkeys(found, expected)
+
+
+def test_the_kernels_of_avx_vnni_as_instructions_of_avx_512(builds: Builds, expected: dict[str, str]) -> None:
+    found = results(builds.driver("x86_64", "-DCHAN_EVEX"))
+    if "avx512_vnni" not in found:
+        pytest.skip("this CPU has no AVX-512 VNNI")
+    assert found["avx_vnni"] == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpu", "sets"),
+    [
+        ("x86_64", "Haswell-noTSX", ["avx2", "generic"]),
+        ("x86_64", "Nehalem", ["generic"]),
+        ("aarch64", "max", ["neon_i8mm", "neon_dotprod", "generic"]),
+        ("aarch64", "cortex-a76", ["neon_dotprod", "generic"]),
+        ("aarch64", "cortex-a72", ["generic"]),
+    ],
+)
+def test_an_emulated_cpu(machine: str, cpu: str, sets: list[str], builds: Builds, expected: dict[str, str]) -> None:
+    emulator = needed(f"qemu-{machine}", "qemu-user")
+    found = results(builds.driver(machine), emulator, "-cpu", cpu)
+    assert list(found) == sets  # the best first, and none that this CPU lacks
+    assert found == dict.fromkeys(sets, expected)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_no_function_for_one_instruction_set_can_replace_one_for_all(machine: str, builds: Builds) -> None:
+    """The linker keeps one copy of a weak function, such as an instance of a library's template, for all files."""
+    for name in OF_ONE_CPU:
+        compiled = builds.compile(machine, CORE / f"{name}.cpp")
+        listed = subprocess.run(["nm", "-C", compiled], check=True, capture_output=True, text=True).stdout
+        assert re.findall(r"^\w* [WVu] .*", listed, re.MULTILINE) == []
+
+
+def test_an_unknown_instruction_set_is_refused_by_name() -> None:
+    core = pytest.importorskip("chan_rt.runtime.gallery._core", reason="the search core is not compiled here")
+    names = core.features()
+    assert names[-1] == "generic"
+    wanted = re.escape(f"must be one that this CPU has ({', '.join(names)}), got mmx")
+    with pytest.raises(LookupError, match=wanted):
+        core.Search({"instructions": "mmx"}, [], None)
