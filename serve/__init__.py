@@ -14,12 +14,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calls import RequestRefused
+    from .client import AsyncClient, Client
     from .launch import serve
     from .settings import Limits, Settings
 
-__all__ = ["Limits", "Settings", "serve"]
+__all__ = ["AsyncClient", "Client", "Limits", "RequestRefused", "Settings", "serve"]
 
-_MODULES = {"Limits": "settings", "Settings": "settings", "serve": "launch"}
+_MODULES = {
+    "AsyncClient": "client",
+    "Client": "client",
+    "Limits": "settings",
+    "RequestRefused": "calls",
+    "Settings": "settings",
+    "serve": "launch",
+}
 
 
 def __getattr__(name: str) -> Any:

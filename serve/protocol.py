@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .settings import Limits
 
 HEAD_BYTES = 64 << 10  # of a request line with all its headers
+KEEP_ALIVE = 60  # seconds that a connection may be idle between requests
 _REFUSED = (
     b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n%s"
 )
@@ -79,4 +80,4 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
 def protocol_options(limits: Limits) -> dict[str, Any]:
     """Options of `uvicorn.Config` for these connections."""
-    return {"http": bounded_protocol(limits), "ws": "none", "timeout_keep_alive": limits.seconds}
+    return {"http": bounded_protocol(limits), "ws": "none", "timeout_keep_alive": KEEP_ALIVE}

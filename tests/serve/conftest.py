@@ -102,8 +102,7 @@ def _listening(process: subprocess.Popen[str], log: Path) -> str:
 
 
 def _wait_ready(process: subprocess.Popen[str], url: str, log: Path) -> None:
-    with httpx.Client() as client:
-        _poll(process, log, lambda: client.get(f"{url}/readyz").status_code == 200)
+    _poll(process, log, lambda: httpx.get(f"{url}/readyz").status_code == 200)
 
 
 def _poll(process: subprocess.Popen[str], log: Path, found: Callable[[], T]) -> T:

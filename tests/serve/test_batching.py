@@ -1,0 +1,160 @@
+"""Batches: at once while idle, together under load, in order, bounded in words; and one scan for equal searches."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from chan_rt.runtime import Gallery, Matcher, open_gallery_with_matcher
+from chan_rt.serve.batching import Batcher, Job
+from chan_rt.serve.galleries import OpenGallery
+from chan_rt.serve.work import Search, Work, encode_texts, run_batch
+
+
+class Worker:
+    """Runs batches that last until they are told to end."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Semaphore(0)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        self.batches.append([job.words for job in jobs])
+        assert self.go.acquire(timeout=20)
+        for job in jobs:
+            if job.words == 13:
+                job.error = ValueError("unlucky")
+        if any(job.words == 99 for job in jobs):
+            raise RuntimeError("the batch failed")
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_what_waits_is_the_next_batch_in_order_and_within_the_words() -> None:
+    async def scenario() -> list[list[int]]:
+        worker = Worker()
+        batcher = Batcher(worker.run, lanes=1, words=10)
+        tasks = []
+        for words in (3, 4, 5, 2, 30, 1):
+            tasks.append(asyncio.create_task(batcher.do(Job(words=words))))
+            await settle()
+        assert (batcher.waiting, batcher.waiting_words) == (5, 42)
+        worker.go.release(10)
+        await asyncio.gather(*tasks)
+        assert (batcher.waiting, batcher.waiting_words) == (0, 0)
+        batcher.close()
+        return worker.batches
+
+    # The first starts alone, 4 + 5 fit in 10 words and 2 more do not, and 30 words are a batch of their own.
+    assert asyncio.run(scenario()) == [[3], [4, 5], [2], [30], [1]]
+
+
+def test_lanes_work_at_the_same_time() -> None:
+    async def scenario() -> None:
+        barrier = threading.Barrier(2, timeout=20)
+        batcher = Batcher(lambda jobs: barrier.wait() and None, lanes=2, words=10)
+        await asyncio.gather(batcher.do(Job(words=1)), batcher.do(Job(words=1)))
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_nobody_waits_for_is_not_done() -> None:
+    async def scenario() -> list[list[int]]:
+        worker = Worker()
+        batcher = Batcher(worker.run, lanes=1, words=10)
+        first, given_up, last = (asyncio.create_task(batcher.do(Job(words=words))) for words in (1, 2, 3))
+        await settle()
+        given_up.cancel()
+        await settle()
+        worker.go.release(10)
+        await asyncio.gather(first, last)
+        batcher.close()
+        return worker.batches
+
+    assert asyncio.run(scenario()) == [[1], [3]]
+
+
+def test_errors_reach_those_they_belong_to() -> None:
+    async def scenario() -> list[object]:
+        worker = Worker()
+        worker.go.release(10)
+        batcher = Batcher(worker.run, lanes=1, words=20)
+        first = [batcher.do(Job(words=words)) for words in (1, 13, 2)]
+        done = await asyncio.gather(*first, return_exceptions=True)
+        done += await asyncio.gather(batcher.do(Job(words=99)), return_exceptions=True)
+        done += await asyncio.gather(batcher.do(Job(words=1)), return_exceptions=True)
+        batcher.close()
+        return [None if one is None else str(one) for one in done]
+
+    assert asyncio.run(scenario()) == [None, "unlucky", None, "the batch failed", None]
+
+
+@pytest.fixture
+def opened(gallery: Path):
+    with open_gallery_with_matcher(gallery, threads=1) as (one, matcher):
+        yield OpenGallery("mine", one, matcher, lambda: None)
+
+
+CAPTIONS = ["a cloud", "two red apples lie on the blue table under two white clouds", "the green apple", "a"] * 3
+
+
+@pytest.mark.parametrize("words", [1, 14, 30, 10_000])
+def test_captions_are_encoded_as_alone_in_runs_of_bounded_words(opened: OpenGallery, words: int) -> None:
+    alone = opened.matcher.encode_texts(CAPTIONS)
+    with patch.object(Matcher, "encode_texts", autospec=True, side_effect=Matcher.encode_texts) as encode:
+        together = encode_texts(opened.matcher, CAPTIONS, words)
+    np.testing.assert_array_equal(together.lengths, alone.lengths)
+    np.testing.assert_allclose(together.vectors, alone.vectors, atol=1e-6)
+    runs = [[len(opened.matcher.tokenizer.tokens(text)) for text in call.args[1]] for call in encode.call_args_list]
+    assert sorted(length for run in runs for length in run) == sorted(alone.lengths.tolist())
+    for run in runs:
+        assert len(run) == 1 or len(run) * max(run) <= words
+    assert [length for run in runs for length in run] == sorted(alone.lengths.tolist())
+
+
+def test_equal_searches_of_a_batch_share_a_scan_and_others_do_not(opened: OpenGallery) -> None:
+    same = Search.of(2, "exact", {"path": {"$exists": True}, "n": {"$exists": False}}, None)
+    turned = Search.of(2, "exact", {"n": {"$exists": False}, "path": {"$exists": True}}, None)
+    other = Search.of(3, "exact", None, None)
+    jobs = [Work(opened=opened, words=5, captions=[text], search=search)
+            for text, search in zip(CAPTIONS, [same, turned, other, same], strict=False)]  # fmt: skip
+    with patch.object(Gallery, "search", autospec=True, side_effect=Gallery.search) as search:
+        run_batch(jobs, 1000)
+    assert sorted(len(call.args[1]) for call in search.call_args_list) == [1, 3]
+    for job, text in zip(jobs, CAPTIONS, strict=False):
+        assert job.error is None
+        assert job.search is not None
+        (alone,) = opened.gallery.search(opened.matcher.encode_texts([text]), job.search.k)
+        (found,) = job.results
+        assert [hit.id for hit in found.hits] == [hit.id for hit in alone.hits]
+        assert [hit.score for hit in found.hits] == pytest.approx([hit.score for hit in alone.hits], abs=1e-5)
+
+
+def test_one_that_fails_does_so_alone(opened: OpenGallery) -> None:
+    texts = ["a cloud", " ", "the green apple", "word " * 200]
+    jobs = [Work(opened=opened, words=5, captions=[text], search=Search(2, "exact")) for text in texts]
+    jobs.append(Work(opened=opened, words=5, captions=["a"], search=Search(2, "exact", '{"nothing": 1}')))
+    run_batch(jobs, 1000)
+    assert [type(job.error).__name__ for job in jobs] == [
+        "NoneType",
+        "InputError",
+        "NoneType",
+        "TensorError",
+        "InputError",
+    ]
+    assert [len(job.results) for job in jobs] == [1, 0, 1, 0, 0]
+
+
+def test_a_gallery_that_was_closed_meanwhile_is_a_refusal(opened: OpenGallery) -> None:
+    opened.release()
+    job = Work(opened=opened, words=5, captions=["a cloud"])
+    run_batch([job], 1000)
+    assert "was closed" in str(job.error)

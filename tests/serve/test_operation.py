@@ -1,0 +1,396 @@
+"""How a server starts, refuses, reports, drains and recovers; with raw sockets where a client must misbehave."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+SEARCH = {"captions": ["two red apples"], "k": 2}
+BODY = json.dumps(SEARCH).encode()
+
+
+def connect(url: str) -> socket.socket:
+    place = urlsplit(url)
+    return socket.create_connection((place.hostname, place.port), timeout=20)
+
+
+def head(length: int | str, path: str = "/v1/search") -> bytes:
+    kind = f"content-length: {length}" if isinstance(length, int) else f"transfer-encoding: {length}"
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{kind}\r\n\r\n".encode()
+
+
+def read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and the rest of an answer."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = connection.recv(65536)
+        if not part:
+            break
+        data += part
+    found = re.match(rb"HTTP/1\.1 (\d+) ", data)
+    assert found, data
+    length = int(re.search(rb"content-length: (\d+)", data.lower())[1])
+    while len(data.partition(b"\r\n\r\n")[2]) < length:
+        data += connection.recv(65536)
+    return int(found[1]), data
+
+
+@contextlib.contextmanager
+def unfinished(url: str, work: Callable[[], object]) -> Iterator[socket.socket]:
+    """A search whose body lacks its last byte, once `work()` shows that the server has it at work."""
+    with connect(url) as connection:
+        connection.sendall(head(len(BODY)) + BODY[:-1])
+        deadline = time.monotonic() + 20
+        while not work():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield connection
+
+
+def at_work(client: httpx.Client) -> float:
+    found = re.search(r"^chan_requests_at_work (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1])
+
+
+# -- health, headers, key
+
+
+def test_health_page_and_headers(http: httpx.Client) -> None:
+    assert http.get("/livez").json() == {"status": "live"}
+    assert http.get("/readyz").json() == {"status": "ready"}
+    page = http.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert http.get("/", headers={"if-none-match": page.headers["etag"]}).status_code == 304
+    answer = http.post("/v1/search", json=SEARCH, headers={"origin": "https://example.org"})
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "server" not in answer.headers
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.fixture(scope="module")
+def keyed(start_server, gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    file = tmp_path_factory.mktemp("key") / "key"
+    file.write_text("s3cret-key\n")
+    with start_server(gallery, "--api-key-file", file, "--cors", "https://example.org", "--log", "json") as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer other"}, 401),
+        ({"authorization": "Basic s3cret-key"}, 401),
+        ({"api-key": "s3cret-key2"}, 401),
+        ({"api-key": "ü"}, 401),
+        ({"authorization": "Bearer s3cret-key"}, 200),
+        ({"authorization": "bearer s3cret-key"}, 200),
+        ({"api-key": "s3cret-key"}, 200),
+    ],
+)
+def test_without_the_key_nothing_is_told(keyed, headers: dict[str, str], status: int) -> None:
+    with httpx.Client(base_url=keyed.url, headers={k: v.encode() for k, v in headers.items()}) as client:
+        for path in ("/v1/galleries", "/v1/galleries/gallery/pictures?id=x", "/metrics", "/openapi.json"):
+            found = client.get(path).status_code
+            assert found == status or (status == 200 and found == 404)
+        assert client.post("/v1/search", json=SEARCH).status_code == status
+        assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+        assert client.get("/").status_code == 200
+        if status == 401:
+            assert client.get("/v1/galleries").headers["www-authenticate"] == "Bearer"
+
+
+def test_an_origin_may_be_allowed(keyed) -> None:
+    with httpx.Client(base_url=keyed.url) as client:
+        asks = {"origin": "https://example.org", "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization,content-type"}  # fmt: skip
+        assert client.options("/v1/search", headers=asks).headers["access-control-allow-origin"] == asks["origin"]
+        other = client.options("/v1/search", headers={**asks, "origin": "https://example.com"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_log_has_the_request_and_neither_key_nor_picture(keyed) -> None:
+    with httpx.Client(base_url=keyed.url, headers={"api-key": "s3cret-key", "x-request-id": "find-me"}) as client:
+        client.post("/v1/search", json=SEARCH)
+        client.post("/v1/encode", content=b"\x89PNG\r\n\x1a\nmy picture", headers={"content-type": "image/png"})
+        client.get("/v1/galleries/gallery/pictures", params={"id": "\x1b[31m\nx"})
+    keyed.wait_for(lambda log: log.count("find-me") == 3)
+    lines = [json.loads(line) for line in keyed.log.read_text().splitlines()]
+    search, encode, shown = [line for line in lines if line.get("request_id") == "find-me"]
+    assert (search["status"], search["route"], search["method"]) == (200, "/v1/search", "POST")
+    assert {"time", "level", "message", "milliseconds", "queue-time", "search-time"} <= search.keys()
+    assert (encode["status"], encode["reason"]) == (422, "InputError")
+    assert shown["reason"] == "picture"
+    text = keyed.log.read_text()
+    assert "s3cret" not in text
+    assert "my picture" not in text
+    assert "\x1b" not in text
+
+
+# -- bounds
+
+
+@pytest.fixture(scope="module")
+def bounded(start_server, gallery: Path) -> Iterator:
+    limits = {"requests": 1, "payload": 1000, "k": 3, "texts": 2, "pixels": 100, "connections": 8}
+    with start_server(gallery, *(f"--max-{name}={value}" for name, value in limits.items())) as server:
+        yield server
+
+
+def test_one_request_too_many_is_refused_at_once(bounded) -> None:
+    with httpx.Client(base_url=bounded.url) as client:
+        with unfinished(bounded.url, lambda: at_work(client) == 1) as connection:
+            refused = client.post("/v1/search", json=SEARCH)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json()["type"] == "urn:chan-rt:problem:overloaded"
+            assert client.get("/readyz").status_code == 200
+            connection.sendall(BODY[-1:])
+            assert read_answer(connection)[0] == 200
+        assert client.post("/v1/search", json=SEARCH).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({**SEARCH, "captions": ["word " * 250]}, 413),
+        ({**SEARCH, "k": 4}, 422),
+        ({**SEARCH, "captions": ["a", "b", "c"]}, 422),
+    ],
+)
+def test_limits_have_flags(bounded, body: dict, status: int) -> None:
+    with httpx.Client(base_url=bounded.url) as client:
+        assert client.post("/v1/search", json=body).status_code == status
+
+
+def test_a_body_that_only_grows_is_cut_off(bounded) -> None:
+    with connect(bounded.url) as connection:
+        connection.sendall(head("chunked"))
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.sendall(b"64\r\n" + b"x" * 100 + b"\r\n")
+        assert read_answer(connection)[0] == 413
+
+
+def test_a_head_that_only_grows_is_cut_off(bounded) -> None:
+    with connect(bounded.url) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\n")
+        with contextlib.suppress(OSError):
+            for n in range(200):
+                connection.sendall(b"x-%d: %s\r\n" % (n, b"y" * 1000))
+        assert read_answer(connection)[0] == 431
+
+
+def test_one_connection_too_many_is_refused(bounded) -> None:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(bounded.url)) for _ in range(8)]
+        for connection in held:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert read_answer(connection)[0] == 200
+        with connect(bounded.url) as ninth:
+            assert read_answer(ninth)[0] == 503
+    with httpx.Client(base_url=bounded.url) as client:
+        assert client.get("/livez").status_code == 200
+
+
+def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
+    starts = (head(len(BODY)) + BODY[:-1], b"POST /v1/search HTTP/1.1\r\nhost: x\r\n", b"")
+    with start_server(gallery, "--max-seconds", "1") as server, contextlib.ExitStack() as stack:
+        begin = time.monotonic()
+        held = [stack.enter_context(connect(server.url)) for _ in starts]
+        for connection, sent in zip(held, starts, strict=True):
+            connection.sendall(sent)
+        for connection in held:
+            assert read_answer(connection)[0] == 408
+            assert connection.recv(1) == b""
+        assert time.monotonic() - begin < 15
+        assert httpx.post(f"{server.url}/v1/search", json=SEARCH).status_code == 200
+
+
+# -- metrics, schema, traces
+
+
+def test_metrics_count_what_happened(start_server, gallery: Path) -> None:
+    with start_server(gallery) as server, httpx.Client(base_url=server.url) as client:
+        for _ in range(3):
+            client.post("/v1/search", json={"captions": ["two red apples", "a cloud"], "k": 2})
+        client.post("/v1/search", json={"captions": [" "]})
+        client.get("/nothing")
+        values = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+    expected = {
+        'chan_requests_total{route="/v1/search",status="200"}': 3,
+        'chan_requests_total{route="/v1/search",status="422"}': 1,
+        'chan_requests_total{route="other",status="404"}': 1,
+        'chan_failures_total{reason="InputError"}': 1,
+        'chan_failures_total{reason="path"}': 1,
+        'chan_request_seconds_count{route="/v1/search"}': 4,
+        "chan_requests_at_work": 0,
+        "chan_queue_requests": 0,
+        "chan_queue_words": 0,
+        "chan_queue_seconds_count": 4,
+        "chan_batch_requests_sum": 4,
+        "chan_batch_words_sum": 3 * (5 + 4) + 4,
+        "chan_encode_seconds_count": 4,
+        'chan_searches_total{certified="true",gallery="gallery",mode="exact"}': 6,
+        'chan_rescored_share_count{gallery="gallery"}': 6,
+        'chan_gallery_rows{gallery="gallery"}': 8,
+    }
+    assert {name: float(values[name]) for name in expected} == expected
+    names = {re.split(r"[{ ]", name)[0] for name in values}
+    page = Path(__file__).parents[2].joinpath("docs/serve.md").read_text()
+    for name in names:
+        base = re.sub(r"_(total|count|sum|bucket|created)$", "", name)
+        assert f"`{base}`" in page or f"`{name}`" in page or base.startswith("process_"), name
+
+
+def test_the_page_of_the_server_names_every_field(http: httpx.Client) -> None:
+    page = Path(__file__).parents[2].joinpath("docs/serve.md").read_text()
+    schema = http.get("/openapi.json").json()
+    for name, kind in schema["components"]["schemas"].items():
+        for field in kind["properties"]:
+            assert f"`{field}`" in page, f"{name}.{field}"
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            assert f"`{method.upper()} {path.replace('{name}', 'NAME')}" in page
+            assert operation["summary"]
+
+
+def test_a_request_is_traced(start_server, gallery: Path) -> None:
+    received: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.path.encode() + self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        with start_server(gallery, "--otlp-endpoint", f"http://127.0.0.1:{collector.server_port}") as server:
+            trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+            headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "x-request-id": "traced"}
+            assert httpx.post(f"{server.url}/v1/search", json=SEARCH, headers=headers).status_code == 200
+            assert server.stop() == 0  # which sends what was not sent yet
+        collector.shutdown()
+    sent = b"".join(received)
+    assert sent.startswith(b"/v1/traces")
+    for part in (b"chan-serve", b"POST /v1/search", b"traced", bytes.fromhex(trace), b"chan.search-time"):
+        assert part in sent
+
+
+def test_curl_is_a_client(http: httpx.Client, server, pictures: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    picture = next(pictures.iterdir())
+    command = ["curl", "-sS", "--fail", f"{server.url}/v1/explain?caption=two+red+apples", "-H",
+               "content-type: image/png", "--data-binary", f"@{picture}"]  # fmt: skip
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert [word["word"] for word in shown["words"]] == ["<start>", "two", "red", "apples", "<end>"]
+
+
+# -- the end
+
+
+def test_a_server_drains(start_server, gallery: Path) -> None:
+    with start_server(gallery) as server, httpx.Client(base_url=server.url) as client:
+        with unfinished(server.url, lambda: at_work(client) == 1) as connection:
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for(lambda log: "finishing 1 requests" in log)
+            assert client.get("/readyz").status_code == 503
+            assert client.get("/livez").status_code == 200
+            refused = client.post("/v1/search", json=SEARCH)
+            assert (refused.status_code, refused.json()["type"]) == (503, "urn:chan-rt:problem:draining")
+            assert "retry-after" in refused.headers
+            connection.sendall(BODY[-1:])
+            assert read_answer(connection)[0] == 200
+        assert server.process.wait(20) == 0
+        with pytest.raises(OSError, match="refused"):
+            connect(server.url)
+
+
+def test_a_drain_ends_with_the_grace(start_server, gallery: Path) -> None:
+    with (
+        start_server(gallery, "--grace", "1") as server,
+        httpx.Client(base_url=server.url) as client,
+        unfinished(server.url, lambda: at_work(client) == 1),
+    ):
+        begin = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gallery_that_cannot_be_opened_ends_the_server(
+    start_server, gallery: Path, tmp_path: Path, workers: int
+) -> None:
+    path = shutil.copytree(gallery, tmp_path / "broken")
+    next(path.glob("catalogue*")).write_bytes(b"nothing")
+    with start_server(path, "--workers", workers, wait=False) as server:
+        assert server.process.wait(30) == 1
+        assert "broken" in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_worker_that_dies_is_replaced(start_server, gallery: Path) -> None:
+    with start_server(gallery, "--workers", "2", "--writable") as server, httpx.Client(base_url=server.url) as client:
+        before = children(server.process.pid)
+        assert len(before) == 2
+        for _ in range(20):  # each over a connection of its own, so that both workers get some
+            assert httpx.post(f"{server.url}/v1/search", json=SEARCH).status_code == 200
+        count = 'chan_requests_total{route="/v1/search",status="200"} 20.0'
+        assert count in httpx.get(f"{server.url}/metrics").text
+        os.kill(before[0], signal.SIGKILL)
+        server.wait_for(lambda log: f"worker {before[0]} ended with status -9 and is replaced" in log)
+        server.wait_for(lambda log: log.count("opened gallery") == 3)
+        after = children(server.process.pid)
+        assert len(after) == 2
+        assert len({*before, *after}) == 3
+        for _ in range(20):
+            assert httpx.post(f"{server.url}/v1/search", json=SEARCH).status_code == 200
+        assert count.replace("20.0", "40.0") in httpx.get(f"{server.url}/metrics").text  # the dead one's counts stay
+        assert httpx.post(f"{server.url}/v1/reopen").status_code == 200  # in the worker asked, and then in both
+        server.wait_for(lambda log: log.count("opened gallery") == 6)
+        assert client.post("/v1/search", json=SEARCH).status_code == 200
+        assert server.stop() == 0
+        assert not [pid for pid in after if alive(pid)]
+
+
+def test_workers_end_with_their_supervisor(start_server, gallery: Path) -> None:
+    with start_server(gallery, "--workers", "2") as server:
+        pids = children(server.process.pid)
+        server.process.kill()
+        server.process.wait(10)
+        deadline = time.monotonic() + 20
+        while any(
+            Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
