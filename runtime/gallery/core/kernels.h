@@ -63,6 +63,7 @@ struct Kernels {
 
 // Null where the CPU or the compiler lacks the instructions; the generic ones are always there.
 const Kernels* avx512_kernels();   // AVX-512 VNNI
+const Kernels* amx_kernels();      // AMX for bytes, and AVX-512 VNNI
 const Kernels* avxvnni_kernels();  // AVX-VNNI
 const Kernels* avx2_kernels();     // AVX2, FMA and F16C
 const Kernels* i8mm_kernels();     // Arm's 8-bit matrix multiplication: products of unsigned by signed bytes

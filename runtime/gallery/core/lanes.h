@@ -14,8 +14,8 @@
 //   folded                 the sum of a register's lanes: halves are added to each other until one is left
 // Sums of products are then the same integers, and float32 arithmetic is done in the order that kernels.h says.
 //
-// All functions here belong to one file only, and none of the standard library's templates is used: the linker keeps one
-// copy of such a function for all files, and it might hold instructions that this CPU lacks.
+// All functions here belong to one file only, and none of the standard library's templates is used: the linker keeps
+// one copy of such a function for all files, and it might hold instructions that this CPU lacks.
 
 #pragma once
 
@@ -334,7 +334,8 @@ struct Lanes {
             int64_t vector = 0;
             for (; vector + Isa::ROW_VECTORS <= vectors; vector += Isa::ROW_VECTORS)
                 largest_of_tile<Isa::ROW_VECTORS>(scan, vector, corrections, scale, offset, out + vector);
-            for (; vector < vectors; ++vector) largest_of_tile<1>(scan, vector, corrections, scale, offset, out + vector);
+            for (; vector < vectors; ++vector)
+                largest_of_tile<1>(scan, vector, corrections, scale, offset, out + vector);
             scale += LANES;
             offset += LANES;
         }

@@ -30,8 +30,9 @@ struct Lanes256 {
         return (Float)_mm256_fmadd_ps((__m256)left, (__m256)right, (__m256)sum);
     }
     static CHAN_INLINE float folded(Float lanes) {
-        const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
-        const __m128 two = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+        const __m256 all = (__m256)lanes;
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
 };

@@ -21,7 +21,8 @@ const Kernels* kernels_named(const char* name) {
         if (!name || !std::strcmp(name, (*each)->name)) return *each;
         usable += (usable.empty() ? "" : ", ") + std::string((*each)->name);
     }
-    PyErr_Format(PyExc_LookupError, "the instruction set must be one that this CPU has (%s), got %s", usable.c_str(), name);
+    PyErr_Format(PyExc_LookupError, "the instruction set must be one that this CPU has (%s), got %s", usable.c_str(),
+                 name);
     return nullptr;
 }
 

@@ -3,7 +3,8 @@
 namespace chan {
 namespace {
 
-constexpr const Kernels* (*ALL[])() = {avx512_kernels, avxvnni_kernels, avx2_kernels,
+// AMX was measured nowhere yet, so AVX-512 VNNI comes first.
+constexpr const Kernels* (*ALL[])() = {avx512_kernels, amx_kernels,     avxvnni_kernels, avx2_kernels,
                                        i8mm_kernels,   dotprod_kernels, generic_kernels};
 
 struct Usable {

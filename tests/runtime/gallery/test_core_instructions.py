@@ -1,8 +1,8 @@
 """The core's kernels give the same bits with every instruction set: on this CPU, and on others that qemu emulates.
 
 The compilers and qemu are Debian's and Ubuntu's packages g++, g++-aarch64-linux-gnu and qemu-user; `.ci/run` installs
-them. qemu has neither AVX-512 nor AVX-VNNI, so these run only where this CPU has them. AVX-VNNI's kernels are also
-compiled to the instructions that CPUs with AVX-512 have for the same registers.
+them. qemu has no AVX-512, AVX-VNNI or AMX, so these run only where this CPU has them. AVX-VNNI's kernels are also
+compiled to the instructions that CPUs with AVX-512 have for the same registers, and AMX's with its tiles in plain C++.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import pytest
 ROOT = Path(__file__).parents[3]
 CORE = ROOT / "runtime" / "gallery" / "core"
 DRIVER = Path(__file__).with_name("core_driver.cpp")
-SOURCES = ("usable", "generic", "avx512", "avx2", "avxvnni", "i8mm", "dotprod")
-OF_ONE_CPU = ("avx512", "avx2", "avxvnni", "i8mm", "dotprod")
+SOURCES = ("usable", "generic", "avx512", "amx", "avx2", "avxvnni", "i8mm", "dotprod")
+OF_ONE_CPU = ("avx512", "amx", "avx2", "avxvnni", "i8mm", "dotprod")
 COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
+STAND_INS = {"avxvnni": "-DCHAN_EVEX", "amx": "-DCHAN_EMULATED_TILES"}
 FUNCTIONS = {
     *("block_over_row", "block_over_query", "row_over_row", "row_over_query"),
     *("products", "half_products", "dot", "widen", "pool_lanes"),
@@ -59,11 +60,12 @@ class Builds:
         subprocess.run([compiler, *flags(), *defines, f"-I{CORE}", "-c", source, "-o", out], check=True)
         return out
 
-    def _driver(self, machine: str, *defines: str) -> Path:
-        own = {"avxvnni": defines}
-        objects = [self.compile(machine, CORE / f"{name}.cpp", *own.get(name, ())) for name in SOURCES]
-        objects.append(self.compile(machine, DRIVER))
-        out = self._folder / "-".join((machine, "driver", *defines))
+    def _driver(self, machine: str, stand_ins: bool = False) -> Path:
+        objects = [self.compile(machine, DRIVER)]
+        for name in SOURCES:
+            defines = [STAND_INS[name]] if stand_ins and name in STAND_INS else []
+            objects.append(self.compile(machine, CORE / f"{name}.cpp", *defines))
+        out = self._folder / f"driver-{machine}-{stand_ins}"
         subprocess.run([COMPILERS[machine], "-static", "-pthread", *objects, "-o", out], check=True)
         return out
 
@@ -97,11 +99,12 @@ def test_this_cpu(builds: Builds, expected: dict[str, str]) -> None:
     assert found == dict.fromkeys(found, expected)
 
 
-def test_the_kernels_of_avx_vnni_as_instructions_of_avx_512(builds: Builds, expected: dict[str, str]) -> None:
-    found = results(builds.driver("x86_64", "-DCHAN_EVEX"))
+def test_instructions_that_others_stand_in_for(builds: Builds, expected: dict[str, str]) -> None:
+    found = results(builds.driver("x86_64", stand_ins=True))
     if "avx512_vnni" not in found:
         pytest.skip("this CPU has no AVX-512 VNNI")
-    assert found["avx_vnni"] == expected
+    assert {"avx_vnni", "amx"} <= found.keys()
+    assert found == dict.fromkeys(found, expected)
 
 
 @pytest.mark.parametrize(
