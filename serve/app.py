@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from starlette.middleware.cors import CORSMiddleware
@@ -34,7 +35,7 @@ def create_app(state: State) -> ASGIApp:
     table: list[BaseRoute] = [
         *_health_routes(state),
         Route("/openapi.json", openapi),
-        *map(_route, operations),
+        *_routes(operations),
         *page_routes(),
     ]
     app: ASGIApp = Guard(Router(table, redirect_slashes=False, default=_no_such_path), state)
@@ -49,12 +50,21 @@ def create_app(state: State) -> ASGIApp:
     return app
 
 
-def _route(operation: Operation) -> Route:
-    async def answer(request: Request) -> Response:
-        request.scope[ROUTE] = operation.path
-        return await operation.handler(request)
+def _routes(operations: Sequence[Operation]) -> list[Route]:
+    """One route for each path, with all its methods."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for operation in operations:
+        by_path.setdefault(operation.path, {})[operation.method] = operation
+    return [_route(path, methods) for path, methods in by_path.items()]
 
-    return Route(operation.path, answer, methods=[operation.method])
+
+def _route(path: str, methods: Mapping[str, Operation]) -> Route:
+    async def answer(request: Request) -> Response:
+        request.scope[ROUTE] = path
+        method = "GET" if request.method == "HEAD" else request.method
+        return await methods[method].handler(request)
+
+    return Route(path, answer, methods=list(methods))
 
 
 def _health_routes(state: State) -> list[Route]:

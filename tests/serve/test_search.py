@@ -188,34 +188,56 @@ def test_no_other_file_is_a_picture(http: httpx.Client, id: str) -> None:
     assert (answer.status_code, answer.json()["type"]) == (404, "urn:chan-rt:problem:picture")
 
 
-@pytest.mark.parametrize("coding", ["VHA", "THA", "VSA"])
-def test_captions_are_found_with_a_picture(start_server, make_small_model, tmp_path: Path, coding: str) -> None:
-    bundle = make_small_model(coding=coding, pictures=True).bundle
-    captions = ["a red strawberry", "the green apple", "two white clouds", "a table"]
+CODINGS = ("VHA", "THA", "VSA")
+TEXTS = {"a": "a red strawberry", "b": "the green apple", "c": "two white clouds", "d": "a table"}
+
+
+@pytest.fixture(scope="module")
+def captions_server(start_server, make_small_model, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A client of a server with a gallery of captions for each coding, and explanations of a picture for each."""
+    folder, expected = tmp_path_factory.mktemp("captions"), {}
+    for coding in CODINGS:
+        bundle = make_small_model(coding=coding, pictures=True).bundle
+        settings = gallery_settings(bundle, "captions")
+        with open_writer(folder / coding, settings) as writer, Matcher.open(bundle, threads=1) as matcher:
+            metadata = [{"caption": caption} for caption in TEXTS.values()]
+            writer.add(list(TEXTS), matcher.encode_texts(list(TEXTS.values())), metadata)
+            images = matcher.encode_pictures([Image.open(io.BytesIO(picture()))])
+            expected[coding] = {id: matcher.explain(images, caption) for id, caption in TEXTS.items()}
     with (
-        open_writer(tmp_path / "texts", gallery_settings(bundle, "captions")) as writer,
-        Matcher.open(bundle) as matcher,
+        start_server(*(f"{coding}={folder / coding}" for coding in CODINGS)) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
     ):
-        metadata = [{"caption": caption} for caption in captions]
-        writer.add(["a", "b", "c", "d"], matcher.encode_texts(captions), metadata)
-        images = matcher.encode_pictures([Image.open(io.BytesIO(picture()))])
-        explained = {id: matcher.explain(images, caption) for id, caption in zip("abcd", captions, strict=True)}
-    with start_server(tmp_path / "texts") as server, httpx.Client(base_url=server.url) as client:
-        answer = client.post("/v1/search?k=3", content=picture(), headers={"content-type": "image/png"})
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["kind"] == "captions"
-        (result,) = answer.json()["results"]
-        assert len(result["hits"]) == 3
-        for hit in result["hits"]:
-            expected = explained[hit["id"]]
-            assert hit["score"] == pytest.approx(expected.score, abs=1e-4)
-            assert hit["metadata"] == {"caption": captions["abcd".index(hit["id"])]}
-            words = [(word["word"], word["region"]) for word in hit["words"]]
-            assert words == [(match.word, match.region) for match in expected.words]
-            assert [word["share"] for word in hit["words"]] == pytest.approx(
-                [match.share for match in expected.words], abs=1e-4
-            )
-        by_id = client.post("/v1/explain", json={"id": "b", "picture": base64_of(picture())}).json()
-        assert by_id["score"] == pytest.approx(explained["b"].score, abs=1e-4)
-        scores = client.post("/v1/score", json={"ids": ["b", "a"], "pictures": [base64_of(picture())]}).json()["scores"]
-        np.testing.assert_allclose(scores, [[explained["b"].score, explained["a"].score]], atol=1e-4)
+        yield client, expected
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_captions_are_found_with_a_picture(captions_server, coding: str) -> None:
+    client, expected = captions_server
+    headers = {"content-type": "image/png"}
+    answer = client.post(f"/v1/search?k=3&gallery={coding}", content=picture(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["gallery"], answer.json()["kind"]) == (coding, "captions")
+    (result,) = answer.json()["results"]
+    assert len(result["hits"]) == 3
+    for hit in result["hits"]:
+        explained = expected[coding][hit["id"]]
+        assert hit["score"] == pytest.approx(explained.score, abs=1e-4)
+        assert hit["metadata"] == {"caption": TEXTS[hit["id"]]}
+        words = [(word["word"], word["region"]) for word in hit["words"]]
+        assert words == [(match.word, match.region) for match in explained.words]
+        shares = [match.share for match in explained.words]
+        assert [word["share"] for word in hit["words"]] == pytest.approx(shares, abs=1e-4)
+    mine = {"gallery": coding, "picture": base64_of(picture())}
+    by_id = client.post("/v1/explain", json={**mine, "id": "b"}).json()
+    assert by_id["score"] == pytest.approx(expected[coding]["b"].score, abs=1e-4)
+    mine = {"gallery": coding, "pictures": [base64_of(picture())]}
+    scores = client.post("/v1/score", json={**mine, "ids": ["b", "a"]}).json()["scores"]
+    np.testing.assert_allclose(scores, [[expected[coding][id].score for id in "ba"]], atol=1e-4)
+
+
+def test_of_several_galleries_one_must_be_named(captions_server) -> None:
+    client, _ = captions_server
+    assert [one["name"] for one in client.get("/v1/galleries").json()["galleries"]] == list(CODINGS)
+    answer = client.post("/v1/search", content=picture(), headers={"content-type": "image/png"})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "gallery must be one of VHA, THA, VSA, got none")
