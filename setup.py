@@ -11,16 +11,17 @@ from setuptools.errors import CompileError
 
 # One wheel serves every Python from 3.11 on, except for those without the global lock, which have no stable ABI.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+EXPORTS = "runtime/gallery/core/exports.map"
 
 CORE = Extension(
     "chan_rt.runtime.gallery._core",
     sources=sorted(glob("runtime/gallery/core/*.cpp")),
-    depends=sorted(glob("runtime/gallery/core/*.h")),
+    depends=[*sorted(glob("runtime/gallery/core/*.h")), EXPORTS],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED else [],
     # No fused multiply-add that the code does not ask for, so that all instruction sets compute the same bits. Each
     # file names its own instruction set, and module.cpp chooses among them where the code runs: no -march here.
     extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0"],
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", f"-Wl,--version-script={EXPORTS}"],
     language="c++",
     py_limited_api=LIMITED,
     optional=True,
