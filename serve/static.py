@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ..runtime.pictures.document import SCRIPT, STYLES, asset
+
 # Suffix -> media type of the files that the page may have.
 _MEDIA = {
     ".html": "text/html; charset=utf-8",
@@ -23,13 +25,14 @@ CONTENT_POLICY = (
 
 
 def page_routes() -> list[Route]:
-    """`/` for the page's index.html, and `/page/NAME` for each of its other files."""
+    """`/` for the page's index.html, and `/page/NAME` for each of its other files and those that all pages share."""
+    files = {file.name: file.read_bytes() for file in resources.files(__package__).joinpath("page").iterdir()}
+    files |= {name: asset(name).encode() for name in (*STYLES, SCRIPT)}
     routes = []
-    for file in resources.files(__package__).joinpath("page").iterdir():
-        suffix = "." + file.name.rpartition(".")[2]
+    for name, content in files.items():
+        suffix = "." + name.rpartition(".")[2]
         if suffix in _MEDIA:
-            path = "/" if file.name == "index.html" else f"/page/{file.name}"
-            routes.append(_route(path, file.read_bytes(), _MEDIA[suffix]))
+            routes.append(_route("/" if name == "index.html" else f"/page/{name}", content, _MEDIA[suffix]))
     return routes
 
 

@@ -88,28 +88,33 @@ function chip(tag, word, color, properties = {}) {
   return make(tag, { title: explainWord(word) || null, ...properties, class: classes }, visible(word.word));
 }
 
+// How the address of a picture becomes a picture; a page whose pictures need a key replaces it.
+let load = (image, address) => { image.src = address; };
+export function loadPicturesWith(loader) { load = loader; }
+
 // A picture with a box for each region that words chose. Without a place for regions it is the picture alone.
 export class RegionPicture {
-  constructor(hit, light, { buttons = false, lazy = true } = {}) {
+  constructor(hit, light, { large = false } = {}) {
     const colors = colorsOf(hit.words);
     this.hit = hit;
     this.boxes = [];
     this.tag = make("span", { class: "tag", "aria-hidden": "true" });
     this.picture = make("div", { class: "picture" });
     this.element = make("div", { class: "frame" });
-    if (!hit.picture) {
+    const address = (large && hit.large) || hit.picture;
+    if (!address) {
       this.element.append(make("p", { class: "lost" }, visible(hit.lost || "This row has no picture.")));
       return;
     }
-    const image = make("img", { alt: `Picture: ${titleOf(hit)}`, loading: lazy ? "lazy" : null, decoding: "async", draggable: "false" });
+    const image = make("img", { alt: `Picture: ${titleOf(hit)}`, loading: large ? null : "lazy", decoding: "async", draggable: "false" });
     image.addEventListener("load", () => {
       this.picture.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight || 1);
     });
     image.addEventListener("error", () => {
       this.element.replaceChildren(make("p", { class: "lost" }, "The picture of this row cannot be shown."));
     });
-    image.src = hit.picture;
-    this.picture.append(image, ...this.#drawBoxes(colors, light, buttons), this.tag);
+    load(image, address);
+    this.picture.append(image, ...this.#drawBoxes(colors, light, large), this.tag);
     this.element.append(this.picture);
   }
 
@@ -218,9 +223,9 @@ export function shareTable(hit, light) {
 }
 
 // A picture beside the table of its words.
-export function explanation(hit, { metadata = true, heading = null } = {}) {
+export function explanation(hit, { heading = null } = {}) {
   const light = new Light();
-  const picture = new RegionPicture(hit, light, { buttons: true, lazy: false });
+  const picture = new RegionPicture(hit, light, { large: true });
   light.listen((words) => picture.light(words));
   const about = Object.entries(hit.metadata).filter(([, value]) => value !== null);
   const list = make("dl", { class: "metadata" }, ...about.flatMap(([key, value]) => [
@@ -231,7 +236,7 @@ export function explanation(hit, { metadata = true, heading = null } = {}) {
       make("p", { class: "score-line" }, "Score ", make("b", {}, hit.score.toFixed(4))),
       shareTable(hit, light),
       ...notes.map((note) => make("p", {}, make("small", {}, note))),
-      metadata && about.length ? list : null));
+      about.length ? list : null));
 }
 
 // One verdict of a search that explains itself when it is opened.
@@ -297,9 +302,19 @@ function spokenCaption(hit, light) {
   return line;
 }
 
+// How far a hit moved from its place before words were switched off.
+function movement(before, index) {
+  if (before === index) return null;
+  const [text, meaning, way] = before === undefined ? ["new", "not found with all words", "up"]
+    : before > index ? [`▲${before - index}`, `rank ${before + 1} with all words`, "up"]
+      : [`▼${index - before}`, `rank ${before + 1} with all words`, "down"];
+  return make("span", { class: `moved ${way}`, title: meaning }, make("span", { "aria-hidden": "true" }, text),
+    make("span", { class: "hidden" }, meaning));
+}
+
 // One hit in the grid. Words of a common query are lit together with those of the other hits.
 class Card {
-  constructor(hit, index, count, { light, own, open, truth }) {
+  constructor(hit, index, count, { light, own, open, truth, before }) {
     this.light = own ? new Light() : light;
     const local = own ? this.light : new Light(); // a region is lit here and in the bar of words, not on every hit
     this.picture = new RegionPicture(hit, local);
@@ -308,11 +323,11 @@ class Card {
     this.button = make("button", { class: "open-hit", type: "button", tabindex: "-1", title: name,
       "aria-label": `${name}, rank ${index + 1}, score ${hit.score.toFixed(3)}: open`, onclick: (event) => { event.stopPropagation(); open(index); } },
     make("bdi", {}, name));
-    this.element = make("li", { class: `hit ${truth ? "truth" : ""}`, "aria-setsize": count, "aria-posinset": index + 1, onclick: () => open(index) },
+    this.element = make("li", { class: `hit ${truth !== undefined && truth === hit.id ? "truth" : ""}`, "aria-setsize": count, "aria-posinset": index + 1, onclick: () => open(index) },
       this.picture.element,
       make("div", { class: "about" },
         make("div", { class: "line" }, make("span", { class: "rank" }, `${index + 1}`), this.button,
-          make("span", { class: "score" }, hit.score.toFixed(3))),
+          before ? movement(before.get(hit.id), index) : null, make("span", { class: "score" }, hit.score.toFixed(3))),
         own ? spokenCaption(hit, this.light) : null, this.bar));
     const draw = (words) => {
       this.picture.light(words);
@@ -358,13 +373,15 @@ export class HitGrid {
 
   get rendered() { return this.#cards.size; }
 
-  // options: {light, own, open, truth}
+  // options: light; own: whether each hit has its own words; open(index); truth and before as in `HitsView`
   show(hits, options) {
+    const focused = this.list.contains(document.activeElement);
     this.#clear();
     this.#hits = hits;
     this.#options = options;
-    this.#current = 0;
+    if (!focused || this.#current >= hits.length) this.#current = 0;
     this.#measure();
+    if (focused) this.#cards.get(this.#current)?.button.focus({ preventScroll: true });
   }
 
   // Move the focus to a hit, and the view with it.
@@ -418,9 +435,7 @@ export class HitGrid {
   }
 
   #card(index) {
-    const { truth } = this.#options;
-    const hit = this.#hits[index];
-    const card = new Card(hit, index, this.#hits.length, { ...this.#options, truth: truth !== undefined && hit.id === truth });
+    const card = new Card(this.#hits[index], index, this.#hits.length, this.#options);
     card.element.style.width = `${this.#size.width}px`;
     if (index === this.#current) card.button.setAttribute("tabindex", "0");
     let after = null; // cards stand in the order of their ranks, for whoever reads the page in its order
@@ -460,7 +475,7 @@ export class HitGrid {
   }
 }
 
-// A hit at full size over the page, with the hits before and after it. `more` adds what a page with a server can do.
+// A hit at full size over the page, with the hits before and after it.
 export class HitDialog {
   #index = -1;
 
@@ -485,23 +500,25 @@ export class HitDialog {
     document.body.append(this.element);
   }
 
-  show(hits, index, more = null) {
+  show(hits, index, draw) {
     this.hits = hits;
-    this.more = more;
+    this.draw = draw;
     this.#index = index;
     const hit = hits[index];
     this.title.textContent = hits.length > 1 ? `${index + 1}. ${titleOf(hit)}` : titleOf(hit);
     this.previous.hidden = this.next.hidden = hits.length < 2;
     this.previous.disabled = index === 0;
     this.next.disabled = index === hits.length - 1;
-    this.content.replaceChildren(explanation(hit), ...(more ? [more(hit)] : []));
+    this.content.replaceChildren(draw(hit));
     if (!this.element.open) this.element.showModal();
   }
+
+  shows(index) { return this.element.open && this.#index === index; }
 
   step(by) {
     const to = this.#index + by;
     if (to < 0 || to >= this.hits.length) return;
-    this.show(this.hits, to, this.more);
+    this.show(this.hits, to, this.draw);
     this.moved(to);
   }
 }
@@ -518,7 +535,8 @@ export class HitsView {
     this.dialog = new HitDialog({ moved: opened, closed: (index) => { this.grid.focus(index); closed(index); } });
   }
 
-  // options: {toggle, off, more, truth}
+  // options: toggle and off as in `wordBar`; draw: hit -> what the dialog shows; truth: id of the hit that was meant;
+  // before: id -> place of a hit before words were switched off
   show(answer, options = {}) {
     this.answer = answer;
     this.options = options;
@@ -535,19 +553,19 @@ export class HitsView {
     light.listen((lit) => {
       this.hint.textContent = (lit.length === 1 && answer.words[lit[0]] && explainWord(answer.words[lit[0]])) || hint;
     });
-    this.grid.show(answer.hits, { light, own, open: (index) => this.open(index), truth: options.truth });
+    this.grid.show(answer.hits, { light, own, open: (index) => this.open(index), ...options });
   }
 
   open(index) {
     if (!this.answer.hits[index]) return;
-    this.dialog.show(this.answer.hits, index, this.options.more ?? null);
+    this.dialog.show(this.answer.hits, index, this.options.draw ?? explanation);
     this.opened(index);
   }
 }
 
 const views = {
   hits: (place, data) => new HitsView(place).show(data, { truth: data.truth }),
-  explanation: (place, data) => place.append(explanation(data, { metadata: false })),
+  explanation: (place, data) => place.append(explanation(data)),
 };
 for (const place of document.querySelectorAll("[data-view]")) {
   views[place.dataset.view](place, JSON.parse(document.getElementById(place.dataset.from).textContent));

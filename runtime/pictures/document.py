@@ -11,8 +11,8 @@ from typing import Any
 
 from ..extras import needs
 
-_STYLES = ("page.css", "hits.css")
-_SCRIPT = "components.js"
+STYLES = ("page.css", "hits.css")
+SCRIPT = "components.js"
 
 
 def render_document(
@@ -50,8 +50,8 @@ def render_document(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=jinja2.FunctionLoader(load)
     )
-    style = "\n".join(asset(name) for name in _STYLES)
-    script = asset(_SCRIPT) if data else ""
+    style = "\n".join(asset(name) for name in STYLES)
+    script = asset(SCRIPT) if data else ""
     page = environment.get_template(template).render(
         values,
         title=readable(title),

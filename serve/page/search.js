@@ -1,0 +1,489 @@
+// The live page: a search of the server's galleries. The address holds all of its state, so that links, reloads and the
+// back button work; only pictures cannot be in it. docs/serve.md describes the requests.
+
+import { HitsView, explanation, loadPicturesWith, make, visible } from "./components.js";
+
+const find = (id) => document.getElementById(id);
+const SIGNS = { "=": "is", "!=": "is not", "<": "<", "<=": "≤", ">": ">", ">=": "≥", "~": "contains", "?": "exists" };
+const FILTERS = { "=": "$eq", "!=": "$ne", "<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte", "~": "$contains" };
+const FIRST = 60; // hits that are shown before a long answer is there
+const PATIENCE = 3; // times that a busy server is tried again
+let galleries = [];
+let limits = {};
+let pictures = []; // the pictures that were dropped, chosen or pasted here; the address has their places
+let shown = { search: "", whole: null, answer: null }; // what the page shows now
+let running = null; // what ends the request that is under way
+let key = sessionStorage.getItem("chan-key") ?? "";
+
+// -- the server
+
+class Problem extends Error {}
+
+async function request(path, { signal = null, ...options } = {}, tries = PATIENCE) {
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The server cannot be reached.");
+  }
+  if (response.ok) return response;
+  if (response.status === 401 && await askForKey()) return request(path, { signal, ...options }, tries);
+  if ((response.status === 429 || response.status === 503) && tries > 0) {
+    const seconds = Math.min(10, Number(response.headers.get("retry-after")) || 1);
+    say(`The server is busy. Trying again in ${seconds} s.`);
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+    return request(path, { signal, ...options }, tries - 1);
+  }
+  const problem = await response.json().catch(() => null);
+  throw new Problem(problem?.detail ?? `The server answered with status ${response.status}.`);
+}
+
+const post = (path, body, signal) => request(path, {
+  method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+
+// A request whose body is a picture; the other fields stand in the query.
+function postPicture(path, fields, picture, signal) {
+  const query = new URLSearchParams(Object.entries(fields).filter(([, value]) => value !== undefined));
+  return request(`${path}?${query}`, {
+    method: "POST", headers: { "Content-Type": picture.file.type || "image/jpeg" }, body: picture.file, signal });
+}
+
+function askForKey() {
+  const dialog = find("key-dialog");
+  if (key) find("key-text").textContent = "The server did not take this key.";
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      key = find("key").value;
+      sessionStorage.setItem("chan-key", key);
+      find("key").value = "";
+      resolve(Boolean(key));
+    }, { once: true });
+  });
+}
+
+// With a key, a picture is fetched with it and shown from memory.
+loadPicturesWith(async (image, address) => {
+  if (!key || !address.startsWith("/")) {
+    image.src = address;
+    return;
+  }
+  try {
+    const url = URL.createObjectURL(await (await request(address)).blob());
+    image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
+    image.src = url;
+  } catch {
+    image.dispatchEvent(new Event("error"));
+  }
+});
+
+// -- the state, which is the address
+
+function readAddress() {
+  const query = new URLSearchParams(location.search);
+  return {
+    gallery: query.get("gallery") ?? galleries[0].name,
+    q: query.get("q") ?? "",
+    picture: query.get("picture") ?? "",
+    k: Math.min(limits.k, Math.max(1, Number(query.get("k")) || 20)),
+    mode: query.get("mode") ?? "",
+    where: query.getAll("where"),
+    off: (query.get("off") ?? "").split(",").filter(Boolean).map(Number),
+    open: query.get("open") ?? "",
+    vs: query.get("vs") ?? "",
+  };
+}
+
+function addressOf(state) {
+  const query = new URLSearchParams();
+  if (galleries.length > 1) query.set("gallery", state.gallery);
+  for (const name of ["q", "picture", "mode", "open", "vs"]) if (state[name]) query.set(name, state[name]);
+  if (state.k !== 20) query.set("k", state.k);
+  for (const condition of state.where) query.append("where", condition);
+  if (state.off.length) query.set("off", state.off.join());
+  return query.size ? `?${query}` : location.pathname;
+}
+
+function go(changes, { replace = false } = {}) {
+  const state = { ...readAddress(), ...changes };
+  if (replace) history.replaceState(history.state, "", addressOf(state));
+  else history.pushState({ opened: Boolean(state.open) }, "", addressOf(state)); // going back closes what is open
+  return render();
+}
+
+const galleryOf = (state) => galleries.find((one) => one.name === state.gallery) ?? galleries[0];
+const pictureOf = (state) => pictures[Number(state.picture.split("-")[0])] ?? null;
+
+// -- filters, in the words of `chan search --where`
+
+function readCondition(text) {
+  const found = /^([^=<>!~]+)(>=|<=|!=|=|>|<|~)(.*)$/s.exec(text);
+  return found ? { name: found[1], sign: found[2], value: found[3] } : { name: text, sign: "?", value: "" };
+}
+
+// Text cannot show its type: `year=2020` passes rows with the number and rows with the text.
+function filterOf(conditions) {
+  const each = conditions.map((text) => {
+    if (text.trimStart().startsWith("{")) return readJson(text);
+    const { name, sign, value } = readCondition(text);
+    if (sign === "?") return { [name]: { $exists: true } };
+    const number = value.trim() !== "" && Number.isFinite(Number(value)) ? [Number(value)] : [];
+    const literal = { true: [true], false: [false], null: [null] }[value] ?? [];
+    const meanings = "<>".includes(sign[0]) ? [...number, value] : [...number, ...literal, value];
+    return { [sign === "!=" ? "$and" : "$or"]: meanings.map((meant) => ({ [name]: { [FILTERS[sign]]: meant } })) };
+  });
+  return each.length ? { $and: each } : undefined;
+}
+
+function readJson(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Problem(`The filter ${text} is no JSON.`);
+  }
+}
+
+function conditionRow(text = null) {
+  const { name, sign, value } = text === null ? { name: "", sign: "=", value: "" } : readCondition(text);
+  const field = make("input", { class: "button", value: name, list: "keys", "aria-label": "Key", placeholder: "key", "data-part": "name" });
+  const signs = make("select", { class: "button", "aria-label": "Relation", "data-part": "sign" },
+    ...Object.entries(SIGNS).map(([one, words]) => make("option", { value: one, selected: one === sign }, words)));
+  const wanted = make("input", { class: "button", value, "aria-label": "Value", placeholder: "value", "data-part": "value" });
+  const hide = () => { wanted.hidden = signs.value === "?"; };
+  signs.addEventListener("change", hide);
+  hide();
+  const row = make("div", { class: "condition" }, field, signs, wanted,
+    make("button", { class: "button", type: "button", "aria-label": "Remove this condition", onclick: () => { row.remove(); find("add").focus(); } }, "✕"));
+  return row;
+}
+
+function readConditions() {
+  return [...find("conditions").children].map((row) => {
+    const [name, sign, value] = ["name", "sign", "value"].map((part) => row.querySelector(`[data-part="${part}"]`).value.trim());
+    return name && (sign === "?" ? name : `${name}${sign}${value}`);
+  }).filter(Boolean);
+}
+
+// -- what the page says
+
+function say(text) { find("status").textContent = text; }
+
+function showProblem(error) {
+  find("problem").replaceChildren(...(error ? [make("p", { class: "problem" }, visible(error.message))] : []));
+  if (error) say("");
+}
+
+function showOnly(id) {
+  for (const one of ["start", "answer", "explained"]) find(one).hidden = one !== id;
+}
+
+function showStart(gallery, state) {
+  showOnly("start");
+  const images = gallery.kind === "images";
+  find("start-title").textContent = `${gallery.rows.toLocaleString("en")} ${images ? "pictures" : "captions"} to search`;
+  find("start-text").textContent = state.picture && !pictureOf(state)
+    ? "The picture of this link was on the page that made it. Drop or paste it again."
+    : images ? "Type what a picture shows. Each word then lights the region that it chose. Drop or paste a picture of your own to see what a caption's words choose in it."
+      : "Drop or paste a picture to find the captions that fit it, and to see what their words chose.";
+  say("");
+}
+
+// -- searching
+
+function searchOf(state) {
+  const { gallery, q, picture, k, mode, where, off } = state;
+  return JSON.stringify({ gallery, q, picture, k, mode, where, off });
+}
+
+async function fetchAnswer(state, k, off, signal) {
+  const picture = pictureOf(state);
+  const asked = { gallery: state.gallery, k, mode: state.mode || undefined };
+  const where = filterOf(state.where);
+  const response = picture
+    ? await postPicture("/v1/search", { ...asked, where: where && JSON.stringify(where) }, picture, signal)
+    : await post("/v1/search", { ...asked, where, captions: [state.q], off }, signal);
+  const { results: [result], kind } = await response.json();
+  const times = ["x-inference-time", "x-search-time"].map((name) => Number(response.headers.get(name)));
+  return readResult(result, kind, picture, times);
+}
+
+// The answer as the components draw it: a word that is off has its place in each hit, with nothing in it.
+function readResult(result, kind, picture, [encode, search]) {
+  const side = devicePixelRatio > 1 ? 640 : 320;
+  const places = result.words.map((word, index) => ({ on: word.on !== false, index })).filter((one) => one.on);
+  const hits = result.hits.map((hit) => {
+    const words = result.words.length && kind === "images"
+      ? result.words.map((_, index) => hit.words[places.findIndex((one) => one.index === index)] ?? null) : hit.words;
+    return { ...hit, words, picture: hit.picture && `${hit.picture}&side=${side}`, large: hit.picture && `${hit.picture}&side=1280` };
+  });
+  return { ...result, hits, kind, encode, search, picture: picture?.url ?? null };
+}
+
+async function search(state, view) {
+  running?.abort();
+  const { signal } = (running = new AbortController());
+  const gallery = galleryOf(state);
+  find("answer").setAttribute("aria-busy", "true");
+  say("Searching …");
+  showProblem(null);
+  try {
+    const draw = (answer, whole) => {
+      showOnly("answer");
+      shown = { search: searchOf(state), whole, answer };
+      view.show(answer, {
+        off: new Set(state.off), draw: drawLarge,
+        toggle: answer.words.length ? (index) => toggle(index, answer) : null,
+        before: state.off.length && whole ? new Map(whole.hits.map((hit, index) => [hit.id, index])) : null,
+      });
+      const keys = new Set(answer.hits.flatMap((hit) => Object.keys(hit.metadata)));
+      find("keys").replaceChildren(...[...keys].slice(0, 200).map((value) => make("option", { value })));
+    };
+    // The answer with all words, from which hits move where words are off.
+    let whole = shown.whole?.asked === searchOf({ ...state, off: [] }) ? shown.whole : null;
+    if (state.k > 2 * FIRST && !state.off.length) draw(await fetchAnswer(state, FIRST, [], signal), null);
+    const [answer, all] = await Promise.all([
+      fetchAnswer(state, state.k, state.off, signal),
+      state.off.length && !whole ? fetchAnswer(state, state.k, [], signal) : null,
+    ]);
+    if (!whole) whole = { ...(all ?? answer), asked: searchOf({ ...state, off: [] }) };
+    draw(answer, whole);
+    const rows = gallery.kind === "images" ? "pictures" : "captions";
+    const times = answer.search ? `; encoded in ${answer.encode.toFixed(1)} ms, found in ${answer.search.toFixed(1)} ms` : "";
+    say(answer.hits.length ? `${answer.hits.length.toLocaleString("en")} of ${answer.rows.toLocaleString("en")} ${rows}${times}` : "No row passes the filters.");
+  } finally {
+    if (running?.signal === signal) find("answer").removeAttribute("aria-busy");
+  }
+}
+
+function toggle(index, answer) {
+  const { off } = readAddress();
+  const next = off.includes(index) ? off.filter((one) => one !== index) : [...off, index].sort((one, other) => one - other);
+  if (next.length === answer.words.length) say("One word must stay on.");
+  else go({ off: next, open: "", vs: "" }).then(() => document.querySelectorAll(".word-bar .chip")[index]?.focus());
+}
+
+// -- one picture, large: the words of one caption, or two captions side by side
+
+async function explain(hit, caption, state) {
+  const picture = pictureOf(state);
+  const response = galleryOf(state).kind === "images" && !hit.own
+    ? await post("/v1/explain", { gallery: state.gallery, id: hit.id, caption })
+    : await postPicture("/v1/explain", { gallery: state.gallery, caption }, picture);
+  const found = await response.json();
+  return { ...hit, score: found.score, words: found.words, metadata: {} };
+}
+
+function captionOf(hit, state) {
+  if (galleryOf(state).kind === "captions" && !hit.own) return hit.metadata.caption ?? hit.id;
+  const off = shown.answer ? shown.answer.words.filter((word, index) => state.off.includes(index)) : [];
+  return off.length ? `${state.q} (without ${off.map((word) => word.word).join(", ")})` : state.q;
+}
+
+function drawLarge(hit) {
+  const state = readAddress();
+  const caption = captionOf(hit, state);
+  const place = make("div", {}, explanation(hit));
+  const problem = make("div", { role: "alert" });
+  const field = make("input", { class: "button", type: "search", value: state.vs, placeholder: "Another caption for this picture", "aria-label": "Another caption for this picture", maxlength: "2000" });
+  const form = make("form", { class: "compare-form" }, field, make("button", { class: "button", type: "submit" }, "Compare"));
+  const compare = async () => {
+    const other = field.value.trim();
+    problem.replaceChildren();
+    if (!other) {
+      place.replaceChildren(explanation(hit));
+      return;
+    }
+    try {
+      const second = await explain(hit, other, state);
+      const first = { ...hit, metadata: {} };
+      const [better, by] = [first.score >= second.score ? "first" : "second", Math.abs(first.score - second.score)];
+      place.replaceChildren(
+        make("p", { class: "verdict", role: "status" }, by ? `The ${better} caption fits better, by ${by.toFixed(4)}.` : "Both captions fit equally well."),
+        make("div", { class: "compare" },
+          ...[[first, caption], [second, other]].map(([one, words]) => explanation(one, { heading: make("h3", { dir: "auto" }, visible(words)) }))));
+    } catch (error) {
+      problem.replaceChildren(make("p", { class: "problem" }, visible(error.message)));
+    }
+  };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const next = { ...readAddress(), vs: field.value.trim() };
+    history.replaceState(history.state, "", addressOf(next));
+    compare();
+  });
+  if (state.vs) compare();
+  return make("div", {}, form, problem, place);
+}
+
+// A picture of one's own and a caption: what the caption's words choose in it.
+async function explainPicture(state) {
+  running?.abort();
+  const picture = pictureOf(state);
+  const own = { id: picture.file.name || "picture", metadata: {}, picture: picture.url, own: true };
+  const asked = searchOf(state);
+  showProblem(null);
+  say("Explaining …");
+  const found = await explain(own, state.q, state);
+  if (searchOf(readAddress()) !== asked) return;
+  showOnly("explained");
+  shown = { search: asked, whole: null, answer: null };
+  find("explained").replaceChildren(drawLarge(found));
+  say("What each word of the caption chose in the picture");
+}
+
+// -- the page follows the address
+
+let view = null;
+
+async function render() {
+  const state = readAddress();
+  const gallery = galleryOf(state);
+  const picture = pictureOf(state);
+  fillForm(state, gallery, picture);
+  document.title = state.q || picture ? `${state.q || picture.file.name} – chan` : "chan";
+  const isSearch = gallery.kind === "images" ? state.q && !picture : picture && !state.q;
+  try {
+    if (searchOf(state) !== shown.search) {
+      if (isSearch) await search(state, view);
+      else if (state.q && picture) await explainPicture(state);
+      else {
+        running?.abort();
+        shown = { search: searchOf(state), whole: null, answer: null };
+        showProblem(gallery.kind === "captions" && state.q && !state.picture
+          ? new Problem("This gallery holds captions. Search it with a picture: drop one, paste one or choose one.") : null);
+        showStart(gallery, state);
+      }
+    }
+    const index = shown.answer && state.open ? shown.answer.hits.findIndex((hit) => hit.id === state.open) : -1;
+    if (index < 0 && view.dialog.element.open) view.dialog.element.close();
+    if (index < 0 && shown.answer && state.open) say(`${visible(state.open)} is not among these hits.`);
+    if (index >= 0 && !view.dialog.shows(index)) view.open(index);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    shown = { search: "", whole: null, answer: null };
+    if (!(error instanceof Problem)) throw error;
+    showProblem(error);
+    showOnly("");
+  }
+}
+
+function fillForm(state, gallery, picture) {
+  find("caption").value = state.q;
+  find("caption").placeholder = gallery.kind === "images" ? "Describe a picture" : "Drop or paste a picture";
+  find("gallery").value = gallery.name;
+  find("k").value = state.k;
+  const { modes = [] } = gallery;
+  find("mode-label").hidden = modes.length < 2;
+  find("mode").replaceChildren(...modes.map((mode) => make("option", { value: mode, selected: mode === (state.mode || modes[0]) }, mode)));
+  const chip = find("picture");
+  chip.hidden = !picture;
+  if (picture) {
+    chip.querySelector("img").src = picture.url;
+    chip.querySelector("span").textContent = visible(picture.file.name || "picture");
+  }
+  find("conditions").replaceChildren(...state.where.map((text) => conditionRow(text)));
+  find("filters-button").textContent = state.where.length ? `Filters (${state.where.length})` : "Filters";
+}
+
+function submit(changes = {}) {
+  const { modes = [] } = galleryOf({ gallery: find("gallery").value });
+  scrollTo(0, 0);
+  return go({
+    gallery: find("gallery").value, q: find("caption").value.trim(), k: Number(find("k").value) || 20,
+    mode: modes.length > 1 && find("mode").value !== modes[0] ? find("mode").value : "",
+    where: readConditions(), off: [], open: "", vs: "", ...changes });
+}
+
+function usePicture(file) {
+  if (!file?.type.startsWith("image/")) {
+    showProblem(new Problem("This is not a picture."));
+    return;
+  }
+  pictures.push({ file, url: URL.createObjectURL(file) });
+  submit({ picture: `${pictures.length - 1}-${file.name || "picture"}` });
+}
+
+function listen() {
+  find("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
+  find("gallery").addEventListener("change", () => submit());
+  find("file").addEventListener("change", () => {
+    usePicture(find("file").files[0]);
+    find("file").value = "";
+  });
+  find("picture").querySelector("button").addEventListener("click", () => {
+    find("caption").focus();
+    submit({ picture: "" });
+  });
+  find("filters-button").addEventListener("click", () => {
+    const panel = find("filters");
+    panel.hidden = !panel.hidden;
+    find("filters-button").setAttribute("aria-expanded", String(!panel.hidden));
+    if (!panel.hidden && !find("conditions").children.length) find("conditions").append(conditionRow());
+    if (!panel.hidden) find("conditions").querySelector("input").focus();
+  });
+  find("add").addEventListener("click", () => {
+    const row = conditionRow();
+    find("conditions").append(row);
+    row.querySelector("input").focus();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.target.matches("input, select, textarea") || document.querySelector("dialog[open]")) return;
+    event.preventDefault();
+    find("caption").focus();
+    find("caption").select();
+  });
+  document.addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+    if (!file) return;
+    event.preventDefault();
+    usePicture(file);
+  });
+  let depth = 0;
+  const over = (by) => {
+    depth = Math.max(0, depth + by);
+    find("drop").hidden = !depth;
+  };
+  addEventListener("dragenter", () => over(1));
+  addEventListener("dragleave", () => over(-1));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    over(-depth);
+    if (event.dataTransfer.files.length) usePicture(event.dataTransfer.files[0]);
+  });
+  addEventListener("popstate", render);
+}
+
+async function start() {
+  try {
+    ({ galleries, limits } = await (await request("/v1/galleries")).json());
+  } catch (error) {
+    showProblem(error);
+    return;
+  }
+  find("k").max = limits.k;
+  find("gallery").replaceChildren(...galleries.map((one) => make("option", { value: one.name }, one.name)));
+  find("gallery-label").hidden = galleries.length < 2;
+  view = new HitsView(find("answer"), {
+    opened: (index) => {
+      const { id } = shown.answer.hits[index];
+      const { open } = readAddress();
+      if (open !== id) go({ open: id, vs: "" }, { replace: Boolean(open) });
+    },
+    closed: () => {
+      if (!readAddress().open) return;
+      if (history.state?.opened) history.back();
+      else go({ open: "", vs: "" }, { replace: true });
+    },
+  });
+  listen();
+  if (!location.search) find("caption").focus();
+  await render();
+}
+
+start();
