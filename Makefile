@@ -82,7 +82,7 @@ test-gpu: .venv-gpu/installed  ## the tests that need an NVIDIA GPU
 
 test-pages: .venv/installed  ## the tests of the pages in a browser; installs Debian's chromium where there is none
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
-	$(PY) -m pytest tests/pages
+	$(PY) -m pytest tests/runtime/pictures/test_pages.py tests/serve/test_page.py
 
 test-nightly: .venv/installed  ## the long fault-injection and fuzz runs
 	$(PY) -m pytest -n 2 -m nightly

@@ -1,10 +1,14 @@
-"""Small models with their bundles."""
+"""Small models with their bundles, and a browser with what pages are held to."""
+
+from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -17,6 +21,25 @@ from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime.contract import AlignmentConfig, Preprocess
 from chan_rt.runtime.text import build_scan_vocabulary
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+AXE = Path(__file__).parent / "axe" / "axe.min.js"
+AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+MISPLACED = """() => {
+  const texts = '.tag.shown, .chip, .about *:not(bdi), .badge, .side *, h1, h2, p, label, .button';
+  const found = [...document.querySelectorAll(texts)]
+    .filter((one) => one.offsetParent && !one.closest('.scroll, .hidden'))
+    .filter((one) => {
+      const box = one.getBoundingClientRect();
+      const around = one.closest('.picture, .hit, .side, dialog') ?? document.documentElement;
+      const card = around.getBoundingClientRect();
+      return box.width && (box.left < card.left - 1 || box.right > card.right + 1);
+    }).map((one) => `${one.className}: ${one.textContent.slice(0, 60)}`);
+  const wide = document.documentElement.scrollWidth - innerWidth;
+  return wide > 0 ? [...found, `the page is ${wide} pixels too wide`] : found;
+}"""
+SIZES = {"phone": (400, 800), "laptop": (1280, 800), "4K": (3840, 2160)}
 SMALL_WORDS = "a red strawberry and the green apple lie on a blue table under two white clouds"
 
 
@@ -68,3 +91,80 @@ def make_small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return SmallModel(model, folder / "bundle")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on the PATH: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open an address. A message of the console, an error or a request to elsewhere fails the test."""
+    opened: list[tuple[Page, list[str]]] = []
+
+    def new(url: str, size: str = "laptop", dark: bool = False, **options: Any) -> Page:
+        width, height = SIZES[size]
+        page = browser.new_page(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
+        )
+        page.set_default_timeout(10_000)
+        faults: list[str] = []
+        origin = url.split("/", 3)[2]
+        page.on(
+            "console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: (faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith(("data:", "blob:")) or request.url.split("/", 3)[2] == origin
+                else faults.append(f"a request to {request.url}")
+            ),
+        )
+        page.goto(url)
+        opened.append((page, faults))
+        return page
+
+    yield new
+    for page, faults in opened:
+        page.close()
+        assert faults == [], faults
+
+
+@pytest.fixture
+def violations() -> Callable[[Page], list[str]]:
+    """What axe-core finds wrong with a page as it is now."""
+
+    def check(page: Page) -> list[str]:
+        page.wait_for_timeout(200)  # boxes fade, and axe measures what it sees
+        page.evaluate(
+            AXE.read_text(encoding="utf-8")
+        )  # not a script element: the page's policy forbids scripts of others, as it should
+        found = page.evaluate(f"axe.run({{runOnly: {AXE_RULES}}})")
+        return [
+            f"{one['id']}: {node['html'][:200]} {node['failureSummary']}"
+            for one in found["violations"]
+            for node in one["nodes"]
+        ]
+
+    return check
+
+
+@pytest.fixture
+def misplaced() -> Callable[[Page], list[str]]:
+    """Texts that reach beyond the card, picture or window that they lie in; a page wider than its window."""
+
+    def check(page: Page) -> list[str]:
+        return cast("list[str]", page.evaluate(MISPLACED))
+
+    return check

@@ -114,7 +114,7 @@ function go(changes, { replace = false } = {}) {
 }
 
 const galleryOf = (state) => galleries.find((one) => one.name === state.gallery) ?? galleries[0];
-const pictureOf = (state) => pictures[Number(state.picture.split("-")[0])] ?? null;
+const pictureOf = (state) => pictures[parseInt(state.picture, 10)] ?? null;
 
 // -- filters, in the words of `chan search --where`
 
@@ -286,7 +286,7 @@ function drawLarge(hit) {
   const caption = captionOf(hit, state);
   const place = make("div", {}, explanation(hit));
   const problem = make("div", { role: "alert" });
-  const field = make("input", { class: "button", type: "search", value: state.vs, placeholder: "Another caption for this picture", "aria-label": "Another caption for this picture", maxlength: "2000" });
+  const field = make("input", { class: "button", type: "text", value: state.vs, placeholder: "Another caption for this picture", "aria-label": "Another caption for this picture", maxlength: "2000" });
   const form = make("form", { class: "compare-form" }, field, make("button", { class: "button", type: "submit" }, "Compare"));
   const compare = async () => {
     const other = field.value.trim();
@@ -342,7 +342,7 @@ async function render() {
   const gallery = galleryOf(state);
   const picture = pictureOf(state);
   fillForm(state, gallery, picture);
-  document.title = state.q || picture ? `${state.q || picture.file.name} – chan` : "chan";
+  document.title = state.q || picture ? `${state.q || picture.file.name} - chan` : "chan";
   const isSearch = gallery.kind === "images" ? state.q && !picture : picture && !state.q;
   try {
     if (searchOf(state) !== shown.search) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ from chan_rt.runtime.pictures.page import HitWords, render_explanation, render_p
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+GRID = 4
+WORDS = ("<start>", "two", "red", "apples", "zyzzyva", "<end>")
+KNOWN = (True, True, True, True, False, True)
 Open = Callable[..., "Page"]
 Make = Callable[..., Any]
 Check = Callable[["Page"], list[str]]
@@ -32,6 +35,41 @@ ATTACKS = [
     "javascript:alert(1)",
     "\u202egnp.exe \x1b[2J",
 ]
+
+
+@pytest.fixture
+def make_result(tmp_path: Path) -> Callable[..., SearchResult]:
+    """An answer to `WORDS` in which word w of hit n chose region (n + 5 w) % 16."""
+
+    def make(count: int = 7, ids: Sequence[str] = (), **metadata: Any) -> SearchResult:
+        hits = []
+        for number in range(count):
+            path = tmp_path / f"{number}.png"
+            size = ((120, 120), (160, 90), (90, 160))[number % 3]
+            pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+            regions = np.array([(number + 5 * word) % GRID**2 for word in range(len(WORDS))], np.int32)
+            similarity = np.linspace(0.3, 0.9, len(WORDS), dtype=np.float32)
+            name = ids[number] if ids else f"photos/{number}.png"
+            hits.append(Hit(name, 9 - number / 10, {"path": str(path), **metadata}, regions, similarity))
+        reason = "every row that was not rescored is proven to score less than all hits"
+        return SearchResult(tuple(hits), "exact", True, reason, 500, 9)
+
+    return make
+
+
+@pytest.fixture
+def write_hits(tmp_path: Path) -> Callable[..., str]:
+    """Write the page of an answer to a file, and return its address."""
+
+    def write(result: SearchResult, caption: str = "two red apples zyzzyva", words: Sequence[str] = WORDS) -> str:
+        spoken = [HitWords(words, KNOWN)] * len(result.hits)
+        page, skipped = render_page(result, spoken, caption, None, GRID, AlignmentConfig())
+        assert not skipped
+        (tmp_path / "hits.html").write_text(page, encoding="utf-8")
+        return (tmp_path / "hits.html").as_uri()
+
+    return write
 
 
 def lit(page: Page, hit: int) -> list[str]:
@@ -113,8 +151,11 @@ def test_the_badge_explains_itself(open_page: Open, make_result: Make, write_hit
     assert page.locator("summary").inner_text().startswith("not certified")
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("size", ["phone", "laptop", "4K"])
+@pytest.mark.parametrize(
+    ("size", "dark"),
+    [("phone", True), ("laptop", False), ("4K", True)],
+    ids=["phone in the dark", "laptop in the light", "4K in the dark"],
+)
 def test_every_state_is_accessible_and_in_its_place(
     open_page: Open, make_result: Make, write_hits: Make, violations: Check, misplaced: Check, size: str, dark: bool
 ) -> None:
@@ -172,7 +213,7 @@ def test_ten_thousand_hits_are_drawn_where_they_are_seen(open_page: Open, make_r
     hits = tuple(
         Hit(f"row {number}", float(-number), {}, one.word_regions, one.word_scores) for number in range(10_000)
     )
-    words = HitWords(("<start>", "two", "red", "apples", "zyzzyva", "<end>"), (True,) * 6)
+    words = HitWords(WORDS, KNOWN)
     result = SearchResult(hits, "exact", True, "proven", 20_000, 12_000)
     text, _ = render_page(result, [words] * len(hits), "two red apples", None, 4, AlignmentConfig())
     (tmp_path / "many.html").write_text(text)
@@ -180,13 +221,14 @@ def test_ten_thousand_hits_are_drawn_where_they_are_seen(open_page: Open, make_r
     assert page.locator(".hit").count() < 60
     page.focus(".open-hit[tabindex='0']")
     page.keyboard.press("End")
-    page.wait_for_function("document.activeElement.title === 'row 9999'")
+    page.wait_for_selector(".open-hit[title='row 9999']:focus")
     assert page.locator(".hit").count() < 60
     assert page.locator(".hit").last.get_attribute("aria-posinset") == "10000"
     page.keyboard.press("PageUp")
     page.keyboard.press("Home")
-    page.wait_for_function("document.activeElement.title === 'row 0' && scrollY < 400")
-    longest = page.evaluate("""async () => {
+    page.wait_for_selector(".open-hit[title='row 0']:focus")
+    assert page.evaluate("scrollY") < 400
+    median = page.evaluate("""async () => {
       const frame = () => new Promise(requestAnimationFrame);
       const drawn = [];
       for (let step = 0; step < 60; step += 1) {
@@ -196,9 +238,9 @@ def test_ten_thousand_hits_are_drawn_where_they_are_seen(open_page: Open, make_r
         await frame();
         drawn.push(performance.now() - started);
       }
-      return drawn.sort((one, other) => one - other)[54];
+      return drawn.sort((one, other) => one - other)[30];
     }""")
-    assert longest < 100, "nine of ten frames of a fast scroll come within 100 ms, on a busy machine"
+    assert median < 50, "half of the frames of a fast scroll come within 50 ms, on a busy machine"
     names = page.locator(".hit").evaluate_all("all => all.map((one) => Number(one.getAttribute('aria-posinset')))")
     assert names == sorted(names), "the cards stand in the order of their ranks"
 
