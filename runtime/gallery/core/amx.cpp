@@ -189,7 +189,11 @@ struct LargestOfBlock {
     int64_t words;
     int32_t* out;
     void take(int64_t, const int32_t (*sums)[LANES]) {
-        for (int64_t i = 0; i < words * LANES; ++i) out[i] = sums[0][i] > out[i] ? sums[0][i] : out[i];
+        for (int64_t word = 0; word < words; ++word)
+            for (int lane = 0; lane < LANES; ++lane) {
+                int32_t& best = out[word * LANES + lane];
+                best = sums[word][lane] > best ? sums[word][lane] : best;
+            }
     }
 };
 

@@ -71,8 +71,9 @@ void pool_lanes(const float* values, int64_t count, const int32_t* counts, Pooli
         const float inverse = 1.0f / temperature;
         for (int64_t i = 0; i < count; ++i)
             for (int l = 0; l < LANES; ++l) {
-                const float value = exponential((values[i * LANES + l] - peak[l]) * inverse);
-                total[l] += i < counts[l] ? value : 0.0f;
+                const bool mine = i < counts[l];
+                const float value = exponential(mine ? (values[i * LANES + l] - peak[l]) * inverse : 0.0f);
+                total[l] += mine ? value : 0.0f;
             }
         for (int l = 0; l < LANES; ++l)
             out[l] = peak[l] * inverse + logarithm(total[l]) + UNIT * (8.0f * size[l] * inverse + 2.0f * n[l] + 256.0f);

@@ -133,6 +133,25 @@ def test_no_function_for_one_instruction_set_can_replace_one_for_all(machine: st
         assert re.findall(r"^\w* [WVu] .*", listed, re.MULTILINE) == []
 
 
+def run_checked(folder: Path, sanitizers: str, *sources: Path) -> str:
+    """What a program prints that is compiled with sanitizers; what they find makes it fail."""
+    out = folder / "checked"
+    checks = ["-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", *STAND_INS.values()]
+    subprocess.run([needed("g++", "g++"), *flags(), "-O1", *checks, f"-I{CORE}", *sources, "-o", out], check=True)
+    return subprocess.run([out], check=True, capture_output=True, text=True, timeout=600).stdout
+
+
+@pytest.mark.nightly
+def test_no_kernel_reads_or_computes_what_is_undefined(tmp_path: Path) -> None:
+    printed = run_checked(tmp_path, "address,undefined", DRIVER, *(CORE / f"{name}.cpp" for name in SOURCES))
+    assert {line.split()[1] for line in printed.splitlines()} == FUNCTIONS
+
+
+@pytest.mark.nightly
+def test_callers_of_one_pool_of_threads_do_not_race(tmp_path: Path) -> None:
+    run_checked(tmp_path, "thread", DRIVER.with_name("core_threads.cpp"), CORE / "threads.cpp")
+
+
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:
     core = pytest.importorskip("chan_rt.runtime.gallery._core", reason="the search core is not compiled here")
     names = core.features()
