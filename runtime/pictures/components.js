@@ -7,8 +7,9 @@
 // The data is that of the server's answers; docs/serve.md describes each field.
 // result: {certified, reason, rows, rescored, rescored_share, hits, words: those of the query, [] where each hit has its
 //   own, picture: URL of the query's picture, which is that of every hit, or null}
-// hit: {id, score, metadata, picture: URL or null, lost: why it cannot be shown, words: null in place of one that is off}
-// word: {word, known, mark, region, box: [left, top, width, height] in parts of 1 or null, similarity, share or null}
+// hit: {id, score, metadata, picture: URL or null, lost: why it cannot be shown, words}
+// word: {word, known, mark, region, box: [left, top, width, height] in parts of 1 or null, similarity, share or null},
+//   or {word, known, mark, off: true} for one that was switched off
 
 const COLORS = 12;
 const MARK_NOTES = {
@@ -48,7 +49,7 @@ export function titleOf(hit) {
 // The class of each word's color: words of the caption take turns, marks are gray.
 export function colorsOf(words) {
   let next = 0;
-  return words.map((word) => (word && word.mark ? "cmark" : `c${next++ % COLORS}`));
+  return words.map((word) => (word.mark ? "cmark" : `c${next++ % COLORS}`));
 }
 
 export function explainWord(word) {
@@ -95,8 +96,8 @@ export function loadPicturesWith(loader) { load = loader; }
 // A picture with a box for each region that words chose. Without a place for regions it is the picture alone.
 export class RegionPicture {
   constructor(hit, light, { large = false } = {}) {
-    const colors = colorsOf(hit.words);
     this.hit = hit;
+    this.colors = colorsOf(hit.words);
     this.boxes = [];
     this.tag = make("span", { class: "tag", "aria-hidden": "true" });
     this.picture = make("div", { class: "picture" });
@@ -114,26 +115,26 @@ export class RegionPicture {
       this.element.replaceChildren(make("p", { class: "lost" }, "The picture of this row cannot be shown."));
     });
     load(image, address);
-    this.picture.append(image, ...this.#drawBoxes(colors, light, large), this.tag);
+    this.picture.append(image, ...this.#drawBoxes(light, large), this.tag);
     this.element.append(this.picture);
   }
 
-  #drawBoxes(colors, light, buttons) {
+  #drawBoxes(light, buttons) {
     const byRegion = new Map();
     this.hit.words.forEach((word, index) => {
-      if (word && word.box) byRegion.set(word.region, [...(byRegion.get(word.region) ?? []), index]);
+      if (word.box) byRegion.set(word.region, [...(byRegion.get(word.region) ?? []), index]);
     });
     const weight = (index) => {
       const word = this.hit.words[index];
       return word.mark ? -1 : Math.abs(word.share ?? word.similarity);
     };
-    const strongest = Math.max(1e-9, ...this.hit.words.map((word, index) => (word ? weight(index) : 0)));
+    const strongest = Math.max(1e-9, ...this.hit.words.map((word, index) => (word.off ? 0 : weight(index))));
     for (const [region, words] of byRegion) {
       const first = words.reduce((best, index) => (weight(index) > weight(best) ? index : best));
       const [left, top, width, height] = this.hit.words[first].box;
       const chosen = words.map((index) => this.#name(index)).join(", ");
       const box = make(buttons ? "button" : "span", {
-        class: `box ${colors[first]} ${weight(first) < 0 ? "quiet" : ""}`,
+        class: `box ${this.colors[first]} ${weight(first) < 0 ? "quiet" : ""}`,
         type: buttons ? "button" : null, "data-region": region,
         "aria-label": buttons ? `Region ${region}, chosen by ${chosen}` : null,
       });
@@ -141,7 +142,7 @@ export class RegionPicture {
       for (const [name, part] of Object.entries(place)) box.style[name] = `${100 * part}%`;
       box.style.setProperty("--strength", 0.3 + 0.7 * Math.sqrt(Math.max(0, weight(first)) / strongest));
       light.follow(box, words);
-      this.boxes.push({ box, words, color: colors[first], place, weight: weight(first) });
+      this.boxes.push({ box, words, first, color: this.colors[first], place, weight: weight(first) });
     }
     this.boxes.sort((one, other) => one.weight - other.weight);
     return this.boxes.map((one) => one.box);
@@ -156,11 +157,16 @@ export class RegionPicture {
   light(words) {
     const found = this.boxes.filter((one) => one.words.some((word) => words.includes(word)));
     this.picture.classList.toggle("dimmed", found.length > 0);
-    for (const one of this.boxes) one.box.classList.toggle("lit", found.includes(one));
+    for (const one of this.boxes) {
+      const color = this.colors[words.find((word) => one.words.includes(word)) ?? one.first];
+      one.box.classList.replace(one.color, color);
+      one.color = color;
+      one.box.classList.toggle("lit", found.includes(one));
+    }
     this.tag.classList.toggle("shown", found.length > 0);
     if (!found.length) return;
     const { place, color } = found[found.length - 1];
-    const names = words.filter((word) => this.hit.words[word]).map((word) => this.#name(word));
+    const names = words.filter((word) => !this.hit.words[word].off).map((word) => this.#name(word));
     this.tag.textContent = names.join(", ");
     this.tag.className = `tag shown ${color}`;
     // The name stays inside the picture: beside the box's edge that leaves it more room, over it or under it.
@@ -183,7 +189,7 @@ function shareBar(hit) {
   const colors = colorsOf(hit.words);
   const bar = make("div", { class: "share-bar", "aria-hidden": "true" });
   hit.words.forEach((word, index) => {
-    if (!word || word.share === null) return;
+    if (word.off || word.share === null) return;
     const part = make("i", { class: colors[index], "data-word": index });
     part.style.flexGrow = Math.abs(word.share);
     bar.append(part);
@@ -200,7 +206,7 @@ function meter(value, largest, text) {
 // The words with their similarities and shares of the score; pointing at a row lights its region.
 export function shareTable(hit, light) {
   const colors = colorsOf(hit.words);
-  const words = hit.words.map((word, index) => ({ word, index })).filter((one) => one.word);
+  const words = hit.words.map((word, index) => ({ word, index })).filter((one) => !one.word.off);
   const shared = words.some(({ word }) => word.share !== null);
   const largest = Math.max(...words.map(({ word }) => Math.abs(word.similarity)));
   const rows = words.map(({ word, index }) => {
@@ -230,7 +236,7 @@ export function explanation(hit, { heading = null } = {}) {
   const about = Object.entries(hit.metadata).filter(([, value]) => value !== null);
   const list = make("dl", { class: "metadata" }, ...about.flatMap(([key, value]) => [
     make("dt", {}, visible(key)), make("dd", {}, visible(typeof value === "string" ? value : JSON.stringify(value)))]));
-  const notes = [...new Set(hit.words.filter(Boolean).map(explainWord).filter(Boolean))];
+  const notes = [...new Set(hit.words.filter((word) => !word.off).map(explainWord).filter(Boolean))];
   return make("div", { class: "explanation" }, picture.element,
     make("div", { class: "side" }, heading,
       make("p", { class: "score-line" }, "Score ", make("b", {}, hit.score.toFixed(4))),
@@ -292,7 +298,7 @@ function spokenCaption(hit, light) {
   const colors = colorsOf(hit.words);
   const line = make("p", { class: "caption", dir: "auto" });
   hit.words.forEach((word, index) => {
-    if (!word || word.mark) return;
+    if (word.mark) return;
     const span = make("span", { class: `spoken ${colors[index]}`, "data-word": index }, visible(word.word));
     light.follow(span, [index]);
     line.append(span, " ");
@@ -321,8 +327,8 @@ class Card {
     this.bar = shareBar(hit);
     const name = titleOf(hit);
     this.button = make("button", { class: "open-hit", type: "button", tabindex: "-1", title: name,
-      "aria-label": `${name}, rank ${index + 1}, score ${hit.score.toFixed(3)}: open`, onclick: (event) => { event.stopPropagation(); open(index); } },
-    make("bdi", {}, name));
+      "aria-label": `${own ? `${visible(hit.id)}, ` : ""}${name}, rank ${index + 1}, score ${hit.score.toFixed(3)}: open`, onclick: (event) => { event.stopPropagation(); open(index); } },
+    make("bdi", {}, own ? visible(hit.id) : name));
     this.element = make("li", { class: `hit ${truth !== undefined && truth === hit.id ? "truth" : ""}`, "aria-setsize": count, "aria-posinset": index + 1, onclick: () => open(index) },
       this.picture.element,
       make("div", { class: "about" },
@@ -370,8 +376,6 @@ export class HitGrid {
       for (const [index, card] of this.#cards) if (card.button === event.target) this.#setCurrent(index);
     });
   }
-
-  get rendered() { return this.#cards.size; }
 
   // options: light; own: whether each hit has its own words; open(index); truth and before as in `HitsView`
   show(hits, options) {
@@ -547,7 +551,8 @@ export class HitsView {
     if (bar) {
       light.chips = (lit) => [...bar.children].forEach((one, index) => one.classList.toggle("lit", lit.includes(index)));
     }
-    this.head.replaceChildren(...[bar, badge(answer)].filter(Boolean));
+    this.head.replaceChildren(bar ?? this.hint, badge(answer));
+    if (bar) this.head.after(this.hint);
     const hint = own ? "Point at a word or at a region to see what chose what. Open a hit for its shares."
       : `Point at a word to see the region that it chose on every hit${options.toggle ? "; press it to search without it" : ""}.`;
     light.listen((lit) => {

@@ -204,21 +204,20 @@ async function fetchAnswer(state, k, off, signal) {
   const response = picture
     ? await postPicture("/v1/search", { ...asked, where: where && JSON.stringify(where) }, picture, signal)
     : await post("/v1/search", { ...asked, where, captions: [state.q], off }, signal);
-  const { results: [result], kind } = await response.json();
+  const { results: [result] } = await response.json();
   const times = ["x-inference-time", "x-search-time"].map((name) => Number(response.headers.get(name)));
-  return readResult(result, kind, picture, times);
+  return readResult(result, picture, times);
 }
 
-// The answer as the components draw it: a word that is off has its place in each hit, with nothing in it.
-function readResult(result, kind, picture, [encode, search]) {
+// The answer as the components draw it: a word that is off keeps its place in each hit.
+function readResult(result, picture, [encode, search]) {
   const side = devicePixelRatio > 1 ? 640 : 320;
-  const places = result.words.map((word, index) => ({ on: word.on !== false, index })).filter((one) => one.on);
   const hits = result.hits.map((hit) => {
-    const words = result.words.length && kind === "images"
-      ? result.words.map((_, index) => hit.words[places.findIndex((one) => one.index === index)] ?? null) : hit.words;
+    const found = hit.words.values();
+    const words = result.words.length ? result.words.map((word) => (word.on === false ? { ...word, off: true } : found.next().value)) : hit.words;
     return { ...hit, words, picture: hit.picture && `${hit.picture}&side=${side}`, large: hit.picture && `${hit.picture}&side=1280` };
   });
-  return { ...result, hits, kind, encode, search, picture: picture?.url ?? null };
+  return { ...result, hits, encode, search, picture: picture?.url ?? null };
 }
 
 async function search(state, view) {

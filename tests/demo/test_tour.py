@@ -71,6 +71,20 @@ def test_page_shows_the_pictures_and_loads_nothing(toured: tuple[Path, Result]) 
     assert "unsafe" not in html
 
 
+@pytest.mark.parametrize(("size", "dark"), [("phone", True), ("laptop", False)])
+def test_page_is_accessible_and_shows_regions(
+    toured: tuple[Path, Result], open_page: Callable, violations: Callable, misplaced: Callable, size: str, dark: bool
+) -> None:
+    page = open_page((toured[0] / "index.html").as_uri(), size, dark)
+    assert page.locator(".hit").count() == 4
+    page.locator(".word-bar .chip >> nth=1").hover()
+    assert page.locator(".hit .box.lit").count() == 4
+    page.locator("[data-view=explanation] tbody tr >> nth=1").hover()
+    assert page.locator("[data-view=explanation] .tag.shown").count() == 1
+    assert violations(page) == []
+    assert misplaced(page) == []
+
+
 def test_gallery_can_be_asked_again(toured: tuple[Path, Result]) -> None:
     with Gallery.open(toured[0] / "gallery") as gallery:
         assert len(gallery) == SCENES

@@ -25,6 +25,7 @@ CAPTION = "two red apple clouds"
 WORDS = ["<start>", "two", "red", "apple", "clouds", "<end>"]
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>{{7*7}}\u202egnp"
 PHOTOS = 8
+COLORS = "all => all.map((one) => getComputedStyle(one).getPropertyValue('--word'))"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def state(page: Page) -> dict[str, str]:
 def ids(page: Page) -> list[str]:
     """Names of the hits, best first."""
     page.wait_for_selector("#answer:not([aria-busy]) .hit")
-    return page.locator(".open-hit").all_inner_texts()
+    return [button.get_attribute("title") or "" for button in page.locator(".open-hit").all()]
 
 
 def find(page: Page, caption: str = CAPTION) -> list[str]:
@@ -157,8 +158,11 @@ def test_a_word_that_is_switched_off_changes_the_ranking(open_page: Open, site: 
     arrows = ["new" if by is None else f"▲{by}" if by > 0 else f"▼{-by}" for by in moves if by != 0]
     assert page.locator(".moved > [aria-hidden]").all_inner_texts() == arrows
     assert arrows
-    page.hover(f".word-bar .chip >> nth={off}")
-    assert lit(page) == []
+    for word in range(6):
+        page.hover(f".word-bar .chip >> nth={word}")
+        assert (lit(page) == []) == (word == off)
+        tags = page.locator(".tag.shown").evaluate_all(COLORS)
+        assert set(tags) <= set(page.locator(f".word-bar .chip >> nth={word}").evaluate_all(COLORS))
     page.go_back()
     page.wait_for_selector(".word-bar:not(:has(.off))")
     assert ids(page) == everything

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +94,25 @@ def test_page_is_whole_by_itself(report: Report) -> None:
     assert html.index("onnxruntime/fp16 region_encoder: max_abs") < html.index("onnxruntime/fp16 matcher: max_abs")
     assert "built, not run: no GPU" in html
     assert html == page(report), "the same report gives the same bytes"
+
+
+@pytest.mark.parametrize(("size", "dark"), [("phone", False), ("laptop", True), ("4K", False)])
+def test_page_is_accessible(
+    report: Report,
+    tmp_path: Path,
+    open_page: Callable,
+    violations: Callable,
+    misplaced: Callable,
+    size: str,
+    dark: bool,
+) -> None:
+    (tmp_path / "parity.html").write_text(page(report), encoding="utf-8")
+    shown = open_page((tmp_path / "parity.html").as_uri(), size, dark)
+    shown.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+    assert violations(shown) == []
+    assert misplaced(shown) == []
+    ink = shown.evaluate("getComputedStyle(document.querySelector('.plot text, .plot g[id^=text] *')).fill")
+    assert ink == shown.evaluate("getComputedStyle(document.body).color"), "plots follow the mode"
 
 
 def test_json_has_every_figure_and_no_points(report: Report) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.explanation import Explanation, WordMatch
 from chan_rt.runtime.gallery.result import Hit, SearchResult
-from chan_rt.runtime.pictures.document import embedded_json
+from chan_rt.runtime.pictures.document import asset, embedded_json
 from chan_rt.runtime.pictures.page import HitWords, render_explanation, render_page
 
 if TYPE_CHECKING:
@@ -303,6 +303,22 @@ def test_an_explanation(
     assert page.locator(".box").count() == (3 if grid else 0)
     assert misplaced(page) == []
     assert violations(page) == []
+
+
+def test_colors_of_words_stand_out_in_both_modes() -> None:
+    def luminance(color: str) -> float:
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    style = asset("page.css")
+    words = re.findall(r"--word: (#\w{6})", style)
+    surfaces = re.findall(r"--surface: (#\w{6})", style)
+    assert (len(words), len(set(words)), len(surfaces)) == (13, 13, 2)
+    for word in words:
+        for surface in surfaces:
+            dark, light = sorted([luminance(word), luminance(surface)])
+            assert (light + 0.05) / (dark + 0.05) >= 3, (word, surface)
 
 
 def test_embedded_json_ends_no_script() -> None:
