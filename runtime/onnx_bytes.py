@@ -122,9 +122,9 @@ def read_integer_products(serialized: memoryview) -> list[IntegerProduct]:
 def _read_graph(graph: memoryview, depth: int) -> Iterator[IntegerProduct]:
     if depth > MAX_DEPTH:
         raise ValueError(f"graphs must be nested at most {MAX_DEPTH} deep")
-    nodes = [_Node(part) for key, part in read_fields(graph) if key == 1 and isinstance(part, memoryview)]
+    nodes = [Node(part) for key, part in read_fields(graph) if key == 1 and isinstance(part, memoryview)]
     constants = {
-        _string(name)
+        read_string(name)
         for key, tensor in read_fields(graph)
         if key == 5 and isinstance(tensor, memoryview)
         for inner, name in read_fields(tensor)
@@ -146,8 +146,14 @@ def _read_graph(graph: memoryview, depth: int) -> Iterator[IntegerProduct]:
             yield from _read_graph(body, depth + 1)
 
 
-class _Node:
-    """The fields of a NodeProto that matter here."""
+class Node:
+    """A NodeProto, read as far as its names and the graphs inside it.
+
+    Attributes:
+        inputs, outputs: names of tensors.
+        operator: its type.
+        bodies: graphs of a Scan, Loop or If.
+    """
 
     def __init__(self, part: memoryview) -> None:
         self.inputs: list[str] = []
@@ -156,18 +162,19 @@ class _Node:
         self.bodies: list[memoryview] = []
         for key, found in read_fields(part):
             if key == 1:
-                self.inputs.append(_string(found))
+                self.inputs.append(read_string(found))
             elif key == 2:
-                self.outputs.append(_string(found))
+                self.outputs.append(read_string(found))
             elif key == 4:
-                self.operator = _string(found)
+                self.operator = read_string(found)
             elif key == 5 and isinstance(found, memoryview):  # AttributeProto.g, .graphs
                 self.bodies += [
                     body for inner, body in read_fields(found) if inner in (6, 11) and isinstance(body, memoryview)
                 ]
 
 
-def _string(found: memoryview | int) -> str:
+def read_string(found: memoryview | int) -> str:
+    """Text of a field; ValueError where it holds none."""
     if isinstance(found, int):
         raise ValueError("a name must be text")
     return bytes(found).decode()

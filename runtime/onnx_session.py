@@ -50,6 +50,7 @@ def open_session(
     devices: Sequence[Any] = (),
     log: int = ERRORS,
     log_id: str = "",
+    name: str | None = None,
     purpose: str = "running an ONNX graph",
     extra: str = "cpu",
     instead: str = "use precision fp32, or export the int8 graphs again",
@@ -65,6 +66,7 @@ def open_session(
         log: the least severe messages to log; errors are raised as well.
         log_id: what the session's lines in the log carry; those of onnxruntime itself, on its threads for instance, do
             not.
+        name: what errors call the graph; None for its file.
         purpose: what needs onnxruntime, for the error where it is missing.
         extra: the extra that brings the provider.
         instead: what to do where the graph's integer products would saturate on this CPU, for the error.
@@ -89,11 +91,11 @@ def open_session(
         options.add_provider_for_devices(list(devices), dict(provider[1]))
         return ort.InferenceSession(file, options)
     if provider[0] == CPU:
-        _check_products(ort, graph, instead)
+        _check_products(ort, graph, name or ("the graph" if isinstance(graph, bytes) else str(graph)), instead)
     return ort.InferenceSession(file, options, providers=[(provider[0], dict(provider[1]))])
 
 
-def _check_products(ort: Any, graph: str | Path | bytes, instead: str) -> None:
+def _check_products(ort: Any, graph: str | Path | bytes, name: str, instead: str) -> None:
     """BackendError where a graph's integer products saturate on this CPU."""
     with_option, without = products_are_exact(ort)
     if without:
@@ -103,7 +105,6 @@ def _check_products(ort: Any, graph: str | Path | bytes, instead: str) -> None:
     except ValueError:  # no ONNX model: onnxruntime says what is wrong with it
         return
     wrong = [product for product in found if not (with_option and product.local)]
-    name = "the graph" if isinstance(graph, bytes) else str(graph)
     if wrong:
         raise BackendError(
             f"{name}: its int8 products saturate on this CPU, which is an x86 without VNNI instructions, so that its "

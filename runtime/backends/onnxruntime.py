@@ -16,6 +16,7 @@ from ..errors import BackendError
 from ..extras import install_command
 from ..onnx_session import CPU, import_onnxruntime, open_session
 from .base import Array, Backend, Feeds, check_feeds
+from .branches import BranchedSession, find_branches
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -40,7 +41,7 @@ class OnnxRuntimeBackend(Backend):
         file: the ONNX file.
         spec: of the graph, from the manifest; it is compared with the file.
         provider: execution provider and its options.
-        threads: threads inside one operator; None for one per CPU this process may use.
+        threads: CPU threads of one `run`; None for one per CPU this process may use.
         extra: which extra installs the provider.
     """
 
@@ -84,7 +85,10 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(
                 f"{self.name} needs {provider[0]}, this onnxruntime has {installed}: {install_command(extra)}"
             )
-        return open_session(file, self.threads, provider=provider)
+        cut = find_branches(file, self.spec, self.threads) if provider[0] == CPU else None
+        if cut is None:
+            return open_session(file, self.threads, provider=provider)
+        return BranchedSession(cut, self.threads, lambda piece: open_session(piece, 1, name=str(file)))
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """See `Backend.run`."""
