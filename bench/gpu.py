@@ -188,11 +188,10 @@ def build_engines(bundle: Path) -> dict[str, str]:
 
 def backends(model: Path, seconds: float) -> dict[str, Any]:
     """`chan bench` on a model of the published size, made in the folder: every backend and precision, beside torch."""
-    from ..runtime.text import build_scan_vocabulary
     from .int8 import MODELS, make_bundle
     from .latency import Setting, run
 
-    _, bundle = make_bundle(MODELS["gru"], model, np.random.default_rng(0), build_scan_vocabulary(["a"], 1))
+    _, bundle = make_bundle(MODELS["gru"], model, np.random.default_rng(0))
     reasons = build_engines(bundle)
     precisions = tuple(dict.fromkeys(name for held in Manifest.load(bundle).graphs.values() for name in held))
     report = run(bundle, tuple(BACKENDS), precisions, model / "checkpoint", Setting(seconds=seconds)).to_dict()
