@@ -58,6 +58,14 @@ class Explanation:
         return asdict(self)
 
 
+def region_box(region: int, grid: int | None) -> tuple[float, float, float, float] | None:
+    """Left, top, width and height of a region as fractions of the picture; None where it has no place in the grid."""
+    if grid is None or not 0 <= region < grid * grid:
+        return None
+    row, column = divmod(region, grid)
+    return column / grid, row / grid, 1 / grid, 1 / grid
+
+
 def shares(
     regions: NDArray[np.float32], words: NDArray[np.float32], best: Sequence[float], config: AlignmentConfig
 ) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
-from ..runtime.explanation import MARKS, shares
+from ..runtime.explanation import MARKS, region_box, shares, word_shares
 from ..runtime.gallery.result import Hit, SearchResult
 from . import bodies
 from .galleries import OpenGallery
@@ -49,7 +49,7 @@ def explain_response(
     explained = opened.matcher.explain(image, caption)
     words = [
         bodies.WordMatch(
-            match.word, match.region, box(match.region, explained.grid), round(match.similarity, 6),
+            match.word, match.region, region_box(match.region, explained.grid), round(match.similarity, 6),
             round(match.share, 6), match.known, match.is_mark,
         )
         for match in explained.words
@@ -61,14 +61,6 @@ def explain_response(
 def picture_path(name: str, hit_id: str) -> str:
     """Where this server has the picture of a row."""
     return f"/v1/galleries/{name}/pictures?id={quote(hit_id, safe='')}"
-
-
-def box(region: int, grid: int | None) -> tuple[float, float, float, float] | None:
-    """Left, top, width and height of a region as fractions of the picture; None where regions are no raster."""
-    if grid is None or not 0 <= region < grid * grid:
-        return None
-    row, column = divmod(region, grid)
-    return column / grid, row / grid, 1 / grid, 1 / grid
 
 
 def _result(
@@ -92,7 +84,7 @@ def _hit(opened: OpenGallery, hit: Hit, query: Embeddings, words: Sequence[bodie
     grid = opened.grid
     matches = [
         bodies.WordMatch(
-            word.word, region, box(region, grid), round(similarity, 6), round(share, 6), word.known, word.mark
+            word.word, region, region_box(region, grid), round(similarity, 6), round(share, 6), word.known, word.mark
         )
         for word, region, similarity, share in zip(
             words, hit.word_regions.tolist(), hit.word_scores.tolist(), parts, strict=True
@@ -106,9 +98,9 @@ def _hit(opened: OpenGallery, hit: Hit, query: Embeddings, words: Sequence[bodie
 def _shares(opened: OpenGallery, hit: Hit, query: Embeddings) -> list[float]:
     """Each word's share of a hit's score. With VHA the similarities decide; otherwise the row's vectors are read."""
     config: AlignmentConfig = opened.gallery.alignment
-    nothing = query.vectors[0, :0]
-    if config.coding == "VHA":
-        return list(map(float, shares(nothing, nothing, hit.word_scores.tolist(), config)))
+    of_words = word_shares(hit.word_scores, config)
+    if of_words is not None:
+        return list(map(float, of_words))
     row = opened.gallery.embeddings([hit.id])
     mine, asked = row.vectors[0, : row.lengths[0]], query.vectors[0, : query.lengths[0]]
     regions, words = (mine, asked) if opened.side == "images" else (asked, mine)

@@ -12,6 +12,7 @@
 //   or {word, known, mark, off: true} for one that was switched off
 
 const COLORS = 12;
+const PRINTED = 500; // hits on paper
 const MARK_NOTES = {
   "<start>": "marks where the caption begins", "[CLS]": "marks where the caption begins",
   "<end>": "marks where the caption ends", "[SEP]": "marks where the caption ends",
@@ -267,15 +268,23 @@ export function badge(answer) {
   return details;
 }
 
-// The words of the query, one tab stop: arrows go from word to word. With `toggle` a word can be switched off.
+// The words of the query, one tab stop: arrows go from word to word. With `toggle` a word can be switched off. A finger
+// cannot point, so its first tap lights the word and the next one switches it.
 export function wordBar(words, light, { toggle = null, off = new Set() } = {}) {
   const colors = colorsOf(words);
+  let [tapped, before] = [false, -1];
   const chips = words.map((word, index) => {
     const button = chip("button", word, colors[index], {
       type: "button", tabindex: index ? "-1" : "0", class: off.has(index) ? "off" : "",
       "aria-pressed": toggle ? String(!off.has(index)) : null,
-      onclick: () => toggle?.(index),
+      onclick: () => {
+        if (tapped && before !== index) light.show([index]);
+        else toggle?.(index);
+        before = index;
+      },
     });
+    button.addEventListener("pointerdown", ({ pointerType }) => { tapped = pointerType === "touch"; });
+    button.addEventListener("keydown", () => { tapped = false; });
     light.follow(button, [index]);
     return button;
   });
@@ -368,6 +377,7 @@ export class HitGrid {
         this.#draw();
       });
     };
+    addEventListener("beforeprint", () => this.#draw(true));
     addEventListener("scroll", draw, { passive: true });
     addEventListener("resize", draw);
     new ResizeObserver(() => this.#measure()).observe(list);
@@ -393,7 +403,8 @@ export class HitGrid {
     if (!this.#hits.length) return;
     const wanted = Math.min(this.#hits.length - 1, Math.max(0, index));
     const top = this.list.getBoundingClientRect().top + scrollY + Math.floor(wanted / this.#columns) * this.#size.height;
-    const covered = document.querySelector("[data-sticky]")?.offsetHeight ?? 0;
+    const covered = [...document.querySelectorAll("[data-sticky]")].filter((one) => getComputedStyle(one).position === "sticky")
+      .reduce((sum, one) => sum + one.offsetHeight, 0);
     if (top < scrollY + covered) scrollTo({ top: top - covered - this.#size.gap });
     else if (top + this.#size.height > scrollY + innerHeight) scrollTo({ top: top + this.#size.height - innerHeight });
     this.#setCurrent(wanted);
@@ -455,12 +466,13 @@ export class HitGrid {
     card.element.style.transform = `translate(${(index % this.#columns) * (width + gap)}px, ${row * height}px)`;
   }
 
-  #draw() {
+  // Draw the cards in view; on paper, all of them.
+  #draw(paper = matchMedia("print").matches) {
     if (!this.#hits.length || !this.#size.height) return;
     const top = -this.list.getBoundingClientRect().top;
     const margin = 0.6 * innerHeight;
-    const first = Math.max(0, Math.floor((top - margin) / this.#size.height)) * this.#columns;
-    const last = Math.min(this.#hits.length, Math.ceil((top + innerHeight + margin) / this.#size.height) * this.#columns);
+    const first = paper ? 0 : Math.max(0, Math.floor((top - margin) / this.#size.height)) * this.#columns;
+    const last = Math.min(this.#hits.length, paper ? PRINTED : Math.ceil((top + innerHeight + margin) / this.#size.height) * this.#columns);
     for (const index of [...this.#cards.keys()]) {
       if ((index < first || index >= last) && index !== this.#current) this.#remove(index);
     }
@@ -530,7 +542,7 @@ export class HitDialog {
 // An answer: its verdict, the words of its query, and its hits.
 export class HitsView {
   constructor(place, { opened = () => {}, closed = () => {} } = {}) {
-    this.head = make("div", { class: "answer-head" });
+    this.head = make("div", { class: "answer-head", "data-sticky": true });
     this.list = make("ul", { class: "hits", "aria-label": "Hits, best first" });
     this.hint = make("p", { class: "hint" });
     place.append(this.head, this.hint, this.list);
@@ -553,8 +565,9 @@ export class HitsView {
     }
     this.head.replaceChildren(bar ?? this.hint, badge(answer));
     if (bar) this.head.after(this.hint);
-    const hint = own ? "Point at a word or at a region to see what chose what. Open a hit for its shares."
-      : `Point at a word to see the region that it chose on every hit${options.toggle ? "; press it to search without it" : ""}.`;
+    const point = matchMedia("(hover: none)").matches ? "Tap" : "Point at";
+    const hint = own ? `${point} a word or a region to see what chose what. Open a hit for its shares.`
+      : `${point} a word to see the region that it chose on every hit${options.toggle ? "; press it to search without it" : ""}.`;
     light.listen((lit) => {
       this.hint.textContent = (lit.length === 1 && answer.words[lit[0]] && explainWord(answer.words[lit[0]])) || hint;
     });

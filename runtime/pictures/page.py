@@ -11,7 +11,7 @@ from typing import Any
 
 from ..contract import AlignmentConfig
 from ..errors import InputError
-from ..explanation import MARKS, Explanation, WordMatch, word_shares
+from ..explanation import MARKS, Explanation, region_box, word_shares
 from ..gallery.result import Hit, SearchResult
 from ..skipped import SkippedItem
 from .document import readable, render_document
@@ -40,7 +40,7 @@ def render_page(
     caption: str | None,
     image: Path | None,
     grid: int | None,
-    alignment: AlignmentConfig | None = None,
+    alignment: AlignmentConfig,
 ) -> tuple[str, list[SkippedItem]]:
     """The hits as one HTML file.
 
@@ -49,7 +49,7 @@ def render_page(
         words: for each hit, the words its `word_regions` belong to.
         caption, image: the query, one of them.
         grid: regions are a grid x grid raster of the picture; None where that is not known: then no boxes are drawn.
-        alignment: of the model, for the words' shares of the score; None leaves them out.
+        alignment: of the model, for the words' shares of the score.
 
     A hit's picture is the query's, or the file its metadata names as `path`; without one the words stand alone.
 
@@ -93,7 +93,7 @@ def result_data(
     caption: str | None,
     image: Path | None,
     grid: int | None,
-    alignment: AlignmentConfig | None = None,
+    alignment: AlignmentConfig,
 ) -> tuple[dict[str, Any], list[SkippedItem]]:
     """What the components draw of a search, in the form of the server's answers, with the pictures inside.
 
@@ -103,9 +103,8 @@ def result_data(
     hits = []
     for hit, spoken in zip(result.hits, words, strict=True):
         picture, lost = _hit_picture(hit, skipped) if image is None else (None, "")
-        shares: Sequence[float | None] = [None] * len(spoken.words)
-        if alignment is not None and (known := word_shares(hit.word_scores, alignment)) is not None:
-            shares = known.tolist()
+        known = word_shares(hit.word_scores, alignment)
+        shares = [None] * len(spoken.words) if known is None else known.tolist()
         parts = zip(
             spoken.words, hit.word_regions.tolist(), hit.word_scores.tolist(), shares, spoken.known, strict=True
         )
@@ -160,7 +159,6 @@ def word_data(
     word: str, region: int, similarity: float, share: float | None, known: bool, *, grid: int | None
 ) -> dict[str, Any]:
     """One word of a hit, in the form of the server's answers; `box` is None where the region has no place."""
-    match = WordMatch(word, region, similarity, 0.0 if share is None else share, known)
     return {
         "word": readable(word),
         "region": region,
@@ -168,16 +166,8 @@ def word_data(
         "similarity": similarity,
         "share": share,
         "known": known,
-        "mark": match.is_mark,
+        "mark": word in MARKS,
     }
-
-
-def region_box(region: int, grid: int | None) -> tuple[float, float, float, float] | None:
-    """Left, top, width and height of a region as fractions of the picture; None where it has no place in the grid."""
-    if grid is None or not 0 <= region < grid * grid:
-        return None
-    row, column = divmod(region, grid)
-    return column / grid, row / grid, 1 / grid, 1 / grid
 
 
 def _hit_picture(hit: Hit, skipped: list[SkippedItem]) -> tuple[str | None, str]:

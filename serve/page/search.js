@@ -481,6 +481,8 @@ async function start() {
     },
   });
   listen();
+  const top = document.querySelector(".top");
+  new ResizeObserver(() => document.documentElement.style.setProperty("--top", `${top.offsetHeight - 1}px`)).observe(top);
   if (!location.search) find("caption").focus();
   await render();
 }

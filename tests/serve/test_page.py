@@ -171,6 +171,17 @@ def test_a_word_that_is_switched_off_changes_the_ranking(open_page: Open, site: 
     assert page.locator(".moved > [aria-hidden]").all_inner_texts() == arrows, "a link shows the movement, too"
 
 
+def test_a_finger_lights_a_word_before_it_switches_it(open_page: Open, site: str) -> None:
+    page = open_page(f"{site}/?q={quote(CAPTION)}", "phone", has_touch=True, is_mobile=True)
+    ids(page)
+    page.tap(".word-bar .chip >> nth=2")
+    assert page.locator(".tag.shown").count() > 0
+    assert "off" not in state(page)
+    page.tap(".word-bar .chip >> nth=2")
+    page.wait_for_selector(".chip.off")
+    assert state(page)["off"] == "2"
+
+
 def test_a_hit_opens_and_two_captions_are_compared(
     open_page: Open, site: str, bundle: Path, photos: list[Path], violations: Check
 ) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.explanation import Explanation, WordMatch
-from chan_rt.runtime.pictures.draw import LEGEND_WIDTH, LONGEST_SIDE, MARGIN, PALETTE, draw_explanation
+from chan_rt.runtime.pictures.draw import FAINT, INK, LEGEND_WIDTH, LONGEST_SIDE, MARGIN, PALETTE, draw_explanation
 
 EXPLANATION = Explanation(
     score=7.5,
@@ -115,6 +115,17 @@ def test_names_do_not_leave_a_narrow_cell() -> None:
     sheet = _draw(size, Explanation(1.0, words, 4))
     found = {region for region in range(16) if _has(_cell(sheet, size, region), PALETTE[0])}
     assert found == {4}
+
+
+def test_texts_stand_out() -> None:
+    def luminance(color: tuple[int, int, int]) -> float:
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in np.divide(color, 255)
+        ]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    for color in (*PALETTE, FAINT, INK):
+        assert 1.05 / (luminance(color) + 0.05) >= 4.5, color
 
 
 def test_an_unknown_word_is_marked_in_the_legend() -> None:

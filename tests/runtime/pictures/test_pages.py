@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies
 from PIL import Image
 
 from chan_rt.runtime.contract import AlignmentConfig
@@ -97,6 +99,41 @@ def test_a_word_lights_its_region_on_every_hit(open_page: Open, make_result: Mak
     page.keyboard.press("End")
     assert tag(page, 3) == "<end> 0.90"
     assert "<end> marks where the caption ends" in page.locator(".hint").inner_text()
+
+
+def test_words_stay_in_reach(open_page: Open, make_result: Make, write_hits: Make) -> None:
+    page = open_page(write_hits(make_result(40)))
+    page.mouse.wheel(0, 1500)
+    page.wait_for_selector(".hit[aria-posinset='16']")
+    page.hover(".word-bar .chip:has-text('apples')")
+    assert page.evaluate("scrollY") > 1000
+    assert page.locator(".tag.shown").count() > 8
+    page.focus(".word-bar .chip >> nth=0")
+    page.locator(".hit[aria-posinset='16'] .open-hit").focus()
+    page.keyboard.press("ArrowUp")
+    hit, words = (page.locator(one).bounding_box() for one in (".hit:has(:focus)", ".answer-head"))
+    assert hit is not None
+    assert words is not None
+    assert hit["y"] >= words["y"] + words["height"]
+
+
+def test_a_finger_lights_a_word(open_page: Open, make_result: Make, write_hits: Make) -> None:
+    page = open_page(write_hits(make_result(3)), "phone", has_touch=True, is_mobile=True)
+    page.tap(".word-bar .chip:has-text('red')")
+    assert page.locator(".tag.shown").all_inner_texts() == ["red 0.54"] * 3
+    assert "Tap a word" in page.locator(".hint").inner_text()
+
+
+def test_paper_has_every_hit(open_page: Open, make_result: Make, write_hits: Make) -> None:
+    page = open_page(write_hits(make_result(60)))
+    assert page.locator(".hit").count() < 60
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".hit").count() == 60
+    places = page.locator(".hit").evaluate_all(
+        "all => all.map((one) => `${one.getBoundingClientRect().x} ${one.getBoundingClientRect().y}`)"
+    )
+    assert len(set(places)) == 60
 
 
 def test_a_region_names_the_words_that_chose_it(open_page: Open, make_result: Make, write_hits: Make) -> None:
@@ -319,6 +356,13 @@ def test_colors_of_words_stand_out_in_both_modes() -> None:
         for surface in surfaces:
             dark, light = sorted([luminance(word), luminance(surface)])
             assert (light + 0.05) / (dark + 0.05) >= 3, (word, surface)
+
+
+@given(text=strategies.text(strategies.characters(codec=None)))
+def test_embedded_json_is_only_data(text: str) -> None:
+    written = embedded_json({text: [text]})
+    assert not set("<>&\u2028\u2029") & set(written)
+    assert json.loads(written) == {text: [text]}
 
 
 def test_embedded_json_ends_no_script() -> None:
