@@ -250,7 +250,8 @@ async function search(state, view) {
     draw(answer, whole);
     const rows = gallery.kind === "images" ? "pictures" : "captions";
     const times = answer.search ? `; encoded in ${answer.encode.toFixed(1)} ms, found in ${answer.search.toFixed(1)} ms` : "";
-    say(answer.hits.length ? `${answer.hits.length.toLocaleString("en")} of ${answer.rows.toLocaleString("en")} ${rows}${times}` : "No row passes the filters.");
+    const unknown = answer.unknown_words.length ? `. The model does not know ${answer.unknown_words.map(visible).join(", ")}.` : "";
+    say(answer.hits.length ? `${answer.hits.length.toLocaleString("en")} of ${answer.rows.toLocaleString("en")} ${rows}${times}${unknown}` : "No row was found.");
   } finally {
     if (running?.signal === signal) find("answer").removeAttribute("aria-busy");
   }

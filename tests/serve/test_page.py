@@ -254,12 +254,17 @@ def test_mistakes_are_explained(browser: Any, site: str, violations: Check) -> N
     assert violations(page) == []
     page.goto(f"{site}/?q=apple&where=%7B")
     assert "is no JSON" in page.locator(".problem").inner_text()
+    page.goto(f"{site}/?q=two+zyzzyva")
+    page.wait_for_selector("#status:has-text('The model does not know zyzzyva.')")
     page.goto(f"{site}/?gallery=captions&q=apple")
     assert "Search it with a picture" in page.locator(".problem").inner_text()
     page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.fill("#caption", "")
     page.keyboard.press("Enter")
     page.wait_for_selector(".problem:has-text('picture')")
+    page.route("**/pictures?*", lambda route: route.abort())
+    page.goto(f"{site}/?q=apple")
+    page.wait_for_selector(".hit .lost:has-text('The picture of this row cannot be shown.')")
     page.route("**/v1/search", lambda route: route.abort())
     page.goto(f"{site}/?q=apple")
     page.wait_for_selector(".problem:has-text('The server cannot be reached.')")
@@ -325,9 +330,16 @@ def test_a_picture_of_ones_own_is_explained(open_page: Open, site: str, photos: 
 
 
 def test_ten_thousand_hits_stream_in_and_scroll(open_page: Open, site: str) -> None:
-    page = open_page(f"{site}/?gallery=many&q={quote(CAPTION)}&k=10000")
+    page = open_page(f"{site}/?gallery=many")
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json["k"]) if "search" in request.url else None)
+    page.fill("#k", "10000")
+    page.fill("#caption", CAPTION)
+    page.keyboard.press("Enter")
     page.wait_for_selector(".hit")
+    assert asked[0] == 60, "the first hits do not wait for the rest"
     page.wait_for_selector(".hit[aria-setsize='10000']", timeout=30_000)
+    assert asked == [60, 10_000]
     assert page.locator(".hit").count() < 60
     page.focus(".open-hit[tabindex='0']")
     page.keyboard.press("End")

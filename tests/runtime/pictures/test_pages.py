@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,39 @@ def test_text_of_others_is_only_text(open_page: Open, make_result: Make, write_h
     assert page.locator("script").count() == 2, "the data and the components"
     assert page.locator(".hit script, .hit svg, dialog script, dialog svg, [onerror], [onload]").count() == 0
     assert page.locator("img").evaluate_all("all => all.every((one) => one.src.startsWith('data:image/jpeg'))")
+
+
+def test_a_picture_that_is_gone_is_named(open_page: Open, make_result: Make, tmp_path: Path, violations: Check) -> None:
+    (hit,) = make_result(1).hits
+    gone = tmp_path / "<img src=x onerror=alert(1)>.png"
+    result = SearchResult((replace(hit, metadata={"path": str(gone)}),), "exact", True, "proven", 1, 1)
+    text, skipped = render_page(result, [HitWords(WORDS, KNOWN)], "two", None, GRID, AlignmentConfig())
+    assert [item.item for item in skipped] == [str(gone)]
+    (tmp_path / "hits.html").write_text(text)
+    page = open_page((tmp_path / "hits.html").as_uri())
+    assert page.locator(".hit .lost").inner_text().startswith(f"{gone} cannot be read")
+    assert page.locator(".hit img").count() == 0
+    assert page.locator(".hit .share-bar i").count() == 6
+    assert violations(page) == []
+
+
+def test_the_policy_stops_a_script_that_got_in(
+    browser: Any, make_result: Make, write_hits: Make, tmp_path: Path
+) -> None:
+    file = tmp_path / "hits.html"
+    write_hits(make_result(2))
+    added = (
+        "<script>document.title = 'taken'</script><style>body { display: none }</style><img src=x onerror='alert(1)'>"
+    )
+    file.write_text(file.read_text().replace("</main>", f"{added}</main>"))
+    page = browser.new_page()
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(file.as_uri())
+    assert page.locator(".hit").count() == 2
+    assert (page.title(), dialogs) == ("two red apples zyzzyva", [])
+    assert page.locator("h1").is_visible()
+    page.close()
 
 
 def test_ten_thousand_hits_are_drawn_where_they_are_seen(open_page: Open, make_result: Make, tmp_path: Path) -> None:
