@@ -78,6 +78,6 @@ def test_a_reason_is_in_words(cause: Callable[[], object], expected: str) -> Non
 
 def test_no_message_prints_an_exception_as_python_does() -> None:
     root = Path(__file__).parent.parent
-    folders = ("runtime", "chan_ref", "export", "calibration", "commands", "demo", "bench")
+    folders = ("runtime", "chan_ref", "export", "calibration", "commands", "demo", "bench", "serve")
     files = [file for folder in folders for file in (root / folder).rglob("*.py")]
     assert [str(file) for file in files if "{error!r}" in file.read_text(encoding="utf-8")] == []
