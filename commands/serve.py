@@ -77,6 +77,7 @@ def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path |
     A gallery's name in the API is that of its folder, or NAME. SIGTERM ends the server once the requests at work are
     answered, and SIGHUP opens the galleries again.
     """
+    from ..runtime.errors import InputError
     from ..runtime.extras import needs
     from ..serve.launch import serve
     from ..serve.logs import log_to_stderr
@@ -85,9 +86,13 @@ def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path |
     with needs("uvicorn", "chan serve"):
         import uvicorn  # noqa: F401 - before anything is opened
     limits = {name.removeprefix("max_"): flags.pop(name) for name in list(flags) if name.startswith("max_")}
-    settings = Settings(
-        named_galleries(galleries), moved, api_key=_read_key(api_key_file), limits=Limits(**limits), **flags
-    )
+    if flags["uploads"] is not None and not flags["writable"]:
+        raise click.UsageError("--uploads has no effect without --writable")
+    key = _read_key(api_key_file)
+    try:
+        settings = Settings(named_galleries(galleries), moved, api_key=key, limits=Limits(**limits), **flags)
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
     log_to_stderr(settings.log)
     serve(settings)
 

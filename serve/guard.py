@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ROUTE = "chan_rt.route"  # key of an ASGI scope: the path of the operation, for metrics
 TIMES = ("x-queue-time", "x-inference-time", "x-search-time")
+LOCAL = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/livez", "/readyz")
 
 
@@ -69,6 +70,7 @@ class Guard:
 
     async def _admitted(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Pass a request on if it has the key and there is room for it."""
+        self._check_host(headers)
         self._check_key(scope["path"], headers)
         if not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
@@ -91,6 +93,18 @@ class Guard:
         finally:
             state.at_work -= 1
             state.report_work()
+
+    def _check_host(self, headers: Headers) -> None:
+        """Refusal of a request to a local server without a key that names another host.
+
+        A browser sends one for a page whose name was made to lead here after it was loaded (DNS rebinding).
+        """
+        settings = self._state.settings
+        if settings.api_key is not None or settings.host not in LOCAL:
+            return
+        name = re.sub(r":\d*$", "", headers.get("host", "")).strip("[]").lower()
+        if name not in LOCAL:
+            raise Refusal(421, "host", f"the host must be {', '.join(LOCAL)} while there is no API key, got {name!r}")
 
     def _check_key(self, path: str, headers: Headers) -> None:
         """Refusal unless the request presents the key. The page holds no data and asks for the key itself."""

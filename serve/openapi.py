@@ -23,6 +23,7 @@ _PROBLEMS = {
     "409": "Another process writes to the gallery.",
     "413": "The body or a picture is too large.",
     "415": "The body is of a kind that is not taken.",
+    "421": "The request names another host than this one.",
     "422": "A field breaks a rule.",
     "429": "Too many requests are at work.",
     "500": "The server failed.",

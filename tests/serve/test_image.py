@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,12 @@ def test_the_image_has_what_the_wheel_is_made_of() -> None:
 def test_the_steps_of_the_image(gallery: Path, bundle: Path) -> None:
     if shutil.which("setpriv") is None or subprocess.run(["id", "-u"], capture_output=True).stdout != b"0\n":
         pytest.skip("the steps need root and setpriv")
-    for path in (gallery, bundle):  # pytest's folders are for their owner only
-        for folder in (path, *list(path.parents)[:-2]):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    command = ["sh", DOCKER / "try.sh", gallery, bundle]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are for their owner only
+        shutil.copytree(gallery, Path(place, "gallery"))
+        shutil.copytree(bundle, Path(place, "bundle"))
+        subprocess.run(["chmod", "-R", "a+rX", place], check=True)
+        command = ["sh", DOCKER / "try.sh", Path(place, "gallery"), Path(place, "bundle")]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "as user 10001" in ran.stdout
     assert '"certified":true' in ran.stdout

@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from click.testing import CliRunner
+
+from chan_rt.cli import main
 
 SEARCH = {"captions": ["two red apples"], "k": 2}
 BODY = json.dumps(SEARCH).encode()
@@ -82,6 +85,22 @@ def test_health_page_and_headers(http: httpx.Client) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:80", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 421),
+        ("", 421),
+        ("127.0.0.1.nip.io", 421),
+    ],
+)
+def test_no_page_reaches_a_local_server_by_another_name(http: httpx.Client, host: str, status: int) -> None:
+    for path in ("/v1/galleries", "/"):
+        assert http.get(path, headers={"host": host}).status_code == status
+
+
 @pytest.fixture(scope="module")
 def keyed(start_server, gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     file = tmp_path_factory.mktemp("key") / "key"
@@ -116,7 +135,7 @@ def test_without_the_key_nothing_is_told(keyed, headers: dict[str, str], status:
 
 
 def test_an_origin_may_be_allowed(keyed) -> None:
-    with httpx.Client(base_url=keyed.url) as client:
+    with httpx.Client(base_url=keyed.url, headers={"host": "chan.example"}) as client:
         asks = {"origin": "https://example.org", "access-control-request-method": "POST",
                 "access-control-request-headers": "authorization,content-type"}  # fmt: skip
         assert client.options("/v1/search", headers=asks).headers["access-control-allow-origin"] == asks["origin"]
@@ -140,6 +159,34 @@ def test_the_log_has_the_request_and_neither_key_nor_picture(keyed) -> None:
     assert "s3cret" not in text
     assert "my picture" not in text
     assert "\x1b" not in text
+
+
+# -- the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a b=/x"], "the name of a gallery must be 1 to 64 letters"),
+        (["/x/same", "/y/same"], "two galleries are named 'same'"),
+        (["/x", "--uploads", "/y"], "--uploads has no effect without --writable"),
+        (["/x", "--max-k", "0"], "--max-k"),
+        (["/x", "--port", "70000"], "--port"),
+        (["/x", "--log", "xml"], "--log"),
+    ],
+)
+def test_a_wrong_command_line_is_one_error(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+@pytest.mark.parametrize(("key", "words"), [("", "at least one character"), ("schl\u00fcssel", "of ASCII")])
+def test_a_key_that_no_header_can_carry(key: str, words: str) -> None:
+    result = CliRunner().invoke(main, ["serve", "/x"], env={"CHAN_API_KEY": key})
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "schl" not in result.output
 
 
 # -- bounds
