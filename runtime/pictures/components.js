@@ -1,12 +1,13 @@
 // The components of every page of chan: pictures with the regions that words chose, hits, explanations.
 //
 // A page that is a file has its data in `<script type="application/json" id="...">`, and places `data-view="hits"` or
-// `data-view="explanation"` with `data-from="..."` that are drawn when the page is read. The live page imports this module.
+// `data-view="explanation"` with `data-from="..."` that are drawn when the page is read. The live page imports this
+// module.
 // Everything that comes from captions, names and metadata becomes text nodes or attributes of pictures, never HTML.
 //
 // The data is that of the server's answers; docs/serve.md describes each field.
-// result: {certified, reason, rows, rescored, rescored_share, hits, words: those of the query, [] where each hit has its
-//   own, picture: URL of the query's picture, which is that of every hit, or null}
+// result: {certified, reason, rows, rescored, rescored_share, hits, words: those of the query, [] where each hit has
+//   its own, picture: URL of the query's picture, which is that of every hit, or null}
 // hit: {id, score, metadata, picture: URL or null, lost: why it cannot be shown, words}
 // word: {word, known, mark, region, box: [left, top, width, height] in parts of 1 or null, similarity, share or null},
 //   or {word, known, mark, off: true} for one that was switched off
@@ -32,8 +33,9 @@ export function make(tag, properties = {}, ...children) {
 
 // Text from others with its control characters and its overrides of the reading direction as escapes.
 export function visible(text) {
+  const escaped = (letter) => `\\u${letter.codePointAt(0).toString(16).padStart(4, "0")}`;
   return String(text).replace(/[\p{Cc}\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/gu,
-    (letter) => (letter === "\n" || letter === "\t" ? " " : `\\u${letter.codePointAt(0).toString(16).padStart(4, "0")}`));
+    (letter) => (letter === "\n" || letter === "\t" ? " " : escaped(letter)));
 }
 
 export function percent(share) {
@@ -54,9 +56,9 @@ export function colorsOf(words) {
 }
 
 export function explainWord(word) {
-  if (word.mark) return `${word.word} ${MARK_NOTES[word.word]}. The tokenizer adds it, and the model aligns it like a word.`;
-  if (word.known === false) return `The model does not know “${visible(word.word)}”. All unknown words are the same word to it.`;
-  return "";
+  const text = visible(word.word);
+  if (word.mark) return `${text} ${MARK_NOTES[text]}. The tokenizer adds it, and the model aligns it like a word.`;
+  return word.known === false ? `The model does not know “${text}”. All unknown words are the same word to it.` : "";
 }
 
 // The words that are lit. Whoever draws words listens.
@@ -108,7 +110,9 @@ export class RegionPicture {
       this.element.append(make("p", { class: "lost" }, visible(hit.lost || "This row has no picture.")));
       return;
     }
-    const image = make("img", { alt: `Picture: ${titleOf(hit)}`, loading: large ? null : "lazy", decoding: "async", draggable: "false" });
+    const image = make("img", {
+      alt: `Picture: ${titleOf(hit)}`, loading: large ? null : "lazy", decoding: "async", draggable: "false",
+    });
     image.addEventListener("load", () => {
       this.picture.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight || 1);
     });
@@ -201,7 +205,8 @@ function shareBar(hit) {
 function meter(value, largest, text) {
   const fill = make("i");
   fill.style.width = `${Math.min(100, (100 * Math.abs(value)) / Math.max(largest, 1e-9))}%`;
-  return make("td", {}, make("span", { class: "meter", "aria-hidden": "true" }, fill), make("span", { class: "figure" }, text));
+  return make("td", {}, make("span", { class: "meter", "aria-hidden": "true" }, fill),
+    make("span", { class: "figure" }, text));
 }
 
 // The words with their similarities and shares of the score; pointing at a row lights its region.
@@ -229,14 +234,20 @@ export function shareTable(hit, light) {
   return table;
 }
 
+// Names and values as a list.
+function listOf(pairs) {
+  return make("dl", {}, ...pairs.flatMap(([name, value]) => [
+    make("dt", {}, visible(name)), make("dd", {}, visible(value))]));
+}
+
 // A picture beside the table of its words.
 export function explanation(hit, { heading = null } = {}) {
   const light = new Light();
   const picture = new RegionPicture(hit, light, { large: true });
   light.listen((words) => picture.light(words));
   const about = Object.entries(hit.metadata).filter(([, value]) => value !== null);
-  const list = make("dl", { class: "metadata" }, ...about.flatMap(([key, value]) => [
-    make("dt", {}, visible(key)), make("dd", {}, visible(typeof value === "string" ? value : JSON.stringify(value)))]));
+  const list = listOf(about.map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]));
+  list.className = "metadata";
   const notes = [...new Set(hit.words.filter((word) => !word.off).map(explainWord).filter(Boolean))];
   return make("div", { class: "explanation" }, picture.element,
     make("div", { class: "side" }, heading,
@@ -248,17 +259,18 @@ export function explanation(hit, { heading = null } = {}) {
 
 // One verdict of a search that explains itself when it is opened.
 export function badge(answer) {
-  const text = answer.certified ? `certified, ${percent(answer.rescored_share)} rescored` : "not certified";
+  const verdict = answer.certified ? `certified, ${percent(answer.rescored_share)} rescored` : "not certified";
   const hits = answer.hits.length;
   const meaning = answer.certified
-    ? `These are proven to be the best ${hits} of ${answer.rows}: the same hits in the same order as scoring every row in full. `
-      + `The scan read small copies of all rows; proven bounds left ${answer.rescored} that could be among the best, and these were scored again in full.`
+    ? `These are proven to be the best ${hits} of ${answer.rows}: the same hits in the same order as scoring every row `
+      + `in full. The scan read small copies of all rows; proven bounds left ${answer.rescored} that could be among `
+      + "the best, and these were scored again in full."
     : "Nothing proves that these are the best of all rows. They are the best that this search found.";
-  const facts = { reason: answer.reason, rows: answer.rows.toLocaleString("en"), "scored again": answer.rescored.toLocaleString("en") };
+  const facts = [["reason", answer.reason], ["rows", answer.rows.toLocaleString("en")],
+    ["scored again", answer.rescored.toLocaleString("en")]];
   const details = make("details", { class: "explained" },
-    make("summary", {}, make("span", { class: `badge ${answer.certified ? "good" : ""}` }, text)),
-    make("div", {}, make("p", {}, meaning),
-      make("dl", {}, ...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, visible(value))]))));
+    make("summary", {}, make("span", { class: `badge ${answer.certified ? "good" : ""}` }, verdict)),
+    make("div", {}, make("p", {}, meaning), listOf(facts)));
   details.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !details.open) return;
     event.stopPropagation();
@@ -335,18 +347,28 @@ class Card {
     this.picture = new RegionPicture(hit, local);
     this.bar = shareBar(hit);
     const name = titleOf(hit);
-    this.button = make("button", { class: "open-hit", type: "button", tabindex: "-1", title: name,
-      "aria-label": `${own ? `${visible(hit.id)}, ` : ""}${name}, rank ${index + 1}, score ${hit.score.toFixed(3)}: open`, onclick: (event) => { event.stopPropagation(); open(index); } },
-    make("bdi", {}, own ? visible(hit.id) : name));
-    this.element = make("li", { class: `hit ${truth !== undefined && truth === hit.id ? "truth" : ""}`, "aria-setsize": count, "aria-posinset": index + 1, onclick: () => open(index) },
-      this.picture.element,
-      make("div", { class: "about" },
-        make("div", { class: "line" }, make("span", { class: "rank" }, `${index + 1}`), this.button,
-          before ? movement(before.get(hit.id), index) : null, make("span", { class: "score" }, hit.score.toFixed(3))),
-        own ? spokenCaption(hit, this.light) : null, this.bar));
+    const [shownName, spoken] = own ? [visible(hit.id), `${visible(hit.id)}, ${name}`] : [name, name];
+    this.button = make("button", {
+      class: "open-hit", type: "button", tabindex: "-1", title: name,
+      "aria-label": `${spoken}, rank ${index + 1}, score ${hit.score.toFixed(3)}: open`,
+      onclick: (event) => {
+        event.stopPropagation();
+        open(index);
+      },
+    }, make("bdi", {}, shownName));
+    const line = make("div", { class: "line" }, make("span", { class: "rank" }, `${index + 1}`), this.button,
+      before ? movement(before.get(hit.id), index) : null, make("span", { class: "score" }, hit.score.toFixed(3)));
+    const meant = truth !== undefined && truth === hit.id;
+    this.element = make("li", {
+      class: `hit ${meant ? "truth" : ""}`, "aria-setsize": count, "aria-posinset": index + 1,
+      onclick: () => open(index),
+    }, this.picture.element,
+    make("div", { class: "about" }, line, own ? spokenCaption(hit, this.light) : null, this.bar));
     const draw = (words) => {
       this.picture.light(words);
-      for (const part of this.bar.children) part.classList.toggle("faded", words.length > 0 && !words.includes(Number(part.dataset.word)));
+      for (const part of this.bar.children) {
+        part.classList.toggle("faded", words.length > 0 && !words.includes(Number(part.dataset.word)));
+      }
     };
     this.forget = this.light.listen(draw);
     if (own) return;
@@ -402,8 +424,10 @@ export class HitGrid {
   focus(index) {
     if (!this.#hits.length) return;
     const wanted = Math.min(this.#hits.length - 1, Math.max(0, index));
-    const top = this.list.getBoundingClientRect().top + scrollY + Math.floor(wanted / this.#columns) * this.#size.height;
-    const covered = [...document.querySelectorAll("[data-sticky]")].filter((one) => getComputedStyle(one).position === "sticky")
+    const row = Math.floor(wanted / this.#columns);
+    const top = this.list.getBoundingClientRect().top + scrollY + row * this.#size.height;
+    const covered = [...document.querySelectorAll("[data-sticky]")]
+      .filter((one) => getComputedStyle(one).position === "sticky")
       .reduce((sum, one) => sum + one.offsetHeight, 0);
     if (top < scrollY + covered) scrollTo({ top: top - covered - this.#size.gap });
     else if (top + this.#size.height > scrollY + innerHeight) scrollTo({ top: top + this.#size.height - innerHeight });
@@ -454,7 +478,9 @@ export class HitGrid {
     card.element.style.width = `${this.#size.width}px`;
     if (index === this.#current) card.button.setAttribute("tabindex", "0");
     let after = null; // cards stand in the order of their ranks, for whoever reads the page in its order
-    for (const [other, { element }] of this.#cards) if (other > index && (after === null || other < after[0])) after = [other, element];
+    for (const [other, { element }] of this.#cards) {
+      if (other > index && (after === null || other < after[0])) after = [other, element];
+    }
     this.list.insertBefore(card.element, after ? after[1] : null);
     this.#cards.set(index, card);
     return card;
@@ -472,19 +498,25 @@ export class HitGrid {
     const top = -this.list.getBoundingClientRect().top;
     const margin = 0.6 * innerHeight;
     const first = paper ? 0 : Math.max(0, Math.floor((top - margin) / this.#size.height)) * this.#columns;
-    const last = Math.min(this.#hits.length, paper ? PRINTED : Math.ceil((top + innerHeight + margin) / this.#size.height) * this.#columns);
+    const seen = Math.ceil((top + innerHeight + margin) / this.#size.height) * this.#columns;
+    const last = Math.min(this.#hits.length, paper ? PRINTED : seen);
     for (const index of [...this.#cards.keys()]) {
       if ((index < first || index >= last) && index !== this.#current) this.#remove(index);
     }
-    for (let index = first; index < last; index += 1) if (!this.#cards.has(index)) this.#place(this.#card(index), index);
+    for (let index = first; index < last; index += 1) {
+      if (!this.#cards.has(index)) this.#place(this.#card(index), index);
+    }
     if (!this.#cards.has(this.#current)) this.#place(this.#card(this.#current), this.#current);
   }
 
   #onKey(event) {
     if (!event.target.classList?.contains("open-hit")) return;
     const page = Math.max(1, Math.floor(innerHeight / this.#size.height)) * this.#columns;
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.#columns, ArrowUp: -this.#columns, PageDown: page, PageUp: -page }[event.key];
-    const to = { Home: 0, End: this.#hits.length - 1 }[event.key] ?? (step === undefined ? undefined : this.#current + step);
+    const [here, row] = [this.#current, this.#columns];
+    const to = {
+      ArrowRight: here + 1, ArrowLeft: here - 1, ArrowDown: here + row, ArrowUp: here - row,
+      PageDown: here + page, PageUp: here - page, Home: 0, End: this.#hits.length - 1,
+    }[event.key];
     if (to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     if (to >= 0 && to < this.#hits.length) this.focus(to);
@@ -499,11 +531,13 @@ export class HitDialog {
     this.moved = moved;
     this.title = make("h2", { id: "large-title" });
     this.content = make("div", { class: "content" });
-    const button = (text, label, onclick) => make("button", { class: "button", type: "button", "aria-label": label, onclick }, text);
+    const button = (text, label, onclick) => make("button",
+      { class: "button", type: "button", "aria-label": label, onclick }, text);
     this.previous = button("←", "The hit before", () => this.step(-1));
     this.next = button("→", "The next hit", () => this.step(1));
     this.element = make("dialog", { class: "large", "aria-labelledby": "large-title" },
-      make("div", { class: "bar" }, this.title, this.previous, this.next, button("✕", "Close", () => this.element.close())),
+      make("div", { class: "bar" }, this.title, this.previous, this.next,
+        button("✕", "Close", () => this.element.close())),
       this.content);
     this.element.addEventListener("close", () => closed(this.#index));
     this.element.addEventListener("click", (event) => { if (event.target === this.element) this.element.close(); });
@@ -561,13 +595,15 @@ export class HitsView {
     const own = answer.words.length === 0;
     const bar = own ? null : wordBar(answer.words, light, options);
     if (bar) {
-      light.chips = (lit) => [...bar.children].forEach((one, index) => one.classList.toggle("lit", lit.includes(index)));
+      light.chips = (lit) => [...bar.children].forEach(
+        (one, index) => one.classList.toggle("lit", lit.includes(index)));
     }
     this.head.replaceChildren(bar ?? this.hint, badge(answer));
     if (bar) this.head.after(this.hint);
     const point = matchMedia("(hover: none)").matches ? "Tap" : "Point at";
+    const press = options.toggle ? "; press it to search without it" : "";
     const hint = own ? `${point} a word or a region to see what chose what. Open a hit for its shares.`
-      : `${point} a word to see the region that it chose on every hit${options.toggle ? "; press it to search without it" : ""}.`;
+      : `${point} a word to see the region that it chose on every hit${press}.`;
     light.listen((lit) => {
       this.hint.textContent = (lit.length === 1 && answer.words[lit[0]] && explainWord(answer.words[lit[0]])) || hint;
     });

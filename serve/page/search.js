@@ -4,7 +4,9 @@
 import { HitsView, explanation, loadPicturesWith, make, visible } from "./components.js";
 
 const find = (id) => document.getElementById(id);
-const SIGNS = { "=": "is", "!=": "is not", "<": "<", "<=": "≤", ">": ">", ">=": "≥", "~": "contains", "?": "exists" };
+const SIGNS = {
+  "=": "is", "!=": "is not", "<": "<", "<=": "≤", ">": ">", ">=": "≥", "~": "contains", "?": "exists",
+};
 const FILTERS = { "=": "$eq", "!=": "$ne", "<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte", "~": "$contains" };
 const FIRST = 60; // hits that are shown before a long answer is there
 const PATIENCE = 3; // times that a busy server is tried again
@@ -147,26 +149,39 @@ function readJson(text) {
 
 function conditionRow(text = null) {
   const { name, sign, value } = text === null ? { name: "", sign: "=", value: "" } : readCondition(text);
-  const field = make("input", { class: "button", value: name, list: "keys", "aria-label": "Key", placeholder: "key", "data-part": "name" });
+  const field = make("input", {
+    class: "button", "data-part": "name", value: name, list: "keys", "aria-label": "Key", placeholder: "key",
+  });
   const signs = make("select", { class: "button", "aria-label": "Relation", "data-part": "sign" },
     ...Object.entries(SIGNS).map(([one, words]) => make("option", { value: one, selected: one === sign }, words)));
-  const wanted = make("input", { class: "button", value, "aria-label": "Value", placeholder: "value", "data-part": "value" });
+  const wanted = make("input", {
+    class: "button", "data-part": "value", value, "aria-label": "Value", placeholder: "value",
+  });
   const hide = () => { wanted.hidden = signs.value === "?"; };
   signs.addEventListener("change", hide);
   hide();
-  const row = make("div", { class: "condition" }, field, signs, wanted,
-    make("button", { class: "button", type: "button", "aria-label": "Remove this condition", onclick: () => { row.remove(); find("add").focus(); } }, "✕"));
+  const remove = make("button", {
+    class: "button", type: "button", "aria-label": "Remove this condition",
+    onclick: () => {
+      row.remove();
+      find("add").focus();
+    },
+  }, "✕");
+  const row = make("div", { class: "condition" }, field, signs, wanted, remove);
   return row;
 }
 
 function readConditions() {
   return [...find("conditions").children].map((row) => {
-    const [name, sign, value] = ["name", "sign", "value"].map((part) => row.querySelector(`[data-part="${part}"]`).value.trim());
+    const read = (part) => row.querySelector(`[data-part="${part}"]`).value.trim();
+    const [name, sign, value] = ["name", "sign", "value"].map(read);
     return name && (sign === "?" ? name : `${name}${sign}${value}`);
   }).filter(Boolean);
 }
 
 // -- what the page says
+
+const count = (number) => number.toLocaleString("en");
 
 function say(text) { find("status").textContent = text; }
 
@@ -182,11 +197,12 @@ function showOnly(id) {
 function showStart(gallery, state) {
   showOnly("start");
   const images = gallery.kind === "images";
-  find("start-title").textContent = `${gallery.rows.toLocaleString("en")} ${images ? "pictures" : "captions"} to search`;
-  find("start-text").textContent = state.picture && !pictureOf(state)
-    ? "The picture of this link was on the page that made it. Drop or paste it again."
-    : images ? "Type what a picture shows. Each word then lights the region that it chose. Drop or paste a picture of your own to see what a caption's words choose in it."
-      : "Drop or paste a picture to find the captions that fit it, and to see what their words chose.";
+  find("start-title").textContent = `${count(gallery.rows)} ${images ? "pictures" : "captions"} to search`;
+  find("start-text").textContent = pictureOf(state) ? "Type a caption to see what its words choose in your picture."
+    : state.picture ? "The picture of this link was on the page that made it. Drop or paste it again."
+      : images ? "Type what a picture shows. Each word then lights the region that it chose. "
+        + "Drop or paste a picture of your own to see what a caption's words choose in it."
+        : "Drop or paste a picture to find the captions that fit it, and to see what their words chose.";
   say("");
 }
 
@@ -214,8 +230,13 @@ function readResult(result, picture, [encode, search]) {
   const side = devicePixelRatio > 1 ? 640 : 320;
   const hits = result.hits.map((hit) => {
     const found = hit.words.values();
-    const words = result.words.length ? result.words.map((word) => (word.on === false ? { ...word, off: true } : found.next().value)) : hit.words;
-    return { ...hit, words, picture: hit.picture && `${hit.picture}&side=${side}`, large: hit.picture && `${hit.picture}&side=1280` };
+    const place = (word) => (word.on === false ? { ...word, off: true } : found.next().value);
+    return {
+      ...hit,
+      words: result.words.length ? result.words.map(place) : hit.words,
+      picture: hit.picture && `${hit.picture}&side=${side}`,
+      large: hit.picture && `${hit.picture}&side=1280`,
+    };
   });
   return { ...result, hits, encode, search, picture: picture?.url ?? null };
 }
@@ -248,18 +269,22 @@ async function search(state, view) {
     ]);
     if (!whole) whole = { ...(all ?? answer), asked: searchOf({ ...state, off: [] }) };
     draw(answer, whole);
-    const rows = gallery.kind === "images" ? "pictures" : "captions";
-    const times = answer.search ? `; encoded in ${answer.encode.toFixed(1)} ms, found in ${answer.search.toFixed(1)} ms` : "";
-    const unknown = answer.unknown_words.length ? `. The model does not know ${answer.unknown_words.map(visible).join(", ")}.` : "";
-    say(answer.hits.length ? `${answer.hits.length.toLocaleString("en")} of ${answer.rows.toLocaleString("en")} ${rows}${times}${unknown}` : "No row was found.");
+    say(summary(answer, gallery.kind === "images" ? "pictures" : "captions"));
   } finally {
     if (running?.signal === signal) find("answer").removeAttribute("aria-busy");
   }
 }
 
+function summary({ hits, rows, encode, search, unknown_words: unknown }, kind) {
+  if (!hits.length) return "No row was found.";
+  const times = `encoded in ${encode.toFixed(1)} ms, found in ${search.toFixed(1)} ms`;
+  return `${count(hits.length)} of ${count(rows)} ${kind}; ${times}`
+    + (unknown.length ? `. The model does not know ${unknown.map(visible).join(", ")}.` : "");
+}
+
 function toggle(index, answer) {
   const { off } = readAddress();
-  const next = off.includes(index) ? off.filter((one) => one !== index) : [...off, index].sort((one, other) => one - other);
+  const next = off.includes(index) ? off.filter((one) => one !== index) : [...off, index].sort((a, b) => a - b);
   if (next.length === answer.words.length) say("One word must stay on.");
   else go({ off: next, open: "", vs: "" }).then(() => document.querySelectorAll(".word-bar .chip")[index]?.focus());
 }
@@ -272,7 +297,7 @@ async function explain(hit, caption, state) {
     ? await post("/v1/explain", { gallery: state.gallery, id: hit.id, caption })
     : await postPicture("/v1/explain", { gallery: state.gallery, caption }, picture);
   const found = await response.json();
-  return { ...hit, score: found.score, words: found.words, metadata: {} };
+  return { ...hit, score: found.score, words: found.words };
 }
 
 function captionOf(hit, state) {
@@ -286,8 +311,12 @@ function drawLarge(hit) {
   const caption = captionOf(hit, state);
   const place = make("div", {}, explanation(hit));
   const problem = make("div", { role: "alert" });
-  const field = make("input", { class: "button", type: "text", value: state.vs, placeholder: "Another caption for this picture", "aria-label": "Another caption for this picture", maxlength: "2000" });
-  const form = make("form", { class: "compare-form" }, field, make("button", { class: "button", type: "submit" }, "Compare"));
+  const label = "Another caption for this picture";
+  const field = make("input", {
+    class: "button", type: "text", value: state.vs, placeholder: label, "aria-label": label, maxlength: "2000",
+  });
+  const button = make("button", { class: "button", type: "submit" }, "Compare");
+  const form = make("form", { class: "compare-form" }, field, button);
   const compare = async () => {
     const other = field.value.trim();
     problem.replaceChildren();
@@ -297,12 +326,13 @@ function drawLarge(hit) {
     }
     try {
       const second = await explain(hit, other, state);
-      const first = { ...hit, metadata: {} };
-      const [better, by] = [first.score >= second.score ? "first" : "second", Math.abs(first.score - second.score)];
-      place.replaceChildren(
-        make("p", { class: "verdict", role: "status" }, by ? `The ${better} caption fits better, by ${by.toFixed(4)}.` : "Both captions fit equally well."),
-        make("div", { class: "compare" },
-          ...[[first, caption], [second, other]].map(([one, words]) => explanation(one, { heading: make("h3", { dir: "auto" }, visible(words)) }))));
+      const by = hit.score - second.score;
+      const verdict = by ? `The ${by > 0 ? "first" : "second"} caption fits better, by ${Math.abs(by).toFixed(4)}.`
+        : "Both captions fit equally well.";
+      const side = (one, words) => explanation({ ...one, metadata: {} },
+        { heading: make("h3", { dir: "auto" }, visible(words)) });
+      place.replaceChildren(make("p", { class: "verdict", role: "status" }, verdict),
+        make("div", { class: "compare" }, side(hit, caption), side(second, other)));
     } catch (error) {
       problem.replaceChildren(make("p", { class: "problem" }, visible(error.message)));
     }
@@ -351,8 +381,8 @@ async function render() {
       else {
         running?.abort();
         shown = { search: searchOf(state), whole: null, answer: null };
-        showProblem(gallery.kind === "captions" && state.q && !state.picture
-          ? new Problem("This gallery holds captions. Search it with a picture: drop one, paste one or choose one.") : null);
+        const wrong = gallery.kind === "captions" && state.q && !state.picture;
+        showProblem(wrong ? new Problem("This gallery holds captions. Search it with a picture.") : null);
         showStart(gallery, state);
       }
     }
@@ -376,7 +406,8 @@ function fillForm(state, gallery, picture) {
   find("k").value = state.k;
   const { modes = [] } = gallery;
   find("mode-label").hidden = modes.length < 2;
-  find("mode").replaceChildren(...modes.map((mode) => make("option", { value: mode, selected: mode === (state.mode || modes[0]) }, mode)));
+  find("mode").replaceChildren(...modes.map((mode) => make("option", { value: mode }, mode)));
+  if (modes.length) find("mode").value = state.mode || modes[0];
   const chip = find("picture");
   chip.hidden = !picture;
   if (picture) {
@@ -432,7 +463,8 @@ function listen() {
     row.querySelector("input").focus();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "/" || event.target.matches("input, select, textarea") || document.querySelector("dialog[open]")) return;
+    const busy = event.target.matches("input, select, textarea") || document.querySelector("dialog[open]");
+    if (event.key !== "/" || busy) return;
     event.preventDefault();
     find("caption").focus();
     find("caption").select();
@@ -473,7 +505,7 @@ async function start() {
     opened: (index) => {
       const { id } = shown.answer.hits[index];
       const { open } = readAddress();
-      if (open !== id) go({ open: id, vs: "" }, { replace: Boolean(open) });
+      if (open !== id) go({ open: id }, { replace: Boolean(open) });
     },
     closed: () => {
       if (!readAddress().open) return;
@@ -483,7 +515,8 @@ async function start() {
   });
   listen();
   const top = document.querySelector(".top");
-  new ResizeObserver(() => document.documentElement.style.setProperty("--top", `${top.offsetHeight - 1}px`)).observe(top);
+  const { style } = document.documentElement;
+  new ResizeObserver(() => style.setProperty("--top", `${top.offsetHeight - 1}px`)).observe(top);
   if (!location.search) find("caption").focus();
   await render();
 }

@@ -210,6 +210,12 @@ def test_a_hit_opens_and_two_captions_are_compared(
     assert dialog.locator(".verdict").inner_text().startswith(f"The {better} caption fits better")
     assert violations(page) == []
     link = page.url
+    page.click("[aria-label='The next hit']")
+    page.wait_for_selector(f"dialog[open] h2:has-text('3. {found[2]}')")
+    dialog.locator(".compare").wait_for()
+    assert (state(page)["open"], state(page)["vs"]) == (f"photos/{found[2]}", "the green table")
+    page.click("[aria-label='The hit before']")
+    page.wait_for_selector(f"dialog[open] h2:has-text('2. {found[1]}')")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog[open]", state="detached")
     assert "open" not in state(page)
