@@ -76,6 +76,31 @@ def error_of(status: int, content: bytes) -> errors.ChanError:
     return RequestRefused(problem.detail, problem.status, reason, problem.request_id)
 
 
+def headers(api_key: str | None) -> dict[str, str]:
+    """Headers of every request."""
+    kind = {"content-type": "application/json"}
+    return kind if api_key is None else {**kind, "authorization": f"Bearer {api_key}"}
+
+
+def result_of(call: Call[T], status: int, content: bytes) -> T:
+    """The result of a call, or its error."""
+    if status != 200:
+        raise error_of(status, content)
+    return call.read(content)
+
+
+def no_server(url: str, error: Exception) -> RequestRefused:
+    """The error where nothing answers."""
+    return RequestRefused(f"no server answers at {url}: {error}", 0, "connection", "")
+
+
+def only_name(found: Sequence[bodies.GalleryInfo]) -> str:
+    """The name of a server's only gallery."""
+    if len(found) != 1:
+        raise errors.InputError(f"gallery must be one of {', '.join(one.name for one in found)}, got none")
+    return found[0].name
+
+
 def pause(attempt: int, retry_after: str | None) -> float:
     """Seconds to wait before an attempt: what the server asks for, and a random part that doubles each time."""
     asked = float(retry_after) if retry_after is not None and retry_after.isdecimal() else 0.0

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import ChanError
 from ..runtime.extras import needs
 from ..runtime.gallery.result import Mode
 from . import bodies, calls
@@ -56,7 +55,7 @@ class Client:
         self._gallery = gallery
         self._retries = retries
         self._url = url.rstrip("/")
-        self._headers = _headers(api_key)
+        self._headers = calls.headers(api_key)
         self._mine = http is None
         self._http = http or httpx.Client(timeout=timeout)
 
@@ -148,7 +147,7 @@ class Client:
         self.close()
 
     def _name(self) -> str:
-        self._gallery = self._gallery or _only(self.galleries())
+        self._gallery = self._gallery or calls.only_name(self.galleries())
         return self._gallery
 
     def _send(self, call: Call[T]) -> T:
@@ -160,11 +159,11 @@ class Client:
                 )
             except httpx.ConnectError as error:
                 if attempt >= self._retries:
-                    raise _no_server(self._url, error) from error
+                    raise calls.no_server(self._url, error) from error
                 retry_after = None
             else:
                 if answer.status_code not in calls.RETRIED or attempt >= self._retries:
-                    return _result(call, answer)
+                    return calls.result_of(call, answer.status_code, answer.content)
                 retry_after = answer.headers.get("retry-after")
             time.sleep(calls.pause(attempt, retry_after))
             attempt += 1
@@ -186,7 +185,7 @@ class AsyncClient:
         self._gallery = gallery
         self._retries = retries
         self._url = url.rstrip("/")
-        self._headers = _headers(api_key)
+        self._headers = calls.headers(api_key)
         self._mine = http is None
         self._http = http or httpx.AsyncClient(timeout=timeout)
 
@@ -278,7 +277,7 @@ class AsyncClient:
         await self.aclose()
 
     async def _name(self) -> str:
-        self._gallery = self._gallery or _only(await self.galleries())
+        self._gallery = self._gallery or calls.only_name(await self.galleries())
         return self._gallery
 
     async def _send(self, call: Call[T]) -> T:
@@ -290,32 +289,11 @@ class AsyncClient:
                 )
             except httpx.ConnectError as error:
                 if attempt >= self._retries:
-                    raise _no_server(self._url, error) from error
+                    raise calls.no_server(self._url, error) from error
                 retry_after = None
             else:
                 if answer.status_code not in calls.RETRIED or attempt >= self._retries:
-                    return _result(call, answer)
+                    return calls.result_of(call, answer.status_code, answer.content)
                 retry_after = answer.headers.get("retry-after")
             await asyncio.sleep(calls.pause(attempt, retry_after))
             attempt += 1
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    headers = {"content-type": "application/json"}
-    return headers if api_key is None else {**headers, "authorization": f"Bearer {api_key}"}
-
-
-def _result(call: Call[T], answer: httpx.Response) -> T:
-    if answer.status_code != 200:
-        raise calls.error_of(answer.status_code, answer.content)
-    return call.read(answer.content)
-
-
-def _no_server(url: str, error: Exception) -> ChanError:
-    return calls.RequestRefused(f"no server answers at {url}: {error}", 0, "connection", "")
-
-
-def _only(galleries: Sequence[bodies.GalleryInfo]) -> str:
-    if len(galleries) != 1:
-        raise ChanError(f"gallery must be one of {', '.join(one.name for one in galleries)}, got none")
-    return galleries[0].name

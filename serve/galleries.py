@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..runtime.gallery import Gallery, fingerprint
 from ..runtime.matcher import Matcher
 from ..runtime.session import open_matcher
+from . import bodies
 from .problems import Refusal
 from .settings import Settings
 
@@ -66,27 +66,27 @@ class OpenGallery(Held):
         preprocess = self.matcher.manifest.preprocess
         return None if preprocess is None else preprocess.grid
 
-    def info(self, writable: bool) -> dict[str, Any]:
-        """Facts for `GET /v1/galleries`."""
+    def info(self, writable: bool) -> bodies.GalleryInfo:
+        """What `GET /v1/galleries` answers about it."""
         settings, fast = self.gallery.settings, self.gallery.fast
-        return {
-            "name": self.name,
-            "kind": settings.kind,
-            "rows": len(self.gallery),
-            "dim": settings.dim,
-            "coding": settings.alignment.coding,
-            "pooling": settings.alignment.pooling,
-            "fine": settings.fine,
-            "precision": settings.precision,
-            "model": settings.model,
-            "scan": self.gallery.scan,
-            "grid": self.grid,
-            "takes_pictures": self.grid is not None,
-            "max_words": self.matcher.max_words,
-            "writable": writable,
-            "modes": ["exact"] if fast is None else ["exact", "fast"],
-            "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
-        }
+        return bodies.GalleryInfo(
+            name=self.name,
+            kind=settings.kind,
+            rows=len(self.gallery),
+            dim=settings.dim,
+            coding=settings.alignment.coding,
+            pooling=settings.alignment.pooling,
+            fine=settings.fine,
+            precision=settings.precision,
+            model=settings.model,
+            scan=self.gallery.scan,
+            grid=self.grid,
+            takes_pictures=self.grid is not None,
+            max_words=self.matcher.max_words,
+            writable=writable,
+            modes=["exact"] if fast is None else ["exact", "fast"],
+            fast=None if fast is None else bodies.Fast(fast.share, fast.recall, fast.queries),
+        )
 
 
 class Galleries:
@@ -105,7 +105,11 @@ class Galleries:
     @property
     def places(self) -> dict[str, str]:
         """Folders of this server -> what an error calls them."""
-        return {str(Path(path).absolute()): f"the gallery {name}" for name, path in self._settings.galleries.items()}
+        found = {str(Path(path).absolute()): f"the gallery {name}" for name, path in self._settings.galleries.items()}
+        for name, opened in self._open.items():
+            bundle = self._settings.bundle or opened.gallery.settings.bundle
+            found |= {} if bundle is None else {str(Path(bundle).absolute()): f"the bundle of {name}"}
+        return found
 
     def reopen(self) -> None:
         """Open every gallery and bundle from its folder; those that were open go on until nobody uses them.

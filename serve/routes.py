@@ -141,7 +141,7 @@ class _Api:
 def galleries_answer(state: State) -> Response:
     """The answer to `GET /v1/galleries`."""
     writable = state.settings.writable
-    infos = [msgspec.convert(opened.info(writable), bodies.GalleryInfo) for opened in state.galleries.all().values()]
+    infos = [opened.info(writable) for opened in state.galleries.all().values()]
     return answer(msgspec.json.encode(bodies.GalleriesResponse(infos, asdict(state.settings.limits))))
 
 
