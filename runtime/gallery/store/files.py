@@ -62,8 +62,6 @@ def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], mo
     header: dict[str, object] = {}
     at = 0
     for key, array in arrays.items():
-        if at % array.itemsize:
-            raise ValueError(f"{key} would begin at byte {at}, no multiple of the {array.itemsize} bytes of its items")
         end = at + array.nbytes
         header[key] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [at, end]}
         at = end

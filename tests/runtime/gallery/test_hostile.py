@@ -30,7 +30,7 @@ from chan_rt.runtime.gallery.store.catalogue import (
     read_catalogue,
 )
 from chan_rt.runtime.gallery.store.commit import NewFiles, publish
-from chan_rt.runtime.gallery.store.files import PAGE, SEGMENTS, FileRecord, MappedFile, write_arrays
+from chan_rt.runtime.gallery.store.files import PAGE, SEGMENTS, FileRecord, MappedFile
 
 DEEP = json.loads("[" * 900 + "]" * 900)
 VALUES: list[Any] = [
@@ -485,9 +485,3 @@ def test_random_bytes_in_a_catalogue_of_schema_2(path: Path, make_embeddings, do
             gallery.search(make_embeddings(9, 1), 5)
         with in_time(30):
             verify_gallery(path)
-
-
-def test_a_file_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="norms would begin at byte 3, no multiple of the 4 bytes of its items"):
-        write_arrays(tmp_path, "file", {"flags": np.zeros(3, np.uint8), "norms": np.zeros(2, np.float32)})
-    assert list(tmp_path.iterdir()) == []
