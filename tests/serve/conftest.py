@@ -22,7 +22,7 @@ from chan_rt.runtime import gallery_settings, index_source, open_matcher, open_w
 T = TypeVar("T")
 CAPTION = "two red apples lie on the blue table"
 CHAN = "from chan_rt.cli import main; main()"
-STARTUP_SECONDS = 60
+STARTUP_SECONDS = 120
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _listening(process: subprocess.Popen[str], log: Path) -> str:
 
 
 def _wait_ready(process: subprocess.Popen[str], url: str, log: Path) -> None:
-    _poll(process, log, lambda: httpx.get(f"{url}/readyz").status_code == 200)
+    _poll(process, log, lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
 
 
 def _poll(process: subprocess.Popen[str], log: Path, found: Callable[[], T]) -> T:
@@ -125,5 +125,5 @@ def server(start_server: Callable, gallery: Path) -> Iterator[RunningServer]:
 @pytest.fixture
 def http(server: RunningServer) -> Iterator[httpx.Client]:
     """A client of `server`."""
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client

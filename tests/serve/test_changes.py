@@ -34,7 +34,7 @@ def writable(start_server, copy: Path) -> Iterator[httpx.Client]:
     uploads = copy.parent / "uploads"
     with (
         start_server(f"mine={copy}", "--writable", "--uploads", uploads) as server,
-        httpx.Client(base_url=server.url, timeout=30) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
 
@@ -124,7 +124,7 @@ def test_a_search_sees_what_another_writer_commits(writable: httpx.Client, copy:
 
 def test_a_gallery_that_was_replaced_is_opened_again(start_server, gallery: Path, tmp_path: Path) -> None:
     path = shutil.copytree(gallery, tmp_path / "mine")
-    with start_server(path, "--writable") as server, httpx.Client(base_url=server.url) as client:
+    with start_server(path, "--writable") as server, httpx.Client(base_url=server.url, timeout=60) as client:
         before = ids(client)
         for way in ("endpoint", "signal"):
             with Gallery.open(path) as old:

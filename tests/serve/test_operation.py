@@ -32,7 +32,7 @@ def connect(url: str) -> socket.socket:
 
 def head(length: int | str, path: str = "/v1/search") -> bytes:
     kind = f"content-length: {length}" if isinstance(length, int) else f"transfer-encoding: {length}"
-    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{kind}\r\n\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{kind}\r\n\r\n".encode()
 
 
 def read_answer(connection: socket.socket) -> tuple[int, bytes]:
@@ -123,7 +123,7 @@ def keyed(start_server, gallery: Path, tmp_path_factory: pytest.TempPathFactory)
     ],
 )
 def test_without_the_key_nothing_is_told(keyed, headers: dict[str, str], status: int) -> None:
-    with httpx.Client(base_url=keyed.url, headers={k: v.encode() for k, v in headers.items()}) as client:
+    with httpx.Client(base_url=keyed.url, timeout=60, headers={k: v.encode() for k, v in headers.items()}) as client:
         for path in ("/v1/galleries", "/v1/galleries/gallery/pictures?id=x", "/metrics", "/openapi.json"):
             found = client.get(path).status_code
             assert found == status or (status == 200 and found == 404)
@@ -135,7 +135,7 @@ def test_without_the_key_nothing_is_told(keyed, headers: dict[str, str], status:
 
 
 def test_an_origin_may_be_allowed(keyed) -> None:
-    with httpx.Client(base_url=keyed.url, headers={"host": "chan.example"}) as client:
+    with httpx.Client(base_url=keyed.url, timeout=60, headers={"host": "chan.example"}) as client:
         asks = {"origin": "https://example.org", "access-control-request-method": "POST",
                 "access-control-request-headers": "authorization,content-type"}  # fmt: skip
         assert client.options("/v1/search", headers=asks).headers["access-control-allow-origin"] == asks["origin"]
@@ -144,7 +144,9 @@ def test_an_origin_may_be_allowed(keyed) -> None:
 
 
 def test_the_log_has_the_request_and_neither_key_nor_picture(keyed) -> None:
-    with httpx.Client(base_url=keyed.url, headers={"api-key": "s3cret-key", "x-request-id": "find-me"}) as client:
+    with httpx.Client(
+        base_url=keyed.url, timeout=60, headers={"api-key": "s3cret-key", "x-request-id": "find-me"}
+    ) as client:
         client.post("/v1/search", json=SEARCH)
         client.post("/v1/encode", content=b"\x89PNG\r\n\x1a\nmy picture", headers={"content-type": "image/png"})
         client.get("/v1/galleries/gallery/pictures", params={"id": "\x1b[31m\nx"})
@@ -200,7 +202,7 @@ def bounded(start_server, gallery: Path) -> Iterator:
 
 
 def test_one_request_too_many_is_refused_at_once(bounded) -> None:
-    with httpx.Client(base_url=bounded.url) as client:
+    with httpx.Client(base_url=bounded.url, timeout=60) as client:
         with unfinished(bounded.url, lambda: at_work(client) == 1) as connection:
             refused = client.post("/v1/search", json=SEARCH)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -220,7 +222,7 @@ def test_one_request_too_many_is_refused_at_once(bounded) -> None:
     ],
 )
 def test_limits_have_flags(bounded, body: dict, status: int) -> None:
-    with httpx.Client(base_url=bounded.url) as client:
+    with httpx.Client(base_url=bounded.url, timeout=60) as client:
         assert client.post("/v1/search", json=body).status_code == status
 
 
@@ -246,16 +248,16 @@ def test_one_connection_too_many_is_refused(bounded) -> None:
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(connect(bounded.url)) for _ in range(8)]
         for connection in held:
-            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert read_answer(connection)[0] == 200
         with connect(bounded.url) as ninth:
             assert read_answer(ninth)[0] == 503
-    with httpx.Client(base_url=bounded.url) as client:
+    with httpx.Client(base_url=bounded.url, timeout=60) as client:
         assert client.get("/livez").status_code == 200
 
 
 def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
-    starts = (head(len(BODY)) + BODY[:-1], b"POST /v1/search HTTP/1.1\r\nhost: x\r\n", b"")
+    starts = (head(len(BODY)) + BODY[:-1], b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\n", b"")
     with start_server(gallery, "--max-seconds", "1") as server, contextlib.ExitStack() as stack:
         begin = time.monotonic()
         held = [stack.enter_context(connect(server.url)) for _ in starts]
@@ -265,14 +267,14 @@ def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
             assert read_answer(connection)[0] == 408
             assert connection.recv(1) == b""
         assert time.monotonic() - begin < 15
-        assert httpx.post(f"{server.url}/v1/search", json=SEARCH).status_code == 200
+        assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH).status_code == 200
 
 
 # -- metrics, schema, traces
 
 
 def test_metrics_count_what_happened(start_server, gallery: Path) -> None:
-    with start_server(gallery) as server, httpx.Client(base_url=server.url) as client:
+    with start_server(gallery) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         for _ in range(3):
             client.post("/v1/search", json={"captions": ["two red apples", "a cloud"], "k": 2})
         client.post("/v1/search", json={"captions": [" "]})
@@ -333,7 +335,7 @@ def test_a_request_is_traced(start_server, gallery: Path) -> None:
         with start_server(gallery, "--otlp-endpoint", f"http://127.0.0.1:{collector.server_port}") as server:
             trace = "4bf92f3577b34da6a3ce929d0e0e4736"
             headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "x-request-id": "traced"}
-            assert httpx.post(f"{server.url}/v1/search", json=SEARCH, headers=headers).status_code == 200
+            assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH, headers=headers).status_code == 200
             assert server.stop() == 0  # which sends what was not sent yet
         collector.shutdown()
     sent = b"".join(received)
@@ -356,7 +358,7 @@ def test_curl_is_a_client(http: httpx.Client, server, pictures: Path) -> None:
 
 
 def test_a_server_drains(start_server, gallery: Path) -> None:
-    with start_server(gallery) as server, httpx.Client(base_url=server.url) as client:
+    with start_server(gallery) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         with unfinished(server.url, lambda: at_work(client) == 1) as connection:
             server.process.send_signal(signal.SIGTERM)
             server.wait_for(lambda log: "finishing 1 requests" in log)
@@ -375,7 +377,7 @@ def test_a_server_drains(start_server, gallery: Path) -> None:
 def test_a_drain_ends_with_the_grace(start_server, gallery: Path) -> None:
     with (
         start_server(gallery, "--grace", "1") as server,
-        httpx.Client(base_url=server.url) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
         unfinished(server.url, lambda: at_work(client) == 1),
     ):
         begin = time.monotonic()
@@ -407,13 +409,16 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_worker_that_dies_is_replaced(start_server, gallery: Path) -> None:
-    with start_server(gallery, "--workers", "2", "--writable") as server, httpx.Client(base_url=server.url) as client:
+    with (
+        start_server(gallery, "--workers", "2", "--writable") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
         before = children(server.process.pid)
         assert len(before) == 2
         for _ in range(20):  # each over a connection of its own, so that both workers get some
-            assert httpx.post(f"{server.url}/v1/search", json=SEARCH).status_code == 200
+            assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH).status_code == 200
         count = 'chan_requests_total{route="/v1/search",status="200"} 20.0'
-        assert count in httpx.get(f"{server.url}/metrics").text
+        assert count in httpx.get(f"{server.url}/metrics", timeout=60).text
         os.kill(before[0], signal.SIGKILL)
         server.wait_for(lambda log: f"worker {before[0]} ended with status -9 and is replaced" in log)
         server.wait_for(lambda log: log.count("opened gallery") == 3)
@@ -421,9 +426,13 @@ def test_a_worker_that_dies_is_replaced(start_server, gallery: Path) -> None:
         assert len(after) == 2
         assert len({*before, *after}) == 3
         for _ in range(20):
-            assert httpx.post(f"{server.url}/v1/search", json=SEARCH).status_code == 200
-        assert count.replace("20.0", "40.0") in httpx.get(f"{server.url}/metrics").text  # the dead one's counts stay
-        assert httpx.post(f"{server.url}/v1/reopen").status_code == 200  # in the worker asked, and then in both
+            assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH).status_code == 200
+        assert (
+            count.replace("20.0", "40.0") in httpx.get(f"{server.url}/metrics", timeout=60).text
+        )  # the dead one's counts stay
+        assert (
+            httpx.post(f"{server.url}/v1/reopen", timeout=60).status_code == 200
+        )  # in the worker asked, and then in both
         server.wait_for(lambda log: log.count("opened gallery") == 6)
         assert client.post("/v1/search", json=SEARCH).status_code == 200
         assert server.stop() == 0

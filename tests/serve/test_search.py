@@ -206,7 +206,7 @@ def captions_server(start_server, make_small_model, tmp_path_factory: pytest.Tem
             expected[coding] = {id: matcher.explain(images, caption) for id, caption in TEXTS.items()}
     with (
         start_server(*(f"{coding}={folder / coding}" for coding in CODINGS)) as server,
-        httpx.Client(base_url=server.url, timeout=30) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client, expected
 

@@ -143,7 +143,7 @@ class Soak:
     def misbehave(self, rng: random.Random) -> None:
         """Half a head, half a body, a body over the limit, garbage, or many connections at once."""
         body = json.dumps({"captions": CAPTIONS}).encode()
-        start = b"POST /v1/search HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        start = b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         whole = start + b"content-length: %d\r\n\r\n" % len(body) + body
         kind = rng.choice(["half a head", "half a body", "oversize", "garbage", "flood", "left early"])
         data = {
