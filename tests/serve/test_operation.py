@@ -258,7 +258,7 @@ def test_one_connection_too_many_is_refused(bounded) -> None:
 
 def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
     starts = (head(len(BODY)) + BODY[:-1], b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\n", b"")
-    with start_server(gallery, "--max-seconds", "1") as server, contextlib.ExitStack() as stack:
+    with start_server(gallery, "--max-seconds", "3") as server, contextlib.ExitStack() as stack:
         begin = time.monotonic()
         held = [stack.enter_context(connect(server.url)) for _ in starts]
         for connection, sent in zip(held, starts, strict=True):
@@ -266,7 +266,7 @@ def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
         for connection in held:
             assert read_answer(connection)[0] == 408
             assert connection.recv(1) == b""
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 30
         assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH).status_code == 200
 
 
