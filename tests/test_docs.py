@@ -52,7 +52,7 @@ def test_command_and_options_exist(page: str, line: str) -> None:
         name, *arguments = arguments
         command = command.get_command(click.Context(command), name)
     assert command is not None
-    given, rest, _ = command.make_parser(click.Context(command)).parse_args(list(arguments))
+    given, rest, _ = command.make_parser(click.Context(command, **main.context_settings)).parse_args(list(arguments))
     assert not rest
     assert all(given.get(parameter.name) for parameter in command.params if parameter.required)
 
