@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..runtime.errors import ChanError
 from .logs import FACTS
 from .problems import Refusal, overloaded, problem_of, problem_response, unavailable
-from .reading import CLOSE, READING
+from .reading import CLOSE, READING, body_size
 from .state import State
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,11 @@ class Guard:
             raise unavailable("draining" if state.draining else "loading", "the server is not ready", 5)
         if state.at_work >= state.settings.limits.requests:
             raise overloaded(f"{state.at_work} requests are at work, the most that are taken at once")
+        size = body_size(headers, state.settings.limits)
+        if state.body_bytes + size > state.settings.limits.bodies:
+            raise overloaded(f"the requests at work have {state.body_bytes} bytes, and no room for {size} more")
         state.at_work += 1
+        state.body_bytes += size
         state.report_work()
         seconds = state.settings.limits.seconds
         try:
@@ -92,6 +96,7 @@ class Guard:
             raise unavailable("timeout", f"the request took longer than {seconds} seconds") from None
         finally:
             state.at_work -= 1
+            state.body_bytes -= size
             state.report_work()
 
     def _check_host(self, headers: Headers) -> None:

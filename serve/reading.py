@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from .problems import Refusal
@@ -17,26 +18,41 @@ READING = "chan_rt.reading"  # key of an ASGI scope: whether the body is still o
 CLOSE = {"Connection": "close"}  # where a body is not read to its end, the connection cannot be used again
 
 
+def body_size(headers: Headers, limits: Limits) -> int:
+    """Bytes that the body of a request may have: as announced, or as many as are taken of one without a length.
+
+    Raises:
+        Refusal: 413 for more than a request may have.
+    """
+    announced = headers.get("content-length")
+    if announced is None:
+        return limits.payload if "transfer-encoding" in headers else 0
+    size = int(announced) if announced.isdecimal() and len(announced) < 19 else limits.payload + 1
+    if size > limits.payload:
+        raise _too_large(limits)
+    return size
+
+
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The whole body of a request.
 
     Raises:
         Refusal: 413 for more bytes than a request may have.
     """
-    too_large = Refusal(413, "payload", f"the body must have at most {limits.payload} bytes, got more", CLOSE)
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and (len(announced) > 18 or int(announced) > limits.payload):
-        raise too_large
     request.scope[READING] = True
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > limits.payload:
-            raise too_large
+            raise _too_large(limits)
         parts.append(part)
     request.scope[READING] = False
     return b"".join(parts)
+
+
+def _too_large(limits: Limits) -> Refusal:
+    return Refusal(413, "payload", f"the body must have at most {limits.payload} bytes, got more", CLOSE)
 
 
 async def read_request(request: Request, limits: Limits, kind: type[T], picture: str | None = None) -> T:

@@ -25,6 +25,7 @@ class Limits:
         batch_words: words that are encoded together, padding included.
         texts: captions, pictures or rows in one request.
         payload: bytes of a request's body.
+        bodies: bytes of the bodies of all requests at work in one worker process; one more is answered with 429.
         k: hits that a request may ask for.
         pixels: of an uploaded picture, before it is decoded.
         seconds: that a request may take, reading its body and waiting included.
@@ -35,6 +36,7 @@ class Limits:
     batch_words: int = 2048
     texts: int = 64
     payload: int = 16 << 20
+    bodies: int = 256 << 20
     k: int = 1000
     pixels: int = 50_000_000
     seconds: int = 30
@@ -42,6 +44,8 @@ class Limits:
     def __post_init__(self) -> None:
         for one in fields(self):
             check_positive(one.name, getattr(self, one.name))
+        if self.bodies < self.payload:
+            raise InputError(f"bodies must be at least payload ({self.payload} bytes), got {self.bodies}")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class State:
         galleries, batcher, pictures, metrics, tracing: see their modules.
         ready: the galleries are open, and the server takes requests.
         draining: the server finishes what it has and takes nothing new.
-        at_work: requests in flight.
+        at_work, body_bytes: requests in flight, and bytes of their bodies.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -44,6 +44,7 @@ class State:
         self.ready = False
         self.draining = False
         self.at_work = 0
+        self.body_bytes = 0
         self._threads = ThreadPoolExecutor(2, "chan-side")
 
     def report_work(self) -> None:

@@ -56,11 +56,15 @@ def unfinished(url: str, work: Callable[[], object]) -> Iterator[socket.socket]:
     """A search whose body lacks its last byte, once `work()` shows that the server has it at work."""
     with connect(url) as connection:
         connection.sendall(head(len(BODY)) + BODY[:-1])
-        deadline = time.monotonic() + 20
-        while not work():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(work)
         yield connection
+
+
+def wait_until(found: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def at_work(client: httpx.Client) -> float:
@@ -173,6 +177,7 @@ def test_the_log_has_the_request_and_neither_key_nor_picture(keyed) -> None:
         (["/x/same", "/y/same"], "two galleries are named 'same'"),
         (["/x", "--uploads", "/y"], "--uploads has no effect without --writable"),
         (["/x", "--max-k", "0"], "--max-k"),
+        (["/x", "--max-bodies", "100"], "bodies must be at least payload"),
         (["/x", "--port", "70000"], "--port"),
         (["/x", "--log", "xml"], "--log"),
     ],
@@ -233,6 +238,25 @@ def test_a_body_that_only_grows_is_cut_off(bounded) -> None:
             for _ in range(100):
                 connection.sendall(b"64\r\n" + b"x" * 100 + b"\r\n")
         assert read_answer(connection)[0] == 413
+
+
+def test_all_bodies_together_are_bounded(start_server, gallery: Path) -> None:
+    limits = ("--max-payload", "1000", "--max-bodies", "1500")
+    with start_server(gallery, *limits) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with connect(server.url) as first:
+            first.sendall(head("chunked"))  # may become 1,000 bytes
+            wait_until(lambda: at_work(client) == 1)
+            assert client.post("/v1/search", json=SEARCH).status_code == 200
+            with connect(server.url) as second:
+                second.sendall(head("chunked"))
+                status, answer = read_answer(second)
+                assert status == 429
+                assert b"no room for 1000 more" in answer
+            first.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY))
+            assert read_answer(first)[0] == 200
+        with connect(server.url) as again:
+            again.sendall(head("chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY))
+            assert read_answer(again)[0] == 200
 
 
 def test_a_head_that_only_grows_is_cut_off(bounded) -> None:
