@@ -7,7 +7,7 @@ import sys
 
 import click
 
-MODULES = ("evaluate", "search", "int8")
+MODULES = ("evaluate", "search", "int8", "serve")
 
 
 @click.command()
