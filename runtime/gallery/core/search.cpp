@@ -15,7 +15,7 @@ constexpr double INFINITE = std::numeric_limits<double>::infinity();
 constexpr double MORE = 1 + 1e-9;   // what float64 loses in a sum of squares, and in a few operations after it
 constexpr int DIGIT = 7;            // bits of the low digit
 constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
-constexpr double COARSE = 0.15;     // share of a level's bound that the query's own rounding may take
+const double COARSE = getenv("COARSE") ? atof(getenv("COARSE")) : 0.15;     // share of a level's bound that the query's own rounding may take
 constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a first threshold
 constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
 constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
@@ -491,8 +491,8 @@ bool Search::ready(const Part& part, int64_t local, uint8_t what, const TouchFun
 struct Search::Pending {
     int64_t row = 0;
     double lower = -INFINITE, upper = INFINITE;  // by its codes
-    double low = 0, high = 0;                    // by its fine copy in float32
-    int64_t similarities = 0;                    // where these begin
+    double low = -INFINITE, high = INFINITE;     // by its fine copy in float32
+    int64_t similarities = -1;                   // where these begin; -1 until it is scored
 };
 
 namespace {
@@ -503,47 +503,35 @@ double kth_largest(std::vector<double> values, int64_t k) {
     return values[k - 1];
 }
 
-}  // namespace
-
-void Search::finish(Query& query, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
-                    Threads& threads, Answer& answer) const {
-    std::atomic<bool> stopped{false};
-    std::atomic<int64_t> second{0}, codes{0};
-    const auto is_allowed = [&](int64_t row) { return !allowed || allowed[row]; };
-
-    // Which rows look best: for a first threshold, their lower bounds.
-    const int64_t wanted = k + BEYOND;
-    std::vector<std::pair<float, int64_t>> heap;  // the least of the best in front
+// The `count` rows with the largest finite values, in ascending order.
+std::vector<int64_t> largest_rows(const float* values, int64_t rows, int64_t count, const uint8_t* allowed) {
+    std::vector<std::pair<float, int64_t>> heap;  // the least of them in front
     const auto above = std::greater<std::pair<float, int64_t>>();
-    for (int64_t row = 0; row < rows_; ++row) {
-        const bool full = static_cast<int64_t>(heap.size()) >= wanted;
-        if ((full && upper[row] <= heap.front().first) || !is_allowed(row)) continue;
+    for (int64_t row = 0; row < rows; ++row) {
+        const bool full = static_cast<int64_t>(heap.size()) >= count;
+        if ((full && values[row] <= heap.front().first) || std::isinf(values[row]) || (allowed && !allowed[row]))
+            continue;
         if (full) {
             std::pop_heap(heap.begin(), heap.end(), above);
             heap.pop_back();
         }
-        heap.emplace_back(upper[row], row);
+        heap.emplace_back(values[row], row);
         std::push_heap(heap.begin(), heap.end(), above);
     }
-    std::vector<Pending> best(heap.size());
-    for (size_t i = 0; i < heap.size(); ++i) best[i].row = heap[i].second;
-    const auto bound = [&](Pending& pending, double threshold, bool narrow) {
-        int64_t local;
-        const Part& part = part_of(pending.row, &local);
-        pending.upper = upper[pending.row];
-        if (part.first && narrow && plan_.second.coordinates) {
-            if (!ready(part, local, SECOND, touch)) return false;
-            second.fetch_add(1, std::memory_order_relaxed);
-            pending.upper = std::min(pending.upper, bound_second(query, part, local));
-            if (pending.upper < threshold) return true;
-        }
-        if (!ready(part, local, CODES, touch)) return false;
-        codes.fetch_add(1, std::memory_order_relaxed);
-        double high;
-        bound_codes(query, part, local, &pending.lower, &high);
-        pending.upper = std::min(pending.upper, high);
-        return true;
-    };
+    std::vector<int64_t> found;
+    for (const auto& [value, row] : heap) found.push_back(row);
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+}  // namespace
+
+void Search::finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed,
+                    const TouchFunction& touch, Threads& threads, Answer& answer) const {
+    const int64_t words = query.count, dim = plan_.dim;
+    std::atomic<bool> stopped{false};
+    std::atomic<int64_t> second{0}, codes{0};
+    std::vector<float> similarities;  // of all rows that were scored, one after another
     const auto in_pieces = [&](int64_t count, int64_t piece, const std::function<bool(int64_t)>& work) {
         threads.run((count + piece - 1) / piece, [&](int64_t which) {
             for (int64_t i = which * piece; i < std::min(count, (which + 1) * piece) && !stopped; ++i)
@@ -551,133 +539,152 @@ void Search::finish(Query& query, float* upper, int64_t k, const uint8_t* allowe
         });
         return !stopped;
     };
-    const auto end = [&] {
-        answer.second = second, answer.codes = codes, answer.stopped = stopped;
+    // Score `some` from the fine copy.
+    const auto score = [&](const std::vector<Pending*>& some) {
+        for (Pending* each : some) {
+            int64_t local;
+            const Part& part = part_of(each->row, &local);
+            each->similarities = static_cast<int64_t>(similarities.size());
+            similarities.resize(similarities.size() + (part.starts[local + 1] - part.starts[local]) * words);
+        }
+        answer.fine += static_cast<int64_t>(some.size());
+        return in_pieces(static_cast<int64_t>(some.size()), 2, [&](int64_t i) {
+            int64_t local;
+            const Part& part = part_of(some[i]->row, &local);
+            if (!ready(part, local, FINE, touch)) return false;
+            score_fine(query, part, local, &similarities[some[i]->similarities], &some[i]->low, &some[i]->high);
+            return true;
+        });
     };
-    if (!in_pieces(static_cast<int64_t>(best.size()), 4, [&](int64_t i) { return bound(best[i], -INFINITE, false); }))
-        return end();
-    std::vector<double> lowers;
-    for (const Pending& pending : best) lowers.push_back(pending.lower);
-    double threshold = kth_largest(lowers, k);
 
-    // Every row whose upper bound reaches it, by more of its codes.
-    std::vector<Pending> pending;
-    {
-        std::sort(best.begin(), best.end(), [](const Pending& a, const Pending& b) { return a.row < b.row; });
+    // The rows that look best give a first threshold.
+    std::vector<Pending> best, pending;
+    std::vector<Pending*> some;
+    for (const int64_t row : largest_rows(upper, rows_, k + BEYOND, allowed)) {
+        best.emplace_back().row = row;
+        best.back().upper = upper[row];
+    }
+    for (Pending& each : best) some.push_back(&each);
+    std::vector<double> lows;
+    if (score(some)) {
+        for (const Pending& each : best) lows.push_back(each.low);
+        double threshold = kth_largest(lows, k);
+
+        // Every row whose upper bound reaches it, by more of its codes.
         auto known = best.begin();
         for (int64_t row = 0; row < rows_; ++row) {
-            if (!(upper[row] >= threshold) || !is_allowed(row)) continue;
+            if (!(upper[row] >= threshold) || (allowed && !allowed[row])) continue;
             while (known != best.end() && known->row < row) ++known;
             if (known != best.end() && known->row == row)
                 pending.push_back(*known);
             else
                 pending.emplace_back().row = row;
         }
-    }
-    if (!in_pieces(static_cast<int64_t>(pending.size()), 4, [&](int64_t i) {
-            return pending[i].lower > -INFINITE || bound(pending[i], threshold, true);
-        }))
-        return end();
-    lowers.clear();
-    for (const Pending& each : pending) lowers.push_back(each.lower);
-    threshold = std::max(threshold, kth_largest(lowers, k));
+        in_pieces(static_cast<int64_t>(pending.size()), 4, [&](int64_t i) {
+            Pending& each = pending[i];
+            int64_t local;
+            const Part& part = part_of(each.row, &local);
+            each.upper = upper[each.row];
+            if (each.similarities >= 0 && part.first) return true;
+            if (part.first && plan_.second.coordinates) {
+                if (!ready(part, local, SECOND, touch)) return false;
+                second.fetch_add(1, std::memory_order_relaxed);
+                each.upper = std::min(each.upper, bound_second(query, part, local));
+                if (each.upper < threshold) return true;
+            }
+            if (!ready(part, local, CODES, touch)) return false;
+            codes.fetch_add(1, std::memory_order_relaxed);
+            double high;
+            bound_codes(query, part, local, &each.lower, &high);
+            each.upper = std::min(each.upper, high);
+            return true;
+        });
 
-    // By falling upper bound from the fine copy in float32, until what is left cannot be among the best.
-    pending.erase(std::remove_if(pending.begin(), pending.end(),
-                                 [&](const Pending& each) { return !(each.upper >= threshold); }),
-                  pending.end());
-    std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
-        return a.upper != b.upper ? a.upper > b.upper : a.row < b.row;
-    });
+        // By falling upper bound from the fine copy, until what is left cannot be among the best.
+        pending.erase(std::remove_if(pending.begin(), pending.end(),
+                                     [&](const Pending& each) { return !(each.upper >= threshold); }),
+                      pending.end());
+        std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
+            return a.upper != b.upper ? a.upper > b.upper : a.row < b.row;
+        });
+        for (size_t next = 0; !stopped && next < pending.size() && pending[next].upper >= threshold;) {
+            some.clear();
+            for (; next < pending.size() && pending[next].upper >= threshold && some.size() < 8; ++next)
+                if (pending[next].similarities < 0) some.push_back(&pending[next]);
+            if (!score(some)) break;
+            for (const Pending* each : some) lows.push_back(each->low);
+            threshold = std::max(threshold, kth_largest(lows, k));
+        }
+        if (!stopped) decide(query, pending, similarities, threshold, answer);
+    }
+    answer.second = second, answer.codes = codes, answer.stopped = stopped;
+}
+
+// A row's score from its fine copy in float32 lies between *low and *high; out [vectors][words], its similarities.
+void Search::score_fine(const Query& query, const Part& part, int64_t row, float* out, double* low,
+                        double* high) const {
     const int64_t words = query.count, dim = plan_.dim;
-    const double roundings = double(query.padded / LANES + 5) * UNIT32;
-    const double relative = (roundings / (1 - roundings) + 4 * double(dim) * UNIT64) * (1 + 1e-6);
-    const auto float_error = [&](const Part& part, int64_t local) {
-        const double norm = double(part.norm[local]) + part.error[local];
-        return relative * query.largest * norm + dim * double(FLT_MIN) * (1 + query.largest + norm);
-    };
-    std::vector<float> similarities;
-    int64_t done = 0;
-    const auto rescore = [&](int64_t i) {
-        Pending& each = pending[i];
+    const int64_t first = part.starts[row], vectors = part.starts[row + 1] - first;
+    if (part.half)
+        plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + first * dim, vectors, dim,
+                                     query.vectors.data(), words, query.padded, out);
+    else
+        plan_.kernels->products(static_cast<const float*>(part.fine) + first * dim, vectors, dim,
+                                query.vectors.data(), words, query.padded, out);
+    thread_local std::vector<double> values;
+    values.assign(plan_.pools_query ? words : vectors, -INFINITE);
+    for (int64_t v = 0; v < vectors; ++v)
+        for (int64_t w = 0; w < words; ++w) {
+            double& value = values[plan_.pools_query ? w : v];
+            value = std::max(value, double(out[v * words + w]));
+        }
+    const auto count = static_cast<int64_t>(values.size());
+    const double size = query.largest * (double(part.norm[row]) + part.error[row]);
+    const double change = float_error(query, part, row) + rounding(size, dim, double(count), plan_.temperature);
+    const double spread = plan_.pooling == Pooling::softmax ? spread_of(values.data(), count) : 0;
+    const double score = pool(values.data(), count, plan_.pooling, plan_.temperature);
+    const double radius = score_change(change, double(count), spread, plan_.pooling, plan_.temperature);
+    *low = score - radius, *high = score + radius;
+}
+
+// How far a float32 inner product of the query and a row's fine copy can be from the float64 one.
+double Search::float_error(const Query& query, const Part& part, int64_t row) const {
+    const double roundings = double(query.padded / LANES + 5) * UNIT32, dim = double(plan_.dim);
+    const double relative = (roundings / (1 - roundings) + 4 * dim * UNIT64) * (1 + 1e-6);
+    const double norm = double(part.norm[row]) + part.error[row];
+    return relative * query.largest * norm + dim * double(FLT_MIN) * (1 + query.largest + norm);
+}
+
+// What float32 leaves undecided, in float64: of each maximum, the products that could be it.
+void Search::decide(const Query& query, const std::vector<Pending>& pending, const std::vector<float>& similarities,
+                    double threshold, Answer& answer) const {
+    const int64_t words = query.count, dim = plan_.dim;
+    std::vector<float> widened;
+    for (const Pending& each : pending) {
+        if (each.similarities < 0) continue;
+        if (!(each.low <= each.upper && each.lower <= each.high)) answer.contradiction = each.row;
+        if (!(each.high >= threshold)) continue;
         int64_t local;
         const Part& part = part_of(each.row, &local);
-        if (!ready(part, local, FINE, touch)) return false;
         const int64_t first = part.starts[local], vectors = part.starts[local + 1] - first;
-        float* out = &similarities[each.similarities];
-        if (part.half)
-            plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + first * dim, vectors, dim,
-                                         query.vectors.data(), words, query.padded, out);
-        else
-            plan_.kernels->products(static_cast<const float*>(part.fine) + first * dim, vectors, dim,
-                                    query.vectors.data(), words, query.padded, out);
-        thread_local std::vector<double> values;
-        values.assign(plan_.pools_query ? words : vectors, -INFINITE);
-        for (int64_t v = 0; v < vectors; ++v)
-            for (int64_t w = 0; w < words; ++w) {
-                double& value = values[plan_.pools_query ? w : v];
-                value = std::max(value, double(out[v * words + w]));
-            }
-        const auto count = static_cast<int64_t>(values.size());
-        const double size = query.largest * (double(part.norm[local]) + part.error[local]);
-        const double change = float_error(part, local) + rounding(size, dim, double(count), plan_.temperature);
-        const double spread = plan_.pooling == Pooling::softmax ? spread_of(values.data(), count) : 0;
-        const double score = pool(values.data(), count, plan_.pooling, plan_.temperature);
-        const double radius = score_change(change, double(count), spread, plan_.pooling, plan_.temperature);
-        each.low = score - radius, each.high = score + radius;
-        return true;
-    };
-    std::vector<double> lows;
-    while (done < static_cast<int64_t>(pending.size()) && pending[done].upper >= threshold) {
-        const int64_t piece = done ? std::max<int64_t>(8, done / 2) : k + 2;
-        int64_t stop = done;
-        while (stop < static_cast<int64_t>(pending.size()) && stop < done + piece && pending[stop].upper >= threshold) {
-            int64_t local;
-            const Part& part = part_of(pending[stop].row, &local);
-            pending[stop].similarities = static_cast<int64_t>(similarities.size());
-            similarities.resize(similarities.size() + (part.starts[local + 1] - part.starts[local]) * words);
-            ++stop;
-        }
-        if (!in_pieces(stop - done, 2, [&](int64_t i) { return rescore(done + i); })) return end();
-        for (; done < stop; ++done) {
-            const Pending& each = pending[done];
-            if (!(each.low <= each.upper && each.lower <= each.high)) {
-                answer.contradiction = each.row;
-                return end();
-            }
-            lows.push_back(each.low);
-        }
-        threshold = std::max(threshold, kth_largest(lows, k));
-    }
-    answer.fine = done;
-
-    // What float32 leaves undecided, in float64: of each maximum the products that could be it.
-    std::vector<float> widened;
-    for (int64_t i = 0; i < done; ++i) {
-        if (!(pending[i].high >= threshold)) continue;
-        int64_t local;
-        const Part& part = part_of(pending[i].row, &local);
-        const int64_t first = part.starts[local], vectors = part.starts[local + 1] - first;
-        const double slack = 2 * float_error(part, local);
-        const float* found = &similarities[pending[i].similarities];
-        const float* fine;
+        const double slack = 2 * float_error(query, part, local);
+        const float* found = &similarities[each.similarities];
+        const float* fine = static_cast<const float*>(part.fine) + first * dim;
         if (part.half) {
             widened.resize(vectors * dim);
             plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + first * dim, vectors * dim, widened.data());
             fine = widened.data();
-        } else {
-            fine = static_cast<const float*>(part.fine) + first * dim;
         }
         const int64_t outer = plan_.pools_query ? words : vectors, inner = plan_.pools_query ? vectors : words;
-        answer.rows.push_back({pending[i].row, static_cast<int64_t>(answer.maxima.size()), outer});
+        const int64_t outer_stride = plan_.pools_query ? 1 : words, inner_stride = plan_.pools_query ? words : 1;
+        answer.rows.push_back({each.row, static_cast<int64_t>(answer.maxima.size()), outer});
         for (int64_t a = 0; a < outer; ++a) {
-            const auto at = [&](int64_t b) { return double(plan_.pools_query ? found[b * words + a] : found[a * words + b]); };
-            double most = -INFINITE;
-            for (int64_t b = 0; b < inner; ++b) most = std::max(most, at(b));
-            double maximum = -INFINITE;
+            const float* mine = found + a * outer_stride;
+            double most = -INFINITE, maximum = -INFINITE;
             int32_t winner = 0;
+            for (int64_t b = 0; b < inner; ++b) most = std::max(most, double(mine[b * inner_stride]));
             for (int64_t b = 0; b < inner; ++b) {
-                if (at(b) < most - slack) continue;
+                if (double(mine[b * inner_stride]) < most - slack) continue;
                 const int64_t vector = plan_.pools_query ? b : a, word = plan_.pools_query ? a : b;
                 const double exact = plan_.kernels->dot(fine + vector * dim, &query.vectors[word * query.padded], dim);
                 if (exact > maximum) maximum = exact, winner = static_cast<int32_t>(b);
@@ -686,7 +693,6 @@ void Search::finish(Query& query, float* upper, int64_t k, const uint8_t* allowe
             answer.winners.push_back(winner);
         }
     }
-    end();
 }
 
 std::vector<Answer> Search::run(const float* queries, const int64_t* starts, int64_t count, int64_t k,

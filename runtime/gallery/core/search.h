@@ -102,8 +102,12 @@ class Search {
                       float* upper) const;
     double bound_second(const Query& query, const Part& part, int64_t row) const;
     void bound_codes(const Query& query, const Part& part, int64_t row, double* lower, double* upper) const;
-    void finish(Query& query, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
+    void score_fine(const Query& query, const Part& part, int64_t row, float* out, double* low, double* high) const;
+    double float_error(const Query& query, const Part& part, int64_t row) const;
+    void finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
                 Threads& threads, Answer& answer) const;
+    void decide(const Query& query, const std::vector<Pending>& pending, const std::vector<float>& similarities,
+                double threshold, Answer& answer) const;
     const Part& part_of(int64_t row, int64_t* local) const;
     bool ready(const Part& part, int64_t local, uint8_t what, const TouchFunction& touch) const;
 

@@ -1,0 +1,239 @@
+"""Coding rows along a gallery's own axes, so that a few bytes of each vector bound all of its similarities.
+
+Theorem (3) of bounds.py is about any mean, any matrix B and any steps. Here they are fitted: the axes to the energy of
+the gallery and of its queries together, the steps to the range of each coordinate, and blocks of axes to a spectrum
+that falls. A coded vector is one row of bytes, norms first:
+
+    J norms    what is lost of the vector along each block of axes, beyond all axes, and the size of the codes themselves;
+               unsigned, each times a step of its own, rounded up
+    P codes    the first P coordinates, each divided by its step and rounded, plus 128
+    zeros      up to a multiple of 16 bytes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.layout import OFFSET
+from .quantize import LEVELS
+
+AXES = 256  # at most: what lies beyond is held by one norm
+GROUP = 16  # bytes that the kernels multiply at a time
+LANES = 16  # rows that lie side by side in a block
+_INSIDE = (0, 4, 16)  # where blocks of axes within the codes begin: there the rounding of the codes is lost
+_BEYOND = (0, 16, 48)  # and blocks beyond them, from the last coordinate on: there all of the vector is
+_ROOM = 1.25  # how much larger than any of the sample a coordinate may be before it is cut off, and a norm before its
+# row is never excluded
+_MORE = 1 + 1e-9  # what float64 loses in a sum of squares and in a few operations after it
+_UNIT64 = 2.0**-53
+Float64Array = NDArray[np.float64]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """The mean and the axes of a gallery.
+
+    Attributes:
+        mean: float32 [D].
+        basis: float32 [M, D], B transposed: one axis a row.
+        deviation: no less than the spectral norm of B'B - 1.
+    """
+
+    mean: FloatArray
+    basis: FloatArray
+    deviation: float
+
+    @property
+    def count(self) -> int:
+        """Number of axes (M)."""
+        return len(self.basis)
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixLevel:
+    """How the first coordinates are coded.
+
+    Attributes:
+        edges: where blocks of axes begin, and M; int64 [J - 1].
+        step: float32 [P], of each coordinate's codes.
+        norm_step: float32 [J], of each norm's codes.
+        norm_typical: float32 [J], means of the gallery's norms; they decide how finely queries are coded, and no bound.
+    """
+
+    edges: NDArray[np.int64]
+    step: FloatArray
+    norm_step: FloatArray
+    norm_typical: FloatArray
+
+    @property
+    def coordinates(self) -> int:
+        """Number of coordinates (P)."""
+        return len(self.step)
+
+    @property
+    def norms(self) -> int:
+        """Number of norms (J)."""
+        return len(self.norm_step)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a coded vector."""
+        return -(-(self.norms + self.coordinates) // GROUP) * GROUP
+
+
+def fit_axes(vectors: NDArray[np.floating], queries: NDArray[np.floating] | None) -> Axes:
+    """Axes for gallery vectors like these [V, D] and queries' vectors like these [Q, D], ordered by falling energy.
+
+    Both second moments count alike, whatever their size; without queries the gallery's counts alone.
+    """
+    exact = vectors.astype(np.float64)
+    moment = np.zeros((exact.shape[1], exact.shape[1]))
+    for piece in (exact, None if queries is None else queries.astype(np.float64)):
+        if piece is not None and np.trace(own := piece.T @ piece) > 0:
+            moment += own / np.trace(own)
+    axes = np.linalg.eigh(moment)[1][:, ::-1][:, :AXES].T
+    basis = np.ascontiguousarray(axes, np.float32)
+    return Axes(exact.mean(axis=0).astype(np.float32), basis, deviation_of(basis))
+
+
+def deviation_of(basis: FloatArray) -> float:
+    """No less than the spectral norm of B'B - 1 for B' = basis [M, D], which Frobenius' norm is."""
+    exact = basis.astype(np.float64)
+    gram = exact @ exact.T
+    rounding = 2 * basis.shape[1] * _UNIT64 * np.square(exact).sum()
+    return float(np.linalg.norm(gram - np.eye(len(basis))) * _MORE + rounding)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated:
+    """Vectors along a gallery's axes.
+
+    Attributes:
+        coordinates: float64 [V, M], B'(x - mean).
+        size: float64 [V], no less than ||x - mean||.
+        rest: float64 [V], no less than the norm of what no axis holds of x - mean.
+    """
+
+    coordinates: Float64Array
+    size: Float64Array
+    rest: Float64Array
+
+
+def rotate(vectors: NDArray[np.floating], axes: Axes) -> Rotated:
+    """Vectors [V, D] along the axes.
+
+    ||z - B B'z||^2 = ||z||^2 - 2 ||c||^2 + c'(B'B)c <= ||z||^2 - (1 - deviation) ||c||^2 with c = B'z.
+    """
+    centered = vectors.astype(np.float64) - axes.mean.astype(np.float64)
+    coordinates = centered @ axes.basis.T.astype(np.float64)
+    square = np.square(centered).sum(axis=1)
+    held = max(0.0, 1 - axes.deviation) * np.square(coordinates).sum(axis=1)
+    lost = 8 * (centered.shape[1] + axes.count) * _UNIT64 * (1 + axes.deviation) * square  # by float64
+    return Rotated(coordinates, np.sqrt(square) * _MORE, np.sqrt(np.maximum(square - held, 0) + lost) * _MORE)
+
+
+def fit_level(rotated: Rotated, coordinates: int, deviation: float) -> PrefixLevel:
+    """A level of that many coordinates for vectors like these."""
+    axes = rotated.coordinates.shape[1]
+    count = min(coordinates, axes)
+    edges = [e for e in _INSIDE if e < count] + [count + e for e in _BEYOND if count + e < axes] + [axes]
+    largest = np.abs(rotated.coordinates[:, :count]).max(axis=0, initial=0)
+    step = np.maximum(_ROOM * largest / LEVELS, 1e-30).astype(np.float32)
+    level = PrefixLevel(np.array(edges, np.int64), step, np.ones(len(edges) + 1, np.float32), np.zeros(0, np.float32))
+    _, norms = _code(rotated, level, deviation)
+    norm_step = np.maximum(norms.max(axis=0, initial=0) * _ROOM / 255, 1e-30).astype(np.float32)
+    return PrefixLevel(level.edges, step, norm_step, norms.mean(axis=0).astype(np.float32))
+
+
+def code_vectors(rotated: Rotated, level: PrefixLevel, deviation: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Vectors as the level keeps them: uint8 [V, width]; and which of them have a norm too large for its code: [V]."""
+    codes, norms = _code(rotated, level, deviation)
+    steps = level.norm_step.astype(np.float64)
+    numbers = np.ceil(norms / steps * _MORE)
+    stored = np.zeros((len(codes), level.width), np.uint8)
+    stored[:, : level.norms] = np.minimum(numbers, 255)
+    stored[:, level.norms : level.norms + level.coordinates] = codes + OFFSET
+    return stored, (numbers > 255).any(axis=1)
+
+
+def _code(rotated: Rotated, level: PrefixLevel, deviation: float) -> tuple[Float64Array, Float64Array]:
+    """Codes of the coordinates [V, P], and the norms of (3) [V, J].
+
+    With c_hat = step * codes along the first P axes, B'(x - x_hat) = c - (B'B) c_hat, which is within
+    deviation ||c_hat|| of c - c_hat; and what no axis holds of x - x_hat is within as much, a little more, of what no
+    axis holds of x - mean.
+    """
+    count = level.coordinates
+    step = level.step.astype(np.float64)
+    first = rotated.coordinates[:, :count]
+    codes = np.clip(np.rint(first / step), -LEVELS, LEVELS)
+    lost = rotated.coordinates.copy()
+    lost[:, :count] -= codes * step
+    kept = np.sqrt(np.square(codes * step).sum(axis=1))
+    float64 = 8 * (rotated.coordinates.shape[1] + 4) * _UNIT64 * rotated.size  # of the coordinates, all together
+    extra = (deviation * kept + float64)[:, None]
+    along = np.sqrt(np.add.reduceat(np.square(lost), level.edges[:-1], axis=1)) * _MORE + extra
+    rest = rotated.rest[:, None] + (2 + deviation) * extra
+    sizes = np.sqrt(np.square(codes).sum(axis=1))[:, None] * _MORE
+    return codes, np.concatenate([along, rest, sizes], axis=1)
+
+
+# -- blocks of rows
+
+
+def block_order(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order in which rows of these lengths lie in blocks: rows of one length together, else as they come."""
+    return np.argsort(lengths, kind="stable").astype(np.int64)
+
+
+def pack_blocks(stored: NDArray[np.uint8], starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Coded vectors [V, width] of rows as they lie in blocks of 16 rows: [vectors of all blocks, width * 16].
+
+    A block has as many vectors as its longest row; a shorter row's last vector is repeated, and so is the last row, which
+    a maximum does not mind. Four bytes of each row lie side by side.
+    """
+    width = stored.shape[1]
+    lengths = np.diff(starts)
+    blocks = [np.zeros((0, width * LANES), np.uint8)]
+    for first in range(0, len(order), LANES):
+        rows = order[first : first + LANES]
+        rows = np.concatenate([rows, np.repeat(rows[-1:], LANES - len(rows))])
+        most = int(lengths[rows].max())
+        places = starts[rows, None] + np.minimum(np.arange(most), lengths[rows, None] - 1)  # [LANES, most]
+        four = stored[places].reshape(LANES, most, width // 4, 4)
+        blocks.append(four.transpose(1, 2, 0, 3).reshape(most, width * LANES))
+    return np.concatenate(blocks)
+
+
+def unpack_blocks(packed: NDArray[np.uint8], starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """What `pack_blocks` packed: [V, width]."""
+    width = packed.shape[1] // LANES
+    lengths = np.diff(starts)
+    stored = np.empty((int(starts[-1]), width), np.uint8)
+    begin = 0
+    for first in range(0, len(order), LANES):
+        rows = order[first : first + LANES]
+        most = int(lengths[rows].max())
+        block = packed[begin : begin + most].reshape(most, width // 4, LANES, 4).transpose(2, 0, 1, 3)
+        for lane, row in enumerate(rows.tolist()):
+            stored[starts[row] : starts[row + 1]] = block[lane, : lengths[row]].reshape(lengths[row], width)
+        begin += most
+    return stored
+
+
+def packed_vectors(starts: NDArray[np.int64], order: NDArray[np.int64]) -> int:
+    """How many vectors the blocks of rows in that order have."""
+    lengths = np.diff(starts)[order]
+    return int(sum(int(lengths[a:b].max()) for a, b in pairwise([*range(0, len(lengths), LANES), len(lengths)])))
+
+
+def level_arrays(level: PrefixLevel, name: str) -> dict[str, NDArray[Any]]:
+    """A level as a file keeps it; see `read_level`."""
+    arrays = {"edges": level.edges, "step": level.step, "norm_step": level.norm_step, "norm_typical": level.norm_typical}
+    return {f"{name}_{key}": array for key, array in arrays.items()}
