@@ -29,7 +29,6 @@ from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
 from ..runtime.gallery.kernels.layout import stored_width
-from ..runtime.gallery.result import Mode
 from . import published
 from .measure import Latency, machine, read_bandwidth, take_turns
 
@@ -91,13 +90,13 @@ class BuiltGallery:
 
 
 def build(folder: Path, count: int, source: Concepts) -> BuiltGallery:
-    """Images in a gallery with its fast scan prepared, and 200 captions."""
+    """Images in a gallery that is prepared with other captions, and 200 captions."""
     images, captions = source.images(count), source.captions(np.full(200, WORDS, np.int32))
     with GalleryWriter.create(folder, GallerySettings("images", DIM, AlignmentConfig(), model="bench")) as writer:
         for first in range(0, count, 1000):
             part = images[first : first + 1000]
             writer.add([str(i) for i in range(first, first + len(part))], part)
-        writer.prepare_fast(captions)
+        writer.prepare(captions)
     return BuiltGallery(folder, images, captions)
 
 
@@ -107,9 +106,9 @@ def each(captions: Embeddings, score: Callable[[int], Any]) -> Callable[[], Any]
     return lambda: score(next(turns))
 
 
-def asking(gallery: Gallery, captions: Embeddings, mode: Mode) -> Callable[[], Any]:
+def asking(gallery: Gallery, captions: Embeddings) -> Callable[[], Any]:
     """Search with another of the captions at each call."""
-    return each(captions, lambda i: gallery.search(captions[i : i + 1], K, mode=mode))
+    return each(captions, lambda i: gallery.search(captions[i : i + 1], K))
 
 
 def one_caption(built: BuiltGallery, gallery: Gallery, threads: int, seconds: float) -> dict[str, Latency]:
@@ -135,8 +134,7 @@ def one_caption(built: BuiltGallery, gallery: Gallery, threads: int, seconds: fl
         candidates["fast-maxsim (sum of max)"] = each(
             built.captions, lambda i: fast_maxsim.maxsim_scores(vectors[i], built.images.vectors)
         )
-    candidates["this, exact (certified)"] = asking(gallery, built.captions, "exact")
-    candidates["this, fast"] = asking(gallery, built.captions, "fast")
+    candidates["this (exact, certified)"] = asking(gallery, built.captions)
     return take_turns(candidates, seconds, in_a_row=5)
 
 
@@ -157,7 +155,7 @@ def bulk(captions: int, images: int, longest: int, threads: int, source: Concept
         settings = GallerySettings("images", DIM, AlignmentConfig(), model="bench")
         with GalleryWriter.create(Path(scratch, "g"), settings) as writer:
             writer.add([str(i) for i in range(images)], pictures)
-            writer.prepare_fast(source.captions(np.full(200, WORDS, np.int32)))
+            writer.prepare(source.captions(np.full(200, WORDS, np.int32)))
         with Gallery.open(Path(scratch, "g"), threads=threads) as gallery:
             gallery.search(texts[0], K)
             start = time.perf_counter()
@@ -168,31 +166,27 @@ def bulk(captions: int, images: int, longest: int, threads: int, source: Concept
 
 
 def rescored_histogram(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
-    """How many rows a certified top 10 rescored, and how much of it fast search found."""
+    """How many rows a certified top 10 rescored."""
     exact = gallery.search(captions, K)
     counts = np.array([result.rescored for result in exact])
     edges = [0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10**9]
     histogram = {f"{a + 1}-{b}": int(((counts > a) & (counts <= b)).sum()) for a, b in pairwise(edges)}
     found: dict[str, Any] = {
         "rows": exact[0].rows,
+        "prepared": None if gallery.prepared is None else gallery.prepared.describe(),
         "captions": len(exact),
         "rescored_mean": float(counts.mean()),
         "rescored_p95": float(np.percentile(counts, 95)),
         "share_mean": float(np.mean([result.rescored_share for result in exact])),
         "histogram": {key: value for key, value in histogram.items() if value},
     }
-    if gallery.fast is not None:
-        fast = gallery.search(captions, K, mode="fast")
-        hits = [len({h.id for h in a.hits} & {h.id for h in b.hits}) / K for a, b in zip(fast, exact, strict=True)]
-        found |= {"fast_recall": float(np.mean(hits)), "fast_share": gallery.fast.share}
-        found["fast_recall_when_built"] = gallery.fast.recall
     return found
 
 
 def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
     """Time, memory and bytes per image as a gallery grows.
 
-    Images are made a thousand at a time, so they take little of that memory. Fast search is prepared at the first size,
+    Images are made a thousand at a time, so they take little of that memory. Search is prepared at the first size,
     and rows that are added later are written for it.
     """
     rows = []
@@ -208,7 +202,7 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
                     writer.add([str(i) for i in range(first, first + len(part))], part)
                 adding = time.perf_counter() - start
                 if count == counts[0]:
-                    writer.prepare_fast(source.captions(np.full(200, WORDS, np.int32)))
+                    writer.prepare(source.captions(np.full(200, WORDS, np.int32)))
                 start = time.perf_counter()
                 with Gallery.open(folder) as gallery:
                     opening = time.perf_counter() - start
@@ -216,12 +210,12 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
                     gallery.search(captions[:1], K)
                     first_search = time.perf_counter() - start
                     rescored = np.mean([result.rescored for result in gallery.search(captions, K)])
-                    latency = take_turns({mode: asking(gallery, captions, mode) for mode in ("exact", "fast")}, 10.0)
+                    latency = take_turns({"exact": asking(gallery, captions)}, 10.0)
                     size = gallery.info()["bytes"]
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # mapped pages count
                 rows.append(
                     {"images": count, "bytes_an_image": size / count, "add_s": adding, "open_ms": opening * 1e3,
-                     "first_ms": first_search * 1e3, "exact_ms": latency["exact"].p50, "fast_ms": latency["fast"].p50,
+                     "first_ms": first_search * 1e3, "exact_ms": latency["exact"].p50,
                      "rescored": float(rescored), "peak_resident_bytes": peak}
                 )  # fmt: skip
     return rows
@@ -299,7 +293,7 @@ def _one_size(count: int, threads: int, seconds: float, bandwidth: float, source
     for name, found in latencies.items():
         times = f"{found.p50:>6.1f} ms{found.best:>6.1f} ms"
         click.echo(f"{name:<36}{times}{found.p50 / limit:>9.1f}{reference / found.p50:>13.1f}")
-    click.echo(f"rescored {scan['rescored_mean']:.0f} rows on average; recall of fast {scan.get('fast_recall', 1):.4f}")
+    click.echo(f"rescored {scan['rescored_mean']:.0f} rows on average; {scan['prepared']}")
     return {"limit_ms": limit, "latency_ms": {name: vars(found) for name, found in latencies.items()}, **scan}
 
 
@@ -314,9 +308,8 @@ def _real(path: Path, queries: Path | None, threads: int) -> dict[str, Any]:
         with Matcher.open(settings.bundle, precision=settings.precision or "fp32") as matcher:
             captions = matcher.encode_texts(queries.read_text(encoding="utf-8").splitlines())
         found = rescored_histogram(gallery, captions)
-        modes: list[Mode] = ["exact"] if gallery.fast is None else ["exact", "fast"]
-        latencies = take_turns({mode: asking(gallery, captions, mode) for mode in modes}, 15.0, in_a_row=5)
-        return found | {"dim": settings.dim, "latency_ms": {mode: vars(item) for mode, item in latencies.items()}}
+        latency = take_turns({"exact": asking(gallery, captions)}, 15.0, in_a_row=5)["exact"]
+        return found | {"dim": settings.dim, "latency_ms": vars(latency)}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def command() -> None:
 @options.gallery_argument
 @options.json_option
 def info(gallery: Path, as_json: bool) -> None:
-    """Show the rows, bytes and model of GALLERY, and the measured recall of fast search."""
+    """Show the rows, bytes and model of GALLERY, and how search was prepared."""
     from ..runtime.gallery import Gallery
 
     with Gallery.open(gallery) as opened:
@@ -119,20 +119,19 @@ def repair(gallery: Path, as_json: bool) -> None:
 @options.queries_option
 @options.moved_bundle_option
 def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
-    """Fit fast search to GALLERY as it is now, and measure its recall."""
+    """Fit search to GALLERY as it is now and to its queries, and measure what it reads."""
     from ..runtime.gallery import GalleryWriter
     from ..runtime.indexing.index import encode_queries
     from ..runtime.indexing.sources import read_lines
     from ..runtime.session import open_matcher
-    from .index import describe_fast
 
     with GalleryWriter.open(gallery) as writer:
         if queries is None:
-            fast = writer.prepare_fast()
+            prepared = writer.prepare()
         else:
             with open_matcher(writer, moved) as matcher:
-                fast = writer.prepare_fast(encode_queries(matcher, read_lines(queries)))
-    echo(describe_fast(fast))
+                prepared = writer.prepare(encode_queries(matcher, read_lines(queries)))
+    echo(prepared.describe())
 
 
 @command.command("kernel")

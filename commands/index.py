@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from . import options
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, warn
-
-if TYPE_CHECKING:
-    from ..runtime.gallery.prepare import FastScan
 
 
 @click.command("index", short_help="Encode images or captions into a gallery for `chan search`.")
@@ -67,7 +64,7 @@ def command(
     and listed at the end.
     """
     from ..runtime.indexing.data_sources import open_source
-    from ..runtime.indexing.index import index_source, prepare_fast_search
+    from ..runtime.indexing.index import index_source, prepare_search
     from ..runtime.indexing.metadata_file import read_metadata, with_metadata
     from ..runtime.indexing.sources import read_lines
     from ..runtime.matcher import Matcher
@@ -84,7 +81,7 @@ def command(
             result = index_source(
                 writer, matcher, source, replace=replace, prune=prune, max_bad=max_bad, progress=progress
             )
-        fast = prepare_fast_search(writer, matcher, texts)
+        prepared = prepare_search(writer, matcher, texts)
         held = writer.describe()
     if as_json:
         print_json(
@@ -100,7 +97,7 @@ def command(
                 "metadata_without_picture": unmatched,
                 "skipped": skipped_as_dicts(result.skipped),
                 "not_read": dict(source.passed_over),
-                "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
+                "prepared": None if prepared is None else prepared.describe(),
             }
         )
     else:
@@ -115,17 +112,11 @@ def command(
         if result.missing and not prune:
             gone = f"{len(result.missing)} kept although the item is gone"
             echo(f"{gone}, such as {result.missing[0]}; --prune removes these")
-        if fast is not None:
-            echo(describe_fast(fast))
+        if prepared is not None:
+            echo(prepared.describe())
         echo(f"{out}: {held}")
     if unmatched:
         warn(f"{len(unmatched)} lines of {metadata} name no picture of SOURCES, such as {unmatched[0]}")
     report_skipped(result.skipped, source.passed_over)
     if strict and result.skipped:
         raise click.exceptions.Exit(1)
-
-
-def describe_fast(fast: FastScan) -> str:
-    """What the preparation of fast search found."""
-    recall = "not measured (give --queries)" if fast.recall is None else f"{fast.recall:.4f} of the exact top {fast.k}"
-    return f"fast search: rescores {fast.share:.0%} of the rows, recall {recall}, {fast.queries} held-out queries"

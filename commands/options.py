@@ -112,8 +112,8 @@ moved_bundle_option = click.option(
 queries_option = click.option(
     "--queries",
     type=FILE,
-    help="Text file with one caption on each line. Half of the captions choose how many rows fast search rescores, and "
-    "the other half measure its recall.",
+    help="Text file with one caption on each line. Search is fitted to them: half of the captions choose the fastest "
+    "way, and the other half measure what it reads.",
 )
 
 

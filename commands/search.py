@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 @click.argument("arguments", nargs=-1, required=True, metavar="GALLERY [CAPTION] | BUNDLE IMAGES... CAPTION")
 @click.option("--image", type=options.FILE, help="Picture to search a gallery of captions with.")
 @click.option("-k", default=10, show_default=True, type=options.COUNT, help="Number of hits to find.")
-@click.option(
-    "--mode",
-    type=click.Choice(["exact", "fast"]),
-    default="exact",
-    show_default=True,
-    help="exact is certified. fast reads an eighth of the bytes, and its recall was measured when it was prepared. "
-    "Below 1,000 rows fast is the same as exact.",
-)
 @options.where_option
 @options.json_option
 @click.option(
@@ -52,7 +44,7 @@ if TYPE_CHECKING:
 )
 @options.skipping_options
 def command(
-    arguments: tuple[str, ...], image: Path | None, k: int, mode: str, where: Any, as_json: bool,
+    arguments: tuple[str, ...], image: Path | None, k: int, where: Any, as_json: bool,
     html: Path | None, moved: Path | None, backend: str, threads: int | None, device: Literal["cpu", "cuda"],
     skip_damaged: bool, max_bad: int, strict: bool,
 ) -> None:  # fmt: skip
@@ -66,7 +58,7 @@ def command(
     from ..runtime.gallery import is_gallery
     from ..runtime.session import open_gallery_with_matcher
 
-    query = _Query(k, mode, where, as_json, html, Skipped(max_bad))
+    query = _Query(k, where, as_json, html, Skipped(max_bad))
     first, *rest = arguments
     if is_gallery(first):
         if len(rest) != (image is None):
@@ -84,7 +76,7 @@ def command(
         if image is not None or len(rest) < 2:
             raise click.UsageError(f"{first} is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION")
         for flag, given in (("--device cuda", device != "cpu"), ("--where", bool(where)), ("--bundle", bool(moved)),
-                            ("--mode fast", mode == "fast"), ("--skip-damaged", skip_damaged)):  # fmt: skip
+                            ("--skip-damaged", skip_damaged)):  # fmt: skip
             if given:
                 raise click.UsageError(f"{flag} needs a gallery; make one of the pictures with `chan index`")
         _search_pictures(Path(first), rest[:-1], rest[-1], query, backend, threads)
@@ -121,7 +113,6 @@ class _Query:
     """What is asked, and how the answer is printed; and what could not be read on the way."""
 
     k: int
-    mode: Any
     where: Any
     as_json: bool
     html: Path | None
@@ -146,7 +137,7 @@ class _Query:
             wanted = "a caption" if kind == "images" else "--image"
             raise click.UsageError(f"this gallery holds {kind}: search it with {wanted}")
         queries = matcher.encode_pictures([image]) if image is not None else matcher.encode_texts([caption or ""])
-        (result,) = gallery.search(queries, self.k, mode=self.mode, where=self.where)
+        (result,) = gallery.search(queries, self.k, where=self.where)
         texts = [caption or str(hit.metadata.get("caption", "")) for hit in result.hits]
         words = [HitWords(matcher.tokenizer.tokens(text), matcher.tokenizer.known(text)) for text in texts]
         unknown = matcher.unknown_words(caption) if caption is not None else []
@@ -172,14 +163,13 @@ class _Query:
             shown = hit.id if text in ("", hit.id) or text.endswith(f"/{hit.id}") else f"{hit.id}  {text}"
             echo(f"{rank:>4}  {hit.score:>10.4f}  {visible(shown)}")
         verdict = "certified" if result.certified else "not certified"
-        echo(f"{result.mode}, {verdict}: {result.reason}; {result.rescored} of {result.rows} rows rescored")
+        echo(f"{verdict}: {result.reason}; {result.rescored} of {result.rows} rows rescored")
         if self.html is not None:
             echo(f"page: {visible(self.html)}")
 
 
 def _as_dict(result: SearchResult, words: Sequence[HitWords]) -> dict[str, Any]:
     return {
-        "mode": result.mode,
         "certified": result.certified,
         "reason": result.reason,
         "rows": result.rows,

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
         repair_gallery,
         verify_gallery,
     )
-    from .gallery.prepare import FastScan
+    from .gallery.prepare import Preparation
     from .indexing.data_sources import open_source
-    from .indexing.index import IndexResult, index_source, prepare_fast_search
+    from .indexing.index import IndexResult, index_source, prepare_search
     from .indexing.sources import Source, picture_source, text_source
     from .matcher import Matcher
     from .session import gallery_settings, open_gallery_with_matcher, open_matcher, open_writer
@@ -70,7 +70,6 @@ __all__ = [
     "Embeddings",
     "EngineError",
     "Explanation",
-    "FastScan",
     "Gallery",
     "GalleryCorrupt",
     "GalleryError",
@@ -85,6 +84,7 @@ __all__ = [
     "Metrics",
     "MissingExtra",
     "ParityError",
+    "Preparation",
     "Repair",
     "ScanTokenizer",
     "SearchResult",
@@ -102,7 +102,7 @@ __all__ = [
     "open_source",
     "open_writer",
     "picture_source",
-    "prepare_fast_search",
+    "prepare_search",
     "repair_gallery",
     "text_source",
     "verify_gallery",
@@ -114,7 +114,6 @@ _MODULES = {
     "BertTokenizer": "text",
     "Embeddings": "embeddings",
     "Explanation": "explanation",
-    "FastScan": "gallery.prepare",
     "Gallery": "gallery",
     "GallerySettings": "gallery",
     "GalleryWriter": "gallery",
@@ -123,6 +122,7 @@ _MODULES = {
     "Manifest": "contract",
     "Matcher": "matcher",
     "Metrics": "evaluation.metrics",
+    "Preparation": "gallery.prepare",
     "ScanTokenizer": "text",
     "Repair": "gallery",
     "SearchResult": "gallery",
@@ -139,7 +139,7 @@ _MODULES = {
     "open_source": "indexing.data_sources",
     "open_writer": "session",
     "picture_source": "indexing.sources",
-    "prepare_fast_search": "indexing.index",
+    "prepare_search": "indexing.index",
     "text_source": "indexing.sources",
     "repair_gallery": "gallery",
     "verify_gallery": "gallery",

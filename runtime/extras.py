@@ -24,7 +24,6 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "heif": {"pillow-heif": "pillow_heif"},
     "hdf5": {"h5py": "h5py"},
     "coco": {"eccv-caption": "eccv_caption"},
-    "scan": {"llvmlite": "llvmlite"},
     "gpu": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
     "tensorrt": {
         "tensorrt": "tensorrt",

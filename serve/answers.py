@@ -70,7 +70,7 @@ def _result(
     hits = [_hit(opened, hit, query, on) for hit in result.hits]
     unknown = list(dict.fromkeys(word.word for word in words if not word.known))
     return bodies.Result(
-        result.mode, result.certified, result.reason, result.rows, result.rescored, result.rescored_share,
+        result.certified, result.reason, result.rows, result.rescored, result.rescored_share,
         list(words), unknown, hits,
     )  # fmt: skip
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 from ..runtime.embeddings import Kind
-from ..runtime.gallery.result import Mode
 
 Count = Annotated[int, Meta(ge=1)]
 Index = Annotated[int, Meta(ge=0)]
@@ -47,7 +46,6 @@ class SearchRequest(Request):
     pictures: list[Picture] | None = None
     embeddings: PackedEmbeddings | None = None
     k: Count = 10
-    mode: Mode = "exact"
     where: dict[str, Any] | None = None
     ids: list[str] | None = None
     off: Annotated[list[Index], Meta(description="Words of the one caption to leave out, by their index.")] = field(
@@ -89,7 +87,6 @@ class Hit(Struct):
 class Result(Struct):
     """The answer to one query. `words` are the query's; empty for a picture."""
 
-    mode: Mode
     certified: bool
     reason: str
     rows: int
@@ -191,14 +188,6 @@ class RowsResponse(Struct):
     rows: int
 
 
-class Fast(Struct):
-    """The fast scan as it was measured when it was prepared."""
-
-    share: float
-    recall: float | None
-    queries: int
-
-
 class GalleryInfo(Struct):
     """One gallery that is served."""
 
@@ -216,8 +205,7 @@ class GalleryInfo(Struct):
     takes_pictures: bool
     max_words: int
     writable: bool
-    modes: list[Mode]
-    fast: Fast | None
+    prepared: str | None
 
 
 class GalleriesResponse(Struct):

@@ -68,7 +68,7 @@ class OpenGallery(Held):
 
     def info(self, writable: bool) -> bodies.GalleryInfo:
         """What `GET /v1/galleries` answers about it."""
-        settings, fast = self.gallery.settings, self.gallery.fast
+        settings, prepared = self.gallery.settings, self.gallery.prepared
         return bodies.GalleryInfo(
             name=self.name,
             kind=settings.kind,
@@ -84,8 +84,7 @@ class OpenGallery(Held):
             takes_pictures=self.grid is not None,
             max_words=self.matcher.max_words,
             writable=writable,
-            modes=["exact"] if fast is None else ["exact", "fast"],
-            fast=None if fast is None else bodies.Fast(fast.share, fast.recall, fast.queries),
+            prepared=None if prepared is None else prepared.describe(),
         )
 
 

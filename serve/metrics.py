@@ -62,9 +62,7 @@ class Metrics:
         self.search_seconds = Histogram(
             "chan_search_seconds", "Seconds that a batch was searched for.", registry=registry, buckets=_SECONDS
         )
-        self.searches = Counter(
-            "chan_searches", "Queries answered.", ["gallery", "mode", "certified"], registry=registry
-        )
+        self.searches = Counter("chan_searches", "Queries answered.", ["gallery", "certified"], registry=registry)
         self.rescored_share = Histogram(
             "chan_rescored_share", "Share of a gallery's rows that a query scored again.", ["gallery"],
             registry=registry, buckets=_SHARES,
@@ -88,7 +86,7 @@ class Metrics:
             self.search_seconds.observe(jobs[0].search_seconds)
         for job in jobs:
             for result in job.results:
-                self.searches.labels(job.opened.name, result.mode, str(result.certified).lower()).inc()
+                self.searches.labels(job.opened.name, str(result.certified).lower()).inc()
                 self.rescored_share.labels(job.opened.name).observe(result.rescored_share)
 
     def answered(self, route: str, status: int, seconds: float) -> None:

@@ -50,7 +50,7 @@ class _Api:
             raise Refusal(422, "k", f"k must be at most {self._limits.k}, got {body.k}")
         if body.off and len(body.captions or ()) != 1:
             raise Refusal(422, "off", f"off needs exactly one caption, got {len(body.captions or ())}")
-        search = Search.of(body.k, body.mode, body.where, body.ids)
+        search = Search.of(body.k, body.where, body.ids)
         with self._state.galleries.using(body.gallery) as opened:
             job = await make_job(self._state, opened, body.captions, body.pictures, body.embeddings, search, body.off)
             job.describe = answers.search_response

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError
-from ..runtime.gallery.result import Mode, SearchResult
+from ..runtime.gallery.result import SearchResult
 from ..runtime.matcher import Matcher
 from .batching import Job
 from .galleries import OpenGallery
@@ -34,26 +34,25 @@ class Search:
     """What to search for; queries that agree in it share a scan.
 
     Attributes:
-        k, mode: as in `Gallery.search`.
+        k: as in `Gallery.search`.
         where: the filter as JSON with sorted keys, so that equal filters are equal texts.
         ids: only these rows.
     """
 
     k: int
-    mode: Mode
     where: str | None = None
     ids: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, k: int, mode: Mode, where: Mapping[str, Any] | None, ids: Sequence[str] | None) -> Search:
+    def of(cls, k: int, where: Mapping[str, Any] | None, ids: Sequence[str] | None) -> Search:
         """A search with a filter and ids as a request has them."""
         text = None if where is None else json.dumps(where, sort_keys=True)
-        return cls(k, mode, text, None if ids is None else tuple(ids))
+        return cls(k, text, None if ids is None else tuple(ids))
 
     def run(self, opened: OpenGallery, queries: Embeddings) -> list[SearchResult]:
         """Search a gallery."""
         where = None if self.where is None else json.loads(self.where)
-        return opened.gallery.search(queries, self.k, mode=self.mode, where=where, ids=self.ids)
+        return opened.gallery.search(queries, self.k, where=where, ids=self.ids)
 
 
 @dataclass(eq=False, kw_only=True)

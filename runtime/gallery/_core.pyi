@@ -1,2 +1,29 @@
+"""The extension module that core/module.cpp makes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
 def features() -> list[str]:
-    """Names of the instruction sets that can be used on this machine, best first; the last is `generic`."""
+    """Names of the instruction sets that work on this CPU, the best first."""
+
+class Threads:
+    """Threads that searches share."""
+
+    def __init__(self, count: int) -> None: ...
+    def forget(self) -> None:
+        """Let go of threads that a fork left behind in the parent process."""
+
+class Search:
+    """A gallery's rows as compiled code reads them; see compiled.py for what the dictionaries hold."""
+
+    def __init__(
+        self, plan: dict[str, Any], parts: list[dict[str, Any]], check: Callable[[int, int, int], None]
+    ) -> None: ...
+    def run(
+        self, queries: NDArray[Any], starts: NDArray[Any], k: int, allowed: NDArray[Any] | None, threads: Threads
+    ) -> list[tuple[Any, ...]]:
+        """For each query: rows, counts, maxima and winners as bytes, then rows read at each level, and one that
+        contradicts itself, or -1.
+        """

@@ -1,7 +1,4 @@
-"""The estimator on the CPU: a kernel scans rows' codes, and bounds.py limits how far scores can be from the true ones.
-
-It scans every row (`intervals`), or every row's short prefix and then the rows that look best by that (`prefix`).
-"""
+"""The estimator on the CPU: a kernel scans rows' codes, and bounds.py limits how far scores can be off."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernels.base import WIDE, Kernel, Over, PackedQueries
-from .kernels.blas import product
 from .kernels.pool import Pool
 from .proof.bounds import QuantizedQuery, quantize_query
 from .proof.gallery_rows import GalleryRows
@@ -22,7 +18,6 @@ from .proof.pooling import Float64Array, pool_groups
 
 _BLOCK_BYTES = 4 << 20  # below which passing Python's lock on takes longer than a second thread saves
 _WIDE_BLOCK_BYTES = 512 << 10  # of a wide scan: the block and a group of words fit in L2
-_FEW_ROWS = 128  # that are sooner scored from the fine copy than narrowed down by their codes
 
 
 class CpuEstimator:
@@ -56,19 +51,6 @@ class CpuEstimator:
         def of(i: int) -> Intervals:
             radius = score_radius(self._gallery, quantized[i], changes[0][i], spread[i])
             return Intervals(rows, scores[i][rows], radius[rows])
-
-        return of
-
-    def prefix(
-        self, queries: Sequence[NDArray[np.float32]], keep: int, rows: NDArray[np.int64]
-    ) -> Callable[[int], Intervals]:
-        """See `Estimator.prefix`."""
-        scores = self._scan_prefixes(queries)
-
-        def of(i: int) -> Intervals:
-            estimate = scores[i, rows]
-            best = np.argpartition(estimate, len(estimate) - keep)[-keep:]
-            return self._intervals_among(queries[i], np.sort(rows[best]))
 
         return of
 
@@ -130,34 +112,6 @@ class CpuEstimator:
         self._pool.run([meanwhile, *(partial(task, *block) for block in self._blocks(int(packed.starts[-1]), width))])
         return scores, spread
 
-    def _scan_prefixes(self, queries: Sequence[NDArray[np.float32]]) -> Float64Array:
-        """Estimates of the scores from the prefixes' codes: [queries, N]; infinite for rows that have no prefix."""
-        gallery = self._gallery
-        scores = np.empty((len(queries), gallery.count))
-        prefixes = [part.prefix for part in gallery.parts if part.prefix is not None]
-        bases = {id(prefix.basis): prefix.basis for prefix in prefixes}  # parts prepared together share one
-        packs = {
-            key: self._pack([self._quantize(product(query, basis), 1) for query in queries])
-            for key, basis in bases.items()
-        }
-
-        def task(index: int, first: int, last: int) -> None:
-            part = gallery.parts[index]
-            prefix = part.prefix
-            columns = slice(gallery.bases[index] + first, gallery.bases[index] + last)
-            if prefix is None:  # too few rows to have earned one: never leave them out
-                scores[:, columns] = np.inf
-                return
-            row_starts = part.starts[first : last + 1] - part.starts[first]
-            stored = part.prefix_codes(first, last)
-            scale = prefix.scale[first:last]
-            scores[:, columns], _ = self._pooled(stored, row_starts, scale, *packs[id(prefix.basis)])
-
-        width = max((basis.shape[1] for basis in bases.values()), default=1)
-        vectors = sum(len(query) for query in queries)
-        self._pool.run([partial(task, *block) for block in self._blocks(vectors, width)])
-        return scores
-
     def _blocks(self, vectors: int, width: int) -> list[tuple[int, int, int]]:
         """(part, first row, last row) of blocks that cover all rows and hold about the same bytes.
 
@@ -178,21 +132,3 @@ class CpuEstimator:
             edges = np.linspace(0, count, pieces + 1).astype(np.int64)
             blocks += [(index, int(a), int(b)) for a, b in pairwise(edges)]
         return blocks
-
-    # -- some rows
-
-    def _intervals_among(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> Intervals:
-        """The intervals of some rows, their codes gathered and scanned; of a few rows nothing need be known."""
-        gallery = self._gallery
-        if len(rows) <= _FEW_ROWS and gallery.has_fine:
-            return Intervals.unknown(rows)
-        quantized = self._quantize(query, 2)
-        packed, scale = self._pack([quantized])
-        scores, spread = np.empty((2, len(rows)))
-        for part, local, places in gallery.by_part(rows):
-            lengths = part.starts[local + 1] - part.starts[local]
-            stored = np.concatenate([part.codes(row, row + 1) for row in local])
-            pooled = self._pooled(stored, np.r_[0, np.cumsum(lengths)], part.scale[local], packed, scale)
-            scores[places], spread[places] = pooled[0][0], pooled[1][0]
-        change = similarity_changes(gallery, [quantized], rows)[0]
-        return Intervals(rows, scores, score_radius(gallery, quantized, change, spread, rows))

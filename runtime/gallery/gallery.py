@@ -19,18 +19,20 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
+from .compiled import CompiledSearch, CoreThreads, open_core
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
-from .kernels.base import Kernel, KernelName
+from .kernels.base import Kernel
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
-from .prepare import MIN_ROWS, FastScan
+from .prepare import Preparation
 from .proof.certify import Ranking
 from .proof.gallery_rows import GalleryRows
+from .proof.prefix import SearchPlan
 from .proof.rows import pack_rows
 from .proof.true_score import true_row
 from .rank import Ranker
-from .result import Hit, Mode, SearchResult
+from .result import Hit, SearchResult
 from .settings import GallerySettings
 from .snapshot import Damaged, Snapshot, open_snapshot
 from .store.newest import is_same_gallery, newest_header, read_newest
@@ -40,6 +42,7 @@ from .values import checked_ids
 from .verify import verify_gallery
 from .where import Filter, Where
 
+ScanName = Literal["compiled", "onnxruntime", "numpy"]
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5  # of a search whose files something touches meanwhile
 
@@ -61,6 +64,7 @@ class Gallery:
         settings: GallerySettings,
         kernel: Kernel,
         pool: Pool,
+        core: CoreThreads | None,
         resident: ResidentScan | None,
         damaged: Damaged,
     ) -> None:
@@ -68,6 +72,7 @@ class Gallery:
         self.settings = settings
         self._kernel = kernel
         self._pool = pool
+        self._core = core
         self._resident = resident
         self._damaged: Damaged = damaged
         now_and_after_fork(self._make_lock)
@@ -83,7 +88,7 @@ class Gallery:
         path: str | Path,
         *,
         model: str | None = None,
-        scan: KernelName | Literal["auto"] = "auto",
+        scan: ScanName | Literal["auto"] = "auto",
         threads: int | None = None,
         device: Literal["cpu", "cuda"] = "cpu",
         resident: ScanPrecision = "int8",
@@ -94,7 +99,8 @@ class Gallery:
         Args:
             path: the gallery's folder.
             model: fingerprint of the model that will encode the queries; None trusts the caller.
-            scan: the scan kernel (kernels/base.py); `auto` takes the fastest that works here.
+            scan: what searches on the CPU; `auto` takes the first of compiled (compiled.py), onnxruntime and numpy
+                (kernels/base.py) that works here.
             threads: number of threads for scans; every core by default.
             device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
             resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
@@ -111,7 +117,9 @@ class Gallery:
             raise InputError(f"device must be cpu or cuda, got {device!r}")
         check_choice("damaged", damaged, get_args(Damaged))
         folder = Path(path).absolute()
-        kernel = open_kernel(scan)
+        check_choice("scan", scan, ("auto", *get_args(ScanName)))
+        core = CoreThreads(threads) if scan == "compiled" or (scan == "auto" and open_core() is not None) else None
+        kernel = open_kernel("auto" if scan == "compiled" else scan)
         settings = read_newest(folder)[1].settings
         if model is not None:
             settings.check_model(model, folder)
@@ -121,7 +129,7 @@ class Gallery:
             held = open_resident(folder, settings, resident) if device == "cuda" else None
             if held is not None:
                 opened.callback(held.close)
-            gallery = cls(folder, settings, kernel, pool, held, damaged)
+            gallery = cls(folder, settings, kernel, pool, core, held, damaged)
             gallery._snapshot()
             opened.pop_all()
         return gallery
@@ -134,6 +142,8 @@ class Gallery:
                 self._resident.close()
         finally:
             self._pool.close()
+            if self._core is not None:
+                self._core.close()
             self._current = None
 
     def __enter__(self) -> Self:
@@ -154,14 +164,14 @@ class Gallery:
         return self.settings.alignment
 
     @property
-    def scan(self) -> KernelName:
-        """The kernel in use."""
-        return self._kernel.name
+    def scan(self) -> ScanName:
+        """What searches on the CPU."""
+        return self._kernel.name if self._core is None else "compiled"
 
     @property
-    def fast(self) -> FastScan | None:
-        """The fast scan with its measured recall, if it was prepared."""
-        return self._snapshot().fast
+    def prepared(self) -> Preparation | None:
+        """How search was prepared, and what that measured; None if it was not."""
+        return self._snapshot().prepared
 
     def check_model(self, model: str) -> None:
         """GalleryError unless the gallery was made with the model of this fingerprint."""
@@ -170,7 +180,7 @@ class Gallery:
     def info(self) -> dict[str, Any]:
         """Plain facts: rows, bytes and what the gallery was made with."""
         snapshot = self._snapshot()
-        segments, fast = snapshot.catalogue.segments, snapshot.fast
+        segments, prepared = snapshot.catalogue.segments, snapshot.prepared
         return {
             "rows": int(np.count_nonzero(snapshot.live)),
             "deleted_rows": sum(int(np.count_nonzero(~segment.live)) for segment in segments),
@@ -179,7 +189,7 @@ class Gallery:
             "bytes": sum(file.length for segment in segments for file in segment.files),
             "scan": self.scan if self._resident is None else self._resident.name,
             **self.settings.to_dict(),
-            "fast": None if fast is None else {"share": fast.share, "recall": fast.recall, "queries": fast.queries},
+            "prepared": None if prepared is None else prepared.describe(),
         }
 
     def rows(self, where: Where | None = None) -> list[Row]:
@@ -233,7 +243,6 @@ class Gallery:
         queries: Embeddings,
         k: int = 10,
         *,
-        mode: Mode = "exact",
         ids: Iterable[str | int] | None = None,
         where: Where | None = None,
     ) -> list[SearchResult]:
@@ -242,19 +251,17 @@ class Gallery:
         Args:
             queries: of the other side: captions' words for a gallery of images, images' regions for one of captions.
             k: how many; all rows where there are fewer.
-            mode: `exact` is certified; `fast` is not, and its recall was measured (`Gallery.fast`).
             ids: only rows with these ids.
             where: only rows whose metadata passes this filter, see where.py. A new filter reads all metadata; the
                 masks of the last ones are kept.
 
         Raises:
-            InputError: k or mode out of range; fast without its preparation; an id or a metadata key that does not
-                exist; a filter that is none; queries of the side that the gallery holds.
+            InputError: k out of range; an id or a metadata key that does not exist; a filter that is none; queries of
+                the side that the gallery holds.
             TensorError: queries of another width, or not finite.
             GalleryCorrupt: bytes this search must read are not those that were committed.
         """
         k = check_positive("k", k)
-        check_choice("mode", mode, get_args(Mode))
         if queries.dim != self.settings.dim:
             raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")
         if queries.kind == self.settings.kind:
@@ -268,7 +275,7 @@ class Gallery:
             snapshot = self._snapshot()
             snapshot.recheck()
             try:
-                results = self._answers(snapshot, split, k, mode, wanted, condition)
+                results = self._answers(snapshot, split, k, wanted, condition)
             except ChanError:
                 raise
             except Exception:  # whatever follows from bytes that changed while they were read
@@ -309,14 +316,15 @@ class Gallery:
             self.settings, self._current = settings, snapshot
             return snapshot
 
-    def _ranker(self, segments: Sequence[Segment], fast: FastScan | None) -> Ranker:
+    def _ranker(self, segments: Sequence[Segment], plan: SearchPlan | None) -> Ranker:
         rows = GalleryRows(segments, self.settings.kind, self.alignment)
-        estimator = (
-            CpuEstimator(rows, self._kernel, self._pool, 2 if fast is None else fast.planes)
-            if self._resident is None
-            else GpuEstimator(rows, self._resident)
-        )
-        return Ranker(rows, estimator, self._kernel, self._pool)
+        if self._resident is not None:
+            return Ranker(rows, GpuEstimator(rows, self._resident), self._kernel, self._pool)
+        compiled = None
+        if self._core is not None and rows.has_fine and self.alignment.coding != "VSA":
+            compiled = CompiledSearch(rows, plan, self._core)
+        estimator = CpuEstimator(rows, self._kernel, self._pool, 2 if plan is None else plan.digits)
+        return Ranker(rows, estimator, self._kernel, self._pool, compiled)
 
     def _allowed(self, snapshot: Snapshot, ids: Sequence[str] | None, condition: Filter | None) -> NDArray[np.bool_]:
         """The rows that may be found."""
@@ -334,49 +342,33 @@ class Gallery:
         snapshot: Snapshot,
         queries: Sequence[NDArray[np.float32]],
         k: int,
-        mode: Mode,
         ids: Sequence[str] | None,
         condition: Filter | None,
     ) -> list[SearchResult]:
         allowed = self._allowed(snapshot, ids, condition)
-        used, reason, rankings = self._rank(snapshot, queries, k, mode, allowed)
+        rankings = snapshot.ranker.exact(queries, k, allowed)
         found = [self._hits(snapshot, query, ranking) for query, ranking in zip(queries, rankings, strict=True)]
         rows = int(np.count_nonzero(allowed))
+        reason = self._reason
         if not rows:
             reason = "the gallery is empty" if condition is None and ids is None else "no row passes the filter"
         if snapshot.lost:
             reason = f"{snapshot.lost} rows are lost to damage and were left out (chan gallery verify {self.path})"
-        certified = used == "exact" and not snapshot.lost
         return [
-            SearchResult(hits, used, certified and ranking.certified, reason, rows, ranking.rescored)
+            SearchResult(hits, ranking.certified and not snapshot.lost, reason, rows, ranking.rescored)
             for hits, ranking in zip(found, rankings, strict=True)
         ]
 
-    def _rank(
-        self,
-        snapshot: Snapshot,
-        queries: Sequence[NDArray[np.float32]],
-        k: int,
-        mode: Mode,
-        allowed: NDArray[np.bool_],
-    ) -> tuple[Mode, str, list[Ranking]]:
-        fast = snapshot.fast
-        if mode == "fast" and np.count_nonzero(allowed) >= MIN_ROWS and self.alignment.coding != "VSA":
-            if not snapshot.ranker.has_fast:
-                raise InputError("mode must be exact for a gallery on a GPU, got 'fast'")
-            if fast is None:
-                raise InputError(f"mode: fast search is not prepared; run: chan gallery prepare {self.path}")
-            measured = "was not measured" if fast.recall is None else f"{fast.recall:.4f} over {fast.queries} queries"
-            reason = f"fast mode is not certified; its recall of the exact top {fast.k} {measured}"
-            return "fast", reason, snapshot.ranker.fast(queries, k, allowed, fast.share)
-        rankings = snapshot.ranker.exact(queries, k, allowed)
+    @property
+    def _reason(self) -> str:
+        """Why an answer is certified, or is not."""
         if self._resident is not None and not self._resident.certified:
-            return "exact", f"{self._resident.name} chose the rows, and nothing proves its choice", rankings
+            return f"{self._resident.name} chose the rows, and nothing proves its choice"
         if self.settings.fine == "none":
-            return "exact", "this gallery keeps no fine copy to certify against", rankings
+            return "this gallery keeps no fine copy to certify against"
         if self.alignment.coding == "VSA":
-            return "exact", "every row was scored from the fine copy (VSA)", rankings
-        return "exact", "every row that was not rescored is proven to score less than all hits", rankings
+            return "every row was scored from the fine copy (VSA)"
+        return "every row that was not rescored is proven to score less than all hits"
 
     def _hits(self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...]:
         """A ranking with ids, metadata and words."""

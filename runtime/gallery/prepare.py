@@ -1,88 +1,95 @@
-"""The fast scan: a rotation of the gallery whose first coordinates carry most of every inner product.
+"""Preparing search: axes fitted to a gallery and its queries, and a choice of levels measured on those queries.
 
-The rotation is the gallery's own principal axes (of the second moment: inner products are about the origin, not about
-the mean). Scanning the first 128 of 1,024 coordinates at int8 reads an eighth of the bytes; the best rows by that
-estimate are ranked again from all coordinates. Real queries choose how many rows are needed, and others measure what
-that costs in recall.
+A row that is coded along these axes needs 64 bytes of each vector for a first bound on its score and 256 for a better
+one (proof/prefix.py). How many rows that excludes depends on the embeddings, so it is measured. Where it does not pay,
+as with vectors that have no structure, every search scans the int8 codes of all rows.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt
-from .estimate import CpuEstimator
-from .kernels.choose import open_kernel
-from .kernels.pool import Pool
-from .proof.bounds import fit_axes, no_axes
-from .proof.certify import Ranking
+from .compiled import CompiledSearch, CoreThreads, open_core
 from .proof.gallery_rows import GalleryRows
+from .proof.prefix import SearchPlan, fit_axes, fit_level, plan_of, rotate
 from .proof.rows import Part
-from .rank import Ranker
 from .settings import GallerySettings
-from .store.catalogue import MEASURED, FastRecord
+from .store.catalogue import MEASURED, PreparedRecord
 from .store.files import FileRecord, MappedFile
-from .store.segments import Prepared, Segment
+from .store.segments import Segment
 
-PREFIX = 128  # coordinates; docs/architecture.md: recall 1.0000 at 128, 0.987 at 64, rescoring 5 %
-MIN_ROWS = 1000  # below which fast search is exact search: both take about a millisecond
-_SAMPLE = 20_000  # vectors the axes are fitted to
-_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
-_WANTED = 0.999
-_PLANE_WORTH = 0.02  # of the rows: rescoring as many takes about what scanning a second plane takes
+FIRST, SECOND = 56, 248  # coordinates of the levels: with 8 norms, 64 and 256 bytes of a vector
+_SAMPLE = 20_000  # vectors that axes and steps are fitted to
+_ASKED = 64  # queries that are timed
 _K = 10
 
 
-@dataclass(frozen=True)
-class FastScan:
-    """A gallery's fast scan.
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """How search of a gallery was prepared.
 
     Attributes:
-        basis: [D, P], orthonormal columns.
-        axes: [D, m], the queries' axes of bounds.py (1'); m = 0 where there were no queries.
-        planes: number of planes of queries' codes in exact search: 1 if that rescored few more rows than 2 did.
-        share: share of the rows that are ranked again from all coordinates.
-        recall: measured share of the exact top `k` that was found; None if there were no queries.
+        plan: how rows and queries are coded.
         k: length of the rankings that were measured.
-        queries: number of queries that measured the recall; none of them chose `share` or `planes`.
+        queries: number of queries that measured them.
+        second, codes, rescored: shares of the rows of which a search read the second level, the int8 codes and the fine
+            copy, on average; None if nothing was measured.
     """
 
-    basis: NDArray[np.floating]
-    axes: NDArray[np.floating]
-    planes: int
-    share: float
-    recall: float | None
-    k: int
-    queries: int
+    plan: SearchPlan
+    k: int = _K
+    queries: int = 0
+    second: float | None = None
+    codes: float | None = None
+    rescored: float | None = None
 
-    @property
-    def prepared(self) -> Prepared:
-        """What all segments share."""
-        return Prepared(self.basis, self.axes)
+    def to_record(self, file: FileRecord) -> PreparedRecord:
+        """What the catalogue keeps of it; the plan's arrays lie in `file`."""
+        return PreparedRecord(file, self.plan.digits, *(getattr(self, name) for name in MEASURED[1:]))
 
-    def to_record(self, file: FileRecord) -> FastRecord:
-        """What the catalogue keeps of it; the basis and the axes lie in `file`."""
-        return FastRecord(file, *(getattr(self, name) for name in MEASURED))
+    def describe(self) -> str:
+        """What was chosen and measured, in words."""
+        levels = (
+            f"{self.plan.first.width} and {self.plan.second.width} bytes of each vector bound the scores first"
+            if self.plan.first is not None and self.plan.second is not None
+            else "the int8 codes of every row are scanned, because shorter codes exclude too few rows"
+        )
+        if self.second is None or self.codes is None or self.rescored is None:
+            return f"{levels}; not measured"
+        shares = f"second level {self.second:.1%}, int8 {self.codes:.1%}, rescored {self.rescored:.2%} of the rows"
+        return f"{levels}; top {self.k} over {self.queries} queries: {shares}"
 
 
-def fit_basis(segments: Sequence[Segment], live: Sequence[NDArray[np.bool_]], dim: int) -> NDArray[np.float32]:
-    """The first principal axes of living rows' vectors, evenly sampled: float32 [D, min(PREFIX, D)]."""
+def fit_plan(
+    segments: Sequence[Segment],
+    live: Sequence[NDArray[np.bool_]],
+    queries: Sequence[NDArray[np.float32]],
+    settings: GallerySettings,
+) -> SearchPlan:
+    """A plan with both levels, fitted to living rows' vectors, evenly sampled, and to queries' vectors [Q_i, D]."""
     total = sum(int(s.starts[-1]) for s in segments)
     step = max(1, total // _SAMPLE)
-    moment = np.zeros((dim, dim))
+    pieces = [np.zeros((0, settings.dim), np.float32)]
     for segment, alive in zip(segments, live, strict=True):
         for row in np.flatnonzero(alive):
             first = int(-segment.starts[row] % step)
-            vectors = segment.vectors(int(row), int(row) + 1)[first::step].astype(np.float64)
-            moment += vectors.T @ vectors
-    _, axes = np.linalg.eigh(moment)  # by rising eigenvalue
-    return np.ascontiguousarray(axes[:, ::-1][:, :PREFIX], np.float32)
+            pieces.append(segment.vectors(int(row), int(row) + 1)[first::step])
+    sample = np.concatenate(pieces)
+    if not len(sample):
+        sample = np.zeros((1, settings.dim), np.float32)
+    axes = fit_axes(sample, np.concatenate(queries) if queries else None)
+    rotated = rotate(sample, axes)
+    levels = [fit_level(rotated, count, axes.deviation) for count in (FIRST, SECOND)]
+    return SearchPlan(axes, levels[0], levels[1], digits=1)
 
 
 def unpadded(queries: Embeddings | Iterable[Embeddings] | None) -> list[NDArray[np.float32]]:
@@ -93,54 +100,36 @@ def unpadded(queries: Embeddings | Iterable[Embeddings] | None) -> list[NDArray[
     return [row[:length].copy() for part in parts for row, length in zip(part.vectors, part.lengths, strict=True)]
 
 
-def query_axes(queries: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float32]:
-    """Axes that hold most of queries like these."""
-    return fit_axes(np.concatenate(queries)) if queries else no_axes(dim)
+def choose(
+    parts: Sequence[Part], live: NDArray[np.bool_], settings: GallerySettings, queries: Sequence[NDArray[np.float32]],
+    plan: SearchPlan,
+) -> Preparation:  # fmt: skip
+    """The fastest of what a plan allows, with and without its levels, one digit or two, timed on half of the queries.
+
+    The other half measures how much is read. Without queries, or where nothing compiled runs, nothing is timed.
+    """
+    if len(queries) < 2 or not live.any() or open_core() is None or settings.alignment.coding == "VSA":
+        return Preparation(plan)
+    rows = GalleryRows(parts, settings.kind, settings.alignment)
+    timed, held_out = queries[::2][:_ASKED], queries[1::2]
+    candidates = [replace(plan, digits=digits) for digits in (1, 2)]
+    candidates += [replace(candidate, first=None, second=None) for candidate in candidates]
+    searches = [CompiledSearch(rows, candidate, CoreThreads(1)) for candidate in candidates]
+    seconds: list[list[float]] = [[] for _ in candidates]
+    for query in [timed[0], *timed]:  # the first once more, so that all pages are in memory
+        for search, found in zip(searches, seconds, strict=True):
+            start = time.perf_counter()
+            search.rank([query], _K, live)
+            found.append(time.perf_counter() - start)
+    best = min(range(len(candidates)), key=lambda i: median(seconds[i][1:]))
+    rankings = searches[best].rank(held_out, _K, live)
+    count = len(held_out) * np.count_nonzero(live)
+    shares = [sum(getattr(ranking, name) for ranking in rankings) / count for name in ("second", "codes", "rescored")]
+    return Preparation(candidates[best], _K, len(held_out), *(float(min(1, share)) for share in shares))
 
 
-def measure(
-    parts: Sequence[Part],
-    live: NDArray[np.bool_],
-    settings: GallerySettings,
-    queries: Sequence[NDArray[np.float32]],
-    basis: NDArray[np.floating],
-    axes: NDArray[np.floating],
-) -> FastScan:
-    """Choose the share of rows to rescore on every other query, and measure its recall on the rest."""
-    if len(queries) < 2 or not live.any():
-        return FastScan(basis, axes, 2, 0.05, None, _K, 0)
-    pool = Pool()
-    try:
-        kernel, rows = open_kernel(), GalleryRows(parts, settings.kind, settings.alignment)
-        one, two = (Ranker(rows, CpuEstimator(rows, kernel, pool, planes), kernel, pool) for planes in (1, 2))
-        choosing, held_out = queries[::2], queries[1::2]
-        exact = two.exact(choosing, _K, live)
-        dearer = rescored(one.exact(choosing, _K, live)) - rescored(exact)
-        planes = 1 if dearer <= _PLANE_WORTH * np.count_nonzero(live) else 2
-        share = _SHARES[-1]
-        for candidate in _SHARES:
-            if recall(two.fast(choosing, _K, live, candidate), exact) >= _WANTED:
-                share = candidate
-                break
-        found = recall(two.fast(held_out, _K, live, share), two.exact(held_out, _K, live))
-    finally:
-        pool.close()
-    return FastScan(basis, axes, planes, share, found, _K, len(held_out))
-
-
-def rescored(rankings: Sequence[Ranking]) -> float:
-    """Rows rescored for one query, on average."""
-    return float(np.mean([ranking.rescored for ranking in rankings]))
-
-
-def recall(found: Sequence[Ranking], exact: Sequence[Ranking]) -> float:
-    """The share of the exact rankings' rows that the found ones hold."""
-    hits = sum(len(np.intersect1d(a.rows, b.rows)) for a, b in zip(found, exact, strict=True))
-    return hits / max(1, sum(len(ranking.rows) for ranking in exact))
-
-
-def load_fast(record: FastRecord | None, segments: Path, dim: int) -> FastScan | None:
-    """The fast scan that a catalogue keeps.
+def load_preparation(record: PreparedRecord | None, segments: Path, dim: int) -> Preparation | None:
+    """The preparation that a catalogue keeps.
 
     Raises:
         FileNotFoundError: its file is missing.
@@ -148,11 +137,9 @@ def load_fast(record: FastRecord | None, segments: Path, dim: int) -> FastScan |
     """
     if record is None:
         return None
-    opened = MappedFile(segments, record.file)
-    columns = [opened.shape(name)[-1] for name in ("basis", "axes")]
-    for name, count in zip(("basis", "axes"), columns, strict=True):
-        opened.expect(name, np.float32, dim, count)
-    basis, axes = (opened.read(name).astype(np.float64) for name in ("basis", "axes"))  # once, not for every query
-    if not 1 <= columns[0] <= dim or columns[1] > dim or not (np.isfinite(basis).all() and np.isfinite(axes).all()):
-        raise GalleryCorrupt(f"{opened.path}: basis and axes must be finite and have from 1 (0) to {dim} columns")
-    return FastScan(basis, axes, **{name: getattr(record, name) for name in MEASURED})
+    file = MappedFile(segments, record.file)
+    try:
+        plan = plan_of({name: file.read(name).copy() for name in file.names}, dim, record.digits)
+    except ValueError as error:
+        raise GalleryCorrupt(f"{file.path}: {error}") from error
+    return Preparation(plan, *(getattr(record, name) for name in MEASURED[1:]))

@@ -2,7 +2,6 @@
 
 The truth is `true_score`: one row against one query on the fine copy in float64. `Ranker.exact` returns the k rows with
 the highest true score, ties by lower row, and is proven (bounds.py) to return what scoring every row would.
-`Ranker.fast` is the same search over the rows that a scan of a short prefix likes best; that choice is not proven.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import CompiledSearch
 from .kernels.base import WIDE, Kernel
 from .kernels.pool import Pool
 from .proof.certify import Certifier, Ranking, empty_ranking, rank_by_codes
@@ -24,7 +24,6 @@ _ESTIMATE_BYTES = 256 << 20  # of estimates held at once; more queries are serve
 _TURN = 64  # queries estimated together: enough for a scan to be bound by arithmetic
 
 Queries = Sequence[NDArray[np.float32]]  # each query's vectors [Q_i, D]
-Estimate = Callable[[Queries, int, NDArray[np.int64]], Callable[[int], Intervals]]
 
 
 class Estimator(Protocol):
@@ -32,16 +31,10 @@ class Estimator(Protocol):
 
     Attributes:
         certified: whether the intervals are proven to hold the true scores, and all rows that could be best are there.
-        prefix: (queries, number of rows to keep, rows) -> the same as `intervals`, for the rows that a scan of a short
-            prefix likes best; None where there is no such scan.
     """
 
     @property
     def certified(self) -> bool:
-        """See above."""
-
-    @property
-    def prefix(self) -> Estimate | None:
         """See above."""
 
     def intervals(self, queries: Queries, k: int, rows: NDArray[np.int64]) -> Callable[[int], Intervals]:
@@ -62,44 +55,37 @@ class Ranker:
         estimator: what bounds their scores.
         kernel: what rescores them.
         pool: the threads that rankings are computed on.
+        compiled: what does all of it instead, where it can: see compiled.py.
     """
 
-    def __init__(self, gallery: GalleryRows, estimator: Estimator, kernel: Kernel, pool: Pool) -> None:
+    def __init__(
+        self,
+        gallery: GalleryRows,
+        estimator: Estimator,
+        kernel: Kernel,
+        pool: Pool,
+        compiled: CompiledSearch | None = None,
+    ) -> None:
+        self._compiled = compiled
         self._gallery = gallery
         self._estimator = estimator
         self._certifier = Certifier(gallery, kernel, pool)
         self._pool = pool
 
-    @property
-    def has_fast(self) -> bool:
-        """Whether `fast` can be called."""
-        return self._estimator.prefix is not None
-
     def exact(self, queries: Queries, k: int, allowed: NDArray[np.bool_]) -> list[Ranking]:
         """The certified top k of each query's vectors [Q_i, D] among the rows where `allowed` [N] is True."""
-        rows = np.flatnonzero(allowed)
-        if len(rows) == 0:
+        if not allowed.any():
             return [empty_ranking() for _ in queries]
+        if self._compiled is not None:
+            return self._compiled.rank(queries, k, allowed)
+        rows = np.flatnonzero(allowed)
         if self._gallery.has_fine and self._gallery.alignment.coding == "VSA":
             return [self._certifier.exhaustive(query, rows, k) for query in queries]
-        rankings = self._in_turns(self._estimator.intervals, queries, k, rows, k)
+        rankings = self._in_turns(queries, rows, k)
         certified = self._gallery.has_fine and self._estimator.certified
         return [replace(ranking, candidates=len(rows), certified=certified) for ranking in rankings]
 
-    def fast(self, queries: Queries, k: int, allowed: NDArray[np.bool_], share: float) -> list[Ranking]:
-        """The top k among the best `share` of the allowed rows (at least 4 k) by the prefix scan; see `has_fast`."""
-        keep = max(4 * k, int(np.ceil(share * np.count_nonzero(allowed))))
-        rows = np.flatnonzero(allowed)
-        if keep >= len(rows):
-            return self.exact(queries, k, allowed)
-        if self._estimator.prefix is None:
-            raise LookupError("this estimator scans no prefix")
-        rankings = self._in_turns(self._estimator.prefix, queries, keep, rows, k)
-        return [replace(ranking, certified=False) for ranking in rankings]
-
-    def _in_turns(
-        self, estimate: Estimate, queries: Queries, wanted: int, rows: NDArray[np.int64], k: int
-    ) -> list[Ranking]:
+    def _in_turns(self, queries: Queries, rows: NDArray[np.int64], k: int) -> list[Ranking]:
         """Rank the queries in pieces whose estimates fit the memory set aside for them, one piece a thread.
 
         So while one thread computes rankings, which Python's lock lets only one do, the others scan.
@@ -107,7 +93,7 @@ class Ranker:
 
         def rank(first: int) -> list[Ranking]:
             piece = queries[first : first + size]
-            intervals = estimate(piece, wanted, rows)
+            intervals = self._estimator.intervals(piece, k, rows)
             return self._pool.map(lambda i: self._rank(piece[i], intervals(i), k), len(piece))
 
         threads = self._pool.threads

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ..errors import GalleryCorrupt, GalleryError
 from .kernels.layout import stored_width
-from .prepare import load_fast
+from .prepare import load_preparation
+from .proof.prefix import SearchPlan
 from .proof.rows import array_part
 from .settings import GallerySettings
-from .store.catalogue import CATALOGUE, Catalogue, FastRecord, SegmentRecord, permissions, read_catalogue
+from .store.catalogue import CATALOGUE, Catalogue, SegmentRecord, permissions, read_catalogue
 from .store.commit import NewFiles, Unconfirmed, publish, sweep
 from .store.files import SEGMENTS, FileRecord, MappedFile
 from .store.lock import WriterLock
@@ -26,7 +27,7 @@ from .store.merging import Piece, write_piece
 from .store.newest import is_old
 from .store.old import upgrade
 from .store.rows import MappedRows
-from .store.segments import Prepared, Segment
+from .store.segments import Segment
 
 DAMAGED = "damaged"  # the folder that damaged files are moved to
 
@@ -54,7 +55,7 @@ def repair_gallery(path: str | Path) -> Repair:
     """Write the readable rows of damaged files to new files, in one commit, and leave the rest of a gallery as it is.
 
     A row is saved where its id, its metadata and its fine copy are intact (its codes and what was measured of them, in
-    a gallery without fine copies); codes are computed again. Damage of the fast scan loses no row.
+    a gallery without fine copies); codes are computed again. Damage of what preparing added loses no row.
 
     Raises:
         GalleryLocked: a writer is at work.
@@ -85,8 +86,11 @@ def repair_gallery(path: str | Path) -> Repair:
 def _repair(folder: Path, catalogue: Catalogue, files: NewFiles, mode: int, unsure: list[str]) -> Repair:
     segments = folder / SEGMENTS
     damage, lost, saved = list(unsure), list[str](), 0
-    fast, prepared = _fast(segments, catalogue, damage)
-    bad: set[str] = set() if fast is catalogue.fast or catalogue.fast is None else {catalogue.fast.file.name}
+    plan = _plan(segments, catalogue, damage)
+    kept = catalogue.prepared if plan is not None else None
+    bad: set[str] = set()
+    if catalogue.prepared is not None and kept is None:
+        bad.add(catalogue.prepared.file.name)
     records: list[SegmentRecord] = []
     for record in catalogue.segments:
         found = {file.name: _damage(segments, file) for file in record.files}
@@ -94,13 +98,13 @@ def _repair(folder: Path, catalogue: Catalogue, files: NewFiles, mode: int, unsu
         bad.update(name for name, texts in found.items() if texts)
         if not any(found.values()):
             try:
-                Segment(segments, record, catalogue.settings, prepared)
-                records.append(record if fast is not None else replace(record, fast=None))
+                Segment(segments, record, catalogue.settings, plan)
+                records.append(record if plan is not None else replace(record, prepared=None))
                 continue
             except GalleryCorrupt as error:
                 damage.append(str(error))
                 bad.update(file.name for file in record.files)
-        piece, gone = _saved(segments, record, catalogue.settings, prepared)
+        piece, gone = _saved(segments, record, catalogue.settings, plan)
         lost += gone
         if piece is not None:
             saved += len(piece.ids)
@@ -108,7 +112,7 @@ def _repair(folder: Path, catalogue: Catalogue, files: NewFiles, mode: int, unsu
     changed = len(damage) > len(unsure)
     if changed:
         files.sync()
-        following = catalogue.followed_by(segments=tuple(records), fast=fast, next_file=files.next_file)
+        following = catalogue.followed_by(segments=tuple(records), prepared=kept, next_file=files.next_file)
         following = replace(following, dropped=tuple(name for name in following.dropped if name not in bad))
         publish(folder, following, mode)
         for name in following.dropped:
@@ -117,13 +121,13 @@ def _repair(folder: Path, catalogue: Catalogue, files: NewFiles, mode: int, unsu
     return Repair(tuple(damage), catalogue.count, saved, tuple(lost), tuple(_move(folder, bad) if changed else ()))
 
 
-def _fast(segments: Path, catalogue: Catalogue, damage: list[str]) -> tuple[FastRecord | None, Prepared | None]:
+def _plan(segments: Path, catalogue: Catalogue, damage: list[str]) -> SearchPlan | None:
     try:
-        fast = load_fast(catalogue.fast, segments, catalogue.settings.dim)
+        prepared = load_preparation(catalogue.prepared, segments, catalogue.settings.dim)
     except (FileNotFoundError, GalleryCorrupt) as error:
-        damage.append(f"{describe(error)} (prepare fast search again)")
-        return None, None
-    return (None, None) if fast is None else (catalogue.fast, fast.prepared)
+        damage.append(f"{describe(error)} (run chan gallery prepare again)")
+        return None
+    return None if prepared is None else prepared.plan
 
 
 def _damage(folder: Path, record: FileRecord) -> list[str]:
@@ -134,7 +138,7 @@ def _damage(folder: Path, record: FileRecord) -> list[str]:
 
 
 def _saved(
-    folder: Path, record: SegmentRecord, settings: GallerySettings, prepared: Prepared | None
+    folder: Path, record: SegmentRecord, settings: GallerySettings, plan: SearchPlan | None
 ) -> tuple[Piece | None, list[str]]:
     """The readable rows of a segment that are alive, and what is known of the others."""
     alive = np.flatnonzero(record.live).tolist()
@@ -154,9 +158,8 @@ def _saved(
     lengths = np.array([len(rows[position][_vectors_of(settings)]) for position in kept], np.int64)
     if settings.fine == "none":
         return Piece(lengths, joined, None, ids, metadata), lost
-    fitted = (None, None) if prepared is None else (prepared.basis, prepared.axes)
     starts = np.r_[0, np.cumsum(lengths)]
-    part = array_part(joined["fine"].astype(np.float32), starts, settings.fine, *fitted)
+    part = array_part(joined["fine"].astype(np.float32), starts, settings.fine, plan)
     return Piece.of_part(part, ids, metadata), lost
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-Mode = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,6 @@ class SearchResult:
 
     Attributes:
         hits: best first, ties by order of addition.
-        mode: `exact` or `fast`, as it was carried out (fast falls back to exact in small galleries).
         certified: whether this is proven to be the top k of scoring every row's fine copy in float64.
         reason: why it is certified, or why not.
         rows: rows that could have been found.
@@ -44,7 +41,6 @@ class SearchResult:
     """
 
     hits: tuple[Hit, ...]
-    mode: Mode
     certified: bool
     reason: str
     rows: int

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GalleryCorrupt
-from .prepare import FastScan, load_fast
+from .prepare import Preparation, load_preparation
+from .proof.prefix import SearchPlan
 from .rank import Ranker
 from .settings import GallerySettings
 from .store.catalogue import Catalogue, Header, SegmentRecord
@@ -19,11 +20,11 @@ from .store.files import SEGMENTS, MappedFile
 from .store.mapping import check_folder, describe
 from .store.newest import newest_header, read_newest
 from .store.rows import HeldRows, Row, RowTable, hash_ids
-from .store.segments import Prepared, Segment
+from .store.segments import Segment
 from .where import Filter
 
 Damaged = Literal["refuse", "skip"]
-Rank = Callable[[Sequence[Segment], FastScan | None], Ranker]
+Rank = Callable[[Sequence[Segment], SearchPlan | None], Ranker]
 _MASKS = 16  # masks of filters kept for a segment: one byte a row each
 
 
@@ -52,7 +53,7 @@ class Snapshot:
         segments: its files, mapped. Segments that cannot be read are left out where damage is skipped.
         bases: int64 [segments + 1], the first row of each.
         live: [N], rows that are neither deleted nor lost.
-        fast: the fast scan, if it was prepared.
+        prepared: how search was prepared, if it was.
         damage: what cannot be read, in words; empty where damage is refused.
         lost: rows that are lost to it.
         ranker: ranks the rows.
@@ -64,7 +65,7 @@ class Snapshot:
     segments: tuple[Segment, ...]
     bases: NDArray[np.int64]
     live: NDArray[np.bool_]
-    fast: FastScan | None
+    prepared: Preparation | None
     damage: tuple[str, ...]
     lost: int
     ranker: Ranker
@@ -156,20 +157,22 @@ def _open(
     rank: Rank,
 ) -> Snapshot:
     damage: list[str] = []
-    fast, prepared = _fast(folder, catalogue, before, damaged, damage)
+    prepared = _preparation(folder, catalogue, before, damaged, damage)
+    plan = None if prepared is None else prepared.plan
     known = {} if before is None or tables is not None else before.opened
     opened: dict[Hashable, OpenSegment] = {}
     for i, record in enumerate(catalogue.segments):
-        if fast is None:
-            record = replace(record, fast=None)
-        key = (*record.files, None if record.fast is None or catalogue.fast is None else catalogue.fast.file)
+        if plan is None:
+            record = replace(record, prepared=None)
+        whole = None if record.prepared is None or catalogue.prepared is None else catalogue.prepared.file
+        key = (*record.files, whole)
         found = known.get(key)
         if found is None:
             table = None if tables is None else tables[i]
             if damaged == "skip":
-                found = _open_intact(folder, record, catalogue.settings, prepared, table)
+                found = _open_intact(folder, record, catalogue.settings, plan, table)
             else:
-                segment = Segment(folder, record, catalogue.settings, prepared, table)
+                segment = Segment(folder, record, catalogue.settings, plan, table)
                 found = OpenSegment(segment, np.zeros(len(record.live), bool))
         opened[(i, key) if tables is not None else key] = found
     pairs = list(zip(catalogue.segments, opened.values(), strict=True))
@@ -182,45 +185,44 @@ def _open(
         segments=segments,
         bases=np.cumsum([0] + [len(live) for live in alive]),
         live=np.concatenate(alive) if alive else np.zeros(0, bool),
-        fast=fast,
+        prepared=prepared,
         damage=(*damage, *(text for _, found in pairs for text in found.damage)),
         lost=lost,
-        ranker=rank(segments, fast),
+        ranker=rank(segments, plan),
         opened=opened,
     )
 
 
-def _fast(
+def _preparation(
     folder: Path, catalogue: Catalogue, before: Snapshot | None, damaged: Damaged, damage: list[str]
-) -> tuple[FastScan | None, Prepared | None]:
-    """The fast scan: the very one of the snapshot before if it is the same, as rankers compare them by identity."""
-    record = catalogue.fast
-    if before is not None and before.fast is not None and record is not None and before.catalogue.fast == record:
-        return before.fast, before.fast.prepared
+) -> Preparation | None:
+    """The preparation: the very one of the snapshot before if it is the same, as parts compare plans by identity."""
+    record = catalogue.prepared
+    if before is not None and before.prepared is not None and before.catalogue.prepared == record:
+        return before.prepared
     try:
-        fast = load_fast(record, folder, catalogue.settings.dim)
+        return load_preparation(record, folder, catalogue.settings.dim)
     except (FileNotFoundError, GalleryCorrupt) as error:
         if damaged == "refuse":
             raise
         damage.append(describe(error))
-        return None, None
-    return fast, None if fast is None else fast.prepared
+        return None
 
 
 def _open_intact(
-    folder: Path, record: SegmentRecord, settings: GallerySettings, prepared: Prepared | None, table: RowTable | None
+    folder: Path, record: SegmentRecord, settings: GallerySettings, plan: SearchPlan | None, table: RowTable | None
 ) -> OpenSegment:
     """What of a segment can be read; reads its files whole."""
     damage: list[str] = []
-    if record.fast is not None:
+    if record.prepared is not None:
         try:
-            damage += MappedFile(folder, record.fast).damaged()
+            damage += MappedFile(folder, record.prepared).damaged()
         except (FileNotFoundError, GalleryCorrupt) as error:
             damage.append(describe(error))
         if damage:  # what preparing added is not needed to search exactly
-            record = replace(record, fast=None)
+            record = replace(record, prepared=None)
     try:
-        segment = Segment(folder, record, settings, prepared, table)
+        segment = Segment(folder, record, settings, plan, table)
     except (FileNotFoundError, GalleryCorrupt) as error:
         return OpenSegment(None, np.ones(len(record.live), bool), (*damage, describe(error)))
     found = segment.damaged()

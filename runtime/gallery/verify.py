@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import GalleryCorrupt, GalleryError
-from .prepare import load_fast
+from .prepare import load_preparation
+from .proof.prefix import SearchPlan
 from .store.catalogue import Catalogue, SegmentRecord
 from .store.files import SEGMENTS, MappedFile
 from .store.mapping import check_folder, describe
 from .store.newest import newest_header, read_newest
 from .store.rows import RowTable, row_arrays
-from .store.segments import Prepared, Segment
+from .store.segments import Segment
 
 
 def verify_gallery(path: str | Path) -> list[str]:
@@ -41,16 +42,16 @@ def verify_gallery(path: str | Path) -> list[str]:
 
 def _problems(folder: Path, catalogue: Catalogue, tables: Sequence[RowTable] | None) -> list[str]:
     found: list[str] = []
-    prepared = None
+    plan = None
     try:
-        fast = load_fast(catalogue.fast, folder, catalogue.settings.dim)
-        prepared = None if fast is None else fast.prepared
+        prepared = load_preparation(catalogue.prepared, folder, catalogue.settings.dim)
+        plan = None if prepared is None else prepared.plan
     except (GalleryError, FileNotFoundError) as error:
         found.append(describe(error))
     known: set[str] = set()
     for i, record in enumerate(catalogue.segments):
         table = None if tables is None else tables[i]
-        found += _segment_problems(folder, record, catalogue, prepared, table, known)
+        found += _segment_problems(folder, record, catalogue, plan, table, known)
     return found
 
 
@@ -58,7 +59,7 @@ def _segment_problems(
     folder: Path,
     record: SegmentRecord,
     catalogue: Catalogue,
-    prepared: Prepared | None,
+    plan: SearchPlan | None,
     table: RowTable | None,
     known: set[str],
 ) -> list[str]:
@@ -72,7 +73,7 @@ def _segment_problems(
     if found:
         return found
     try:
-        segment = Segment(folder, record, catalogue.settings, prepared, table)
+        segment = Segment(folder, record, catalogue.settings, plan, table)
         for first in range(0, len(record.live), 256):
             segment.check_measures(first, min(first + 256, len(record.live)))
         ids, texts = segment.table.texts()

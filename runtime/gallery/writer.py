@@ -23,20 +23,30 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
-from .prepare import FastScan, fit_basis, load_fast, measure, query_axes, unpadded
+from .prepare import Preparation, choose, fit_plan, load_preparation, unpadded
+from .proof.prefix import SearchPlan, plan_arrays
 from .proof.rows import array_part, pack_rows
 from .settings import GallerySettings
-from .store.catalogue import CATALOGUE, Catalogue, Header, SegmentRecord, permissions, read_catalogue, read_header
+from .store.catalogue import (
+    CATALOGUE,
+    SCHEMA,
+    Catalogue,
+    Header,
+    SegmentRecord,
+    permissions,
+    read_catalogue,
+    read_header,
+)
 from .store.commit import NewFiles, Unconfirmed, publish, sweep
 from .store.create import create_gallery
-from .store.files import SEGMENTS, MappedFile
+from .store.files import SEGMENTS, FileRecord, MappedFile
 from .store.lock import WriterLock
 from .store.mapping import check_folder
 from .store.merging import Piece, groups_to_compact, segments_to_fold, write_piece
 from .store.newest import is_old, no_gallery
 from .store.old import old_files, upgrade
 from .store.rows import MappedRows, Relabel, Row, hash_ids, row_arrays
-from .store.segments import Prepared, Segment
+from .store.segments import Segment
 from .values import checked_ids, checked_metadata, checked_roots
 
 _log = logging.getLogger(__name__)
@@ -85,6 +95,9 @@ class GalleryWriter:
                 if is_old(folder):
                     upgrade(folder)
                 header, catalogue = read_catalogue(folder)
+                if header.schema != SCHEMA:
+                    catalogue = catalogue.followed_by()
+                    header = publish(folder, catalogue, permissions(folder / CATALOGUE))
                 sweep(folder, catalogue, catalogue.files)
                 for path in old_files(folder):  # that an upgrade left
                     path.unlink()
@@ -253,16 +266,15 @@ class GalleryWriter:
             )
         vectors, starts = pack_rows(embeddings.vectors, embeddings.lengths, "embeddings")
         texts = _as_json(details)
-        prepared = self._prepared()
+        plan = self._plan()
         kept, written = self._without(existing.values()), []
         with self._new_files() as files:
             for first, last in self._pieces(starts):
-                fitted = (None, None) if prepared is None else (prepared.basis, prepared.axes)
                 part_starts = starts[first : last + 1] - starts[first]
-                part = array_part(vectors[starts[first] : starts[last]], part_starts, self.settings.fine, *fitted)
+                part = array_part(vectors[starts[first] : starts[last]], part_starts, self.settings.fine, plan)
                 piece = Piece.of_part(part, ids[first:last], texts[first:last])
                 if first == 0:
-                    kept, piece = self._fold(kept, piece, prepared)
+                    kept, piece = self._fold(kept, piece, plan)
                 written.append(write_piece(files, piece))
             self._commit(files, segments=(*kept, *written))
 
@@ -290,7 +302,7 @@ class GalleryWriter:
             GalleryCorrupt: a segment that must be rewritten is damaged; nothing was changed.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
-        records, prepared = self._catalogue.segments, self._prepared()
+        records, plan = self._catalogue.segments, self._plan()
         segments: list[SegmentRecord] = []
         with self._new_files() as files:
             for part in groups_to_compact([record.living_bytes for record in records], SEGMENT_BYTES):
@@ -298,47 +310,41 @@ class GalleryWriter:
                 if len(group) == 1 and group[0].live.all():
                     segments += group
                 else:
-                    segments.append(
-                        write_piece(files, Piece.joined([self._stored(record, prepared) for record in group]))
-                    )
+                    segments.append(write_piece(files, Piece.joined([self._stored(record, plan) for record in group])))
             if len(segments) < len(records) or any(a is not b for a, b in zip(segments, records, strict=True)):
                 self._commit(files, segments=tuple(segments))
 
-    def prepare_fast(self, queries: Embeddings | Iterable[Embeddings] | None = None) -> FastScan:
-        """Fit search to the gallery as it is now and to its queries, in one commit.
-
-        The fast scan is fitted to the gallery and its recall measured; exact search's intervals are narrowed along the
-        directions that queries share.
+    def prepare(self, queries: Embeddings | Iterable[Embeddings] | None = None) -> Preparation:
+        """Fit search to the gallery as it is now and to its queries, in one commit; rows are not encoded again.
 
         Args:
             queries: embeddings of the other side (captions for a gallery of images), in one piece or in several, which
-                need less padding. All of them decide the directions; half choose how many rows fast search rescores,
-                the other half measure its recall. Without queries the recall is unknown, and exact search rescores
-                more.
+                need less padding. All of them decide the axes; half choose the fastest way to search, the other half
+                measure what it reads. Without queries the axes are the gallery's own, and nothing is measured.
 
         Raises:
+            InputError: the gallery keeps no fine copy, so that nothing could be certified.
             GalleryCorrupt: a segment is damaged; nothing was changed.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
-        records = [replace(record, fast=None) for record in self._catalogue.segments]
+        if self.settings.fine == "none":
+            raise InputError("a gallery without a fine copy cannot be prepared: its answers are not certified")
+        records = [replace(record, prepared=None) for record in self._catalogue.segments]
         segments = [Segment(self._segments, record, self.settings) for record in records]
         vectors = unpadded(queries)
-        axes = query_axes(vectors, self.settings.dim)
-        basis = fit_basis(segments, [record.live for record in records], self.settings.dim)
-        prepared = Prepared(basis, axes)
+        plan = fit_plan(segments, [record.live for record in records], vectors, self.settings)
         with self._new_files() as files:
-            basis_file = files.write({"basis": basis, "axes": axes})
-            new = [
-                replace(record, fast=files.write(segment.prepare(prepared)))
-                for record, segment in zip(records, segments, strict=True)
-            ]
-            parts = [Segment(self._segments, record, self.settings, prepared) for record in new]
+            plan_file, new = self._coded(files, segments, records, plan)
             live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
-            fast = measure(parts, live, self.settings, vectors, basis, axes)
+            parts = [Segment(self._segments, record, self.settings, plan) for record in new]
+            found = choose(parts, live, self.settings, vectors, plan)
+            if found.plan.first is None:  # keep no codes that nothing reads
+                files.remove([plan_file, *(record.prepared for record in new if record.prepared is not None)])
+                plan_file, new = self._coded(files, segments, records, found.plan)
             for segment in segments:
                 segment.check_untouched()
-            self._commit(files, segments=tuple(new), fast=fast.to_record(basis_file))
-        return fast
+            self._commit(files, segments=tuple(new), prepared=found.to_record(plan_file))
+        return found
 
     # -- pieces
 
@@ -361,10 +367,20 @@ class GalleryWriter:
             self._tables[record.rows.name] = table
         return table
 
-    def _prepared(self) -> Prepared | None:
+    def _plan(self) -> SearchPlan | None:
         with _missing(self.path):
-            fast = load_fast(self._catalogue.fast, self._segments, self.settings.dim)
-        return None if fast is None else fast.prepared
+            prepared = load_preparation(self._catalogue.prepared, self._segments, self.settings.dim)
+        return None if prepared is None else prepared.plan
+
+    def _coded(
+        self, files: NewFiles, segments: Sequence[Segment], records: Sequence[SegmentRecord], plan: SearchPlan
+    ) -> tuple[FileRecord, list[SegmentRecord]]:
+        """Write a plan, and what it adds to each segment."""
+        plan_file = files.write(plan_arrays(plan))
+        return plan_file, [
+            replace(record, prepared=files.write(segment.prepare(plan)))
+            for record, segment in zip(records, segments, strict=True)
+        ]
 
     def _without(self, places: Iterable[_Place]) -> list[SegmentRecord]:
         """The segments once the rows at these places are deleted; those with no row left are gone."""
@@ -379,22 +395,22 @@ class GalleryWriter:
         return [record for record in records if record.live.any()]
 
     def _fold(
-        self, records: list[SegmentRecord], piece: Piece, prepared: Prepared | None
+        self, records: list[SegmentRecord], piece: Piece, plan: SearchPlan | None
     ) -> tuple[list[SegmentRecord], Piece]:
         """The segments that stay, and the new rows behind those of the segments that do not."""
         count = segments_to_fold([record.living_bytes for record in records], piece.bytes, SEGMENT_BYTES)
         if not count:
             return records, piece
         try:
-            old = [self._stored(record, prepared) for record in records[-count:]]
+            old = [self._stored(record, plan) for record in records[-count:]]
         except GalleryCorrupt as error:  # what is damaged stays apart from what is added
             _log.warning("small segments were not merged: %s", error)
             return records, piece
         return records[:-count], Piece.joined([*old, piece])
 
-    def _stored(self, record: SegmentRecord, prepared: Prepared | None) -> Piece:
+    def _stored(self, record: SegmentRecord, plan: SearchPlan | None) -> Piece:
         with _missing(self.path):
-            segment = Segment(self._segments, record, self.settings, prepared)
+            segment = Segment(self._segments, record, self.settings, plan)
             piece = Piece.of_segment(segment, record.live)
         segment.check_untouched()
         return piece

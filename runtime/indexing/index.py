@@ -1,4 +1,4 @@
-"""Fill a gallery from a source, so that an interrupted run can go on, and prepare its fast search."""
+"""Fill a gallery from a source, so that an interrupted run can go on, and prepare its search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
 from ..errors import InputError
 from ..gallery import GalleryWriter
-from ..gallery.prepare import MIN_ROWS, FastScan
+from ..gallery.prepare import Preparation
 from ..matcher import Matcher
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .identity import SOURCE, Known, Plan, add_digest, compare
@@ -20,8 +20,9 @@ _log = logging.getLogger(__name__)
 
 # Rows encoded and committed at once: what an interrupted run loses at most. 256 rows of 36 x 1024 regions are 48 MB.
 COMMIT_ROWS = 256
-# Captions that choose and measure the fast scan, evenly spread: a recall of 0.999 over 100 x 10 hits is one miss.
-FAST_QUERIES = 200
+# Captions that fit search, and measure it, evenly spread.
+QUERIES = 200
+MIN_ROWS = 256  # from which on a search is prepared without being asked: below, all takes a fraction of a millisecond
 # Captions that `chan gallery prepare` takes of those it is given: more would cost time and tell nothing new.
 MOST_QUERIES = 2000
 _ENCODED_AT_ONCE = 64  # of similar length, so that one long caption does not pad them all
@@ -139,27 +140,27 @@ def _plan(writer: GalleryWriter, source: Source) -> Plan:
     return Plan(list(source.ids), [dict(row) for row in source.metadata], added, kept=there, roots=dict(writer.roots))
 
 
-def prepare_fast_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[str] = ()) -> FastScan | None:
-    """Fit fast search to a gallery that is large enough to gain from it, and measure its recall.
+def prepare_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[str] = ()) -> Preparation | None:
+    """Fit search to a gallery that is large enough to gain from it, and measure what it reads.
 
     Args:
         writer: of the gallery.
         matcher: of its model.
         queries: captions for a gallery of images; 200 of them, evenly spread, choose and measure. Those of more words
-            than the model takes are cut. Without queries the recall is unknown.
+            than the model takes are cut. Without queries nothing is measured.
 
     Returns:
-        The fast scan, or None where the gallery is too small (below 1,000 rows) or its coding has no fast search (VSA).
+        The preparation, or None where the gallery is too small (below 256 rows), keeps no fine copy, or scores every
+        row anyway (VSA).
 
     Raises:
         InputError: a query without a word.
         GalleryError: the gallery cannot be written.
     """
-    if len(writer) < MIN_ROWS or writer.settings.alignment.coding == "VSA":
+    settings = writer.settings
+    if len(writer) < MIN_ROWS or settings.fine == "none" or settings.alignment.coding == "VSA":
         return None
-    return writer.prepare_fast(
-        encode_queries(matcher, queries, FAST_QUERIES) if writer.settings.kind == "images" else None
-    )
+    return writer.prepare(encode_queries(matcher, queries, QUERIES) if settings.kind == "images" else None)
 
 
 def encode_queries(matcher: Matcher, captions: Sequence[str], most: int = MOST_QUERIES) -> Iterator[Embeddings]:

@@ -63,7 +63,7 @@ def render_page(
     title = caption if caption is not None else Path(str(image)).name
     shown, skipped = result_data(result, words, caption, image, grid, alignment)
     rows = "captions" if image is not None else "pictures"
-    summary = f"The {len(result.hits)} best of {result.rows} {rows}, by {result.mode} search."
+    summary = f"The {len(result.hits)} best of {result.rows} {rows}, by exact search."
     values = {"summary": summary, "result": shown}
     return render_document("hits.html", title, values, kind="wide", data={"result": shown}), skipped
 
@@ -120,7 +120,6 @@ def result_data(
         )
     query_words = words[0] if caption is not None and words else HitWords((), ())
     shown = {
-        "mode": result.mode,
         "certified": result.certified,
         "reason": result.reason,
         "rows": result.rows,

@@ -15,7 +15,7 @@ constexpr double INFINITE = std::numeric_limits<double>::infinity();
 constexpr double MORE = 1 + 1e-9;   // what float64 loses in a sum of squares, and in a few operations after it
 constexpr int DIGIT = 7;            // bits of the low digit
 constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
-const double COARSE = getenv("COARSE") ? atof(getenv("COARSE")) : 0.15;     // share of a level's bound that the query's own rounding may take
+constexpr double COARSE = 0.04;        // share of a level's bound that the query's own rounding may take
 constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a first threshold
 constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
 constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
@@ -224,10 +224,8 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
         coded.packed = pack(integers, count, level.width, tiled);
         coded.finish_float(totals);
     };
-    if (axes) {
-        code(plan_.first, query.first, false);
-        code(plan_.second, query.second, true);
-    }
+    if (plan_.first.coordinates) code(plan_.first, query.first, false);
+    if (plan_.second.coordinates) code(plan_.second, query.second, true);
 
     // the int8 codes of all coordinates
     const int64_t stride = parts_.empty() ? 0 : parts_[0].stride;
@@ -528,7 +526,7 @@ std::vector<int64_t> largest_rows(const float* values, int64_t rows, int64_t cou
 
 void Search::finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed,
                     const TouchFunction& touch, Threads& threads, Answer& answer) const {
-    const int64_t words = query.count, dim = plan_.dim;
+    const int64_t words = query.count;
     std::atomic<bool> stopped{false};
     std::atomic<int64_t> second{0}, codes{0};
     std::vector<float> similarities;  // of all rows that were scored, one after another
@@ -701,8 +699,8 @@ std::vector<Answer> Search::run(const float* queries, const int64_t* starts, int
     if (!rows_ || !count) return answers;
     std::unique_ptr<std::vector<float>> upper;
     {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!spare_.empty()) {
+        std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // in a forked process nobody may ever unlock it
+        if (lock && !spare_.empty()) {
             upper = std::move(spare_.back());
             spare_.pop_back();
         }
@@ -755,8 +753,8 @@ std::vector<Answer> Search::run(const float* queries, const int64_t* starts, int
             for (int64_t i = 0; i < here; ++i) complete(i);
         for (int64_t i = 0; i < here; ++i) stopped |= answers[begin + i].stopped;
     }
-    std::lock_guard<std::mutex> lock(mutex_);
-    spare_.push_back(std::move(upper));
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock) spare_.push_back(std::move(upper));
     return answers;
 }
 

@@ -24,8 +24,6 @@ class GpuEstimator:
         BackendError: the GPU's memory does not suffice.
     """
 
-    prefix = None  # the prefixes of the fast scan are not on the GPU
-
     def __init__(self, gallery: GalleryRows, scan: ResidentScan) -> None:
         self.certified = scan.certified
         self._gallery = gallery

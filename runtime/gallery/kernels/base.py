@@ -1,13 +1,13 @@
-"""Inner products of stored gallery vectors with a query, reduced by a maximum: three kernels, one result.
+"""Inner products of stored gallery vectors with a query, reduced by a maximum: two kernels, one result.
 
 The gallery is int8. A query has one int8 plane, or two: `q ~ t (254 high + low)`, as precise as int16, so that the
 gallery's rounding alone decides how wide an interval is. A second plane doubles the arithmetic and reads nothing more.
 Which to use is chosen on real queries when a gallery is prepared (prepare.py): without the axes which that measures,
 a certified top 10 of 4,000 demo scenes at 256-d rescored 3,526 rows with one plane, and 116 with two.
 
-`vnni` is compiled for this scan and this CPU; `onnxruntime` runs MatMulInteger (with AMX, VNNI, AVX2 or NEON, as the
-machine has); `numpy` needs nothing else. All compute the same integers, so the result does not depend on the kernel. A
-call uses one thread; `Pool` spreads blocks over threads.
+They serve where the compiled search (compiled.py) was not built, and galleries without a fine copy. `onnxruntime` runs
+MatMulInteger (with AMX, VNNI, AVX2 or NEON, as the machine has); `numpy` needs nothing else. Both compute the same
+integers, so the result does not depend on the kernel. A call uses one thread; `Pool` spreads blocks over threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 WIDE = 64  # query vectors from which on a scan is bound by arithmetic, not by reading codes
 
-KernelName = Literal["vnni", "onnxruntime", "numpy"]
+KernelName = Literal["onnxruntime", "numpy"]
 Over = Literal["row", "query"]
 
 

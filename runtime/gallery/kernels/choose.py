@@ -11,10 +11,8 @@ from ...checks import check_choice
 from ...errors import BackendError
 from .base import Kernel, KernelName
 from .matrix import NumpyKernel, OnnxruntimeKernel
-from .vnni import VnniKernel
 
 _KERNELS: dict[KernelName, Callable[[], Kernel]] = {
-    "vnni": VnniKernel,
     "onnxruntime": OnnxruntimeKernel,
     "numpy": NumpyKernel,
 }
@@ -22,16 +20,15 @@ _KERNELS: dict[KernelName, Callable[[], Kernel]] = {
 
 @cache
 def open_kernel(name: KernelName | Literal["auto"] = "auto") -> Kernel:
-    """The named kernel; `auto` is the first of vnni, onnxruntime and numpy that works on this machine.
+    """The named kernel; `auto` is the first of onnxruntime and numpy that works on this machine.
 
     Raises:
         BackendError: why the named kernel does not work here.
         InputError: there is no kernel of that name.
     """
     if name == "auto":
-        for kernel in (VnniKernel, OnnxruntimeKernel):
-            with suppress(BackendError):
-                return kernel()
+        with suppress(BackendError):
+            return OnnxruntimeKernel()
         return NumpyKernel()
     check_choice("scan", name, ("auto", *_KERNELS))
     return _KERNELS[name]()

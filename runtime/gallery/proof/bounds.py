@@ -63,7 +63,6 @@ _UNIT64 = 2.0**-53
 _UNIT32 = 2.0**-24
 _TINY32 = 2.0**-126  # what one float32 product can lose to underflow, even where denormals are flushed to zero
 _WEIGHTS = {1: (1,), 2: (PLANE, 1)}  # of a query's planes
-_AXES = 64  # that are fitted to queries
 _EDGES = (0, 1, 4, 16, 64)  # where blocks of axes begin: a spectrum that falls is flat enough within each
 MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of up to 32,768 terms overflows
 
@@ -140,18 +139,16 @@ def no_axes(dim: int) -> NDArray[np.float32]:
     return np.zeros((dim, 0), np.float32)
 
 
-def fit_axes(queries: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The axes B of (1') for queries like these vectors [V, D]: the first of their principal ones, [D, m]."""
-    moment = queries.T.astype(np.float64) @ queries.astype(np.float64)
-    axes = np.linalg.eigh(moment)[1][:, ::-1][:, :_AXES]
-    return np.ascontiguousarray(axes, np.float32)
+def block_edges(axes: int) -> list[int]:
+    """Where blocks of that many axes begin, and their number at the end."""
+    return [edge for edge in _EDGES if edge < axes] + [axes]
 
 
 def block_norms(
     vectors: Float64Array, axes: NDArray[np.floating], multiply: Callable[..., Any] = np.matmul
 ) -> Float64Array:
     """||B_j^T x|| of vectors x [V, D] for each block of axes: [V, J], rounded up."""
-    edges = [edge for edge in _EDGES if edge < axes.shape[1]]
+    edges = block_edges(axes.shape[1])[:-1]
     if not edges:
         return np.zeros((len(vectors), 0))
     coordinates = np.square(multiply(vectors, axes.astype(np.float64, copy=False)))

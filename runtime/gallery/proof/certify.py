@@ -29,9 +29,10 @@ class Ranking:
         rows: the rows, best first; ties by lower row.
         scores: float64, true scores; estimates from codes where the gallery keeps no fine copy.
         details: for each row its true score's similarities; None where there is no fine copy.
-        candidates: rows the search chose among (all that were allowed; fewer in fast mode).
+        candidates: rows the search chose among.
         rescored: rows that were scored again from the fine copy.
         certified: whether the ranking is proven to be that of exhaustive scoring.
+        second, codes: rows of which the second level and the int8 codes were read, where the compiled search counted.
     """
 
     rows: NDArray[np.int64]
@@ -40,6 +41,8 @@ class Ranking:
     candidates: int
     rescored: int
     certified: bool
+    second: int = 0
+    codes: int = 0
 
 
 def empty_ranking() -> Ranking:
@@ -169,8 +172,12 @@ def _check_overlap(
     """GalleryCorrupt unless each row's two intervals meet: one is from its fine copy, one from its codes."""
     apart = ~((low <= upper) & (lower <= high))
     if apart.any():
-        row = int(rows[np.flatnonzero(apart)[0]])
-        raise GalleryCorrupt(
-            f"row {row} of the gallery: its codes and its fine copy contradict each other, so this program did "
-            "not write its files as they are; index the gallery again"
-        )
+        raise contradiction(int(rows[np.flatnonzero(apart)[0]]))
+
+
+def contradiction(row: int) -> GalleryCorrupt:
+    """The error of a row whose two intervals have no score in common."""
+    return GalleryCorrupt(
+        f"row {row} of the gallery: its codes and its fine copy contradict each other, so this program did not write "
+        "its files as they are; index the gallery again"
+    )

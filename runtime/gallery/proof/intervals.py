@@ -39,15 +39,15 @@ def similarity_changes(
 ) -> Float64Array:
     """How far any similarity of each row can be from its estimate: [queries, rows]; of every row if `rows` is None."""
     changes = np.empty((len(queries), gallery.count if rows is None else len(rows)))
-    reaches: dict[tuple[int, int], Reach] = {}
+    reaches: dict[int, Reach] = {}
     every = zip(gallery.parts, repeat(slice(None)), starmap(slice, pairwise(gallery.bases)), strict=False)
     for part, local, places in every if rows is None else gallery.by_part(rows):
-        basis, norms = no_axes(queries[0].dim), part.blocks[:, :0]
-        if part.prefix is not None and len(queries[0].planes) == 1:  # a query of two planes loses next to nothing
-            basis, norms = part.prefix.basis, part.prefix.norms
-        key = id(part.axes), id(basis)  # parts prepared together share them
+        axes = no_axes(queries[0].dim) if part.plan is None else part.plan.axes.columns
+        one_plane = len(queries[0].planes) == 1  # a query of two planes loses next to nothing
+        key = id(axes)  # parts that were prepared together share them
         if key not in reaches:
-            reaches[key] = Reach(queries, part.axes, basis)
+            reaches[key] = Reach(queries, axes, axes if one_plane else axes[:, :0])
+        norms = part.norms if one_plane else part.norms[:, :0]
         changes[:, places] = reaches[key].change(part.error[local], part.norm[local], part.blocks[local], norms[local])
     return changes
 

@@ -4,15 +4,17 @@ Theorem (3) of bounds.py is about any mean, any matrix B and any steps. Here the
 the gallery and of its queries together, the steps to the range of each coordinate, and blocks of axes to a spectrum
 that falls. A coded vector is one row of bytes, norms first:
 
-    J norms    what is lost of the vector along each block of axes, beyond all axes, and the size of the codes themselves;
-               unsigned, each times a step of its own, rounded up
+    J norms    what is lost of the vector along each block of axes, beyond all axes, and the size of the codes
+               themselves; unsigned, each times a step of its own, rounded up
     P codes    the first P coordinates, each divided by its step and rounded, plus 128
     zeros      up to a multiple of 16 bytes
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -54,6 +56,11 @@ class Axes:
         """Number of axes (M)."""
         return len(self.basis)
 
+    @cached_property
+    def columns(self) -> Float64Array:
+        """B: float64 [D, M]."""
+        return np.ascontiguousarray(self.basis.T, np.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class PrefixLevel:
@@ -85,6 +92,22 @@ class PrefixLevel:
     def width(self) -> int:
         """Bytes of a coded vector."""
         return -(-(self.norms + self.coordinates) // GROUP) * GROUP
+
+
+@dataclass(frozen=True, eq=False)
+class SearchPlan:
+    """How a gallery's rows are coded for search, and its queries; chosen when it is prepared.
+
+    Attributes:
+        axes: the gallery's.
+        first, second: the levels that are read before the int8 codes; None where these prune no rows.
+        digits: of 7 bits, of a query's integers at int8: 1 or 2.
+    """
+
+    axes: Axes
+    first: PrefixLevel | None
+    second: PrefixLevel | None
+    digits: int
 
 
 def fit_axes(vectors: NDArray[np.floating], queries: NDArray[np.floating] | None) -> Axes:
@@ -131,7 +154,7 @@ def rotate(vectors: NDArray[np.floating], axes: Axes) -> Rotated:
     ||z - B B'z||^2 = ||z||^2 - 2 ||c||^2 + c'(B'B)c <= ||z||^2 - (1 - deviation) ||c||^2 with c = B'z.
     """
     centered = vectors.astype(np.float64) - axes.mean.astype(np.float64)
-    coordinates = centered @ axes.basis.T.astype(np.float64)
+    coordinates = centered @ axes.columns
     square = np.square(centered).sum(axis=1)
     held = max(0.0, 1 - axes.deviation) * np.square(coordinates).sum(axis=1)
     lost = 8 * (centered.shape[1] + axes.count) * _UNIT64 * (1 + axes.deviation) * square  # by float64
@@ -159,7 +182,7 @@ def code_vectors(rotated: Rotated, level: PrefixLevel, deviation: float) -> tupl
     stored = np.zeros((len(codes), level.width), np.uint8)
     stored[:, : level.norms] = np.minimum(numbers, 255)
     stored[:, level.norms : level.norms + level.coordinates] = codes + OFFSET
-    return stored, (numbers > 255).any(axis=1)
+    return stored, np.asarray((numbers > 255).any(axis=1))
 
 
 def _code(rotated: Rotated, level: PrefixLevel, deviation: float) -> tuple[Float64Array, Float64Array]:
@@ -195,8 +218,8 @@ def block_order(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 def pack_blocks(stored: NDArray[np.uint8], starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Coded vectors [V, width] of rows as they lie in blocks of 16 rows: [vectors of all blocks, width * 16].
 
-    A block has as many vectors as its longest row; a shorter row's last vector is repeated, and so is the last row, which
-    a maximum does not mind. Four bytes of each row lie side by side.
+    A block has as many vectors as its longest row; a shorter row's last vector is repeated, and so is the last row,
+    which a maximum does not mind. Four bytes of each row lie side by side.
     """
     width = stored.shape[1]
     lengths = np.diff(starts)
@@ -233,7 +256,51 @@ def packed_vectors(starts: NDArray[np.int64], order: NDArray[np.int64]) -> int:
     return int(sum(int(lengths[a:b].max()) for a, b in pairwise([*range(0, len(lengths), LANES), len(lengths)])))
 
 
-def level_arrays(level: PrefixLevel, name: str) -> dict[str, NDArray[Any]]:
-    """A level as a file keeps it; see `read_level`."""
-    arrays = {"edges": level.edges, "step": level.step, "norm_step": level.norm_step, "norm_typical": level.norm_typical}
-    return {f"{name}_{key}": array for key, array in arrays.items()}
+# -- a plan as a file keeps it
+
+_LEVEL = {"edges": np.int64, "step": np.float32, "norm_step": np.float32, "norm_typical": np.float32}
+
+
+def plan_arrays(plan: SearchPlan) -> dict[str, NDArray[Any]]:
+    """The arrays of a plan; see `plan_of`."""
+    arrays: dict[str, NDArray[Any]] = {"mean": plan.axes.mean, "basis": plan.axes.basis}
+    for name, level in (("first", plan.first), ("second", plan.second)):
+        if level is not None:
+            arrays |= {f"{name}_{key}": getattr(level, key) for key in _LEVEL}
+    return arrays
+
+
+def plan_of(arrays: Mapping[str, NDArray[Any]], dim: int, digits: int) -> SearchPlan:
+    """The plan that arrays describe.
+
+    Raises:
+        ValueError: an array is missing, or is not what a gallery of this width D can have.
+    """
+    mean, basis = arrays.get("mean"), arrays.get("basis")
+    if mean is None or basis is None or mean.shape != (dim,) or basis.ndim != 2 or basis.shape[1] != dim:
+        raise ValueError(f"mean and basis must be [{dim}] and [axes, {dim}]")
+    if not 1 <= len(basis) <= min(AXES, dim):
+        raise ValueError(f"there must be from 1 to {min(AXES, dim)} axes, got {len(basis)}")
+    if any(array.dtype != (np.int64 if name.endswith("edges") else np.float32) for name, array in arrays.items()):
+        raise ValueError("edges must be int64 and all else float32")
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError("values must be finite")
+    axes = Axes(mean, basis, deviation_of(basis))
+    levels = [_level_of(arrays, name, len(basis)) for name in ("first", "second")]
+    if (levels[0] is None) != (levels[1] is None):
+        raise ValueError("there must be both levels or none")
+    return SearchPlan(axes, levels[0], levels[1], digits)
+
+
+def _level_of(arrays: Mapping[str, NDArray[Any]], name: str, axes: int) -> PrefixLevel | None:
+    if f"{name}_step" not in arrays:
+        return None
+    level = PrefixLevel(**{key: arrays.get(f"{name}_{key}", np.zeros(0)) for key in _LEVEL})
+    edges = level.edges
+    if not 1 <= level.coordinates <= axes or len(edges) < 2 or edges[0] != 0 or edges[-1] != axes:
+        raise ValueError(f"{name}: blocks must cover the axes, and coordinates be some of them")
+    if (np.diff(edges) <= 0).any() or level.norms != len(edges) + 1 or len(level.norm_typical) != level.norms:
+        raise ValueError(f"{name}: edges must rise, with a norm for each block and two more")
+    if not ((level.step > 0).all() and (level.norm_step > 0).all() and (level.norm_typical >= 0).all()):
+        raise ValueError(f"{name}: steps must be positive")
+    return level

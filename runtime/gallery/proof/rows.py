@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,22 +12,33 @@ from ...errors import TensorError
 from ..kernels.layout import store_codes
 from ..settings import MAX_DIM, Precision
 from .bounds import MAX_VALUE, block_norms, gallery_norms, no_axes
+from .prefix import SearchPlan, block_order, code_vectors, pack_blocks, rotate
 from .quantize import quantize
 
+CODES, FINE, SECOND = 2, 4, 1  # what `Part.check` checks; kernels.h has the same numbers
 
-@dataclass(frozen=True)
-class Prefix:
-    """A row's first principal coordinates at int8, for the fast scan.
+
+@dataclass(frozen=True, eq=False)
+class PartArrays:
+    """The arrays of a part as the compiled search reads them: where they lie, whether their bytes were checked or not.
 
     Attributes:
-        basis: [D, P], orthonormal columns; a vector's coordinates are `vector @ basis`.
-        scale: float32 [n], of each row.
-        norms: float32 [n, J + 1], the largest of what bounds.py (1'') needs of each row's vectors.
+        codes: uint8 [V, S].
+        fine: float32 or float16 [V, D].
+        checked: uint8 [n], of each row what `Part.check` has checked.
+        measures: float32 [n, 2 J + 1], `blocks` and `norms` side by side; None where search was not prepared.
+        first: uint8, the first level's codes in blocks of rows, checked; with `order` int64 [n] and `loose` uint8 [n].
+        second: uint8 [V, width], the second level's codes; see prefix.py.
     """
 
-    basis: NDArray[np.floating]
-    scale: NDArray[np.float32]
-    norms: NDArray[np.float32]
+    codes: NDArray[np.uint8]
+    fine: NDArray[np.floating]
+    checked: NDArray[np.uint8]
+    measures: NDArray[np.float32] | None = None
+    first: NDArray[np.uint8] | None = None
+    order: NDArray[np.int64] | None = None
+    loose: NDArray[np.uint8] | None = None
+    second: NDArray[np.uint8] | None = None
 
 
 class Part(Protocol):
@@ -37,8 +48,9 @@ class Part(Protocol):
         starts: int64 [n + 1].
         scale, error, norm: float32 [n], see quantize.py; a row's vectors share one scale, so that the maximum over them
             can be taken on integers.
-        axes: [D, m], and blocks: float32 [n, J], each row's rounding errors along them, see bounds.py (1').
-        prefix: where the fast scan was prepared, otherwise None.
+        plan: how rows were coded along the gallery's axes; None where search was not prepared.
+        blocks, norms: float32 [n, J] and [n, J + 1], each row's rounding errors and codes along the plan's axes, see
+            bounds.py (1') and (1''); J = 0 without a plan.
     """
 
     @property
@@ -58,32 +70,35 @@ class Part(Protocol):
         """Largest norm of each row's vectors."""
 
     @property
-    def axes(self) -> NDArray[np.floating]:
-        """B of (1'), [D, m]."""
+    def plan(self) -> SearchPlan | None:
+        """How the rows were coded along the gallery's axes."""
 
     @property
     def blocks(self) -> NDArray[np.float32]:
-        """Rounding errors along B's blocks, [n, J]."""
+        """Rounding errors along the axes, [n, J]."""
+
+    @property
+    def norms(self) -> NDArray[np.float32]:
+        """What the codes stand for along the axes, and beyond them, [n, J + 1]."""
 
     @property
     def has_fine(self) -> bool:
         """Whether the fine copy is kept."""
 
-    @property
-    def prefix(self) -> Prefix | None:
-        """The fast scan's basis and scales."""
-
     def codes(self, first: int, last: int) -> NDArray[np.uint8]:
         """Stored codes of rows first..last - 1: uint8 [vectors, S]."""
-
-    def prefix_codes(self, first: int, last: int) -> NDArray[np.uint8]:
-        """Stored codes of the same rows' coordinates: uint8 [vectors, P padded]."""
 
     def fine(self, row: int) -> NDArray[np.floating]:
         """The fine copy of one row: float32 or float16 [vectors, D]."""
 
+    def arrays(self) -> PartArrays:
+        """Every array, for the compiled search."""
 
-@dataclass(frozen=True)
+    def check(self, row: int, what: int) -> None:
+        """Make sure that bytes of one row are those that were committed: CODES, FINE, SECOND or a sum of them."""
+
+
+@dataclass(frozen=True, eq=False)
 class ArrayPart:
     """Rows held in memory."""
 
@@ -91,12 +106,12 @@ class ArrayPart:
     scale: NDArray[np.float32]
     error: NDArray[np.float32]
     norm: NDArray[np.float32]
-    axes: NDArray[np.floating]
-    blocks: NDArray[np.float32]
     stored: NDArray[np.uint8]
     exact: NDArray[np.floating] | None
-    prefix: Prefix | None = None
-    stored_prefix: NDArray[np.uint8] | None = None
+    blocks: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    plan: SearchPlan | None = None
+    coded: PrefixCodes | None = None
 
     @property
     def has_fine(self) -> bool:
@@ -107,17 +122,41 @@ class ArrayPart:
         """Stored codes of rows first..last - 1."""
         return self.stored[self.starts[first] : self.starts[last]]
 
-    def prefix_codes(self, first: int, last: int) -> NDArray[np.uint8]:
-        """Stored codes of the rows' coordinates."""
-        if self.stored_prefix is None:
-            raise LookupError("this part has no prefix")
-        return self.stored_prefix[self.starts[first] : self.starts[last]]
-
     def fine(self, row: int) -> NDArray[np.floating]:
         """The fine copy of one row."""
         if self.exact is None:
             raise LookupError("this part has no fine copy")
         return self.exact[self.starts[row] : self.starts[row + 1]]
+
+    def arrays(self) -> PartArrays:
+        """Every array."""
+        if self.exact is None:
+            raise LookupError("this part has no fine copy")
+        arrays = PartArrays(self.stored, self.exact, np.full(len(self.scale), CODES | FINE | SECOND, np.uint8))
+        if self.plan is not None:
+            arrays = replace(arrays, measures=np.concatenate([self.blocks, self.norms], axis=1))
+        if self.coded is not None:
+            order = block_order(np.diff(self.starts))
+            first = pack_blocks(self.coded.first, self.starts, order)
+            arrays = replace(arrays, first=first, order=order, loose=self.coded.loose, second=self.coded.second)
+        return arrays
+
+    def check(self, row: int, what: int) -> None:
+        """Nothing is ever unchecked in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixCodes:
+    """Rows coded along a gallery's axes.
+
+    Attributes:
+        first, second: uint8 [V, width] of each level; see prefix.py.
+        loose: uint8 [n], 1 where a norm did not fit its code at the first level, plus 2 at the second.
+    """
+
+    first: NDArray[np.uint8]
+    second: NDArray[np.uint8]
+    loose: NDArray[np.uint8]
 
 
 def pack_rows(
@@ -152,8 +191,7 @@ def array_part(
     vectors: NDArray[np.float32],
     starts: NDArray[np.int64],
     precision: Precision = "float32",
-    basis: NDArray[np.floating] | None = None,
-    axes: NDArray[np.floating] | None = None,
+    plan: SearchPlan | None = None,
 ) -> ArrayPart:
     """Quantize packed rows (see `pack_rows`).
 
@@ -164,24 +202,37 @@ def array_part(
         vectors: float32 [V, D].
         starts: int64 [N + 1].
         precision: of the fine copy; the codes' errors are measured against what it holds.
-        basis: [D, P] to also make the fast scan's prefix.
-        axes: [D, m] to also measure the rounding errors along them.
+        plan: to also code the rows along the gallery's axes; without a fine copy they are not.
     """
     exact = None if precision == "none" else vectors.astype(precision, copy=False)
     if exact is not None and not np.isfinite(exact).all():
         raise TensorError("vectors", "must fit float16, or keep the fine copy as float32", float(np.abs(vectors).max()))
     coarse = quantize(vectors if exact is None else exact, starts)
-    axes = no_axes(vectors.shape[1]) if axes is None or exact is None else axes
+    if exact is None:
+        plan = None
+    axes = no_axes(vectors.shape[1]) if plan is None else plan.axes.columns
     blocks = errors_along(axes, vectors if exact is None else exact, coarse.codes, coarse.scale, starts)
-    prefix = stored_prefix = None
-    if basis is not None:
-        coordinates = quantize(vectors @ basis.astype(np.float32, copy=False), starts)
-        norms = norms_along(basis, coarse.codes, coarse.scale, starts)
-        prefix, stored_prefix = Prefix(basis, coordinates.scale, norms), store_codes(coordinates.codes)
-    return ArrayPart(
-        starts, coarse.scale, coarse.error, coarse.norm, axes, blocks,
-        store_codes(coarse.codes), exact, prefix, stored_prefix,
-    )  # fmt: skip
+    norms = norms_along(axes, coarse.codes, coarse.scale, starts)
+    coded = None if plan is None or exact is None else code_rows(exact, starts, plan)
+    stored = store_codes(coarse.codes)
+    return ArrayPart(starts, coarse.scale, coarse.error, coarse.norm, stored, exact, blocks, norms, plan, coded)
+
+
+def code_rows(vectors: NDArray[np.floating], starts: NDArray[np.int64], plan: SearchPlan) -> PrefixCodes | None:
+    """Rows' vectors [V, D] as the plan's levels keep them; None if it has no levels."""
+    if plan.first is None or plan.second is None:
+        return None
+    pieces: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]] = []
+    for begin in range(0, len(vectors), 4096):  # float64 copies of a piece at a time
+        rotated = rotate(vectors[begin : begin + 4096], plan.axes)
+        first, first_loose = code_vectors(rotated, plan.first, plan.axes.deviation)
+        second, second_loose = code_vectors(rotated, plan.second, plan.axes.deviation)
+        pieces.append((first, second, (first_loose | second_loose * 2).astype(np.uint8)))
+    if not pieces:
+        empty = np.zeros(0, np.uint8)
+        return PrefixCodes(empty.reshape(0, plan.first.width), empty.reshape(0, plan.second.width), empty)
+    first, second, loose = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+    return PrefixCodes(first, second, np.bitwise_or.reduceat(loose, starts[:-1]))
 
 
 def errors_along(
@@ -215,6 +266,8 @@ def norms_along(
     codes: of the vectors [V, D]; scale: of the rows [n].
     """
     rows = len(starts) - 1
+    if basis.shape[1] == 0:
+        return np.zeros((rows, 0), np.float32)
     step = np.repeat(scale.astype(np.float64), np.diff(starts))
     pieces = [gallery_norms(np.zeros((0, len(basis))), basis)]
     for begin in range(0, len(codes), 4096):  # float64 copies of a piece at a time

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from .mapping import open_regular
 
 CATALOGUE = "catalogue"
 OLD_CATALOGUE = "catalogue.sqlite"  # of schema 2
-SCHEMA = 3
+SCHEMA = 4
+_BEFORE = 3  # had a search of prefixes that this version does not have; all else is the same
 MAX_ROWS = 1 << 31  # of one segment
-MEASURED = ("planes", "share", "recall", "k", "queries")  # what is kept of a fast scan besides its file
+MEASURED = ("digits", "k", "queries", "second", "codes", "rescored")  # what is kept of a preparation besides its file
 _MAX_CATALOGUE = 1 << 28
 _MAX_SEGMENTS = 1 << 20
 _MAX_DROPPED = 1 << 20
@@ -52,11 +53,13 @@ class Header:
         gallery: 32 hex digits that a gallery gets when it is made.
         generation: how many commits went before.
         digest: of the catalogue's bytes.
+        schema: of the catalogue.
     """
 
     gallery: str
     generation: int
     digest: str
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,18 +70,18 @@ class SegmentRecord:
         live: [rows], which of its rows are not deleted.
         vectors: its file of codes and fine copies.
         rows: its file of ids and metadata.
-        fast: its file for the fast scan, once search was prepared.
+        prepared: its file of what the gallery's preparation adds.
     """
 
     live: NDArray[np.bool_]
     vectors: FileRecord
     rows: FileRecord
-    fast: FileRecord | None = None
+    prepared: FileRecord | None = None
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """Its two or three files."""
-        return (self.vectors, self.rows) if self.fast is None else (self.vectors, self.rows, self.fast)
+        return tuple(file for file in (self.vectors, self.rows, self.prepared) if file is not None)
 
     @property
     def living_bytes(self) -> float:
@@ -87,15 +90,16 @@ class SegmentRecord:
 
 
 @dataclass(frozen=True)
-class FastRecord:
-    """A gallery's fast scan, see prepare.FastScan; the basis and the axes lie in `file`."""
+class PreparedRecord:
+    """How a gallery was prepared, see prepare.Preparation; the plan's arrays lie in `file`."""
 
     file: FileRecord
-    planes: int
-    share: float
-    recall: float | None
+    digits: int
     k: int
     queries: int
+    second: float | None
+    codes: float | None
+    rescored: float | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Catalogue:
         settings: what was fixed when it was made.
         next_file: the number of the next file; no commit has named a file of this number or a higher one.
         segments: in the order of their rows.
-        fast: the fast scan, if it was prepared.
+        prepared: how search was prepared, if it was.
         roots: name -> folder of the roots that rows were indexed from (indexing/identity.py).
         dropped: files that this gallery wrote and no commit needs any more, until they are removed.
     """
@@ -118,7 +122,7 @@ class Catalogue:
     settings: GallerySettings
     next_file: int = 1
     segments: tuple[SegmentRecord, ...] = ()
-    fast: FastRecord | None = None
+    prepared: PreparedRecord | None = None
     roots: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
 
@@ -126,8 +130,8 @@ class Catalogue:
     def files(self) -> dict[str, FileRecord]:
         """Every file it needs, by name."""
         files = {file.name: file for segment in self.segments for file in segment.files}
-        if self.fast is not None:
-            files[self.fast.file.name] = self.fast.file
+        if self.prepared is not None:
+            files[self.prepared.file.name] = self.prepared.file
         return files
 
     @property
@@ -161,7 +165,9 @@ class Catalogue:
             "settings": self.settings.to_dict(),
             "next_file": self.next_file,
             "segments": [_segment_dict(record) for record in self.segments],
-            "fast": None if self.fast is None else {**vars(self.fast), "file": _file_dict(self.fast.file)},
+            "prepared": None
+            if self.prepared is None
+            else {**vars(self.prepared), "file": _file_dict(self.prepared.file)},
             "roots": dict(self.roots),
             "dropped": list(self.dropped),
         }
@@ -204,7 +210,7 @@ def read_catalogue(folder: Path) -> tuple[Header, Catalogue]:
     if not data.endswith(b"\n") or len(data) <= _LINE:
         raise _corrupt(path, "the end is missing")
     text = data[_LINE:-1]
-    if _digest(SCHEMA, header.gallery, header.generation, text) != header.digest:
+    if _digest(header.schema, header.gallery, header.generation, text) != header.digest:
         raise _corrupt(path, "its digest differs")
     try:
         raw = json.loads(text, parse_constant=_no_constant)
@@ -232,12 +238,12 @@ def _parse_line(folder: Path, line: bytes) -> Header:
     found = _FIRST.fullmatch(line) if len(line) == _LINE else None
     if found is None:
         raise _corrupt(folder / CATALOGUE, "its first line cannot be understood")
-    if int(found[1]) != SCHEMA:
+    if int(found[1]) not in (SCHEMA, _BEFORE):
         raise GalleryError(
             f"{folder}: the gallery's schema is {int(found[1])}, this version reads {SCHEMA}: index it again, or use "
             "the version that wrote it"
         )
-    return Header(found[2].decode(), int(found[3]), found[4].decode())
+    return Header(found[2].decode(), int(found[3]), found[4].decode(), int(found[1]))
 
 
 def _corrupt(path: Path, reason: str) -> GalleryCorrupt:
@@ -264,24 +270,33 @@ def _segment_dict(record: SegmentRecord) -> dict[str, Any]:
         "live": live,
         "vectors": _file_dict(record.vectors),
         "rows": _file_dict(record.rows),
-        "fast": None if record.fast is None else _file_dict(record.fast),
+        "prepared": None if record.prepared is None else _file_dict(record.prepared),
     }
 
 
 def _catalogue(header: Header, raw: object) -> Catalogue:
-    body = _object(raw, "the catalogue", "settings", "next_file", "segments", "fast", "roots", "dropped")
+    key = "fast" if header.schema == _BEFORE else "prepared"
+    body = _object(raw, "the catalogue", "settings", "next_file", "segments", key, "roots", "dropped")
     settings = GallerySettings.from_dict(_object(body["settings"], "settings"))
     segments = tuple(
-        _segment(item, f"segments[{i}]") for i, item in enumerate(_list(body["segments"], "segments", _MAX_SEGMENTS))
+        _segment(item, f"segments[{i}]", key)
+        for i, item in enumerate(_list(body["segments"], "segments", _MAX_SEGMENTS))
     )
-    fast = None if body["fast"] is None else _fast(body["fast"])
     dropped = [
         _file_name(item, f"dropped[{i}]") for i, item in enumerate(_list(body["dropped"], "dropped", _MAX_DROPPED))
     ]
+    prepared = None
+    if header.schema == _BEFORE:
+        dropped += _files_of_before(body[key], segments)
+        segments = tuple(replace(segment, prepared=None) for segment in segments)
+    elif body[key] is not None:
+        prepared = _prepared(body[key])
     next_file = _integer(body["next_file"], "next_file", 1, MAX_LENGTH)
     roots = check_roots(body["roots"])
-    catalogue = Catalogue(header.gallery, header.generation, settings, next_file, segments, fast, roots, tuple(dropped))
-    count = sum(len(segment.files) for segment in segments) + (fast is not None)
+    catalogue = Catalogue(
+        header.gallery, header.generation, settings, next_file, segments, prepared, roots, tuple(dropped)
+    )
+    count = sum(len(segment.files) for segment in segments) + (prepared is not None)
     if len(catalogue.files) != count:
         raise ValueError("a file is named twice")
     if not catalogue.files.keys().isdisjoint(dropped):
@@ -291,8 +306,16 @@ def _catalogue(header: Header, raw: object) -> Catalogue:
     return catalogue
 
 
-def _segment(raw: object, place: str) -> SegmentRecord:
-    body = _object(raw, place, "count", "live", "vectors", "rows", "fast")
+def _files_of_before(raw: object, segments: Sequence[SegmentRecord]) -> list[str]:
+    """Names of the files of schema 3's search of prefixes, which nothing reads any more."""
+    names = [segment.prepared.name for segment in segments if segment.prepared is not None]
+    if raw is not None:
+        names.append(_file(_object(raw, "fast").get("file"), "fast.file").name)
+    return names
+
+
+def _segment(raw: object, place: str, key: str) -> SegmentRecord:
+    body = _object(raw, place, "count", "live", "vectors", "rows", key)
     count = _integer(body["count"], f"{place}.count", 1, MAX_ROWS)
     vectors = _file(body["vectors"], f"{place}.vectors")
     if count * 8 > vectors.length:  # each row has an int64 of its own in that file
@@ -302,25 +325,19 @@ def _segment(raw: object, place: str) -> SegmentRecord:
     else:
         bits = np.frombuffer(_bytes(body["live"], f"{place}.live", -(-count // 8)), np.uint8)
         live = np.unpackbits(bits, count=count).astype(bool)
-    fast = None if body["fast"] is None else _file(body["fast"], f"{place}.fast")
-    return SegmentRecord(live, vectors, _file(body["rows"], f"{place}.rows"), fast)
+    prepared = None if body[key] is None else _file(body[key], f"{place}.{key}")
+    return SegmentRecord(live, vectors, _file(body["rows"], f"{place}.rows"), prepared)
 
 
-def _fast(raw: object) -> FastRecord:
-    body = _object(raw, "fast", "file", *MEASURED)
-    return check_fast(_file(body["file"], "fast.file"), body)
-
-
-def check_fast(file: FileRecord, body: Mapping[str, Any]) -> FastRecord:
-    """The record of a fast scan; ValueError unless its numbers can be those of one."""
-    recall = body["recall"]
-    return FastRecord(
-        file=file,
-        planes=_integer(body["planes"], "fast.planes", 1, 2),
-        share=_share(body["share"], "fast.share"),
-        recall=None if recall is None else _share(recall, "fast.recall"),
-        k=_integer(body["k"], "fast.k", 1, MAX_ROWS),
-        queries=_integer(body["queries"], "fast.queries", 0, MAX_ROWS),
+def _prepared(raw: object) -> PreparedRecord:
+    body = _object(raw, "prepared", "file", *MEASURED)
+    shares = [body[name] for name in ("second", "codes", "rescored")]
+    return PreparedRecord(
+        _file(body["file"], "prepared.file"),
+        _integer(body["digits"], "prepared.digits", 1, 2),
+        _integer(body["k"], "prepared.k", 1, MAX_ROWS),
+        _integer(body["queries"], "prepared.queries", 0, MAX_ROWS),
+        *(None if share is None else _share(share, "prepared's shares") for share in shares),
     )
 
 

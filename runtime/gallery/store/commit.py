@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ class NewFiles:
         record = write_arrays(self._folder, name, arrays, self._mode)
         self.next_file += 1
         return record
+
+    def remove(self, records: Iterable[FileRecord]) -> None:
+        """Take back some of the files."""
+        for record in records:
+            self._names.remove(record.name)
+            (self._folder / record.name).unlink()
 
     def sync(self) -> None:
         """Make the names durable; raises OSError."""

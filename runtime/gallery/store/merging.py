@@ -13,7 +13,7 @@ from ..proof.rows import ArrayPart
 from .catalogue import SegmentRecord
 from .commit import NewFiles
 from .rows import row_arrays
-from .segments import Segment, fast_arrays
+from .segments import Segment, prepared_arrays, stored_arrays
 
 GROWTH = 4  # how many times larger than any of them what replaces segments must be
 
@@ -60,14 +60,14 @@ class Piece:
     Attributes:
         lengths: int64 [rows], vectors of each.
         vectors: the arrays of the segment's first file, without `starts`.
-        fast: those of the third; None where search was not prepared.
+        prepared: what preparing search adds, see `prepared_arrays`; None where it was not prepared.
         ids: of the rows.
         metadata: of the rows, as JSON.
     """
 
     lengths: NDArray[np.int64]
     vectors: Mapping[str, NDArray[Any]]
-    fast: Mapping[str, NDArray[Any]] | None
+    prepared: Mapping[str, NDArray[Any]] | None
     ids: list[str]
     metadata: list[str]
 
@@ -82,8 +82,8 @@ class Piece:
         }
         if part.exact is not None:
             vectors["fine"] = part.exact
-        fast = None if part.prefix is None else fast_arrays(part)
-        return cls(np.diff(part.starts), vectors, fast, ids, metadata)
+        prepared = None if part.plan is None else prepared_arrays(part)
+        return cls(np.diff(part.starts), vectors, prepared, ids, metadata)
 
     @classmethod
     def of_segment(cls, segment: Segment, keep: NDArray[np.bool_]) -> Piece:
@@ -94,22 +94,27 @@ class Piece:
         return cls(
             np.diff(segment.starts)[keep],
             {name: segment.kept(name, keep) for name in names},
-            None if segment.prefix is None else segment.kept_fast(keep),
+            None if segment.plan is None else segment.kept_prepared(keep),
             [id for id, _ in texts],
             [metadata for _, metadata in texts],
         )
 
     @staticmethod
     def joined(pieces: Sequence[Piece]) -> Piece:
-        """All rows, in order; without a fast scan unless each piece has it."""
-        fast = [piece.fast for piece in pieces if piece.fast is not None]
+        """All rows, in order; not prepared unless each piece is."""
+        prepared = [piece.prepared for piece in pieces if piece.prepared is not None]
         return Piece(
             np.concatenate([piece.lengths for piece in pieces]),
             _joined([piece.vectors for piece in pieces]),
-            _joined(fast) if len(fast) == len(pieces) else None,
+            _joined(prepared) if len(prepared) == len(pieces) else None,
             [id for piece in pieces for id in piece.ids],
             [text for piece in pieces for text in piece.metadata],
         )
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First vector of each row, and the number of vectors: int64 [rows + 1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
     @property
     def bytes(self) -> int:
@@ -119,7 +124,11 @@ class Piece:
     def vector_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays of the first file; the codes come first, so that they begin on a cache line."""
         codes, *others = self.vectors.items()
-        return dict([codes, ("starts", np.r_[0, np.cumsum(self.lengths, dtype=np.int64)]), *others])
+        return dict([codes, ("starts", self.starts), *others])
+
+    def prepared_arrays(self) -> dict[str, NDArray[Any]] | None:
+        """The arrays of the third file, where search was prepared."""
+        return None if self.prepared is None else stored_arrays(self.prepared, self.starts)
 
     def row_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays of the second file."""
@@ -134,9 +143,10 @@ def _joined(arrays: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[A
 
 def write_piece(files: NewFiles, piece: Piece) -> SegmentRecord:
     """Write a segment's files; raises OSError."""
+    prepared = piece.prepared_arrays()
     return SegmentRecord(
         np.ones(len(piece.ids), bool),
         files.write(piece.vector_arrays()),
         files.write(piece.row_arrays()),
-        None if piece.fast is None else files.write(piece.fast),
+        None if prepared is None else files.write(prepared),
     )

@@ -23,22 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ChanError, GalleryCorrupt, GalleryError, reason_of
+from ...errors import ChanError, GalleryCorrupt, GalleryError
 from ..settings import GallerySettings
 from .catalogue import (
     MAX_ROWS,
     OLD_CATALOGUE,
     Catalogue,
-    FastRecord,
     Header,
     SegmentRecord,
-    check_fast,
     check_file,
     check_roots,
     permissions,
 )
 from .commit import NewFiles, Unconfirmed, publish, sweep
-from .files import FileRecord
+from .files import PAGE, FileRecord
 from .mapping import open_regular
 from .mend import mended_id
 from .rows import HeldRows, row_arrays
@@ -178,7 +176,7 @@ def _read(connection: sqlite3.Connection, path: Path, unsure: list[str] | None) 
     if meta.get("schema") != _SCHEMA:
         raise GalleryError(f"{path}: the gallery's schema is {meta.get('schema')!r}, this version upgrades {_SCHEMA}")
     settings = GallerySettings.from_dict(meta.get("settings"))
-    segments, numbers = [], []
+    segments, numbers, named = [], [], list[str]()
     columns = ", ".join(_TABLES["segments"])
     for *values, expected in connection.execute(f"SELECT {columns} FROM segments ORDER BY place"):
         number, _, name, length, sums, fast_name, fast_length, fast_sums, count, live = values
@@ -190,14 +188,15 @@ def _read(connection: sqlite3.Connection, path: Path, unsure: list[str] | None) 
         if len(live) != -(-count // 8):
             raise ValueError(f"segment {number} has {count} rows and {len(live)} bytes that say which are alive")
         alive = np.unpackbits(np.frombuffer(live, np.uint8), count=count).astype(bool)
-        segments.append(SegmentRecord(alive, vectors, NO_FILE, fast))
+        segments.append(SegmentRecord(alive, vectors, NO_FILE))
+        named += [file.name for file in (vectors, fast) if file is not None]
         numbers.append(number)
     tables = _rows(connection, numbers, segments, unsure)
     kept = [i for i, segment in enumerate(segments) if segment.live.any()]
-    named = [file.name for segment in segments for file in (segment.vectors, segment.fast) if file is not None]
     gallery = hashlib.blake2b(repr((settings, named)).encode(), digest_size=16).hexdigest()
-    prepared = _fast(meta.get("fast"))
-    catalogue = Catalogue(gallery, 0, settings, segments=tuple(segments[i] for i in kept), fast=prepared)
+    if isinstance(fast := meta.get("fast"), dict) and isinstance(fast.get("file"), dict):
+        named.append(check_file(fast["file"].get("name"), PAGE, bytes(4), "fast").name)  # nothing reads it any more
+    catalogue = Catalogue(gallery, 0, settings, segments=tuple(segments[i] for i in kept))
     catalogue = replace(catalogue, roots=check_roots(meta.get("roots") or {}))
     gone = tuple(name for name in named if name not in catalogue.files)
     return replace(catalogue, dropped=gone), [tables[i] for i in kept]
@@ -245,17 +244,6 @@ def _mended(id: Any, rest: tuple[Any, ...], expected: object, unsure: list[str] 
         unsure.append(f"row {id!r} is not what was committed, or an earlier version stored its sum in another form")
         return id
     return mended
-
-
-def _fast(raw: Any) -> FastRecord | None:
-    if raw is None:
-        return None
-    try:
-        file = raw["file"]
-        record = check_file(file["name"], file["length"], bytes.fromhex(file["sums"]), "fast")
-        return check_fast(record, raw)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"fast cannot be understood: {reason_of(error)}") from error
 
 
 def _verify(expected: object, what: str, *values: object) -> None:

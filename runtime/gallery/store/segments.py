@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +11,30 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt
 from ..kernels.layout import OFFSET, stored_width
-from ..proof.bounds import block_norms, gallery_norms, no_axes
-from ..proof.rows import ArrayPart, Prefix, array_part
+from ..proof.bounds import block_edges
+from ..proof.prefix import LANES, SearchPlan, block_order, pack_blocks, packed_vectors, unpack_blocks
+from ..proof.rows import CODES, FINE, SECOND, ArrayPart, PartArrays, array_part
 from ..settings import GallerySettings
 from .catalogue import SegmentRecord
 from .files import FileRecord, MappedFile
 from .rows import MappedRows, RowTable
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a gallery's preparation shares between all segments.
-
-    Attributes:
-        basis: [D, P], orthonormal columns.
-        axes: [D, m], the queries' axes.
-    """
-
-    basis: NDArray[np.floating]
-    axes: NDArray[np.floating]
+def prepared_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
+    """What preparing search adds to a part, row by row and vector by vector; see `stored_arrays`."""
+    arrays: dict[str, NDArray[Any]] = {"measures": np.concatenate([part.blocks, part.norms], axis=1)}
+    if part.coded is not None:
+        arrays |= {"first": part.coded.first, "second": part.coded.second, "loose": part.coded.loose}
+    return arrays
 
 
-def fast_arrays(part: ArrayPart) -> dict[str, NDArray[Any]]:
-    """The arrays of a segment's third file: what preparing search adds to a part."""
-    if part.prefix is None or part.stored_prefix is None:
-        raise LookupError("this part was not prepared")
-    scale, norms = part.prefix.scale, part.prefix.norms
-    return {"codes": part.stored_prefix, "scale": scale, "norms": norms, "blocks": part.blocks}
+def stored_arrays(arrays: Mapping[str, NDArray[Any]], starts: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """The arrays of a segment's third file: those of `prepared_arrays` with the first level in blocks of rows."""
+    if "first" not in arrays:
+        return dict(arrays)
+    order = block_order(np.diff(starts))
+    first = pack_blocks(arrays["first"], starts, order)
+    return {"first": first, **{name: arrays[name] for name in ("second", "loose", "measures")}, "order": order}
 
 
 class Segment:
@@ -51,7 +48,7 @@ class Segment:
         folder: the gallery's folder of files.
         record: what the catalogue keeps of the segment.
         settings: the gallery's.
-        prepared: of the gallery's preparation, where there is one.
+        plan: of the gallery, where search was prepared.
         table: ids and metadata, where they do not lie in a file.
 
     Attributes:
@@ -68,7 +65,7 @@ class Segment:
         folder: Path,
         record: SegmentRecord,
         settings: GallerySettings,
-        prepared: Prepared | None = None,
+        plan: SearchPlan | None = None,
         table: RowTable | None = None,
     ) -> None:
         self.record = record
@@ -91,6 +88,8 @@ class Segment:
             raise GalleryCorrupt(f"{file.path}: there must be no fine copy in this gallery")
         self.scale, self.error, self.norm = (file.read(name) for name in ("scale", "error", "norm"))
         _check_measures(file, self.scale, self.error, self.norm)
+        if not np.isfinite(self.scale).all():
+            raise GalleryCorrupt(f"{file.path}: scales must be finite")
         self._finite = bytearray(count)  # rows whose fine copy is known to hold finite values
         if table is None:
             rows = MappedFile(folder, record.rows)
@@ -98,28 +97,31 @@ class Segment:
             table = MappedRows(rows, count)
         self.table = table
         self.masks: dict[str, tuple[NDArray[np.bool_], frozenset[str]]] = {}
-        self.prefix: Prefix | None = None
-        self.axes = no_axes(settings.dim)
-        self.blocks = np.zeros((count, 0), np.float32)
-        self._fast: MappedFile | None = None
-        if record.fast is not None and prepared is not None:
-            self._open_fast(folder, record.fast, prepared, vectors)
+        self.plan: SearchPlan | None = None
+        self.blocks = self.norms = self._measures = np.zeros((count, 0), np.float32)
+        self._prepared: MappedFile | None = None
+        self._order = np.zeros(0, np.int64)
+        self._checked = np.zeros(count, np.uint8)
+        if record.prepared is not None and plan is not None:
+            self._open_prepared(folder, record.prepared, plan, vectors)
 
-    def _open_fast(self, folder: Path, record: FileRecord, prepared: Prepared, vectors: int) -> None:
+    def _open_prepared(self, folder: Path, record: FileRecord, plan: SearchPlan, vectors: int) -> None:
         file = MappedFile(folder, record)
-        basis, axes, nothing = prepared.basis, prepared.axes, np.zeros((0, self._settings.dim))
-        file.expect("codes", np.uint8, vectors, stored_width(basis.shape[1]))
-        file.check_alignment("codes")
-        file.expect("scale", np.float32, self._count)
-        file.expect("norms", np.float32, self._count, gallery_norms(nothing, basis).shape[1])
-        width = 0 if self._settings.fine == "none" else block_norms(nothing, axes).shape[1]
-        file.expect("blocks", np.float32, self._count, width)
-        scale, norms, blocks = (file.read(name) for name in ("scale", "norms", "blocks"))
-        _check_measures(file, scale, norms, blocks)
+        blocks = len(block_edges(plan.axes.count)) - 1
+        file.expect("measures", np.float32, self._count, 2 * blocks + 1)
+        self._measures = file.read("measures")
+        _check_measures(file, self._measures)
+        if plan.first is not None and plan.second is not None:
+            file.expect("order", np.int64, self._count)
+            self._order = file.read("order").copy()  # indices: never to be changed under a kernel
+            if not np.array_equal(np.sort(self._order), np.arange(self._count)):
+                raise GalleryCorrupt(f"{file.path}: order must hold the number of each row once")
+            file.expect("first", np.uint8, packed_vectors(self.starts, self._order), plan.first.width * LANES)
+            file.expect("second", np.uint8, vectors, plan.second.width)
+            file.expect("loose", np.uint8, self._count)
         self._files.append(file)
-        self._fast = file
-        self.prefix = Prefix(basis, scale, norms)
-        self.axes, self.blocks = axes, blocks
+        self._prepared, self.plan = file, plan
+        self.blocks, self.norms = self._measures[:, :blocks], self._measures[:, blocks:]
 
     @property
     def has_fine(self) -> bool:
@@ -130,12 +132,6 @@ class Segment:
         """Stored codes of rows first..last - 1."""
         return self._file.read("codes", int(self.starts[first]), int(self.starts[last]))
 
-    def prefix_codes(self, first: int, last: int) -> NDArray[np.uint8]:
-        """Stored codes of the rows' coordinates."""
-        if self._fast is None:
-            raise LookupError("this segment has no prefix")
-        return self._fast.read("codes", int(self.starts[first]), int(self.starts[last]))
-
     def fine(self, row: int) -> NDArray[np.floating]:
         """The fine copy of one row."""
         fine = self._file.read("fine", int(self.starts[row]), int(self.starts[row + 1]))
@@ -143,6 +139,30 @@ class Segment:
             self._check_finite(fine, f"row {row}")
             self._finite[row] = 1
         return fine
+
+    def arrays(self) -> PartArrays:
+        """Every array: the first level is checked, and so are the codes where there is no level; else see `check`."""
+        codes, fine = self._file.unchecked("codes"), self._file.unchecked("fine")
+        if self.plan is None or self.plan.first is None or self._prepared is None:
+            self._file.read("codes")
+            self._checked |= CODES
+            measures = None if self.plan is None else self._measures
+            return PartArrays(codes, fine, self._checked, measures)
+        return PartArrays(
+            codes, fine, self._checked, self._measures, self._prepared.read("first"), self._order,
+            self._prepared.read("loose"), self._prepared.unchecked("second"),
+        )  # fmt: skip
+
+    def check(self, row: int, what: int) -> None:
+        """Check bytes of one row before the compiled search reads them for the first time."""
+        begin, end = int(self.starts[row]), int(self.starts[row + 1])
+        if what & CODES:
+            self._file.read("codes", begin, end)
+        if what & SECOND and self._prepared is not None:
+            self._prepared.read("second", begin, end)
+        if what & FINE:
+            self.fine(row)
+        self._checked[row] |= what
 
     def vectors(self, first: int, last: int) -> NDArray[np.float32]:
         """Vectors of rows first..last - 1 as float32, from the fine copy or else from the codes: [vectors, D]."""
@@ -162,24 +182,28 @@ class Segment:
         keep = np.repeat(live, np.diff(self.starts)) if name in ("codes", "fine") else live
         return self._file.read(name)[keep]
 
-    def kept_fast(self, live: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-        """The third file's arrays, of the rows where `live` is True."""
-        if self._fast is None:
-            raise LookupError("this segment has no prefix")
-        keep = np.repeat(live, np.diff(self.starts))
-        return {name: self._fast.read(name)[keep if name == "codes" else live] for name in self._fast.names}
+    def kept_prepared(self, live: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        """The arrays of `prepared_arrays`, of the rows where `live` is True."""
+        if self.plan is None or self._prepared is None:
+            raise LookupError("this segment was not prepared")
+        arrays: dict[str, NDArray[Any]] = {"measures": self._measures[live]}
+        if self.plan.first is not None:
+            keep = np.repeat(live, np.diff(self.starts))
+            first = unpack_blocks(self._prepared.read("first"), self.starts, self._order)
+            arrays |= {"first": first[keep], "second": self._prepared.read("second")[keep]}
+            arrays["loose"] = self._prepared.read("loose")[live]
+        return arrays
 
-    def prepare(self, prepared: Prepared) -> dict[str, NDArray[Any]]:
-        """The arrays of a third file for this preparation, made a piece of rows at a time; see `fast_arrays`."""
+    def prepare(self, plan: SearchPlan) -> dict[str, NDArray[Any]]:
+        """The arrays of a third file for this plan, made a piece of rows at a time."""
         made: dict[str, list[NDArray[Any]]] = {}
         for first in range(0, self._count, 256):
             last = min(first + 256, self._count)
             starts = self.starts[first : last + 1] - self.starts[first]
-            vectors = self.vectors(first, last)
-            part = array_part(vectors, starts, self._settings.fine, prepared.basis, prepared.axes)
-            for name, array in fast_arrays(part).items():
+            part = array_part(self.vectors(first, last), starts, self._settings.fine, plan)
+            for name, array in prepared_arrays(part).items():
                 made.setdefault(name, []).append(array)
-        return {name: np.concatenate(pieces) for name, pieces in made.items()}
+        return stored_arrays({name: np.concatenate(pieces) for name, pieces in made.items()}, self.starts)
 
     def check_measures(self, first: int, last: int) -> None:
         """GalleryCorrupt unless the measures of rows first..last - 1 bound what their codes lose of the fine copy."""
@@ -232,7 +256,7 @@ class Segment:
             raise GalleryCorrupt(f"{self._file.path}: the fine copy of {rows} must be finite")
 
 
-def _check_measures(file: MappedFile, scale: NDArray[np.float32], *measures: NDArray[np.float32]) -> None:
-    """GalleryCorrupt unless scales are finite, and scales and what else was measured are no less than 0."""
-    if not (np.isfinite(scale).all() and (scale >= 0).all()) or not all((values >= 0).all() for values in measures):
-        raise GalleryCorrupt(f"{file.path}: scales must be finite, and no scale, error or norm may be negative or NaN")
+def _check_measures(file: MappedFile, *measures: NDArray[np.float32]) -> None:
+    """GalleryCorrupt unless what was measured is no less than 0."""
+    if not all((values >= 0).all() for values in measures):
+        raise GalleryCorrupt(f"{file.path}: no scale, error or norm may be negative or NaN")

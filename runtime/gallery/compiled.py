@@ -1,0 +1,194 @@
+"""The compiled search: a query's certified top k in one call that holds no lock of Python's.
+
+`_core` is C++ (core/), built for this CPU's instruction sets where a compiler was at hand. It does what estimate.py,
+intervals.py and certify.py do, and first of all bounds rows by their prefixes (proof/prefix.py). The last step, pooling
+a handful of rows in float64, is left to pooling.py, so scores do not depend on what found them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cpus import usable_cpus
+from ..errors import BackendError
+from ..forks import now_and_after_fork
+from .proof.bounds import block_edges
+from .proof.certify import Ranking, contradiction
+from .proof.gallery_rows import GalleryRows
+from .proof.pooling import pool_groups
+from .proof.prefix import PrefixLevel, SearchPlan
+from .proof.rows import Part
+from .proof.true_score import TrueRow
+
+
+@cache
+def open_core() -> ModuleType | None:
+    """The extension module; None where it was not built."""
+    try:
+        from . import _core
+    except ImportError:
+        return None
+    return _core
+
+
+class CoreThreads:
+    """Threads of the core that the searches of one gallery share; they start when they are first needed.
+
+    Args:
+        count: how many a call may use, the caller's included; by default as many as this process may use CPUs.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count or usable_cpus()
+        self._threads: Any = None
+        now_and_after_fork(self._prepare)
+
+    def _prepare(self) -> None:
+        self._lock = threading.Lock()
+        if self._threads is not None:  # which a forked process does not have
+            self._threads.forget()
+            self._threads = None
+
+    def started(self) -> Any:
+        """The core's object."""
+        with self._lock:
+            if self._threads is None and (core := open_core()) is not None:
+                self._threads = core.Threads(self.count)
+            return self._threads
+
+    def close(self) -> None:
+        """End the threads once the searches that run have ended."""
+        self._threads = None
+
+
+class CompiledSearch:
+    """Ranks the rows of a gallery with fine copies, by any coding but VSA; any number of threads may use one.
+
+    Args:
+        gallery: the rows.
+        plan: how they were coded; None where search was not prepared.
+        threads: what calls use.
+        instructions: name of an instruction set (`_core.features()`); None for the best one of this CPU.
+
+    Raises:
+        BackendError: the core was not built, or this CPU has no such instructions.
+    """
+
+    def __init__(
+        self, gallery: GalleryRows, plan: SearchPlan | None, threads: CoreThreads, instructions: str | None = None
+    ) -> None:
+        core = open_core()
+        if core is None:
+            raise BackendError("the compiled search was not built when this package was installed; see CONTRIBUTING.md")
+        if instructions is not None and instructions not in core.features():
+            known = ", ".join(core.features())
+            raise BackendError(f"this CPU has no instructions named {instructions}; it has {known}")
+        self._gallery, self._plan, self._threads, self._instructions = gallery, plan, threads, instructions
+        self._core = core
+        self._search: Any = None
+        now_and_after_fork(self._make_lock)
+
+    def _make_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def _opened(self) -> Any:
+        """The core's object; made at the first search, which reads and checks what every search reads."""
+        with self._lock:
+            if self._search is None:
+                parts = [_part(part, self._plan) for part in self._gallery.parts]
+                plan = _plan(self._gallery, self._plan, self._instructions)
+                self._search = self._core.Search(plan, parts, self._check)
+            return self._search
+
+    def rank(
+        self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> list[Ranking]:
+        """The certified top k of each query's vectors [Q_i, D] among the rows where `allowed` [N] is True.
+
+        Raises:
+            GalleryCorrupt: bytes that had to be read are not those that were committed, or contradict each other.
+        """
+        starts = np.cumsum([0] + [len(query) for query in queries], dtype=np.int64)
+        vectors = queries[0] if len(queries) == 1 else np.concatenate(queries)
+        mask = None if allowed is None or allowed.all() else np.ascontiguousarray(allowed)
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        answers = self._opened().run(vectors, starts, min(k, self._gallery.count), mask, self._threads.started())
+        candidates = self._gallery.count if mask is None else int(np.count_nonzero(mask))
+        return [self._ranking(answer, k, candidates) for answer in answers]
+
+    def _check(self, part: int, row: int, what: int) -> None:
+        self._gallery.parts[part].check(row, what)
+
+    def _ranking(self, answer: tuple[Any, ...], k: int, candidates: int) -> Ranking:
+        *buffers, second, codes, rescored, contradicting = answer
+        if contradicting >= 0:
+            raise contradiction(contradicting)
+        types = (np.int64, np.int64, np.float64, np.int32)
+        rows, counts, maxima, winners = (np.frombuffer(b, t) for b, t in zip(buffers, types, strict=True))
+        starts = np.r_[0, np.cumsum(counts)]
+        scores = np.zeros(0)
+        if len(rows):
+            scores = pool_groups(maxima[:, None], starts, self._gallery.alignment)[0][:, 0]
+        order = np.lexsort((rows, -scores))[:k]
+        details = tuple(
+            TrueRow(float(scores[i]), maxima[starts[i] : starts[i + 1]], winners[starts[i] : starts[i + 1]])
+            for i in order.tolist()
+        )
+        return Ranking(rows[order], scores[order], details, candidates, rescored, True, second, codes)
+
+
+def _plan(gallery: GalleryRows, plan: SearchPlan | None, instructions: str | None) -> dict[str, Any]:
+    """What core/module.cpp reads of a plan."""
+    found: dict[str, Any] = {
+        "instructions": instructions,
+        "dim": gallery.parts[0].arrays().fine.shape[1] if gallery.parts else 1,
+        "pools_query": gallery.pools_query,
+        "pooling": gallery.alignment.pooling,
+        "temperature": gallery.alignment.pooling_temperature,
+        "digits": 2 if plan is None else plan.digits,
+        "deviation": 0.0 if plan is None else plan.axes.deviation,
+        "edges": [] if plan is None else block_edges(plan.axes.count),
+        "mean": None if plan is None else plan.axes.mean,
+        "basis": None if plan is None else plan.axes.basis,
+    }
+    found |= _level("first", None if plan is None else plan.first)
+    return found | _level("second", None if plan is None else plan.second)
+
+
+def _level(name: str, level: PrefixLevel | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"norms": 0, "coordinates": 0, "edges": [], "step": None}
+    facts |= {"norm_step": None, "norm_typical": None}
+    if level is not None:
+        facts = {key: getattr(level, key) for key in facts} | {"edges": level.edges.tolist()}
+    return {f"{name}_{key}": value for key, value in facts.items()}
+
+
+def _part(part: Part, plan: SearchPlan | None) -> dict[str, Any]:
+    """What core/module.cpp reads of a part; one that was not coded by this plan is scanned at int8."""
+    arrays = part.arrays()
+    coded = plan is not None and part.plan is not None and part.plan.axes is plan.axes
+    levels = coded and plan is not None and plan.first is not None and arrays.first is not None
+    return {
+        "rows": len(part.starts) - 1,
+        "starts": part.starts,
+        "stride": arrays.codes.shape[1],
+        "half": arrays.fine.dtype == np.float16,
+        "codes": arrays.codes,
+        "scale": np.ascontiguousarray(part.scale),
+        "error": np.ascontiguousarray(part.error),
+        "norm": np.ascontiguousarray(part.norm),
+        "fine": arrays.fine,
+        "checked": arrays.checked,
+        "measures": arrays.measures if coded else None,
+        "first": arrays.first if levels else None,
+        "order": arrays.order if levels else None,
+        "second": arrays.second if levels else None,
+        "loose": arrays.loose if levels else None,
+    }
