@@ -1,7 +1,7 @@
 """Immutable files of named arrays, memory-mapped, whose bytes are checked before they are first used.
 
 A file is laid out as safetensors: 8 bytes of header length, a JSON header, the arrays; any safetensors reader opens
-it. The codes come first and so lie on cache lines. It is cut into pages of 256 KiB, each with a CRC-32; the sums are
+it. Arrays whose rows fill cache lines, as codes do, come first and so lie on them. It is cut into pages of 256 KiB, each with a CRC-32; the sums are
 kept in the catalogue, not beside the bytes they vouch for. A page is summed when a search first touches it and not
 again while the file is open: about 2 GB/s once, nothing afterwards, and a flipped bit is an error, never an answer.
 
@@ -61,6 +61,7 @@ def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], mo
     """
     header: dict[str, object] = {}
     at = 0
+    arrays = _aligned(arrays)
     for key, array in arrays.items():
         end = at + array.nbytes
         header[key] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [at, end]}
@@ -84,6 +85,17 @@ def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], mo
         path.unlink(missing_ok=True)
         raise
     return FileRecord(name, paged.length, paged.sums())
+
+
+def _aligned(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays in an order in which each begins at a multiple of its items' size, as there are no gaps between."""
+
+    def place(key: str) -> int:
+        array = arrays[key]
+        fills = array.itemsize * math.prod(array.shape[1:]) % _ALIGN == 0
+        return -_ALIGN if fills else -array.itemsize
+
+    return {key: arrays[key] for key in sorted(arrays, key=place)}
 
 
 class _Paged:
