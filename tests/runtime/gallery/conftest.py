@@ -11,18 +11,16 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
-from chan_rt.runtime.errors import BackendError
 from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
 from chan_rt.runtime.gallery.kernels.base import Kernel
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
-from chan_rt.runtime.gallery.kernels.vnni import VnniKernel
-from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, MEASURED, OLD_CATALOGUE, FileRecord, read_catalogue
+from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, OLD_CATALOGUE, FileRecord, read_catalogue
 from chan_rt.runtime.gallery.store.files import SEGMENTS, MappedFile
 from chan_rt.runtime.gallery.store.old import _sum
 from chan_rt.runtime.gallery.store.rows import MappedRows
 
 DIM = 24
-KERNELS = ("vnni, 16 lanes", "vnni, 8 lanes", "onnxruntime", "numpy")
+KERNELS = ("onnxruntime", "numpy")
 
 
 def embeddings(seed: int, rows: int, longest: int = 6, even: bool = False, dim: int = DIM) -> Embeddings:
@@ -85,15 +83,15 @@ def give_old_catalogue(path: Path, ids: Sequence[Any] | None = None) -> None:
     connection = sqlite3.connect(path / OLD_CATALOGUE)
     connection.executescript(OLD_TABLES)
     meta = {"schema": 2, "settings": catalogue.settings.to_dict(), "generation": catalogue.generation}
-    if catalogue.fast is not None:
-        file = catalogue.fast.file
+    if catalogue.prepared is not None:
+        file = catalogue.prepared.file
         record = {"name": file.name, "length": file.length, "sums": file.sums.hex()}
-        meta["fast"] = {"file": record, **{name: getattr(catalogue.fast, name) for name in MEASURED}}
+        meta["fast"] = {"file": record, "share": 0.1, "recall": None, "k": 10, "queries": 0, "planes": 1}
     for key, value in meta.items():
         text = json.dumps(value, sort_keys=True)
         connection.execute("INSERT INTO meta VALUES (?, ?, ?)", (key, text, _sum(key, text)))
     for number, segment in enumerate(catalogue.segments, 1):
-        files = (*_fields(segment.vectors), *(_fields(segment.fast) if segment.fast else (None, None, None)))
+        files = (*_fields(segment.vectors), *(_fields(segment.prepared) if segment.prepared else (None, None, None)))
         fields = (number, number, *files, len(segment.live), np.packbits(segment.live).tobytes())
         connection.execute(f"INSERT INTO segments VALUES ({','.join('?' * 11)})", (*fields, _sum(*fields)))
         rows = MappedRows(MappedFile(path / SEGMENTS, segment.rows), len(segment.live))
@@ -119,12 +117,5 @@ def downgrade() -> Callable[..., None]:
 
 @pytest.fixture(scope="session", params=KERNELS)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """Each scan kernel; skips where it is the CPU that cannot run it."""
-    if not request.param.startswith("vnni"):
-        return open_kernel(request.param)
-    try:
-        return VnniKernel(8 if "8" in request.param else 16)
-    except BackendError as error:
-        if "this CPU has no" not in str(error):
-            raise
-        pytest.skip(str(error))
+    """Each scan kernel."""
+    return open_kernel(request.param)

@@ -87,7 +87,7 @@ def main(path: str, seed: int, kill_at: int) -> None:
                 say("done", {"kind": "delete", "ids": some})
             else:
                 say("begin", {"kind": kind})
-                writer.compact() if kind == "compact" else writer.prepare_fast()
+                writer.compact() if kind == "compact" else writer.prepare()
                 say("done", {"kind": kind})
         sys.settrace(None)
     sys.stdout.write(json.dumps({"lines": lines}) + "\n")

@@ -12,7 +12,6 @@ from chan_rt.runtime.gallery.kernels.layout import PLANE
 from chan_rt.runtime.gallery.proof.bounds import (
     Reach,
     block_norms,
-    fit_axes,
     float32_similarity_error,
     gallery_norms,
     int8_radius,
@@ -22,6 +21,7 @@ from chan_rt.runtime.gallery.proof.bounds import (
     quantize_query,
 )
 from chan_rt.runtime.gallery.proof.pooling import pool, pool_groups, score_change
+from chan_rt.runtime.gallery.proof.prefix import fit_axes
 from chan_rt.runtime.gallery.proof.quantize import quantize
 from chan_rt.runtime.gallery.proof.rows import errors_along
 
@@ -63,7 +63,7 @@ def random_axes(rng: np.random.Generator, vectors: np.ndarray, count: int) -> np
         case 0:
             return no_axes(dim)
         case 1:
-            return fit_axes(vectors)
+            return fit_axes(vectors, None).columns
     axes = rng.standard_normal((dim, min(dim, count))).astype(np.float32)
     return axes / (np.float32(1 + 1e-6) * np.linalg.norm(axes, axis=0))
 
@@ -206,7 +206,7 @@ def test_errors_along_axes_are_rounded_up() -> None:
     """Against long double, so that an upper bound that was rounded to the nearest float32 shows."""
     rng = np.random.default_rng(2)
     x = rng.standard_normal((300, 48)).astype(np.float32)
-    starts, axes = np.arange(301), fit_axes(x)
+    starts, axes = np.arange(301), fit_axes(x, None).columns
     rows = quantize(x, starts)
     restored = rows.codes * rows.scale.astype(np.longdouble)[:, None]
     coordinates = np.square((x.astype(np.longdouble) - restored) @ axes.astype(np.longdouble))

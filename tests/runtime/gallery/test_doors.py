@@ -30,7 +30,7 @@ def change_everything(path: Path, make_embeddings) -> None:
         writer.add(["x", "y"], make_embeddings(1, 2))
         writer.add(["x"], make_embeddings(2, 1), overwrite=True)
         writer.delete(["y"])
-        writer.prepare_fast(make_embeddings(3, 4))
+        writer.prepare(make_embeddings(3, 4))
         writer.compact()
         writer.delete(["x"])
         writer.compact()
@@ -225,7 +225,7 @@ def test_use_after_close(gallery_path: Path, make_embeddings) -> None:
         gallery.info,
         gallery.rows,
         gallery.verify,
-        lambda: gallery.fast,
+        lambda: gallery.prepared,
         lambda: gallery.search(query),
         lambda: gallery.damage,
         lambda: writer.add(["x"], query),
@@ -233,7 +233,7 @@ def test_use_after_close(gallery_path: Path, make_embeddings) -> None:
         lambda: writer.ids(["1"]),
         writer.rows,
         writer.compact,
-        writer.prepare_fast,
+        writer.prepare,
         lambda: writer.set_bundle("b"),
         lambda: writer.relabel([], {"a": "b"}),
     ]

@@ -136,7 +136,7 @@ def test_a_disk_that_fails_to_sync_changes_nothing(
         run = {
             "add": lambda: writer.add(["new"], make_embeddings(3, 1), [{"n": -1}]),
             "compact": writer.compact,
-            "prepare": writer.prepare_fast,
+            "prepare": writer.prepare,
         }[change]
         full = pytest.raises(GalleryError, match="No space left on device; nothing of this change was kept")
         with failing(monkeypatch, "fsync", nth, errno.ENOSPC), full:

@@ -41,7 +41,7 @@ def test_many_forks_beside_searches(kernel: Kernel, tmp_path: Path, make_embeddi
     folder, queries = tmp_path / "g", make_embeddings(2, 6, 12, even=True, dim=64)
     with GalleryWriter.create(folder, make_settings(dim=64)) as writer:
         writer.add([str(i) for i in range(400)], make_embeddings(1, 400, dim=64))
-        writer.prepare_fast(queries)
+        writer.prepare(queries)
     np.save(tmp_path / "queries.npy", queries.vectors)
     command = [sys.executable, str(CHILD), str(folder), str(tmp_path / "queries.npy"), kernel.name, "40"]
     assert subprocess.run(command, timeout=300).returncode == 0

@@ -42,7 +42,6 @@ def test_search_is_brute_force_with_ids_metadata_and_word_regions(gallery_path: 
         truth = np.concatenate([scores_of(part, query) for part in parts])
         assert ids(result) == [str(n) for n in np.argsort(-truth)[:4]]
         assert result.certified
-        assert result.mode == "exact"
         assert result.rows == 30
         assert 4 <= result.rescored <= 30
         for hit in result.hits:
@@ -161,7 +160,7 @@ def test_fine_copies(tmp_path: Path, make_embeddings, make_settings, fine: str) 
         assert ids(result) == [str(i) for i in np.argsort(-truth)]
 
 
-@pytest.mark.parametrize("kernel", ["onnxruntime", "numpy"])
+@pytest.mark.parametrize("kernel", ["compiled", "onnxruntime", "numpy"])
 def test_kernels_and_threads_give_the_same_bytes(gallery_path: Path, make_embeddings, kernel: str) -> None:
     queries = make_embeddings(99, 20)
     with (
@@ -170,51 +169,63 @@ def test_kernels_and_threads_give_the_same_bytes(gallery_path: Path, make_embedd
     ):
         assert other.scan == kernel
         for a, b in zip(one.search(queries), other.search(queries), strict=True):
-            assert (ids(a), [h.score for h in a.hits], a.rescored) == (ids(b), [h.score for h in b.hits], b.rescored)
+            assert [(h.id, h.score, h.word_regions.tolist()) for h in a.hits] == [
+                (h.id, h.score, h.word_regions.tolist()) for h in b.hits
+            ]
+            assert a.rescored == b.rescored or kernel == "compiled", "which takes other bounds"
 
 
 def test_many_queries_are_served_in_turns(gallery_path: Path, make_embeddings, monkeypatch) -> None:
     from chan_rt.runtime.gallery import rank
 
     queries = make_embeddings(99, 33)
-    with Gallery.open(gallery_path) as gallery:
+    with Gallery.open(gallery_path, scan="numpy") as gallery:
         whole = gallery.search(queries, k=3)
         monkeypatch.setattr(rank, "_ESTIMATE_BYTES", 16 * 30 * 7)
         for a, b in zip(whole, gallery.search(queries, k=3), strict=True):
             assert [(h.id, h.score) for h in a.hits] == [(h.id, h.score) for h in b.hits]
 
 
-def test_fast_search_measures_its_recall(tmp_path: Path, make_embeddings, make_settings, monkeypatch) -> None:
-    from chan_rt.runtime.gallery import prepare
-
-    monkeypatch.setattr(prepare, "PREFIX", 8)
+@pytest.mark.parametrize("scan", ["compiled", "onnxruntime", "numpy"])
+def test_preparing_measures_and_changes_no_answer(tmp_path: Path, make_embeddings, make_settings, scan: str) -> None:
     rows = make_embeddings(1, 1200)
     rows.vectors[:, :, 8:] *= 0.05  # nearly all of every vector lies in 8 dimensions
     captions = make_embeddings(2, 60)
+
+    def answers(gallery: Gallery) -> list:
+        return [
+            [(hit.id, hit.score, hit.word_regions.tolist()) for hit in result.hits]
+            for result in gallery.search(captions)
+            if result.certified
+        ]
+
     with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
         writer.add([str(i) for i in range(1200)], rows)
-        with Gallery.open(tmp_path / "g") as gallery:
-            with pytest.raises(InputError, match="fast search is not prepared"):
-                gallery.search(captions, mode="fast")
-            prepared = writer.prepare_fast(captions)
-            assert prepared.queries == 30
-            assert prepared.recall is not None
-            assert prepared.recall > 0.99
-            results = gallery.search(captions, mode="fast")
-            exact = gallery.search(captions)
-            found = np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(results, exact, strict=True)])
-            assert found > 0.99
-            assert all((r.mode, r.certified, r.rows) == ("fast", False, 1200) for r in results)
-            assert all(f"{prepared.recall:.4f} over 30 queries" in r.reason for r in results)
-            assert gallery.search(captions[0], mode="fast", ids=["5", "6"])[0].certified, "few rows: exact"
+        with Gallery.open(tmp_path / "g", scan=scan) as gallery:
+            before = answers(gallery)
+            assert len(before) == 60
+            assert gallery.prepared is gallery.info()["prepared"] is None
+            assert "not measured" in writer.prepare().describe()
+            assert answers(gallery) == before
+            prepared = writer.prepare([captions[:25], captions[25:]])
+            assert (prepared.queries, prepared.k) == (30, 10)
+            assert 10 / 1200 <= prepared.rescored <= 1
+            assert answers(gallery) == before
+            assert all(result.rows == 1200 for result in gallery.search(captions))
+            assert gallery.prepared.describe() == gallery.info()["prepared"] == prepared.describe()
             writer.add(["late"], make_embeddings(9, 1))
-            writer.delete(["7"])
+            writer.delete(["late"])
             writer.compact()
-            assert gallery.fast is not None
-            assert gallery.fast.recall == prepared.recall
-            again = gallery.search(captions, mode="fast")
-            assert np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(again, exact, strict=True)]) > 0.97
+            assert gallery.prepared.describe() == prepared.describe(), "the preparation stays"
+            assert answers(gallery) == before
             assert gallery.verify() == []
+
+
+def test_a_gallery_without_a_fine_copy_is_not_prepared(tmp_path: Path, make_embeddings, make_settings) -> None:
+    with GalleryWriter.create(tmp_path / "g", make_settings(fine="none")) as writer:
+        writer.add(["1"], make_embeddings(1, 1))
+        with pytest.raises(InputError, match="without a fine copy cannot be prepared"):
+            writer.prepare()
 
 
 def test_a_second_writer_is_told_and_readers_are_not_hindered(gallery_path: Path, make_embeddings) -> None:
@@ -260,17 +271,15 @@ def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, ma
             writer.delete(["1", "nobody"])
         with pytest.raises(InputError, match="k must be positive, got 0"):
             gallery.search(make_embeddings(1, 1), k=0)
-        with pytest.raises(InputError, match="mode must be one of exact, fast"):
-            gallery.search(make_embeddings(1, 1), mode="approximate")
         assert len(gallery) == 30
         assert len(list((gallery_path / "segments").iterdir())) == 6
 
 
 def test_a_newer_schema_is_refused(gallery_path: Path) -> None:
     file = gallery_path / "catalogue"
-    file.write_bytes(file.read_bytes().replace(b"chan-gallery 3 ", b"chan-gallery 4 ", 1))
+    file.write_bytes(file.read_bytes().replace(b"chan-gallery 4 ", b"chan-gallery 5 ", 1))
     for door in (Gallery.open, GalleryWriter.open):
-        with pytest.raises(GalleryError, match="schema is 4, this version reads 3"):
+        with pytest.raises(GalleryError, match="schema is 5, this version reads 4"):
             door(gallery_path)
 
 

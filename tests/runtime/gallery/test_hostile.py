@@ -57,12 +57,12 @@ def in_time(seconds: int) -> Iterator[None]:
 
 @pytest.fixture
 def path(tmp_path: Path, make_embeddings, make_settings) -> Path:
-    """A gallery of two segments, with a deleted row, prepared for fast search."""
+    """A gallery of two segments, with a deleted row, prepared, with both levels."""
     with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
         writer.add([str(i) for i in range(30)], make_embeddings(1, 30), [{"n": i} for i in range(30)])
         writer.add([f"b{i}" for i in range(12)], make_embeddings(2, 12), [{"n": i} for i in range(12)])
         writer.delete(["b3"])
-        writer.prepare_fast(make_embeddings(3, 8))
+        writer.prepare()
     return tmp_path / "g"
 
 
@@ -149,7 +149,7 @@ def test_every_value_of_the_catalogue_may_be_anything(path: Path, make_embedding
 
 def test_missing_and_additional_keys_of_the_catalogue_are_refused(path: Path) -> None:
     body = json.loads((path / CATALOGUE).read_bytes().split(b"\n", 1)[1])
-    for at in [(), ("settings",), ("fast",), ("segments", 0), ("segments", 0, "vectors"), ("fast", "file")]:
+    for at in [(), ("settings",), ("prepared",), ("segments", 0), ("segments", 0, "vectors"), ("prepared", "file")]:
         node = body
         for key in at:
             node = node[key]
@@ -254,11 +254,23 @@ ARRAYS: dict[str, tuple[str, Callable[[dict], dict]]] = {
     "error negative": ("vectors", put("error", lambda a: -a)),
     "error NaN": ("vectors", put("error", lambda a: np.full_like(a, np.nan))),
     "norm NaN": ("vectors", put("norm", lambda a: np.full_like(a, np.nan))),
-    "fast codes fewer": ("fast", put("codes", lambda a: a[:3])),
-    "fast codes wider": ("fast", put("codes", lambda a: a[: len(a) // 2 * 2].reshape(-1, 128))),
-    "fast norms narrow": ("fast", put("norms", lambda a: a[:, :1])),
-    "fast blocks wide": ("fast", put("blocks", lambda a: np.c_[a, a])),
-    "fast scale NaN": ("fast", put("scale", lambda a: np.full_like(a, np.nan))),
+    "measures narrow": ("prepared", put("measures", lambda a: a[:, :1])),
+    "measures wide": ("prepared", put("measures", lambda a: np.c_[a, a])),
+    "measures fewer": ("prepared", put("measures", lambda a: a[:3])),
+    "measures NaN": ("prepared", put("measures", lambda a: np.full_like(a, np.nan))),
+    "measures negative": ("prepared", put("measures", lambda a: -a)),
+    "measures missing": ("prepared", lambda a: {k: v for k, v in a.items() if k != "measures"}),
+    "first level fewer": ("prepared", put("first", lambda a: a[:3])),
+    "first level flat": ("prepared", put("first", lambda a: a.reshape(-1))),
+    "first level missing": ("prepared", lambda a: {k: v for k, v in a.items() if k != "first"}),
+    "second level fewer": ("prepared", put("second", lambda a: a[:3])),
+    "second level wider": ("prepared", put("second", lambda a: np.c_[a, a])),
+    "second level of another type": ("prepared", put("second", lambda a: a.astype(np.int16))),
+    "loose short": ("prepared", put("loose", lambda a: a[:3])),
+    "blocks in an order that is outside": ("prepared", put("order", lambda a: a + 10**9)),
+    "blocks in a negative order": ("prepared", put("order", lambda a: a - 100)),
+    "blocks of one row many times": ("prepared", put("order", np.zeros_like)),
+    "blocks in another order": ("prepared", put("order", lambda a: a[::-1])),
     "ids outside": ("rows", put("id_starts", at(-1, 10**12))),
     "ids before": ("rows", put("id_starts", at(1, -5))),
     "metadata outside": ("rows", put("metadata_starts", at(5, 2**40))),
@@ -278,7 +290,7 @@ ARRAYS: dict[str, tuple[str, Callable[[dict], dict]]] = {
     ("name", "scan"),
     [
         *((name, "numpy") for name in ARRAYS),
-        *((name, "auto") for name in ARRAYS if name.startswith(("starts", "codes"))),
+        *((name, "auto") for name in ARRAYS if name.startswith(("starts", "codes")) or ARRAYS[name][0] == "prepared"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(path: Path, make_embeddings, name: str, scan: str) -> None:
@@ -346,7 +358,7 @@ def test_a_header_of_any_size_is_refused(path: Path, make_embeddings, size: int)
 
 
 @pytest.mark.parametrize("what", ["a pipe", "a folder", "a link", "a device", "missing", "empty"])
-@pytest.mark.parametrize("kind", ["vectors", "rows", "fast", CATALOGUE])
+@pytest.mark.parametrize("kind", ["vectors", "rows", "prepared", CATALOGUE])
 def test_what_is_no_regular_file_is_refused_at_once(path: Path, make_embeddings, kind: str, what: str) -> None:
     file = path / kind
     if kind != CATALOGUE:
@@ -402,7 +414,7 @@ def fuzz(path: Path, queries, seed: int, count: int) -> int:
                 data[choose.randrange(len(data))] = choose.randrange(256)
             (path / CATALOGUE).write_bytes(data)
         else:
-            part = choose.choice(["vectors", "rows", "fast"])
+            part = choose.choice(["vectors", "rows", "prepared"])
             record = getattr(read_catalogue(path)[1].segments[0], part)
             data = bytearray(whole[path / SEGMENTS / record.name])
             if kind == "cut":
@@ -417,7 +429,7 @@ def fuzz(path: Path, queries, seed: int, count: int) -> int:
                 text = json.dumps(changed(header, place, value)).encode()
                 data = bytearray(with_header(bytes(data), partial(give, text)))
             put_bytes(path, bytes(data), part)
-        refused += bool(use(path, queries))
+        refused += bool(use(path, queries, choose.choice(["numpy", "auto"])))
     return refused
 
 

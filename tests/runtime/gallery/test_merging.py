@@ -100,7 +100,7 @@ with Gallery.open(path, scan="numpy", threads=1) as gallery:
     with GalleryWriter.open(path) as writer:
         writer.delete(["0"])
         writer.add(["0"], embeddings(0, 1))
-        writer.prepare_fast(embeddings(5, 8))
+        writer.prepare(embeddings(5, 8))
         writer.compact()
         assert len(os.listdir("/proc/self/fd")) == before + 1, "a writer holds its lock and nothing else"
     assert len(gallery) == rows

@@ -14,9 +14,9 @@ from chan_rt.runtime.gallery import rank as rank_module
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
-from chan_rt.runtime.gallery.proof.bounds import fit_axes
 from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
+from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes
 from chan_rt.runtime.gallery.proof.rows import array_part, pack_rows
 from chan_rt.runtime.gallery.proof.true_score import true_row
 from chan_rt.runtime.gallery.rank import Ranker
@@ -144,7 +144,7 @@ def test_exact_is_brute_force(case, kind: str, coding: str, pooling: str, temper
 def test_queries_of_one_plane_are_ranked_as_by_brute_force(case, kind, coding, pooling, prepared, many) -> None:
     rows, query, k, cuts, allowed = case
     alignment = AlignmentConfig(coding, pooling)
-    fitted = {"basis": fit_axes(np.concatenate(rows)), "axes": fit_axes(query)} if prepared else {}
+    fitted = {"plan": SearchPlan(fit_axes(np.concatenate(rows), query), None, None, 1)} if prepared else {}
     queries = [query, query[::-1]] * (70 // len(query) if many else 1)
     rankings = ranker(rows, kind, alignment, cuts, planes=1, **fitted).exact(queries, k, allowed)
     for ranking in (rankings[0], rankings[-2]):
@@ -177,22 +177,6 @@ def test_equal_rows_tie_wherever_they_stand() -> None:
         (ranking,) = ranker(rows, "images", AlignmentConfig(), [7, 30]).exact([query], 60, np.ones(60, bool))
         assert ranking.rows.tolist() == list(range(60))
         assert len(set(ranking.scores.tolist())) == 1
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5])
-def test_fast_search_without_a_fine_copy_ranks_by_codes_what_the_prefix_chose(share: float) -> None:
-    rng = np.random.default_rng(6)
-    rows = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(300)]
-    query = rng.standard_normal((3, 64)).astype(np.float32)
-    searched = ranker(rows, "images", AlignmentConfig(), precision="none", basis=np.eye(64, 32, dtype=np.float32))
-    everything = np.ones(300, bool)
-    (fast,) = searched.fast([query], 5, everything, share)
-    (every,) = searched.exact([query], 300, everything)
-    known = dict(zip(every.rows.tolist(), every.scores.tolist(), strict=True))
-    assert fast.candidates == 300 * share
-    assert not fast.certified
-    np.testing.assert_allclose(fast.scores, [known[row] for row in fast.rows.tolist()], rtol=1e-12)
-    assert (np.diff(fast.scores) <= 0).all()
 
 
 def exhaustive(rows: list[np.ndarray], query: np.ndarray, alignment: AlignmentConfig) -> tuple[list[int], list[float]]:
@@ -241,14 +225,6 @@ def test_values_no_proof_covers_are_named_with_their_row(value: float) -> None:
     packed, starts = pack_rows(vectors, np.array([2, 3, 2, 1]), "queries")
     assert starts.tolist() == [0, 2, 5, 7, 8]
     assert packed[6, 7] == np.float32(1e15)
-
-
-def test_fast_search_keeps_at_least_four_rows_for_each_wanted() -> None:
-    rng = np.random.default_rng(11)
-    rows = [rng.standard_normal((2, 64)).astype(np.float32) for _ in range(300)]
-    searched = ranker(rows, "images", AlignmentConfig(), basis=np.eye(64, 8, dtype=np.float32))
-    (found,) = searched.fast([rows[0]], 10, np.ones(300, bool), 1e-9)
-    assert found.candidates == 40
 
 
 def test_without_a_fine_copy_two_planes_are_scanned() -> None:

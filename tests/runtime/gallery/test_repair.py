@@ -35,7 +35,7 @@ def path(tmp_path: Path, make_embeddings, make_settings, request: pytest.Fixture
             ids = [f"{part}-{i}" for i in range(ROWS)]
             writer.add(ids, make_embeddings(part, ROWS, 4), [{"n": i, "part": part} for i in range(ROWS)])
         writer.delete([f"{part}-7" for part in range(3)])
-        writer.prepare_fast(make_embeddings(9, 8))
+        writer.prepare()
     return tmp_path / "g"
 
 
@@ -109,7 +109,7 @@ DAMAGE = [
     *[("vectors", array, share) for array in ("codes", "fine") for share in (0.1, 0.5, 0.9)],
     *[("vectors", array, 0.5) for array in ("scale", "error", "norm")],
     *[("rows", array, share) for array in ("hashes", "id_bytes", "metadata_bytes") for share in (0.1, 0.9)],
-    *[("fast", array, share) for array in ("codes", "norms") for share in (0.5, 0.9)],
+    *[("prepared", array, share) for array in ("first", "second", "measures") for share in (0.5, 0.9)],
 ]
 
 
@@ -139,7 +139,7 @@ def test_a_flipped_bit_loses_the_rows_it_lies_in(
     assert verify_gallery(path) == []
     with Gallery.open(path) as gallery:
         assert all(row.certified for row in gallery.search(queries))
-        assert gallery.fast is not None
+        assert gallery.prepared is not None
 
 
 @pytest.mark.parametrize("path", ["none", "float16"], indirect=True)
@@ -198,8 +198,8 @@ def test_damage_in_several_files_is_all_named(path: Path) -> None:
     flip(path / "segments" / catalogue.segments[1].vectors.name, 5 * PAGE)
     flip(path / "segments" / catalogue.segments[1].vectors.name, 7 * PAGE)
     flip(path / "segments" / catalogue.segments[2].rows.name, PAGE + 5)
-    assert catalogue.fast is not None
-    flip(path / "segments" / catalogue.fast.file.name, 5)
+    assert catalogue.prepared is not None
+    flip(path / "segments" / catalogue.prepared.file.name, 5)
     named = "\n".join(verify_gallery(path))
     assert len(named.splitlines()) == 5
     for text in ("is missing", f"bytes {5 * PAGE} to", f"bytes {7 * PAGE} to", catalogue.segments[2].rows.name):

@@ -483,14 +483,6 @@ def test_gallery_answers_as_on_the_cpu_through_changes(gallery_path: Path, make_
     assert device.empty
 
 
-def test_fast_search_is_refused_before_anything_else(gallery_path: Path, make_embeddings, on_fake, monkeypatch) -> None:
-    monkeypatch.setattr(gallery_module, "MIN_ROWS", 1)
-    with Gallery.open(gallery_path, device="cuda") as gpu:
-        with pytest.raises(InputError, match="mode must be exact for a gallery on a GPU, got 'fast'"):
-            gpu.search(make_embeddings(99, 1), 4, mode="fast")
-        assert on_fake[0].launched == []
-
-
 def test_float16_gallery_says_that_nothing_is_proven(gallery_path: Path, make_embeddings, on_fake) -> None:
     with Gallery.open(gallery_path, device="cuda", resident="float16") as gallery:
         (result,) = gallery.search(make_embeddings(99, 1), 4)

@@ -16,7 +16,6 @@ from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.layout import PLANE, store_codes
 from chan_rt.runtime.gallery.kernels.matmul_model import scan_model
 from chan_rt.runtime.gallery.kernels.pool import Pool
-from chan_rt.runtime.gallery.kernels.vnni import Code
 from chan_rt.runtime.gallery.proof.bounds import float32_similarity_error
 
 
@@ -102,25 +101,9 @@ def test_a_saturating_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_onnxruntime_numpy_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
     assert open_kernel.__wrapped__().name == "numpy"
     with pytest.raises(BackendError, match=r"pip install 'chan-rt\[cpu\]'"):
         open_kernel.__wrapped__("onnxruntime")
-
-
-@pytest.mark.parametrize(
-    ("flags", "lanes", "message"),
-    [
-        ({"avx512vnni": True}, 8, "this CPU has no AVX-VNNI instructions"),
-        ({"avxvnni": True}, 16, "this CPU has no AVX-512 VNNI instructions"),
-        ({"avx512vnni": False, "avx2": True}, None, "this CPU has no AVX-512 VNNI and no AVX-VNNI instructions"),
-    ],
-)
-def test_the_error_names_the_instructions_that_are_missing(monkeypatch, flags, lanes, message: str) -> None:
-    llvm = pytest.importorskip("llvmlite.binding")
-    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: flags)
-    with pytest.raises(BackendError, match=f"{message}; use the onnxruntime or numpy scan"):
-        Code(PLANE, lanes)
 
 
 def test_unknown_kernel_and_threads_are_refused() -> None:

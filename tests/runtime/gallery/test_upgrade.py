@@ -60,7 +60,7 @@ def test_a_writer_upgrades_it_beside_a_reader(old: Path, name: str, make_embeddi
             assert len(writer) == count
             assert len(reader) == count
             check_answers(old, name)
-            assert (reader.fast is None) == (name == "killed"), "the preparation stays"
+            assert reader.prepared is None, "what was prepared then is not used any more"
             writer.add(["new"], make_embeddings(3, 1, dim=16))
             assert len(reader) == count + 1
             writer.delete(["new"])
