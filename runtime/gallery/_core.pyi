@@ -21,9 +21,20 @@ class Search:
     def __init__(
         self, plan: dict[str, Any], parts: list[dict[str, Any]], check: Callable[[int, int, int], None]
     ) -> None: ...
-    def run(
+    def best(
         self, queries: NDArray[Any], starts: NDArray[Any], k: int, allowed: NDArray[Any] | None, threads: Threads
     ) -> list[tuple[Any, ...]]:
         """For each query: rows, counts, maxima and winners as bytes, then rows read at each level, and one that
         contradicts itself, or -1.
         """
+    def above(
+        self,
+        queries: NDArray[Any],
+        starts: NDArray[Any],
+        query_thresholds: NDArray[Any],
+        row_thresholds: NDArray[Any],
+        threads: Threads,
+    ) -> tuple[bytes, bytes, bytes]:
+        """For all queries one after another: how many rows reach a threshold, which, and their scores."""
+    def scores(self, queries: NDArray[Any], starts: NDArray[Any], rows: NDArray[Any], threads: Threads) -> bytes:
+        """The score of each query with one row, float64."""

@@ -119,7 +119,7 @@ class CompiledSearch:
         vectors = queries[0] if len(queries) == 1 else np.concatenate(queries)
         mask = None if allowed is None or allowed.all() else np.ascontiguousarray(allowed)
         vectors = np.ascontiguousarray(vectors, np.float32)
-        answers = self._opened().run(vectors, starts, min(k, self._gallery.count), mask, self._threads.started())
+        answers = self._opened().best(vectors, starts, min(k, self._gallery.count), mask, self._threads.started())
         candidates = self._gallery.count if mask is None else int(np.count_nonzero(mask))
         return [self._ranking(answer, k, candidates) for answer in answers]
 

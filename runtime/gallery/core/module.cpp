@@ -1,4 +1,4 @@
-// The extension module chan_rt.runtime.gallery._core. Python checks what it is given before it calls: see core.py.
+// The extension module chan_rt.runtime.gallery._core. Python checks what it is given before it calls: see compiled.py.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -309,72 +309,142 @@ PyObject* answer_of(const chan::Answer& answer) {
                          static_cast<long long>(answer.fine), static_cast<long long>(answer.contradiction));
 }
 
-PyObject* search_run(PyObject* object, PyObject* args) {
-    const Held& held = *reinterpret_cast<SearchObject*>(object)->held;
+// What the methods of a search share: its queries, and the call to Python that checks bytes.
+class Call {
+  public:
+    explicit Call(PyObject* object) : held_(*reinterpret_cast<SearchObject*>(object)->held) {}
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+    ~Call() { Py_XDECREF(raised_); }
+
+    const chan::Search& search() const { return *held_.search; }
+    chan::Threads& threads() const { return *threads_; }
+    const float* queries() const { return vectors_.as<const float>(); }
+    const int64_t* starts() const { return edges_.as<const int64_t>(); }
+    int64_t count() const { return edges_.size() / 8 - 1; }
+
+    bool take(PyObject* queries, PyObject* starts, PyObject* threads) {
+        threads_ = reinterpret_cast<ThreadsObject*>(threads)->threads;
+        if (!threads_) {
+            PyErr_SetString(PyExc_RuntimeError, "these threads were left behind by a fork");
+            return false;
+        }
+        return edges_.take(starts, "starts", 8) &&
+               vectors_.take(queries, "queries", this->starts()[count()] * search().plan().dim * 4);
+    }
+
+    // Runs `work` without Python's lock; false, with an error set, where it failed.
+    template <typename Work>
+    bool run(const Work& work) {
+        const chan::Search::TouchFunction touch = [this](int64_t part, int64_t row, uint8_t what) {
+            return this->touch(part, row, what);
+        };
+        std::string trouble;
+        Py_BEGIN_ALLOW_THREADS
+        try {
+            work(touch);
+        } catch (const std::exception& error) {
+            trouble = error.what();
+        }
+        Py_END_ALLOW_THREADS
+        if (raised_)
+            PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(raised_)), raised_);
+        else if (!trouble.empty())
+            PyErr_SetString(PyExc_MemoryError, trouble.c_str());
+        return !raised_ && trouble.empty();
+    }
+
+  private:
+    bool touch(int64_t part, int64_t row, uint8_t what) {
+        const PyGILState_STATE state = PyGILState_Ensure();
+        PyObject* result = PyObject_CallFunction(held_.touch, "LLi", static_cast<long long>(part),
+                                                 static_cast<long long>(row), static_cast<int>(what));
+        const bool well = result != nullptr;
+        Py_XDECREF(result);
+        if (!well) {
+            PyObject *kind, *value, *trace;
+            PyErr_Fetch(&kind, &value, &trace);
+            PyErr_NormalizeException(&kind, &value, &trace);
+            if (!raised_) raised_ = Py_XNewRef(value);
+            Py_XDECREF(kind);
+            Py_XDECREF(value);
+            Py_XDECREF(trace);
+        }
+        PyGILState_Release(state);
+        return well;
+    }
+
+    const Held& held_;
+    chan::Threads* threads_ = nullptr;
+    Bytes vectors_, edges_;
+    PyObject* raised_ = nullptr;  // by the first `touch` that failed; read and written under Python's lock
+};
+
+PyObject* search_best(PyObject* object, PyObject* args) {
     PyObject *queries, *starts, *allowed, *threads;
     long long k;
     if (!PyArg_ParseTuple(args, "OOLOO", &queries, &starts, &k, &allowed, &threads)) return nullptr;
-    chan::Threads* pool = reinterpret_cast<ThreadsObject*>(threads)->threads;
-    if (!pool) {
-        PyErr_SetString(PyExc_RuntimeError, "these threads were left behind by a fork");
-        return nullptr;
-    }
-    Bytes vectors, edges, mask;
-    if (!edges.take(starts, "starts", 8)) return nullptr;
-    const int64_t count = edges.size() / 8 - 1;
-    const auto* places = edges.as<const int64_t>();
-    if (!vectors.take(queries, "queries", places[count] * held.search->plan().dim * 4)) return nullptr;
-    if (allowed != Py_None && !mask.take(allowed, "allowed", held.search->rows())) return nullptr;
-    const chan::Search::TouchFunction touch = [&](int64_t part, int64_t row, uint8_t what) {
-        const PyGILState_STATE state = PyGILState_Ensure();
-        PyObject* result = nullptr;
-        if (!PyErr_Occurred())
-            result = PyObject_CallFunction(held.touch, "LLi", static_cast<long long>(part), static_cast<long long>(row),
-                                           static_cast<int>(what));
-        PyObject *kind, *value, *trace;
-        if (!result) {  // kept for the thread that called
-            PyErr_Fetch(&kind, &value, &trace);
-            PyErr_NormalizeException(&kind, &value, &trace);
-            Py_XDECREF(kind);
-            Py_XDECREF(trace);
-        }
-        const bool well = result != nullptr;
-        Py_XDECREF(result);
-        if (!well) Py_XDECREF(value);
-        PyGILState_Release(state);
-        return well;
-    };
+    Call call(object);
+    Bytes mask;
+    if (!call.take(queries, starts, threads)) return nullptr;
+    if (allowed != Py_None && !mask.take(allowed, "allowed", call.search().rows())) return nullptr;
     std::vector<chan::Answer> answers;
-    std::string trouble;
-    Py_BEGIN_ALLOW_THREADS
-    try {
-        answers = held.search->run(vectors.as<const float>(), places, count, k,
-                                   allowed == Py_None ? nullptr : mask.as<const uint8_t>(), touch, *pool);
-    } catch (const std::exception& error) {
-        trouble = error.what();
-    }
-    Py_END_ALLOW_THREADS
-    if (!trouble.empty()) {
-        PyErr_SetString(PyExc_MemoryError, trouble.c_str());
+    if (!call.run([&](const chan::Search::TouchFunction& touch) {
+            answers = call.search().best(call.queries(), call.starts(), call.count(), k,
+                                         allowed == Py_None ? nullptr : mask.as<const uint8_t>(), touch, call.threads());
+        }))
         return nullptr;
-    }
-    bool stopped = false;
-    for (const chan::Answer& answer : answers) stopped |= answer.stopped;
-    if (stopped) Py_RETURN_NONE;
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(answers.size()));
     for (size_t i = 0; list && i < answers.size(); ++i) {
         PyObject* item = answer_of(answers[i]);
-        if (!item) {
-            Py_CLEAR(list);
-            break;
-        }
-        PyList_SetItem(list, static_cast<Py_ssize_t>(i), item);
+        if (!item || PyList_SetItem(list, static_cast<Py_ssize_t>(i), item) < 0) Py_CLEAR(list);
     }
     return list;
 }
 
+PyObject* search_above(PyObject* object, PyObject* args) {
+    PyObject *queries, *starts, *query_thresholds, *row_thresholds, *threads;
+    if (!PyArg_ParseTuple(args, "OOOOO", &queries, &starts, &query_thresholds, &row_thresholds, &threads)) return nullptr;
+    Call call(object);
+    Bytes of_queries, of_rows;
+    if (!call.take(queries, starts, threads) || !of_queries.take(query_thresholds, "thresholds", call.count() * 8) ||
+        !of_rows.take(row_thresholds, "thresholds", call.search().rows() * 8))
+        return nullptr;
+    std::vector<std::vector<chan::Scored>> found;
+    if (!call.run([&](const chan::Search::TouchFunction& touch) {
+            call.search().above(call.queries(), call.starts(), call.count(), of_queries.as<const double>(),
+                                of_rows.as<const double>(), touch, call.threads(), found);
+        }))
+        return nullptr;
+    std::vector<int64_t> counts, rows;
+    std::vector<double> scores;
+    for (const auto& each : found) {
+        counts.push_back(static_cast<int64_t>(each.size()));
+        for (const chan::Scored& scored : each) rows.push_back(scored.row), scores.push_back(scored.score);
+    }
+    return Py_BuildValue("(NNN)", bytes_of(counts.data(), counts.size() * 8), bytes_of(rows.data(), rows.size() * 8),
+                         bytes_of(scores.data(), scores.size() * 8));
+}
+
+PyObject* search_scores(PyObject* object, PyObject* args) {
+    PyObject *queries, *starts, *rows, *threads;
+    if (!PyArg_ParseTuple(args, "OOOO", &queries, &starts, &rows, &threads)) return nullptr;
+    Call call(object);
+    Bytes wanted;
+    if (!call.take(queries, starts, threads) || !wanted.take(rows, "rows", call.count() * 8)) return nullptr;
+    std::vector<double> scores(call.count());
+    if (!call.run([&](const chan::Search::TouchFunction& touch) {
+            call.search().scores(call.queries(), call.starts(), call.count(), wanted.as<const int64_t>(), touch,
+                                 call.threads(), scores.data());
+        }))
+        return nullptr;
+    return bytes_of(scores.data(), scores.size() * 8);
+}
+
 PyMethodDef SEARCH_METHODS[] = {
-    {"run", search_run, METH_VARARGS, "run(queries, starts, k, allowed, threads): see core.py."},
+    {"best", search_best, METH_VARARGS, "best(queries, starts, k, allowed, threads): see compiled.py."},
+    {"above", search_above, METH_VARARGS, "above(queries, starts, query_thresholds, row_thresholds, threads)."},
+    {"scores", search_scores, METH_VARARGS, "scores(queries, starts, rows, threads)."},
     {nullptr, nullptr, 0, nullptr}};
 PyType_Slot SEARCH_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(search_new)},
                               {Py_tp_dealloc, reinterpret_cast<void*>(search_dealloc)},

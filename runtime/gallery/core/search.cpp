@@ -136,8 +136,8 @@ Search::Search(Plan plan, std::vector<Part> parts) : plan_(std::move(plan)), par
 
 // -- the query
 
-void Search::prepare(Query& query, const float* vectors, int64_t count) const {
-    const int64_t dim = plan_.dim, axes = plan_.axes;
+void Search::place(Query& query, const float* vectors, int64_t count) const {
+    const int64_t dim = plan_.dim;
     query.count = count;
     query.padded = (dim + LANES - 1) / LANES * LANES;
     query.vectors.assign(count * query.padded, 0);
@@ -146,6 +146,11 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
         query.norm.push_back(std::sqrt(sum_of_squares(vectors + w * dim, dim)) * MORE);
         query.largest = std::max(query.largest, query.norm.back());
     }
+}
+
+void Search::prepare(Query& query, const float* vectors, int64_t count) const {
+    const int64_t dim = plan_.dim, axes = plan_.axes;
+    place(query, vectors, count);
     const double roundings = double(query.padded / LANES + 5) * UNIT32;
     const double relative = roundings / (1 - roundings);
     const double size = std::sqrt(1 + plan_.deviation);  // no less than the norm of any axis
@@ -613,7 +618,16 @@ void Search::finish(const Query& query, const float* upper, int64_t k, const uin
             for (const Pending* each : some) lows.push_back(each->low);
             threshold = std::max(threshold, kth_largest(lows, k));
         }
-        if (!stopped) decide(query, pending, similarities, threshold, answer);
+        for (const Pending& each : pending) {
+            if (stopped || each.similarities < 0) continue;
+            if (!(each.low <= each.upper && each.lower <= each.high)) answer.contradiction = each.row;
+            if (!(each.high >= threshold)) continue;
+            int64_t local;
+            const Part& part = part_of(each.row, &local);
+            const auto begin = static_cast<int64_t>(answer.maxima.size());
+            decide(query, part, local, &similarities[each.similarities], answer.maxima, answer.winners);
+            answer.rows.push_back({each.row, begin, static_cast<int64_t>(answer.maxima.size()) - begin});
+        }
     }
     answer.second = second, answer.codes = codes, answer.stopped = stopped;
 }
@@ -654,49 +668,46 @@ double Search::float_error(const Query& query, const Part& part, int64_t row) co
 }
 
 // What float32 leaves undecided, in float64: of each maximum, the products that could be it.
-void Search::decide(const Query& query, const std::vector<Pending>& pending, const std::vector<float>& similarities,
-                    double threshold, Answer& answer) const {
+void Search::decide(const Query& query, const Part& part, int64_t row, const float* similarities,
+                    std::vector<double>& maxima, std::vector<int32_t>& winners) const {
     const int64_t words = query.count, dim = plan_.dim;
-    std::vector<float> widened;
-    for (const Pending& each : pending) {
-        if (each.similarities < 0) continue;
-        if (!(each.low <= each.upper && each.lower <= each.high)) answer.contradiction = each.row;
-        if (!(each.high >= threshold)) continue;
-        int64_t local;
-        const Part& part = part_of(each.row, &local);
-        const int64_t first = part.starts[local], vectors = part.starts[local + 1] - first;
-        const double slack = 2 * float_error(query, part, local);
-        const float* found = &similarities[each.similarities];
-        const float* fine = static_cast<const float*>(part.fine) + first * dim;
-        if (part.half) {
-            widened.resize(vectors * dim);
-            plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + first * dim, vectors * dim, widened.data());
-            fine = widened.data();
+    const int64_t first = part.starts[row], vectors = part.starts[row + 1] - first;
+    const double slack = 2 * float_error(query, part, row);
+    const float* fine = static_cast<const float*>(part.fine) + first * dim;
+    thread_local std::vector<float> widened;
+    if (part.half) {
+        widened.resize(vectors * dim);
+        plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + first * dim, vectors * dim, widened.data());
+        fine = widened.data();
+    }
+    const int64_t outer = plan_.pools_query ? words : vectors, inner = plan_.pools_query ? vectors : words;
+    const int64_t outer_stride = plan_.pools_query ? 1 : words, inner_stride = plan_.pools_query ? words : 1;
+    for (int64_t a = 0; a < outer; ++a) {
+        const float* mine = similarities + a * outer_stride;
+        double most = -INFINITE, maximum = -INFINITE;
+        int32_t winner = 0;
+        for (int64_t b = 0; b < inner; ++b) most = std::max(most, double(mine[b * inner_stride]));
+        for (int64_t b = 0; b < inner; ++b) {
+            if (double(mine[b * inner_stride]) < most - slack) continue;
+            const int64_t vector = plan_.pools_query ? b : a, word = plan_.pools_query ? a : b;
+            const double exact = plan_.kernels->dot(fine + vector * dim, &query.vectors[word * query.padded], dim);
+            if (exact > maximum) maximum = exact, winner = static_cast<int32_t>(b);
         }
-        const int64_t outer = plan_.pools_query ? words : vectors, inner = plan_.pools_query ? vectors : words;
-        const int64_t outer_stride = plan_.pools_query ? 1 : words, inner_stride = plan_.pools_query ? words : 1;
-        answer.rows.push_back({each.row, static_cast<int64_t>(answer.maxima.size()), outer});
-        for (int64_t a = 0; a < outer; ++a) {
-            const float* mine = found + a * outer_stride;
-            double most = -INFINITE, maximum = -INFINITE;
-            int32_t winner = 0;
-            for (int64_t b = 0; b < inner; ++b) most = std::max(most, double(mine[b * inner_stride]));
-            for (int64_t b = 0; b < inner; ++b) {
-                if (double(mine[b * inner_stride]) < most - slack) continue;
-                const int64_t vector = plan_.pools_query ? b : a, word = plan_.pools_query ? a : b;
-                const double exact = plan_.kernels->dot(fine + vector * dim, &query.vectors[word * query.padded], dim);
-                if (exact > maximum) maximum = exact, winner = static_cast<int32_t>(b);
-            }
-            answer.maxima.push_back(maximum);
-            answer.winners.push_back(winner);
-        }
+        maxima.push_back(maximum);
+        winners.push_back(winner);
     }
 }
 
-std::vector<Answer> Search::run(const float* queries, const int64_t* starts, int64_t count, int64_t k,
-                                const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const {
-    std::vector<Answer> answers(count);
-    if (!rows_ || !count) return answers;
+double Search::exact_score(const Query& query, const Part& part, int64_t row, const float* similarities) const {
+    thread_local std::vector<double> maxima;
+    thread_local std::vector<int32_t> winners;
+    maxima.clear(), winners.clear();
+    decide(query, part, row, similarities, maxima, winners);
+    return pool(maxima.data(), static_cast<int64_t>(maxima.size()), plan_.pooling, plan_.temperature);
+}
+
+bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count, const uint8_t* allowed,
+                      Threads& threads, const std::function<bool(int64_t, const Query&, const float*)>& each) const {
     std::unique_ptr<std::vector<float>> upper;
     {
         std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // in a forked process nobody may ever unlock it
@@ -716,12 +727,12 @@ std::vector<Answer> Search::run(const float* queries, const int64_t* starts, int
     std::vector<Piece> pieces;
     for (const Part& part : parts_) {
         const int64_t units = part.first ? static_cast<int64_t>(part.block_starts.size()) - 1 : part.rows;
-        const int64_t each = part.first ? CHUNK : ROWS;
-        for (int64_t first = 0; first < units; first += each)
-            pieces.push_back({&part, first, std::min(units, first + each)});
+        const int64_t size = part.first ? CHUNK : ROWS;
+        for (int64_t first = 0; first < units; first += size)
+            pieces.push_back({&part, first, std::min(units, first + size)});
     }
-    bool stopped = false;
-    for (int64_t begin = 0; begin < count && !stopped; begin += turn) {
+    std::atomic<bool> well{true};
+    for (int64_t begin = 0; begin < count && well; begin += turn) {
         const int64_t here = std::min(turn, count - begin);
         std::vector<Query> asked(here);
         threads.run(here, [&](int64_t i) {
@@ -745,17 +756,81 @@ std::vector<Answer> Search::run(const float* queries, const int64_t* starts, int
                 }
         });
         const auto complete = [&](int64_t i) {
-            finish(asked[i], upper->data() + i * rows_, k, allowed, touch, threads, answers[begin + i]);
+            if (well && !each(begin + i, asked[i], upper->data() + i * rows_)) well = false;
         };
         if (here >= threads.count())
             threads.run(here, complete);
         else
             for (int64_t i = 0; i < here; ++i) complete(i);
-        for (int64_t i = 0; i < here; ++i) stopped |= answers[begin + i].stopped;
     }
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (lock) spare_.push_back(std::move(upper));
+    return well;
+}
+
+std::vector<Answer> Search::best(const float* queries, const int64_t* starts, int64_t count, int64_t k,
+                                 const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const {
+    std::vector<Answer> answers(count);
+    if (rows_ && count)
+        in_turns(queries, starts, count, allowed, threads, [&](int64_t i, const Query& query, const float* upper) {
+            finish(query, upper, k, allowed, touch, threads, answers[i]);
+            return !answers[i].stopped;
+        });
     return answers;
+}
+
+bool Search::above(const float* queries, const int64_t* starts, int64_t count, const double* query_thresholds,
+                   const double* row_thresholds, const TouchFunction& touch, Threads& threads,
+                   std::vector<std::vector<Scored>>& found) const {
+    found.assign(count, {});
+    if (!rows_ || !count) return true;
+    return in_turns(queries, starts, count, nullptr, threads, [&](int64_t i, const Query& query, const float* upper) {
+        std::vector<float> similarities;
+        for (int64_t row = 0; row < rows_; ++row) {
+            const double least = std::min(query_thresholds[i], row_thresholds[row]);
+            if (!(upper[row] >= least)) continue;
+            int64_t local;
+            const Part& part = part_of(row, &local);
+            double low, high;
+            if (part.first) {
+                if (!ready(part, local, SECOND | CODES, touch)) return false;
+                if (bound_second(query, part, local) < least) continue;
+                bound_codes(query, part, local, &low, &high);
+                if (high < least) continue;
+            }
+            if (!ready(part, local, FINE, touch)) return false;
+            similarities.resize((part.starts[local + 1] - part.starts[local]) * query.count);
+            score_fine(query, part, local, similarities.data(), &low, &high);
+            if (high < least) continue;
+            const double most = std::max(query_thresholds[i], row_thresholds[row]);
+            const double score = low > most ? low : exact_score(query, part, local, similarities.data());
+            if (score >= least) found[i].push_back({row, score});
+        }
+        return true;
+    });
+}
+
+bool Search::scores(const float* queries, const int64_t* starts, int64_t count, const int64_t* rows,
+                    const TouchFunction& touch, Threads& threads, double* out) const {
+    std::atomic<bool> well{true};
+    threads.run((count + 15) / 16, [&](int64_t piece) {
+        std::vector<float> similarities;
+        for (int64_t i = piece * 16; i < std::min(count, (piece + 1) * 16) && well; ++i) {
+            Query query;
+            place(query, queries + starts[i] * plan_.dim, starts[i + 1] - starts[i]);
+            int64_t local;
+            const Part& part = part_of(rows[i], &local);
+            if (!ready(part, local, FINE, touch)) {
+                well = false;
+                return;
+            }
+            double low, high;
+            similarities.resize((part.starts[local + 1] - part.starts[local]) * query.count);
+            score_fine(query, part, local, similarities.data(), &low, &high);
+            out[i] = exact_score(query, part, local, similarities.data());
+        }
+    });
+    return well;
 }
 
 }  // namespace chan

@@ -79,6 +79,12 @@ struct Answer {
     bool stopped = false;          // `touch` failed
 };
 
+// A row and its score with a query.
+struct Scored {
+    int64_t row;
+    double score;
+};
+
 class Search {
   public:
     // touch(part, row, what): checks bytes before they are first read; false where that raised an error.
@@ -89,14 +95,26 @@ class Search {
     int64_t rows() const { return rows_; }
     const Plan& plan() const { return plan_; }
 
-    // queries [vectors][dim], query i being starts[i] to starts[i + 1]; allowed [rows] or null where all are.
-    std::vector<Answer> run(const float* queries, const int64_t* starts, int64_t count, int64_t k,
-                            const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const;
+    // The best k rows of each query. queries [vectors][dim], query i being starts[i] to starts[i + 1]; allowed [rows] or
+    // null where all are.
+    std::vector<Answer> best(const float* queries, const int64_t* starts, int64_t count, int64_t k,
+                             const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const;
+
+    // Every row whose score with a query is no less than the query's threshold, or than the row's own; false where
+    // `touch` failed. A score that is beyond both thresholds is known to be so, and no more exactly.
+    bool above(const float* queries, const int64_t* starts, int64_t count, const double* query_thresholds,
+               const double* row_thresholds, const TouchFunction& touch, Threads& threads,
+               std::vector<std::vector<Scored>>& found) const;
+
+    // out [count]: the float64 score of each query with one row; false where `touch` failed.
+    bool scores(const float* queries, const int64_t* starts, int64_t count, const int64_t* rows,
+                const TouchFunction& touch, Threads& threads, double* out) const;
 
   private:
     struct Query;
     struct Pending;
 
+    void place(Query& query, const float* vectors, int64_t count) const;
     void prepare(Query& query, const float* vectors, int64_t count) const;
     void bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
                       float* upper) const;
@@ -106,8 +124,11 @@ class Search {
     double float_error(const Query& query, const Part& part, int64_t row) const;
     void finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
                 Threads& threads, Answer& answer) const;
-    void decide(const Query& query, const std::vector<Pending>& pending, const std::vector<float>& similarities,
-                double threshold, Answer& answer) const;
+    void decide(const Query& query, const Part& part, int64_t row, const float* similarities,
+                std::vector<double>& maxima, std::vector<int32_t>& winners) const;
+    double exact_score(const Query& query, const Part& part, int64_t row, const float* similarities) const;
+    bool in_turns(const float* queries, const int64_t* starts, int64_t count, const uint8_t* allowed, Threads& threads,
+                  const std::function<bool(int64_t, const Query&, const float*)>& each) const;
     const Part& part_of(int64_t row, int64_t* local) const;
     bool ready(const Part& part, int64_t local, uint8_t what, const TouchFunction& touch) const;
 
