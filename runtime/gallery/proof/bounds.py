@@ -1,47 +1,80 @@
-"""What a proof of exactness rests on: how far a score from int8 codes can be from the fine copy's.
+"""What a proof of exactness rests on: how far a score from codes can be from the fine copy's.
 
-**Similarities.** Write a gallery vector x = x_hat + dx and a query vector q = q_hat + dq, where the hats are what the
+A search bounds scores three times, each time more narrowly and from more bytes, and drops the rows that cannot be among
+the best: by the first coordinates (3), by more of them (3 again), and by the int8 codes of all (1). What is left is
+scored from the fine copy. core/search.cpp computes the bounds where the core was built; this module and intervals.py
+compute (1) elsewhere. Every inequality here holds for every pair of vectors, with no assumption about the data: the
+axes, means and steps below may be any numbers at all. Bad ones cost width, never truth.
+
+**Int8 codes.** Write a gallery vector x = x_hat + dx and a query vector q = q_hat + dq, where the hats are what the
 codes stand for. Exactly, q.x - q_hat.x_hat = q.dx + dq.x_hat, so by Cauchy-Schwarz
 
     |q.x - q_hat.x_hat| <= ||q|| ||dx|| + ||dq|| ||x_hat||.                                                 (1)
 
 Each norm on the right is stored or computed in float64 and rounded up (quantize.py). The left's q_hat.x_hat is a
-product of two scales and an exact integer. So (1) holds for every pair, with no assumption about the data.
+product of two scales and an exact integer.
 
 **By direction.** Rounding noise points everywhere alike, while queries share few directions: of demo captions' words
-95 % of the energy lies in 16 of 256. So split the inner product along axes B = [B_1 ... B_J] fitted to queries. For any
-matrix B at all, put q_rest = q - B B^T q; then q = sum_j B_j (B_j^T q) + q_rest exactly, and
+95 % of the energy lies in 16 of 256. So split the inner product along axes B = [B_1 ... B_J]. With q_rest = q - B B'q,
+q = sum_j B_j (B_j'q) + q_rest exactly, and
 
-    |q.dx| <= sum_j ||B_j^T q|| ||B_j^T dx|| + ||q_rest|| ||dx||.                                            (1')
+    |q.dx| <= sum_j ||B_j'q|| ||B_j'dx|| + ||q_rest|| ||dx||.                                               (1')
 
-Nothing is assumed of B, not even orthonormal columns: a bad B costs width, never truth. The smaller of (1) and (1')
-holds.
+A query that is coded coarsely loses as much as the gallery does. Gallery vectors share directions, too, and in the same
+way
 
-**A query of one plane** loses as much as the gallery does, and ||dq|| ||x_hat|| is no small change. But gallery vectors
-share directions too. Split the product along axes V = [V_1 ... V_J] fitted to them. For any matrix V at all,
-dq.x_hat = sum_j (V_j^T dq).(V_j^T x_hat) + dq.(x_hat - V V^T x_hat) exactly, and
+    |dq.x_hat| <= sum_j ||B_j'dq|| ||B_j'x_hat|| + ||dq|| ||x_hat - B B'x_hat||.                            (1'')
 
-    |dq.x_hat| <= sum_j ||V_j^T dq|| ||V_j^T x_hat|| + ||dq|| ||x_hat - V V^T x_hat||.                      (1'')
+The smaller of (1) and (1'), or (1''), holds for each of the two products.
+
+**The first coordinates.** Let x_hat = m + B_P (s * n): a mean, and the first P axes times steps s and integer codes n.
+With y = B'q and what is lost, z = x - x_hat, exactly
+
+    q.x = q.m + sum_(i <= P) y_i s_i n_i + q.z,     q.z = (B'q).(B'z) + q_rest.z.
+
+The first product splits along blocks of axes. For the second write z = B B'z + z_rest, so that q_rest.z =
+(B'q_rest).(B'z) + q_rest.z_rest. With a bound d on the norm of B'B - 1, which is 0 for orthonormal axes and some 10^-7
+for these in float32, ||B'q_rest|| = ||(1 - B'B) y|| <= d ||y||. As ||B'z|| <= sum_j ||B_j'z||, altogether
+
+    q.x <= q.m + sum_(i <= P) y_i s_i n_i + sum_j (||B_j'q|| + d ||y||) ||B_j'z|| + ||q_rest|| ||z_rest||.  (3)
+
+The norms of z are the row's: measured when it is coded, rounded up to a byte each (prefix.py). The factors before them
+are the query's. So the right side is one inner product of bytes with numbers of the query, plus a constant: an upper
+bound of every similarity, for each word and each region, by the same integer kernels.
+
+The query's numbers become integers as well: t k_i in place of w_i = y_i s_i. What that changes is at most
+||w - t k|| ||n||, and ||n|| is one more norm of the row, coded like the others. Factors of norms are rounded up. The
+integers have one digit of 7 bits or two; a step t is chosen so that no sum of products leaves int32, and so that the
+query's own rounding adds little (search.cpp). ||q_rest|| and ||z_rest|| are not computed from differences of vectors:
+||q - B y||^2 = ||q||^2 - 2 ||y||^2 + y'(B'B)y <= ||q||^2 - (1 - d) ||y||^2.
+
+y is computed in float32. If every coordinate is within e of B'q, then the sum in (3) is within e sum_i s_i |n_i| <=
+127 e sum_i s_i, and each block norm within e sqrt(axes of the block); all of that is added.
 
 **Scores.** If every similarity of a row is within e of its estimate, so is every maximum of similarities, and the score
-is within `pooling.score_change(e)` of the score pooled from the estimates.
+is within `pooling.score_change(e)` of the score pooled from the estimates. Max, Mean, Sum and LSE grow with each
+similarity, so upper bounds pooled are an upper bound of the score, word by word, which is narrower. Softmax pooling is
+a weighted mean of the similarities: (3) bounds it by the largest of them.
 
 **The arithmetic's own rounding.** Let u = 2^-53, S a bound on |similarity| (||q|| times the row's largest norm), n the
 number of pooled values, T the temperature. In any order of summation, a float64 inner product of D terms is off by at
 most g(D) ||q|| ||x||, g(D) = D u / (1 - D u) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1;
 the products of two float32 or float16 numbers are exact in float64, which only helps). Pooling adds at most a
 few roundings a value: a quotient, an exponential and a logarithm good to 4 units in the last place (numpy's SIMD loops
-promise that), n additions. Everything together stays below
+promise that, libm more), n additions. Everything together stays below
 
     16 u (D + n + 16) (S + T) for one similarity's worth,                                                   (2)
 
-which `score_change` turns into score units like any other change. The scan's products are rounded to float32 three
-times, 3 x 2^-24 S at most; that is added. (2) is some 10^-12: it is there so that the theorem
-is about the program and not only about real numbers.
+which `score_change` turns into score units like any other change. Products that the kernels of kernels/ scan are rounded
+to float32 three times, 3 x 2^-24 S at most; that is added. So are the roundings of (3): its integers are exact, its
+sums of a few float64 numbers are covered by factors of 1 + 10^-9, and pooling upper bounds in float32 has an allowance
+of its own (core/pool_lanes.h). (2) is some 10^-12: it is there so that the theorem is about the program and not only
+about real numbers.
 
-**Certificate.** Each row's true score lies in [score - radius, score + radius]. Let t be at most the k-th largest true
-score. A row with score + radius < t is strictly worse than k rows: it cannot be among the best k, nor tie with one. All
-other rows are scored again from the fine copy in float64. So the result is that of scoring every row there, ties too.
+**Certificate.** Let t be at most the k-th largest true score. A row whose upper bound is below t is strictly worse than
+k rows: it cannot be among the best k, nor tie with one. All other rows are scored again from the fine copy, in float32
+with a proven distance, and those that float32 leaves undecided in float64. So the result is that of scoring every row
+there, ties too. t begins as the k-th best lower bound of some rows that look good, and rises.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class TrueRow:
 def inner_products(left: Float64Array, right: Float64Array) -> Float64Array:
     """Row-wise float64 inner products: [P, D] and [P, D] -> [P]; each depends on its own two vectors alone.
 
-    Eight partial sums, lane l of elements l, l + 8, ..., then halves of them added: the order of the compiled search, so
-    that scores are the same to the bit, whatever found them. (Products of two float32 numbers are exact in float64.)
+    Eight partial sums, lane l of elements l, l + 8, ..., then halves of them added: the compiled search has that order,
+    too, so scores are the same to the bit whatever found them. (Products of two float32 numbers are exact in float64.)
     """
     pairs, dim = left.shape
     products = np.zeros((pairs, -(-dim // 8), 8))
