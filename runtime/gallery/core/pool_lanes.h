@@ -4,9 +4,9 @@
 // Max, Mean, Sum and LSE grow with each similarity, so pooling upper bounds gives an upper bound. Softmax pooling is a
 // weighted mean and does not, but is at most the largest similarity. What float32 loses is added, generously:
 // u = 2^-24, S the largest |value|, n the count. Sum and Mean: n roundings of partial sums of at most n S. LSE with a
-// temperature T: of values divided by T and less than the peak by x, an exponential is off by a factor within
-// 1 +- (|x| + 8) 2 u, and x is cut off at -80, which only raises it; sums add n u, the logarithm's series less than 4 u
-// for each of its terms, and the peak's division S / T u.
+// temperature T: of a value that is less than the peak by x T, the exponential is off by a factor within
+// 1 +- (4 |x| + 16) u, and x is cut off at -80, which only raises it. As |x| exp(-|x|) < 0.37, the sum is off by a factor
+// within 1 +- (1.5 n + 16 + n) u. The logarithm adds less than 100 u, and the peak's division 4 S / T u.
 
 constexpr float UNIT = 1.0f / (1 << 24);
 
@@ -76,7 +76,7 @@ void pool_lanes(const float* values, int64_t count, const int32_t* counts, Pooli
                 total[l] += mine ? value : 0.0f;
             }
         for (int l = 0; l < LANES; ++l)
-            out[l] = peak[l] * inverse + logarithm(total[l]) + UNIT * (8.0f * size[l] * inverse + 2.0f * n[l] + 256.0f);
+            out[l] = peak[l] * inverse + logarithm(total[l]) + UNIT * (8.0f * size[l] * inverse + 4.0f * n[l] + 256.0f);
     } else {
         for (int l = 0; l < LANES; ++l) out[l] = peak[l];
     }

@@ -141,11 +141,13 @@ class Rotated:
         coordinates: float64 [V, M], B'(x - mean).
         size: float64 [V], no less than ||x - mean||.
         rest: float64 [V], no less than the norm of what no axis holds of x - mean.
+        dim: D.
     """
 
     coordinates: Float64Array
     size: Float64Array
     rest: Float64Array
+    dim: int
 
 
 def rotate(vectors: NDArray[np.floating], axes: Axes) -> Rotated:
@@ -157,8 +159,9 @@ def rotate(vectors: NDArray[np.floating], axes: Axes) -> Rotated:
     coordinates = centered @ axes.columns
     square = np.square(centered).sum(axis=1)
     held = max(0.0, 1 - axes.deviation) * np.square(coordinates).sum(axis=1)
-    lost = 8 * (centered.shape[1] + axes.count) * _UNIT64 * (1 + axes.deviation) * square  # by float64
-    return Rotated(coordinates, np.sqrt(square) * _MORE, np.sqrt(np.maximum(square - held, 0) + lost) * _MORE)
+    lost = 4 * np.sqrt(axes.count) * (centered.shape[1] + 8) * _UNIT64 * (1 + axes.deviation) * square  # by float64
+    rest = np.sqrt(np.maximum(square - held, 0) + lost) * _MORE
+    return Rotated(coordinates, np.sqrt(square) * _MORE, rest, centered.shape[1])
 
 
 def fit_level(rotated: Rotated, coordinates: int, deviation: float) -> PrefixLevel:
@@ -199,7 +202,8 @@ def _code(rotated: Rotated, level: PrefixLevel, deviation: float) -> tuple[Float
     lost = rotated.coordinates.copy()
     lost[:, :count] -= codes * step
     kept = np.sqrt(np.square(codes * step).sum(axis=1))
-    float64 = 8 * (rotated.coordinates.shape[1] + 4) * _UNIT64 * rotated.size  # of the coordinates, all together
+    axes = rotated.coordinates.shape[1]
+    float64 = 2 * np.sqrt(axes) * (rotated.dim + 8) * _UNIT64 * (1 + deviation) * rotated.size  # of all coordinates
     extra = (deviation * kept + float64)[:, None]
     along = np.sqrt(np.add.reduceat(np.square(lost), level.edges[:-1], axis=1)) * _MORE + extra
     rest = rotated.rest[:, None] + (2 + deviation) * extra
