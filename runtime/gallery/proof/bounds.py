@@ -68,8 +68,8 @@ promise that, libm more), n additions. Everything together stays below
 which `score_change` turns into score units like any other change. Products that the kernels of kernels/ scan are
 rounded to float32 three times, 3 x 2^-24 S at most; that is added. So are the roundings of (3): its integers are exact,
 its sums of a few float64 numbers are covered by factors of 1 + 10^-9, and pooling upper bounds in float32 has an
-allowance of its own (core/pool_lanes.h). (2) is some 10^-12: it is there so that the theorem is about the program and not only
-about real numbers.
+allowance of its own (core/pool_lanes.h). (2) is some 10^-12: it is there so that the theorem is about the program and
+not only about real numbers.
 
 **Certificate.** Let t be at most the k-th largest true score. A row whose upper bound is below t is strictly worse than
 k rows: it cannot be among the best k, nor tie with one. All other rows are scored again from the fine copy, in float32
