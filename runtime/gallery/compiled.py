@@ -22,7 +22,7 @@ from ..forks import now_and_after_fork
 from .proof.bounds import block_edges
 from .proof.certify import Ranking, contradiction
 from .proof.gallery_rows import GalleryRows
-from .proof.pooling import pool_groups
+from .proof.pooling import pool, pool_groups
 from .proof.prefix import PrefixLevel, SearchPlan
 from .proof.rows import Part
 from .proof.true_score import TrueRow
@@ -132,16 +132,20 @@ class CompiledSearch:
             raise contradiction(contradicting)
         types = (np.int64, np.int64, np.float64, np.int32)
         rows, counts, maxima, winners = (np.frombuffer(b, t) for b, t in zip(buffers, types, strict=True))
-        starts = np.r_[0, np.cumsum(counts)]
-        scores = np.zeros(0)
-        if len(rows):
-            scores = pool_groups(maxima[:, None], starts, self._gallery.alignment)[0][:, 0]
+        ends = counts.cumsum()
+        if self._gallery.pools_query and len(rows):  # as many values for each row as the query has vectors
+            scores = pool(maxima.reshape(len(rows), -1), self._gallery.alignment)
+        elif len(rows):
+            scores = pool_groups(maxima[:, None], np.r_[0, ends], self._gallery.alignment)[0][:, 0]
+        else:
+            scores = np.zeros(0)
         order = np.lexsort((rows, -scores))[:k]
+        spans = [slice(int(ends[i] - counts[i]), int(ends[i])) for i in order.tolist()]
+        best = scores[order]
         details = tuple(
-            TrueRow(float(scores[i]), maxima[starts[i] : starts[i + 1]], winners[starts[i] : starts[i + 1]])
-            for i in order.tolist()
+            TrueRow(score, maxima[span], winners[span]) for score, span in zip(best.tolist(), spans, strict=True)
         )
-        return Ranking(rows[order], scores[order], details, candidates, rescored, True, second, codes)
+        return Ranking(rows[order], best, details, candidates, rescored, True, second, codes)
 
 
 def _plan(gallery: GalleryRows, plan: SearchPlan | None, instructions: str | None) -> dict[str, Any]:

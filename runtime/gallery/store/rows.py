@@ -104,6 +104,7 @@ class MappedRows:
     def __init__(self, file: MappedFile, count: int) -> None:
         self.file = file
         self._count = count
+        self._starts: dict[str, NDArray[np.int64]] = {}  # read once: a search asks for a few rows of many
         for name in ("hashes", "order"):
             file.expect(name, np.int64, count)
         for name in ("id_starts", "metadata_starts"):
@@ -159,7 +160,10 @@ class MappedRows:
     def _text(self, starts: str, data: str, position: int) -> str:
         if not 0 <= position < self._count:
             raise GalleryCorrupt(f"{self.file.path}: there is no row {position} among {self._count}")
-        begin, end = self.file.read(starts, position, position + 2).tolist()
+        edges = self._starts.get(starts)
+        if edges is None:
+            edges = self._starts[starts] = self.file.read(starts)
+        begin, end = int(edges[position]), int(edges[position + 1])
         return self._decode(bytes(self.file.read(data, begin, end)), position)
 
     def _texts(self, starts: str, data: str) -> list[str]:
