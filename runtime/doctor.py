@@ -11,7 +11,8 @@ from .backends.probe import BackendReport, examine_backend, libraries_that_do_no
 from .backends.table import BACKENDS
 from .errors import BackendError
 from .extras import EXTRAS, install_command
-from .gallery.kernels.base import KernelName
+from .gallery.compiled import need_core
+from .gallery.gallery import ScanName
 from .gallery.kernels.choose import open_kernel
 from .gpu import GpuReport, examine_gpu
 
@@ -25,7 +26,7 @@ class MachineReport:
         system: operating system and processor.
         gpu: the GPUs found.
         backends: every backend, in the order in which `auto` tries them.
-        scans: kernel that scans a gallery -> why it does not work here, or None.
+        scans: what searches a gallery -> why it does not work here, or None.
         extras: extra -> package -> version, None where it is not installed.
         warnings: what is installed in a way that leads to errors.
     """
@@ -57,15 +58,18 @@ def examine() -> MachineReport:
         system=platform.platform(),
         gpu=gpu,
         backends=backends,
-        scans={name: _scan_problem(name) for name in get_args(KernelName)},
+        scans={name: _scan_problem(name) for name in get_args(ScanName)},
         extras={extra: {name: package_version(name) for name in packages} for extra, packages in EXTRAS.items()},
         warnings=tuple(_warnings()),
     )
 
 
-def _scan_problem(name: KernelName) -> str | None:
+def _scan_problem(name: ScanName) -> str | None:
     try:
-        open_kernel(name)
+        if name == "compiled":
+            need_core()
+        else:
+            open_kernel(name)
     except BackendError as error:
         return str(error)
     return None

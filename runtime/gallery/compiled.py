@@ -38,6 +38,14 @@ def open_core() -> ModuleType | None:
     return _core
 
 
+def need_core() -> ModuleType:
+    """The extension module; BackendError where it was not built."""
+    core = open_core()
+    if core is None:
+        raise BackendError("the compiled search was not built when this package was installed; see CONTRIBUTING.md")
+    return core
+
+
 class CoreThreads:
     """Threads of the core that the searches of one gallery share; they start when they are first needed.
 
@@ -84,9 +92,7 @@ class CompiledSearch:
     def __init__(
         self, gallery: GalleryRows, plan: SearchPlan | None, threads: CoreThreads, instructions: str | None = None
     ) -> None:
-        core = open_core()
-        if core is None:
-            raise BackendError("the compiled search was not built when this package was installed; see CONTRIBUTING.md")
+        core = need_core()
         if instructions is not None and instructions not in core.features():
             known = ", ".join(core.features())
             raise BackendError(f"this CPU has no instructions named {instructions}; it has {known}")

@@ -19,7 +19,7 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
-from .compiled import CompiledSearch, CoreThreads, open_core
+from .compiled import CompiledSearch, CoreThreads, need_core, open_core
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
 from .kernels.base import Kernel
@@ -109,7 +109,7 @@ class Gallery:
 
         Raises:
             InputError: there is no such device, or none for a gallery like this; an argument out of its choices.
-            BackendError: no usable GPU, no GPU kernels for it, or not enough memory on it.
+            BackendError: `scan` does not work here; no usable GPU, no GPU kernels for it, or not enough memory on it.
             GalleryError: no gallery, of another schema, or made with another model.
             GalleryCorrupt: the catalogue or a segment's header is damaged.
         """
@@ -118,7 +118,9 @@ class Gallery:
         check_choice("damaged", damaged, get_args(Damaged))
         folder = Path(path).absolute()
         check_choice("scan", scan, ("auto", *get_args(ScanName)))
-        core = CoreThreads(threads) if scan == "compiled" or (scan == "auto" and open_core() is not None) else None
+        if scan == "compiled":
+            need_core()
+        core = CoreThreads(threads) if scan in ("auto", "compiled") and open_core() is not None else None
         kernel = open_kernel("auto" if scan == "compiled" else scan)
         settings = read_newest(folder)[1].settings
         if model is not None:

@@ -14,7 +14,7 @@ from chan_rt import cli
 from chan_rt.runtime import doctor
 from chan_rt.runtime.backends import probe
 from chan_rt.runtime.backends.probe import examine_backend
-from chan_rt.runtime.gallery.kernels.choose import open_kernel
+from chan_rt.runtime.gallery import compiled
 from chan_rt.runtime.gpu import Gpu, GpuReport
 
 NO_GPU = GpuReport(problem="no CUDA device")
@@ -55,15 +55,13 @@ def test_every_backend_that_does_not_run_has_a_reason_and_a_remedy_in_the_table(
 
 
 def test_a_gallery_scan_that_does_not_work_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
-    open_kernel.cache_clear()
-    try:
-        scans = doctor.examine().scans
-    finally:
-        open_kernel.cache_clear()
-    assert list(scans) == ["vnni", "onnxruntime", "numpy"]
-    assert "pip install 'chan-rt[scan]'" in scans["vnni"]
+    monkeypatch.setattr(compiled, "open_core", lambda: None)
+    scans = doctor.examine().scans
+    assert list(scans) == ["compiled", "onnxruntime", "numpy"]
+    assert "the compiled search was not built when this package was installed; see CONTRIBUTING.md" == scans["compiled"]
     assert scans["onnxruntime"] is scans["numpy"] is None
+    monkeypatch.undo()
+    assert doctor.examine().scans["compiled"] is None
 
 
 def test_exit_status_is_one_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ def path(tmp_path: Path, make_embeddings, make_settings, request: pytest.Fixture
             ids = [f"{part}-{i}" for i in range(ROWS)]
             writer.add(ids, make_embeddings(part, ROWS, 4), [{"n": i, "part": part} for i in range(ROWS)])
         writer.delete([f"{part}-7" for part in range(3)])
-        writer.prepare()
+        if fine != "none":
+            writer.prepare()
     return tmp_path / "g"
 
 
