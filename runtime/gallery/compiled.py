@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -110,7 +110,7 @@ class CompiledSearch:
             if self._search is None:
                 parts = [_part(part, self._plan) for part in self._gallery.parts]
                 plan = _plan(self._gallery, self._plan, self._instructions)
-                self._search = self._core.Search(plan, parts, self._check)
+                self._search = self._core.Search(plan, parts, partial(_check, self._gallery.parts))
             return self._search
 
     def rank(
@@ -128,9 +128,6 @@ class CompiledSearch:
         answers = self._opened().best(vectors, starts, min(k, self._gallery.count), mask, self._threads.started())
         candidates = self._gallery.count if mask is None else int(np.count_nonzero(mask))
         return [self._ranking(answer, k, candidates) for answer in answers]
-
-    def _check(self, part: int, row: int, what: int) -> None:
-        self._gallery.parts[part].check(row, what)
 
     def _ranking(self, answer: tuple[Any, ...], k: int, candidates: int) -> Ranking:
         *buffers, second, codes, rescored, contradicting = answer
@@ -152,6 +149,11 @@ class CompiledSearch:
             TrueRow(score, maxima[span], winners[span]) for score, span in zip(best.tolist(), spans, strict=True)
         )
         return Ranking(rows[order], best, details, candidates, rescored, True, second, codes)
+
+
+def _check(parts: Sequence[Part], part: int, row: int, what: int) -> None:
+    """What the core calls; not a method, as the core's object would then keep alive what keeps it alive."""
+    parts[part].check(row, what)
 
 
 def _plan(gallery: GalleryRows, plan: SearchPlan | None, instructions: str | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_a_gallery_scan_that_does_not_work_has_its_reason(monkeypatch: pytest.Mo
     monkeypatch.setattr(compiled, "open_core", lambda: None)
     scans = doctor.examine().scans
     assert list(scans) == ["compiled", "onnxruntime", "numpy"]
-    assert "the compiled search was not built when this package was installed; see CONTRIBUTING.md" == scans["compiled"]
+    assert scans["compiled"] == "the compiled search was not built when this package was installed; see CONTRIBUTING.md"
     assert scans["onnxruntime"] is scans["numpy"] is None
     monkeypatch.undo()
     assert doctor.examine().scans["compiled"] is None

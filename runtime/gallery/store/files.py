@@ -1,9 +1,10 @@
 """Immutable files of named arrays, memory-mapped, whose bytes are checked before they are first used.
 
 A file is laid out as safetensors: 8 bytes of header length, a JSON header, the arrays; any safetensors reader opens
-it. Arrays whose rows fill cache lines, as codes do, come first and so lie on them. It is cut into pages of 256 KiB, each with a CRC-32; the sums are
-kept in the catalogue, not beside the bytes they vouch for. A page is summed when a search first touches it and not
-again while the file is open: about 2 GB/s once, nothing afterwards, and a flipped bit is an error, never an answer.
+it. Arrays whose rows fill cache lines, as codes do, come first and so lie on them. It is cut into pages of 256 KiB,
+each with a CRC-32; the sums are kept in the catalogue, not beside the bytes they vouch for. A page is summed when a
+search first touches it and not again while the file is open: about 2 GB/s once, nothing afterwards, and a flipped bit
+is an error, never an answer.
 
 What is promised of a file that something else changes while it is open: `recheck` asks the file system for its inode,
 length and times, and sums every page again that was used if any of them is new. A search calls it before it reads and

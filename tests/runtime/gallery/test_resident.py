@@ -32,9 +32,10 @@ from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.layout import stored_width
 from chan_rt.runtime.gallery.kernels.pool import Pool
-from chan_rt.runtime.gallery.proof.bounds import fit_axes, quantize_query
+from chan_rt.runtime.gallery.proof.bounds import quantize_query
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.intervals import score_radius, similarity_changes
+from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import examine_gpu
@@ -193,7 +194,9 @@ def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, wor
     alignment = AlignmentConfig(coding, pooling)
     rows = made_up(case, 5, count, longest, dim)
     queries = [np.random.default_rng(i).standard_normal((n, dim)).astype(np.float32) for i, n in enumerate(words)]
-    parts = make_parts(rows, (count // 3, count // 3, count // 2), axes=fit_axes(queries[0]))
+    parts = make_parts(
+        rows, (count // 3, count // 3, count // 2), plan=SearchPlan(fit_axes(queries[0], None), None, None, 2)
+    )
     allowed = np.random.default_rng(1).random(count) < 0.8
     scan, device = open_scan("int8", dim, alignment)
     ours, cpu = rankers(parts, kind, alignment, scan)
