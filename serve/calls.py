@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..runtime import errors
 from ..runtime.embeddings import Embeddings
-from ..runtime.gallery.result import Mode
 from . import bodies
 from .packing import pack, unpack
 
@@ -112,7 +111,6 @@ def search(
     pictures: Sequence[Picture] | None,
     embeddings: Embeddings | None,
     k: int,
-    mode: Mode,
     where: Mapping[str, Any] | None,
     ids: Sequence[str] | None,
     off: Sequence[int],
@@ -121,9 +119,7 @@ def search(
     """`POST /v1/search`."""
     packed = None if embeddings is None else pack(embeddings)
     filter = None if where is None else dict(where)
-    body = bodies.SearchRequest(
-        gallery, _list(captions), _files(pictures), packed, k, mode, filter, _list(ids), list(off)
-    )
+    body = bodies.SearchRequest(gallery, _list(captions), _files(pictures), packed, k, filter, _list(ids), list(off))
     return Call("POST", "/v1/search", lambda content: _decode(content, bodies.SearchResponse).results, body)
 
 

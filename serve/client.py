@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ..runtime.embeddings import Embeddings
 from ..runtime.extras import needs
-from ..runtime.gallery.result import Mode
 from . import bodies, calls
 from .calls import Call, Picture
 
@@ -66,14 +65,13 @@ class Client:
         *,
         pictures: Sequence[Picture] | None = None,
         embeddings: Embeddings | None = None,
-        mode: Mode = "exact",
         where: Mapping[str, Any] | None = None,
         ids: Sequence[str] | None = None,
         off: Sequence[int] = (),
         gallery: str | None = None,
     ) -> list[bodies.Result]:
         """The k best rows for each query, as `Gallery.search`; give captions, pictures or embeddings."""
-        call = calls.search(captions, pictures, embeddings, k, mode, where, ids, off, gallery or self._gallery)
+        call = calls.search(captions, pictures, embeddings, k, where, ids, off, gallery or self._gallery)
         return self._send(call)
 
     def encode_texts(self, captions: Sequence[str], *, gallery: str | None = None) -> Embeddings:
@@ -196,14 +194,13 @@ class AsyncClient:
         *,
         pictures: Sequence[Picture] | None = None,
         embeddings: Embeddings | None = None,
-        mode: Mode = "exact",
         where: Mapping[str, Any] | None = None,
         ids: Sequence[str] | None = None,
         off: Sequence[int] = (),
         gallery: str | None = None,
     ) -> list[bodies.Result]:
         """See `Client.search`."""
-        call = calls.search(captions, pictures, embeddings, k, mode, where, ids, off, gallery or self._gallery)
+        call = calls.search(captions, pictures, embeddings, k, where, ids, off, gallery or self._gallery)
         return await self._send(call)
 
     async def encode_texts(self, captions: Sequence[str], *, gallery: str | None = None) -> Embeddings:

@@ -90,7 +90,6 @@ function readAddress() {
     q: query.get("q") ?? "",
     picture: query.get("picture") ?? "",
     k: Math.min(limits.k, Math.max(1, Number(query.get("k")) || 20)),
-    mode: query.get("mode") ?? "",
     where: query.getAll("where"),
     off: (query.get("off") ?? "").split(",").filter(Boolean).map(Number),
     open: query.get("open") ?? "",
@@ -101,7 +100,7 @@ function readAddress() {
 function addressOf(state) {
   const query = new URLSearchParams();
   if (galleries.length > 1) query.set("gallery", state.gallery);
-  for (const name of ["q", "picture", "mode", "open", "vs"]) if (state[name]) query.set(name, state[name]);
+  for (const name of ["q", "picture", "open", "vs"]) if (state[name]) query.set(name, state[name]);
   if (state.k !== 20) query.set("k", state.k);
   for (const condition of state.where) query.append("where", condition);
   if (state.off.length) query.set("off", state.off.join());
@@ -209,13 +208,13 @@ function showStart(gallery, state) {
 // -- searching
 
 function searchOf(state) {
-  const { gallery, q, picture, k, mode, where, off } = state;
-  return JSON.stringify({ gallery, q, picture, k, mode, where, off });
+  const { gallery, q, picture, k, where, off } = state;
+  return JSON.stringify({ gallery, q, picture, k, where, off });
 }
 
 async function fetchAnswer(state, k, off, signal) {
   const picture = pictureOf(state);
-  const asked = { gallery: state.gallery, k, mode: state.mode || undefined };
+  const asked = { gallery: state.gallery, k };
   const where = filterOf(state.where);
   const response = picture
     ? await postPicture("/v1/search", { ...asked, where: where && JSON.stringify(where) }, picture, signal)
@@ -404,10 +403,6 @@ function fillForm(state, gallery, picture) {
   find("caption").placeholder = gallery.kind === "images" ? "Describe a picture" : "Drop or paste a picture";
   find("gallery").value = gallery.name;
   find("k").value = state.k;
-  const { modes = [] } = gallery;
-  find("mode-label").hidden = modes.length < 2;
-  find("mode").replaceChildren(...modes.map((mode) => make("option", { value: mode }, mode)));
-  if (modes.length) find("mode").value = state.mode || modes[0];
   const chip = find("picture");
   chip.hidden = !picture;
   if (picture) {
@@ -419,11 +414,9 @@ function fillForm(state, gallery, picture) {
 }
 
 function submit(changes = {}) {
-  const { modes = [] } = galleryOf({ gallery: find("gallery").value });
   scrollTo(0, 0);
   return go({
     gallery: find("gallery").value, q: find("caption").value.trim(), k: Number(find("k").value) || 20,
-    mode: modes.length > 1 && find("mode").value !== modes[0] ? find("mode").value : "",
     where: readConditions(), off: [], open: "", vs: "", ...changes });
 }
 

@@ -318,7 +318,7 @@ def test_metrics_count_what_happened(start_server, gallery: Path) -> None:
         "chan_batch_requests_sum": 4,
         "chan_batch_words_sum": 3 * (5 + 4) + 4,
         "chan_encode_seconds_count": 4,
-        'chan_searches_total{certified="true",gallery="gallery",mode="exact"}': 6,
+        'chan_searches_total{certified="true",gallery="gallery"}': 6,
         'chan_rescored_share_count{gallery="gallery"}': 6,
         'chan_gallery_rows{gallery="gallery"}': 8,
     }

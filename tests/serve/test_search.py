@@ -43,7 +43,7 @@ def test_a_search_is_that_of_the_library(http: httpx.Client, library: tuple[Gall
     assert (body["gallery"], body["kind"]) == ("gallery", "images")
     results = opened.search(matcher.encode_texts(captions), 3)
     for caption, found, expected in zip(captions, body["results"], results, strict=True):
-        assert (found["mode"], found["certified"], found["reason"]) == ("exact", True, expected.reason)
+        assert (found["certified"], found["reason"]) == (True, expected.reason)
         assert (found["rows"], found["rescored"]) == (8, expected.rescored)
         assert found["rescored_share"] == expected.rescored / 8
         assert [word["word"] for word in found["words"]] == matcher.tokenizer.tokens(caption)
@@ -167,7 +167,7 @@ def test_galleries_are_listed_with_the_limits(http: httpx.Client, library: tuple
     assert info | {"scan": "", "model": ""} == {
         "name": "gallery", "kind": "images", "rows": 8, "dim": 16, "coding": "VHA", "pooling": "LSE",
         "fine": "float32", "precision": "fp32", "model": "", "scan": "", "grid": 2, "takes_pictures": True,
-        "max_words": library[1].max_words, "writable": False, "modes": ["exact"], "fast": None,
+        "max_words": library[1].max_words, "writable": False, "prepared": None,
     }  # fmt: skip
     assert body["limits"]["k"] == 1000
 
