@@ -265,7 +265,7 @@ ARRAYS: dict[str, tuple[str, Callable[[dict], dict]]] = {
     "first level missing": ("prepared", lambda a: {k: v for k, v in a.items() if k != "first"}),
     "second level fewer": ("prepared", put("second", lambda a: a[:3])),
     "second level wider": ("prepared", put("second", lambda a: np.c_[a, a])),
-    "second level of another type": ("prepared", put("second", lambda a: a.astype(np.int16))),
+    "second level of another type": ("prepared", put("second", lambda a: a.astype(np.float16))),
     "loose short": ("prepared", put("loose", lambda a: a[:3])),
     "blocks in an order that is outside": ("prepared", put("order", lambda a: a + 10**9)),
     "blocks in a negative order": ("prepared", put("order", lambda a: a - 100)),
