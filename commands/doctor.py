@@ -37,7 +37,8 @@ def command(as_json: bool) -> None:
                 echo(f"{'':<46}-> {backend.remedy}")
         echo("\ngallery scans, best first")
         for name, problem in report.scans.items():
-            echo(f"  {name:<13}{problem or 'works'}")
+            works = f"works, with {' or '.join(report.instructions)}" if name == "compiled" else "works"
+            echo(f"  {name:<13}{problem or works}")
         echo("\nextras")
         for extra, packages in report.extras.items():
             missing = [package for package, version in packages.items() if version is None]

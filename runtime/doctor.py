@@ -27,6 +27,7 @@ class MachineReport:
         gpu: the GPUs found.
         backends: every backend, in the order in which `auto` tries them.
         scans: what searches a gallery -> why it does not work here, or None.
+        instructions: instruction sets that the compiled search can use here, the best first.
         extras: extra -> package -> version, None where it is not installed.
         warnings: what is installed in a way that leads to errors.
     """
@@ -36,6 +37,7 @@ class MachineReport:
     gpu: GpuReport
     backends: tuple[BackendReport, ...]
     scans: dict[str, str | None]
+    instructions: tuple[str, ...]
     extras: dict[str, dict[str, str | None]]
     warnings: tuple[str, ...]
 
@@ -53,12 +55,14 @@ def examine() -> MachineReport:
     """Examine the machine and try every backend."""
     gpu = examine_gpu()
     backends = tuple(examine_backend(name, gpu) for name in BACKENDS)
+    scans = {name: _scan_problem(name) for name in get_args(ScanName)}
     return MachineReport(
         python=sys.version.split()[0],
         system=platform.platform(),
         gpu=gpu,
         backends=backends,
-        scans={name: _scan_problem(name) for name in get_args(ScanName)},
+        scans=scans,
+        instructions=tuple(need_core().features()) if scans["compiled"] is None else (),
         extras={extra: {name: package_version(name) for name in packages} for extra, packages in EXTRAS.items()},
         warnings=tuple(_warnings()),
     )

@@ -19,7 +19,7 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
-from .compiled import CompiledSearch, CoreThreads, need_core, open_core
+from .compiled import CompiledSearch, CoreThreads, core_is_fastest, need_core
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
 from .kernels.base import Kernel
@@ -120,7 +120,7 @@ class Gallery:
         check_choice("scan", scan, ("auto", *get_args(ScanName)))
         if scan == "compiled":
             need_core()
-        core = CoreThreads(threads) if scan in ("auto", "compiled") and open_core() is not None else None
+        core = CoreThreads(threads) if scan == "compiled" or (scan == "auto" and core_is_fastest()) else None
         kernel = open_kernel("auto" if scan == "compiled" else scan)
         settings = read_newest(folder)[1].settings
         if model is not None:

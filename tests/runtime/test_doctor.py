@@ -56,12 +56,16 @@ def test_every_backend_that_does_not_run_has_a_reason_and_a_remedy_in_the_table(
 
 def test_a_gallery_scan_that_does_not_work_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "open_core", lambda: None)
-    scans = doctor.examine().scans
-    assert list(scans) == ["compiled", "onnxruntime", "numpy"]
-    assert scans["compiled"] == "the compiled search was not built when this package was installed; see CONTRIBUTING.md"
-    assert scans["onnxruntime"] is scans["numpy"] is None
-    monkeypatch.undo()
-    assert doctor.examine().scans["compiled"] is None
+    report = doctor.examine()
+    assert list(report.scans) == ["compiled", "onnxruntime", "numpy"]
+    assert "install a C++17 compiler" in report.scans["compiled"]
+    assert report.instructions == ()
+    assert report.scans["onnxruntime"] is report.scans["numpy"] is None
+
+
+def test_the_compiled_search_is_reported_with_its_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "open_core", lambda: SimpleNamespace(features=lambda: ["avx2", "generic"]))
+    assert "compiled     works, with avx2 or generic\n" in CliRunner().invoke(cli.main, ["doctor"]).output
 
 
 def test_exit_status_is_one_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,23 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.errors import BackendError
+from chan_rt.runtime.gallery import Gallery, compiled
+from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 
 ROOT = Path(__file__).parents[3]
 CORE = ROOT / "runtime" / "gallery" / "core"
 DRIVER = Path(__file__).with_name("core_driver.cpp")
+SEARCH = Path(__file__).with_name("core_search.py")
 SOURCES = ("usable", "generic", "avx512", "amx", "avx2", "avxvnni", "i8mm", "dotprod")
 OF_ONE_CPU = ("avx512", "amx", "avx2", "avxvnni", "i8mm", "dotprod")
 COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
@@ -152,10 +160,43 @@ def test_callers_of_one_pool_of_threads_do_not_race(tmp_path: Path) -> None:
     run_checked(tmp_path, "thread", DRIVER.with_name("core_threads.cpp"), CORE / "threads.cpp")
 
 
+@pytest.fixture(scope="module")
+def search_results() -> str:
+    """What `core_search.py` prints on this CPU."""
+    pytest.importorskip("chan_rt.runtime.gallery._core", reason="the search core is not compiled here")
+    ran = subprocess.run([sys.executable, SEARCH], check=True, capture_output=True, text=True, timeout=300)
+    return ran.stdout
+
+
+def test_searches_agree_to_the_bit(search_results: str) -> None:
+    found = dict(line.split() for line in search_results.splitlines())
+    assert list(found) == compiled.need_core().features()
+    assert len(set(found.values())) == 1
+
+
+@pytest.mark.nightly
+def test_searches_agree_to_the_bit_on_an_emulated_cpu(search_results: str) -> None:
+    command = [needed("qemu-x86_64", "qemu-user"), "-cpu", "Haswell-noTSX", sys.executable, str(SEARCH)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1200)
+    found = dict(line.split() for line in ran.stdout.splitlines())
+    expected = dict(line.split() for line in search_results.splitlines())
+    assert found == {"avx2": expected["generic"], "generic": expected["generic"]}
+
+
+def test_auto_does_not_take_a_core_without_instructions_for_bytes(
+    gallery_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "open_core", lambda: SimpleNamespace(features=lambda: ["generic"]))
+    with Gallery.open(gallery_path) as gallery:
+        assert gallery.scan == "onnxruntime"
+    with Gallery.open(gallery_path, scan="compiled") as gallery:
+        assert gallery.scan == "compiled"
+
+
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:
     core = pytest.importorskip("chan_rt.runtime.gallery._core", reason="the search core is not compiled here")
-    names = core.features()
-    assert names[-1] == "generic"
-    wanted = re.escape(f"must be one that this CPU has ({', '.join(names)}), got mmx")
-    with pytest.raises(LookupError, match=wanted):
+    names = ", ".join(core.features())
+    with pytest.raises(LookupError, match=re.escape(f"must be one that this CPU has ({names}), got mmx")):
         core.Search({"instructions": "mmx"}, [], None)
+    with pytest.raises(BackendError, match=f"this CPU has no instructions named mmx; it has {names}"):
+        compiled.CompiledSearch(GalleryRows([], "images", AlignmentConfig()), None, compiled.CoreThreads(1), "mmx")
