@@ -179,7 +179,8 @@ def _plan(gallery: GalleryRows, plan: SearchPlan | None, instructions: str | Non
         "temperature": gallery.alignment.pooling_temperature,
         "digits": 2 if plan is None else plan.digits,
         "deviation": 0.0 if plan is None else plan.axes.deviation,
-        "edges": [] if plan is None else block_edges(plan.axes.count),
+        "axes": 0 if plan is None else plan.axes.count,
+        "edges": [] if plan is None else block_edges(plan.axes.leading.shape[1]),
         "mean": None if plan is None else plan.axes.mean,
         "basis": None if plan is None else plan.axes.basis,
     }

@@ -1,8 +1,8 @@
 """Preparing search: axes fitted to a gallery and its queries, and a choice of levels measured on those queries.
 
-A row that is coded along these axes needs 64 bytes of each vector for a first bound on its score and 256 for a better
-one (proof/prefix.py). How many rows that excludes depends on the embeddings, so it is measured. Where it does not pay,
-as with vectors that have no structure, every search scans the int8 codes of all rows.
+A row that is coded along these axes needs an eighth of its int8 codes' bytes for a first bound on its score, and a
+quarter for a better one, at 1024-d (proof/prefix.py). How many rows that excludes depends on the embeddings, so it is
+measured. Where it does not pay, as with vectors that have no structure, every search scans the int8 codes of all rows.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt
 from .compiled import CompiledSearch, CoreThreads, core_is_fastest
 from .proof.gallery_rows import GalleryRows
-from .proof.prefix import SearchPlan, fit_axes, fit_level, plan_of, rotate
+from .proof.prefix import SearchPlan, fit_axes, fit_level, largest_coordinates, level_widths, plan_of, rotate
 from .proof.rows import Part
 from .settings import GallerySettings
 from .store.catalogue import MEASURED, PreparedRecord
 from .store.files import FileRecord, MappedFile
 from .store.segments import Segment
 
-FIRST, SECOND = 56, 248  # coordinates of the levels: with 8 norms, 64 and 256 bytes of a vector
 _SAMPLE = 20_000  # vectors that axes and steps are fitted to
 _ASKED = 64  # queries that are timed
 _K = 10
@@ -75,7 +74,7 @@ def fit_plan(
     queries: Sequence[NDArray[np.float32]],
     settings: GallerySettings,
 ) -> SearchPlan:
-    """A plan with both levels, fitted to living rows' vectors, evenly sampled, and to queries' vectors [Q_i, D]."""
+    """A plan for living rows' vectors, evenly sampled, and queries' vectors [Q_i, D]; with levels if D allows them."""
     total = sum(int(s.starts[-1]) for s in segments)
     step = max(1, total // _SAMPLE)
     pieces = [np.zeros((0, settings.dim), np.float32)]
@@ -88,8 +87,16 @@ def fit_plan(
         sample = np.zeros((1, settings.dim), np.float32)
     axes = fit_axes(sample, np.concatenate(queries) if queries else None)
     rotated = rotate(sample, axes)
-    levels = [fit_level(rotated, count, axes.deviation) for count in (FIRST, SECOND)]
-    return SearchPlan(axes, levels[0], levels[1], digits=1)
+    widths = level_widths(settings.dim)
+    if widths is None:
+        return SearchPlan(axes, None, None, digits=2)
+    largest = np.zeros(axes.count, np.float32)
+    for segment, alive in zip(segments, live, strict=True):
+        for begin in range(0, len(alive), 256):
+            vectors = segment.vectors(begin, min(begin + 256, len(alive)))
+            largest = np.maximum(largest, largest_coordinates(vectors, axes))
+    levels = [fit_level(rotated, largest, width, axes.deviation) for width in widths]
+    return SearchPlan(axes, levels[0], levels[1], digits=2)
 
 
 def unpadded(queries: Embeddings | Iterable[Embeddings] | None) -> list[NDArray[np.float32]]:

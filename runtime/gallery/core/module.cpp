@@ -247,7 +247,7 @@ bool read_plan(PyObject* dictionary, Held& held, chan::Plan& plan) {
     plan.digits = static_cast<int>(reader.integer("digits"));
     plan.deviation = reader.real("deviation");
     plan.edges = reader.integers("edges");
-    plan.axes = plan.edges.empty() ? 0 : plan.edges.back();
+    plan.axes = reader.integer("axes");
     plan.mean = reader.array<const float>("mean", plan.dim);
     plan.basis = reader.array<const float>("basis", plan.axes * plan.dim);
     read_level(reader, "first", plan.first);

@@ -15,7 +15,7 @@ constexpr double INFINITE = std::numeric_limits<double>::infinity();
 constexpr double MORE = 1 + 1e-9;   // what float64 loses in a sum of squares, and in a few operations after it
 constexpr int DIGIT = 7;            // bits of the low digit
 constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
-constexpr double COARSE = 0.04;        // share of a level's bound that the query's own rounding may take
+constexpr double COARSE = 0.02;        // share of a level's bound that the query's own rounding may take
 constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a first threshold
 constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
 constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
@@ -113,7 +113,7 @@ struct Search::Query {
     double largest = 0;
     Coded first, second, codes;
     int64_t blocks = 0;                          // E: of axes at the int8 level
-    std::vector<double> along, rest;             // ||B_j'q|| [count][E], ||q - B B'q||
+    std::vector<double> along, rest;             // ||B_j'q|| [count][E], ||q - B B'q||, of the leading axes
     std::vector<double> lost_along, lost;        // ||B_j'dq||, ||dq||
 };
 
@@ -158,7 +158,6 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
     if (axes) plan_.kernels->products(plan_.basis, axes, dim, query.vectors.data(), count, query.padded, y.data());
     const double mean_norm = axes ? std::sqrt(sum_of_squares(plan_.mean, dim)) * MORE : 0;
     std::vector<double> off(count), leak(count);  // |B'q - y| of an axis; ||B'(q - B B'q)||
-    query.rest.assign(count, 0);
     for (int64_t w = 0; w < count; ++w) {
         const double norm = query.norm[w];
         off[w] = relative * size * norm * MORE + dim * FLT_MIN * (1 + norm + size);
@@ -166,11 +165,17 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
         for (int64_t i = 0; i < axes; ++i) square += double(y[i * count + w]) * y[i * count + w];
         const double length = std::sqrt(square), all = std::sqrt(double(axes)) * off[w];
         leak[w] = plan_.deviation * (length * MORE + all);
-        const double held = std::max(0.0, length / MORE - all);
-        const double left = norm * norm * (1 + 4e-9) - std::max(0.0, 1 - plan_.deviation) * held * held;
-        query.rest[w] = std::min(norm, std::sqrt(std::max(0.0, left)) * MORE);
-        if (plan_.deviation >= 1) query.rest[w] = norm * (1 + size * size);
     }
+    // ||q - B B'q|| of the first `leading` axes
+    const auto beyond = [&](int64_t w, int64_t leading) {
+        const double norm = query.norm[w];
+        if (plan_.deviation >= 1) return norm * (1 + size * size);
+        double square = 0;
+        for (int64_t i = 0; i < leading; ++i) square += double(y[i * count + w]) * y[i * count + w];
+        const double held = std::max(0.0, std::sqrt(square) / MORE - std::sqrt(double(leading)) * off[w]);
+        const double left = norm * norm * (1 + 4e-9) - (1 - plan_.deviation) * held * held;
+        return std::min(norm, std::sqrt(std::max(0.0, left)) * MORE);
+    };
     const auto along = [&](const float* of, int64_t w, int64_t begin, int64_t end, double each) {
         double square = 0;
         for (int64_t i = begin; i < end; ++i) square += double(of[i * count + w]) * of[i * count + w];
@@ -192,7 +197,7 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
             const double coordinates = largest;
             for (int64_t j = 0; j + 1 < level.norms; ++j) {
                 const bool rest = j + 2 == level.norms;
-                weight[j] = rest ? query.rest[w] : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]) + leak[w];
+                weight[j] = rest ? beyond(w, axes) : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]) + leak[w];
                 bound += weight[j] * level.norm_typical[j];
                 largest = std::max(largest, weight[j] * level.norm_step[j]);
                 total += weight[j] * level.norm_step[j];
@@ -237,7 +242,7 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
     std::vector<int32_t> integers(count * stride, 0);
     std::vector<float> lost(count * query.padded, 0);
     std::vector<double> totals(count);
-    query.blocks = axes ? static_cast<int64_t>(plan_.edges.size()) - 1 : 0;
+    query.blocks = plan_.edges.empty() ? 0 : static_cast<int64_t>(plan_.edges.size()) - 1;
     for (int64_t w = 0; w < count; ++w) {
         const float* mine = &query.vectors[w * query.padded];
         double largest = 0, total = 0;
@@ -260,6 +265,7 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
         query.lost.push_back(std::sqrt(square) * MORE);
         query.codes.scale.push_back(scale);
         query.codes.offset.push_back(scale * offset);
+        if (query.blocks) query.rest.push_back(beyond(w, plan_.edges.back()));
         for (int64_t j = 0; j < query.blocks; ++j)
             query.along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], off[w]));
     }

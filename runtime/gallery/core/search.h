@@ -37,7 +37,7 @@ struct Plan {
     const float* mean = nullptr;  // [D]
     const float* basis = nullptr;  // [M][D]: B, transposed
     double deviation = 0;         // no less than the norm of B'B - 1
-    std::vector<int64_t> edges;   // of blocks of axes at the int8 level, and M at the end
+    std::vector<int64_t> edges;   // of blocks of the leading axes, along which int8 codes are measured, and their number
     Level first, second;          // first.coordinates is 0 where every row's int8 codes are scanned
 };
 

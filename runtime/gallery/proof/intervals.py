@@ -42,7 +42,7 @@ def similarity_changes(
     reaches: dict[int, Reach] = {}
     every = zip(gallery.parts, repeat(slice(None)), starmap(slice, pairwise(gallery.bases)), strict=False)
     for part, local, places in every if rows is None else gallery.by_part(rows):
-        axes = no_axes(queries[0].dim) if part.plan is None else part.plan.axes.columns
+        axes = no_axes(queries[0].dim) if part.plan is None else part.plan.axes.leading
         one_plane = len(queries[0].planes) == 1  # a query of two planes loses next to nothing
         key = id(axes)  # parts that were prepared together share them
         if key not in reaches:

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.layout import OFFSET
+from ..kernels.layout import OFFSET, stored_width
 from .quantize import LEVELS
 
 AXES = 256  # at most: what lies beyond is held by one norm
+CODE_AXES = 64  # along which the int8 codes' own rounding is measured
 GROUP = 16  # bytes that the kernels multiply at a time
 LANES = 16  # rows that lie side by side in a block
-_INSIDE = (0, 4, 16)  # where blocks of axes within the codes begin: there the rounding of the codes is lost
+_INSIDE = (0, 1, 4, 16)  # where blocks of axes within the codes begin: there the rounding of the codes is lost
 _BEYOND = (0, 16, 48)  # and blocks beyond them, from the last coordinate on: there all of the vector is
-_ROOM = 1.25  # how much larger than any of the sample a coordinate may be before it is cut off, and a norm before its
-# row is never excluded
+_ROOM = 1.25  # how much larger than any norm of the sample a norm may become before its row is never excluded
 _MORE = 1 + 1e-9  # what float64 loses in a sum of squares and in a few operations after it
 _UNIT64 = 2.0**-53
 Float64Array = NDArray[np.float64]
@@ -60,6 +60,11 @@ class Axes:
     def columns(self) -> Float64Array:
         """B: float64 [D, M]."""
         return np.ascontiguousarray(self.basis.T, np.float64)
+
+    @cached_property
+    def leading(self) -> Float64Array:
+        """The first columns of B, along which int8 codes are measured: float64 [D, at most 64]."""
+        return np.ascontiguousarray(self.columns[:, :CODE_AXES])
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,13 +169,30 @@ def rotate(vectors: NDArray[np.floating], axes: Axes) -> Rotated:
     return Rotated(coordinates, np.sqrt(square) * _MORE, rest, centered.shape[1])
 
 
-def fit_level(rotated: Rotated, coordinates: int, deviation: float) -> PrefixLevel:
-    """A level of that many coordinates for vectors like these."""
+def level_widths(dim: int) -> tuple[int, int] | None:
+    """Bytes of a vector of D numbers at the first and at the second level; None where they would save too little.
+
+    An eighth and a quarter of the int8 codes at D = 1024; docs/search.md has what other widths cost.
+    """
+    codes = stored_width(dim)
+    first, second = max(64, min(128, codes // 8)), max(128, min(256, codes // 4))
+    return (first, second) if second < codes else None
+
+
+def largest_coordinates(vectors: NDArray[np.floating], axes: Axes) -> FloatArray:
+    """The largest size of each coordinate of vectors [V, D], to fit steps to: float32 [M]."""
+    return np.asarray(np.abs((vectors - axes.mean) @ axes.basis.T).max(axis=0, initial=0), np.float32)
+
+
+def fit_level(rotated: Rotated, largest: FloatArray, width: int, deviation: float) -> PrefixLevel:
+    """A level of that many bytes for vectors like a sample's; largest: of each coordinate of all vectors, [M]."""
     axes = rotated.coordinates.shape[1]
-    count = min(coordinates, axes)
-    edges = [e for e in _INSIDE if e < count] + [count + e for e in _BEYOND if count + e < axes] + [axes]
-    largest = np.abs(rotated.coordinates[:, :count]).max(axis=0, initial=0)
-    step = np.maximum(_ROOM * largest / LEVELS, 1e-30).astype(np.float32)
+    count, edges = 0, [0]
+    for count in range(min(width, axes), 0, -1):
+        edges = [e for e in _INSIDE if e < count] + [count + e for e in _BEYOND if count + e < axes] + [axes]
+        if count + len(edges) + 1 <= width:
+            break
+    step = np.maximum(1.05 * largest[:count] / LEVELS, 1e-30).astype(np.float32)
     level = PrefixLevel(np.array(edges, np.int64), step, np.ones(len(edges) + 1, np.float32), np.zeros(0, np.float32))
     _, norms = _code(rotated, level, deviation)
     norm_step = np.maximum(norms.max(axis=0, initial=0) * _ROOM / 255, 1e-30).astype(np.float32)

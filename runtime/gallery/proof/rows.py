@@ -210,7 +210,7 @@ def array_part(
     coarse = quantize(vectors if exact is None else exact, starts)
     if exact is None:
         plan = None
-    axes = no_axes(vectors.shape[1]) if plan is None else plan.axes.columns
+    axes = no_axes(vectors.shape[1]) if plan is None else plan.axes.leading
     blocks = errors_along(axes, vectors if exact is None else exact, coarse.codes, coarse.scale, starts)
     norms = norms_along(axes, coarse.codes, coarse.scale, starts)
     coded = None if plan is None or exact is None else code_rows(exact, starts, plan)

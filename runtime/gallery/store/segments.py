@@ -107,7 +107,7 @@ class Segment:
 
     def _open_prepared(self, folder: Path, record: FileRecord, plan: SearchPlan, vectors: int) -> None:
         file = MappedFile(folder, record)
-        blocks = len(block_edges(plan.axes.count)) - 1
+        blocks = len(block_edges(plan.axes.leading.shape[1])) - 1
         file.expect("measures", np.float32, self._count, 2 * blocks + 1)
         self._measures = file.read("measures")
         _check_measures(file, self._measures)
