@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from . import published
 from .measure import Latency, machine, read_bandwidth, take_turns
 
 REGIONS, DIM, WORDS, K = 36, 1024, 12, 10
+PUBLISHED = "published (torch float32, padded)"
 Floats = NDArray[np.float32]
 
 
@@ -75,8 +77,8 @@ def packed(regions: Any, words: Any) -> Any:
     """The fastest PyTorch for one caption: one matrix product of all regions with the caption's own words."""
     import torch
 
-    products = regions.reshape(-1, DIM) @ words.T.contiguous()
-    best = products.reshape(len(regions), REGIONS, -1).amax(dim=1).float()
+    products = regions.reshape(-1, regions.shape[2]) @ words.T.contiguous()
+    best = products.reshape(len(regions), regions.shape[1], -1).amax(dim=1).float()
     return torch.topk(torch.logsumexp(best / 0.1, dim=1), K)
 
 
@@ -116,26 +118,51 @@ def one_caption(built: BuiltGallery, gallery: Gallery, threads: int, seconds: fl
     import torch
 
     torch.set_num_threads(threads)
+    captions = built.captions
     regions = torch.from_numpy(built.images.vectors)
     half = regions.bfloat16()
-    vectors, lengths = built.captions.vectors, torch.tensor([WORDS])
-    words = torch.from_numpy(vectors)
-    half_words = words.bfloat16()
+    vectors = [captions.vectors[i, :length] for i, length in enumerate(captions.lengths)]
+    words = [torch.from_numpy(each) for each in vectors]
+    half_words = [each.bfloat16() for each in words]
+    lengths = [torch.tensor([len(each)]) for each in vectors]
     candidates: dict[str, Callable[[], Any]] = {
-        "published (torch float32, padded)": each(
-            built.captions, lambda i: published.scores(regions, words[i : i + 1], lengths, 0.1)
-        ),
-        "torch float32, packed": each(built.captions, lambda i: packed(regions, words[i])),
-        "torch bfloat16, packed": each(built.captions, lambda i: packed(half, half_words[i])),
+        PUBLISHED: each(captions, lambda i: published.scores(regions, words[i][None], lengths[i], 0.1)),
+        "torch float32, packed": each(captions, lambda i: packed(regions, words[i])),
+        "torch bfloat16, packed": each(captions, lambda i: packed(half, half_words[i])),
     }
     if importlib.util.find_spec("fast_maxsim") is not None:
         import fast_maxsim
 
         candidates["fast-maxsim (sum of max)"] = each(
-            built.captions, lambda i: fast_maxsim.maxsim_scores(vectors[i], built.images.vectors)
+            captions, lambda i: fast_maxsim.maxsim_scores(vectors[i], built.images.vectors)
         )
-    candidates["this (exact, certified)"] = asking(gallery, built.captions)
+    candidates["this (exact, certified)"] = asking(gallery, captions)
     return take_turns(candidates, seconds, in_a_row=5)
+
+
+def throughput(gallery_folder: Path, captions: Embeddings, seconds: float) -> dict[str, float]:
+    """Searches a second of 1 and of 8 threads that ask one gallery at once, each search on its own thread."""
+    found = {}
+    with Gallery.open(gallery_folder, threads=1) as gallery:
+        gallery.search(captions, K)
+        for askers in (1, 8):
+            done = [0] * askers
+            until = time.perf_counter() + seconds
+
+            def ask(asker: int, done: list[int] = done, until: float = until) -> None:
+                while time.perf_counter() < until:
+                    i = (asker * 25 + done[asker]) % len(captions)
+                    gallery.search(captions[i : i + 1], K)
+                    done[asker] += 1
+
+            threads = [threading.Thread(target=ask, args=(asker,)) for asker in range(askers)]
+            start = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            found[f"{askers}_threads"] = sum(done) / (time.perf_counter() - start)
+    return found | {"ratio": found["8_threads"] / found["1_threads"]}
 
 
 def bulk(captions: int, images: int, longest: int, threads: int, source: Concepts) -> dict[str, float]:
@@ -165,22 +192,30 @@ def bulk(captions: int, images: int, longest: int, threads: int, source: Concept
     return {"published_s": loop, "exact_s": exact, "ratio": loop / exact, "longest": longest, "rescored": rescored}
 
 
-def rescored_histogram(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
-    """How many rows a certified top 10 rescored."""
-    exact = gallery.search(captions, K)
-    counts = np.array([result.rescored for result in exact])
-    edges = [0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10**9]
-    histogram = {f"{a + 1}-{b}": int(((counts > a) & (counts <= b)).sum()) for a, b in pairwise(edges)}
-    found: dict[str, Any] = {
-        "rows": exact[0].rows,
-        "prepared": None if gallery.prepared is None else gallery.prepared.describe(),
-        "captions": len(exact),
-        "rescored_mean": float(counts.mean()),
-        "rescored_p95": float(np.percentile(counts, 95)),
-        "share_mean": float(np.mean([result.rescored_share for result in exact])),
-        "histogram": {key: value for key, value in histogram.items() if value},
-    }
-    return found
+def rows_read(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
+    """Of how many rows a certified top 10 read each level, and the bytes that this makes."""
+    results = gallery.search(captions, K)
+    rows, prepared = results[0].rows, gallery.prepared
+    found: dict[str, Any] = {"rows": rows, "captions": len(results)}
+    found["prepared"] = None if prepared is None else prepared.describe()
+    edges = [0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 10**9]
+    for name in ("second", "codes", "rescored"):
+        counts = np.array([getattr(result, name) for result in results])
+        histogram = {f"{a + 1}-{b}": int(((counts > a) & (counts <= b)).sum()) for a, b in pairwise(edges)}
+        found[name] = {
+            "mean": float(counts.mean()),
+            "p95": float(np.percentile(counts, 95)),
+            "share": float(counts.mean() / rows),
+            "histogram": {key: value for key, value in histogram.items() if value},
+        }
+    info = gallery.info()
+    codes, fine = stored_width(info["dim"]), info["dim"] * np.dtype(info["fine"]).itemsize
+    widths = {"second": 0, "codes": codes, "rescored": fine}
+    first = codes  # bytes of each row's vectors that every search reads
+    if prepared is not None and prepared.plan.first is not None and prepared.plan.second is not None:
+        first, widths["second"] = prepared.plan.first.width, prepared.plan.second.width
+    read = first + sum(found[name]["share"] * width for name, width in widths.items())
+    return found | {"bytes_a_vector": read, "share_of_int8": read / codes}
 
 
 def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
@@ -209,14 +244,14 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
                     start = time.perf_counter()
                     gallery.search(captions[:1], K)
                     first_search = time.perf_counter() - start
-                    rescored = np.mean([result.rescored for result in gallery.search(captions, K)])
+                    read = rows_read(gallery, captions)
                     latency = take_turns({"exact": asking(gallery, captions)}, 10.0)
                     size = gallery.info()["bytes"]
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # mapped pages count
                 rows.append(
                     {"images": count, "bytes_an_image": size / count, "add_s": adding, "open_ms": opening * 1e3,
                      "first_ms": first_search * 1e3, "exact_ms": latency["exact"].p50,
-                     "rescored": float(rescored), "peak_resident_bytes": peak}
+                     "peak_resident_bytes": peak, **read}
                 )  # fmt: skip
     return rows
 
@@ -242,9 +277,7 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
     help="Numbers of captions and images of the bulk search.",
 )
 @click.option("--grow", multiple=True, type=int, help="Measure how a gallery grows to these sizes instead; repeatable.")
-@click.option(
-    "--gallery", type=click.Path(exists=True, path_type=Path), help="Measure this gallery's rescored share instead."
-)
+@click.option("--gallery", type=click.Path(exists=True, path_type=Path), help="Measure this gallery of images instead.")
 @click.option(
     "--queries", type=click.Path(exists=True, path_type=Path), help="File of captions for --gallery, one per line."
 )
@@ -257,7 +290,7 @@ def main(
     source = Concepts(0)
     report: dict[str, Any] = {"machine": machine(("numpy", "onnxruntime", "torch", "fast-maxsim"))}
     if gallery is not None:
-        report["gallery"] = _real(gallery, queries, threads)
+        report["gallery"] = _real(gallery, queries, threads, seconds)
     elif grow:
         report["growth"] = growth(sorted(grow), source)
     else:
@@ -284,20 +317,30 @@ def _one_size(count: int, threads: int, seconds: float, bandwidth: float, source
     with tempfile.TemporaryDirectory() as scratch:
         built = build(Path(scratch, "g"), count, source)
         with Gallery.open(built.folder, threads=threads) as gallery:
-            scan = rescored_histogram(gallery, built.captions)  # first, so that every page needed is in memory
+            read = rows_read(gallery, built.captions)  # first, so that every page needed is in memory
             latencies = one_caption(built, gallery, threads, seconds)
-    limit = count * REGIONS * stored_width(DIM) / bandwidth * 1e3
-    reference = latencies["published (torch float32, padded)"].p50
-    click.echo(f"\n{count} images x {REGIONS} x {DIM}, {WORDS} words; reading the int8 codes alone: {limit:.1f} ms")
+        speed = throughput(built.folder, built.captions, seconds / 5)
+    click.echo(f"\n{count} images x {REGIONS} x {DIM}, {WORDS} words")
+    return _table(count * REGIONS * stored_width(DIM) / bandwidth * 1e3, latencies, read) | {
+        "throughput": speed,
+        **read,
+    }
+
+
+def _table(limit: float, latencies: dict[str, Latency], read: dict[str, Any]) -> dict[str, Any]:
+    """Print latencies beside the time of reading the int8 codes once, `limit` ms, and return both."""
+    reference = latencies[PUBLISHED].p50
+    click.echo(f"reading the int8 codes alone: {limit:.1f} ms")
     click.echo(f"{'':<36}{'median':>9}{'best':>9}{'x limit':>9}{'x published':>13}")
     for name, found in latencies.items():
-        times = f"{found.p50:>6.1f} ms{found.best:>6.1f} ms"
-        click.echo(f"{name:<36}{times}{found.p50 / limit:>9.1f}{reference / found.p50:>13.1f}")
-    click.echo(f"rescored {scan['rescored_mean']:.0f} rows on average; {scan['prepared']}")
-    return {"limit_ms": limit, "latency_ms": {name: vars(found) for name, found in latencies.items()}, **scan}
+        times = f"{found.p50:>6.2f} ms{found.best:>6.2f} ms"
+        click.echo(f"{name:<36}{times}{found.p50 / limit:>9.2f}{reference / found.p50:>13.1f}")
+    shares = ", ".join(f"{name} {read[name]['share']:.1%}" for name in ("second", "codes", "rescored"))
+    click.echo(f"rows read: {shares}; bytes: {read['share_of_int8']:.2f} of the int8 codes")
+    return {"limit_ms": limit, "latency_ms": {name: vars(found) for name, found in latencies.items()}}
 
 
-def _real(path: Path, queries: Path | None, threads: int) -> dict[str, Any]:
+def _real(path: Path, queries: Path | None, threads: int, seconds: float) -> dict[str, Any]:
     from ..runtime.errors import InputError
     from ..runtime.matcher import Matcher
 
@@ -307,9 +350,12 @@ def _real(path: Path, queries: Path | None, threads: int) -> dict[str, Any]:
             raise InputError("--gallery must be a gallery of images that names its bundle, and needs --queries")
         with Matcher.open(settings.bundle, precision=settings.precision or "fp32") as matcher:
             captions = matcher.encode_texts(queries.read_text(encoding="utf-8").splitlines())
-        found = rescored_histogram(gallery, captions)
-        latency = take_turns({"exact": asking(gallery, captions)}, 15.0, in_a_row=5)["exact"]
-        return found | {"dim": settings.dim, "latency_ms": vars(latency)}
+        images = gallery.embeddings([row.id for row in gallery.rows()])
+        read = rows_read(gallery, captions)
+        latencies = one_caption(BuiltGallery(path, images, captions), gallery, threads, seconds)
+        limit = images.vectors[..., 0].size * stored_width(settings.dim) / read_bandwidth(threads) * 1e3
+        click.echo(f"\n{len(images)} images of {path}, {len(captions)} captions")
+        return _table(limit, latencies, read) | {"dim": settings.dim, **read}
 
 
 if __name__ == "__main__":

@@ -357,7 +357,15 @@ class Gallery:
         if snapshot.lost:
             reason = f"{snapshot.lost} rows are lost to damage and were left out (chan gallery verify {self.path})"
         return [
-            SearchResult(hits, ranking.certified and not snapshot.lost, reason, rows, ranking.rescored)
+            SearchResult(
+                hits,
+                ranking.certified and not snapshot.lost,
+                reason,
+                rows,
+                ranking.rescored,
+                ranking.second,
+                ranking.codes,
+            )
             for hits, ranking in zip(found, rankings, strict=True)
         ]
 

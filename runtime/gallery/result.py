@@ -38,6 +38,8 @@ class SearchResult:
         reason: why it is certified, or why not.
         rows: rows that could have been found.
         rescored: rows that were scored again from the fine copy.
+        second, codes: rows of which the second level and the int8 codes were read to bound their scores; 0 where the
+            compiled search did not run.
     """
 
     hits: tuple[Hit, ...]
@@ -45,6 +47,8 @@ class SearchResult:
     reason: str
     rows: int
     rescored: int
+    second: int = 0
+    codes: int = 0
 
     @property
     def rescored_share(self) -> float:
