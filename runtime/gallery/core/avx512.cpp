@@ -184,7 +184,7 @@ inline __attribute__((always_inline)) void tile_sums(const uint8_t* codes, int64
         const int8_t* mine = digits + step * (GROUP * LANES);
         if ((program[step].group & 3) == 0)  // a cache line of each vector that comes next
             for (int v = 0; v < VECTORS; ++v)
-                _mm_prefetch(reinterpret_cast<const char*>(group + (v + 2 * VECTORS) * width), _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char*>(group + (v + VECTORS) * width), _MM_HINT_T1);
 #pragma GCC unroll 4
         for (int four = 0; four < GROUP / FOUR; ++four) {
             const __m512i digit = _mm512_loadu_si512(mine + four * (LANES * FOUR));
@@ -278,7 +278,7 @@ void some_products(const Value* vectors, int64_t dim, const float* query, int64_
     for (int64_t at = 0; at < whole; at += 16) {
         for (int v = 0; v < VECTORS; ++v) {
             held[v] = load(vectors + v * dim + at);
-            _mm_prefetch(reinterpret_cast<const char*>(vectors + (v + VECTORS) * dim + at), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(vectors + (v + 2 * VECTORS) * dim + at), _MM_HINT_T1);
         }
         add_products<VECTORS, WORDS>(held, query + at, padded, sums);
     }

@@ -139,7 +139,7 @@ Search::Search(Plan plan, std::vector<Part> parts) : plan_(std::move(plan)), par
 void Search::place(Query& query, const float* vectors, int64_t count) const {
     const int64_t dim = plan_.dim;
     query.count = count;
-    query.padded = (dim + LANES - 1) / LANES * LANES;
+    query.padded = (dim + LANES - 1) / LANES * LANES + LANES;  // or 4 KB apart they would share few cache lines
     query.vectors.assign(count * query.padded, 0);
     for (int64_t w = 0; w < count; ++w) {
         std::memcpy(&query.vectors[w * query.padded], vectors + w * dim, dim * sizeof(float));
