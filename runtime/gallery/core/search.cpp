@@ -793,23 +793,21 @@ bool Search::above(const float* queries, const int64_t* starts, int64_t count, c
     return in_turns(queries, starts, count, nullptr, threads, [&](int64_t i, const Query& query, const float* upper) {
         std::vector<float> similarities;
         for (int64_t row = 0; row < rows_; ++row) {
-            const double least = std::min(query_thresholds[i], row_thresholds[row]);
+            const double mine = query_thresholds[i], its = row_thresholds[row], least = std::min(mine, its);
             if (!(upper[row] >= least)) continue;
             int64_t local;
             const Part& part = part_of(row, &local);
             double low, high;
-            if (part.first) {
-                if (!ready(part, local, SECOND | CODES, touch)) return false;
-                if (bound_second(query, part, local) < least) continue;
-                bound_codes(query, part, local, &low, &high);
-                if (high < least) continue;
+            const auto decided = [&] { return (low > mine || high < mine) && (low > its || high < its); };
+            if (!ready(part, local, part.first ? SECOND | CODES : CODES, touch)) return false;
+            if (part.first && bound_second(query, part, local) < least) continue;
+            bound_codes(query, part, local, &low, &high);
+            if (!decided()) {
+                if (!ready(part, local, FINE, touch)) return false;
+                similarities.resize((part.starts[local + 1] - part.starts[local]) * query.count);
+                score_fine(query, part, local, similarities.data(), &low, &high);
             }
-            if (!ready(part, local, FINE, touch)) return false;
-            similarities.resize((part.starts[local + 1] - part.starts[local]) * query.count);
-            score_fine(query, part, local, similarities.data(), &low, &high);
-            if (high < least) continue;
-            const double most = std::max(query_thresholds[i], row_thresholds[row]);
-            const double score = low > most ? low : exact_score(query, part, local, similarities.data());
+            const double score = decided() ? low : exact_score(query, part, local, similarities.data());
             if (score >= least) found[i].push_back({row, score});
         }
         return true;

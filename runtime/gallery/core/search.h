@@ -101,7 +101,8 @@ class Search {
                              const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const;
 
     // Every row whose score with a query is no less than the query's threshold, or than the row's own; false where
-    // `touch` failed. A score that is beyond both thresholds is known to be so, and no more exactly.
+    // `touch` failed. A score is exact where it could equal one of the two; otherwise it is some number on the same side
+    // of both as the score.
     bool above(const float* queries, const int64_t* starts, int64_t count, const double* query_thresholds,
                const double* row_thresholds, const TouchFunction& touch, Threads& threads,
                std::vector<std::vector<Scored>>& found) const;
