@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from ..runtime.data.images import CaptionedImages
 from ..runtime.errors import InputError
 from ..runtime.evaluation import metrics
 from ..runtime.evaluation.coco import check_split, extended_metrics
+from ..runtime.evaluation.ranking import can_rank, rank_blocks
 from ..runtime.evaluation.streaming import common_scale, score_blocks
 from ..runtime.matcher import Matcher
 from .checkpoint import read_config
 from .inference import ReferenceMatcher
 
-# Called with the number of the model at work, the share of its scores that is done, and 1.
+# Called with the number of the model at work, how much of its work is done, and how much there is.
 OnProgress = Callable[[int, int, int], None]
+# Ranks of one block in an order of ties, as `metrics.ranks` returns them.
+Ranks = Callable[[metrics.Ties], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,9 @@ def evaluate_models(
 ) -> Evaluation:
     """Recalls over one split; several models are an ensemble, which scores with the mean of their scores.
 
-    The scores of an ensemble are brought to one scale first (`streaming.common_scale`).
+    The scores of an ensemble are brought to one scale first (`streaming.common_scale`). One model alone is ranked by
+    the compiled core where it was built, without a score for every pair (`ranking.rank_blocks`), unless `extended`
+    needs the scores or the model's own graph scores.
 
     Args:
         models: folders of bundles and checkpoints.
@@ -70,7 +76,7 @@ def evaluate_models(
         ties: which of equal scores ranks first.
         extended: also CxC and ECCV Caption, for COCO's testall with its ids, in one fold.
         strict: refuse captions of more words than a model takes; otherwise they are cut.
-        on_progress: called with the place of a model in `models`, and the pairs done and the pairs there are.
+        on_progress: called with the place of a model in `models`, how much of its work is done, and how much there is.
 
     Raises:
         InputError: no model, a folder that is neither bundle nor checkpoint, features of another width, folds or
@@ -92,14 +98,11 @@ def evaluate_models(
     for path in models:  # all of them before the first one runs
         _check_fits(images, path)
     start = time.perf_counter()
-    scores, cut = _ensemble_scores(models, images, blocks, backend, precision, strict, on_progress)
+    ranked, scores, cut = _ranks(models, images, blocks, backend, precision, strict, not extended, on_progress)
     seconds = time.perf_counter() - start
 
     def mean(order: metrics.Ties) -> metrics.Metrics:
-        parts = zip(scores, blocks, strict=True)
-        return metrics.mean_metrics(
-            [metrics.evaluate(part, owner[columns] - rows.start, order) for part, (rows, columns) in parts]
-        )
+        return metrics.mean_metrics([metrics.Metrics(*map(metrics.recalls, ranks(order))) for ranks in ranked])
 
     return Evaluation(
         metrics=mean(ties),
@@ -120,16 +123,20 @@ def _check_fits(images: CaptionedImages, path: str | Path) -> None:
         raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
 
 
-def _ensemble_scores(
+def _ranks(
     models: Sequence[str | Path],
     images: CaptionedImages,
     blocks: Sequence[tuple[slice, slice]],
     backend: str,
     precision: str,
     strict: bool,
+    without_scores: bool,
     on_progress: OnProgress | None,
-) -> tuple[list[NDArray[np.float32]], tuple[int, ...]]:
-    """The mean scores of the models, one matrix for each block, and how many captions were cut for each model."""
+) -> tuple[list[Ranks], list[NDArray[np.float32]], tuple[int, ...]]:
+    """For each block its ranks and the mean scores of the models, and how many captions were cut for each model.
+
+    There are no scores where ranks alone were computed, which `without_scores` allows for one model.
+    """
     total: list[NDArray[np.float32]] = []
     cut: list[int] = []
     for number, path in enumerate(models):
@@ -141,6 +148,9 @@ def _ensemble_scores(
         with open_encoder(path, backend, precision) as (encoder, packed):
             fitted = fit_captions(images, encoder.tokenizer, encoder.max_words, strict=strict)
             cut.append(len(fitted.cut_rows))
+            if without_scores and packed and len(models) == 1 and can_rank(encoder.alignment):
+                found = rank_blocks(encoder, fitted, blocks, on_progress=show)
+                return [standings.ranks for standings in found], [], tuple(cut)
             streamed = score_blocks(encoder, fitted, blocks, packed=packed, on_progress=show)
             for place, scores in enumerate(streamed):
                 scaled = common_scale(scores, encoder.alignment) if len(models) > 1 else scores
@@ -150,15 +160,17 @@ def _ensemble_scores(
                     total[place] += scaled
     for scores in total:
         scores /= np.float32(len(models))
-    return total, tuple(cut)
+    owners = [images.image_of_caption[columns] - rows.start for rows, columns in blocks]
+    ranked: list[Ranks] = [partial(metrics.ranks, scores, owner) for scores, owner in zip(total, owners, strict=True)]
+    return ranked, total, tuple(cut)
 
 
 @contextmanager
 def open_encoder(path: str | Path, backend: str, precision: str) -> Iterator[tuple[Matcher | ReferenceMatcher, bool]]:
-    """The encoder of a bundle or a checkpoint, and whether the packed scorer may score in its place.
+    """The encoder of a bundle or a checkpoint, and whether this package may score its embeddings on the CPU.
 
-    The packed scorer computes in float32 on the CPU what the fp32 graph on onnxruntime's CPU does. Everything else is
-    scored by its own graph, because that graph is part of what is evaluated.
+    That gives what the fp32 graph on onnxruntime's CPU gives. Everything else is scored by its own graph, because that
+    graph is part of what is evaluated.
     """
     if (Path(path) / MANIFEST).is_file():
         with Matcher.open(path, backend, precision) as matcher:

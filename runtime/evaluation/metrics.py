@@ -158,18 +158,27 @@ def _checked(scores: NDArray[Any], image_of_caption: NDArray[Any]) -> NDArray[np
     """image_of_caption as int64 [C], once it is known to fit the scores."""
     if scores.ndim != 2 or 0 in scores.shape:
         raise TensorError("scores", "must be a matrix of images by captions, neither empty", f"shape {scores.shape}")
+    return check_owner(image_of_caption, *scores.shape)
+
+
+def check_owner(image_of_caption: NDArray[Any], num_images: int, num_captions: int) -> NDArray[np.int64]:
+    """image_of_caption as int64 [C], once it is known to give every caption an image, and every image a caption.
+
+    Raises:
+        TensorError: it does not.
+    """
     owner = np.asarray(image_of_caption)
-    if owner.shape != (scores.shape[1],) or owner.dtype.kind not in "iu":
+    if owner.shape != (num_captions,) or owner.dtype.kind not in "iu":
         raise TensorError(
             "image_of_caption",
-            f"must be one image row for each of the {scores.shape[1]} captions",
+            f"must be one image row for each of the {num_captions} captions",
             f"{owner.dtype} {owner.shape}",
         )
     owner = owner.astype(np.int64)
-    captions_per_image = np.bincount(owner[owner >= 0], minlength=scores.shape[0])
-    if owner.min() < 0 or len(captions_per_image) > scores.shape[0]:
+    captions_per_image = np.bincount(owner[owner >= 0], minlength=num_images)
+    if owner.min() < 0 or len(captions_per_image) > num_images:
         value = f"{owner.min()} to {owner.max()}"
-        raise TensorError("image_of_caption", f"must lie in 0 to {scores.shape[0] - 1}", value)
+        raise TensorError("image_of_caption", f"must lie in 0 to {num_images - 1}", value)
     if not captions_per_image.all():
         missing = int(np.argmin(captions_per_image))
         raise TensorError("image_of_caption", "must give every image a caption", f"none for image {missing}")

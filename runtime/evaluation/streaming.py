@@ -18,7 +18,7 @@ from ..embeddings import Embeddings
 from .scoring import PackedWords
 from .scoring import score as score_packed
 
-_IMAGES = 128  # encoded and scored at once
+IMAGES = 128  # encoded and scored at once
 _CAPTIONS = 512  # encoded at once, of similar length
 
 OnProgress = Callable[[int, int], None]
@@ -69,10 +69,13 @@ def score_blocks(
     total = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks)
     done = 0
     for rows, columns in blocks:
-        encoded = list(_encode(encoder, images.captions[columns], packed))
+        encoded = [
+            (places, PackedWords.pack([texts]) if packed else texts)
+            for places, texts in encode_captions(encoder, images.captions[columns])
+        ]
         scores = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-        for first in range(rows.start, rows.stop, _IMAGES):
-            part = slice(first, min(first + _IMAGES, rows.stop))
+        for first in range(rows.start, rows.stop, IMAGES):
+            part = slice(first, min(first + IMAGES, rows.stop))
             here = encoder.encode_images(*images.regions(part))
             out = scores[part.start - rows.start : part.stop - rows.start]
             for places, texts in encoded:
@@ -97,9 +100,7 @@ def common_scale(scores: NDArray[np.float32], alignment: AlignmentConfig) -> NDA
     return scores
 
 
-def _encode(
-    encoder: Encoder, captions: Sequence[str], packed: bool
-) -> Iterator[tuple[NDArray[np.intp], PackedWords | Embeddings]]:
+def encode_captions(encoder: Encoder, captions: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], Embeddings]]:
     """Yield the places of some captions and their encoded words, captions of similar length together.
 
     Tokenizers differ, but sorting by the number of blanks avoids most padding.
@@ -107,5 +108,4 @@ def _encode(
     order = np.argsort([caption.count(" ") for caption in captions], kind="stable")
     for first in range(0, len(order), _CAPTIONS):
         places = order[first : first + _CAPTIONS]
-        texts = encoder.encode_texts([captions[place] for place in places])
-        yield places, PackedWords.pack([texts]) if packed else texts
+        yield places, encoder.encode_texts([captions[place] for place in places])

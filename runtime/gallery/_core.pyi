@@ -35,6 +35,9 @@ class Search:
         row_thresholds: NDArray[Any],
         threads: Threads,
     ) -> tuple[bytes, bytes, bytes]:
-        """For all queries one after another: how many rows reach a threshold, which, and their scores."""
+        """For all queries one after another: how many rows reach a threshold, which, and their scores.
+
+        int64, int64 and float64; see `CompiledSearch.above`.
+        """
     def scores(self, queries: NDArray[Any], starts: NDArray[Any], rows: NDArray[Any], threads: Threads) -> bytes:
         """The score of each query with one row, float64."""

@@ -134,13 +134,47 @@ class CompiledSearch:
         Raises:
             GalleryCorrupt: bytes that had to be read are not those that were committed, or contradict each other.
         """
-        starts = np.cumsum([0] + [len(query) for query in queries], dtype=np.int64)
-        vectors = queries[0] if len(queries) == 1 else np.concatenate(queries)
+        vectors, starts = _packed(queries)
         mask = None if allowed is None or allowed.all() else np.ascontiguousarray(allowed)
-        vectors = np.ascontiguousarray(vectors, np.float32)
         answers = self._opened().best(vectors, starts, min(k, self._gallery.count), mask, self._threads.started())
         candidates = self._gallery.count if mask is None else int(np.count_nonzero(mask))
         return [self._ranking(answer, k, candidates) for answer in answers]
+
+    def above(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        query_thresholds: NDArray[np.float64],
+        row_thresholds: NDArray[np.float64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Every row whose score with a query's vectors [Q_i, D] reaches the query's threshold or the row's own.
+
+        Args:
+            queries: of n queries.
+            query_thresholds: float64 [n].
+            row_thresholds: float64 [N].
+
+        Returns:
+            counts [n], how many rows each query found; then of all queries, one after another, the rows in ascending
+            order and their scores [counts.sum()]. A score is exact where it equals one of its two thresholds; otherwise
+            it may be any number on the same side of both as the score.
+
+        Raises:
+            GalleryCorrupt: bytes that had to be read are not those that were committed.
+        """
+        limits = (np.ascontiguousarray(thresholds, np.float64) for thresholds in (query_thresholds, row_thresholds))
+        found = self._opened().above(*_packed(queries), *limits, self._threads.started())
+        counts, rows, scores = found
+        return np.frombuffer(counts, np.int64), np.frombuffer(rows, np.int64), np.frombuffer(scores, np.float64)
+
+    def scores(self, queries: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The true score, float64 [n], of each query's vectors [Q_i, D] with the one row that `rows` [n] gives it.
+
+        Raises:
+            GalleryCorrupt: bytes that had to be read are not those that were committed.
+        """
+        vectors, starts = _packed(queries)
+        wanted = np.ascontiguousarray(rows, np.int64)
+        return np.frombuffer(self._opened().scores(vectors, starts, wanted, self._threads.started()), np.float64)
 
     def _ranking(self, answer: tuple[Any, ...], k: int, candidates: int) -> Ranking:
         *buffers, second, codes, rescored, contradicting = answer
@@ -167,6 +201,13 @@ class CompiledSearch:
 def _check(parts: Sequence[Part], part: int, row: int, what: int) -> None:
     """What the core calls; not a method, as the core's object would then keep alive what keeps it alive."""
     parts[part].check(row, what)
+
+
+def _packed(queries: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The vectors of all queries [Q, D], and where each query's begin [n + 1]."""
+    starts = np.cumsum([0] + [len(query) for query in queries], dtype=np.int64)
+    vectors = queries[0] if len(queries) == 1 else np.concatenate(queries)
+    return np.ascontiguousarray(vectors, np.float32), starts
 
 
 def _plan(gallery: GalleryRows, plan: SearchPlan | None, instructions: str | None) -> dict[str, Any]:

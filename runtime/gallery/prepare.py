@@ -85,16 +85,29 @@ def fit_plan(
     sample = np.concatenate(pieces)
     if not len(sample):
         sample = np.zeros((1, settings.dim), np.float32)
-    axes = fit_axes(sample, np.concatenate(queries) if queries else None)
-    rotated = rotate(sample, axes)
-    widths = level_widths(settings.dim)
+    everything = (
+        segment.vectors(begin, min(begin + 256, len(alive)))
+        for segment, alive in zip(segments, live, strict=True)
+        for begin in range(0, len(alive), 256)
+    )
+    return plan_for(sample, np.concatenate(queries) if queries else None, everything)
+
+
+def plan_for(
+    sample: NDArray[np.floating], queries: NDArray[np.floating] | None, vectors: Iterable[NDArray[np.floating]]
+) -> SearchPlan:
+    """A plan fitted to a sample of rows' vectors [S, D] and to queries' vectors [Q, D]; with levels if D allows them.
+
+    vectors: all vectors of the rows, [V, D] at a time; no coordinate of theirs will be cut off.
+    """
+    axes = fit_axes(sample, queries)
+    widths = level_widths(sample.shape[1])
     if widths is None:
         return SearchPlan(axes, None, None, digits=2)
     largest = np.zeros(axes.count, np.float32)
-    for segment, alive in zip(segments, live, strict=True):
-        for begin in range(0, len(alive), 256):
-            vectors = segment.vectors(begin, min(begin + 256, len(alive)))
-            largest = np.maximum(largest, largest_coordinates(vectors, axes))
+    for piece in vectors:
+        largest = np.maximum(largest, largest_coordinates(piece, axes))
+    rotated = rotate(sample, axes)
     levels = [fit_level(rotated, largest, width, axes.deviation) for width in widths]
     return SearchPlan(axes, levels[0], levels[1], digits=2)
 

@@ -57,7 +57,7 @@ def _captions() -> list[str]:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("folds", [1, 5])
 def test_blocks_give_the_whole_matrix_once(packed: bool, folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "_IMAGES", 3)
+    monkeypatch.setattr(streaming, "IMAGES", 3)
     monkeypatch.setattr(streaming, "_CAPTIONS", 7)
     encoder, captions, owner = FakeEncoder(), _captions(), np.arange(50) // 5
     images = _images(captions, owner)
