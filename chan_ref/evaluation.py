@@ -19,7 +19,7 @@ from ..runtime.data.images import CaptionedImages
 from ..runtime.errors import InputError
 from ..runtime.evaluation import metrics
 from ..runtime.evaluation.coco import check_split, extended_metrics
-from ..runtime.evaluation.ranking import can_rank, rank_blocks
+from ..runtime.evaluation.ranking import is_faster, rank_blocks
 from ..runtime.evaluation.streaming import common_scale, score_blocks
 from ..runtime.matcher import Matcher
 from .checkpoint import read_config
@@ -65,7 +65,7 @@ def evaluate_models(
     """Recalls over one split; several models are an ensemble, which scores with the mean of their scores.
 
     The scores of an ensemble are brought to one scale first (`streaming.common_scale`). One model alone is ranked by
-    the compiled core where it was built, without a score for every pair (`ranking.rank_blocks`), unless `extended`
+    the compiled core where that is faster, without a score for every pair (`ranking.rank_blocks`), unless `extended`
     needs the scores or the model's own graph scores.
 
     Args:
@@ -148,7 +148,7 @@ def _ranks(
         with open_encoder(path, backend, precision) as (encoder, packed):
             fitted = fit_captions(images, encoder.tokenizer, encoder.max_words, strict=strict)
             cut.append(len(fitted.cut_rows))
-            if without_scores and packed and len(models) == 1 and can_rank(encoder.alignment):
+            if without_scores and packed and len(models) == 1 and is_faster(encoder.alignment):
                 found = rank_blocks(encoder, fitted, blocks, on_progress=show)
                 return [standings.ranks for standings in found], [], tuple(cut)
             streamed = score_blocks(encoder, fitted, blocks, packed=packed, on_progress=show)

@@ -107,6 +107,14 @@ def can_rank(alignment: AlignmentConfig) -> bool:
     return alignment.coding != "VSA" and open_core() is not None
 
 
+def is_faster(alignment: AlignmentConfig) -> bool:
+    """Whether `rank_blocks` can rank by these scores, and sooner than computing all of them takes.
+
+    Of Softmax pooling the first bounds know no more than the largest similarity, so they exclude few pairs.
+    """
+    return can_rank(alignment) and alignment.pooling != "Softmax"
+
+
 def rank_blocks(
     encoder: Encoder,
     images: CaptionedImages,
@@ -167,7 +175,7 @@ def _search(
     alignment: AlignmentConfig,
     threads: CoreThreads,
 ) -> CompiledSearch:
-    """A gallery of all regions, each entry of `regions` a part of it; its bounds are fitted to them and to the words."""
+    """A gallery whose parts are the entries of `regions`, with bounds that are fitted to them and to the words."""
     vectors = [packed for packed, _ in regions]
     plan = plan_for(_sample(vectors), _sample(words), vectors)
     parts = [array_part(packed, starts, plan=plan) for packed, starts in regions]

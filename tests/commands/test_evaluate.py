@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref import checkpoint, evaluation
 from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.inference import ReferenceMatcher
 from chan_rt.chan_ref.model import ChanModel
@@ -101,6 +101,16 @@ def test_folds_are_averaged(place: Path) -> None:
     folds = [scores[2 * fold : 2 * fold + 2, 10 * fold : 10 * fold + 10] for fold in range(5)]
     expected = np.mean([metrics.evaluate(fold, np.arange(10) // 5).rsum for fold in folds])
     assert _run(place / "lse", place / "data", "--folds", 5)["rsum"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_ranks_alone_give_what_scores_give(place: Path, monkeypatch: pytest.MonkeyPatch, folds: int) -> None:
+    arguments = [place / "lse", place / "data", *(["--folds", folds] if folds > 1 else [])]
+    ranked = _run(*arguments)
+    monkeypatch.setattr(evaluation, "is_faster", lambda alignment: False)
+    scored = _run(*arguments)
+    for name in ("i2t", "t2i", "rsum"):
+        assert ranked[name] == scored[name]
 
 
 def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:

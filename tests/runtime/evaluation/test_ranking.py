@@ -166,4 +166,5 @@ def test_an_interrupt_ends_it_and_what_is_not_finite_is_refused() -> None:
 
 def test_only_hard_codings_are_ranked_so() -> None:
     assert ranking.can_rank(AlignmentConfig("THA", "Softmax"))
+    assert not ranking.is_faster(AlignmentConfig("THA", "Softmax"))
     assert not ranking.can_rank(AlignmentConfig("VSA", "Mean"))
