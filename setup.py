@@ -20,7 +20,16 @@ CORE = Extension(
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED else [],
     # No fused multiply-add that the code does not ask for, so that all instruction sets compute the same bits. Each
     # file names its own instruction set, and module.cpp chooses among them where the code runs: no -march here.
-    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0"],
+    # Python's own flags come first, with -fwrapv: GCC 12.2 makes wrong code of pool_lanes.h for AVX-512 with that.
+    extra_compile_args=[
+        "-std=c++17",
+        "-O3",
+        "-fno-wrapv",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-pthread",
+        "-g0",
+    ],
     extra_link_args=["-pthread", f"-Wl,--version-script={EXPORTS}"],
     language="c++",
     py_limited_api=LIMITED,

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -41,9 +42,10 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emul
 
 
 def flags() -> list[str]:
-    """What setup.py compiles the core with."""
-    (found,) = re.findall(r"extra_compile_args=\[(.*?)\]", (ROOT / "setup.py").read_text(encoding="utf-8"))
-    return re.findall(r'"(.*?)"', found)
+    """What setup.py compiles the core with: Python's own flags, then its own."""
+    own = (sysconfig.get_config_var("CFLAGS") or "").split()
+    (found,) = re.findall(r"extra_compile_args=\[(.*?)\]", (ROOT / "setup.py").read_text(encoding="utf-8"), re.DOTALL)
+    return [*(flag for flag in own if flag.startswith(("-f", "-O", "-D"))), *re.findall(r'"(.*?)"', found)]
 
 
 def needed(program: str, package: str) -> str:
