@@ -56,9 +56,15 @@ def in_time(seconds: int) -> Iterator[None]:
 
 
 @pytest.fixture
+def make_embeddings(make_embeddings: Callable[..., Any]) -> Callable[..., Any]:
+    """Wide enough that preparing makes levels."""
+    return partial(make_embeddings, dim=192)
+
+
+@pytest.fixture
 def path(tmp_path: Path, make_embeddings, make_settings) -> Path:
     """A gallery of two segments, with a deleted row, prepared, with both levels."""
-    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+    with GalleryWriter.create(tmp_path / "g", make_settings(dim=192)) as writer:
         writer.add([str(i) for i in range(30)], make_embeddings(1, 30), [{"n": i} for i in range(30)])
         writer.add([f"b{i}" for i in range(12)], make_embeddings(2, 12), [{"n": i} for i in range(12)])
         writer.delete(["b3"])

@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -27,10 +30,16 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def make_embeddings(make_embeddings: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Wide enough that preparing makes levels, where the gallery is `path`."""
+    return partial(make_embeddings, dim=192) if "path" in request.fixturenames else make_embeddings
+
+
+@pytest.fixture
 def path(tmp_path: Path, make_embeddings, make_settings, request: pytest.FixtureRequest) -> Path:
     """Three segments of 3,000 rows, prepared; a deleted row in each."""
     fine = getattr(request, "param", "float32")
-    with GalleryWriter.create(tmp_path / "g", make_settings(fine=fine)) as writer:
+    with GalleryWriter.create(tmp_path / "g", make_settings(fine=fine, dim=192)) as writer:
         for part in range(3):
             ids = [f"{part}-{i}" for i in range(ROWS)]
             writer.add(ids, make_embeddings(part, ROWS, 4), [{"n": i, "part": part} for i in range(ROWS)])
