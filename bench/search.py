@@ -150,7 +150,7 @@ def throughput(gallery_folder: Path, captions: Embeddings, seconds: float) -> di
             until = time.perf_counter() + seconds
 
             def ask(asker: int, done: list[int] = done, until: float = until) -> None:
-                while time.perf_counter() < until:
+                while not done[asker] or time.perf_counter() < until:
                     i = (asker * 25 + done[asker]) % len(captions)
                     gallery.search(captions[i : i + 1], K)
                     done[asker] += 1
