@@ -27,6 +27,8 @@ from .proof.prefix import PrefixLevel, SearchPlan
 from .proof.rows import Part
 from .proof.true_score import TrueRow
 
+_AT_ONCE = 64  # queries of one call to the core, which scans them together
+
 
 @cache
 def open_core() -> ModuleType | None:
@@ -134,6 +136,9 @@ class CompiledSearch:
         Raises:
             GalleryCorrupt: bytes that had to be read are not those that were committed, or contradict each other.
         """
+        if len(queries) > _AT_ONCE:  # so that Ctrl-C is noticed between them
+            pieces = [queries[first : first + _AT_ONCE] for first in range(0, len(queries), _AT_ONCE)]
+            return [ranking for piece in pieces for ranking in self.rank(piece, k, allowed)]
         vectors, starts = _packed(queries)
         mask = None if allowed is None or allowed.all() else np.ascontiguousarray(allowed)
         answers = self._opened().best(vectors, starts, min(k, self._gallery.count), mask, self._threads.started())

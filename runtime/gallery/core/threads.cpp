@@ -32,7 +32,13 @@ Threads::~Threads() {
 }
 
 void Threads::take(Job& job) {
-    for (int64_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) (*job.work)(i);
+    try {
+        for (int64_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) (*job.work)(i);
+    } catch (...) {
+        job.next.store(job.count, std::memory_order_relaxed);
+        std::lock_guard<std::mutex> lock(job.mutex);
+        job.error = std::current_exception();
+    }
 }
 
 void Threads::run(int64_t count, const std::function<void(int64_t)>& work) {
@@ -67,6 +73,7 @@ void Threads::run(int64_t count, const std::function<void(int64_t)>& work) {
         else
             std::this_thread::yield();
     }
+    if (job.error) std::rethrow_exception(job.error);
 }
 
 void Threads::help() {

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -22,7 +23,8 @@ class Threads {
     int count() const { return static_cast<int>(workers_.size()) + 1; }
 
     // work(0), ..., work(count - 1), in any order, on the caller's thread and on idle ones; returns when all are done.
-    // `work` must not throw. Calls may come from several threads at once.
+    // What `work` throws is thrown here once no thread is at it any more; the rest is not begun then. Calls may come from
+    // several threads at once.
     void run(int64_t count, const std::function<void(int64_t)>& work);
 
   private:
@@ -31,6 +33,8 @@ class Threads {
         int64_t count;
         std::atomic<int64_t> next{0};
         std::atomic<int> helpers{0};
+        std::mutex mutex;
+        std::exception_ptr error;
     };
 
     void help();
