@@ -26,6 +26,7 @@ from .proof.pooling import pool, pool_groups
 from .proof.prefix import PrefixLevel, SearchPlan
 from .proof.rows import Part
 from .proof.true_score import TrueRow
+from .settings import GallerySettings
 
 _AT_ONCE = 64  # queries of one call to the core, which scans them together
 
@@ -59,6 +60,11 @@ def core_is_fastest() -> bool:
     """
     core = open_core()
     return core is not None and core.features()[0] != "generic"
+
+
+def core_searches(settings: GallerySettings) -> bool:
+    """Whether the core can search galleries like this: those with a fine copy, by any coding but VSA."""
+    return settings.fine != "none" and settings.alignment.coding != "VSA"
 
 
 class CoreThreads:

@@ -19,7 +19,7 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
-from .compiled import CompiledSearch, CoreThreads, core_is_fastest, need_core
+from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches, need_core
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
 from .kernels.base import Kernel
@@ -100,7 +100,8 @@ class Gallery:
             path: the gallery's folder.
             model: fingerprint of the model that will encode the queries; None trusts the caller.
             scan: what searches on the CPU; `auto` takes the first of compiled (compiled.py), onnxruntime and numpy
-                (kernels/base.py) that works here.
+                (kernels/base.py) that works here. Where `compiled` cannot search the gallery, which is coded by VSA or
+                has no fine copy, the others do.
             threads: number of threads for scans; every core by default.
             device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
             resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
@@ -120,11 +121,12 @@ class Gallery:
         check_choice("scan", scan, ("auto", *get_args(ScanName)))
         if scan == "compiled":
             need_core()
-        core = CoreThreads(threads) if scan == "compiled" or (scan == "auto" and core_is_fastest()) else None
         kernel = open_kernel("auto" if scan == "compiled" else scan)
         settings = read_newest(folder)[1].settings
         if model is not None:
             settings.check_model(model, folder)
+        takes_core = scan == "compiled" or (scan == "auto" and core_is_fastest())
+        core = CoreThreads(threads) if takes_core and device == "cpu" and core_searches(settings) else None
         with ExitStack() as opened:
             pool = Pool(threads)
             opened.callback(pool.close)
@@ -166,8 +168,10 @@ class Gallery:
         return self.settings.alignment
 
     @property
-    def scan(self) -> ScanName:
-        """What searches on the CPU."""
+    def scan(self) -> str:
+        """What searches this gallery: compiled, onnxruntime or numpy, or the GPU's kernels by their name."""
+        if self._resident is not None:
+            return self._resident.name
         return self._kernel.name if self._core is None else "compiled"
 
     @property
@@ -189,7 +193,7 @@ class Gallery:
             "lost_rows": snapshot.lost,
             "segments": len(segments),
             "bytes": sum(file.length for segment in segments for file in segment.files),
-            "scan": self.scan if self._resident is None else self._resident.name,
+            "scan": self.scan,
             **self.settings.to_dict(),
             "prepared": None if prepared is None else prepared.describe(),
         }
@@ -322,9 +326,7 @@ class Gallery:
         rows = GalleryRows(segments, self.settings.kind, self.alignment)
         if self._resident is not None:
             return Ranker(rows, GpuEstimator(rows, self._resident), self._kernel, self._pool)
-        compiled = None
-        if self._core is not None and rows.has_fine and self.alignment.coding != "VSA":
-            compiled = CompiledSearch(rows, plan, self._core)
+        compiled = None if self._core is None else CompiledSearch(rows, plan, self._core)
         estimator = CpuEstimator(rows, self._kernel, self._pool, 2 if plan is None else plan.digits)
         return Ranker(rows, estimator, self._kernel, self._pool, compiled)
 

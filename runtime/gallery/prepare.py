@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt
-from .compiled import CompiledSearch, CoreThreads, core_is_fastest
+from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches
 from .proof.gallery_rows import GalleryRows
 from .proof.prefix import SearchPlan, fit_axes, fit_level, largest_coordinates, level_widths, plan_of, rotate
 from .proof.rows import Part
@@ -128,7 +128,7 @@ def choose(
 
     The other half measures how much is read. Without queries, or where nothing compiled runs, nothing is timed.
     """
-    if len(queries) < 2 or not live.any() or not core_is_fastest() or settings.alignment.coding == "VSA":
+    if len(queries) < 2 or not live.any() or not core_is_fastest() or not core_searches(settings):
         return Preparation(plan)
     rows = GalleryRows(parts, settings.kind, settings.alignment)
     timed, held_out = queries[::2][:_ASKED], queries[1::2]

@@ -14,6 +14,7 @@ from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
 from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 
 
@@ -184,6 +185,27 @@ def test_many_queries_are_served_in_turns(gallery_path: Path, make_embeddings, m
         monkeypatch.setattr(rank, "_ESTIMATE_BYTES", 16 * 30 * 7)
         for a, b in zip(whole, gallery.search(queries, k=3), strict=True):
             assert [(h.id, h.score) for h in a.hits] == [(h.id, h.score) for h in b.hits]
+
+
+@pytest.mark.parametrize("fine", ["float32", "none"])
+@pytest.mark.parametrize("coding", ["VHA", "THA", "VSA"])
+@pytest.mark.parametrize("scan", ["auto", "compiled", "numpy"])
+def test_scan_names_what_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_embeddings, make_settings, scan: str, coding: str, fine: str
+) -> None:
+    if open_core() is None:
+        pytest.skip("the search core is not compiled here")
+    ranked, real = [], CompiledSearch.rank
+    monkeypatch.setattr(CompiledSearch, "rank", lambda *args: ranked.append(1) or real(*args))
+    settings = make_settings(alignment=AlignmentConfig(coding), fine=fine)
+    with GalleryWriter.create(tmp_path / "g", settings) as writer, Gallery.open(tmp_path / "g", scan=scan) as gallery:
+        named = gallery.scan  # of a gallery that is empty
+        writer.add(["a", "b"], make_embeddings(1, 2))
+        gallery.search(make_embeddings(2, 1))
+        assert gallery.scan == gallery.info()["scan"] == named
+        assert (named == "compiled") is bool(ranked)
+        if scan == "compiled":
+            assert (named == "compiled") is (coding != "VSA" and fine != "none")
 
 
 @pytest.mark.parametrize("scan", ["compiled", "onnxruntime", "numpy"])
