@@ -138,9 +138,9 @@ PREFIX_TRAPS = {
     "what skewed axes hold of a row": (
         axes_of(e5=1.2),
         level_of([1, 0.25, 1, 1], [0.05] * 4 + [1]),
-        vector(e1=0.25),
-        vector(e5=2, e20=0.49),
-        vector(e1=1, e20=1),
+        vector(e1=3),
+        vector(e5=1.2, e20=0.49),
+        vector(e1=0.1, e20=1),
     ),
     "what skewed axes hold of a query": (
         axes_of(e5=1.2),
