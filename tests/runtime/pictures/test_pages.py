@@ -56,7 +56,7 @@ def make_result(tmp_path: Path) -> Callable[..., SearchResult]:
             name = ids[number] if ids else f"photos/{number}.png"
             hits.append(Hit(name, 9 - number / 10, {"path": str(path), **metadata}, regions, similarity))
         reason = "every row that was not rescored is proven to score less than all hits"
-        return SearchResult(tuple(hits), "exact", True, reason, 500, 9)
+        return SearchResult(tuple(hits), True, reason, 500, 9)
 
     return make
 
@@ -184,7 +184,7 @@ def test_the_badge_explains_itself(open_page: Open, make_result: Make, write_hit
     assert "bounds left 9 that could be among the best" in text
     page.keyboard.press("Escape")
     assert not page.locator(".explained > div").is_visible()
-    broken = SearchResult(make_result(1).hits, "fast", False, "fast mode: nothing is proven", 500, 25)
+    broken = SearchResult(make_result(1).hits, False, "nothing proves the choice of rows", 500, 25)
     page = open_page(write_hits(broken))
     assert page.locator("summary").inner_text().startswith("not certified")
 
@@ -249,7 +249,7 @@ def test_text_of_others_is_only_text(open_page: Open, make_result: Make, write_h
 def test_a_picture_that_is_gone_is_named(open_page: Open, make_result: Make, tmp_path: Path, violations: Check) -> None:
     (hit,) = make_result(1).hits
     gone = tmp_path / "<img src=x onerror=alert(1)>.png"
-    result = SearchResult((replace(hit, metadata={"path": str(gone)}),), "exact", True, "proven", 1, 1)
+    result = SearchResult((replace(hit, metadata={"path": str(gone)}),), True, "proven", 1, 1)
     text, skipped = render_page(result, [HitWords(WORDS, KNOWN)], "two", None, GRID, AlignmentConfig())
     assert [item.item for item in skipped] == [str(gone)]
     (tmp_path / "hits.html").write_text(text)
@@ -285,7 +285,7 @@ def test_ten_thousand_hits_are_drawn_where_they_are_seen(open_page: Open, make_r
         Hit(f"row {number}", float(-number), {}, one.word_regions, one.word_scores) for number in range(10_000)
     )
     words = HitWords(WORDS, KNOWN)
-    result = SearchResult(hits, "exact", True, "proven", 20_000, 12_000)
+    result = SearchResult(hits, True, "proven", 20_000, 12_000)
     text, _ = render_page(result, [words] * len(hits), "two red apples", None, 4, AlignmentConfig())
     (tmp_path / "many.html").write_text(text)
     page = open_page((tmp_path / "many.html").as_uri())
@@ -338,7 +338,7 @@ def test_captions_that_a_picture_found(open_page: Open, make_result: Make, tmp_p
         for n in range(3)
     )
     words = [HitWords(("<start>", "a", "dog", "number", str(n), "<end>"), (True,) * 6) for n in range(3)]
-    result = SearchResult(hits, "exact", True, "proven", 3, 3)
+    result = SearchResult(hits, True, "proven", 3, 3)
     text, _ = render_page(result, words, None, image, 4, AlignmentConfig())
     (tmp_path / "captions.html").write_text(text)
     page = open_page((tmp_path / "captions.html").as_uri())
