@@ -121,9 +121,9 @@ def test_captions_are_encoded_as_alone_in_runs_of_bounded_words(opened: OpenGall
 
 
 def test_equal_searches_of_a_batch_share_a_scan_and_others_do_not(opened: OpenGallery) -> None:
-    same = Search.of(2, "exact", {"path": {"$exists": True}, "n": {"$exists": False}}, None)
-    turned = Search.of(2, "exact", {"n": {"$exists": False}, "path": {"$exists": True}}, None)
-    other = Search.of(3, "exact", None, None)
+    same = Search.of(2, {"path": {"$exists": True}, "n": {"$exists": False}}, None)
+    turned = Search.of(2, {"n": {"$exists": False}, "path": {"$exists": True}}, None)
+    other = Search.of(3, None, None)
     jobs = [Work(opened=opened, words=5, captions=[text], search=search)
             for text, search in zip(CAPTIONS, [same, turned, other, same], strict=False)]  # fmt: skip
     with patch.object(Gallery, "search", autospec=True, side_effect=Gallery.search) as search:
@@ -140,8 +140,8 @@ def test_equal_searches_of_a_batch_share_a_scan_and_others_do_not(opened: OpenGa
 
 def test_one_that_fails_does_so_alone(opened: OpenGallery) -> None:
     texts = ["a cloud", " ", "the green apple", "word " * 200]
-    jobs = [Work(opened=opened, words=5, captions=[text], search=Search(2, "exact")) for text in texts]
-    jobs.append(Work(opened=opened, words=5, captions=["a"], search=Search(2, "exact", '{"nothing": 1}')))
+    jobs = [Work(opened=opened, words=5, captions=[text], search=Search(2)) for text in texts]
+    jobs.append(Work(opened=opened, words=5, captions=["a"], search=Search(2, '{"nothing": 1}')))
     run_batch(jobs, 1000)
     assert [type(job.error).__name__ for job in jobs] == [
         "NoneType",
