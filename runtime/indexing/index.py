@@ -10,6 +10,7 @@ from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
 from ..errors import InputError
 from ..gallery import GalleryWriter
+from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..matcher import Matcher
 from ..skipped import MAX_BAD, Skipped, SkippedItem
@@ -158,7 +159,7 @@ def prepare_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[st
         GalleryError: the gallery cannot be written.
     """
     settings = writer.settings
-    if len(writer) < MIN_ROWS or settings.fine == "none" or settings.alignment.coding == "VSA":
+    if len(writer) < MIN_ROWS or not core_searches(settings):
         return None
     return writer.prepare(encode_queries(matcher, queries, QUERIES) if settings.kind == "images" else None)
 
