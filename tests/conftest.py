@@ -93,8 +93,9 @@ def make_small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium, for one module: Playwright's event loop runs in this thread until it stops, and no other can meanwhile."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
