@@ -59,6 +59,11 @@ class AlignmentConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
+    @classmethod
+    def maxsim(cls) -> AlignmentConfig:
+        """MaxSim, the score of ColBERT and ColPali: each word's largest inner product, summed (VHA with Sum)."""
+        return cls("VHA", "Sum")
+
 
 @dataclass(frozen=True)
 class Range:

@@ -1,15 +1,18 @@
-"""Encoded images or captions: `Matcher.encode_*` returns them, `Matcher.score` and a gallery take them."""
+"""Encoded images or captions: `Matcher.encode_*` returns them, `Matcher.score` and a gallery take them.
+
+`Embeddings.from_rows` makes them from the vectors of any other model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import TensorError
+from .errors import InputError, TensorError
 
 Kind = Literal["images", "captions"]
 
@@ -48,6 +51,45 @@ class Embeddings:
             rows = [int(rows)]
         return Embeddings(self.vectors[rows], self.lengths[rows], self.kind)
 
+    @classmethod
+    def from_rows(cls, rows: Iterable[Any], kind: Kind | None = None) -> Embeddings:
+        """Embeddings of any model, as its encoder returns them: padded here, checked, and float32.
+
+        Vectors are taken as they are: a score is made of inner products, so scale them to length 1 first where the
+        model means cosines.
+
+        Args:
+            rows: for each row its vectors [L, D], or one vector [D]: a list of arrays or of torch tensors, an array
+                [B, D] of one vector a row, or an array [B, L, D]. Floating-point numbers; float64 is rounded.
+            kind: as the attribute.
+
+        Raises:
+            InputError: there is no row.
+            TensorError: a row is no array of numbers, has no vector, has another D than the rows before, or holds a
+                value that is not finite or a vector of zeros (padding, most likely: leave it out). It names the row.
+        """
+        checked = [checked_vectors(row, f"rows[{number}]") for number, row in enumerate(rows)]
+        if not checked:
+            raise InputError("rows: must hold at least one row, got none")
+        dim = checked[0].shape[1]
+        for number, row in enumerate(checked):
+            if row.shape[1] != dim:
+                raise TensorError(f"rows[{number}]", f"D must be {dim}, as in the rows before", row.shape[1])
+        return cls.padded(checked, kind)
+
+    @classmethod
+    def padded(cls, rows: Sequence[NDArray[np.float32]], kind: Kind | None = None) -> Embeddings:
+        """Rows of vectors [L, D] float32 that are known to be valid, padded to the longest."""
+        lengths = np.array([len(row) for row in rows], np.int32)
+        vectors = np.zeros((len(rows), int(lengths.max()), rows[0].shape[1]), np.float32)
+        for number, row in enumerate(rows):
+            vectors[number, : len(row)] = row
+        return cls(vectors, lengths, kind)
+
+    def rows(self) -> list[NDArray[np.float32]]:
+        """The vectors [L, D] of each row without padding; they share this object's memory."""
+        return [row[:length] for row, length in zip(self.vectors, self.lengths, strict=True)]
+
     @property
     def dim(self) -> int:
         """Width of the embeddings (D)."""
@@ -74,6 +116,51 @@ class Embeddings:
         return Embeddings(
             vectors, np.concatenate([part.lengths for part in parts]), kinds.pop() if len(kinds) == 1 else None
         )
+
+
+def checked_vectors(row: Any, place: str, *, drop_zeros: bool = False) -> NDArray[np.float32]:
+    """The vectors of one row that came from elsewhere, as float32 [L, D]; one vector [D] becomes [1, D].
+
+    This is the one door for the vectors of other models. Values that float32 cannot hold exactly are rounded to the
+    nearest that it can.
+
+    Args:
+        row: the array.
+        place: what to call it in an error.
+        drop_zeros: leave out vectors of zeros instead of refusing them, because they are known to be padding.
+
+    Raises:
+        TensorError: it is no array of floating-point numbers, has no vector (that is not zero), or holds a value that
+            is not finite.
+    """
+    if hasattr(row, "is_floating_point") and row.is_floating_point():  # a torch tensor
+        row = row.detach().cpu()
+        row = row.float() if "bfloat16" in str(row.dtype) else row  # which numpy lacks
+    try:
+        array = np.asarray(row)
+    except (TypeError, ValueError) as error:
+        raise TensorError(place, "must be an array of numbers", type(row).__name__) from error
+    if array.dtype.kind != "f":
+        rule = "must be floating-point numbers; multiply quantized ones by their scale"
+        raise TensorError(place, rule, f"{array.dtype} {list(array.shape)}")
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2 or 0 in array.shape:
+        raise TensorError(place, "must be vectors [L, D], neither 0, or one vector [D]", list(np.shape(row)))
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
+        vectors = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(vectors).all():
+        vector, feature = (int(index) for index in np.argwhere(~np.isfinite(vectors))[0])
+        raise TensorError(f"{place}[{vector}, {feature}]", "must be finite", array[vector, feature])
+    zero = ~vectors.any(axis=1)
+    if not zero.any():
+        return vectors
+    if not drop_zeros:
+        rule = "must not be a vector of zeros, which is like nothing; leave padding out"
+        raise TensorError(f"{place}[{int(zero.argmax())}]", rule, "zeros")
+    if zero.all():
+        raise TensorError(place, "must have a vector that is not zero", f"{len(vectors)} vectors of zeros")
+    return vectors[~zero]
 
 
 def check_lengths(tensor: str, lengths: NDArray[np.int32], shape: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from .contract import Manifest
 from .embeddings import Kind
 from .errors import GalleryError, InputError
 from .gallery import Gallery, GallerySettings, GalleryWriter, fingerprint, is_gallery
-from .gallery.settings import Precision
+from .gallery.settings import NO_MODEL, Precision
 from .matcher import Matcher
 
 
@@ -76,11 +76,16 @@ def open_matcher(
         threads: CPU threads of onnxruntime; None for one per CPU this process may use.
 
     Raises:
-        InputError: the gallery does not know its bundle, or it is no longer there.
+        InputError: the gallery does not know its bundle, or it is no longer there; its embeddings came without one.
         GalleryError: the bundle is of another model.
         BundleError, BackendError: as in `Matcher.open`.
     """
     settings = gallery.settings
+    if settings.model == NO_MODEL:
+        raise InputError(
+            f"{gallery.path} holds embeddings of no known model, so nothing here encodes captions or pictures for it. "
+            "Encode them with the model that made its rows, and search with `chan search GALLERY --embeddings FILE`"
+        )
     folder = bundle if bundle is not None else settings.bundle
     if folder is None or not Path(folder).is_dir():
         raise InputError(f"the gallery's bundle {folder} is not there; say where it is with --bundle")

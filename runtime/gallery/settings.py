@@ -16,6 +16,7 @@ from ..errors import ChanError, GalleryError, InputError
 Kind = Literal["images", "captions"]
 Precision = Literal["float32", "float16", "none"]
 MIN_TEMPERATURE = 1e-6  # below it, and above its inverse, scores leave what float64 can order
+NO_MODEL = ""  # the model of embeddings that came from elsewhere: nobody knows it
 MAX_DIM = 32768  # (255 + 128) * 127 * 32768 < 2^31: an int32 cannot overflow
 
 
@@ -27,7 +28,8 @@ class GallerySettings:
         kind: `images` (rows hold regions) or `captions` (rows hold words).
         dim: D, width of the embeddings.
         alignment: how similarities become scores.
-        model: fingerprint of the model that encodes rows and queries; embeddings of another are refused.
+        model: fingerprint of the model that encodes rows and queries; embeddings of another are refused. NO_MODEL for
+            embeddings that came from elsewhere.
         fine: precision of the fine copy exact search ranks by; `none` keeps the int8 codes only, a fifth of the
             bytes, and nothing can be certified.
         bundle: the bundle's folder, absolute, or None for embeddings that came from elsewhere.
@@ -55,6 +57,14 @@ class GallerySettings:
 
     def check_model(self, model: str, path: Path) -> None:
         """GalleryError unless `model` is the fingerprint of the model the gallery at `path` was made with."""
+        if model != self.model and self.model == NO_MODEL:
+            raise GalleryError(
+                f"{path} holds embeddings of no known model: those of a bundle cannot be compared with them"
+            )
+        if model != self.model and model == NO_MODEL:
+            raise GalleryError(
+                f"{path} was made with a bundle: embeddings of no known model cannot be compared with its"
+            )
         if model != self.model:
             raise GalleryError(
                 f"{path} was made with another model (fingerprint {self.model[:12]}, the bundle's is {model[:12]}): "

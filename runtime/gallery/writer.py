@@ -12,21 +12,22 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
 from .prepare import Preparation, choose, fit_plan, load_preparation, unpadded
 from .proof.prefix import SearchPlan, plan_arrays
 from .proof.rows import array_part, pack_rows
-from .settings import GallerySettings
+from .settings import NO_MODEL, GallerySettings, Kind, Precision
 from .store.catalogue import (
     CATALOGUE,
     SCHEMA,
@@ -57,7 +58,7 @@ _Place = tuple[int, int]  # (index of a segment, position in it)
 class GalleryWriter:
     """The one writer of a gallery; a context manager that gives the lock back.
 
-    `GalleryWriter.open(path)` opens an existing gallery and `GalleryWriter.create(path, settings)` makes a new one; the
+    `GalleryWriter.open(path)` opens an existing gallery and `GalleryWriter.create(path, ...)` makes a new one; the
     constructor takes what they have opened.
 
     Attributes:
@@ -106,18 +107,56 @@ class GalleryWriter:
             lock.release()
             raise
 
+    @overload
     @classmethod
-    def create(cls, path: str | Path, settings: GallerySettings) -> Self:
-        """Make an empty gallery and open it for writing.
+    def create(cls, path: str | Path, settings: GallerySettings) -> Self: ...
+
+    @overload
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        dim: int,
+        alignment: AlignmentConfig,
+        kind: Kind = "images",
+        fine: Precision = "float32",
+    ) -> Self: ...
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        settings: GallerySettings | None = None,
+        *,
+        dim: int | None = None,
+        alignment: AlignmentConfig | None = None,
+        kind: Kind = "images",
+        fine: Precision = "float32",
+    ) -> Self:
+        """Make an empty gallery, for a bundle's rows or for the embeddings of another model, and open it for writing.
 
         Args:
             path: a folder that does not exist yet, or is empty but for hidden files and what an interrupted creation
                 left.
-            settings: what is fixed for the gallery's life.
+            settings: what is fixed for the gallery's life, where a bundle encodes its rows (`gallery_settings`). The
+                other arguments are for embeddings of other models and take its place.
+            dim: D, width of the embeddings.
+            alignment: how inner products become a score; `AlignmentConfig.maxsim()` for ColBERT and ColPali.
+            kind: `images` for rows that queries choose vectors of, such as pages and documents; `captions` for the
+                other side.
+            fine: precision of the fine copy that exact search ranks by.
 
         Raises:
+            InputError: neither settings, nor dim and alignment, or both; a value out of its range.
             GalleryError: something is already there, or it cannot be written.
         """
+        if settings is None:
+            if dim is None or alignment is None:
+                raise InputError("create: needs settings, or dim and alignment")
+            settings = GallerySettings(kind, dim, alignment, NO_MODEL, fine)
+        elif not (dim is None and alignment is None):
+            raise InputError("create: settings have dim and alignment already; give either")
         folder = Path(path).absolute()
         with _write_errors(folder):
             lock, header, catalogue = create_gallery(folder, settings)
@@ -149,11 +188,13 @@ class GalleryWriter:
 
         Raises:
             GalleryError: the gallery was made with another model.
-            InputError: it holds the other kind of rows, or another fine copy.
+            InputError: it holds the other kind of rows, another fine copy, vectors of another width, or scores in
+                another way.
         """
         self.settings.check_model(settings.model, self.path)
-        for name in ("kind", "fine"):
-            mine, asked = getattr(self.settings, name), getattr(settings, name)
+        mine_by_name, asked_by_name = ({**asdict(one), **asdict(one.alignment)} for one in (self.settings, settings))
+        for name in ("kind", "fine", "dim", *asdict(settings.alignment)):
+            mine, asked = mine_by_name[name], asked_by_name[name]
             if mine != asked:
                 raise InputError(f"{name} must be this gallery's {mine}, got {asked}")
 
