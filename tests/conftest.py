@@ -95,7 +95,7 @@ def make_small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, for one module: Playwright's event loop runs in this thread until it stops, and no other can meanwhile."""
+    """Chromium, for one module: until it stops, no other event loop of Playwright can run in this thread."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
