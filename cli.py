@@ -11,6 +11,7 @@ import click
 # name -> module under chan_rt.commands that defines a click command called `command`
 COMMANDS: dict[str, str] = {
     "scenes": "scenes",
+    "data": "data",
     "features": "features",
     "train": "train",
     "import": "import_",

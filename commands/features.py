@@ -12,7 +12,7 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
 
 @click.command("features", short_help="Make 36 grid regions from each picture with the ImageNet backbone.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@options.out_option(options.NEW_FOLDER, "Folder to write ims.npy and names.txt to.")
+@options.out_option(options.NEW_FOLDER, "Folder to write ims.npy and names.txt to; of a data folder, that folder.")
 @options.force_option("Replace the features in OUT.")
 @options.skipping_options
 @options.json_option
@@ -21,7 +21,13 @@ def command(images: tuple[Path, ...], out: Path, force: bool, max_bad: int, stri
 
     OUT/names.txt has the path of the picture for each row. A picture that cannot be read is skipped and listed at the
     end. The same command continues after an interruption.
+
+    IMAGES may also be a data folder that `chan data` wrote. Then OUT must be this folder, and each split gets its
+    precomp/SPLIT_ims.npy.
     """
+    if len(images) == 1 and images[0].is_dir() and (images[0] / "precomp").is_dir():
+        _encode_data(images[0], out, force, as_json)
+        return
     from ..chan_ref.features import write_features
     from ..runtime.pictures.load import list_pictures
     from ..runtime.skipped import Skipped, SkippedItem
@@ -45,3 +51,22 @@ def command(images: tuple[Path, ...], out: Path, force: bool, max_bad: int, stri
     report_skipped(skipped.items, found.passed_over)
     if strict and skipped.items:
         raise click.exceptions.Exit(1)
+
+
+def _encode_data(data: Path, out: Path, force: bool, as_json: bool) -> None:
+    """The features of every split of a data folder."""
+    from ..chan_ref.data_features import pictures_of, write_data_features
+
+    if not out.exists() or not out.samefile(data):
+        raise click.UsageError(f"--out must be the data folder itself, {data}, got {out}")
+    splits = pictures_of(data)
+    total, done = sum(len(split.pictures) for split in splits), 0
+    with progress_bar("features", total) as progress:
+        for finished in write_data_features(splits, force):
+            done += finished
+            progress(done, total)
+    if as_json:
+        print_json({split.files.split: str(split.files.features()) for split in splits})
+    else:
+        for split in splits:
+            echo(f"{visible(split.files.features())}: {len(split.pictures)} pictures")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .options import FOLDER, NEW_FOLDER, data_argument, out_option
+from .options import COUNT, FOLDER, NEW_FOLDER, data_argument, out_option
 from .terminal import Progress, echo, progress_bar
 
 _COLLAPSED = (
@@ -119,7 +119,7 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
 )
 @click.option(
     "--min-count",
-    type=int,
+    type=COUNT,
     default=4,
     show_default=True,
     help="A word that is rarer than this is unknown (bigru only).",

@@ -29,7 +29,7 @@ from .npz import map_npy, map_npz, read_image
 from .store import RegionStore, one_width, padded_store, store_of
 from .tsv import open_tsv
 
-_FORMS = (".npy", ".npz", ".h5", ".hdf5", ".tsv", "")
+FORMS = (".npy", ".npz", ".h5", ".hdf5", ".tsv", "")
 
 
 def open_store(files: SplitFiles, ids: Sequence[str] | None) -> RegionStore:
@@ -42,7 +42,7 @@ def open_store(files: SplitFiles, ids: Sequence[str] | None) -> RegionStore:
     Raises:
         InputError: no features, several forms of them, or a file that is damaged or breaks its form.
     """
-    found = [files.features(suffix) for suffix in _FORMS if files.features(suffix).exists()]
+    found = [files.features(suffix) for suffix in FORMS if files.features(suffix).exists()]
     if not found:
         raise InputError(f"{files.features()} is missing: expected float32 [N, regions, features], N = captions / 5")
     if len(found) > 1:

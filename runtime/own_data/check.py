@@ -1,0 +1,48 @@
+"""Pictures that can be read, and what tells that two of them are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError, reason_of
+from ..pictures.load import open_picture
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A picture that was read.
+
+    Attributes:
+        pixels: SHA-256 of its size and of its upright RGB pixels: equal for equal pictures, whatever their files are.
+        content: SHA-256 of its file.
+    """
+
+    pixels: str
+    content: str
+
+
+def check_pictures(files: Sequence[Path]) -> Iterator[Checked | InputError]:
+    """Read pictures on all cores; for each, in order, what it is, or why it cannot be used (the reason alone)."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(_check, files)
+
+
+def _check(file: Path) -> Checked | InputError:
+    try:
+        str(file).encode()
+        picture = open_picture(file)
+        pixels = hashlib.sha256(f"{picture.width} {picture.height} ".encode() + picture.tobytes())
+        with open(file, "rb") as stream:
+            content = hashlib.file_digest(stream, "sha256")
+    except UnicodeEncodeError:
+        return InputError("its name is not valid UTF-8: rename it")
+    except InputError as error:
+        return InputError(str(error).removeprefix(f"{file} "))
+    except OSError as error:
+        return InputError(reason_of(error))
+    return Checked(pixels.hexdigest(), content.hexdigest())

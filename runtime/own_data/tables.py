@@ -1,0 +1,145 @@
+"""Tables of pictures and captions: CSV and TSV with a header, and JSON lines. They are read line by line.
+
+Each row has the path of a picture and one caption, and optionally a split. The columns are found by their names. The
+`caption` of a JSON line may also be a list of captions.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, reason_of
+from ..pictures.load import PICTURE_SUFFIXES
+from .entries import Entry, file_entry, split_named
+
+# Names of columns in lower case; the first that a header has is used.
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "image_path", "image_name", "image")
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "comment", "description", "title")
+SPLIT_COLUMNS = ("split",)
+
+_DELIMITERS = ",;\t|"  # Flickr30K's results.csv is separated by |
+
+
+def read_table(file: Path, path_column: str | None = None, caption_column: str | None = None) -> Iterator[Entry]:
+    """The rows of a table, as they are read.
+
+    Args:
+        file: `.jsonl` and `.ndjson` hold one JSON object a line, everything else is CSV with a header. CSV is separated
+            by commas, semicolons, tabs or `|`, as its header shows. In `.tsv` files quotation marks are letters.
+        path_column, caption_column: names of these columns; None finds them by their usual names.
+
+    Raises:
+        InputError: the file cannot be read, or a row breaks its form; the message names the line.
+    """
+    read = _json_rows if file.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            yield from read(file, text, path_column, caption_column)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
+
+
+def _json_rows(file: Path, text: Iterator[str], path: str | None, caption: str | None) -> Iterator[Entry]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        where = file_entry(file, number)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: must be a JSON object: {reason_of(error)}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: must be a JSON object, got {type(row).__name__}")
+        keys = list(row)
+        texts = row[_column(where, keys, caption, CAPTION_COLUMNS, "caption")]
+        name = row[_column(where, keys, path, PATH_COLUMNS, "path")]
+        split = row.get(_optional(keys, SPLIT_COLUMNS) or "")
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+            raise InputError(f"{where}: the caption must be text or a list of texts, got {texts!r}")
+        if not isinstance(name, str) or not isinstance(split, str | None):
+            raise InputError(f"{where}: path and split must be text, got {name!r} and {split!r}")
+        yield _entry(where, name, texts, split)
+
+
+def _csv_rows(file: Path, text: Iterator[str], path: str | None, caption: str | None) -> Iterator[Entry]:
+    header = next(text, "")
+    tabs = file.suffix.lower() == ".tsv"
+    delimiter = "\t" if tabs else _delimiter(file, header, path, caption)
+    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    columns = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, quoting=quoting), [])]
+    where = file_entry(file, 1)
+    path_at = columns.index(_column(where, columns, path, PATH_COLUMNS, "path"))
+    caption_at = columns.index(_column(where, columns, caption, CAPTION_COLUMNS, "caption"))
+    split_name = _optional(columns, SPLIT_COLUMNS)
+    split_at = None if split_name is None else columns.index(split_name)
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{where}: each column must have a name of its own, got {columns}")
+    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+    first = 2
+    try:
+        for row in reader:
+            where, first = file_entry(file, first), reader.line_num + 2
+            if not row:
+                continue
+            if len(row) != len(columns):
+                raise InputError(
+                    f"{where}: must have {len(columns)} cells, got {len(row)}: a cell that holds {delimiter!r} must "
+                    "stand in quotation marks"
+                )
+            _check_quotes(where, row, delimiter)
+            yield _entry(where, row[path_at], [row[caption_at]], None if split_at is None else row[split_at])
+    except csv.Error as error:
+        raise InputError(
+            f"{file_entry(file, first)}: must be CSV: {error}: a quotation mark within a cell must be doubled, and its "
+            "cell must stand in quotation marks"
+        ) from error
+
+
+def _entry(where: str, name: str, captions: Sequence[str], split: str | None) -> Entry:
+    """One row; blanks around the path belong to it only where a file is called so."""
+    names = tuple(dict.fromkeys((name, name.strip())))
+    return Entry(where, names, tuple(captions), split_named(split, where) if split and split.strip() else None)
+
+
+def _check_quotes(where: str, row: Sequence[str], delimiter: str) -> None:
+    """InputError for a cell that took in the rows behind it, because its quotation mark is not closed where it ends."""
+    for cell in row:
+        for line in cell.split("\n")[1:]:
+            first = line.partition(delimiter)[0].strip().strip('"').lower()
+            if delimiter in line and first.endswith(PICTURE_SUFFIXES):
+                raise InputError(
+                    f"{where}: a quotation mark is opened here and not closed before the next row, {line.strip()!r}"
+                )
+
+
+def _delimiter(file: Path, header: str, path: str | None, caption: str | None) -> str:
+    """The separator under which the header has both columns."""
+    for delimiter in _DELIMITERS:
+        names = {name.strip().strip('"').lower() for name in header.strip().split(delimiter)}
+        if names & _wanted(path, PATH_COLUMNS) and names & _wanted(caption, CAPTION_COLUMNS):
+            return delimiter
+    return ","
+
+
+def _wanted(given: str | None, usual: Sequence[str]) -> set[str]:
+    return set(usual) if given is None else {given.strip().lower()}
+
+
+def _column(where: str, columns: Sequence[str], given: str | None, usual: Sequence[str], kind: str) -> str:
+    """The name of a column, as the header or the JSON object writes it."""
+    found = _optional(columns, usual if given is None else (given.strip().lower(),))
+    if found is None:
+        wanted = f"named {', '.join(usual)}" if given is None else repr(given)
+        shown = ", ".join(repr(name[:40]) for name in columns[:9]) or "nothing"
+        raise InputError(f"{where}: there must be a column of the {kind} {wanted}, got {shown}: give --{kind}-column")
+    return found
+
+
+def _optional(columns: Sequence[str], usual: Sequence[str]) -> str | None:
+    lower = [name.strip().lower() for name in columns]
+    return next((columns[lower.index(name)] for name in usual if name in lower), None)

@@ -1,0 +1,74 @@
+"""Features of a data folder: every split, each row of its own picture, continued and never mixed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from chan_rt.chan_ref.data_features import pictures_of, write_data_features
+from chan_rt.chan_ref.features import Encoder
+from chan_rt.cli import main
+from chan_rt.runtime.data.images import CaptionedImages
+from chan_rt.runtime.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures of one color each, two captions each, in two splits; their ids are not in the order of names."""
+    folder = tmp_path_factory.mktemp("photos")
+    lines = []
+    for name, split, color in (("c", "train", "red"), ("a", "train", "green"), ("b", "test", "blue")):
+        Image.new("RGB", (40, 30), color).save(folder / f"{name}.png")
+        lines += [{"path": f"{name}.png", "caption": [f"{color} all over", f"nothing but {color}"], "split": split}]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = CliRunner().invoke(main, ["data", str(folder / "t.jsonl"), "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(main, ["features", str(folder), "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_each_row_has_the_features_of_its_own_picture(data: Path) -> None:
+    train = CaptionedImages.open(data, "train")
+    assert train.captions == ["red all over", "nothing but red", "green all over", "nothing but green"]
+    regions, lengths = train.regions([0, 1])
+    assert lengths.tolist() == [36, 36]
+    np.testing.assert_array_equal(regions, Encoder().encode([data / "c.png", data / "a.png"]))
+    assert CaptionedImages.open(data, "test").pictures() == [data / "b.png"]
+
+
+def test_what_is_there_is_kept_and_what_does_not_fit_is_refused(data: Path) -> None:
+    file = data / "precomp/train_ims.npy"
+    before = file.stat().st_mtime_ns
+    assert list(write_data_features(pictures_of(data))) == [2, 1]
+    assert file.stat().st_mtime_ns == before
+    whole = np.load(file)
+    np.save(file, whole[:1])
+    with pytest.raises(InputError, match="has 1 rows for 2 pictures: replace it with --force"):
+        list(write_data_features(pictures_of(data)))
+    assert list(write_data_features(pictures_of(data), force=True)) == [2, 1]
+    np.testing.assert_array_equal(np.load(file), whole)
+    np.savez(data / "precomp/test_ims.npz", features=whole[:1])
+    (data / "precomp/test_ims.npy").unlink()
+    with pytest.raises(InputError, match=r"test_ims\.npz is not test_ims\.npy"):
+        list(write_data_features(pictures_of(data), force=True))
+    (data / "precomp/test_ims.npz").unlink()
+
+
+def test_features_go_into_the_data_folder(data: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["features", str(data), "-o", str(tmp_path / "other")])
+    assert result.exit_code == 2
+    assert "--out must be the data folder itself" in result.output
+
+
+def test_an_id_without_a_picture_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "precomp").mkdir()
+    with pytest.raises(InputError, match="has no split with captions and ids"):
+        pictures_of(tmp_path)
+    (tmp_path / "precomp/dev_caps.txt").write_text("a dog\n")
+    (tmp_path / "precomp/dev_ids.txt").write_text("x.png\n")
+    with pytest.raises(InputError, match=r"must name the picture of every id of dev, got none for 'x\.png'"):
+        pictures_of(tmp_path)
