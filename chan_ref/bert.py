@@ -1,9 +1,10 @@
-"""Read pretrained BERT models from Hugging Face directories, without `transformers`."""
+"""Read pretrained models of BERT's family from Hugging Face's folders, without `transformers`: `bert_families`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,103 +15,58 @@ from torch import Tensor
 
 from ..runtime.errors import BundleError, CheckpointError, reason_of
 from ..runtime.text import BertTokenizer, bert_tokenizer_json
+from .bert_families import (
+    FAMILIES,
+    family_of,
+    first_position,
+    huggingface_names,
+    is_unused,
+    no_segments,
+    read_sizes,
+    stored_name,
+)
 from .checkpoint import check_tensors
 from .config import BertConfig
 from .encoders import Bert
 from .torch_file import check_tensor, read_torch_file
 
-# BertConfig's fields by their names in config.json.
-CONFIG_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "intermediate": "intermediate_size",
-    "positions": "max_position_embeddings",
-    "segments": "type_vocab_size",
-}
-MODULES = {
-    "words": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "segments": "embeddings.token_type_embeddings",
-    "norm": "embeddings.LayerNorm",
-    "attention.query": "attention.self.query",
-    "attention.key": "attention.self.key",
-    "attention.value": "attention.self.value",
-    "attention.output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
-
-
-def huggingface_names(config: BertConfig) -> dict[str, str]:
-    """Map Hugging Face's name of each tensor of `encoders.Bert` to its name here."""
-    with torch.device("meta"):
-        ours = list(Bert(config).state_dict())
-    names = {}
-    for name in ours:
-        module, _, kind = name.rpartition(".")
-        prefix = ""
-        if module.startswith("layers."):
-            _, row, module = module.split(".", 2)
-            prefix = f"encoder.layer.{row}."
-        names[f"{prefix}{MODULES[module]}.{kind}"] = name
-    return names
-
-
-def is_unused(name: str) -> bool:
-    """Return whether the last hidden state does not depend on a tensor: pooler, heads, stored position ids."""
-    return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
+CONFIG_FIELDS = FAMILIES["bert"].sizes
 
 
 def bert_from_pretrained(directory: str | Path) -> tuple[BertConfig, dict[str, Tensor]]:
-    """Read a local Hugging Face BERT: config.json with model.safetensors or pytorch_model.bin.
+    """Read a local Hugging Face model: config.json with model.safetensors or pytorch_model.bin.
 
     Args:
-        directory: laid out as `huggingface-cli download bert-base-uncased --local-dir DIR` writes it.
+        directory: laid out as `huggingface-cli download bert-base-uncased --local-dir DIR` writes it; of a BERT
+            (MiniLM as well), a DistilBERT or a RoBERTa.
 
     Returns:
         The sizes, and the float32 tensors for `BertTextEncoder.bert.load_state_dict`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the model is not a BERT, or names or shapes do not match its
+        CheckpointError: a file is missing or damaged, the model is none of these, or names or shapes do not match its
             sizes.
     """
     directory = Path(directory)
-    config = read_config(directory)
-    names = huggingface_names(config)
+    path = directory / "config.json"
+    raw = _read_json(path)
+    kind = family_of(raw, path)
+    config, first = read_sizes(raw, kind, path), first_position(raw, kind, path)
+    names = huggingface_names(config, kind)
     state = {}
-    for name, tensor in _read_weights(directory).items():
-        name = name.removeprefix("bert.")  # bert-base-uncased is stored within its pretraining model
-        if is_unused(name):
-            continue
-        # Checkpoints converted from TensorFlow call a norm's weight and bias gamma and beta.
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        state[name] = tensor.float() if tensor.is_floating_point() else tensor
+    for stored, tensor in _read_weights(directory).items():
+        name = stored_name(stored, kind)
+        if not is_unused(name, kind):
+            state[name] = tensor.float() if tensor.is_floating_point() else tensor
     with torch.device("meta"):
         ours = Bert(config).state_dict()
     check_tensors({name: tuple(ours[our_name].shape) for name, our_name in names.items()}, state, str(directory))
-    return config, {names[name]: tensor for name, tensor in state.items()}
-
-
-def read_config(directory: str | Path) -> BertConfig:
-    """Read the sizes of a BERT from DIR/config.json.
-
-    Raises:
-        CheckpointError: it cannot be read, or it describes something that `encoders.Bert` does not implement.
-    """
-    path = Path(directory) / "config.json"
-    raw = _read_json(path)
-    _check_kind(raw, path)
-    if missing := [name for name in CONFIG_FIELDS.values() if name not in raw]:
-        raise CheckpointError(f"{path} is not the configuration of a BERT: it lacks {', '.join(missing)}")
-    sizes = {field: raw[name] for field, name in CONFIG_FIELDS.items()}
-    try:
-        return BertConfig(**sizes, layer_norm_eps=raw.get("layer_norm_eps", 1e-12))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    weights = {names[name]: tensor for name, tensor in state.items()}
+    weights.setdefault("segments.weight", no_segments(config))
+    if first >= config.positions:
+        raise CheckpointError(f"{path}: max_position_embeddings must be above {first}, got {config.positions}")
+    weights["positions.weight"] = weights["positions.weight"][first:]
+    return replace(config, positions=config.positions - first), weights
 
 
 def read_settings(directory: str | Path) -> dict[str, Any]:
@@ -126,7 +82,8 @@ def read_settings(directory: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     raw = _read_json(path)
-    _check_kind(raw, path)
+    if (kind := family_of(raw, path)) != "bert":
+        raise CheckpointError(f"{path}: model_type must be 'bert', got {kind!r}")
     names = {**CONFIG_FIELDS, "layer_norm_eps": "layer_norm_eps"}
     return {field: raw[name] for field, name in names.items() if name in raw}
 
@@ -137,7 +94,9 @@ def is_padded(rows: int, used: int) -> bool:
 
 
 def read_tokenizer(directory: str | Path, vocab_size: int) -> dict[str, bytes]:
-    """Read a BERT tokenizer from DIR/tokenizer.json or DIR/vocab.txt, with the settings of DIR/tokenizer_config.json.
+    """Read a tokenizer from DIR/tokenizer.json or DIR/vocab.txt, with the settings of DIR/tokenizer_config.json.
+
+    That of a RoBERTa is read from tokenizer.json alone.
 
     Args:
         directory: a local Hugging Face directory.
@@ -168,7 +127,7 @@ def _tokenizer_json(directory: Path) -> tuple[Path, str]:
     whole, words = directory / "tokenizer.json", directory / "vocab.txt"
     settings = directory / "tokenizer_config.json"
     raw = _read_json(settings) if settings.is_file() else {}
-    if not str(raw.get("tokenizer_class", "BertTokenizer")).startswith("Bert"):
+    if not str(raw.get("tokenizer_class", "BertTokenizer")).startswith(("Bert", "DistilBert")):
         raw = {}  # `transformers` then takes tokenizer.json as it is
     for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
         if raw.get(key) is not None and type(raw[key]) is not bool:
@@ -200,18 +159,11 @@ def _tokenizer_json(directory: Path) -> tuple[Path, str]:
         raise CheckpointError(
             f"{settings} sets {', '.join(names[name] for name in changes)}, which needs a BertNormalizer in {whole}"
         )
-    if stored.get("post_processor") is None:  # every BERT has one; `transformers` adds it too
-        vocabulary = stored.get("model", {}).get("vocab", {})
+    vocabulary = stored.get("model", {}).get("vocab", {})
+    if stored.get("post_processor") is None and "[CLS]" in vocabulary:  # every BERT has one; `transformers` adds it too
         ends = {name: ["[" + name.upper() + "]", vocabulary.get("[" + name.upper() + "]")] for name in ("sep", "cls")}
         stored["post_processor"] = {"type": "BertProcessing", **ends}
     return whole, json.dumps(stored, ensure_ascii=False)
-
-
-def _check_kind(raw: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError if a config.json describes a model that `encoders.Bert` does not implement."""
-    for key, only in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-        if raw.get(key, only) != only:
-            raise CheckpointError(f"{path}: {key} must be {only!r}, got {raw[key]!r}")
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:

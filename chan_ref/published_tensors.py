@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..runtime.errors import CheckpointError
 from . import checkpoint
-from .bert import huggingface_names, is_padded, is_unused
+from .bert import is_padded
+from .bert_families import huggingface_names, is_unused
 from .config import BertConfig, ModelConfig
 from .torch_file import check_tensor
 

@@ -69,7 +69,8 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
 @click.option(
     "--bert",
     type=FOLDER,
-    help="Folder of pretrained BERT weights, with config.json, model.safetensors or pytorch_model.bin, and vocab.txt.",
+    help="Folder of a pretrained BERT, MiniLM, DistilBERT or RoBERTa, with config.json, model.safetensors or "
+    "pytorch_model.bin, and tokenizer.json or vocab.txt.",
 )
 @click.option(
     "--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .contract import AlignmentConfig
 
-MARKS = frozenset({"<start>", "<end>", "[CLS]", "[SEP]"})
+MARKS = frozenset({"<start>", "<end>", "[CLS]", "[SEP]", "<s>", "</s>"})
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class WordMatch:
     """One word of an explained caption.
 
     Attributes:
-        word: the word or wordpiece; `<start>`, `<end>`, `[CLS]` and `[SEP]` count as words, as in the model.
+        word: the word or wordpiece; the marks of start and end (`MARKS`) count as words, as in the model.
         region: index of the region most similar to the word; ties go to the lower index.
         similarity: of the word and the region.
         share: the word's part of the score, see `shares`.

@@ -23,6 +23,7 @@ from .nltk_words import split_words
 SCAN_SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 SCAN_MASK = "<mask>"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # in the same order
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class ScanTokenizer:
 
 
 class BertTokenizer:
-    """BERT's basic tokenizer and wordpieces through the `tokenizers` library: `[CLS] pieces... [SEP]`.
+    """BERT's tokenizer, or RoBERTa's, through the `tokenizers` library: `[CLS] pieces... [SEP]`, `<s> pieces... </s>`.
 
     A special token that a caption spells out is text like any other: `[SEP]` is split into `[`, `sep` and `]`, as the
     published code splits it.
@@ -123,8 +124,8 @@ class BertTokenizer:
         tokenizer_json: text of a `tokenizer.json`; truncation and padding it asks for are switched off.
 
     Raises:
-        BundleError: it cannot be read, or `[PAD]` is not 0, or one of BERT's special tokens is missing, or it does not
-            add `[CLS]` and `[SEP]`.
+        BundleError: it cannot be read, or `[PAD]` is not 0, or one of the special tokens is missing, or it does not add
+            those of the start and the end.
         BackendError: `tokenizers` is not installed.
     """
 
@@ -136,17 +137,21 @@ class BertTokenizer:
             raise BundleError(f"tokenizer.json cannot be read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        missing = [token for token in BERT_SPECIALS if self._tokenizer.token_to_id(token) is None]
+        roberta = self._tokenizer.token_to_id("[CLS]") is None and self._tokenizer.token_to_id("<s>") is not None
+        specials = ROBERTA_SPECIALS if roberta else BERT_SPECIALS
+        missing = [token for token in specials if self._tokenizer.token_to_id(token) is None]
         if missing:
             raise BundleError(f"tokenizer.json: {', '.join(missing)} must be in the vocabulary")
-        if self._tokenizer.token_to_id("[PAD]") != 0:
+        if not roberta and self._tokenizer.token_to_id("[PAD]") != 0:
             raise BundleError(f"tokenizer.json: [PAD] must have id 0, got {self._tokenizer.token_to_id('[PAD]')}")
         self._tokenizer.encode_special_tokens = True
+        self._bytes = roberta
+        _, self._unknown, start, end, self._mask = specials
         pieces = self._tokenizer.encode("a").tokens
-        if len(pieces) < 3 or (pieces[0], pieces[-1]) != ("[CLS]", "[SEP]"):
+        if len(pieces) < 3 or (pieces[0], pieces[-1]) != (start, end):
             shown = " ".join(pieces)
             raise BundleError(
-                f"tokenizer.json: its post-processor must add [CLS] and [SEP] to a caption, got {shown!r}"
+                f"tokenizer.json: its post-processor must add {start} and {end} to a caption, got {shown!r}"
             )
 
     @classmethod
@@ -164,8 +169,8 @@ class BertTokenizer:
 
     @property
     def mask_id(self) -> int:
-        """Id of `[MASK]`."""
-        return int(self._tokenizer.token_to_id("[MASK]"))
+        """Id of `[MASK]`, or `<mask>`."""
+        return int(self._tokenizer.token_to_id(self._mask))
 
     def rows(self, captions: Sequence[str]) -> list[list[int]]:
         """Wordpiece ids of each caption. InputError for a caption without wordpieces."""
@@ -176,12 +181,16 @@ class BertTokenizer:
         return pad_rows(self.rows(captions))
 
     def tokens(self, caption: str) -> list[str]:
-        """`[CLS]`, the caption's wordpieces, `[SEP]`."""
-        return list(self._encodings([caption])[0].tokens)
+        """`[CLS]`, the caption's wordpieces, `[SEP]`; of RoBERTa's pieces, which are of bytes, the letters."""
+        (encoding,) = self._encodings([caption])
+        if not self._bytes:
+            return list(encoding.tokens)
+        pieces = zip(encoding.tokens, encoding.offsets, strict=True)
+        return [caption[start:end].strip() or token for token, (start, end) in pieces]
 
     def known(self, caption: str) -> list[bool]:
         """For each of `tokens(caption)`, whether it is a wordpiece of the vocabulary, and not `[UNK]`."""
-        unknown = self._tokenizer.token_to_id("[UNK]")
+        unknown = self._tokenizer.token_to_id(self._unknown)
         return [id != unknown for id in self._encodings([caption])[0].ids]
 
     def _encodings(self, captions: Sequence[str]) -> list[Any]:

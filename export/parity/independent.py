@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...chan_ref.bert import huggingface_names
+from ...chan_ref.bert_families import huggingface_names
 from ...chan_ref.checkpoint import Checkpoint
 from ...chan_ref.encoders import BertTextEncoder
 

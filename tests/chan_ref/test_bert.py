@@ -89,7 +89,7 @@ def test_every_way_it_is_stored_reads_the_same(tiny: Path, stored: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "roberta"}, "model_type must be 'bert', got 'roberta'"),
+        ({"model_type": "albert"}, "model_type must be one of bert, distilbert, roberta, got 'albert'"),
         ({"hidden_act": "relu"}, "hidden_act must be 'gelu', got 'relu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
         ({"layer_norm_eps": 0}, "layer_norm_eps must be a small positive number, got 0"),

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.augment import change_words, drop_regions
-from chan_rt.chan_ref.bert import CONFIG_FIELDS, bert_from_pretrained, huggingface_names
+from chan_rt.chan_ref.bert import CONFIG_FIELDS, bert_from_pretrained
+from chan_rt.chan_ref.bert_families import huggingface_names
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.encoders import Bert
 from chan_rt.chan_ref.inference import open_tokenizer
