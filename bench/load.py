@@ -33,6 +33,7 @@ class Load:
         failed: share that was answered otherwise, or not at all.
         p50, p99, p999: milliseconds from the time a request was due to its answer with 200; nan without one.
         late: milliseconds that the client itself was late in sending, the 99th percentile.
+        client_cores: CPU time that the client took, per time: 1 is all of a core, and then it is the limit itself.
     """
 
     rate: float
@@ -43,6 +44,7 @@ class Load:
     p99: float
     p999: float
     late: float
+    client_cores: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -63,9 +65,10 @@ def open_loop(
     """
     due = np.cumsum(np.random.default_rng(0).exponential(1 / rate, max(1, round(rate * seconds))))
     sender = _Sender(host, port, path, bodies, connections)
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     asyncio.run(sender.send(due.tolist()))
     took = max(time.perf_counter() - begin, float(due[-1]))
+    cpu = time.process_time() - cpu
     statuses = Counter(sender.statuses)
     waits = np.array([1e3 * one for one in sender.waits] or [np.nan])
     p50, p99, p999 = (float(one) for one in np.percentile(waits, [50, 99, 99.9]))
@@ -79,6 +82,7 @@ def open_loop(
         p99=p99,
         p999=p999,
         late=float(np.percentile([1e3 * one for one in sender.late], 99)),
+        client_cores=cpu / took,
     )
 
 

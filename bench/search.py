@@ -42,14 +42,17 @@ class Concepts:
     """Embeddings like those of demo scenes: 83 % of the energy is common to all, 15 % distinguishes concepts.
 
     An image shows four of 60 concepts before a background; a caption names three, its other words are in no image.
+
+    Attributes:
+        table: embeddings of the 81 concepts [81, D], about of unit length.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, dim: int = DIM) -> None:
         self._rng = np.random.default_rng(seed)
-        axes = np.linalg.qr(self._rng.standard_normal((DIM, 64)))[0].astype(np.float32)  # [D, 64]
+        axes = np.linalg.qr(self._rng.standard_normal((dim, 64)))[0].astype(np.float32)  # [D, 64]
         fall = 1 / np.arange(1, 64, dtype=np.float32)
         own = self._rng.standard_normal((81, 63), np.float32) * np.sqrt(fall / fall.sum())
-        self._table = np.sqrt(np.float32(0.83)) * axes[:, 0] + np.sqrt(np.float32(0.15)) * (own @ axes[:, 1:].T)
+        self.table = np.sqrt(np.float32(0.83)) * axes[:, 0] + np.sqrt(np.float32(0.15)) * (own @ axes[:, 1:].T)
 
     def images(self, count: int) -> Embeddings:
         """Region embeddings [count, REGIONS, D]."""
@@ -60,14 +63,19 @@ class Concepts:
 
     def captions(self, lengths: NDArray[np.int32]) -> Embeddings:
         """Word embeddings [C, longest, D]."""
-        named = self._rng.integers(61, 81, (len(lengths), int(lengths.max())))
-        named[:, 1:4] = self._rng.integers(1, 61, (len(lengths), 3))
-        return self._embed(named, lengths)
+        return self._embed(self.words(len(lengths), int(lengths.max())), lengths)
+
+    def words(self, count: int, length: int) -> NDArray[np.int64]:
+        """The concept of each word of some captions [count, length]."""
+        named = self._rng.integers(61, 81, (count, length))
+        named[:, 1:4] = self._rng.integers(1, 61, (count, 3))
+        return named
 
     def _embed(self, named: NDArray[np.int64], lengths: NDArray[np.int32]) -> Embeddings:
-        vectors = self._rng.standard_normal((*named.shape, DIM), np.float32)
-        vectors *= np.sqrt(np.float32(0.02 / DIM))
-        vectors += self._table[named]
+        dim = self.table.shape[1]
+        vectors = self._rng.standard_normal((*named.shape, dim), np.float32)
+        vectors *= np.sqrt(np.float32(0.02 / dim))
+        vectors += self.table[named]
         vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
         vectors[np.arange(named.shape[1]) >= lengths[:, None]] = 0
         return Embeddings(vectors, lengths)

@@ -1,7 +1,8 @@
 """`python -m chan_rt.bench.serve`: open-loop load on `chan serve`, beside the library in-process and LitServe.
 
-The gallery is made up unless one is given: a model of random weights, and images whose regions are words of captions as
-that model encodes them, with noise. What a search rescores depends on the gallery, so the share is printed.
+The gallery is made up (serve_data.py) unless one is given. What a search reads depends on the gallery, so the share of
+rescored rows is printed. The load generator shares the cores with the server; what it takes of them is printed, and
+what other processes take.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,14 @@ from typing import Any
 import click
 import numpy as np
 
-from ..runtime.embeddings import Embeddings
-from ..runtime.gallery import GalleryWriter
+from ..runtime.gallery import Gallery
 from ..runtime.matcher import Matcher
-from ..runtime.session import gallery_settings, open_gallery_with_matcher
+from ..runtime.session import open_gallery_with_matcher
 from .load import Load, open_loop
 from .measure import machine
+from .search import K
+from .serve_data import make_captions, make_gallery
 
-REGIONS, WORDS, K = 36, 12, 10
 PACKAGES = ("onnxruntime", "numpy", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "litserve")
 
 
@@ -46,62 +48,42 @@ class Running:
     pid: int
 
 
-def make_captions(count: int, seed: int) -> list[str]:
-    """Captions of 8 to 12 words out of 400."""
-    rng = np.random.default_rng(seed)
-    return [" ".join(f"w{word}" for word in rng.integers(0, 400, rng.integers(8, WORDS + 1))) for _ in range(count)]
-
-
-def make_gallery(folder: Path, images: int, dim: int) -> Path:
-    """A bundle of random weights, and a gallery of images that show the words of three captions each."""
-    import torch
-
-    from ..chan_ref import checkpoint
-    from ..chan_ref.config import ModelConfig
-    from ..chan_ref.model import ChanModel
-    from ..export.bundle import export_bundle
-    from ..runtime.text import build_scan_vocabulary
-
-    torch.manual_seed(0)
-    vocabulary = build_scan_vocabulary([" ".join(f"w{word}" for word in range(400))], min_count=1)
-    config = ModelConfig(region_dim=64, embed_dim=dim, vocab_size=len(vocabulary["word2idx"]) + 1)
-    model = ChanModel(config).eval()
-    checkpoint.save(folder / "checkpoint", model, {"vocab.json": json.dumps(vocabulary).encode()}, {})
-    export_bundle(folder / "checkpoint", folder / "bundle", ("fp32",))
-    rng = np.random.default_rng(1)
-    with (
-        Matcher.open(folder / "bundle", "onnxruntime") as matcher,
-        GalleryWriter.create(folder / "gallery", gallery_settings(folder / "bundle")) as writer,
-    ):
-        texts = matcher.encode_texts(make_captions(1000, 2))
-        words = texts.vectors[np.arange(texts.vectors.shape[1]) < texts.lengths[:, None]]
-        for first in range(0, images, 500):
-            count = min(500, images - first)
-            vectors = words[rng.integers(0, len(words), (count, REGIONS))]
-            vectors += rng.standard_normal(vectors.shape, np.float32) * np.float32(0.3 / np.sqrt(dim))
-            vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-            rows = Embeddings(vectors, np.full(count, REGIONS, np.int32), "images")
-            writer.add([str(first + row) for row in range(count)], rows, [{"n": first + row} for row in range(count)])
-    return folder / "gallery"
-
-
-def in_process(gallery: Path, captions: Sequence[str], seconds: float) -> dict[str, float]:
-    """What the library reaches: milliseconds of one search alone, and searches a second in the best batch size."""
-    result = {"searches_a_second": 0.0, "batch": 0.0}
+def in_process(gallery: Path, captions: Sequence[str], seconds: float) -> list[dict[str, float]]:
+    """What the library reaches: searches a second with captions in batches, of one thread and of two at once."""
     with open_gallery_with_matcher(gallery) as (opened, matcher):
-        for batch in (1, 2, 4, 8, 16, 32, 64):
-            done, shares = 0, []
-            begin = time.perf_counter()
-            while (took := time.perf_counter() - begin) < seconds / 4 or done < 2 * batch:
-                chosen = [captions[(done + i) % len(captions)] for i in range(batch)]
-                found = opened.search(matcher.encode_texts(chosen), K)
-                shares += [one.rescored_share for one in found]
-                done += batch
-            if batch == 1:
-                result |= {"alone_ms": 1e3 * took / done, "rescored_share": float(np.mean(shares))}
-            if done / took > result["searches_a_second"]:
-                result |= {"searches_a_second": done / took, "batch": float(batch)}
-    return result
+        searched_by(opened, matcher, captions, 1, 1, seconds / 8)  # opens what a search reads
+        return [
+            searched_by(opened, matcher, captions, batch, callers, seconds / 4)
+            for callers in (1, 2)
+            for batch in (1, 2, 4, 8, 16, 32, 64)
+        ]
+
+
+def searched_by(
+    gallery: Gallery, matcher: Matcher, captions: Sequence[str], batch: int, callers: int, seconds: float
+) -> dict[str, float]:
+    """Searches a second of some threads, each of which encodes a batch of captions and searches for it, in turns."""
+    shares: list[float] = []
+    begin = time.perf_counter()
+
+    def call(first: int) -> int:
+        done = 0
+        while time.perf_counter() - begin < seconds or done < 2 * batch:
+            chosen = [captions[(first + done + i) % len(captions)] for i in range(batch)]
+            shares.extend(one.rescored_share for one in gallery.search(matcher.encode_texts(chosen), K))
+            done += batch
+        return done
+
+    with ThreadPoolExecutor(callers) as threads:
+        done = sum(threads.map(call, range(0, 50 * callers, 50)))
+    took = time.perf_counter() - begin
+    return {
+        "batch": batch,
+        "threads": callers,
+        "searches_a_second": done / took,
+        "batch_ms": 1e3 * callers * batch * took / done,
+        "rescored_share": float(np.mean(shares)),
+    }
 
 
 @contextlib.contextmanager
@@ -127,11 +109,11 @@ def chan_server(gallery: Path, workers: int) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def litserve_server(gallery: Path) -> Iterator[Running]:
-    """LitServe around the same matcher and gallery."""
+def litserve_server(gallery: Path, python: str) -> Iterator[Running]:
+    """LitServe around the same matcher and gallery, run by a Python that has it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "chan_rt.bench.serve_peer", str(gallery), str(port)]
+    command = [python, "-m", "chan_rt.bench.serve_peer", str(gallery), str(port)]
     process = subprocess.Popen(command, start_new_session=True)
     try:
         running = Running("LitServe", port, "/predict", process.pid)
@@ -164,39 +146,51 @@ def memory(pid: int) -> int:
     return 1024 * int(own[1] if own else 0) + sum(memory(int(child)) for child in children)
 
 
-def measure(server: Running, bodies: Sequence[bytes], start: float, seconds: float) -> dict[str, Any]:
-    """Raise the rate until a tenth is not answered in time, then load with 70 % and 500 % of the capacity."""
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process and its children have taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
-    def load(rate: float) -> Load:
+
+def busy_seconds() -> float:
+    """CPU time that all processes of this machine have taken so far."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for disks
+
+
+def measure(server: Running, bodies: Sequence[bytes], start: float, seconds: float) -> dict[str, Any]:
+    """Raise the rate until a tenth is not answered in time, then load with 70 % and twice with 500 % of the capacity.
+
+    The second overload shows whether memory still grows once the first has filled what the server keeps.
+    """
+
+    def load(rate: float) -> dict[str, Any]:
+        begin, own, busy = time.perf_counter(), cpu_seconds(server.pid), busy_seconds()
         found = open_loop("127.0.0.1", server.port, server.path, bodies, rate, seconds)
-        show(server.name, found)
-        return found
+        took = time.perf_counter() - begin
+        cores = (cpu_seconds(server.pid) - own) / took
+        others = (busy_seconds() - busy) / took - cores - found.client_cores
+        show(server.name, found, cores, others)
+        return {**found.to_dict(), "server_cores": cores, "other_cores": others, "memory": memory(server.pid)}
 
     load(start)  # warms connections and caches
     rising, rate = [], start
     while True:
         rising.append(load(rate))
-        if rising[-1].answered < 0.9 * rising[-1].rate or rate > 50_000:
+        if rising[-1]["answered"] < 0.9 * rising[-1]["rate"] or rate > 50_000:
             break
         rate *= 1.25
-    peak = max(one.answered for one in rising)
-    normal = load(0.7 * peak)
-    before = memory(server.pid)
-    overload = load(5 * peak)
-    return {
-        "rising": [one.to_dict() for one in rising],
-        "peak": peak,
-        "normal": normal.to_dict(),
-        "overload": overload.to_dict(),
-        "overload_memory_growth": memory(server.pid) - before,
-    }
+    peak = max(one["answered"] for one in rising)
+    return {"rising": rising, "peak": peak, "normal": load(0.7 * peak), "overload": [load(5 * peak), load(5 * peak)]}
 
 
-def show(name: str, load: Load) -> None:
+def show(name: str, load: Load, cores: float, others: float) -> None:
     """Print one line."""
     click.echo(
-        f"{name:<12} {load.rate:8.0f} {load.answered:8.1f} {load.refused:8.1%} {load.failed:7.1%} "
-        f"{load.p50:9.1f} {load.p99:9.1f} {load.p999:9.1f} {load.late:8.1f}"
+        f"{name:<12} {load.rate:8.0f} {load.answered:8.1f} {load.refused:8.1%} {load.failed:7.1%} {load.p50:9.1f} "
+        f"{load.p99:9.1f} {load.p999:9.1f} {load.late:8.1f} {cores:8.2f} {load.client_cores:8.2f} {others:8.2f}"
     )
 
 
@@ -208,37 +202,43 @@ def show(name: str, load: Load) -> None:
 @click.option("--start", default=40.0, show_default=True, help="Searches a second of the first rate.")
 @click.option("--seconds", default=10.0, show_default=True, help="Seconds at each rate.")
 @click.option("--workers", default=1, show_default=True, help="Worker processes of `chan serve`.")
+@click.option(
+    "--litserve", type=click.Path(exists=True), help="Python that has LitServe and this package, if this one has not."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the figures to this file, as JSON.")
 def main(
     images: int, dim: int, gallery: Path | None, queries: Path | None, start: float, seconds: float, workers: int,
-    out: Path | None,
+    litserve: str | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure `chan serve` under open-loop load: searches a second and latencies, beside the library and LitServe."""
+    record: dict[str, Any] = {"machine": machine(PACKAGES), "images": images, "dim": dim, "seconds": seconds}
     with tempfile.TemporaryDirectory(prefix="chan-bench-") as scratch:
         if gallery is None:
             gallery = make_gallery(Path(scratch), images, dim)
         captions = make_captions(500, 4) if queries is None else queries.read_text(encoding="utf-8").splitlines()
-        library = in_process(gallery, captions, seconds)
-        click.echo(
-            f"in-process   {library['searches_a_second']:.1f} searches a second in batches of {library['batch']:.0f}, "
-            f"{library['alone_ms']:.2f} ms alone, {library['rescored_share']:.2%} rescored"
-        )
+        record["library"] = library = in_process(gallery, captions, seconds)
+        for one in library:
+            click.echo(
+                f"in-process   {one['searches_a_second']:8.1f} searches a second by {one['threads']} threads in "
+                f"batches of {one['batch']:2}, {one['batch_ms']:.2f} ms each, {one['rescored_share']:.2%} rescored"
+            )
         click.echo(f"{'':12} {'rate':>8} {'answered':>8} {'refused':>8} {'failed':>7} {'p50 ms':>9} {'p99':>9} "
-                   f"{'p99.9':>9} {'late':>8}")  # fmt: skip
-        record: dict[str, Any] = {"machine": machine(PACKAGES), "images": images, "dim": dim, "library": library}
+                   f"{'p99.9':>9} {'late':>8} {'server':>8} {'client':>8} {'others':>8} cores")  # fmt: skip
         bodies = requests(captions)
         with chan_server(gallery, workers) as server:
             record["chan serve"] = ours = measure(server, bodies, start, seconds)
-        if importlib.util.find_spec("litserve") is None:
+        if litserve is None and importlib.util.find_spec("litserve") is None:
             click.echo("LitServe     not installed: pip install litserve")
         else:
-            with litserve_server(gallery) as server:
+            with litserve_server(gallery, litserve or sys.executable) as server:
                 record["LitServe"] = measure(server, bodies, start, seconds)
         click.echo("next-plaid   no package of its server for pip; not measured")
-    share = ours["peak"] / library["searches_a_second"]
-    kept = ours["overload"]["answered"] / ours["peak"]
+    share = ours["peak"] / max(one["searches_a_second"] for one in library)
+    kept = ours["overload"][1]["answered"] / ours["peak"]
+    growth = (ours["overload"][1]["memory"] - ours["overload"][0]["memory"]) / 2**20
     click.echo(
-        f"chan serve reaches {share:.1%} of the library, and keeps {kept:.1%} of its peak at five times that load"
+        f"chan serve reaches {share:.1%} of the library, and keeps {kept:.1%} of its peak at five times that load; its "
+        f"memory grows by {growth:.1f} MiB from one such overload to the next"
     )
     if out is not None:
         out.write_text(json.dumps(record, indent=2) + "\n")

@@ -55,13 +55,16 @@ def test_load_counts_every_request() -> None:
 def test_a_small_run_has_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)  # without LitServe
     out = tmp_path / "out.json"
-    arguments = ["--images", "30", "--dim", "16", "--seconds", "0.3", "--start", "30", "--out", str(out)]
+    arguments = ["--images", "30", "--dim", "64", "--seconds", "0.3", "--start", "30", "--out", str(out)]
     result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     record = json.loads(out.read_text())
-    assert record["library"]["searches_a_second"] > 0
+    assert {(one["threads"], one["batch"]) for one in record["library"]} >= {(1, 1), (2, 64)}
+    assert all(one["searches_a_second"] > 0 for one in record["library"])
     ours = record["chan serve"]
     assert ours["peak"] == max(load["answered"] for load in ours["rising"])
-    assert ours["overload"]["rate"] > ours["peak"]
+    assert all(load["rate"] > ours["peak"] for load in ours["overload"])
+    assert ours["normal"]["server_cores"] > 0
+    assert ours["normal"]["client_cores"] > 0
     assert sum(load["failed"] for load in ours["rising"]) == 0
     assert "chan serve reaches" in result.output
