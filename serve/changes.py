@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -19,7 +17,6 @@ from .reading import read_request
 from .routes import answer, galleries_answer
 from .rows import Writers
 from .state import State
-from .uploads import sniff
 
 _ROWS = "/v1/galleries/{name}/rows"
 _ID_QUERY = ({"name": "id", "in": "query", "schema": {"type": "string"}},)
@@ -42,7 +39,8 @@ def operations(state: State) -> list[Operation]:
 class _Changes:
     def __init__(self, state: State) -> None:
         self._state = state
-        self._writers = Writers(state.settings.uploads)
+        settings = state.settings
+        self._writers = Writers(settings.uploads, settings.limits.seconds / 2 if settings.workers > 1 else 0.0)
 
     async def put_rows(self, request: Request) -> Response:
         """Add rows to a gallery, or replace them."""
@@ -62,9 +60,9 @@ class _Changes:
         """Delete rows of a gallery."""
         self._check_writable()
         body = await read_request(request, self._state.settings.limits, bodies.DeleteRows)
+        check_count(self._state, "ids", body.ids)
         with self._state.galleries.using(request.path_params["name"]) as opened:
-            await self._state.aside(self._writers.delete, opened, body.ids)
-            done = bodies.RowsResponse(opened.name, 0, len(set(body.ids)), len(opened.gallery))
+            done = await self._state.change(self._writers.delete, opened, body.ids)
         return answer(msgspec.json.encode(done))
 
     async def reopen(self, request: Request) -> Response:
@@ -80,20 +78,8 @@ class _Changes:
         with self._state.galleries.using(name) as opened:
             job = await make_job(self._state, opened, body.captions, body.pictures, body.embeddings)
             encoded = await do(self._state, job)
-            contents = await self._state.aside(self._contents, body)
-            added, replaced = await self._state.aside(
-                self._writers.add, opened, body.ids, encoded, body.metadata, contents, body.overwrite
-            )
-            done = bodies.RowsResponse(opened.name, added + replaced, replaced, len(opened.gallery))
+            done = await self._state.change(self._writers.add, opened, body, encoded)
         return answer(msgspec.json.encode(done), job)
-
-    def _contents(self, body: bodies.PutRows) -> Sequence[dict[str, Any]]:
-        """What the server itself adds to the metadata of rows."""
-        if body.captions is not None:
-            return [{"caption": caption} for caption in body.captions]
-        if body.pictures is not None:
-            return [self._writers.keep_picture(data, str(sniff(data))) for data in body.pictures]
-        return [{}] * len(body.ids)
 
     def _check_writable(self) -> None:
         if not self._state.settings.writable:

@@ -1,20 +1,22 @@
-"""Rows that clients add and delete. One change is made at a time; readers see it with their next search."""
+"""Rows that clients add and delete. `State.change` makes one change at a time; the next search sees it."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import InputError
+from ..runtime.errors import GalleryLocked, InputError
 from ..runtime.files import write_file
 from ..runtime.gallery import GalleryWriter
+from . import bodies
 from .answers import PRIVATE
 from .galleries import OpenGallery
 from .problems import Refusal
+from .uploads import sniff
 
 _SUFFIXES = {
     "JPEG": ".jpg",
@@ -32,59 +34,78 @@ class Writers:
 
     Args:
         uploads: folder for the pictures of rows; None keeps none.
+        patience: seconds to wait while another process, such as another worker, writes to a gallery.
     """
 
-    def __init__(self, uploads: Path | None) -> None:
+    def __init__(self, uploads: Path | None, patience: float) -> None:
         self._uploads = uploads
-        self._one_at_a_time = threading.Lock()
+        self._patience = patience
 
     def add(
         self,
         opened: OpenGallery,
-        ids: Sequence[str],
+        body: bodies.PutRows,
         embeddings: Embeddings,
-        metadata: Sequence[Mapping[str, Any]] | None,
-        contents: Sequence[Mapping[str, Any]],
-        overwrite: bool,
-    ) -> tuple[int, int]:
-        """Add rows in one commit.
+    ) -> bodies.RowsResponse:
+        """Add rows in one commit, each with its caption or the `path` of its picture in the metadata.
 
         Args:
             opened: the gallery.
-            ids, embeddings, metadata, overwrite: as in `GalleryWriter.add`.
-            contents: metadata that the server adds to each row: its caption, or the `path` of its picture.
-
-        Returns:
-            Rows added, and rows that they replaced.
+            body: the rows.
+            embeddings: of the rows.
 
         Raises:
             Refusal: metadata has a key that is the server's.
             InputError, GalleryError: as `GalleryWriter.add`.
         """
-        given = [{}] * len(ids) if metadata is None else metadata
-        if not len(ids) == len(embeddings) == len(given):
-            counts = f"{len(ids)}, {len(embeddings)}, {len(given)}"
+        given = [{}] * len(body.ids) if body.metadata is None else body.metadata
+        if not len(body.ids) == len(embeddings) == len(given):
+            counts = f"{len(body.ids)}, {len(embeddings)}, {len(given)}"
             raise InputError(f"ids, rows, metadata: must be of one number, got {counts}")
         for row in given:
             for key in PRIVATE:
                 if key in row:
                     raise Refusal(422, "metadata", f"metadata must not have the key {key!r}, which the server sets")
-        with self._one_at_a_time, GalleryWriter.open(opened.gallery.path) as writer:
-            replaced = len(writer.ids(ids)) if overwrite else 0
-            rows = [{**row, **content} for row, content in zip(given, contents, strict=True)]
-            writer.add(ids, embeddings, rows, overwrite=overwrite)
-        return len(ids) - replaced, replaced
+        with self._open(opened) as writer:
+            replaced = len(writer.ids(body.ids)) if body.overwrite else 0
+            rows = [{**row, **content} for row, content in zip(given, self._contents(body), strict=True)]
+            writer.add(body.ids, embeddings, rows, overwrite=body.overwrite)
+        return bodies.RowsResponse(opened.name, len(body.ids), replaced, len(opened.gallery))
 
-    def delete(self, opened: OpenGallery, ids: Sequence[str]) -> None:
+    def delete(self, opened: OpenGallery, ids: Sequence[str]) -> bodies.RowsResponse:
         """Delete rows in one commit.
 
         Raises:
             InputError, GalleryError: as `GalleryWriter.delete`.
         """
-        with self._one_at_a_time, GalleryWriter.open(opened.gallery.path) as writer:
+        with self._open(opened) as writer:
             writer.delete(ids)
+        return bodies.RowsResponse(opened.name, 0, len(set(ids)), len(opened.gallery))
 
-    def keep_picture(self, data: bytes, format: str) -> dict[str, str]:
+    def _open(self, opened: OpenGallery) -> GalleryWriter:
+        """The gallery, open for writing.
+
+        Raises:
+            GalleryLocked: another process wrote to it all the time.
+        """
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return GalleryWriter.open(opened.gallery.path)
+            except GalleryLocked:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+
+    def _contents(self, body: bodies.PutRows) -> Sequence[Mapping[str, Any]]:
+        """What the server itself adds to the metadata of rows."""
+        if body.captions is not None:
+            return [{"caption": caption} for caption in body.captions]
+        if body.pictures is not None:
+            return [self._keep_picture(data, str(sniff(data))) for data in body.pictures]
+        return [{}] * len(body.ids)
+
+    def _keep_picture(self, data: bytes, format: str) -> dict[str, str]:
         """Keep a picture file, named by its content, and return the metadata that names it."""
         if self._uploads is None:
             return {}

@@ -46,6 +46,7 @@ class State:
         self.at_work = 0
         self.body_bytes = 0
         self._threads = ThreadPoolExecutor(2, "chan-side")
+        self._writer = ThreadPoolExecutor(1, "chan-writer")
 
     def report_work(self) -> None:
         """Bring the gauges of the metrics up to date."""
@@ -58,12 +59,27 @@ class State:
         self.metrics.done(jobs)
 
     async def aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run something that takes time in a thread. Where the wait is cancelled, the thread goes on to its end."""
+        """Run something that takes time and changes nothing in a thread, which ends it even where nobody waits."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
+
+    async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a change of a gallery, after those before it. One that has begun is waited for, however long it takes.
+
+        So an answer that the request took too long means that nothing was changed, and it can be sent again.
+        """
+        work = self._writer.submit(partial(function, *args, **kwargs))
+        done = asyncio.wrap_future(work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if work.cancel():  # it has not begun
+                raise
+            return await done
 
     def close(self) -> None:
         """Close everything."""
         self.batcher.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._writer.shutdown(wait=True, cancel_futures=True)
         self.galleries.close()
         self.tracing.close()

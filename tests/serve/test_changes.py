@@ -1,10 +1,13 @@
 """Clients add and delete rows of a server that lets them, and every search sees the newest commit."""
 
+import asyncio
 import base64
 import io
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,6 +16,9 @@ import pytest
 from PIL import Image
 
 from chan_rt.runtime import Gallery, GalleryWriter, open_writer
+from chan_rt.serve import Limits, Settings
+from chan_rt.serve.app import create_app
+from chan_rt.serve.state import State
 
 CAPTION = "two red apples"
 
@@ -100,6 +106,7 @@ def test_no_client_names_a_file_of_the_server(writable: httpx.Client, key: str) 
             "must be of one number, got 2, 1, 2",
         ),
         ({"ids": ["x"]}, "exactly one of"),
+        ({"ids": ["x"] * 65, "pictures": []}, "ids must hold 1 to 64 items, got 65"),
     ],
 )
 def test_rows_that_do_not_fit(writable: httpx.Client, rows: dict, words: str) -> None:
@@ -146,3 +153,62 @@ def test_a_gallery_that_was_replaced_is_opened_again(start_server, gallery: Path
         failed = client.post("/v1/reopen")
         assert (failed.status_code, failed.json()["error"]) == (500, "GalleryError")
         assert client.get("/readyz").status_code == 200
+
+
+def test_an_answer_that_a_change_took_too_long_means_that_nothing_changed(
+    gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has begun is finished and acknowledged; one that waits behind it is neither begun nor made later."""
+    path = shutil.copytree(gallery, tmp_path / "mine")
+    state = State(Settings({"mine": path}, threads=1, writable=True, limits=Limits(seconds=1)))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(self: GalleryWriter, ids: list[str]) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        delete(self, ids)
+
+    delete = GalleryWriter.delete
+    monkeypatch.setattr(GalleryWriter, "delete", slow)
+
+    async def scenario() -> tuple[httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(create_app(state))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+
+            def gone(id: str) -> asyncio.Task[httpx.Response]:
+                return asyncio.create_task(client.request("DELETE", "/v1/galleries/mine/rows", json={"ids": [id]}))
+
+            first = gone("photos/1 & co.png")
+            await asyncio.to_thread(begun.wait, 30)
+            second = await gone("photos/2 & co.png")
+            assert not first.done()
+            go_on.set()
+            return await first, second
+
+    state.galleries.reopen()
+    state.ready = True
+    try:
+        first, second = asyncio.run(scenario())
+    finally:
+        state.close()
+    assert (first.status_code, first.json()["deleted"]) == (200, 1)
+    assert (second.status_code, second.json()["type"]) == (503, "urn:chan-rt:problem:timeout")
+    with Gallery.open(path) as opened:
+        assert {row.id for row in opened.rows()} == {f"photos/{n} & co.png" for n in (0, 2, 3, 4, 5, 6, 7)}
+
+
+def test_changes_in_several_workers_wait_for_each_other(start_server, gallery: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(gallery, tmp_path / "mine")
+    data = base64.b64encode(picture(1)).decode()
+    with start_server(path, "--workers", "2", "--writable") as server:
+
+        def put(n: int) -> httpx.Response:  # over a connection of its own, so that both workers get some
+            return httpx.put(
+                f"{server.url}/v1/galleries/mine/rows", timeout=60, json={"ids": [f"new/{n}"], "pictures": [data]}
+            )
+
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(put, range(40)))
+    assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+    with Gallery.open(path) as opened:
+        assert len(opened) == 48
