@@ -1,11 +1,14 @@
-"""Bodies of requests to jobs of the batcher: exactly one kind of rows, not too many, pictures decoded."""
+"""Bodies of requests to jobs of the batcher: one kind of rows, not too many, pictures decoded, filters checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..runtime.embeddings import Embeddings
+from ..runtime.gallery.where import Filter
 from . import bodies
+from .answers import PRIVATE
 from .galleries import OpenGallery
 from .packing import unpack
 from .problems import Refusal
@@ -53,6 +56,28 @@ async def make_job(
         job.embeddings = unpack(packed)
         job.words = sum(packed.lengths)
     return job
+
+
+def make_filter(state: State, where: Mapping[str, Any] | None) -> Filter | None:
+    """The filter of a request, which does not see the metadata that is about files of this server.
+
+    Raises:
+        Refusal: it has too many values.
+        InputError: as `Filter.parse`.
+    """
+    if where is None:
+        return None
+    values, inside = 0, [where]
+    while inside and values <= state.settings.limits.conditions:
+        one: Any = inside.pop()
+        if isinstance(one, Mapping | list):
+            inside += one.values() if isinstance(one, Mapping) else one
+        else:
+            values += 1
+    if values > state.settings.limits.conditions:
+        limit = state.settings.limits.conditions
+        raise Refusal(422, "where", f"where must have at most {limit} values to compare with, got more")
+    return Filter.parse(where, hidden=PRIVATE)
 
 
 async def do(state: State, job: Work) -> Embeddings:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ..runtime.embeddings import Embeddings, Kind
 from . import answers, bodies
 from .galleries import OpenGallery
-from .jobs import check_count, do, make_job
+from .jobs import check_count, do, make_filter, make_job
 from .openapi import Operation
 from .pictures import SIDES, etag
 from .problems import Refusal
@@ -50,7 +50,7 @@ class _Api:
             raise Refusal(422, "k", f"k must be at most {self._limits.k}, got {body.k}")
         if body.off and len(body.captions or ()) != 1:
             raise Refusal(422, "off", f"off needs exactly one caption, got {len(body.captions or ())}")
-        search = Search.of(body.k, body.where, body.ids)
+        search = Search(body.k, make_filter(self._state, body.where), None if body.ids is None else tuple(body.ids))
         with self._state.galleries.using(body.gallery) as opened:
             job = await make_job(self._state, opened, body.captions, body.pictures, body.embeddings, search, body.off)
             job.describe = answers.search_response

@@ -26,6 +26,7 @@ class Limits:
         texts: captions, pictures or rows in one request.
         payload: bytes of a request's body.
         bodies: bytes of the bodies of all requests at work in one worker process; one more is answered with 429.
+        conditions: values that a filter compares rows with.
         k: hits that a request may ask for.
         pixels: of an uploaded picture, before it is decoded.
         seconds: that a request may take, reading its body and waiting included.
@@ -37,6 +38,7 @@ class Limits:
     texts: int = 64
     payload: int = 16 << 20
     bodies: int = 256 << 20
+    conditions: int = 100
     k: int = 1000
     pixels: int = 50_000_000
     seconds: int = 30

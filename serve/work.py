@@ -6,11 +6,10 @@ search for the same share one scan. A job that fails does so alone: what was tog
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError
 from ..runtime.gallery.result import SearchResult
+from ..runtime.gallery.where import Filter
 from ..runtime.matcher import Matcher
 from .batching import Job
 from .galleries import OpenGallery
@@ -31,28 +31,11 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Search:
-    """What to search for; queries that agree in it share a scan.
-
-    Attributes:
-        k: as in `Gallery.search`.
-        where: the filter as JSON with sorted keys, so that equal filters are equal texts.
-        ids: only these rows.
-    """
+    """What to search for, as in `Gallery.search`; queries that agree in it share a scan."""
 
     k: int
-    where: str | None = None
+    where: Filter | None = None
     ids: tuple[str, ...] | None = None
-
-    @classmethod
-    def of(cls, k: int, where: Mapping[str, Any] | None, ids: Sequence[str] | None) -> Search:
-        """A search with a filter and ids as a request has them."""
-        text = None if where is None else json.dumps(where, sort_keys=True)
-        return cls(k, text, None if ids is None else tuple(ids))
-
-    def run(self, opened: OpenGallery, queries: Embeddings) -> list[SearchResult]:
-        """Search a gallery."""
-        where = None if self.where is None else json.loads(self.where)
-        return opened.gallery.search(queries, self.k, where=where, ids=self.ids)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -181,7 +164,8 @@ def _search(jobs: Sequence[Work]) -> None:
     queries = [job.embeddings for job in jobs if job.embeddings is not None]
     search = jobs[0].search
     assert search is not None
-    results = iter(search.run(jobs[0].opened, Embeddings.concatenate(queries)))
+    gallery = jobs[0].opened.gallery
+    results = iter(gallery.search(Embeddings.concatenate(queries), search.k, ids=search.ids, where=search.where))
     for job, query in zip(jobs, queries, strict=True):
         job.results = [next(results) for _ in range(len(query))]
 

@@ -198,7 +198,7 @@ class Gallery:
             "prepared": None if prepared is None else prepared.describe(),
         }
 
-    def rows(self, where: Where | None = None) -> list[Row]:
+    def rows(self, where: Where | Filter | None = None) -> list[Row]:
         """Ids and metadata of the rows, in order of addition.
 
         Args:
@@ -250,7 +250,7 @@ class Gallery:
         k: int = 10,
         *,
         ids: Iterable[str | int] | None = None,
-        where: Where | None = None,
+        where: Where | Filter | None = None,
     ) -> list[SearchResult]:
         """The k best rows for each query.
 

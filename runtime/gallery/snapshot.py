@@ -244,12 +244,12 @@ def _held(table: RowTable, lost: NDArray[np.bool_]) -> RowTable:
 
 def _passing(segment: Segment, condition: Filter) -> tuple[NDArray[np.bool_], frozenset[str]]:
     """[rows], which pass a filter, deleted ones included, and all keys of their metadata."""
-    found = segment.masks.get(condition.text)
+    found = segment.masks.get(condition)
     if found is None:
         rows = segment.table.rows()
         mask = np.fromiter((condition.matches(row.metadata) for row in rows), bool, len(rows))
         found = mask, frozenset(key for row in rows for key in row.metadata)
         if len(segment.masks) >= _MASKS:
             segment.masks.pop(next(iter(segment.masks)), None)
-        segment.masks[condition.text] = found
+        segment.masks[condition] = found
     return found

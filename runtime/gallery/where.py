@@ -23,7 +23,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ..errors import InputError
@@ -50,23 +50,32 @@ class Filter:
     Attributes:
         matches: whether a row's metadata passes.
         keys: metadata keys that it compares, in order; a key that is only asked for by `$exists` is not one.
-        text: the filter as JSON; filters of the same text pass the same rows.
+        text: the filter as JSON; filters of the same text and the same hidden keys pass the same rows.
+        hidden: metadata keys that no row has, as far as this filter can tell.
     """
 
-    matches: Callable[[Mapping[str, Any]], bool]
+    matches: Callable[[Mapping[str, Any]], bool] = field(compare=False)
     keys: tuple[str, ...]
     text: str
+    hidden: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, where: Where) -> Filter:
-        """Check a filter as the head of this module describes it.
+    def parse(cls, where: Where | Filter, hidden: tuple[str, ...] = ()) -> Filter:
+        """Check a filter as the head of this module describes it; one that was checked is returned as it is.
+
+        Args:
+            where: the filter.
+            hidden: metadata keys that it must not see, because whoever asks may not know their values.
 
         Raises:
             InputError: names the place in the filter, the rule and the value.
         """
+        if isinstance(where, Filter):
+            return where
         keys: dict[str, None] = {}
         matches = _filter(where, "where", keys, 1)
-        return cls(matches, tuple(keys), json.dumps(json_value(where, "where"), sort_keys=True))
+        text = json.dumps(json_value(where, "where"), sort_keys=True)
+        return cls(_without(hidden, matches) if hidden else matches, tuple(keys), text, hidden)
 
     def choose(self, rows: Sequence[Row]) -> list[Row]:
         """The rows whose metadata passes.
@@ -84,13 +93,18 @@ class Filter:
         Raises:
             InputError: names the key and those that come near.
         """
-        names = set(known)
+        names = set(known) - set(self.hidden)
         for key in self.keys:
             if key not in names:
                 near = difflib.get_close_matches(key, names, 3)
                 listed = ", ".join(map(repr, near or sorted(names)[:10]))
                 has = f"{'similar keys' if near else 'the keys'} are {listed}" if listed else "no row has metadata"
                 raise InputError(f"where: no row has the key {key!r}; {has} ($exists asks for a key without comparing)")
+
+
+def _without(hidden: tuple[str, ...], test: _Test) -> _Test:
+    """A test that does not see some keys."""
+    return lambda metadata: test({key: value for key, value in metadata.items() if key not in hidden})
 
 
 def _filter(where: object, place: str, keys: dict[str, None], depth: int) -> _Test:

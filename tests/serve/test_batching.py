@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime import Gallery, Matcher, open_gallery_with_matcher
+from chan_rt.runtime.gallery.where import Filter
 from chan_rt.serve.batching import Batcher, Job
 from chan_rt.serve.galleries import OpenGallery
 from chan_rt.serve.work import Search, Work, encode_texts, run_batch
@@ -121,9 +122,9 @@ def test_captions_are_encoded_as_alone_in_runs_of_bounded_words(opened: OpenGall
 
 
 def test_equal_searches_of_a_batch_share_a_scan_and_others_do_not(opened: OpenGallery) -> None:
-    same = Search.of(2, {"path": {"$exists": True}, "n": {"$exists": False}}, None)
-    turned = Search.of(2, {"n": {"$exists": False}, "path": {"$exists": True}}, None)
-    other = Search.of(3, None, None)
+    same = Search(2, Filter.parse({"path": {"$exists": True}, "n": {"$exists": False}}))
+    turned = Search(2, Filter.parse({"n": {"$exists": False}, "path": {"$exists": True}}))
+    other = Search(3)
     jobs = [Work(opened=opened, words=5, captions=[text], search=search)
             for text, search in zip(CAPTIONS, [same, turned, other, same], strict=False)]  # fmt: skip
     with patch.object(Gallery, "search", autospec=True, side_effect=Gallery.search) as search:
@@ -141,7 +142,7 @@ def test_equal_searches_of_a_batch_share_a_scan_and_others_do_not(opened: OpenGa
 def test_one_that_fails_does_so_alone(opened: OpenGallery) -> None:
     texts = ["a cloud", " ", "the green apple", "word " * 200]
     jobs = [Work(opened=opened, words=5, captions=[text], search=Search(2)) for text in texts]
-    jobs.append(Work(opened=opened, words=5, captions=["a"], search=Search(2, '{"nothing": 1}')))
+    jobs.append(Work(opened=opened, words=5, captions=["a"], search=Search(2, Filter.parse({"nothing": 1}))))
     run_batch(jobs, 1000)
     assert [type(job.error).__name__ for job in jobs] == [
         "NoneType",

@@ -79,7 +79,7 @@ def test_answers_are_those_of_the_library(client: Client, library: tuple[Gallery
             assert (mine.certified, mine.reason, mine.rows) == (True, theirs.reason, 8)
             assert [hit.id for hit in mine.hits] == [hit.id for hit in theirs.hits]
     assert [hit.id for hit in client.search([CAPTION], ids=ids[:1])[0].hits] == ids[:1]
-    assert len(client.search([CAPTION], where={"path": {"$contains": "/0 &"}}, off=[1])[0].hits) == 1
+    assert len(client.search([CAPTION], where={"year": {"$exists": False}}, k=1, off=[1])[0].hits) == 1
 
     explained = client.explain(CAPTION, id=ids[0])
     assert explained.score == pytest.approx(matcher.explain(images[0], CAPTION).score, abs=1e-4)

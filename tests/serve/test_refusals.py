@@ -29,7 +29,7 @@ def check_problem(answer: httpx.Response, status: int, reason: str) -> dict:
     assert (answer.status_code, body["status"]) == (status, status), answer.text
     assert body["type"] == f"urn:chan-rt:problem:{reason}"
     assert body["request_id"] == answer.headers["x-request-id"]
-    assert body["detail"]
+    assert 0 < len(body["detail"]) <= 1010
     return body
 
 
@@ -53,6 +53,10 @@ def check_problem(answer: httpx.Response, status: int, reason: str) -> dict:
         ({"captions": [CAPTION], "gallery": "other"}, 404, "gallery", "one of gallery, got 'other'"),
         ({"pictures": ["AAAA"]}, 415, "picture", "pictures[0] must be a JPEG"),
         ({"captions": [CAPTION], "ids": ["nine"]}, 422, "InputError", "ids: not in the gallery: nine"),
+        ({"captions": [CAPTION], "where": {"a": {"$in": [0] * 101}}}, 422, "where", "at most 100 values"),
+        ({"captions": [CAPTION], "where": {"$or": [{"a": 1}] * 101}}, 422, "where", "at most 100 values"),
+        ({"captions": [CAPTION], "where": {"a": "x" * 9_000_000}}, 422, "InputError", "no row has the key 'a'"),
+        ({"captions": [CAPTION], "where": {"a" * 9_000_000: 1}}, 422, "InputError", "no row has the key 'a"),
         ({"captions": [CAPTION], "where": {"$what": 1}}, 422, "InputError", "$not"),
         ({"captions": [" "]}, 422, "InputError", "at least one word"),
         ({"captions": ["a " * 200]}, 422, "TensorError", "words"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Segment:
 
     Attributes:
         table: ids and metadata.
-        masks: for the text of a filter the rows that pass it, and the keys that the rows have; kept by searches.
+        masks: for a filter the rows that pass it, and the keys that the rows have; kept by searches.
 
     Raises:
         FileNotFoundError: one of its files is missing.
@@ -96,7 +96,7 @@ class Segment:
             self._files.append(rows)
             table = MappedRows(rows, count)
         self.table = table
-        self.masks: dict[str, tuple[NDArray[np.bool_], frozenset[str]]] = {}
+        self.masks: dict[Hashable, tuple[NDArray[np.bool_], frozenset[str]]] = {}
         self.plan: SearchPlan | None = None
         self.blocks = self.norms = self._measures = np.zeros((count, 0), np.float32)
         self._prepared: MappedFile | None = None

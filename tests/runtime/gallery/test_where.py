@@ -94,6 +94,35 @@ def test_a_search_finds_exactly_the_rows_that_pass(tmp_path: Path, make_embeddin
 
 
 @pytest.mark.parametrize(
+    ("where", "passing"),
+    [
+        ({"n": {"$exists": True}}, []),
+        ({"n": {"$exists": False}}, [0, 1, 2, 3, 4, 5]),
+        ({"$not": {"n": {"$exists": True}}, "rare": 3}, [3]),
+        ({"s": "002"}, [2]),
+    ],
+)
+def test_a_hidden_key_is_as_if_no_row_had_it(
+    tmp_path: Path, make_embeddings, make_settings, where: dict[str, Any], passing: list[int]
+) -> None:
+    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+        writer.add([str(n) for n in range(6)], make_embeddings(1, 6), ROWS)
+    with Gallery.open(tmp_path / "g") as gallery:
+
+        def found(condition: Filter) -> list[int]:
+            (result,) = gallery.search(make_embeddings(9, 1), 10, where=condition)
+            return sorted(int(hit.id) for hit in result.hits)
+
+        seen = found(Filter.parse(where))  # whose masks the next search must not take
+        assert found(Filter.parse(where, hidden=("n",))) == passing
+        assert found(Filter.parse(where)) == seen
+        for value in (3, {"$ne": 3}, {"$in": [3]}, {"$gt": 2}, {"$contains": "x"}):
+            with pytest.raises(InputError, match=r"no row has the key 'n'; the keys are '[^n]") as caught:
+                gallery.search(make_embeddings(9, 1), 10, where=Filter.parse({"n": value}, hidden=("n",)))
+            assert "'n'," not in str(caught.value).partition(";")[2]
+
+
+@pytest.mark.parametrize(
     ("where", "message"),
     [
         ({3: 3}, "where: a key must be text, got 3"),
