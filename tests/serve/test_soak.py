@@ -4,6 +4,7 @@ No answer is wrong, no row is lost and nothing grows: for seconds in each run of
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -33,17 +34,18 @@ class Soak:
     Attributes:
         counts: what happened how often.
         truth: caption -> id -> score, of the rows that stay.
-        acknowledged: ids of the other rows that the gallery must have.
+        acknowledged: for each writer the ids of the rows it added, which the gallery must have.
     """
 
     def __init__(self, url: str, pid: int, truth: dict[str, dict[str, float]], rows: Embeddings) -> None:
         self.url = url
         self.counts: Counter[str] = Counter()
-        self.acknowledged: set[str] = set()
+        self.acknowledged: dict[str, set[str]] = {"a": set(), "b": set()}
         self._pid = pid
         self.truth = truth
         self._rows = rows
         self._ids = sorted(truth[CAPTIONS[0]])
+        self._numbers = itertools.count()
         self._end = threading.Event()
         self._errors: list[BaseException] = []
 
@@ -93,28 +95,32 @@ class Soak:
         scores = [hit.score for hit in result.hits]
         assert scores == sorted(scores, reverse=True)
         assert {hit.id for hit in result.hits} >= truth.keys()
-        for hit in result.hits:  # a row `w/N of ID` has the vectors of the row ID
+        for hit in result.hits:  # a row `a/N of ID` has the vectors of the row ID
             expected = truth[hit.id.partition(" of ")[2] or hit.id]
             assert abs(hit.score - expected) < 1e-4, (hit.id, hit.score, expected)
 
-    def write(self, rng: random.Random) -> None:
-        """Add some rows and delete some; what was acknowledged is there, also after its worker was killed."""
-        chosen = rng.sample(range(len(self._ids)), 3)
-        new = [f"w/{self.counts['written']} of {self._ids[row]}" for row in chosen]
-        self.counts["written"] += 1
-        self._change(lambda client: client.add(new, self._rows[chosen], overwrite=True))
-        self.acknowledged |= set(new)
-        if len(self.acknowledged) > 30:
-            gone = rng.sample(sorted(self.acknowledged), 10)
+    def writer(self, name: str) -> Callable[[random.Random], None]:
+        """Adds some rows and deletes some; what was acknowledged is there, also after its worker was killed."""
+        mine = self.acknowledged[name]
 
-            def delete(client: Client) -> None:
-                (result,) = client.search([CAPTIONS[0]], k=1000)
-                there = [id for id in gone if id in {hit.id for hit in result.hits}]
-                if there:
-                    client.delete(there)
+        def write(rng: random.Random) -> None:
+            chosen = rng.sample(range(len(self._ids)), 3)
+            new = [f"{name}/{next(self._numbers)} of {self._ids[row]}" for row in chosen]
+            self._change(lambda client: client.add(new, self._rows[chosen], overwrite=True))
+            mine.update(new)
+            if len(mine) > 30:
+                gone = rng.sample(sorted(mine), 10)
 
-            self._change(delete)
-            self.acknowledged -= set(gone)
+                def delete(client: Client) -> None:
+                    (result,) = client.search([CAPTIONS[0]], k=1000)
+                    there = [id for id in gone if id in {hit.id for hit in result.hits}]
+                    if there:
+                        client.delete(there)
+
+                self._change(delete)
+                mine.difference_update(gone)
+
+        return write
 
     def _change(self, change: Callable[[Client], object]) -> None:
         """Do a change until it is acknowledged."""
@@ -206,10 +212,11 @@ SECONDS = [pytest.param(4, id="short"), pytest.param(3600, marks=pytest.mark.nig
 def test_faults_neither_falsify_an_answer_nor_lose_a_row(soaked, seconds: float) -> None:
     server, path, soak = soaked
     before = descriptors(server.process.pid)
-    soak.run(seconds, soak.search, soak.search, soak.write, soak.kill, soak.misbehave, soak.misbehave)
+    writers = soak.writer("a"), soak.writer("b")
+    soak.run(seconds, soak.search, soak.search, *writers, soak.kill, soak.misbehave, soak.misbehave)
     with Client(server.url, retries=10) as client:
         (result,) = client.search([CAPTIONS[0]], k=1000)
-    assert {hit.id for hit in result.hits} == soak.acknowledged | soak.truth[CAPTIONS[0]].keys()
+    assert {hit.id for hit in result.hits} == set().union(soak.truth[CAPTIONS[0]], *soak.acknowledged.values())
     assert descriptors(server.process.pid) <= before
     assert server.stop() == 0
     assert verify_gallery(path) == []
@@ -224,7 +231,7 @@ def test_faults_neither_falsify_an_answer_nor_lose_a_row(soaked, seconds: float)
 def test_workers_do_not_grow(soaked, seconds: float) -> None:
     """Nobody is killed here, so that the same workers answer from the beginning to the end."""
     server, _, soak = soaked
-    clients = (soak.search, soak.write, soak.misbehave, soak.misbehave)
+    clients = (soak.search, soak.writer("a"), soak.writer("b"), soak.misbehave, soak.misbehave)
     workers = children(server.process.pid)
     soak.run(min(seconds / 4, 120), *clients)
     warm = [(descriptors(pid), memory(pid)) for pid in workers]
