@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "bert": {"tokenizers": "tokenizers"},
     "heif": {"pillow-heif": "pillow_heif"},
     "hdf5": {"h5py": "h5py"},
+    "parquet": {"pyarrow": "pyarrow"},
     "coco": {"eccv-caption": "eccv_caption"},
     "gpu": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
     "tensorrt": {

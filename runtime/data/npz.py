@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from .store import NEEDED, check_image, feature_name
 # Arrays that are compressed are read whole; larger ones must be stored as they are, so that they can be mapped.
 MAX_COMPRESSED = 4 << 30
 _MAX_MEMBERS = 1000
+_MAX_ARRAYS = 10**7  # where each row may have one
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ class _Header:
         return prod(self.shape) * self.dtype.itemsize
 
 
+class _Opened(NamedTuple):
+    """An archive that is open: its name, its reader, and its bytes as a file and mapped, once for all its arrays."""
+
+    file: Path
+    archive: zipfile.ZipFile
+    raw: IO[bytes]
+    whole: NDArray[np.uint8]
+
+
 def map_npy(file: Path) -> NDArray[Any]:
     """The array of an .npy file, mapped."""
     try:
@@ -48,15 +60,24 @@ def map_npz(file: Path) -> dict[str, NDArray[Any]]:
     Raises:
         InputError: it is no archive, is damaged, holds Python objects, or a compressed array is larger than 4 GiB.
     """
-    try:
-        with zipfile.ZipFile(file) as archive, open(file, "rb") as raw:
-            members = _members(archive, file.stat().st_size)
-            wanted = (feature_name(file, members), *NEEDED)
-            return {name: _member(file, archive, raw, *members[name]) for name in wanted if name in members}
-    except InputError:
-        raise
-    except Exception as error:  # as in `map_npy`
-        raise InputError(f"{file} cannot be read as an .npz archive: {reason_of(error)}") from error
+    with _open(file) as opened:
+        members = _members(opened, _MAX_MEMBERS)
+        wanted = (feature_name(file, members), *NEEDED)
+        return {name: _member(opened, *members[name]) for name in wanted if name in members}
+
+
+def map_npz_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz file by name, in the order in which they were written.
+
+    Raises:
+        InputError: as `map_npz`.
+    """
+    with _open(file) as opened:
+        members = _members(opened, _MAX_ARRAYS)
+        compressed = sum(info.file_size for info, _ in members.values() if info.compress_type != zipfile.ZIP_STORED)
+        if compressed > MAX_COMPRESSED:
+            raise InputError(f"{file} is compressed and takes {compressed:,} bytes: write it with numpy.savez")
+        return {name: _member(opened, *place) for name, place in members.items()}
 
 
 def read_image(file: Path) -> NDArray[Any]:
@@ -72,17 +93,30 @@ def read_image(file: Path) -> NDArray[Any]:
     return array
 
 
-def _members(archive: zipfile.ZipFile, size: int) -> dict[str, tuple[zipfile.ZipInfo, int]]:
+@contextmanager
+def _open(file: Path) -> Iterator[_Opened]:
+    try:
+        with zipfile.ZipFile(file) as archive, open(file, "rb") as raw:
+            yield _Opened(file, archive, raw, np.memmap(file, np.uint8, "r"))
+    except InputError:
+        raise
+    except Exception as error:  # as in `map_npy`
+        raise InputError(f"{file} cannot be read as an .npz archive: {reason_of(error)}") from error
+
+
+def _members(opened: _Opened, most: int) -> dict[str, tuple[zipfile.ZipInfo, int]]:
     """The members of an archive by name, each with the place where the next one begins (or the archive's directory)."""
+    archive = opened.archive
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    if len(infos) > _MAX_MEMBERS:
-        raise InputError(f"{archive.filename} must hold at most {_MAX_MEMBERS} arrays, got {len(infos)}")
-    ends = [info.header_offset for info in infos[1:]] + [min(archive.start_dir, size)]
+    if len(infos) > most:
+        raise InputError(f"{archive.filename} must hold at most {most:,} arrays, got {len(infos):,}")
+    ends = [info.header_offset for info in infos[1:]] + [min(archive.start_dir, len(opened.whole))]
     return {info.filename.removesuffix(".npy"): (info, end) for info, end in zip(infos, ends, strict=True)}
 
 
-def _member(file: Path, archive: zipfile.ZipFile, raw: IO[bytes], info: zipfile.ZipInfo, end: int) -> NDArray[Any]:
+def _member(opened: _Opened, info: zipfile.ZipInfo, end: int) -> NDArray[Any]:
     """One array. Its header must claim exactly the bytes that the member holds, and these must end before `end`."""
+    file, archive, raw, whole = opened
     if info.flag_bits & 1:
         raise InputError(f"{file}: {info.filename} is encrypted: write it with numpy.savez")
     if info.compress_type != zipfile.ZIP_STORED:
@@ -106,7 +140,8 @@ def _member(file: Path, archive: zipfile.ZipFile, raw: IO[bytes], info: zipfile.
         raise InputError(f"{file}: {info.filename} must not reach into the member behind it: the file is damaged")
     raw.seek(start)
     header = _read_header(file, raw, info)
-    return np.memmap(file, header.dtype, "r", offset=start + header.size, shape=header.shape, order=header.order)
+    mapped: NDArray[Any] = whole[start + header.size : start + info.file_size].view(header.dtype)
+    return mapped.reshape(header.shape, order=header.order)
 
 
 def _read_header(file: Path, stream: IO[bytes], info: zipfile.ZipInfo) -> _Header:

@@ -1,4 +1,4 @@
-"""Metadata of pictures from a file: CSV with a header, or JSON lines, each line with the `path` of its picture."""
+"""Metadata of rows from a file: CSV with a header, JSON lines or Parquet. For pictures each line has their `path`."""
 
 from __future__ import annotations
 
@@ -10,39 +10,57 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data.parquet import read_parquet_rows
 from ..errors import InputError
 from ..gallery.values import checked_metadata
 from .identity import SOURCE
 from .sources import Source
 
-_RESERVED = ("path", SOURCE)
-
 
 def read_metadata(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Metadata by the picture's path, as the file names it.
-
-    A file whose name ends in `.csv` is CSV with a header; its numbers, `true` and `false` become such values, and empty
-    cells are left out. Every other file holds one JSON object a line.
+    """Metadata by the picture's path, as the file names it: `read_table` by `path`.
 
     Raises:
-        InputError: the file cannot be read, or a line is not such a thing: names the line. A path stands twice, or a
-            key is one of those that the gallery itself keeps.
+        InputError: as `read_table`; a line has no path, or a path stands twice.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for place, row in read_table(path, "path", needed=True):
+        name = row.pop("path", None)
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{place}: must have a `path`, got {name!r}")
+        if name in found:
+            raise InputError(f"{place}: each path must occur once, got {name!r} again")
+        found[name] = row
+    return found
+
+
+def read_table(path: str | Path, key: str, *, needed: bool = False) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a file of metadata, each with its place in words.
+
+    A file whose name ends in `.csv` is CSV with a header; its numbers, `true` and `false` become such values, and empty
+    cells are left out. In `.parquet`, nulls are. Every other file holds one JSON object a line.
+
+    Args:
+        path: the file.
+        key: the column that names the rows, which stays text.
+        needed: whether a CSV file must have that column.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not such a thing: names the line. A key is one of those that
+            the gallery itself keeps.
+        MissingExtra: reading Parquet needs a library that is not installed.
     """
     file = Path(path)
-    found: dict[str, dict[str, Any]] = {}
+    found: list[tuple[str, dict[str, Any]]] = []
     try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
-            lines = _csv_lines(text, file) if file.suffix.lower() == ".csv" else _json_lines(text, file)
-            for number, row in lines:
-                name = row.pop("path", None)
-                if not isinstance(name, str) or not name:
-                    raise InputError(f"{file}, line {number}: must have a `path`, got {name!r}")
-                if name in found:
-                    raise InputError(f"{file}, line {number}: each path must occur once, got {name!r} again")
-                reserved = [key for key in row if key in _RESERVED]
-                if reserved:
-                    raise InputError(f"{file}, line {number}: rename the reserved key {reserved[0]!r}")
-                found[name] = checked_metadata([row])[0]
+        for number, row in _lines(file, key, needed):
+            place = f"{file}, line {number}"
+            if SOURCE in row:
+                raise InputError(f"{place}: rename the reserved key {SOURCE!r}")
+            try:
+                found.append((place, checked_metadata([row])[0]))
+            except InputError as error:
+                raise InputError(f"{place}: {str(error).removeprefix('metadata[0]')}") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -75,6 +93,14 @@ def with_metadata(source: Source, metadata: Mapping[str, Mapping[str, Any]]) -> 
     return replace(source, metadata=rows), [name for name in metadata if name not in used]
 
 
+def _lines(file: Path, key: str, needed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    if file.suffix.lower() == ".parquet":
+        yield from enumerate(read_parquet_rows(file), 1)
+        return
+    with open(file, encoding="utf-8-sig", newline="") as text:
+        yield from _csv_lines(text, file, key, needed) if file.suffix.lower() == ".csv" else _json_lines(text, file)
+
+
 def _json_lines(text: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text, 1):
         if not line.strip():
@@ -88,10 +114,10 @@ def _json_lines(text: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str
         yield number, row
 
 
-def _csv_lines(text: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_lines(text: Iterator[str], file: Path, key: str, needed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(text, restkey="")
-    if reader.fieldnames is None or "path" not in reader.fieldnames:
-        raise InputError(f"{file}, line 1: the header must have a column `path`, got {reader.fieldnames or 'nothing'}")
+    if reader.fieldnames is None or (needed and key not in reader.fieldnames):
+        raise InputError(f"{file}, line 1: the header must have a column `{key}`, got {reader.fieldnames or 'nothing'}")
     if len(set(reader.fieldnames)) < len(reader.fieldnames):
         raise InputError(f"{file}, line 1: each column must have a name of its own, got {reader.fieldnames}")
     for row in reader:
@@ -99,7 +125,7 @@ def _csv_lines(text: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str,
             raise InputError(f"{file}, line {reader.line_num}: must have {len(reader.fieldnames)} cells")
         yield (
             reader.line_num,
-            {key: cell if key == "path" else _typed(cell) for key, cell in row.items() if cell != ""},
+            {name: cell if name == key else _typed(cell) for name, cell in row.items() if cell != ""},
         )
 
 

@@ -1,0 +1,131 @@
+"""Parquet files: a column of embeddings with ids and metadata beside, or metadata alone. Reading needs pyarrow.
+
+The column of embeddings has lists of lists of floating-point numbers, or lists for one vector a row; lists of a fixed
+size are read alike. The column `id` has the ids, and a text column `metadata` may hold JSON objects, as `chan gallery
+export` writes them. Every other column is metadata by its name; what is null is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, reason_of
+from ..extras import needs
+from ..strict_json import parse_json
+from .vector_file import StoredRow, VectorFile
+
+ID, METADATA = "id", "metadata"
+_VECTORS = ("embeddings", "embedding", "vectors")
+_ROWS = 256  # read at once: 75 MB of 72 x 1024 float32
+
+
+def open_parquet_vectors(file: Path) -> VectorFile:
+    """The rows of a file that has a column of embeddings.
+
+    Raises:
+        InputError: it is no Parquet file, or which column has the embeddings is not clear.
+        MissingExtra: pyarrow is not installed.
+    """
+    parquet = _open(file)
+    schema = parquet.schema_arrow
+    floats = {field.name: _depth(field.type) for field in schema if _depth(field.type)}
+    named = [name for name in _VECTORS if name in floats] or list(floats)
+    if len(named) != 1:
+        found = ", ".join(floats) or "none"
+        rule = "must have one column of lists of floating-point numbers, or name one of them `embeddings`"
+        raise InputError(f"{file} {rule}, got {found}")
+    if len(set(schema.names)) < len(schema.names):
+        raise InputError(f"{file}: each column must have a name of its own, got {', '.join(schema.names)}")
+    column, deep = named[0], floats[named[0]] > 1
+    ids = parquet.read([ID]).column(0).to_pylist() if ID in schema.names else None
+
+    def read() -> Iterator[StoredRow]:
+        for batch in _batches(file):
+            stored = batch.column(column)
+            others = _dicts(batch.drop_columns([name for name in (column, ID) if name in batch.schema.names]), file)
+            for row, metadata in enumerate(others):
+                yield _row(stored[row], deep, metadata)
+
+    return VectorFile(file, parquet.metadata.num_rows, str(schema.field(column).type), ids, False, read)
+
+
+def read_parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file as dicts; nulls are left out.
+
+    Raises:
+        InputError: it is no Parquet file, or is damaged.
+        MissingExtra: pyarrow is not installed.
+    """
+    for batch in _batches(file):
+        yield from _dicts(batch, file)
+
+
+def _open(file: Path) -> Any:
+    with needs("pyarrow", "reading Parquet"):
+        from pyarrow.parquet import ParquetFile
+    try:
+        return ParquetFile(file, memory_map=True)
+    except (OSError, ValueError) as error:  # pyarrow's errors are one of these
+        raise InputError(f"{file} cannot be read as Parquet: {reason_of(error)}") from error
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    try:
+        yield from _open(file).iter_batches(_ROWS)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as Parquet: {reason_of(error)}") from error
+
+
+def _depth(kind: Any) -> int:
+    """How many lists are around floating-point numbers: 1 for a vector, 2 for vectors; 0 for everything else."""
+    from pyarrow import types
+
+    depth = 0
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth if types.is_floating(kind) and depth < 3 else 0
+
+
+def _row(cell: Any, deep: bool, metadata: dict[str, Any]) -> StoredRow:
+    """One row: `cell` is a scalar of the column of embeddings, `deep` whether it has several vectors."""
+    nothing = np.zeros((0, 0), np.float32)
+    if not cell.is_valid:
+        return StoredRow(nothing, metadata, "its embeddings are null")
+    inner = cell.values
+    if deep:
+        if inner.null_count:
+            return StoredRow(nothing, metadata, "one of its vectors is null")
+        widths = inner.value_lengths().unique().to_pylist()
+        if len(widths) > 1:
+            return StoredRow(nothing, metadata, f"its vectors must have one width, got {sorted(widths)}")
+        count, inner = len(inner), inner.flatten()
+    if inner.null_count:
+        return StoredRow(nothing, metadata, "one of its numbers is null")
+    numbers = inner.to_numpy(zero_copy_only=False)
+    return StoredRow(numbers.reshape(count, -1) if deep and count else numbers, metadata)
+
+
+def _dicts(batch: Any, file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a batch as metadata."""
+    if not batch.num_columns:
+        return ({} for _ in range(batch.num_rows))
+    return (_metadata(row, file) for row in batch.to_pylist())
+
+
+def _metadata(row: dict[str, Any], file: Path) -> dict[str, Any]:
+    found = {name: value for name, value in row.items() if value is not None and name != METADATA}
+    inside = row.get(METADATA)
+    if isinstance(inside, str):
+        try:
+            inside = parse_json(inside)
+        except InputError as error:
+            raise InputError(f"{file}: the column {METADATA} must have JSON objects: {error}") from error
+    if isinstance(inside, dict):
+        return {**inside, **found}
+    if inside is not None:
+        raise InputError(f"{file}: the column {METADATA} must have JSON objects, got {inside!r}")
+    return found

@@ -1,0 +1,166 @@
+"""Fill a gallery with the embeddings of another model, so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..embeddings import Embeddings
+from ..errors import InputError
+from ..gallery import Gallery, GalleryWriter
+from ..gallery.proof.bounds import MAX_VALUE
+from ..gallery.proof.quantize import quantize
+from ..gallery.store.rows import Relabel
+from ..skipped import MAX_BAD, Skipped, SkippedItem
+from .embedding_source import BYTES_AT_ONCE, EmbeddingRow, EmbeddingSource
+
+
+@dataclass(frozen=True)
+class IndexedEmbeddings:
+    """What a run over files of embeddings did.
+
+    Attributes:
+        added: rows that the gallery did not have.
+        refreshed: rows that it had with other vectors.
+        relabeled: rows that it had with these vectors and other metadata.
+        unchanged: rows that it had as they are.
+        padding: vectors of zeros that were left out of padded rows.
+        norms: the smallest and the largest length of a vector.
+        skipped: rows that cannot be read, with the reasons.
+    """
+
+    added: int
+    refreshed: int
+    relabeled: int
+    unchanged: int
+    padding: int
+    norms: tuple[float, float]
+    skipped: tuple[SkippedItem, ...]
+
+
+def index_embeddings(
+    writer: GalleryWriter,
+    source: EmbeddingSource,
+    *,
+    max_bad: int = MAX_BAD,
+    progress: Callable[[int, int], object] | None = None,
+) -> IndexedEmbeddings:
+    """Bring a gallery up to date with files of embeddings: add rows, and replace those whose vectors changed.
+
+    Rows are read and committed some 64 MB at a time, whatever the size of the files, so a run that was interrupted
+    keeps what it committed, and the same call continues from there.
+
+    Args:
+        writer: of the gallery.
+        source: the rows.
+        max_bad: how many rows may be unreadable.
+        progress: called with the rows that are done and the rows there are.
+
+    Raises:
+        InputError: more than `max_bad` rows cannot be read, or none can; a file is damaged.
+        GalleryError: the gallery cannot be written; what was committed before is kept.
+    """
+    run = _Run(writer, Skipped(max_bad), writer.ids(source.ids))
+    with Gallery.open(writer.path, threads=1) as gallery:
+        done = 0
+        for rows in _batches(run.valid(source.read())):
+            run.put(rows, gallery)
+            done += len(rows)
+            if progress is not None:
+                progress(done + len(run.skipped), len(source.ids))
+    if not done:
+        first = run.skipped.items[0]
+        raise InputError(f"none of {len(run.skipped)} rows could be read; the first: {first.item}: {first.reason}")
+    if run.added or run.refreshed:
+        writer.compact()
+    return IndexedEmbeddings(
+        run.added, run.refreshed, run.relabeled, done - run.added - run.refreshed - run.relabeled,
+        run.padding, run.norms, run.skipped.items,
+    )  # fmt: skip
+
+
+class _Run:
+    """One run, and what it has done so far."""
+
+    def __init__(self, writer: GalleryWriter, skipped: Skipped, known: set[str]) -> None:
+        self.skipped = skipped
+        self.added = self.refreshed = self.relabeled = self.padding = 0
+        self.norms = (np.inf, 0.0)
+        self._writer = writer
+        self._known = known
+
+    def valid(self, rows: Iterable[EmbeddingRow]) -> Iterator[EmbeddingRow]:
+        """The rows that the gallery can hold; the others are skipped."""
+        settings = self._writer.settings
+        most = float(np.finfo(np.float16).max) if settings.fine == "float16" else MAX_VALUE
+        for row in rows:
+            problem = row.problem
+            if row.vectors is not None and row.vectors.shape[1] != settings.dim:
+                problem = f"D must be this gallery's {settings.dim}, got {row.vectors.shape[1]}"
+            elif row.vectors is not None and np.abs(row.vectors).max() > most:
+                problem = f"values must be at most {most:g} in size, got {np.abs(row.vectors).max():g}"
+            if problem is None:
+                yield row
+            else:
+                self.skipped.add(SkippedItem(row.id, problem))
+
+    def put(self, rows: Sequence[EmbeddingRow], gallery: Gallery) -> None:
+        """Add what is new, replace what has other vectors, and relabel what has other metadata, in two commits."""
+        self._measure(rows)
+        there = [row for row in rows if row.id in self._known]
+        same, relabels = set[str](), []
+        for row, stored, kept in zip(
+            there, gallery.find([row.id for row in there]), self._kept(there, gallery), strict=True
+        ):
+            if np.array_equal(self._as_kept(vectors_of(row)), kept):
+                same.add(row.id)
+                if dict(stored.metadata) != dict(row.metadata):
+                    relabels.append(Relabel(row.id, row.id, row.metadata))
+        new = [row for row in rows if row.id not in same]
+        if new:
+            embeddings = Embeddings.padded([vectors_of(row) for row in new], self._writer.settings.kind)
+            self._writer.add([row.id for row in new], embeddings, [row.metadata for row in new], overwrite=True)
+        self._writer.relabel(relabels)
+        self.refreshed += len(there) - len(same)
+        self.added += len(rows) - len(there)
+        self.relabeled += len(relabels)
+
+    def _measure(self, rows: Sequence[EmbeddingRow]) -> None:
+        for row in rows:
+            norms = np.linalg.norm(vectors_of(row), axis=1)
+            self.norms = min(self.norms[0], float(norms.min())), max(self.norms[1], float(norms.max()))
+            self.padding += row.padding
+
+    def _kept(self, rows: Sequence[EmbeddingRow], gallery: Gallery) -> list[NDArray[np.float32]]:
+        return gallery.embeddings([row.id for row in rows]).rows() if rows else []
+
+    def _as_kept(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the gallery gives back of a row's vectors, once it holds them."""
+        if self._writer.settings.fine != "none":
+            return vectors.astype(self._writer.settings.fine).astype(np.float32)
+        coarse = quantize(vectors, np.array([0, len(vectors)]))
+        return coarse.codes.astype(np.float32) * coarse.scale
+
+
+def vectors_of(row: EmbeddingRow) -> NDArray[np.float32]:
+    """The vectors of a row that could be read."""
+    assert row.vectors is not None
+    return row.vectors
+
+
+def _batches(rows: Iterable[EmbeddingRow]) -> Iterator[list[EmbeddingRow]]:
+    """Rows in groups of at most BYTES_AT_ONCE once they are padded to the longest, one row at least."""
+    group: list[EmbeddingRow] = []
+    longest = 0
+    for row in rows:
+        count, dim = vectors_of(row).shape
+        if group and 4 * dim * max(longest, count) * (len(group) + 1) > BYTES_AT_ONCE:
+            yield group
+            group, longest = [], 0
+        group.append(row)
+        longest = max(longest, count)
+    if group:
+        yield group
