@@ -31,8 +31,12 @@ def command(
 
     With --out the regions are drawn on the picture. With --html they are a page on which each word shows its region.
     """
+    from ..runtime.gallery import is_gallery
     from ..runtime.matcher import Matcher
 
+    if is_gallery(bundle):
+        hint = "A gallery of embeddings that came without a bundle has no words to explain"
+        raise click.UsageError(f"{visible(bundle)} is a gallery: give the bundle that encoded its rows. {hint}")
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise click.BadParameter(f"the file must end in .png or .jpg, got {visible(out)}", param_hint="--out")
     with Matcher.open(bundle, backend, precision) as matcher:

@@ -121,6 +121,8 @@ def repair(gallery: Path, as_json: bool) -> None:
 def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
     """Fit search to GALLERY as it is now and to its queries, and measure what it reads."""
     from ..runtime.gallery import GalleryWriter
+    from ..runtime.gallery.settings import NO_MODEL
+    from ..runtime.indexing.embedding_source import read_embeddings
     from ..runtime.indexing.index import encode_queries
     from ..runtime.indexing.sources import read_lines
     from ..runtime.session import open_matcher
@@ -128,6 +130,8 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
     with GalleryWriter.open(gallery) as writer:
         if queries is None:
             prepared = writer.prepare()
+        elif writer.settings.model == NO_MODEL:
+            prepared = writer.prepare(read_embeddings([queries], writer.settings.dim)[1])
         else:
             with open_matcher(writer, moved) as matcher:
                 prepared = writer.prepare(encode_queries(matcher, read_lines(queries)))

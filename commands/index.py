@@ -1,22 +1,51 @@
-"""`chan index`: encode images or captions into a gallery on disk."""
+"""`chan index`: encode images or captions, or take embeddings of another model, into a gallery on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from . import options
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, warn
 
+if TYPE_CHECKING:
+    from ..runtime.contract import Coding, Pooling
+
 
 @click.command("index", short_help="Encode images or captions into a gallery for `chan search`.")
-@options.bundle_argument
-@click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument(
+    "arguments",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="BUNDLE SOURCES... | --embeddings FILES...",
+)
+@click.option(
+    "--embeddings",
+    is_flag=True,
+    help="Index FILES of embeddings of another model: .npy, .npz, .safetensors, .parquet, or folders of them.",
+)
+@click.option(
+    "--coding", type=options.CODING, default="VHA", show_default=True, help="Coding of the scores, with --embeddings."
+)
+@click.option(
+    "--pooling",
+    type=options.POOLING,
+    default="Sum",
+    show_default=True,
+    help="Pooling of the scores, with --embeddings. VHA with Sum is MaxSim.",
+)
 @options.out_option(options.NEW_FOLDER, "Folder of a new gallery, or of a gallery to add to.")
 @options.split_option("test", "Split of a data folder to index.")
-@click.option("--captions", is_flag=True, help="Index the captions of a data folder, or the lines of text files.")
+@click.option(
+    "--captions",
+    is_flag=True,
+    help="Index the captions of a data folder, the lines of text files, or embeddings of words.",
+)
 @click.option("--replace", is_flag=True, help="Encode the rows that the gallery already has again.")
 @click.option(
     "--fine",
@@ -29,16 +58,21 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
 @click.option(
     "--metadata",
     type=options.FILE,
-    help="Metadata of pictures, to filter by: a CSV file with a header, or JSON lines. Each line names its `path`.",
+    help="Metadata to filter by: a CSV file with a header, JSON lines, or Parquet. Each line names the `path` of its "
+    "picture. With --embeddings there is a line for each row, which may name the row's `id`.",
 )
 @options.queries_option
 @options.backend_option
 @options.precision_option
 @options.skipping_options
 @options.json_option
+@click.pass_context
 def command(
-    bundle: Path,
-    sources: tuple[Path, ...],
+    context: click.Context,
+    arguments: tuple[Path, ...],
+    embeddings: bool,
+    coding: Any,
+    pooling: Any,
     out: Path,
     split: Any,
     captions: bool,
@@ -53,7 +87,11 @@ def command(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Encode SOURCES with BUNDLE and keep the embeddings in the gallery OUT.
+    """Encode SOURCES with BUNDLE, or take FILES of embeddings of another model, and keep them in the gallery OUT.
+
+    \b
+    chan index BUNDLE photos/ -o GALLERY
+    chan index --embeddings pages.safetensors -o GALLERY
 
     SOURCES are pictures and folders of pictures, or one data folder in the precomp layout. With --captions they are a
     data folder or text files.
@@ -62,7 +100,21 @@ def command(
     added, what changed is encoded again, what moved within SOURCES is renamed, and with --prune what is gone is
     removed. The id of a row is the name of its folder and the path below it. A picture that cannot be read is skipped
     and listed at the end.
+
+    FILES hold one vector or several for each row, in the forms that docs/embeddings.md lists. A score is made of their
+    inner products as they are. The gallery knows no words: search it with `chan search GALLERY --embeddings FILE`.
     """
+    if embeddings:
+        refused = ("split", "replace", "prune", "backend", "precision")
+        options.refuse_given(context, refused, "with --embeddings")
+        alignment = coding, pooling
+        _index_embeddings(arguments, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
+        return
+    options.refuse_given(context, ("coding", "pooling"), "without --embeddings: the bundle decides it")
+    bundle, *sources = arguments
+    if not bundle.is_dir() or not sources:
+        raise click.UsageError("give BUNDLE SOURCES..., where BUNDLE is a folder, or --embeddings FILES...")
+
     from ..runtime.indexing.data_sources import open_source
     from ..runtime.indexing.index import index_source, prepare_search
     from ..runtime.indexing.metadata_file import read_metadata, with_metadata
@@ -118,5 +170,61 @@ def command(
     if unmatched:
         warn(f"{len(unmatched)} lines of {metadata} name no picture of SOURCES, such as {unmatched[0]}")
     report_skipped(result.skipped, source.passed_over)
+    if strict and result.skipped:
+        raise click.exceptions.Exit(1)
+
+
+def _index_embeddings(
+    files: Sequence[Path],
+    out: Path,
+    alignment: tuple[Coding, Pooling],
+    captions: bool,
+    fine: Literal["float32", "float16", "none"],
+    metadata: Path | None,
+    queries: Path | None,
+    max_bad: int,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Bring the gallery up to date with files of embeddings."""
+    from ..runtime.contract import AlignmentConfig
+    from ..runtime.gallery.settings import NO_MODEL, GallerySettings
+    from ..runtime.indexing.embedding_source import embedding_source, read_embeddings
+    from ..runtime.indexing.index_embeddings import index_embeddings, prepare_embeddings
+    from ..runtime.session import open_writer
+
+    source = embedding_source(files, metadata)
+    kind: Literal["images", "captions"] = "captions" if captions else "images"
+    settings = GallerySettings(kind, source.dim(), AlignmentConfig(*alignment), NO_MODEL, fine)
+    asked = None if queries is None else read_embeddings([queries], settings.dim)[1]
+    with open_writer(out, settings) as writer:
+        with progress_bar("index", len(source.ids)) as progress:
+            result = index_embeddings(writer, source, max_bad=max_bad, progress=progress)
+        prepared = prepare_embeddings(writer, asked)
+        held = writer.describe()
+    low, high = result.norms
+    if as_json:
+        facts = asdict(result)
+        facts["skipped"] = skipped_as_dicts(result.skipped)
+        prepared_text = None if prepared is None else prepared.describe()
+        print_json({"gallery": str(out), **facts, "rounded": source.rounds, "prepared": prepared_text})
+    else:
+        echo(f"{result.added + result.refreshed} added, {result.unchanged + result.relabeled} already there")
+        for count, text in (
+            (result.refreshed, "of these took the place of rows with the same id and other vectors"),
+            (result.relabeled, "of those that were there have other metadata now"),
+            (result.padding, "vectors of zeros were left out as padding"),
+        ):
+            if count:
+                echo(f"{count} {text}")
+        unit = 0.999 < low <= high < 1.001
+        measured = "vectors have length 1" if unit else f"vectors have lengths from {low:.4g} to {high:.4g}"
+        echo(f"{measured}; a score is {alignment[0]} and {alignment[1]} of {'cosines' if unit else 'inner products'}")
+        if source.rounds:
+            echo("float64 values were rounded to float32")
+        if prepared is not None:
+            echo(prepared.describe())
+        echo(f"{out}: {held}")
+    report_skipped(result.skipped)
     if strict and result.skipped:
         raise click.exceptions.Exit(1)

@@ -69,6 +69,22 @@ def _gpus() -> tuple[str, ...]:
     return GPUS
 
 
+def _codings() -> tuple[str, ...]:
+    from typing import get_args
+
+    from ..runtime.contract import Coding
+
+    return get_args(Coding)
+
+
+def _poolings() -> tuple[str, ...]:
+    from typing import get_args
+
+    from ..runtime.contract import Pooling
+
+    return get_args(Pooling)
+
+
 def _splits() -> tuple[str, ...]:
     from typing import get_args
 
@@ -83,6 +99,8 @@ PRECISION = Choice(_precisions)
 GRAPH = Choice(_graphs)
 GPU = Choice(_gpus)
 SPLIT = Choice(_splits)
+CODING = Choice(_codings)
+POOLING = Choice(_poolings)
 
 bundle_argument = click.argument("bundle", type=FOLDER)
 data_argument = click.argument("data", type=FOLDER)
@@ -112,8 +130,8 @@ moved_bundle_option = click.option(
 queries_option = click.option(
     "--queries",
     type=FILE,
-    help="Text file with one caption on each line. Search is fitted to them: half of the captions choose the fastest "
-    "way, and the other half measure what it reads.",
+    help="Text file with one caption on each line, or a file of embeddings for a gallery of embeddings. Search "
+    "is fitted to them: half of the queries choose the fastest way, and the other half measure what it reads.",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 @click.command("search", short_help="Find the images that fit a caption, or the captions that fit a picture.")
 @click.argument("arguments", nargs=-1, required=True, metavar="GALLERY [CAPTION] | BUNDLE IMAGES... CAPTION")
-@click.option("--image", type=options.FILE, help="Picture to search a gallery of captions with.")
+@click.option("--image", type=options.FILE, help="Picture to search with: its captions, or pictures like it.")
+@click.option("--like", metavar="ID", help="Search with the row of this id, which is not among the hits.")
+@click.option(
+    "--embeddings",
+    "vectors",
+    type=click.Path(exists=True, path_type=Path),
+    help="File of embeddings to search with, one query for each of its rows, as `chan index --embeddings` reads them.",
+)
 @click.option("-k", default=10, show_default=True, type=options.COUNT, help="Number of hits to find.")
 @options.where_option
 @options.json_option
@@ -44,36 +51,46 @@ if TYPE_CHECKING:
 )
 @options.skipping_options
 def command(
-    arguments: tuple[str, ...], image: Path | None, k: int, where: Any, as_json: bool,
-    html: Path | None, moved: Path | None, backend: str, threads: int | None, device: Literal["cpu", "cuda"],
-    skip_damaged: bool, max_bad: int, strict: bool,
+    arguments: tuple[str, ...], image: Path | None, like: str | None, vectors: Path | None, k: int, where: Any,
+    as_json: bool, html: Path | None, moved: Path | None, backend: str, threads: int | None,
+    device: Literal["cpu", "cuda"], skip_damaged: bool, max_bad: int, strict: bool,
 ) -> None:  # fmt: skip
     """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded only for this search.
 
     \b
     chan search GALLERY "two red apples on a table"
-    chan search GALLERY --image picture.jpg            (a gallery of captions)
+    chan search GALLERY --image picture.jpg
+    chan search GALLERY --like photos/picture.jpg
+    chan search GALLERY --embeddings queries.npy
     chan search BUNDLE photos/ "two red apples on a table"
+
+    A gallery without a bundle is searched with --embeddings or --like. A picture that searches pictures takes the place
+    of a caption, and a caption that searches captions that of a picture.
     """
-    from ..runtime.gallery import is_gallery
+    from ..runtime.gallery import Gallery, is_gallery
     from ..runtime.session import open_gallery_with_matcher
 
     query = _Query(k, where, as_json, html, Skipped(max_bad))
     first, *rest = arguments
     if is_gallery(first):
-        if len(rest) != (image is None):
-            if image is not None:
-                raise click.UsageError(f"{first} is a gallery: give one caption or --image, not both")
-            hint = ". Put a caption of several words in quotes" if rest else ""
-            raise click.UsageError(f"{first} is a gallery: give one caption or --image{hint}")
+        given = len(rest) + sum(query is not None for query in (image, like, vectors))
+        if given != 1:
+            hint = ". Put a caption of several words in quotes" if len(rest) > 1 else ""
+            raise click.UsageError(f"{first} is a gallery: give one caption, --image, --like or --embeddings{hint}")
         damaged: Literal["refuse", "skip"] = "skip" if skip_damaged else "refuse"
+        if like is not None or vectors is not None:
+            refused = ("html", "moved", "backend", "max_bad", "strict")
+            options.refuse_given(click.get_current_context(), refused, "with --like or --embeddings")
+            with Gallery.open(first, threads=threads, device=device, damaged=damaged) as gallery:
+                query.answer_vectors(gallery, like, vectors)
+            return
         opened = open_gallery_with_matcher(
             first, bundle=moved, backend=backend, threads=threads, device=device, damaged=damaged
         )
         with opened as (gallery, matcher):
             query.answer(gallery, matcher, rest[0] if rest else None, image)
     else:
-        if image is not None or len(rest) < 2:
+        if len(rest) < 2 or any(query is not None for query in (image, like, vectors)):
             raise click.UsageError(f"{first} is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION")
         for flag, given in (("--device cuda", device != "cpu"), ("--where", bool(where)), ("--bundle", bool(moved)),
                             ("--skip-damaged", skip_damaged)):  # fmt: skip
@@ -121,24 +138,16 @@ class _Query:
 
     def answer(self, gallery: Gallery, matcher: Matcher, caption: str | None, image: Path | None) -> None:
         """Search the gallery with a caption or a picture, and print the hits."""
-        from ..runtime.errors import InputError
         from ..runtime.files import write_file
         from ..runtime.pictures.page import HitWords, render_page
 
-        if not len(gallery):
-            lost = gallery.info()["lost_rows"]
-            raise InputError(
-                f"no row of the gallery can be read: all {lost} are damaged"
-                if lost
-                else "the gallery is empty: chan index adds rows"
-            )
-        kind = gallery.settings.kind
-        if (kind == "images") != (caption is not None):
-            wanted = "a caption" if kind == "images" else "--image"
-            raise click.UsageError(f"this gallery holds {kind}: search it with {wanted}")
+        _check_not_empty(gallery)
+        same_kind = (gallery.settings.kind == "images") == (image is not None)
+        if same_kind and self.html is not None:
+            raise click.UsageError("--html shows words in pictures, and this search compares no caption with a picture")
         queries = matcher.encode_pictures([image]) if image is not None else matcher.encode_texts([caption or ""])
-        (result,) = gallery.search(queries, self.k, where=self.where)
-        texts = [caption or str(hit.metadata.get("caption", "")) for hit in result.hits]
+        (result,) = gallery.search(queries, self.k, where=self.where, same_kind=same_kind)
+        texts = [] if same_kind else [caption or str(hit.metadata.get("caption", "")) for hit in result.hits]
         words = [HitWords(matcher.tokenizer.tokens(text), matcher.tokenizer.known(text)) for text in texts]
         unknown = matcher.unknown_words(caption) if caption is not None else []
         if self.html is not None:
@@ -151,11 +160,35 @@ class _Query:
         if self.as_json:
             asked = caption if caption is not None else str(image)
             skipped = skipped_as_dicts(self.skipped.items)
-            print_json({**_as_dict(result, words), "query": asked, "unknown_words": unknown, "skipped": skipped})
+            print_json(
+                {**_as_dict(result, words or None), "query": asked, "unknown_words": unknown, "skipped": skipped}
+            )
         else:
             self._print(result)
         warn_of_unknown(unknown, [] if caption is None else matcher.tokenizer.known(caption))
         report_skipped(self.skipped.items, self.passed_over)
+
+    def answer_vectors(self, gallery: Gallery, like: str | None, vectors: Path | None) -> None:
+        """Search the gallery with one of its rows, or with embeddings from a file, and print the hits of each query."""
+        from ..runtime.indexing.embedding_source import read_embeddings
+
+        _check_not_empty(gallery)
+        if like is not None:
+            queries = gallery.embeddings([like])
+            found = gallery.search(queries, self.k + 1, where=self.where, same_kind=True)
+            names, results = [like], [_without(found[0], like, self.k)]
+        else:
+            assert vectors is not None
+            names, queries = read_embeddings([vectors], gallery.settings.dim)
+            results = gallery.search(queries, self.k, where=self.where)
+        if self.as_json:
+            answers = [{**_as_dict(result), "query": name} for name, result in zip(names, results, strict=True)]
+            print_json(answers[0] if like is not None else answers)
+            return
+        for name, result in zip(names, results, strict=True):
+            if len(names) > 1:
+                echo(visible(name))
+            self._print(result)
 
     def _print(self, result: SearchResult) -> None:
         for rank, hit in enumerate(result.hits, 1):
@@ -168,7 +201,25 @@ class _Query:
             echo(f"page: {visible(self.html)}")
 
 
-def _as_dict(result: SearchResult, words: Sequence[HitWords]) -> dict[str, Any]:
+def _check_not_empty(gallery: Gallery) -> None:
+    from ..runtime.errors import InputError
+
+    if not len(gallery):
+        lost = gallery.info()["lost_rows"]
+        raise InputError(
+            f"no row of the gallery can be read: all {lost} are damaged"
+            if lost
+            else "the gallery is empty: chan index adds rows"
+        )
+
+
+def _without(result: SearchResult, id: str, k: int) -> SearchResult:
+    """The best k hits but for one row: of the best k + 1, which have it if it is among the best k."""
+    return replace(result, hits=tuple(hit for hit in result.hits if hit.id != id)[:k])
+
+
+def _as_dict(result: SearchResult, words: Sequence[HitWords] | None = None) -> dict[str, Any]:
+    """A result for JSON; without the words of each hit, what their vectors chose has no names."""
     return {
         "certified": result.certified,
         "reason": result.reason,
@@ -180,12 +231,11 @@ def _as_dict(result: SearchResult, words: Sequence[HitWords]) -> dict[str, Any]:
                 "score": hit.score,
                 "metadata": dict(hit.metadata),
                 "words": [
-                    {"word": word, "region": int(region), "similarity": round(float(similarity), 6), "known": known}
-                    for word, known, region, similarity in zip(
-                        spoken.words, spoken.known, hit.word_regions, hit.word_scores, strict=True
-                    )
+                    {"region": int(region), "similarity": round(float(similarity), 6)}
+                    | ({} if words is None else {"word": words[rank].words[i], "known": words[rank].known[i]})
+                    for i, (region, similarity) in enumerate(zip(hit.word_regions, hit.word_scores, strict=True))
                 ],
             }
-            for hit, spoken in zip(result.hits, words, strict=True)
+            for rank, hit in enumerate(result.hits)
         ],
     }

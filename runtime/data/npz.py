@@ -110,6 +110,8 @@ def _members(opened: _Opened, most: int) -> dict[str, tuple[zipfile.ZipInfo, int
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     if len(infos) > most:
         raise InputError(f"{archive.filename} must hold at most {most:,} arrays, got {len(infos):,}")
+    if not infos:
+        return {}
     ends = [info.header_offset for info in infos[1:]] + [min(archive.start_dir, len(opened.whole))]
     return {info.filename.removesuffix(".npy"): (info, end) for info, end in zip(infos, ends, strict=True)}
 

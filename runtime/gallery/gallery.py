@@ -251,6 +251,7 @@ class Gallery:
         *,
         ids: Iterable[str | int] | None = None,
         where: Where | Filter | None = None,
+        same_kind: bool = False,
     ) -> list[SearchResult]:
         """The k best rows for each query.
 
@@ -260,6 +261,8 @@ class Gallery:
             ids: only rows with these ids.
             where: only rows whose metadata passes this filter, see where.py. A new filter reads all metadata; the
                 masks of the last ones are kept.
+            same_kind: let queries be of the side that the gallery holds. Images that search images take the place of
+                captions, and captions that search captions that of images.
 
         Raises:
             InputError: k out of range; an id or a metadata key that does not exist; a filter that is none; queries of
@@ -270,9 +273,10 @@ class Gallery:
         k = check_positive("k", k)
         if queries.dim != self.settings.dim:
             raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")
-        if queries.kind == self.settings.kind:
+        if queries.kind == self.settings.kind and not same_kind:
             other = "captions" if queries.kind == "images" else "images"
-            raise InputError(f"queries: a gallery of {self.settings.kind} is searched with {other}, got {queries.kind}")
+            rule = f"a gallery of {self.settings.kind} is searched with {other} unless same_kind is set"
+            raise InputError(f"queries: {rule}, got {queries.kind}")
         wanted = None if ids is None else checked_ids(ids)
         condition = None if where is None else Filter.parse(where)
         vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from ..embeddings import Embeddings
 from ..errors import InputError
 from ..gallery import Gallery, GalleryWriter
+from ..gallery.compiled import core_searches
+from ..gallery.prepare import Preparation
 from ..gallery.proof.bounds import MAX_VALUE
 from ..gallery.proof.quantize import quantize
 from ..gallery.store.rows import Relabel
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .embedding_source import BYTES_AT_ONCE, EmbeddingRow, EmbeddingSource
+from .index import MIN_ROWS, QUERIES
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,20 @@ def index_embeddings(
         run.added, run.refreshed, run.relabeled, done - run.added - run.refreshed - run.relabeled,
         run.padding, run.norms, run.skipped.items,
     )  # fmt: skip
+
+
+def prepare_embeddings(writer: GalleryWriter, queries: Embeddings | None = None) -> Preparation | None:
+    """Fit search to a gallery that is large enough to gain from it, as `prepare_search`, which see.
+
+    Args:
+        writer: of the gallery.
+        queries: 200 of them, evenly spread, choose and measure; without them nothing is measured.
+    """
+    if len(writer) < MIN_ROWS or not core_searches(writer.settings):
+        return None
+    if queries is not None and len(queries) > QUERIES:
+        queries = queries[[row * len(queries) // QUERIES for row in range(QUERIES)]]
+    return writer.prepare(queries)
 
 
 class _Run:

@@ -361,12 +361,18 @@ def test_mistakes_are_one_line(
     ok("index", bundle, photos, "-o", gallery)
     other = make_small_model(coding="THA", pictures=True).bundle
     for arguments, message in {
-        ("search", gallery): "is a gallery: give one caption or --image",
-        ("search", gallery, "a", "b"): "give one caption or --image. Put a caption of several words in quotes",
-        ("search", gallery, "a", "--image", next(photos.iterdir())): "give one caption or --image, not both",
+        ("search", gallery): "is a gallery: give one caption, --image, --like or --embeddings",
+        ("search", gallery, "a", "b"): "--like or --embeddings. Put a caption of several words in quotes",
+        (
+            "search",
+            gallery,
+            "a",
+            "--image",
+            next(photos.iterdir()),
+        ): "give one caption, --image, --like or --embeddings",
         ("index", photos, bundle, "-o", tmp_path / "y"): "is not a bundle: it has no manifest.json",
         ("search", photos, "red"): "is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION",
-        ("search", gallery, "--image", next(photos.iterdir())): "this gallery holds images: search it with a caption",
+        ("search", gallery, "--image", next(photos.iterdir()), "--html", "x"): "compares no caption with a picture",
         ("search", gallery, CAPTION, "--where", "=x"): "where: must be KEY=VALUE, ",
         ("search", gallery, CAPTION, "--bundle", other): "was made with another model",
         ("index", other, photos, "-o", gallery): "was made with another model",

@@ -180,7 +180,9 @@ def test_embeddings_of_the_other_kind_are_refused(tmp_path: Path, make_embedding
             writer.add(["a"], captions)
         writer.add(["a"], images)
     with Gallery.open(tmp_path / "g") as gallery:
-        with pytest.raises(InputError, match="a gallery of images is searched with captions, got images"):
+        with pytest.raises(
+            InputError, match="a gallery of images is searched with captions unless same_kind is set, got"
+        ):
             gallery.search(images)
         assert len(gallery.search(captions)[0].hits) == 1
 
