@@ -15,7 +15,7 @@ from .terminal import echo, print_json, visible
 
 @click.group(
     "gallery",
-    short_help="Inspect and maintain a gallery: info, list, delete, compact, verify, repair, prepare, kernel.",
+    short_help="Inspect and maintain a gallery: info, list, export, delete, compact, verify, repair, prepare, kernel.",
 )
 def command() -> None:
     """Inspect and maintain a GALLERY that `chan index` made. Searches may read it while one command writes."""
@@ -136,6 +136,30 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
             with open_matcher(writer, moved) as matcher:
                 prepared = writer.prepare(encode_queries(matcher, read_lines(queries)))
     echo(prepared.describe())
+
+
+@command.command("export")
+@options.gallery_argument
+@options.out_option(options.NEW_FILE, "File to write: it ends in .safetensors, .npz or .parquet.")
+@options.where_option
+@options.json_option
+def export(gallery: Path, out: Path, where: Any, as_json: bool) -> None:
+    """Write the ids, metadata and embeddings of GALLERY to a file, which `chan index --embeddings` reads.
+
+    Embeddings are written as GALLERY keeps them: exactly those of its float32 or float16 copy. Where it keeps none,
+    they are what the int8 codes stand for.
+    """
+    from ..runtime.gallery import Gallery
+    from ..runtime.indexing.export import export_embeddings
+
+    with Gallery.open(gallery) as opened:
+        done = export_embeddings(opened, out, where)
+    if as_json:
+        print_json({"file": str(out), **asdict(done)})
+        return
+    kept = {0.0: "exactly as they were added", None: "exactly as the gallery keeps them, rounded to float16"}
+    how = kept.get(done.error) or f"restored from int8 codes, within {done.error:.4g} of those that were added"
+    echo(f"{visible(out)}: {done.rows} rows with {done.vectors} vectors of {done.dtype}, {how}")
 
 
 @command.command("kernel")

@@ -7,14 +7,16 @@ export` writes them. Every other column is metadata by its name; what is null is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError, reason_of
 from ..extras import needs
+from ..files import atomic_file
 from ..strict_json import parse_json
 from .vector_file import StoredRow, VectorFile
 
@@ -62,6 +64,33 @@ def read_parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     """
     for batch in _batches(file):
         yield from _dicts(batch, file)
+
+
+def write_parquet_vectors(
+    file: Path, dtype: str, batches: Iterable[tuple[list[str], list[NDArray[Any]], list[str]]]
+) -> None:
+    """Write rows as `open_parquet_vectors` reads them: ids, vectors [L, D] and metadata as JSON, batch by batch.
+
+    Raises:
+        OSError: the file cannot be written; what was there before stays.
+        MissingExtra: pyarrow is not installed.
+    """
+    with needs("pyarrow", "writing Parquet"):
+        import pyarrow
+        from pyarrow.parquet import ParquetWriter
+    number = pyarrow.float16() if dtype == "float16" else pyarrow.float32()
+    kind = pyarrow.list_(pyarrow.list_(number))
+    schema = pyarrow.schema([(ID, pyarrow.string()), (_VECTORS[0], kind), (METADATA, pyarrow.string())])
+    with atomic_file(file) as beside, ParquetWriter(beside, schema) as writer:
+        for ids, vectors, metadata in batches:
+            flat = np.concatenate(vectors)
+            inner = pyarrow.ListArray.from_arrays(
+                pyarrow.array(np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1], pyarrow.int32()),
+                pyarrow.array(flat.reshape(-1)),
+            )
+            starts = np.cumsum([0, *map(len, vectors)], dtype=np.int32)
+            lists = pyarrow.ListArray.from_arrays(pyarrow.array(starts), inner)
+            writer.write_batch(pyarrow.record_batch([ids, lists, metadata], schema=schema))
 
 
 def _open(file: Path) -> Any:

@@ -139,7 +139,7 @@ def _ids(file: Path, beside: Mapping[str, Any], count: int) -> tuple[list[Any] |
 def _json_lines(file: Path, data: bytes) -> list[dict[str, Any]]:
     lines = []
     try:
-        for number, line in enumerate(data.decode().splitlines(), 1):
+        for number, line in enumerate(data.decode().rstrip("\n").split("\n"), 1):
             value = parse_json(line)
             if not isinstance(value, dict) or value.keys() != {"id", "metadata"} or type(value["metadata"]) is not dict:
                 raise InputError(f"line {number} must be an object with id and metadata")

@@ -239,6 +239,21 @@ class Gallery:
             parts.append(Embeddings(vectors[None], np.array([len(vectors)], np.int32), self.settings.kind))
         return Embeddings.concatenate(parts)
 
+    def lengths(self, ids: Iterable[str | int]) -> NDArray[np.int32]:
+        """Number of vectors of the rows with these ids, in the order of the ids; vectors are not read.
+
+        Raises:
+            InputError: an id that the gallery does not have.
+        """
+        snapshot, wanted = self._snapshot(), checked_ids(ids)
+        places = [snapshot.locate(row) for row in _numbers(snapshot, wanted)]
+        starts = [segment.starts for segment in snapshot.segments]
+        return np.array([starts[i][row + 1] - starts[i][row] for i, row in places], np.int32)
+
+    def code_error(self) -> float:
+        """No less than the distance between any vector that was added and the one that its int8 codes stand for."""
+        return max((float(segment.error.max(initial=0)) for segment in self._snapshot().segments), default=0.0)
+
     @property
     def damage(self) -> list[str]:
         """What could not be read, in words; empty unless the gallery was opened with damaged="skip"."""

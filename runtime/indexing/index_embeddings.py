@@ -129,17 +129,18 @@ class _Run:
         self._measure(rows)
         there = [row for row in rows if row.id in self._known]
         same, relabels = set[str](), []
-        for row, stored, kept in zip(
-            there, gallery.find([row.id for row in there]), self._kept(there, gallery), strict=True
-        ):
+        metadata = {row.id: row.metadata for row in rows}
+        found = zip(there, gallery.find([row.id for row in there]), self._kept(there, gallery), strict=True)
+        for row, stored, kept in found:
+            metadata[row.id] = {**stored.metadata, **row.metadata}  # a run without metadata takes none away
             if np.array_equal(self._as_kept(vectors_of(row)), kept):
                 same.add(row.id)
-                if dict(stored.metadata) != dict(row.metadata):
-                    relabels.append(Relabel(row.id, row.id, row.metadata))
+                if metadata[row.id] != stored.metadata:
+                    relabels.append(Relabel(row.id, row.id, metadata[row.id]))
         new = [row for row in rows if row.id not in same]
         if new:
             embeddings = Embeddings.padded([vectors_of(row) for row in new], self._writer.settings.kind)
-            self._writer.add([row.id for row in new], embeddings, [row.metadata for row in new], overwrite=True)
+            self._writer.add([row.id for row in new], embeddings, [metadata[row.id] for row in new], overwrite=True)
         self._writer.relabel(relabels)
         self.refreshed += len(there) - len(same)
         self.added += len(rows) - len(there)

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from chan_rt import cli
 from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryWriter
+from chan_rt.runtime.indexing import export as export_module
 from chan_rt.runtime.indexing import index_embeddings as module
 from chan_rt.runtime.indexing.embedding_source import embedding_source
 from chan_rt.runtime.indexing.index_embeddings import index_embeddings
@@ -85,6 +86,7 @@ def test_a_run_continues_and_brings_the_gallery_up_to_date(desk: Path) -> None:
         "4 added, 7 already there\n1 of these took the place of rows with the same id and other vectors\n"
         "1 of those that were there have other metadata now\n"
     )
+    ok("index", "--embeddings", "docs.npz", "-o", "g")  # without metadata, which stays
     with Gallery.open("g") as gallery:
         assert gallery.embeddings(documents).rows()[3].tolist() == documents["doc-3"].tolist()
         assert [row.id for row in gallery.rows({"year": 2020})] == ["doc-1"]
@@ -260,3 +262,60 @@ def test_pictures_find_pictures_and_captions_captions(desk: Path, make_small_mod
     result = chan("search", "pictures", "--image", "photos/4.png", "--html", "x.html")
     assert result.exit_code == 2
     assert "this search compares no caption with a picture" in result.output
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".parquet"])
+@pytest.mark.parametrize("fine", ["float32", "float16", "none"])
+def test_what_is_exported_is_what_the_gallery_keeps(
+    desk: Path, suffix: str, fine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, with ids and metadata, and a gallery made from it gives the same back."""
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    monkeypatch.setattr(export_module, "BYTES_AT_ONCE", 4 * DIM * 12)
+    documents = {f"{id} ü\n": row for id, row in rows(12).items()}
+    metadata: list[dict[str, Any]] = [{"n": n, "tags": ["a", "ß"], "deep": {"x": None}} for n in range(12)]
+    with GalleryWriter.create("g", dim=DIM, alignment=AlignmentConfig.maxsim(), fine=fine) as writer:  # type: ignore[arg-type]
+        writer.add(documents, Embeddings.from_rows(documents.values()), metadata)
+        writer.delete(["doc-4 ü\n"])
+    facts = json.loads(ok("gallery", "export", "g", "-o", f"x{suffix}", "--json"))
+    kept = [id for id in documents if id != "doc-4 ü\n"]
+    with Gallery.open("g") as gallery:
+        held = gallery.embeddings(kept).rows()
+    assert facts["vectors"] == sum(map(len, held))
+    source = embedding_source([f"x{suffix}"])
+    assert list(source.ids) == kept
+    for row, vectors, id in zip(source.read(), held, kept, strict=True):
+        np.testing.assert_array_equal(row.vectors, vectors)
+        assert row.metadata == metadata[list(documents).index(id)]
+        lost = float(np.linalg.norm(documents[id].astype("f8") - vectors.astype("f8"), axis=1).max())
+        if fine == "float32":
+            assert (lost, facts["error"]) == (0, 0)
+        elif fine == "none":
+            assert 0 < lost <= facts["error"] < 0.02
+    ok("index", "--embeddings", f"x{suffix}", "-o", "again")
+    with Gallery.open("again") as gallery:
+        for mine, theirs in zip(gallery.embeddings(kept).rows(), held, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_export_in_words(desk: Path) -> None:
+    np.savez("docs.npz", **rows())
+    for fine, message in (
+        ("float32", "8 rows with 24 vectors of float32, exactly as they were added"),
+        ("float16", "8 rows with 24 vectors of float16, exactly as the gallery keeps them, rounded to float16"),
+        ("none", "8 rows with 24 vectors of float32, restored from int8 codes, within 0.0"),
+    ):
+        ok("index", "--embeddings", "docs.npz", "-o", fine, "--fine", fine)
+        assert f"x.npz: {message}" in ok("gallery", "export", fine, "-o", "x.npz")
+    for arguments, message in (
+        (("float32", "-o", "x.txt"), "the ending of file must be one of .safetensors, .npz, .parquet, got '.txt'"),
+        (("float32", "-o", "x.npz", "--where", "year=3"), "year"),
+    ):
+        result = chan("gallery", "export", *arguments)
+        assert result.exit_code == 1
+        assert message in result.output
+    with GalleryWriter.create("empty", dim=DIM, alignment=AlignmentConfig.maxsim()):
+        pass
+    assert "there must be a row to export, got none" in chan("gallery", "export", "empty", "-o", "y.npz").output
+    assert not Path("y.npz").exists()
