@@ -63,7 +63,7 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 @_limit("payload", 16 << 20, "Bytes of a request.")
 @_limit("bodies", 256 << 20, "Bytes of all requests at work in each worker. One more is answered with status 429.")
 @_limit("conditions", 100, "Values that a filter compares rows with.")
-@_limit("k", 1000, "Hits that a request may ask for.")
+@_limit("k", 1000, "Hits that a request may ask for, of all its queries together.")
 @_limit("pixels", 50_000_000, "Pixels of a picture.")
 @_limit("seconds", 30, "Seconds that a request may take.")
 @click.option(

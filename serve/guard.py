@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import random
 import re
 import time
-import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -41,7 +41,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope["app"] = self._app  # so that starlette's routes raise their refusals
         begin = time.perf_counter()
         facts: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
@@ -127,7 +127,8 @@ class Guard:
     ) -> None:
         """Answer with the problem that an error is, and log what is the server's fault."""
         known = _as_refusal(error)
-        problem = problem_of(known, facts["request_id"], self._state.galleries.places)
+        places = self._state.galleries.places if isinstance(known, ChanError) else {}
+        problem = problem_of(known, facts["request_id"], places)
         facts["reason"] = problem.type.rpartition(":")[2]
         self._state.metrics.failures.labels(facts["reason"]).inc()
         if problem.status >= 500 and not isinstance(known, Refusal):

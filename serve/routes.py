@@ -46,8 +46,10 @@ class _Api:
     async def search(self, request: Request) -> Response:
         """Search a gallery with captions, pictures or embeddings."""
         body = await read_request(request, self._limits, bodies.SearchRequest, "pictures")
-        if body.k > self._limits.k:
-            raise Refusal(422, "k", f"k must be at most {self._limits.k}, got {body.k}")
+        rows = body.captions or body.pictures or (body.embeddings.lengths if body.embeddings else ())
+        if body.k * len(rows) > self._limits.k:
+            asked = f"{body.k} for each of {len(rows)}" if len(rows) > 1 else body.k
+            raise Refusal(422, "k", f"k must be at most {self._limits.k} for all queries together, got {asked}")
         if body.off and len(body.captions or ()) != 1:
             raise Refusal(422, "off", f"off needs exactly one caption, got {len(body.captions or ())}")
         search = Search(body.k, make_filter(self._state, body.where), None if body.ids is None else tuple(body.ids))

@@ -38,6 +38,7 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: int | No
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=settings.grace,
             **protocol_options(settings.limits),
         )

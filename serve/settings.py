@@ -27,7 +27,7 @@ class Limits:
         payload: bytes of a request's body.
         bodies: bytes of the bodies of all requests at work in one worker process; one more is answered with 429.
         conditions: values that a filter compares rows with.
-        k: hits that a request may ask for.
+        k: hits that a request may ask for, of all its queries together.
         pixels: of an uploaded picture, before it is decoded.
         seconds: that a request may take, reading its body and waiting included.
     """
