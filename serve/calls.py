@@ -1,12 +1,16 @@
-"""What the clients send and how they read it, without a connection: both of them are made from these calls."""
+"""The methods of the clients, without a connection: what they send, how they read it, and when they send it again.
+
+Both clients are made from these functions: where one returns a `Call` here, their methods return its result.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -17,9 +21,13 @@ from ..runtime.embeddings import Embeddings
 from . import bodies
 from .packing import pack, unpack
 
+if TYPE_CHECKING:
+    import httpx
+
 T = TypeVar("T")
 Picture = str | Path | bytes
 RETRIED = (429, 503)
+_ROWS = "/v1/galleries/{gallery}/rows"
 
 
 class RequestRefused(errors.ChanError):
@@ -40,22 +48,85 @@ class RequestRefused(errors.ChanError):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request.
+    """One call of a client's method.
 
     Attributes:
-        method, path, query, body: of the request; the body is JSON.
+        method, path: of the request; `{gallery}` in the path stands for the gallery's name.
         read: makes the result from the body of the answer.
+        gallery: that the call is about; None for the client's own, or a server's only one.
+        body: sent as JSON.
+        query: of the URL.
     """
 
     method: str
     path: str
     read: Callable[[bytes], T]
+    gallery: str | None = None
     body: msgspec.Struct | None = None
     query: Mapping[str, str] = field(default_factory=dict)
 
-    def content(self) -> bytes | None:
-        """The body as JSON."""
-        return None if self.body is None else msgspec.json.encode(self.body)
+    @property
+    def needs_name(self) -> bool:
+        """Whether the gallery's name must be known before the call can be sent."""
+        return self.gallery is None and "{gallery}" in self.path
+
+    def about(self, gallery: str | None) -> Call[T]:
+        """This call, about a gallery unless it names one itself."""
+        return replace(self, gallery=self.gallery or gallery)
+
+
+class Exchange(Generic[T]):
+    """The requests and answers of one call, without a connection: what to send, and when to send it again.
+
+    Args:
+        call: the call.
+        url: of the server.
+        api_key: that it asks for, or None.
+        retries: how often the request is sent again.
+
+    Attributes:
+        request: arguments of httpx's `request`.
+        result: of the call, once `after` returned None.
+    """
+
+    result: T
+
+    def __init__(self, call: Call[T], url: str, api_key: str | None, retries: int) -> None:
+        headers = {"content-type": "application/json"}
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
+        if isinstance(call.body, bodies.Request):
+            call.body.gallery = call.gallery
+        content = None if call.body is None else msgspec.json.encode(call.body)
+        path = call.path.format(gallery=quote(call.gallery or "", safe=""))
+        self.request: dict[str, Any] = {
+            "method": call.method, "url": url + path, "params": call.query, "content": content, "headers": headers,
+        }  # fmt: skip
+        self._call, self._url, self._retries = call, url, retries
+        self._attempt = 0
+
+    def after(self, answer: httpx.Response | httpx.ConnectError) -> float | None:
+        """Seconds to wait until the request is sent again; None where `result` is there.
+
+        Args:
+            answer: to the request, or why nothing could be reached.
+
+        Raises:
+            ChanError: what the answer carries.
+        """
+        last, retry_after = self._attempt >= self._retries, None
+        if isinstance(answer, Exception):
+            if last:
+                raise RequestRefused(f"no server answers at {self._url}: {answer}", 0, "connection", "") from answer
+        elif answer.status_code not in RETRIED or last:
+            if answer.status_code != 200:
+                raise error_of(answer.status_code, answer.content)
+            self.result = self._call.read(answer.content)
+            return None
+        else:
+            retry_after = answer.headers.get("retry-after")
+        self._attempt += 1
+        return pause(self._attempt - 1, retry_after)
 
 
 def error_of(status: int, content: bytes) -> errors.ChanError:
@@ -75,24 +146,6 @@ def error_of(status: int, content: bytes) -> errors.ChanError:
     return RequestRefused(problem.detail, problem.status, reason, problem.request_id)
 
 
-def headers(api_key: str | None) -> dict[str, str]:
-    """Headers of every request."""
-    kind = {"content-type": "application/json"}
-    return kind if api_key is None else {**kind, "authorization": f"Bearer {api_key}"}
-
-
-def result_of(call: Call[T], status: int, content: bytes) -> T:
-    """The result of a call, or its error."""
-    if status != 200:
-        raise error_of(status, content)
-    return call.read(content)
-
-
-def no_server(url: str, error: Exception) -> RequestRefused:
-    """The error where nothing answers."""
-    return RequestRefused(f"no server answers at {url}: {error}", 0, "connection", "")
-
-
 def only_name(found: Sequence[bodies.GalleryInfo]) -> str:
     """The name of a server's only gallery."""
     if len(found) != 1:
@@ -107,81 +160,109 @@ def pause(attempt: int, retry_after: str | None) -> float:
 
 
 def search(
-    captions: Sequence[str] | None,
-    pictures: Sequence[Picture] | None,
-    embeddings: Embeddings | None,
-    k: int,
-    where: Mapping[str, Any] | None,
-    ids: Sequence[str] | None,
-    off: Sequence[int],
-    gallery: str | None,
+    captions: Sequence[str] | None = None,
+    k: int = 10,
+    *,
+    pictures: Sequence[Picture] | None = None,
+    embeddings: Embeddings | None = None,
+    where: Mapping[str, Any] | None = None,
+    ids: Sequence[str] | None = None,
+    off: Sequence[int] = (),
+    gallery: str | None = None,
 ) -> Call[list[bodies.Result]]:
-    """`POST /v1/search`."""
-    packed = None if embeddings is None else pack(embeddings)
-    filter = None if where is None else dict(where)
-    body = bodies.SearchRequest(gallery, _list(captions), _files(pictures), packed, k, filter, _list(ids), list(off))
-    return Call("POST", "/v1/search", lambda content: _decode(content, bodies.SearchResponse).results, body)
+    """The k best rows for each query, as `Gallery.search`; give captions, pictures or embeddings."""
+    body = bodies.SearchRequest(
+        captions=_list(captions),
+        pictures=_files(pictures),
+        embeddings=None if embeddings is None else pack(embeddings),
+        k=k,
+        where=None if where is None else dict(where),
+        ids=_list(ids),
+        off=list(off),
+    )
+    return Call("POST", "/v1/search", lambda content: _decode(content, bodies.SearchResponse).results, gallery, body)
 
 
-def encode(captions: Sequence[str] | None, pictures: Sequence[Picture] | None, gallery: str | None) -> Call[Embeddings]:
-    """`POST /v1/encode`."""
-    body = bodies.EncodeRequest(gallery, _list(captions), _files(pictures))
-    return Call("POST", "/v1/encode", lambda content: unpack(_decode(content, bodies.EncodeResponse).embeddings), body)
+def encode_texts(captions: Sequence[str], *, gallery: str | None = None) -> Call[Embeddings]:
+    """Encode captions, as `Matcher.encode_texts`."""
+    return _encode(bodies.EncodeRequest(captions=_list(captions)), gallery)
+
+
+def encode_pictures(pictures: Sequence[Picture], *, gallery: str | None = None) -> Call[Embeddings]:
+    """Encode picture files or their bytes, as `Matcher.encode_pictures`."""
+    return _encode(bodies.EncodeRequest(pictures=_files(pictures)), gallery)
 
 
 def score(
-    captions: Sequence[str] | None,
-    pictures: Sequence[Picture] | None,
-    ids: Sequence[str] | None,
-    gallery: str | None,
+    captions: Sequence[str] | None = None,
+    pictures: Sequence[Picture] | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    gallery: str | None = None,
 ) -> Call[NDArray[np.float32]]:
-    """`POST /v1/score`."""
-    body = bodies.ScoreRequest(gallery, _list(captions), _files(pictures), _list(ids))
+    """Scores [I, C] of images and captions; `ids` are rows of the gallery in place of its side."""
+    body = bodies.ScoreRequest(captions=_list(captions), pictures=_files(pictures), ids=_list(ids))
 
     def read(content: bytes) -> NDArray[np.float32]:
         return np.array(_decode(content, bodies.ScoreResponse).scores, np.float32)
 
-    return Call("POST", "/v1/score", read, body)
+    return Call("POST", "/v1/score", read, gallery, body)
 
 
 def explain(
-    caption: str | None, picture: Picture | None, id: str | None, gallery: str | None
+    caption: str | None = None,
+    *,
+    picture: Picture | None = None,
+    id: str | None = None,
+    gallery: str | None = None,
 ) -> Call[bodies.ExplainResponse]:
-    """`POST /v1/explain`."""
-    body = bodies.ExplainRequest(gallery, caption, None if picture is None else _file(picture), id)
-    return Call("POST", "/v1/explain", lambda content: _decode(content, bodies.ExplainResponse), body)
+    """Which region each word chose, as `Matcher.explain`; `id` is a row of the gallery in place of its side."""
+    body = bodies.ExplainRequest(caption=caption, picture=None if picture is None else _file(picture), id=id)
+    return Call("POST", "/v1/explain", lambda content: _decode(content, bodies.ExplainResponse), gallery, body)
 
 
 def galleries() -> Call[list[bodies.GalleryInfo]]:
-    """`GET /v1/galleries`."""
+    """The galleries that are served."""
     return Call("GET", "/v1/galleries", lambda content: _decode(content, bodies.GalleriesResponse).galleries)
 
 
-def picture(id: str, side: int, gallery: str) -> Call[bytes]:
-    """`GET /v1/galleries/NAME/pictures`."""
-    return Call("GET", f"/v1/galleries/{gallery}/pictures", bytes, query={"id": id, "side": str(side)})
+def picture(id: str, side: int = 640, *, gallery: str | None = None) -> Call[bytes]:
+    """The picture of a row as JPEG, at most about `side` pixels long."""
+    return Call("GET", "/v1/galleries/{gallery}/pictures", bytes, gallery, query={"id": id, "side": str(side)})
 
 
 def add(
-    gallery: str,
     ids: Sequence[str],
-    captions: Sequence[str] | None,
-    pictures: Sequence[Picture] | None,
-    embeddings: Embeddings | None,
-    metadata: Sequence[Mapping[str, Any]] | None,
-    overwrite: bool,
+    embeddings: Embeddings | None = None,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    captions: Sequence[str] | None = None,
+    pictures: Sequence[Picture] | None = None,
+    overwrite: bool = False,
+    gallery: str | None = None,
 ) -> Call[bodies.RowsResponse]:
-    """`PUT /v1/galleries/NAME/rows`."""
-    packed = None if embeddings is None else pack(embeddings)
-    details = None if metadata is None else [dict(row) for row in metadata]
-    body = bodies.PutRows(list(ids), _list(captions), _files(pictures), packed, details, overwrite)
-    return Call("PUT", f"/v1/galleries/{gallery}/rows", lambda content: _decode(content, bodies.RowsResponse), body)
+    """Add rows, as `GalleryWriter.add`; give embeddings, captions or pictures."""
+    body = bodies.PutRows(
+        ids=list(ids),
+        captions=_list(captions),
+        pictures=_files(pictures),
+        embeddings=None if embeddings is None else pack(embeddings),
+        metadata=None if metadata is None else [dict(row) for row in metadata],
+        overwrite=overwrite,
+    )
+    return Call("PUT", _ROWS, lambda content: _decode(content, bodies.RowsResponse), gallery, body)
 
 
-def delete(gallery: str, ids: Sequence[str]) -> Call[bodies.RowsResponse]:
-    """`DELETE /v1/galleries/NAME/rows`."""
-    path, body = f"/v1/galleries/{gallery}/rows", bodies.DeleteRows(list(ids))
-    return Call("DELETE", path, lambda content: _decode(content, bodies.RowsResponse), body)
+def delete(ids: Sequence[str], *, gallery: str | None = None) -> Call[bodies.RowsResponse]:
+    """Delete rows, as `GalleryWriter.delete`."""
+    body = bodies.DeleteRows(list(ids))
+    return Call("DELETE", _ROWS, lambda content: _decode(content, bodies.RowsResponse), gallery, body)
+
+
+def _encode(body: bodies.EncodeRequest, gallery: str | None) -> Call[Embeddings]:
+    return Call(
+        "POST", "/v1/encode", lambda content: unpack(_decode(content, bodies.EncodeResponse).embeddings), gallery, body
+    )
 
 
 def _decode(content: bytes, kind: type[T]) -> T:

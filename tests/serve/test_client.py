@@ -48,13 +48,18 @@ def library(gallery: Path) -> Iterator[tuple[Gallery, Matcher]]:
 
 
 def test_the_clients_have_the_same_methods() -> None:
-    def methods(kind: type) -> dict[str, list[str]]:
+    def methods(kind: type) -> dict[str, tuple[inspect.Signature, str | None]]:
         found = inspect.getmembers(kind, inspect.isfunction)
-        return {name: list(inspect.signature(method).parameters) for name, method in found if name[0] != "_"}
+        return {name: (inspect.signature(method), method.__doc__) for name, method in found if name[0] != "_"}
 
     ours, other = methods(Client), methods(AsyncClient)
     assert other.pop("aclose") == ours.pop("close")
     assert ours == other
+    assert (
+        str(ours["delete"][0])
+        == "(self, /, ids: 'Sequence[str]', *, gallery: 'str | None' = None) -> 'bodies.RowsResponse'"
+    )
+    assert all(documentation for _, documentation in ours.values())
     assert ours.keys() >= {"search", "score", "encode_texts", "encode_pictures", "explain", "add", "delete"}
 
 
