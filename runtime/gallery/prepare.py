@@ -108,7 +108,7 @@ def plan_for(
     for piece in vectors:
         largest = np.maximum(largest, largest_coordinates(piece, axes))
     rotated = rotate(sample, axes)
-    levels = [fit_level(rotated, largest, width, axes.deviation) for width in widths]
+    levels = [fit_level(rotated, largest, width) for width in widths]
     return SearchPlan(axes, levels[0], levels[1], digits=2)
 
 

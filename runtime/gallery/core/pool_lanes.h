@@ -2,11 +2,15 @@
 // vectors of, for each instruction set the same additions and products in the same order.
 //
 // Max, Mean, Sum and LSE grow with each similarity, so pooling upper bounds gives an upper bound. Softmax pooling is a
-// weighted mean and does not, but is at most the largest similarity. What float32 loses is added, generously:
-// u = 2^-24, S the largest |value|, n the count. Sum and Mean: n roundings of partial sums of at most n S. LSE with a
-// temperature T: of a value that is less than the peak by x T, the exponential is off by a factor within
-// 1 +- (4 |x| + 16) u, and x is cut off at -80, which only raises it. As |x| exp(-|x|) < 0.37, the sum is off by a factor
-// within 1 +- (1.5 n + 16 + n) u. The logarithm adds less than 100 u, and the peak's division 4 S / T u.
+// weighted mean and does not, but is at most the largest similarity. What float32 loses is added: u = 2^-24, S the
+// largest |value|, n the count. Max loses nothing. Sum and Mean: the partial sums lose (n + 2) (n - 1) / 2 u S at most,
+// adding the allowance and dividing 2 n u S more; 2 n^2 u S in all (n = 1: rounding keeps the order of numbers).
+//
+// LSE with a temperature T: `exponential` is within 5 u of its value, relatively, and `logarithm` within 3 u of its
+// own, or of 1 where that is less (test_core_instructions.py tries each float32). Of a value that is less than the peak
+// by x T, the argument is off by 4 u x, and x exp(-x) < 0.37; x is cut off at 80, which only raises the sum. The peak's
+// own exponential is 1 exactly, so with n - 1 additions the sum is off by a factor within 1 +- 2.5 (n + 1) u, and all
+// that follows by less than 8 n u; for n = 1 by nothing. The peak's division, and adding it, lose 5 u S / T at most.
 
 constexpr float UNIT = 1.0f / (1 << 24);
 
@@ -76,12 +80,8 @@ void pool_lanes(const float* values, int64_t count, const int32_t* counts, Pooli
                 total[l] += mine ? value : 0.0f;
             }
         for (int l = 0; l < LANES; ++l)
-            out[l] = peak[l] * inverse + logarithm(total[l]) + UNIT * (8.0f * size[l] * inverse + 4.0f * n[l] + 256.0f);
+            out[l] = peak[l] * inverse + logarithm(total[l]) + 8.0f * UNIT * (size[l] * inverse + n[l]);
     } else {
         for (int l = 0; l < LANES; ++l) out[l] = peak[l];
-    }
-    for (int l = 0; l < LANES; ++l) {
-        const float magnitude = out[l] < 0 ? -out[l] : out[l];
-        out[l] += 4.0f * UNIT * magnitude;
     }
 }

@@ -74,9 +74,9 @@ Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width
     return packed;
 }
 
-// The least scale at which integers stay within two digits and no sum of products overflows.
+// The least scale at which integers stay within two digits and no sum of products overflows, even with one integer more.
 double least_scale(double largest, double total, int64_t width) {
-    const double room = 2147483648.0 / 255 - 66.0 * width;
+    const double room = 2147483648.0 / 255 - 66.0 * width - LARGEST;
     return std::max(largest / LARGEST, total / room) * MORE;
 }
 
@@ -113,7 +113,7 @@ struct Search::Query {
     double largest = 0;
     Coded first, second, codes;
     int64_t blocks = 0;                          // E: of axes at the int8 level
-    std::vector<double> along, rest;             // ||B_j'q|| [count][E], ||q - B B'q||, of the leading axes
+    std::vector<double> along, rest;             // ||B_j'q|| [count][E], R(q), of the leading axes
     std::vector<double> lost_along, lost;        // ||B_j'dq||, ||dq||
 };
 
@@ -157,23 +157,19 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
     std::vector<float> y(axes * count);                  // B'q, [axes][count]
     if (axes) plan_.kernels->products(plan_.basis, axes, dim, query.vectors.data(), count, query.padded, y.data());
     const double mean_norm = axes ? std::sqrt(sum_of_squares(plan_.mean, dim)) * MORE : 0;
-    std::vector<double> off(count), leak(count);  // |B'q - y| of an axis; ||B'(q - B B'q)||
+    std::vector<double> off(count);                      // no less than |B'q - y| of any axis
     for (int64_t w = 0; w < count; ++w) {
         const double norm = query.norm[w];
         off[w] = relative * size * norm * MORE + dim * FLT_MIN * (1 + norm + size);
-        double square = 0;
-        for (int64_t i = 0; i < axes; ++i) square += double(y[i * count + w]) * y[i * count + w];
-        const double length = std::sqrt(square), all = std::sqrt(double(axes)) * off[w];
-        leak[w] = plan_.deviation * (length * MORE + all);
     }
-    // ||q - B B'q|| of the first `leading` axes
+    const double f = std::max(0.0, 1 - plan_.deviation);
+    // R(q), of the first `leading` axes
     const auto beyond = [&](int64_t w, int64_t leading) {
         const double norm = query.norm[w];
-        if (plan_.deviation >= 1) return norm * (1 + size * size);
         double square = 0;
         for (int64_t i = 0; i < leading; ++i) square += double(y[i * count + w]) * y[i * count + w];
         const double held = std::max(0.0, std::sqrt(square) / MORE - std::sqrt(double(leading)) * off[w]);
-        const double left = norm * norm * (1 + 4e-9) - (1 - plan_.deviation) * held * held;
+        const double left = norm * norm * (1 + 4e-9) - f * held * held;
         return std::min(norm, std::sqrt(std::max(0.0, left)) * MORE);
     };
     const auto along = [&](const float* of, int64_t w, int64_t begin, int64_t end, double each) {
@@ -190,14 +186,14 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
         for (int64_t w = 0; w < count; ++w) {
             double largest = 0, total = 0, bound = 0;
             for (int64_t i = 0; i < level.coordinates; ++i) {
-                product[i] = double(y[i * count + w]) * level.step[i];
+                product[i] = f * y[i * count + w] * level.step[i];
                 largest = std::max(largest, std::abs(product[i]));
                 total += std::abs(product[i]);
             }
             const double coordinates = largest;
             for (int64_t j = 0; j + 1 < level.norms; ++j) {
                 const bool rest = j + 2 == level.norms;
-                weight[j] = rest ? beyond(w, axes) : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]) + leak[w];
+                weight[j] = rest ? beyond(w, axes) : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]);
                 bound += weight[j] * level.norm_typical[j];
                 largest = std::max(largest, weight[j] * level.norm_step[j]);
                 total += weight[j] * level.norm_step[j];
@@ -206,7 +202,7 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
             const double spread = std::sqrt(double(level.coordinates) / 12);
             double scale = COARSE * bound / std::max(spread * level.norm_typical[last], DBL_MIN);
             scale = std::min(scale, coordinates / 127);
-            scale = std::max(scale, least_scale(largest, total + spread * level.norm_step[last], level.width + level.coordinates));
+            scale = std::max(scale, least_scale(largest, total, level.width + level.coordinates));
             if (!(scale > 0)) scale = 1;
             int32_t* mine = &integers[w * level.width];
             double lost = 0, offset = 0, used = 0;

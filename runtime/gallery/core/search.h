@@ -16,7 +16,7 @@ namespace chan {
 
 // A coding of rows along the gallery's axes: the first coordinates at int8, and norms of what is lost.
 struct Level {
-    int64_t norms = 0;            // J: of each block of axes, of what no axis holds, and of the codes themselves
+    int64_t norms = 0;            // J: of each block of axes, R of (3), and of the codes themselves
     int64_t coordinates = 0;      // P
     int64_t width = 0;            // bytes of a vector: norms, then coordinates, then zeros up to a multiple of GROUP
     std::vector<int64_t> edges;   // where blocks of axes begin, and the number of axes at the end: J - 1 of them

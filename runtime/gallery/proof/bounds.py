@@ -27,26 +27,27 @@ way
 
 The smaller of (1) and (1'), or (1''), holds for each of the two products.
 
-**The first coordinates.** Let x_hat = m + B_P (s * n): a mean, and the first P axes times steps s and integer codes n.
-With y = B'q and what is lost, z = x - x_hat, exactly
+**The first coordinates.** Let y = B'q and c = B'(x - m) for a mean m, and let d be no less than the norm of B'B - 1,
+which is 0 for orthonormal axes and some 10^-7 for these in float32. With f = max(0, 1 - d), 1 - f BB' has no negative
+eigenvalue, so Cauchy-Schwarz holds for the product that it defines, with R(v)^2 = ||v||^2 - f ||B'v||^2:
 
-    q.x = q.m + sum_(i <= P) y_i s_i n_i + q.z,     q.z = (B'q).(B'z) + q_rest.z.
+    q.(x - m) - f y.c = q'(1 - f BB')(x - m) <= R(q) R(x - m).                                              (3')
 
-The first product splits along blocks of axes. For the second write z = B B'z + z_rest, so that q_rest.z =
-(B'q_rest).(B'z) + q_rest.z_rest. With a bound d on the norm of B'B - 1, which is 0 for orthonormal axes and some 10^-7
-for these in float32, ||B'q_rest|| = ||(1 - B'B) y|| <= d ||y||. As ||B'z|| <= sum_j ||B_j'z||, altogether
+Keep the first P coordinates of c as steps s times integer codes n; c_hat has these and zeros behind them. Then
+y.c = y.c_hat + y.(c - c_hat), and the last product splits along blocks of axes:
 
-    q.x <= q.m + sum_(i <= P) y_i s_i n_i + sum_j (||B_j'q|| + d ||y||) ||B_j'z|| + ||q_rest|| ||z_rest||.  (3)
+    q.x <= q.m + f sum_(i <= P) y_i s_i n_i + sum_j ||y_j|| ||c_j - c_hat_j|| + R(q) R(x - m).              (3)
 
-The norms of z are the row's: measured when it is coded, rounded up to a byte each (prefix.py). The factors before them
-are the query's. So the right side is one inner product of bytes with numbers of the query, plus a constant: an upper
-bound of every similarity, for each word and each region, by the same integer kernels.
+The norms of c - c_hat in each block, R(x - m) and one more are the row's: measured when it is coded, rounded up to a
+byte each (prefix.py). The factors before them are the query's. So the right side is one inner product of bytes with
+numbers of the query, plus a constant: an upper bound of every similarity, for each word and each region, by the same
+integer kernels. With x in place of x - m, (3') also gives (1') with R(q) in place of ||q_rest||, as R(dx) <= ||dx||.
 
-The query's numbers become integers as well: t k_i in place of w_i = y_i s_i. What that changes is at most
-||w - t k|| ||n||, and ||n|| is one more norm of the row, coded like the others. Factors of norms are rounded up. The
-integers have one digit of 7 bits or two; a step t is chosen so that no sum of products leaves int32, and so that the
-query's own rounding adds little (search.cpp). ||q_rest|| and ||z_rest|| are not computed from differences of vectors:
-||q - B y||^2 = ||q||^2 - 2 ||y||^2 + y'(B'B)y <= ||q||^2 - (1 - d) ||y||^2.
+The query's numbers become integers as well: t k_i in place of w_i = f y_i s_i. What that changes is at most
+||w - t k|| ||n||, and ||n|| is the row's last norm. Factors of norms are rounded up. The integers have one digit of 7
+bits or two; a step t is chosen so that no sum of products leaves int32, and so that the query's own rounding adds
+little (search.cpp). A factor of ||n|| that does not fit two digits is cut off: ||w - t k|| ||n|| is at most
+t sqrt(P) / 2 * 127 sqrt(P), which is less than t times their largest integer for P <= 256.
 
 y is computed in float32. If every coordinate is within e of B'q, then the sum in (3) is within e sum_i s_i |n_i| <=
 127 e sum_i s_i, and each block norm within e sqrt(axes of the block); all of that is added.

@@ -4,8 +4,8 @@ Theorem (3) of bounds.py is about any mean, any matrix B and any steps. Here the
 the gallery and of its queries together, the steps to the range of each coordinate, and blocks of axes to a spectrum
 that falls. A coded vector is one row of bytes, norms first:
 
-    J norms    what is lost of the vector along each block of axes, beyond all axes, and the size of the codes
-               themselves; unsigned, each times a step of its own, rounded up
+    J norms    what is lost of the vector along each block of axes, R of what the axes leave, and the size of the
+               codes themselves; unsigned, each times a step of its own, rounded up
     P codes    the first P coordinates, each divided by its step and rounded, plus 128
     zeros      up to a multiple of 16 bytes
 """
@@ -144,29 +144,24 @@ class Rotated:
 
     Attributes:
         coordinates: float64 [V, M], B'(x - mean).
-        size: float64 [V], no less than ||x - mean||.
-        rest: float64 [V], no less than the norm of what no axis holds of x - mean.
-        dim: D.
+        lost: float64 [V], no less than what float64 loses of the coordinates together.
+        rest: float64 [V], no less than R(x - mean) of (3).
     """
 
     coordinates: Float64Array
-    size: Float64Array
+    lost: Float64Array
     rest: Float64Array
-    dim: int
 
 
-def rotate(vectors: NDArray[np.floating], axes: Axes) -> Rotated:
-    """Vectors [V, D] along the axes.
-
-    ||z - B B'z||^2 = ||z||^2 - 2 ||c||^2 + c'(B'B)c <= ||z||^2 - (1 - deviation) ||c||^2 with c = B'z.
-    """
+def rotate(vectors: NDArray[np.floating], axes: Axes, *, allow: bool = True) -> Rotated:
+    """Vectors [V, D] along the axes; allow: for what float64 loses. Without it, what is lost counts as 0."""
     centered = vectors.astype(np.float64) - axes.mean.astype(np.float64)
     coordinates = centered @ axes.columns
     square = np.square(centered).sum(axis=1)
     held = max(0.0, 1 - axes.deviation) * np.square(coordinates).sum(axis=1)
-    lost = 4 * np.sqrt(axes.count) * (centered.shape[1] + 8) * _UNIT64 * (1 + axes.deviation) * square  # by float64
-    rest = np.sqrt(np.maximum(square - held, 0) + lost) * _MORE
-    return Rotated(coordinates, np.sqrt(square) * _MORE, rest, centered.shape[1])
+    unit = allow * 2 * np.sqrt(axes.count) * (centered.shape[1] + 8) * _UNIT64 * (1 + axes.deviation)
+    rest = np.sqrt(np.maximum(square - held, 0) + 2 * unit * square) * _MORE
+    return Rotated(coordinates, unit * np.sqrt(square) * _MORE, rest)
 
 
 def level_widths(dim: int) -> tuple[int, int] | None:
@@ -184,7 +179,7 @@ def largest_coordinates(vectors: NDArray[np.floating], axes: Axes) -> FloatArray
     return np.asarray(np.abs((vectors - axes.mean) @ axes.basis.T).max(axis=0, initial=0), np.float32)
 
 
-def fit_level(rotated: Rotated, largest: FloatArray, width: int, deviation: float) -> PrefixLevel:
+def fit_level(rotated: Rotated, largest: FloatArray, width: int) -> PrefixLevel:
     """A level of that many bytes for vectors like a sample's; largest: of each coordinate of all vectors, [M]."""
     axes = rotated.coordinates.shape[1]
     count, edges = 0, [0]
@@ -194,43 +189,44 @@ def fit_level(rotated: Rotated, largest: FloatArray, width: int, deviation: floa
             break
     step = np.maximum(1.05 * largest[:count] / LEVELS, 1e-30).astype(np.float32)
     level = PrefixLevel(np.array(edges, np.int64), step, np.ones(len(edges) + 1, np.float32), np.zeros(0, np.float32))
-    _, norms = _code(rotated, level, deviation)
+    norms = _norms(rotated, _codes(rotated, level), level)
     norm_step = np.maximum(norms.max(axis=0, initial=0) * _ROOM / 255, 1e-30).astype(np.float32)
     return PrefixLevel(level.edges, step, norm_step, norms.mean(axis=0).astype(np.float32))
 
 
-def code_vectors(rotated: Rotated, level: PrefixLevel, deviation: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def code_vectors(rotated: Rotated, level: PrefixLevel) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Vectors as the level keeps them: uint8 [V, width]; and which of them have a norm too large for its code: [V]."""
-    codes, norms = _code(rotated, level, deviation)
-    steps = level.norm_step.astype(np.float64)
-    numbers = np.ceil(norms / steps * _MORE)
+    codes = _codes(rotated, level)
+    numbers = np.ceil(_norms(rotated, codes, level) / level.norm_step.astype(np.float64) * _MORE)
     stored = np.zeros((len(codes), level.width), np.uint8)
     stored[:, : level.norms] = np.minimum(numbers, 255)
     stored[:, level.norms : level.norms + level.coordinates] = codes + OFFSET
     return stored, np.asarray((numbers > 255).any(axis=1))
 
 
-def _code(rotated: Rotated, level: PrefixLevel, deviation: float) -> tuple[Float64Array, Float64Array]:
-    """Codes of the coordinates [V, P], and the norms of (3) [V, J].
+def unbounded(rotated: Rotated, stored: NDArray[np.uint8], level: PrefixLevel) -> NDArray[np.bool_]:
+    """Which vectors' stored norms [V, width] are less than what their stored codes lose: [V].
 
-    With c_hat = step * codes along the first P axes, B'(x - x_hat) = c - (B'B) c_hat, which is within
-    deviation ||c_hat|| of c - c_hat; and what no axis holds of x - x_hat is within as much, a little more, of what no
-    axis holds of x - mean.
+    rotated: with no allowance; a writer that allows for what float64 loses stores no less on any machine.
     """
-    count = level.coordinates
-    step = level.step.astype(np.float64)
-    first = rotated.coordinates[:, :count]
-    codes = np.clip(np.rint(first / step), -LEVELS, LEVELS)
+    codes = stored[:, level.norms : level.norms + level.coordinates].astype(np.float64) - OFFSET
+    held = stored[:, : level.norms] * level.norm_step.astype(np.float64)
+    return np.asarray((_norms(rotated, codes, level) > held).any(axis=1))
+
+
+def _codes(rotated: Rotated, level: PrefixLevel) -> Float64Array:
+    """Codes of the coordinates, [V, P]."""
+    first = rotated.coordinates[:, : level.coordinates]
+    return np.clip(np.rint(first / level.step.astype(np.float64)), -LEVELS, LEVELS)
+
+
+def _norms(rotated: Rotated, codes: Float64Array, level: PrefixLevel) -> Float64Array:
+    """The norms of (3) where the coordinates are coded like this [V, P]: [V, J]."""
     lost = rotated.coordinates.copy()
-    lost[:, :count] -= codes * step
-    kept = np.sqrt(np.square(codes * step).sum(axis=1))
-    axes = rotated.coordinates.shape[1]
-    float64 = 2 * np.sqrt(axes) * (rotated.dim + 8) * _UNIT64 * (1 + deviation) * rotated.size  # of all coordinates
-    extra = (deviation * kept + float64)[:, None]
-    along = np.sqrt(np.add.reduceat(np.square(lost), level.edges[:-1], axis=1)) * _MORE + extra
-    rest = rotated.rest[:, None] + (2 + deviation) * extra
+    lost[:, : level.coordinates] -= codes * level.step.astype(np.float64)
+    along = np.sqrt(np.add.reduceat(np.square(lost), level.edges[:-1], axis=1)) * _MORE + rotated.lost[:, None]
     sizes = np.sqrt(np.square(codes).sum(axis=1))[:, None] * _MORE
-    return codes, np.concatenate([along, rest, sizes], axis=1)
+    return np.concatenate([along, rotated.rest[:, None], sizes], axis=1)
 
 
 # -- blocks of rows

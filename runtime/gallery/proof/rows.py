@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ...errors import TensorError
 from ..kernels.layout import store_codes
 from ..settings import MAX_DIM, Precision
-from .bounds import MAX_VALUE, block_norms, gallery_norms, no_axes
+from .bounds import MAX_VALUE, block_edges, block_norms, gallery_norms, no_axes
+from .pooling import Float64Array
 from .prefix import SearchPlan, block_order, code_vectors, pack_blocks, rotate
 from .quantize import quantize
 
@@ -225,8 +226,8 @@ def code_rows(vectors: NDArray[np.floating], starts: NDArray[np.int64], plan: Se
     pieces: list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]] = []
     for begin in range(0, len(vectors), 4096):  # float64 copies of a piece at a time
         rotated = rotate(vectors[begin : begin + 4096], plan.axes)
-        first, first_loose = code_vectors(rotated, plan.first, plan.axes.deviation)
-        second, second_loose = code_vectors(rotated, plan.second, plan.axes.deviation)
+        first, first_loose = code_vectors(rotated, plan.first)
+        second, second_loose = code_vectors(rotated, plan.second)
         pieces.append((first, second, (first_loose | second_loose * 2).astype(np.uint8)))
     if not pieces:
         empty = np.zeros(0, np.uint8)
@@ -276,3 +277,16 @@ def norms_along(
     norms = np.concatenate(pieces)
     largest = np.maximum.reduceat(norms, starts[:-1], axis=0) if rows else norms
     return np.nextafter(largest.astype(np.float32), np.float32(np.inf))
+
+
+def measured(lost: Float64Array, restored: Float64Array, axes: NDArray[np.floating]) -> Float64Array:
+    """What a row's measures must bound, of each vector of what codes lose and of what they stand for [V, D].
+
+    Returns [V, 2 J + 3]: the sizes of both, and of both along the axes [D, m], with nothing allowed for float64.
+    """
+    sizes = [np.linalg.norm(vectors, axis=1)[:, None] for vectors in (lost, restored)]
+    edges = block_edges(axes.shape[1])[:-1]
+    if edges:
+        sizes += [np.sqrt(np.add.reduceat(np.square(vectors @ axes), edges, axis=1)) for vectors in (lost, restored)]
+        sizes.append(np.linalg.norm(restored - restored @ axes @ axes.T, axis=1)[:, None])
+    return np.concatenate(sizes, axis=1)

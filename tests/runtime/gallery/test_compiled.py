@@ -80,7 +80,7 @@ def plan_for(
     if widths is None:
         return SearchPlan(axes, None, None, digits)
     rotated, largest = rotate(vectors, axes), largest_coordinates(vectors, axes)
-    first, second = (fit_level(rotated, largest, width, axes.deviation) for width in widths)
+    first, second = (fit_level(rotated, largest, width) for width in widths)
     return SearchPlan(axes, first, second, digits)
 
 
@@ -110,6 +110,14 @@ def check(found: Ranking, rows: list[TrueRow], k: int, allowed: np.ndarray) -> N
     for row, detail in zip(order, found.details, strict=True):
         assert detail.maxima.tolist() == rows[row].maxima.tolist()
         assert detail.winners.tolist() == rows[row].winners.tolist()
+
+
+def check_bounds(search: CompiledSearch, query: np.ndarray, count: int) -> None:
+    """No bound of a row's score is below it: with each row's own score as its threshold, all rows are found."""
+    scores = search.scores([query] * count, np.arange(count))
+    _, found, exact = search.above([query], np.array([np.inf]), scores)
+    assert found.tolist() == list(range(count))
+    assert exact.tolist() == scores.tolist()
 
 
 def fitted(rng: np.random.Generator, rows: list[np.ndarray], query: np.ndarray) -> SearchPlan | None:
@@ -160,6 +168,8 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
         for found, expected in zip(search.rank(queries, k, allowed), true, strict=True):
             check(found, expected, k, allowed)
             compared += 1
+        for query in queries:
+            check_bounds(search, query, count)
     kernel = open_kernel("numpy")
     ranker = Ranker(gallery, CpuEstimator(gallery, kernel, POOL, 2 if plan is None else plan.digits), kernel, POOL)
     for found, expected in zip(ranker.exact(queries, k, allowed), true, strict=True):

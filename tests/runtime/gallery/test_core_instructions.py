@@ -157,6 +157,19 @@ def test_no_kernel_reads_or_computes_what_is_undefined(tmp_path: Path) -> None:
     assert {line.split()[1] for line in printed.splitlines()} == FUNCTIONS
 
 
+@pytest.mark.parametrize("step", [97, pytest.param(1, marks=pytest.mark.nightly)])
+def test_pooling_is_as_close_in_float32_as_its_bounds_allow_for(step: int, tmp_path: Path) -> None:
+    """Of exponentials in steps of so many float32 numbers, and of logarithms; see pool_lanes.h."""
+    out = tmp_path / "pooling"
+    source = DRIVER.with_name("core_pooling.cpp")
+    subprocess.run([needed("g++", "g++"), *flags(), f"-I{CORE}", source, "-o", out], check=True)
+    printed = subprocess.run([out, str(step)], check=True, capture_output=True, text=True, timeout=600).stdout
+    exponentials, logarithms, exactly = map(float, printed.split())
+    assert 3 < exponentials < 5
+    assert 1 < logarithms < 3
+    assert exactly == 1
+
+
 @pytest.mark.nightly
 def test_callers_of_one_pool_of_threads_do_not_race(tmp_path: Path) -> None:
     run_checked(tmp_path, "thread", DRIVER.with_name("core_threads.cpp"), CORE / "threads.cpp")
