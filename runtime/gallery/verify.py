@@ -22,8 +22,8 @@ def verify_gallery(path: str | Path) -> list[str]:
     """Read every byte of a gallery's newest commit and name what is damaged; empty where all is well.
 
     All of it is named: a missing file, each damaged page of a file with the arrays that lie there, arrays that are not
-    of the shape or type the settings ask for, codes and measures that do not fit the fine copy (so that no certificate
-    rests on them), ids that cannot be found or occur twice.
+    of the shape or type the settings ask for, codes, measures and levels that do not bound the fine copy (so that no
+    certificate rests on them), ids that cannot be found or occur twice.
 
     Raises:
         GalleryError: there is no gallery, or it cannot be read.
@@ -74,8 +74,7 @@ def _segment_problems(
         return found
     try:
         segment = Segment(folder, record, catalogue.settings, plan, table)
-        for first in range(0, len(record.live), 256):
-            segment.check_measures(first, min(first + 256, len(record.live)))
+        segment.check_bounds()
         ids, texts = segment.table.texts()
         segment.table.rows()
     except (GalleryError, FileNotFoundError) as error:

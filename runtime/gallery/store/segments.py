@@ -11,9 +11,18 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt
 from ..kernels.layout import OFFSET, stored_width
-from ..proof.bounds import block_edges
-from ..proof.prefix import LANES, SearchPlan, block_order, pack_blocks, packed_vectors, unpack_blocks
-from ..proof.rows import CODES, FINE, SECOND, ArrayPart, PartArrays, array_part
+from ..proof.bounds import block_edges, no_axes
+from ..proof.prefix import (
+    LANES,
+    SearchPlan,
+    block_order,
+    pack_blocks,
+    packed_vectors,
+    rotate,
+    unbounded,
+    unpack_blocks,
+)
+from ..proof.rows import CODES, FINE, SECOND, ArrayPart, PartArrays, array_part, measured
 from ..settings import GallerySettings
 from .catalogue import SegmentRecord
 from .files import FileRecord, MappedFile
@@ -205,20 +214,40 @@ class Segment:
                 made.setdefault(name, []).append(array)
         return stored_arrays({name: np.concatenate(pieces) for name, pieces in made.items()}, self.starts)
 
-    def check_measures(self, first: int, last: int) -> None:
-        """GalleryCorrupt unless the measures of rows first..last - 1 bound what their codes lose of the fine copy."""
+    def check_bounds(self) -> None:
+        """GalleryCorrupt unless all that is stored of rows bounds what their codes lose of the fine copy."""
         if not self.has_fine:
             return
-        exact = self.vectors(first, last).astype(np.float64)
-        starts = self.starts[first : last + 1] - self.starts[first]
-        codes = self.codes(first, last)[:, : self._settings.dim].astype(np.float64) - OFFSET
-        restored = np.repeat(self.scale[first:last].astype(np.float64), np.diff(starts))[:, None] * codes
-        for measure, values in ((self.error, exact - restored), (self.norm, restored)):
-            largest = np.maximum.reduceat(np.sqrt(np.square(values).sum(axis=1)), starts[:-1])
-            wrong = np.flatnonzero(largest > measure[first:last] * (1 + 1e-6))
-            if wrong.size:
-                row = first + int(wrong[0])
-                raise GalleryCorrupt(f"{self._file.path}: codes and measures of row {row} do not fit its fine copy")
+        for first in range(0, self._count, 256):
+            rows = slice(first, min(first + 256, self._count))
+            starts = self.starts[rows.start : rows.stop + 1] - self.starts[first]
+            exact = self.vectors(rows.start, rows.stop).astype(np.float64)
+            codes = self.codes(rows.start, rows.stop)[:, : self._settings.dim].astype(np.float64) - OFFSET
+            restored = np.repeat(self.scale[rows].astype(np.float64), np.diff(starts))[:, None] * codes
+            axes = no_axes(self._settings.dim) if self.plan is None else self.plan.axes.leading
+            sizes = measured(exact - restored, restored, axes)
+            stored = np.column_stack([self.error[rows], self.norm[rows], self._measures[rows]])
+            wrong = np.maximum.reduceat(sizes, starts[:-1]) > stored * (1 + 1e-6)
+            self._refuse(rows, np.logical_or.reduce(wrong, axis=1), self._file, "codes and measures")
+        if self._prepared is None or self.plan is None or self.plan.first is None or self.plan.second is None:
+            return
+        first_codes = unpack_blocks(self._prepared.read("first"), self.starts, self._order)
+        second_codes, loose = self._prepared.read("second"), self._prepared.read("loose")
+        for first in range(0, self._count, 256):
+            rows = slice(first, min(first + 256, self._count))
+            begin, end = self.starts[rows.start], self.starts[rows.stop]
+            rotated = rotate(self.vectors(rows.start, rows.stop), self.plan.axes, allow=False)
+            for level, coded, bit, name in (
+                (self.plan.first, first_codes, 1, "the first level"),
+                (self.plan.second, second_codes, 2, "the second level"),
+            ):
+                wrong = np.logical_or.reduceat(unbounded(rotated, coded[begin:end], level), self.starts[rows] - begin)
+                self._refuse(rows, wrong & (loose[rows] & bit == 0), self._prepared, name)
+
+    def _refuse(self, rows: slice, wrong: NDArray[np.bool_], file: MappedFile, what: str) -> None:
+        if wrong.any():
+            row = rows.start + int(np.flatnonzero(wrong)[0])
+            raise GalleryCorrupt(f"{file.path}: {what} of row {row} do not fit its fine copy")
 
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See files.py."""

@@ -6,6 +6,7 @@ Every change here is followed by new sums and a new digest, so that only the che
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import zlib
@@ -21,6 +22,7 @@ import pytest
 
 from chan_rt.runtime.errors import ChanError, GalleryCorrupt, GalleryError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
+from chan_rt.runtime.gallery.proof.prefix import SearchPlan
 from chan_rt.runtime.gallery.store.catalogue import (
     CATALOGUE,
     OLD_CATALOGUE,
@@ -31,6 +33,7 @@ from chan_rt.runtime.gallery.store.catalogue import (
 )
 from chan_rt.runtime.gallery.store.commit import NewFiles, publish
 from chan_rt.runtime.gallery.store.files import PAGE, SEGMENTS, FileRecord, MappedFile
+from chan_rt.runtime.gallery.store.segments import Segment
 
 DEEP = json.loads("[" * 900 + "]" * 900)
 VALUES: list[Any] = [
@@ -314,6 +317,67 @@ def test_numbers_that_lie_crash_nothing(path: Path, make_embeddings, name: str) 
     use(path, make_embeddings(9, 2))
     rewrite(path, put(name, lambda a: (a * 100).astype(a.dtype)))
     use(path, make_embeddings(9, 2))
+
+
+def every(change: Callable[[np.ndarray], np.ndarray], column: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Changes all of an array's numbers, or one column of them."""
+
+    def changed(array: np.ndarray) -> np.ndarray:
+        copy = array.copy()
+        where = copy if column is None else copy[:, column]
+        where[...] = change(where)
+        return copy
+
+    return changed
+
+
+def lane(norm: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes one of the norms 0 in each row of each block: four bytes of each of 16 rows lie side by side."""
+
+    def changed(array: np.ndarray) -> np.ndarray:
+        blocks = array.reshape(len(array), -1, 16, 4).copy()
+        blocks[:, norm // 4, :, norm % 4] = 0
+        return blocks.reshape(array.shape)
+
+    return changed
+
+
+NORMS = 9  # of each level here: of seven blocks of axes, of what no axis holds, and of the codes
+FAULTS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    **{f"measure {column}": ("measures", every(np.zeros_like, column)) for column in range(9)},
+    "measures a little small": ("measures", every(lambda a: a * np.float32(0.999))),
+    **{f"norm {norm} of the first level": ("first", lane(norm)) for norm in range(NORMS)},
+    **{f"norm {norm} of the second level": ("second", every(np.zeros_like, norm)) for norm in range(NORMS)},
+    "codes of the first level": ("first", every(lambda a: a ^ 64)),
+    "codes of the second level": ("second", every(lambda a: a ^ 64)),
+    "norms a step too small": ("second", every(lambda a: np.maximum(a, 1) - 1)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_verify_finds_levels_that_do_not_bound_their_rows(path: Path, name: str) -> None:
+    """As a faulty writer would leave them, every sum being right."""
+    array, change = FAULTS[name]
+    rewrite(path, put(array, change), "prepared")
+    (found,) = verify_gallery(path)
+    what = {"measures": "codes and measures", "first": "the first level", "second": "the second level"}[array]
+    assert re.search(f"segments/.*: {what} of row [0-9]+ do not fit its fine copy", found)
+
+
+def test_verify_finds_levels_along_other_axes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that codes rows along axes which are not those that it keeps."""
+    prepare = Segment.prepare
+
+    def along_others(segment: Segment, plan: SearchPlan) -> dict[str, np.ndarray]:
+        others = replace(plan.axes, basis=plan.axes.basis[::-1].copy())
+        return prepare(segment, replace(plan, axes=others))
+
+    monkeypatch.setattr(Segment, "prepare", along_others)
+    with GalleryWriter.open(path) as writer:
+        writer.prepare()
+    assert [re.sub(".*: | of row [0-9]+", "", text) for text in verify_gallery(path)] == [
+        "codes and measures do not fit its fine copy"
+    ] * 2
 
 
 HEADERS: dict[str, Callable[[dict], object]] = {
