@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, reason_of
 from ..extras import needs
+from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
 from .store import FEATURE_NAMES, NEEDED, RegionStore, check_image, feature_name, one_width, store_of
+
+T = TypeVar("T")
 
 
 def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
@@ -39,7 +43,8 @@ def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
         if any(name in names for name in FEATURE_NAMES):
             wanted = [name for name in (*FEATURE_NAMES, *NEEDED) if name in names]
             store = store_of(file, {name: _dataset(file, opened, name) for name in wanted})
-            return RegionStore(file, store.count, store.max_regions, store.region_dim, _guarded(file, store.read))
+            boxes = None if store.boxes is None else _guarded(file, store.boxes)
+            return replace(store, read=_guarded(file, store.read), boxes=boxes)
         if ids is None:
             raise InputError(
                 f"{file} has no `features`, and there is no file of image ids that names its groups in order; "
@@ -55,8 +60,12 @@ def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
         def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
             return [np.asarray(_image(file, opened, ids[row])[()]) for row in rows]
 
-        longest = max(regions for regions, _ in shapes)
-        return RegionStore(file, len(ids), longest, width, _guarded(file, read), names=ids)
+        def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
+            return [_group_boxes(file, opened, ids[row], shapes[row][0]) for row in rows]
+
+        lengths = np.array([regions for regions, _ in shapes], np.int64)
+        reads = _guarded(file, read), _guarded(file, read_boxes)
+        return RegionStore(file, len(ids), int(lengths.max()), width, reads[0], ids, lengths, reads[1])
 
 
 def _image(file: Path, opened: Any, name: str) -> Any:
@@ -67,6 +76,30 @@ def _image(file: Path, opened: Any, name: str) -> Any:
     if not hasattr(item, "keys"):
         return _dataset(file, opened, name)
     return _dataset(file, item, feature_name(f"{file}: the group {name!r}", list(item)))
+
+
+def _group_boxes(file: Path, opened: Any, name: str, regions: int) -> Boxes | None:
+    """The boxes of an image's group, where it has them and the picture's size."""
+    item = _own(file, opened, name)
+    if not hasattr(item, "keys"):
+        return None
+    held = {key: _dataset(file, item, key)[()] for key in (*BOX_NAMES, *SIZE_NAMES) if key in item}
+    held |= {key: item.attrs[key] for key in SIZE_NAMES if key in item.attrs}
+    return boxes_of(f"{file}: image {name!r}", held, regions)
+
+
+def hdf5_names(file: Path) -> list[str] | None:
+    """The image ids in a file that has a group or array for each image; None for arrays of all images.
+
+    Raises:
+        InputError: the file is damaged.
+        MissingExtra: h5py is not installed.
+    """
+    with needs("h5py", f"reading {file}"):
+        import h5py
+    with _damage(file), h5py.File(file, "r") as opened:
+        names = list(opened)
+    return None if any(name in names for name in FEATURE_NAMES) else names
 
 
 def _dataset(file: Path, group: Any, name: str) -> Any:
@@ -90,10 +123,8 @@ def _own(file: Path, group: Any, name: str) -> Any:
     return group[name]
 
 
-def _guarded(
-    file: Path, read: Callable[[NDArray[np.int64]], list[NDArray[Any]]]
-) -> Callable[[NDArray[np.int64]], list[NDArray[Any]]]:
-    def guarded(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+def _guarded(file: Path, read: Callable[[NDArray[np.int64]], list[T]]) -> Callable[[NDArray[np.int64]], list[T]]:
+    def guarded(rows: NDArray[np.int64]) -> list[T]:
         with _damage(file):
             return read(rows)
 

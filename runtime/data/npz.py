@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, reason_of
+from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
 from .store import NEEDED, check_image, feature_name
 
 # Arrays that are compressed are read whole; larger ones must be stored as they are, so that they can be mapped.
@@ -91,6 +92,17 @@ def read_image(file: Path) -> NDArray[Any]:
         array = members[feature_name(file, members)]
     check_image(file, array)
     return array
+
+
+def image_boxes(file: Path, regions: int) -> Boxes | None:
+    """The boxes [r, 4] of one image, where its .npz archive has them and the picture's size."""
+    if file.suffix == ".npy":
+        return None
+    with _open(file) as opened:
+        members = _members(opened, _MAX_MEMBERS)
+        wanted = [name for name in (*BOX_NAMES, *SIZE_NAMES) if name in members]
+        held = {name: _member(opened, *members[name]) for name in wanted}
+    return boxes_of(str(file), held, regions)
 
 
 @contextmanager

@@ -7,10 +7,12 @@
     SPLIT_ims.h5 or .hdf5           a group for each image, named by its id: `features` [r, F]
     SPLIT_ims/ID.npz or ID.npy      a file for each image, named by its id: `features` [r, F], and its boxes
     SPLIT_ims.tsv                   a line for each image, as bottom-up attention writes them, in base64
+    SPLIT_ims.lmdb                  a record for each image, named by its id: an .npz, or a pickle of plain values
 
-`image_features`, `feat` and `x` are read as `features`. The last three name their images: SPLIT_ids.txt says which of
+`image_features`, `feat` and `x` are read as `features`. The last four name their images: SPLIT_ids.txt says which of
 them are meant and in which order. Arrays are memory-mapped; those of a compressed .npz are read whole, up to 4 GiB.
-Numbers of regions may vary in every form but the first. Nothing but numpy is needed (and h5py for HDF5).
+Numbers of regions may vary in every form but the first. Nothing but numpy is needed, and h5py for HDF5, lmdb for LMDB.
+`boxes` says in which forms boxes are read.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .hdf5 import open_hdf5
+from .boxes import Boxes
+from .hdf5 import hdf5_names, open_hdf5
 from .layout import SplitFiles
-from .npz import map_npy, map_npz, read_image
+from .lmdb_file import open_lmdb
+from .npz import image_boxes, map_npy, map_npz, read_image
 from .store import RegionStore, one_width, padded_store, store_of
 from .tsv import open_tsv
 
-FORMS = (".npy", ".npz", ".h5", ".hdf5", ".tsv", "")
+FORMS = (".npy", ".npz", ".h5", ".hdf5", ".tsv", ".lmdb", "")
 
 
 def open_store(files: SplitFiles, ids: Sequence[str] | None) -> RegionStore:
@@ -49,8 +53,37 @@ def open_store(files: SplitFiles, ids: Sequence[str] | None) -> RegionStore:
         forms = ", ".join(path.name for path in found)
         raise InputError(f"{files.folder} holds {files.features('').name} in several forms ({forms}): keep one")
     (file,) = found
-    if file.is_dir():
-        return _folder_store(file, files.ids.name, ids)
+    return _folder_store(file, files.ids.name, ids) if _holds_files(file) else _file_store(file, ids)
+
+
+def open_features(path: Path) -> RegionStore:
+    """Features by themselves, without a split: images that are named come in the order of the file.
+
+    Args:
+        path: a file or folder in one of the forms above, whatever its name before the suffix.
+
+    Raises:
+        InputError: it is in no form that is read, holds no image, or is damaged.
+        MissingExtra: h5py or lmdb is needed, and not installed.
+    """
+    if _holds_files(path):
+        names = sorted({file.stem for file in path.iterdir() if file.suffix in (".npz", ".npy")})
+        if not names:
+            raise InputError(f"{path} must hold a .npz or .npy file for each image, got none")
+        return _folder_store(path, "the folder", names)
+    if path.suffix not in FORMS[:-1] and not path.is_dir():
+        raise InputError(f"{path} must end in one of {', '.join(FORMS[:-1])}, or be a folder, got {path.suffix!r}")
+    return _file_store(path, hdf5_names(path) if path.suffix in (".h5", ".hdf5") else None)
+
+
+def _holds_files(path: Path) -> bool:
+    """Whether a folder has a file for each image, and is no LMDB."""
+    return path.is_dir() and path.suffix != ".lmdb" and not (path / "data.mdb").exists()
+
+
+def _file_store(file: Path, ids: Sequence[str] | None) -> RegionStore:
+    if file.suffix == ".lmdb" or file.is_dir():
+        return open_lmdb(file, ids)
     if not file.is_file():
         raise InputError(f"{file} must be a file or a folder, got something else, such as a pipe")
     if file.suffix == ".npy":
@@ -71,7 +104,11 @@ def _folder_store(folder: Path, ids_name: str, ids: Sequence[str] | None) -> Reg
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
         return [read_image(files[row]) for row in rows]
 
-    return RegionStore(folder, len(files), max(shape[0] for shape in shapes), width, read, names=ids)
+    def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
+        return [image_boxes(files[row], shapes[row][0]) for row in rows]
+
+    lengths = np.array([shape[0] for shape in shapes], np.int64)
+    return RegionStore(folder, len(files), int(lengths.max()), width, read, ids, lengths, read_boxes)
 
 
 def _image_file(folder: Path, ids_name: str, name: str) -> Path:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .boxes import BOX_NAMES, Boxes, BoxReader, stored_boxes
 
-NEEDED = ("pos_boxes", "num_boxes")
+NEEDED = ("pos_boxes", "num_boxes", *BOX_NAMES)
 FEATURE_NAMES = ("features", "image_features", "feat", "x")
 # Far beyond any data set, and below what a damaged header may claim: images of a split, bytes of one image.
 MAX_IMAGES = 10**8
@@ -31,6 +32,9 @@ class RegionStore:
         region_dim: width of the features (F).
         read: rows -> features [r, F] of each. Raises InputError where the file turns out to be damaged.
         names: image ids by row, where the file names its images; None where only their order tells which is which.
+        lengths: number of regions of each image, [N].
+        boxes: rows -> boxes [r, 4] of each, left, top, width and height as fractions of the picture; None for an image
+            whose boxes are not known. The whole is None where the file has no boxes.
     """
 
     file: Path
@@ -39,10 +43,17 @@ class RegionStore:
     region_dim: int
     read: Callable[[NDArray[np.int64]], list[NDArray[Any]]]
     names: Sequence[str] | None = None
+    lengths: NDArray[np.int64] | None = None
+    boxes: Callable[[NDArray[np.int64]], list[Boxes | None]] | None = None
 
 
-def padded_store(file: Path, array: Any, counts: NDArray[np.int64] | None) -> RegionStore:
-    """[N, R, F], of whose R regions the first counts[i] are real (all, where counts is None)."""
+def padded_store(
+    file: Path, array: Any, counts: NDArray[np.int64] | None, boxes: BoxReader | None = None
+) -> RegionStore:
+    """[N, R, F], of whose R regions the first counts[i] are real (all, where counts is None).
+
+    `boxes` are read from an array [N, R, 4 or more].
+    """
     check_floats(file, array)
     if len(array.shape) != 3 or 0 in array.shape:
         raise InputError(f"{file} must be float32 [N, regions, features], none of them 0, got {found(array)}")
@@ -59,11 +70,15 @@ def padded_store(file: Path, array: Any, counts: NDArray[np.int64] | None) -> Re
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
         return [np.asarray(array[int(row)])[: lengths[row]] for row in rows]
 
-    return RegionStore(file, num_images, int(lengths.max()), region_dim, read)
+    def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
+        return [None if boxes is None else boxes(int(row))[: lengths[row]] for row in rows]
+
+    places = None if boxes is None else read_boxes
+    return RegionStore(file, num_images, int(lengths.max()), region_dim, read, lengths=lengths, boxes=places)
 
 
-def flat_store(file: Path, array: Any, spans: NDArray[np.int64]) -> RegionStore:
-    """[T, F] with the rows spans[i, 0]:spans[i, 1] of image i."""
+def flat_store(file: Path, array: Any, spans: NDArray[np.int64], boxes: BoxReader | None = None) -> RegionStore:
+    """[T, F] with the rows spans[i, 0]:spans[i, 1] of image i, and likewise boxes [T, 4 or more]."""
     check_floats(file, array)
     if len(array.shape) != 2 or 0 in array.shape:
         raise InputError(f"{file}: features beside pos_boxes must be float32 [T, F], got {found(array)}")
@@ -78,17 +93,24 @@ def flat_store(file: Path, array: Any, spans: NDArray[np.int64]) -> RegionStore:
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
         return [np.asarray(array[int(spans[row, 0]) : int(spans[row, 1])]) for row in rows]
 
-    return RegionStore(file, len(spans), int(lengths.max()), int(array.shape[1]), read)
+    def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
+        return [None if boxes is None else boxes(slice(int(spans[row, 0]), int(spans[row, 1]))) for row in rows]
+
+    places = None if boxes is None else read_boxes
+    longest = int(lengths.max())
+    return RegionStore(file, len(spans), longest, int(array.shape[1]), read, lengths=lengths, boxes=places)
 
 
 def store_of(file: Path, members: Mapping[str, Any]) -> RegionStore:
     """The store of a file with named arrays: `features` with `pos_boxes`, with `num_boxes`, or alone."""
     name = feature_name(file, members)
+    boxes = stored_boxes(file, members, members[name])
     if "pos_boxes" in members:
-        return flat_store(file, members[name], whole_numbers(file, "pos_boxes", members["pos_boxes"], "[N, 2]"))
+        spans = whole_numbers(file, "pos_boxes", members["pos_boxes"], "[N, 2]")
+        return flat_store(file, members[name], spans, boxes)
     counts = members.get("num_boxes")
     lengths = None if counts is None else whole_numbers(file, "num_boxes", counts, "[N]").reshape(-1)
-    return padded_store(file, members[name], lengths)
+    return padded_store(file, members[name], lengths, boxes)
 
 
 def feature_name(where: Path | str, names: Collection[str]) -> str:

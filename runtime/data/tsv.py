@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, reason_of
+from .boxes import Boxes, from_pixels
 from .store import MAX_IMAGES, RegionStore, check_not_empty, one_width
 
 # image_id, image_w, image_h, num_boxes, boxes, features: the last two are float32 in base64.
@@ -58,7 +59,15 @@ def open_tsv(file: Path, ids: Sequence[str] | None) -> RegionStore:
         except OSError as error:
             raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
 
-    return RegionStore(file, len(names), max(sizes[name][0] for name in names), width, read, names=names)
+    def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
+        try:
+            with open(file, "rb") as stream:
+                return [_boxes(f"{file}: image {names[row]!r}", stream, places[names[row]]) for row in rows]
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
+
+    lengths = np.array([sizes[name][0] for name in names], np.int64)
+    return RegionStore(file, len(names), int(lengths.max()), width, read, names, lengths, read_boxes)
 
 
 def _columns(where: str, line: bytes) -> tuple[str, int, bytes]:
@@ -84,13 +93,37 @@ def _width(where: str, regions: int, encoded: bytes) -> int:
     return size // (4 * regions) if regions else 0
 
 
+def _boxes(where: str, stream: Any, place: int) -> Boxes:
+    stream.seek(place)
+    line = stream.readline(_MAX_LINE)
+    _, regions, _ = _columns(where, line)
+    columns = line.split(b"\t")
+    corners = decode_floats(f"{where}: boxes", columns[4]).reshape(-1)
+    if corners.size != 4 * regions:
+        raise InputError(f"{where}: boxes must be float32 [{regions}, 4], got {corners.size} numbers")
+    try:
+        width, height = float(columns[1]), float(columns[2])
+    except ValueError as error:
+        raise InputError(f"{where}: image_w and image_h must be numbers: {error}") from error
+    return from_pixels(where, corners.reshape(regions, 4), width, height)
+
+
+def decode_floats(where: str, encoded: bytes | str) -> NDArray[np.float32]:
+    """float32 in base64.
+
+    Raises:
+        InputError: it is not base64, or holds a part of a number.
+    """
+    try:
+        return np.frombuffer(base64.b64decode(encoded, validate=True), "<f4")
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"{where} must be base64: {error}") from error
+
+
 def _features(where: str, stream: Any, place: int, width: int) -> NDArray[Any]:
     stream.seek(place)
     _, regions, encoded = _columns(where, stream.readline(_MAX_LINE))
-    try:
-        values = np.frombuffer(base64.b64decode(encoded, validate=True), "<f4")
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"{where}: features must be base64: {error}") from error
+    values = decode_floats(f"{where}: features", encoded)
     if values.size != regions * width:
         raise InputError(f"{where}: features must be float32 [{regions}, {width}], got {values.size} numbers")
     return values.reshape(regions, width)

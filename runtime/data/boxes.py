@@ -1,0 +1,111 @@
+"""Boxes of stored regions, in the forms that region features come with, as fractions of the picture.
+
+    boxes               left, top, width, height as fractions of the picture: what `chan features` writes
+    spatial_features    left, top, right, bottom as fractions (and more behind): BUTD's HDF5 files
+    boxes, bbox         left, top, right, bottom in pixels, with image_w and image_h beside: bottom-up attention
+
+Boxes in pixels without the picture's size say nothing of where a region is, so they count as none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+Boxes: TypeAlias = NDArray[np.float32]
+BoxReader: TypeAlias = Callable[[Any], Boxes]  # an index into the stored array -> the boxes there
+
+BOX_NAMES = ("boxes", "spatial_features", "bbox")
+SIZE_NAMES = ("image_w", "image_h")
+# A detector's corner may lie a pixel past the edge, or the picture's size may have been rounded.
+_SLACK = 0.02
+
+
+def stored_boxes(file: Path, members: Mapping[str, Any], features: Any) -> BoxReader | None:
+    """What reads boxes beside the features of all images, an array of the same first axes; None where there are none.
+
+    Args:
+        file: for errors.
+        members: arrays of the file by name.
+        features: the array that the boxes belong to.
+    """
+    for name, is_corners in (("spatial_features", True), ("boxes", False)):
+        array = members.get(name)
+        if array is None or array.dtype.kind != "f" or tuple(array.shape[:-1]) != tuple(features.shape[:-1]):
+            continue
+        if array.shape[-1] < 4 or (not is_corners and not _are_fractions(array)):
+            continue
+
+        def read(index: Any, array: Any = array, name: str = name, is_corners: bool = is_corners) -> Boxes:
+            values = np.asarray(array[index], np.float32)[:, :4]
+            where = f"{file}: {name}"
+            return from_pixels(where, values, 1.0, 1.0) if is_corners else checked(where, values)
+
+        return read
+    return None
+
+
+def boxes_of(where: str, held: Mapping[str, Any], regions: int) -> Boxes | None:
+    """The boxes of one image, from arrays of its own; None where there are none or the picture's size is missing.
+
+    Raises:
+        InputError: boxes that are no numbers, of another count than the regions, or not inside the picture.
+    """
+    array = next((held[name] for name in BOX_NAMES if name in held), None)
+    if array is None:
+        return None
+    values = np.asarray(array)
+    if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[0] != regions or values.shape[1] < 4:
+        raise InputError(f"{where}: boxes must be numbers [{regions}, 4], got {values.dtype} {list(values.shape)}")
+    values = values[:, :4].astype(np.float32)
+    if "spatial_features" in held and "boxes" not in held:
+        return from_pixels(where, values, 1.0, 1.0)
+    sizes = [np.asarray(held[name]).reshape(-1) for name in SIZE_NAMES if name in held]
+    if len(sizes) == 2 and all(size.size == 1 and size.dtype.kind in "fiu" for size in sizes):
+        return from_pixels(where, values, float(sizes[0][0]), float(sizes[1][0]))
+    return checked(where, values) if "boxes" in held and _are_fractions(values) else None
+
+
+def from_pixels(where: str, corners: Boxes, width: float, height: float) -> Boxes:
+    """Left, top, right, bottom in pixels -> left, top, width, height as fractions of the picture.
+
+    Raises:
+        InputError: a size that is not positive, or a box that is not inside the picture.
+    """
+    if not (0 < width < np.inf and 0 < height < np.inf):
+        raise InputError(f"{where}: the picture's size must be positive, got {width:g} x {height:g}")
+    scaled = corners.astype(np.float64) / np.array([width, height, width, height])
+    fractions = np.concatenate([scaled[:, :2], scaled[:, 2:] - scaled[:, :2]], axis=1)
+    return checked(where, fractions.astype(np.float32))
+
+
+def checked(where: str, boxes: Boxes) -> Boxes:
+    """Boxes as fractions, cut at the picture's edges.
+
+    Raises:
+        InputError: a box that is not finite or not inside the picture.
+    """
+    ends = boxes[:, :2] + boxes[:, 2:]
+    inside = np.isfinite(boxes).all(1) & (boxes >= -_SLACK).all(1) & (ends <= 1 + _SLACK).all(1)
+    if not inside.all():
+        region = int((~inside).argmax())
+        found = [round(float(part), 4) for part in boxes[region]]
+        raise InputError(
+            f"{where}: a box must be inside the picture, and that of region {region} is {found}: left, top, width and "
+            "height as fractions of it"
+        )
+    start = boxes[:, :2].clip(0, 1)
+    cut: Boxes = np.concatenate([start, ends.clip(start, 1) - start], axis=1).astype(np.float32)
+    return cut
+
+
+def _are_fractions(array: Any) -> bool:
+    """Whether the first boxes can be fractions: in pixels some number would be larger."""
+    first = np.asarray(array[:64], np.float32)
+    return bool((first <= 1 + _SLACK).all())

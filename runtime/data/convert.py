@@ -1,0 +1,77 @@
+"""Region features in any form that is read become one .npz file, which is read without being loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import write_file
+from .flat import FlatWriter
+from .regions import open_features
+from .store import RegionStore
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote.
+
+    Attributes:
+        file: the features.
+        images: how many images they are of.
+        regions: how many regions these have in all.
+        boxed: whether each region has its box.
+    """
+
+    file: Path
+    images: int
+    regions: int
+    boxed: bool
+
+
+def convert_features(
+    source: Path, out: Path, force: bool = False, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Converted:
+    """Write the features of SOURCE to OUT/ims.npz, as `regions` reads it, and the image ids to OUT/ids.txt.
+
+    Images go through one after the other. As the features of a split they are DATA/precomp/SPLIT_ims.npz and
+    SPLIT_ids.txt. Images of a source that names none are numbered.
+
+    Args:
+        source: a file or folder in a form that `regions` lists.
+        out: folder; created if needed.
+        force: replace features that OUT holds.
+        progress: called with the images written and the images there are.
+
+    Raises:
+        InputError: features are there already, SOURCE is in no form that is read, or damaged.
+        MissingExtra: h5py or lmdb is needed, and not installed.
+    """
+    file, ids = out / "ims.npz", out / "ids.txt"
+    if file.exists() and not force:
+        raise InputError(f"{file} already exists: choose another folder, or replace it with --force")
+    store = open_features(source)
+    names = [str(row) for row in range(store.count)] if store.names is None else list(store.names)
+    broken = next((name for name in names if not name or name != name.strip() or len(name.splitlines()) > 1), None)
+    if broken is not None:
+        raise InputError(f"{source}: an image id must be one line of text, got {broken!r}")
+    lengths = np.full(store.count, store.max_regions) if store.lengths is None else store.lengths
+    boxed = store.boxes is not None and store.boxes(np.array([0]))[0] is not None
+    out.mkdir(parents=True, exist_ok=True)
+    with FlatWriter(file, lengths, store.region_dim) as writer:
+        for start in range(0, store.count, _AT_ONCE):
+            _copy(store, writer, np.arange(start, min(start + _AT_ONCE, store.count)), boxed)
+            progress(min(start + _AT_ONCE, store.count), store.count)
+    write_file(ids, "".join(f"{name}\n" for name in names))
+    return Converted(file, store.count, int(lengths.sum()), boxed)
+
+
+def _copy(store: RegionStore, writer: FlatWriter, rows: np.ndarray, boxed: bool) -> None:
+    places = store.boxes(rows) if boxed and store.boxes is not None else [None] * len(rows)
+    for features, boxes in zip(store.read(rows), places, strict=True):
+        writer.add(np.asarray(features, np.float32), boxes)

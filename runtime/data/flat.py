@@ -1,0 +1,108 @@
+"""Writing `SPLIT_ims.npz`: features of all images one after the other, read without being loaded (`regions`)."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..files import atomic_file
+
+FEATURES, SPANS, BOXES = "features", "pos_boxes", "boxes"
+
+
+class FlatWriter:
+    """Writes `features` [T, F], `pos_boxes` [N, 2] and, where there are some, `boxes` [T, 4], image by image.
+
+    Only the boxes are held in memory. The file gets its name when the writer is left without an error.
+
+    Args:
+        path: of the .npz file.
+        room: how many rows are kept for each image, [N]: its number of regions, or more where it is not known yet.
+        width: of the features (F).
+        dtype: of the features, float32 or float16.
+    """
+
+    def __init__(self, path: Path, room: NDArray[np.integer], width: int, dtype: str = "<f4") -> None:
+        self._path = path
+        self._room = np.asarray(room, np.int64)
+        self._lengths: list[int] = []
+        self._width, self._dtype = width, np.dtype(dtype)
+        self._boxes: list[NDArray[Any]] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        beside = self._stack.enter_context(atomic_file(self._path))
+        self._archive = zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self._stack.callback(self._archive.close)
+        self._stream: IO[bytes] = self._archive.open(f"{FEATURES}.npy", "w", force_zip64=True)
+        _header(self._stream, (int(self._room.sum()), self._width), self._dtype)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stream.close()
+            if error is None:
+                self._finish()
+        except BaseException as failed:
+            self._stack.__exit__(type(failed), failed, failed.__traceback__)
+            raise
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, features: NDArray[np.floating], boxes: NDArray[np.float32] | None = None) -> None:
+        """Write the next image: features [r, F] and perhaps boxes [r, 4], fractions of the picture.
+
+        Raises:
+            InputError: more regions than there is room for, another width, features that are not finite, or an image
+                with boxes among others without.
+        """
+        image = len(self._lengths)
+        if image >= len(self._room):
+            raise InputError(f"{self._path} must have {len(self._room)} images, got more")
+        room = int(self._room[image])
+        if features.ndim != 2 or not 1 <= len(features) <= room or features.shape[1] != self._width:
+            wanted = f"1 to {room} regions of {self._width} features"
+            raise InputError(f"{self._path}: image {image} must have {wanted}, got {list(features.shape)}")
+        if not np.isfinite(features).all():
+            raise InputError(f"{self._path}: the features of image {image} must be finite, got NaN or infinity")
+        if image and (boxes is not None) != bool(self._boxes):
+            raise InputError(f"{self._path}: all images must have boxes, or none, and image {image} differs")
+        self._stream.write(_filled(features, room, self._dtype).tobytes())
+        if boxes is not None:
+            self._boxes.append(_filled(boxes.reshape(len(features), 4), room, np.dtype(np.float32)))
+        self._lengths.append(len(features))
+
+    def _finish(self) -> None:
+        if len(self._lengths) != len(self._room):
+            raise InputError(f"{self._path} must have {len(self._room)} images, got {len(self._lengths)}")
+        starts = self._room.cumsum() - self._room
+        arrays: dict[str, NDArray[np.generic]] = {SPANS: np.stack([starts, starts + self._lengths], axis=1)}
+        if self._boxes:
+            arrays[BOXES] = np.concatenate(self._boxes)
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            self._archive.writestr(f"{name}.npy", content.getvalue())
+
+
+def _filled(rows: NDArray[Any], room: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Rows [r, n] with zeros below, [room, n]."""
+    whole: NDArray[Any] = np.zeros((room, rows.shape[1]), dtype)
+    whole[: len(rows)] = rows
+    return whole
+
+
+def _header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    content = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, described)
+    stream.write(content.getvalue())

@@ -1,0 +1,266 @@
+"""Features as they are distributed, converted with their boxes; and damaged ones."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from chan_rt import cli
+from chan_rt.runtime.data.convert import convert_features
+from chan_rt.runtime.data.flat import FlatWriter
+from chan_rt.runtime.data.regions import open_features
+from chan_rt.runtime.errors import ChanError, InputError
+
+WIDTH, HEIGHT, DIM = 100, 200, 8
+Item = tuple[str, np.ndarray, np.ndarray]
+
+
+def _items() -> list[Item]:
+    """Ids, features and corners in pixels of three images of 3, 5 and 2 regions."""
+    rng = np.random.default_rng(0)
+    items = []
+    for number, count in enumerate((3, 5, 2)):
+        start = rng.uniform(0, 50, (count, 2))
+        corners = np.concatenate([start, start + rng.uniform(1, 40, (count, 2))], axis=1).astype(np.float32)
+        items.append((f"im{number}", rng.normal(size=(count, DIM)).astype(np.float32), corners))
+    return items
+
+
+def encoded(array: np.ndarray) -> bytes:
+    return base64.b64encode(array.tobytes())
+
+
+def tsv_line(name: str, features: np.ndarray, corners: np.ndarray, /, **changes: bytes) -> bytes:
+    columns = {"id": name.encode(), "w": b"%d" % WIDTH, "h": b"%d" % HEIGHT, "n": b"%d" % len(features),
+               "boxes": encoded(corners), "features": encoded(features)}  # fmt: skip
+    return b"\t".join({**columns, **changes}.values()) + b"\n"
+
+
+def record(name: str, features: np.ndarray, corners: np.ndarray, /, **changes: Any) -> bytes:
+    plain = {"image_id": name, "image_w": WIDTH, "image_h": HEIGHT, "num_boxes": len(features),
+             "boxes": encoded(corners), "features": encoded(features)}  # fmt: skip
+    return pickle.dumps({**plain, **changes})
+
+
+def npz_record(name: str, features: np.ndarray, corners: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, features=features, bbox=corners, image_w=WIDTH, image_h=HEIGHT)
+    return content.getvalue()
+
+
+def write_lmdb(path: Path, records: dict[bytes, bytes]) -> Path:
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
+    with lmdb.open(str(path), map_size=1 << 22) as opened, opened.begin(write=True) as transaction:
+        for key, value in records.items():
+            transaction.put(key, value)
+    return path
+
+
+def write_tsv(folder: Path, items: list[Item]) -> Path:
+    (folder / "x.tsv").write_bytes(b"".join(tsv_line(*item) for item in items))
+    return folder / "x.tsv"
+
+
+def write_folder(folder: Path, items: list[Item]) -> Path:
+    (folder / "x").mkdir()
+    for name, features, corners in items:
+        (folder / "x" / f"{name}.npz").write_bytes(npz_record(name, features, corners))
+    return folder / "x"
+
+
+def write_groups(folder: Path, items: list[Item]) -> Path:
+    with h5py.File(folder / "x.h5", "w") as file:
+        for name, features, corners in items:
+            group = file.create_group(name)
+            group["features"], group["boxes"], group["image_h"] = features, corners, HEIGHT
+            group.attrs["image_w"] = WIDTH
+    return folder / "x.h5"
+
+
+def write_spatial(folder: Path, items: list[Item]) -> Path:
+    """As BUTD's HDF5 files: features [T, F], corners in pixels and as fractions."""
+    ends = np.cumsum([len(features) for _, features, _ in items])
+    starts = np.concatenate([[0], ends[:-1]])
+    corners = np.concatenate([corners for _, _, corners in items])
+    fractions = corners / np.array([WIDTH, HEIGHT] * 2, np.float32)
+    with h5py.File(folder / "x.hdf5", "w") as file:
+        file["image_features"] = np.concatenate([features for _, features, _ in items])
+        file["pos_boxes"], file["image_bb"] = np.stack([starts, ends], axis=1), corners
+        file["spatial_features"] = np.concatenate([fractions, fractions[:, :2]], axis=1)
+    return folder / "x.hdf5"
+
+
+def write_pickles(folder: Path, items: list[Item]) -> Path:
+    records = {name.encode(): record(name, *rest) for name, *rest in items}
+    return write_lmdb(folder / "x.lmdb", {**records, b"keys": pickle.dumps([name for name, *_ in items])})
+
+
+def write_archives(folder: Path, items: list[Item]) -> Path:
+    return write_lmdb(folder / "db", {f"{item[0]}.npz".encode(): npz_record(*item) for item in items})
+
+
+WRITERS = [write_tsv, write_folder, write_groups, write_spatial, write_pickles, write_archives]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_form_gives_the_same_features_and_boxes(
+    write: Callable[[Path, list[Item]], Path], tmp_path: Path
+) -> None:
+    items = _items()
+    source = write(tmp_path, items)
+    done = convert_features(source, tmp_path / "out")
+    assert (done.images, done.regions, done.boxed) == (3, 10, True)
+    names = ["0", "1", "2"] if write is write_spatial else ["im0", "im1", "im2"]
+    assert (tmp_path / "out" / "ids.txt").read_text().split() == names
+    store = open_features(done.file)
+    assert store.boxes is not None
+    rows = np.arange(3)
+    for (_, features, corners), found, boxes in zip(items, store.read(rows), store.boxes(rows), strict=True):
+        np.testing.assert_array_equal(found, features)
+        assert boxes is not None
+        ends = (boxes[:, :2] + boxes[:, 2:]) * [WIDTH, HEIGHT]
+        np.testing.assert_allclose(boxes[:, :2] * [WIDTH, HEIGHT], corners[:, :2], atol=1e-3)
+        np.testing.assert_allclose(ends, corners[:, 2:], atol=1e-3)
+
+
+def test_images_of_one_size_come_from_an_array(tmp_path: Path) -> None:
+    regions = np.random.default_rng(1).normal(size=(3, 4, DIM)).astype(np.float16)
+    np.save(tmp_path / "x.npy", regions)
+    done = convert_features(tmp_path / "x.npy", tmp_path / "out")
+    assert (done.regions, done.boxed) == (12, False)
+    found = open_features(done.file).read(np.arange(3))
+    np.testing.assert_array_equal(np.stack(found), regions.astype(np.float32))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    source = write_tsv(tmp_path, _items())
+    command = ["features", "--from", str(source), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.main, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {
+        "features": str(tmp_path / "out" / "ims.npz"), "rows": 3, "regions": 10, "boxes": True,
+    }  # fmt: skip
+    again = CliRunner().invoke(cli.main, command)
+    assert again.exit_code == 1
+    assert "already exists" in again.output
+    assert "10 regions of 3 images, with their boxes" in CliRunner().invoke(cli.main, [*command, "--force"]).output
+    both = CliRunner().invoke(cli.main, [*command, "picture.png"])
+    assert both.exit_code == 2
+    assert "IMAGES or --from, not both" in both.output
+
+
+ITEM = _items()[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": b"%%%"}, "boxes must be base64"),
+        ({"boxes": encoded(np.zeros(11, np.float32))}, r"boxes must be float32 \[3, 4\], got 11 numbers"),
+        ({"boxes": encoded(np.full((3, 4), np.nan, np.float32))}, "a box must be inside the picture"),
+        ({"boxes": encoded(np.full((3, 4), 500, np.float32))}, "a box must be inside the picture"),
+        ({"w": b"0"}, "the picture's size must be positive"),
+        ({"w": b"wide"}, "image_w and image_h must be numbers"),
+        ({"features": encoded(ITEM[1])[:-4] + b"%%%%"}, "features must be base64"),
+        ({"features": encoded(ITEM[1])[:-8]}, "features must be float32"),
+        ({"features": encoded(np.full((3, DIM), np.inf, np.float32))}, "must be finite"),
+        ({"n": b"0"}, "every image must have a region"),
+        ({"n": b"-1"}, "num_boxes must not be negative"),
+        ({"n": b"4"}, r"boxes must be float32 \[4, 4\], got 12 numbers"),
+        ({"id": b""}, "an image id must be one line of text"),
+        ({"id": b"\xff"}, "image_id must be text"),
+    ],
+)
+def test_a_damaged_line_is_named(changes: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_bytes(tsv_line(*ITEM, **changes))
+    with pytest.raises(InputError, match=message):
+        convert_features(tmp_path / "x.tsv", tmp_path / "out")
+    assert not (tmp_path / "out" / "ims.npz").exists()
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/tmp/chan-evil-record",)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (pickle.dumps(_Evil()), r"would import (posix|os)\.mkdir"),
+        (pickle.dumps([1, 2]), "must be a dictionary"),
+        (b"\x80\x05garbage", "damaged|neither"),
+        (b"PK\x03\x04 no archive", "damaged"),
+        (record(*ITEM)[:-40], "damaged|neither"),
+        (record(*ITEM, num_boxes=0), r"features must be float32 \[num_boxes, F\]"),
+        (record(*ITEM, num_boxes="3"), r"features must be float32 \[num_boxes, F\]"),
+        (record(*ITEM, features=b"!!"), "must be base64"),
+        (record(*ITEM, boxes=encoded(np.zeros(7, np.float32))), "boxes must be float32"),
+        (record(*ITEM, features=[[1.0], [2.0, 3.0]]), "damaged|inhomogeneous|must"),
+        (pickle.dumps({"boxes": b""}), "has no `features`"),
+    ],
+)
+def test_a_damaged_record_is_named_and_never_run(value: bytes, message: str, tmp_path: Path) -> None:
+    path = write_lmdb(tmp_path / "x.lmdb", {b"im0": value})
+    with pytest.raises(InputError, match=message):
+        convert_features(path, tmp_path / "out")
+    assert not Path("/tmp/chan-evil-record").exists()
+
+
+def test_what_is_no_lmdb_is_refused(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "empty.lmdb", {})
+    with pytest.raises(InputError, match="must hold 1 to"):
+        open_features(tmp_path / "empty.lmdb")
+    (tmp_path / "x.lmdb").write_bytes(b"nothing" * 1000)
+    with pytest.raises(InputError, match="cannot be read as an LMDB"):
+        open_features(tmp_path / "x.lmdb")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "missing.tsv", "missing"])
+def test_a_source_in_no_form_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("1,2\n")
+    with pytest.raises(ChanError, match=r"must end in|must be a file|cannot be read|is missing"):
+        open_features(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("features", "boxes", "message"),
+    [
+        (np.ones((3, 2), np.float32), None, "1 to 2 regions of 2 features"),
+        (np.ones((0, 2), np.float32), None, "1 to 2 regions of 2 features"),
+        (np.ones((2, 3), np.float32), None, "1 to 2 regions of 2 features"),
+        (np.full((2, 2), np.nan, np.float32), None, "must be finite"),
+    ],
+)
+def test_a_flat_file_has_what_was_announced(
+    features: np.ndarray, boxes: np.ndarray | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message), FlatWriter(tmp_path / "x.npz", np.array([2, 2]), 2) as writer:
+        writer.add(features, boxes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flat_file_has_every_image_and_every_box(tmp_path: Path) -> None:
+    one, boxes = np.ones((2, 2), np.float32), np.full((2, 4), 0.5, np.float32)
+    with (
+        pytest.raises(InputError, match="must have 2 images, got 1"),
+        FlatWriter(tmp_path / "x.npz", np.array([2, 2]), 2) as writer,
+    ):
+        writer.add(one)
+    with FlatWriter(tmp_path / "y.npz", np.array([2, 2]), 2) as writer:
+        writer.add(one, boxes)
+        with pytest.raises(InputError, match="all images must have boxes, or none"):
+            writer.add(one)
+        writer.add(one, boxes)
+    (tmp_path / "y.npz").unlink()
+    assert list(tmp_path.iterdir()) == []
