@@ -153,7 +153,8 @@ class _Query:
         if self.html is not None:
             preprocess = matcher.manifest.preprocess
             grid = None if preprocess is None else preprocess.grid
-            page, lost = render_page(result, words, caption, image, grid, matcher.alignment)
+            boxes = None if queries.boxes is None else queries.boxes[0]
+            page, lost = render_page(result, words, caption, image, grid, matcher.alignment, boxes)
             write_file(self.html, page)
             for item in lost:
                 self.skipped.add(item)

@@ -119,13 +119,14 @@ class TokenizerSpec:
 class Preprocess:
     """How a picture becomes `pixels`: resized to size x size RGB, scaled to [0, 1], then (x - mean) / std.
 
-    grid: the backbone's regions are a grid x grid raster of the picture, row by row.
+    grid: the backbone's regions are a grid x grid raster of the picture, row by row; None where the backbone returns a
+        box for each region.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    grid: int
+    grid: int | None
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Manifest:
         graphs: by graph name and precision.
         tokenizer: kind and files.
         preprocess: of the backbone; None where the bundle starts from region features.
+        backbone: the backbone's name, such as `timm:resnet50`; None where there is no backbone, or a bundle is older
+            than this field and its backbone is efficientnet-lite0.
         calibration: sha256 of the calibration ranges by file; empty where none.
         tools: versions of what wrote the bundle.
         parity: verdicts by "backend/precision": {"passed": bool, "report_sha256": str, ...}.
@@ -151,6 +154,7 @@ class Manifest:
     calibration: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    backbone: str | None = None
 
     @property
     def embed_dim(self) -> int:

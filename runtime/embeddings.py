@@ -25,6 +25,8 @@ class Embeddings:
         vectors: [B, L, D] float32, zeros past each row's length.
         lengths: [B] int32, 1 <= length <= L.
         kind: `images` or `captions`, as the encoder sets it; None is accepted as either.
+        boxes: [B, L, 4] float32, where each region is: left, top, width and height as fractions of the picture. None
+            for captions, for the regions of a grid, and where it is not known.
 
     Raises:
         TensorError: the two break these rules.
@@ -33,6 +35,7 @@ class Embeddings:
     vectors: NDArray[np.float32]
     lengths: NDArray[np.int32]
     kind: Kind | None = None
+    boxes: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.dtype != np.float32:
@@ -40,6 +43,9 @@ class Embeddings:
         if self.vectors.ndim != 3 or 0 in self.vectors.shape:
             raise TensorError("vectors", "shape must be [B, L, D], none of them 0", list(self.vectors.shape))
         check_lengths("lengths", self.lengths, self.vectors.shape[:2])
+        if self.boxes is not None and self.boxes.shape != (*self.vectors.shape[:2], 4):
+            wanted = [*self.vectors.shape[:2], 4]
+            raise TensorError("boxes", f"shape must be {wanted}", list(self.boxes.shape))
 
     def __len__(self) -> int:
         """Number of images or captions (B)."""
@@ -49,7 +55,8 @@ class Embeddings:
         """The rows as Embeddings of their own; one integer gives one row (B = 1), a slice copies nothing."""
         if isinstance(rows, int | np.integer):
             rows = [int(rows)]
-        return Embeddings(self.vectors[rows], self.lengths[rows], self.kind)
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return Embeddings(self.vectors[rows], self.lengths[rows], self.kind, boxes)
 
     @classmethod
     def from_rows(cls, rows: Iterable[Any], kind: Kind | None = None) -> Embeddings:
@@ -97,24 +104,25 @@ class Embeddings:
 
     def trimmed(self) -> Embeddings:
         """Return a copy without the columns that are padding in every row."""
-        return Embeddings(self.vectors[:, : self.lengths.max()], self.lengths, self.kind)
+        longest = self.lengths.max()
+        boxes = None if self.boxes is None else self.boxes[:, :longest]
+        return Embeddings(self.vectors[:, :longest], self.lengths, self.kind, boxes)
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-        """Join the rows of all parts, in order, padded to the longest."""
+        """Join the rows of all parts, in order, padded to the longest; boxes are kept where every part has them."""
         if not parts:
             raise TensorError("parts", "must hold at least one Embeddings", "none")
         if len({part.dim for part in parts}) > 1:
             raise TensorError("parts", "must have one width D", sorted({part.dim for part in parts}))
         width = max(part.vectors.shape[1] for part in parts)
-        vectors = np.zeros((sum(map(len, parts)), width, parts[0].dim), np.float32)
-        row = 0
-        for part in parts:
-            vectors[row : row + len(part), : part.vectors.shape[1]] = part.vectors
-            row += len(part)
         kinds = {part.kind for part in parts}
+        boxes = [part.boxes for part in parts if part.boxes is not None]
         return Embeddings(
-            vectors, np.concatenate([part.lengths for part in parts]), kinds.pop() if len(kinds) == 1 else None
+            _stacked([part.vectors for part in parts], width),
+            np.concatenate([part.lengths for part in parts]),
+            kinds.pop() if len(kinds) == 1 else None,
+            _stacked(boxes, width) if len(boxes) == len(parts) else None,
         )
 
 
@@ -161,6 +169,16 @@ def checked_vectors(row: Any, place: str, *, drop_zeros: bool = False) -> NDArra
     if zero.all():
         raise TensorError(place, "must have a vector that is not zero", f"{len(vectors)} vectors of zeros")
     return vectors[~zero]
+
+
+def _stacked(parts: Sequence[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
+    """Arrays [b, l, n] one below the other as [B, width, n], zeros past each l."""
+    whole = np.zeros((sum(map(len, parts)), width, parts[0].shape[2]), np.float32)
+    row = 0
+    for part in parts:
+        whole[row : row + len(part), : part.shape[1]] = part
+        row += len(part)
+    return whole
 
 
 def check_lengths(tensor: str, lengths: NDArray[np.int32], shape: tuple[int, ...]) -> None:

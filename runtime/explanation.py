@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import AlignmentConfig
+from .regions import Box, region_box
 
 MARKS = frozenset({"<start>", "<end>", "[CLS]", "[SEP]", "<s>", "</s>"})
 
@@ -45,25 +46,25 @@ class Explanation:
     Attributes:
         score: as `Matcher.score` returns it.
         words: in the caption's order.
-        grid: the regions are a grid x grid raster of the picture, row by row; None where they are not (region
-            features of a detector).
+        grid: the regions are a grid x grid raster of the picture, row by row; None where they are not (those of a
+            detector).
+        boxes: of the regions: left, top, width and height as fractions of the picture; None for those of a grid, and
+            where it is not known.
     """
 
     score: float
     words: tuple[WordMatch, ...]
     grid: int | None
+    boxes: tuple[Box, ...] | None = None
+
+    def box(self, match: WordMatch) -> Box | None:
+        """Where the region of a word is; None where that is not known."""
+        return region_box(match.region, self.grid, self.boxes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
-
-
-def region_box(region: int, grid: int | None) -> tuple[float, float, float, float] | None:
-    """Left, top, width and height of a region as fractions of the picture; None where it has no place in the grid."""
-    if grid is None or not 0 <= region < grid * grid:
-        return None
-    row, column = divmod(region, grid)
-    return column / grid, row / grid, 1 / grid, 1 / grid
+        """Plain data, for JSON: each word has the `box` of its region."""
+        words = [{**asdict(match), "box": self.box(match)} for match in self.words]
+        return {"score": self.score, "words": words, "grid": self.grid}
 
 
 def shares(

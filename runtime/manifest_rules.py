@@ -45,7 +45,7 @@ def check_manifest(manifest: Manifest) -> None:
                     raise InputError(f"manifest.graphs must have plain names, got {show(name)}")
             _check_graph(f"manifest.graphs.{graph}.{precision}", spec)
     if manifest.preprocess is not None:
-        _check_preprocess(manifest.preprocess)
+        check_preprocess(manifest.preprocess)
 
 
 def model_size(model: Mapping[str, Any], name: str, least: int = 1) -> int:
@@ -84,12 +84,14 @@ def _check_graph(where: str, spec: GraphSpec) -> None:
             )
 
 
-def _check_preprocess(preprocess: Preprocess) -> None:
-    if not 1 <= preprocess.grid <= preprocess.size <= MAX_PICTURE:
+def check_preprocess(preprocess: Preprocess, where: str = "manifest.preprocess") -> None:
+    """InputError unless a picture of that size and normalization can be made."""
+    grid = 1 if preprocess.grid is None else preprocess.grid
+    if not 1 <= grid <= preprocess.size <= MAX_PICTURE:
         rule = f"1 <= grid <= size <= {MAX_PICTURE}"
-        raise InputError(f"manifest.preprocess must satisfy {rule}, got {preprocess.grid} and {preprocess.size}")
+        raise InputError(f"{where} must satisfy {rule}, got {grid} and {preprocess.size}")
     if not all(0 < std < math.inf for std in preprocess.std):
-        raise InputError(f"manifest.preprocess.std must be positive, got {preprocess.std}")
+        raise InputError(f"{where}.std must be positive, got {preprocess.std}")
 
 
 def _check_file(file: str, suffix: str) -> None:

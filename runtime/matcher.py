@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,12 +21,14 @@ from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
 from .pictures.load import Picture, load_pixels
+from .regions import PictureBackbone, Regions, with_grid_boxes
 from .text import Tokenizer, load_tokenizer, pad_rows
 
 _log = logging.getLogger(__name__)
 NEEDED = ("region_encoder", "text_encoder", "hard_alignment")
 # Similarities [I, R, C, W] of one block: 64 MiB of float32.
 BLOCK = 1 << 24
+OWN_BATCH = 2  # pictures that a backbone of the caller is given at once
 
 
 class Matcher:
@@ -49,6 +52,7 @@ class Matcher:
         backends: Mapping[str, Backend],
         precision: str,
         threads: int | None = None,
+        backbone: PictureBackbone | None = None,
     ) -> None:
         """For tests and for those who open backends themselves; otherwise use `Matcher.open`."""
         missing = [graph for graph in NEEDED if graph not in backends]
@@ -62,13 +66,19 @@ class Matcher:
         self.precision = precision
         self._bundle = Path(bundle).resolve()  # graphs opened later are found after a change of the working directory
         self._threads = threads
+        self._backbone = backbone
         self._backends = dict(backends)
         self._closed = False
         self._opening = threading.Lock()
 
     @classmethod
     def open(
-        cls, bundle: str | Path, backend: str = "auto", precision: str = "fp32", threads: int | None = None
+        cls,
+        bundle: str | Path,
+        backend: str = "auto",
+        precision: str = "fp32",
+        threads: int | None = None,
+        backbone: PictureBackbone | None = None,
     ) -> Matcher:
         """Open a bundle, every file checked by its hash.
 
@@ -79,6 +89,7 @@ class Matcher:
             precision: `fp32`, `fp16`, `int8` (TensorRT) or `int8_x86` (onnxruntime on the CPU); of int8, a graph that
                 has no such form runs at the next finer one (`Manifest.resolve`).
             threads: CPU threads of onnxruntime; None for one per CPU this process may use.
+            backbone: what turns pictures into regions in place of the bundle's own backbone.
 
         Raises:
             BundleError: no bundle, an altered file, or no graph at that precision.
@@ -89,9 +100,25 @@ class Matcher:
         backends = open_graphs(
             backend, bundle, manifest, {graph: manifest.resolve(graph, precision) for graph in NEEDED}, threads=threads
         )
-        matcher = cls(bundle, manifest, tokenizer, backends, precision, threads)
+        matcher = cls(bundle, manifest, tokenizer, backends, precision, threads, backbone)
         _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)
         return matcher
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How the backbone reads pictures.
+
+        Raises:
+            BundleError: there is no backbone.
+        """
+        if self._backbone is not None:
+            return self._backbone.preprocess
+        if self.manifest.preprocess is None:
+            raise BundleError(
+                "this bundle starts from region features: it has no backbone. Use encode_images(regions), or export "
+                "with a backbone, or give the backbone (--backbone)"
+            )
+        return self.manifest.preprocess
 
     @property
     def max_words(self) -> int:
@@ -122,20 +149,42 @@ class Matcher:
         The backbone runs at the matcher's precision where the bundle has it so, otherwise at the next finer: it is not
         quantized, because the regions are the model's input.
 
+        Returns:
+            Embeddings with `boxes`, where the backbone returns a box for each region.
+
         Raises:
             BundleError: the bundle has no backbone.
             InputError: one path in place of a list, no pictures, or one that cannot be read.
+            BackendError: the backbone returned numbers that break its rules (`runtime.regions`).
         """
-        preprocess = picture_preprocess(self.manifest)
+        preprocess = self.preprocess
         check_paths("pictures", pictures)
         if not len(pictures):
             raise InputError("pictures must hold at least one picture, got none")
+        if self._backbone is not None:
+            own = self._backbone
+            steps = range(0, len(pictures), OWN_BATCH)
+            return Embeddings.concatenate(
+                [self.encode_regions(_own_regions(own, pictures[start : start + OWN_BATCH])) for start in steps]
+            )
         backbone = self._open("backbone")
-        parts = [
-            self.encode_images(run_rows(backbone, {"pixels": load_pixels(pictures[rows], preprocess)})["regions"])
-            for rows in pieces(len(pictures), backbone.ranges["B"])
-        ]
+        parts = []
+        for rows in pieces(len(pictures), backbone.ranges["B"]):
+            pixels = load_pixels(pictures[rows], preprocess)
+            try:
+                regions = Regions.of_outputs(run_rows(backbone, {"pixels": pixels}), preprocess, len(pixels))
+            except TensorError as error:
+                raise BackendError(f"the bundle's backbone on {backbone.name} failed: {error}") from error
+            parts.append(self.encode_regions(regions))
         return Embeddings.concatenate(parts)
+
+    def encode_regions(self, regions: Regions) -> Embeddings:
+        """Encode the regions of pictures, as a backbone returns them, and keep their boxes.
+
+        Raises:
+            TensorError: as in `encode_images`.
+        """
+        return replace(self.encode_images(regions.features, regions.lengths), boxes=regions.boxes)
 
     def encode_texts(self, captions: Sequence[str]) -> Embeddings:
         """Encode the words of captions, their start and end marks included.
@@ -217,10 +266,11 @@ class Matcher:
         similarities = [float(similarity) for similarity in word_scores[0, 0]]
         parts = shares(image.vectors[0, : image.lengths[0]], text.vectors[0], similarities, self.alignment)
         words, known = self.tokenizer.tokens(caption), self.tokenizer.known(caption)
-        matches = zip(words, word_regions[0, 0].tolist(), similarities, parts.tolist(), known, strict=True)
-        grid = self.manifest.preprocess.grid if self.manifest.preprocess is not None else None
+        grid = self.manifest.preprocess.grid if self.manifest.preprocess is not None and image.boxes is None else None
         grid = grid if grid is not None and grid * grid == image.lengths[0] else None
-        return Explanation(score, tuple(WordMatch(*match) for match in matches), grid)
+        matches = zip(words, word_regions[0, 0].tolist(), similarities, parts.tolist(), known, strict=True)
+        boxes = None if image.boxes is None else tuple(map(tuple, image.boxes[0, : image.lengths[0]].tolist()))
+        return Explanation(score, tuple(WordMatch(*match) for match in matches), grid, boxes)
 
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption that the vocabulary lacks, each once: the model takes all of them for one word.
@@ -323,18 +373,11 @@ class Matcher:
                 yield image.rows, caption.rows, here
 
 
-def picture_preprocess(manifest: Manifest) -> Preprocess:
-    """How a bundle's backbone reads pictures.
-
-    Raises:
-        BundleError: the bundle has no backbone.
-    """
-    if manifest.preprocess is None:
-        raise BundleError(
-            "this bundle starts from region features: it has no backbone. Use encode_images(regions), or export "
-            "with a backbone"
-        )
-    return manifest.preprocess
+def _own_regions(backbone: PictureBackbone, pictures: Sequence[Picture]) -> Regions:
+    """The regions of pictures with their boxes, also those of a grid: the bundle does not know the grid."""
+    regions = backbone.regions(load_pixels(pictures, backbone.preprocess))
+    grid = backbone.preprocess.grid
+    return regions if grid is None else with_grid_boxes(regions, grid)
 
 
 def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import quote
 
+import numpy as np
+
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
-from ..runtime.explanation import MARKS, region_box, shares, word_shares
+from ..runtime.explanation import MARKS, shares, word_shares
 from ..runtime.gallery.result import Hit, SearchResult
+from ..runtime.regions import region_box
 from . import bodies
 from .galleries import OpenGallery
 from .packing import pack
 from .work import Work
 
-# Metadata that indexing keeps about this server's files: `path` and `source`. Clients get the picture by its id.
+# Metadata that indexing keeps about this server's files: clients get the picture by its id. Of `boxes` they get those
+# that words chose.
 PRIVATE = ("path", "source")
+HIDDEN = (*PRIVATE, "boxes")
 
 
 def search_response(job: Work) -> bodies.SearchResponse:
@@ -49,7 +54,7 @@ def explain_response(
     explained = opened.matcher.explain(image, caption)
     words = [
         bodies.WordMatch(
-            match.word, match.region, region_box(match.region, explained.grid), round(match.similarity, 6),
+            match.word, match.region, explained.box(match), round(match.similarity, 6),
             round(match.share, 6), match.known, match.is_mark,
         )
         for match in explained.words
@@ -81,17 +86,20 @@ def _hit(opened: OpenGallery, hit: Hit, query: Embeddings, words: Sequence[bodie
     elif not words:  # a query of embeddings: nobody knows its words
         words = [bodies.Word("")] * len(hit.word_regions)
     parts = _shares(opened, hit, query)
-    grid = opened.grid
+    boxes = hit.metadata.get("boxes") if opened.side == "images" else query.boxes
+    if isinstance(boxes, np.ndarray):
+        boxes = boxes[0]
     matches = [
         bodies.WordMatch(
-            word.word, region, region_box(region, grid), round(similarity, 6), round(share, 6), word.known, word.mark
+            word.word, region, region_box(region, opened.grid, boxes), round(similarity, 6), round(share, 6),
+            word.known, word.mark,
         )
         for word, region, similarity, share in zip(
             words, hit.word_regions.tolist(), hit.word_scores.tolist(), parts, strict=True
         )
-    ]
+    ]  # fmt: skip
     picture = picture_path(opened.name, hit.id) if "path" in hit.metadata else None
-    metadata = {key: value for key, value in hit.metadata.items() if key not in PRIVATE}
+    metadata = {key: value for key, value in hit.metadata.items() if key not in HIDDEN}
     return bodies.Hit(hit.id, hit.score, metadata, picture, matches)
 
 

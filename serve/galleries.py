@@ -62,9 +62,16 @@ class OpenGallery(Held):
 
     @property
     def grid(self) -> int | None:
-        """The regions of pictures are a grid x grid raster; None where the bundle does not read pictures."""
+        """The regions of pictures are a grid x grid raster; None where they have boxes, or no pictures are read."""
         preprocess = self.matcher.manifest.preprocess
         return None if preprocess is None else preprocess.grid
+
+    @property
+    def regions(self) -> int:
+        """The number of regions of a picture, as far as the bundle tells; 1 where it does not read pictures."""
+        specs = self.matcher.manifest.graphs.get("backbone", {}).values()
+        sizes = [spec.outputs[0].shape[1] for spec in specs if len(spec.outputs[0].shape) == 3]
+        return next((size for size in sizes if isinstance(size, int)), 1)
 
     def info(self, writable: bool) -> bodies.GalleryInfo:
         """What `GET /v1/galleries` answers about it."""
@@ -81,7 +88,7 @@ class OpenGallery(Held):
             model=settings.model,
             scan=self.gallery.scan,
             grid=self.grid,
-            takes_pictures=self.grid is not None,
+            takes_pictures=self.matcher.manifest.preprocess is not None,
             max_words=self.matcher.max_words,
             writable=writable,
             prepared=None if prepared is None else prepared.describe(),

@@ -50,7 +50,7 @@ async def make_job(
     elif pictures is not None:
         check_count(state, "pictures", pictures)
         job.pictures = await state.aside(decode_pictures, opened, pictures, state.settings.limits.pixels)
-        job.words = len(pictures) * (opened.grid or 1) ** 2
+        job.words = len(pictures) * opened.regions
     elif packed is not None:
         check_count(state, "embeddings", packed.lengths)
         job.embeddings = unpack(packed)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..runtime.embeddings import Embeddings, Kind
+from ..runtime.regions import with_boxes
 from . import answers, bodies
 from .galleries import OpenGallery
 from .jobs import check_count, do, make_filter, make_job
@@ -90,7 +91,7 @@ class _Api:
                 if opened.side == "images":
                     _only("picture", "id", body.picture)
                     path = answers.picture_path(opened.name, row.id) if "path" in row.metadata else None
-                    image = await self._state.aside(opened.gallery.embeddings, [row.id])
+                    image = with_boxes(await self._state.aside(opened.gallery.embeddings, [row.id]), row.metadata)
                 else:
                     _only("caption", "id", body.caption)
                     caption = str(row.metadata.get("caption", ""))

@@ -12,6 +12,7 @@ from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryLocked, InputError
 from ..runtime.files import write_file
 from ..runtime.gallery import GalleryWriter
+from ..runtime.regions import boxes_as_metadata
 from . import bodies
 from .answers import PRIVATE
 from .galleries import OpenGallery
@@ -68,7 +69,8 @@ class Writers:
                     raise Refusal(422, "metadata", f"metadata must not have the key {key!r}, which the server sets")
         with self._open(opened) as writer:
             replaced = len(writer.ids(body.ids)) if body.overwrite else 0
-            rows = [{**row, **content} for row, content in zip(given, self._contents(body), strict=True)]
+            parts = zip(given, self._contents(body), boxes_as_metadata(embeddings), strict=True)
+            rows = [{**row, **content, **place} for row, content, place in parts]
             writer.add(body.ids, embeddings, rows, overwrite=body.overwrite)
         return bodies.RowsResponse(opened.name, len(body.ids), replaced, len(opened.gallery))
 

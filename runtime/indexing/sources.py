@@ -13,7 +13,7 @@ from typing import Any
 from ..checks import check_paths
 from ..embeddings import Embeddings, Kind
 from ..errors import InputError
-from ..matcher import Matcher, picture_preprocess
+from ..matcher import Matcher
 from ..pictures.load import fit_picture, list_pictures
 from ..skipped import SkippedItem
 from .identity import Origin, Scope, file_digest
@@ -91,7 +91,7 @@ def picture_source(paths: Sequence[str | Path]) -> Source:
     paths_by_row = list(files.values())
 
     def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
-        preprocess = picture_preprocess(matcher.manifest)
+        preprocess = matcher.preprocess
         pictures, problems = {}, []
         for row in rows:  # resized at once: a picture as it was taken is a thousand times larger
             try:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError
 from ..explanation import Explanation, WordMatch
+from ..regions import Box
 from .load import Picture, open_picture
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 Color: TypeAlias = tuple[int, int, int]
-Box: TypeAlias = tuple[float, float, float, float]
 
 # Twelve colors that stay apart on light and dark pictures, with a contrast of 4.5 to 1 with white text; then darker.
 PALETTE: tuple[Color, ...] = (
@@ -49,17 +50,20 @@ def draw_explanation(picture: Picture, caption: str, explanation: Explanation) -
     Args:
         picture: the one that was explained.
         caption: likewise.
-        explanation: of both, with a grid.
+        explanation: of both, whose regions have boxes or are a grid.
 
     Raises:
-        InputError: the regions are no raster of the picture, or the picture cannot be read, or Pillow is missing.
+        InputError: it is not known where the regions are, or the picture cannot be read, or Pillow is missing.
     """
-    if explanation.grid is None:
-        raise InputError("explanation: its regions must be a grid over the picture, got regions of unknown place")
+    words = [match for match in explanation.words if not match.is_mark]
+    boxes = {match.region: explanation.box(match) for match in words}
+    if None in boxes.values():
+        raise InputError(
+            "explanation: its regions must be a grid over the picture or have boxes, got regions of unknown place"
+        )
     image = open_picture(picture)
     scale = LONGEST_SIDE / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    words = [match for match in explanation.words if not match.is_mark]
     by_share = sorted(words, key=lambda match: -match.share)
     colors = {id(match): PALETTE[number % len(PALETTE)] for number, match in enumerate(by_share)}
     lines = _wrap(caption, _font(20), LEGEND_WIDTH)
@@ -67,8 +71,9 @@ def draw_explanation(picture: Picture, caption: str, explanation: Explanation) -
     width = MARGIN + image.width + MARGIN + LEGEND_WIDTH + MARGIN
     sheet, draw = _sheet(width, max(image.height + 2 * MARGIN, legend_height))
     sheet.paste(image, (MARGIN, MARGIN))
-    _draw_grid(sheet, image.size, explanation.grid)
-    _draw_boxes(draw, by_share, colors, image.size, explanation.grid)
+    if explanation.grid is not None:
+        _draw_grid(sheet, image.size, explanation.grid)
+    _draw_boxes(draw, by_share, colors, {region: _in_pixels(box, image.size) for region, box in boxes.items() if box})
     _draw_legend(draw, (MARGIN + image.width + MARGIN, MARGIN), lines, explanation, colors)
     return sheet
 
@@ -87,18 +92,24 @@ def _draw_grid(sheet: Image.Image, size: tuple[int, int], grid: int) -> None:
     sheet.paste(lines, (MARGIN, MARGIN), lines)
 
 
+def _in_pixels(box: Box, size: tuple[int, int]) -> Box:
+    """Left, top, right and bottom on the sheet of a box in fractions of the picture, at least a pixel wide."""
+    left, top = MARGIN + box[0] * size[0], MARGIN + box[1] * size[1]
+    return left, top, left + max(box[2] * size[0], 1.0), top + max(box[3] * size[1], 1.0)
+
+
 def _draw_boxes(
-    draw: ImageDraw.ImageDraw, words: list[WordMatch], colors: dict[int, Color], size: tuple[int, int], grid: int
+    draw: ImageDraw.ImageDraw, words: list[WordMatch], colors: dict[int, Color], boxes: Mapping[int, Box]
 ) -> None:
-    """Words are given by falling share."""
+    """Words are given by falling share, boxes in pixels by region; large boxes are drawn first."""
     by_region: dict[int, list[WordMatch]] = defaultdict(list)
     for match in words:
         by_region[match.region].append(match)
     strongest = max((match.share for match in words), default=1.0)
-    cell = (size[0] / grid, size[1] / grid)
-    for region, matches in by_region.items():
-        row, column = divmod(region, grid)
-        left, top = MARGIN + column * cell[0], MARGIN + row * cell[1]
+    for region in sorted(by_region, key=lambda region: -_area(boxes[region])):
+        matches = by_region[region]
+        left, top, right, bottom = boxes[region]
+        cell = (right - left, bottom - top)
         # Outermost is the word with the largest share; each further one lies inside, at most to a third of the cell.
         first = min(2.0, min(cell) / 6)
         step = min(6.0, (min(cell) / 3 - first) / len(matches))
@@ -106,10 +117,14 @@ def _draw_boxes(
             inset = first + depth * step
             line = 5 if match.share >= 0.5 * strongest else 2
             line = max(1, min(line, int(step)))
-            box = (left + inset, top + inset, left + cell[0] - inset, top + cell[1] - inset)
+            box = (left + inset, top + inset, right - inset, bottom - inset)
             draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=PAPER)
             draw.rectangle(box, outline=colors[id(match)], width=line)
-        _draw_tags(draw, matches, colors, (left, top, left + cell[0], top + cell[1]))
+        _draw_tags(draw, matches, colors, boxes[region])
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _draw_tags(draw: ImageDraw.ImageDraw, matches: list[WordMatch], colors: dict[int, Color], cell: Box) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..contract import AlignmentConfig
 from ..errors import InputError
-from ..explanation import MARKS, Explanation, region_box, word_shares
+from ..explanation import MARKS, Explanation, word_shares
 from ..gallery.result import Hit, SearchResult
+from ..regions import Box, region_box
 from ..skipped import SkippedItem
 from .document import readable, render_document
 from .load import Picture, open_picture
@@ -41,6 +42,7 @@ def render_page(
     image: Path | None,
     grid: int | None,
     alignment: AlignmentConfig,
+    boxes: object = None,
 ) -> tuple[str, list[SkippedItem]]:
     """The hits as one HTML file.
 
@@ -50,6 +52,7 @@ def render_page(
         caption, image: the query, one of them.
         grid: regions are a grid x grid raster of the picture; None where that is not known: then no boxes are drawn.
         alignment: of the model, for the words' shares of the score.
+        boxes: of the query picture's regions, as `regions.region_box` takes them; those of a hit are in its metadata.
 
     A hit's picture is the query's, or the file its metadata names as `path`; without one the words stand alone.
 
@@ -61,7 +64,7 @@ def render_page(
         MissingExtra: Pillow or jinja2 is missing.
     """
     title = caption if caption is not None else Path(str(image)).name
-    shown, skipped = result_data(result, words, caption, image, grid, alignment)
+    shown, skipped = result_data(result, words, caption, image, grid, alignment, boxes)
     rows = "captions" if image is not None else "pictures"
     summary = f"The {len(result.hits)} best of {result.rows} {rows}, by exact search."
     values = {"summary": summary, "result": shown}
@@ -94,6 +97,7 @@ def result_data(
     image: Path | None,
     grid: int | None,
     alignment: AlignmentConfig,
+    boxes: object = None,
 ) -> tuple[dict[str, Any], list[SkippedItem]]:
     """What the components draw of a search, in the form of the server's answers, with the pictures inside.
 
@@ -105,6 +109,7 @@ def result_data(
         picture, lost = _hit_picture(hit, skipped) if image is None else (None, "")
         known = word_shares(hit.word_scores, alignment)
         shares = [None] * len(spoken.words) if known is None else known.tolist()
+        own = hit.metadata.get("boxes") if image is None else boxes
         parts = zip(
             spoken.words, hit.word_regions.tolist(), hit.word_scores.tolist(), shares, spoken.known, strict=True
         )
@@ -112,10 +117,10 @@ def result_data(
             {
                 "id": readable(hit.id),
                 "score": hit.score,
-                "metadata": dict(hit.metadata),
+                "metadata": {key: value for key, value in hit.metadata.items() if key != "boxes"},
                 "picture": picture,
                 "lost": lost,
-                "words": [word_data(*part, grid=grid) for part in parts],
+                "words": [word_data(*part, box=region_box(part[1], grid, own)) for part in parts],
             }
         )
     query_words = words[0] if caption is not None and words else HitWords((), ())
@@ -148,20 +153,20 @@ def explanation_data(picture: Picture, explanation: Explanation) -> dict[str, An
         "metadata": {},
         "picture": data_url(picture, LARGE_SIDE),
         "words": [
-            word_data(match.word, match.region, match.similarity, match.share, match.known, grid=explanation.grid)
+            word_data(match.word, match.region, match.similarity, match.share, match.known, box=explanation.box(match))
             for match in explanation.words
         ],
     }
 
 
 def word_data(
-    word: str, region: int, similarity: float, share: float | None, known: bool, *, grid: int | None
+    word: str, region: int, similarity: float, share: float | None, known: bool, *, box: Box | None
 ) -> dict[str, Any]:
     """One word of a hit, in the form of the server's answers; `box` is None where the region has no place."""
     return {
         "word": readable(word),
         "region": region,
-        "box": region_box(region, grid),
+        "box": box,
         "similarity": similarity,
         "share": share,
         "known": known,
