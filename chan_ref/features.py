@@ -1,4 +1,4 @@
-"""Compute region features of pictures, 36 grid regions each, and write them as `ims.npy` of the precomp layout."""
+"""Region features of pictures, computed by a backbone and written as `ims.npy` or `ims.npz` of the precomp layout."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..runtime.contract import Preprocess
+from ..runtime.data.flat import FlatWriter
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_file, publish, write_file
 from ..runtime.pictures.load import Picture, fit_picture, load_pixels
+from ..runtime.regions import Regions
 from ..runtime.skipped import Skipped, SkippedItem
-from .backbone import GRID, REGION_DIM, GridBackbone, load_backbone
+from .backbone import LITES, load_backbone
+from .backbones.base import Backbone
+from .backbones.onnx_files import OnnxModule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,33 +31,65 @@ if TYPE_CHECKING:
 # CPU in batches of 16, and takes 63 in batches of 2.
 _BATCH = 2
 _HEADER = 128  # bytes of an npy header for any number of rows
-_ROW = 4 * GRID * GRID * REGION_DIM
+FEATURES = ("ims.npy", "ims.npz")
 _Item = TypeVar("_Item")
 
 
 class Encoder:
-    """Encodes pictures as regions, in batches. The backbone is loaded once."""
+    """Encodes pictures as regions, in batches.
 
-    def __init__(self) -> None:
-        backbone, preprocess = load_backbone()
-        self.preprocess: Preprocess = preprocess
-        # Depthwise convolutions run about twice as fast in this layout on a CPU.
-        self.backbone: GridBackbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    Args:
+        backbone: None for efficientnet-lite0, which is loaded.
 
-    def encode(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """Compute the regions [B, 36, 1280] float32 of B pictures.
+    Raises:
+        MissingExtra: the packages that carry efficientnet-lite0 are not installed.
+    """
+
+    def __init__(self, backbone: Backbone | None = None) -> None:
+        self.backbone = Backbone(*load_backbone(), LITES[0]) if backbone is None else backbone
+        self.preprocess = self.backbone.preprocess
+        self._layout = torch.contiguous_format
+        if not isinstance(self.backbone.module, OnnxModule):
+            # Depthwise convolutions run about twice as fast in this layout on a CPU.
+            self._layout = torch.channels_last
+            self.backbone.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def encode(self, pictures: Sequence[Picture]) -> Regions:
+        """Compute the regions of B pictures.
 
         Raises:
-            InputError: a picture cannot be read (the message names it).
+            InputError: a picture cannot be read (the message names it), or the backbone fails.
         """
         pixels = torch.from_numpy(load_pixels(pictures, self.preprocess))
-        with torch.inference_mode():
-            regions: torch.Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        found: NDArray[np.float32] = regions.numpy()
-        return found
+        return self.backbone.regions(pixels.contiguous(memory_format=self._layout).numpy())
+
+    @property
+    def boxed(self) -> bool:
+        """Whether regions have boxes; otherwise they are a grid."""
+        return self.preprocess.grid is None
+
+    def record(self) -> np.dtype[Any]:
+        """What is kept of a picture: `features` [R, F], and where these have boxes `boxes` [R, 4] and `length`.
+
+        Raises:
+            InputError: the backbone fails for a gray picture.
+        """
+        size = self.preprocess.size
+        found = self.backbone.regions(np.zeros((1, 3, size, size), np.float32))
+        regions, width = found.features.shape[1:]
+        kept: list[tuple[Any, ...]] = [("features", "<f4", (regions, width))]
+        if found.boxes is not None:
+            kept += [("boxes", "<f4", (regions, 4)), ("length", "<i4")]
+        return np.dtype(kept)
 
     def encode_to(self, path: Path, pictures: Iterable[Picture], count: int) -> Iterator[int]:
-        """Write regions [count, 36, 1280] float32 to an npy file, batch by batch.
+        """Write the regions of `count` pictures to a file, batch by batch.
+
+        Args:
+            path: .npy for the regions of a grid, an array [count, R, F] float32; .npz for regions with boxes, as
+                `write_features` writes them.
+            pictures: to encode.
+            count: number of them.
 
         Yields:
             Number of pictures of each batch, after it is written. The file gets its name after the last batch.
@@ -63,19 +97,30 @@ class Encoder:
         Raises:
             InputError: a picture cannot be read, or there are more or fewer than `count`.
         """
+        regions, width = self.record()["features"].shape
         done = 0
-        with atomic_file(path) as beside:
-            rows = np.lib.format.open_memmap(beside, "w+", np.float32, (count, GRID * GRID, REGION_DIM))
+        with ExitStack() as stack:
+            if self.boxed:
+                flat = stack.enter_context(FlatWriter(path, np.full(count, regions), width))
+            else:
+                beside = stack.enter_context(atomic_file(path))
+                rows = np.lib.format.open_memmap(beside, "w+", np.float32, (count, regions, width))
             for batch in batches(pictures, _BATCH):
                 if done + len(batch) > count:
                     raise InputError(f"pictures must be {count}, got more")
-                rows[done : done + len(batch)] = self.encode(batch)
+                found = self.encode(batch)
+                if found.boxes is None:
+                    rows[done : done + len(batch)] = found.features
+                else:
+                    for features, boxes, length in zip(found.features, found.boxes, found.lengths, strict=True):
+                        flat.add(features[:length], boxes[:length])
                 done += len(batch)
                 yield len(batch)
             if done != count:
                 raise InputError(f"pictures must be {count}, got {done}")
-            rows.flush()
-            del rows
+            if not self.boxed:
+                rows.flush()
+                del rows
 
 
 def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
@@ -86,31 +131,46 @@ def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def write_features(
-    files: Sequence[Path], out: Path, force: bool = False, skipped: Skipped | None = None
+    files: Sequence[Path],
+    out: Path,
+    force: bool = False,
+    skipped: Skipped | None = None,
+    backbone: Backbone | None = None,
+    weights: str = "",
 ) -> Iterator[int]:
-    """Encode picture files into OUT/ims.npy, with their paths by row in OUT/names.txt.
+    """Encode picture files into OUT/ims.npy or OUT/ims.npz, with their paths by row in OUT/names.txt.
+
+    Regions of a grid are `ims.npy`, an array [N, R, F]. Regions with boxes are `ims.npz`: `features` [T, F] of all
+    pictures one after the other, `pos_boxes` [N, 2], the first row of each picture and the row behind its last, and
+    `boxes` [T, 4], left, top, width and height as fractions of the picture.
 
     Rows are kept in hidden files in OUT as they are finished. After an interruption the same call continues from there,
-    as long as the pictures are still those that were encoded.
+    as long as the pictures are still those that were encoded, and the backbone is of the same name and weights.
 
     Args:
         files: picture files; each that can be read becomes one row.
         out: the folder to write to; created if needed.
         force: replace features that OUT already holds.
         skipped: collects the files that cannot be read; None for a limit of 1,000.
+        backbone: None for efficientnet-lite0.
+        weights: where its weights are from, as `open_backbone` was given it.
 
     Yields:
         Number of files finished since the last time, the skipped ones included.
 
     Raises:
-        InputError: OUT holds features and `force` is False, no file can be read, or more than the limit cannot.
+        InputError: OUT holds features and `force` is False, no file can be read, more than the limit cannot, or the
+            backbone fails.
     """
-    if (out / "ims.npy").exists() and not force:
-        raise InputError(f"{out / 'ims.npy'} already exists: choose another folder, or replace it with --force")
+    for held in FEATURES:
+        if (out / held).exists() and not force:
+            raise InputError(f"{out / held} already exists: choose another folder, or replace it with --force")
     skipped = skipped if skipped is not None else Skipped()
-    encoder = Encoder()
+    encoder = Encoder(backbone)
     out.mkdir(parents=True, exist_ok=True)
-    with _Unfinished(out) as unfinished:
+    record = encoder.record()
+    made_by = {"backbone": encoder.backbone.name, "weights": weights, "record": str(record)}
+    with _Unfinished(out, record, made_by) as unfinished:
         done = unfinished.resume(files, skipped)
         if done:
             yield done
@@ -145,14 +205,16 @@ def _check_name(file: Path) -> None:
 
 
 class _Unfinished:
-    """Features on their way: the rows, and a journal with a line of JSON for each file.
+    """Features on their way: a record for each picture, and a journal with a line of JSON for each file.
 
-    The journal follows the rows, so a line that is there has its row, unless the machine lost power; then rows that
-    are missing are encoded again.
+    The journal's first line says what made the records, and of which sizes. It follows the records, so a line that is
+    there has its record, unless the machine lost power; then records that are missing are encoded again.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, record: np.dtype[Any], made_by: Mapping[str, str]) -> None:
         self._out = out
+        self._record = record
+        self._made_by = json.dumps(made_by) + "\n"
         self._rows = out / ".ims.npy.unfinished"
         self._journal = out / ".ims.jsonl.unfinished"
         self.names: list[str] = []
@@ -176,30 +238,44 @@ class _Unfinished:
         self._journal_file.seek(0)
         size = self._row_file.seek(0, os.SEEK_END)
         kept: list[str] = []
-        for file, line in zip(files, self._journal_file, strict=False):
+        same = self._journal_file.readline() == self._made_by
+        for file, line in zip(files, self._journal_file if same else (), strict=False):
             try:
                 entry = json.loads(line)
             except ValueError:
                 break  # cut off
             rows = len(self.names) + ("skipped" not in entry)
-            if entry != {**entry, **_identity(file)} or _HEADER + rows * _ROW > size:
+            if entry != {**entry, **_identity(file)} or _HEADER + rows * self._record.itemsize > size:
                 break
             if "skipped" in entry:
                 skipped.add(SkippedItem(str(file), entry["skipped"]))
             else:
                 self.names.append(str(file))
             kept.append(line)
-        self._row_file.truncate(_HEADER + len(self.names) * _ROW)
+        self._row_file.truncate(_HEADER + len(self.names) * self._record.itemsize)
         self._row_file.seek(0, os.SEEK_END)
         self._journal_file.seek(0)
         self._journal_file.truncate()
-        self._journal_file.writelines(kept)
+        self._journal_file.writelines([self._made_by, *kept])
         return len(kept)
 
-    def add(self, files: Sequence[Path], regions: NDArray[np.float32] | None, reasons: Mapping[Path, str]) -> None:
-        """Keep the regions [n, 36, 1280] of some files, and the reasons of the others, which cannot be read."""
+    def add(self, files: Sequence[Path], regions: Regions | None, reasons: Mapping[Path, str]) -> None:
+        """Keep the regions of some files, and the reasons of the others, which cannot be read.
+
+        Raises:
+            InputError: the regions are of other sizes than those before.
+        """
         if regions is not None:
-            self._row_file.write(np.ascontiguousarray(regions).tobytes())
+            if regions.features.shape[1:] != self._record["features"].shape:
+                raise InputError(
+                    f"the backbone must return {list(self._record['features'].shape)} features for every picture (pad "
+                    f"them, and return region_lengths), got {list(regions.features.shape[1:])}"
+                )
+            rows = np.zeros(len(regions.features), self._record)
+            rows["features"] = regions.features
+            if regions.boxes is not None:
+                rows["boxes"], rows["length"] = regions.boxes, regions.lengths
+            self._row_file.write(rows.tobytes())
             self._row_file.flush()
         for file in files:
             if file in reasons:
@@ -212,17 +288,31 @@ class _Unfinished:
 
     def finish(self) -> None:
         """Give the files their names; the features come last, so that they never lie beside the names of others."""
-        header = io.BytesIO()
-        shape = (len(self.names), GRID * GRID, REGION_DIM)
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        assert header.tell() == _HEADER
-        self._row_file.seek(0)
-        self._row_file.write(header.getvalue())
-        self._row_file.flush()
-        (self._out / "ims.npy").unlink(missing_ok=True)
-        write_file(self._out / "names.txt", "".join(f"{name}\n" for name in self.names))
-        publish(self._rows, self._out / "ims.npy")
+        for held in FEATURES:
+            (self._out / held).unlink(missing_ok=True)
+        text = "".join(f"{name}\n" for name in self.names)
+        if "boxes" in (self._record.names or ()):
+            self._row_file.flush()
+            write_file(self._out / "names.txt", text)
+            self._write_flat()
+            self._rows.unlink()
+        else:
+            header = io.BytesIO()
+            shape = (len(self.names), *self._record["features"].shape)
+            np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            assert header.tell() == _HEADER
+            self._row_file.seek(0)
+            self._row_file.write(header.getvalue())
+            self._row_file.flush()
+            write_file(self._out / "names.txt", text)
+            publish(self._rows, self._out / "ims.npy")
         self._journal.unlink()
+
+    def _write_flat(self) -> None:
+        rows = np.memmap(self._rows, self._record, "r", _HEADER, (len(self.names),))
+        with FlatWriter(self._out / "ims.npz", np.array(rows["length"]), self._record["features"].shape[1]) as writer:
+            for row in rows:
+                writer.add(row["features"][: row["length"]], row["boxes"][: row["length"]])
 
 
 def _identity(file: Path) -> dict[str, Any]:

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 @click.argument("caption")
 @click.option("-o", "--out", type=options.NEW_FILE, help="Draw the explanation to this file (.png or .jpg).")
 @click.option("--html", type=options.NEW_FILE, help="Also write the explanation to this file, as a page.")
+@options.backbone_options("Network that turns the picture into regions, in place of the backbone of BUNDLE.")
 @options.backend_option
 @options.precision_option
 @options.json_option
+@click.pass_context
 def command(
-    bundle: Path, image: Path, caption: str, out: Path | None, html: Path | None, backend: str, precision: str,
-    as_json: bool,
+    context: click.Context, bundle: Path, image: Path, caption: str, out: Path | None, html: Path | None,
+    backbone: str | None, weights: str, backend: str, precision: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Score IMAGE with CAPTION, and show the region that each word chose, how similar they are, and the word's share.
 
@@ -39,7 +41,8 @@ def command(
         raise click.UsageError(f"{visible(bundle)} is a gallery: give the bundle that encoded its rows. {hint}")
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise click.BadParameter(f"the file must end in .png or .jpg, got {visible(out)}", param_hint="--out")
-    with Matcher.open(bundle, backend, precision) as matcher:
+    network = options.open_backbone(context, backbone, weights)
+    with Matcher.open(bundle, backend, precision, backbone=network) as matcher:
         explanation = matcher.explain(matcher.encode_pictures([image]), caption)
         unknown = matcher.unknown_words(caption)
     warn_of_unknown(unknown, [match.known for match in explanation.words])

@@ -30,13 +30,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Precision of the graphs; may be repeated. int8 (TensorRT) and int8_x86 (onnxruntime) need calibration.",
 )
-@click.option(
-    "--backbone/--no-backbone",
-    "wanted",
-    default=None,
-    help="Include the network that turns pictures into regions. By default it is included where it is installed and "
-    "fits the model.",
+@options.backbone_options(
+    "Network from pictures to regions that the bundle has. The default is efficientnet-lite0, where it is installed "
+    "and fits the model."
 )
+@click.option("--no-backbone", is_flag=True, help="Leave the backbone out. The bundle then reads region features only.")
 @click.option("--data", type=options.FOLDER, help="Data for the parity check that int8 graphs must pass.")
 @options.split_option("test", "Split of the data for the parity check of int8 graphs.")
 @options.samples_option(500)
@@ -48,9 +46,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-regions",
     type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Largest number of regions of an image that the graphs take. More regions need more memory in engines.",
+    help="Largest number of regions of an image that the graphs take. By default 100, or those of a backbone that has "
+    "more. More regions need more memory in engines.",
 )
 @click.option(
     "--max-words",
@@ -68,12 +65,14 @@ def command(
     checkpoint: Path,
     out: Path,
     precisions: tuple[str, ...],
-    wanted: bool | None,
+    backbone: str | None,
+    weights: str,
+    no_backbone: bool,
     data: Path | None,
     split: str,
     samples: int,
     plan: Path | None,
-    max_regions: int,
+    max_regions: int | None,
     max_words: int | None,
     force: bool,
     as_json: bool,
@@ -84,7 +83,7 @@ def command(
     added to it if they pass parity on --data. The verdict is recorded in the manifest.
     """
     from ..chan_ref.checkpoint import read_config
-    from ..export.backbone import choose_backbone
+    from ..export.backbone import choose_backbone, included
     from ..export.bundle import export_bundle
     from ..export.int8 import SCHEMES
 
@@ -93,13 +92,20 @@ def command(
             raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, calibrate, then export int8")
         if data is None:
             raise click.UsageError("int8 graphs are kept only if they pass parity: give --data")
-        kept = ("wanted", "max_regions", "max_words")
+        kept = ("backbone", "weights", "no_backbone", "max_regions", "max_words")
         options.refuse_given(context, kept, "with an int8 precision: the bundle keeps what it was exported with")
         exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force)
         _print(exported, out, "as it was", as_json)
         return
     options.refuse_given(context, ("data", "split", "samples", "plan"), "without --precision int8 or int8_x86")
-    backbone, decision = choose_backbone(read_config(checkpoint).region_dim, wanted)
+    region_dim = read_config(checkpoint).region_dim
+    if backbone is not None and no_backbone:
+        raise click.UsageError("give --backbone or --no-backbone, not both")
+    network = options.open_backbone(context, backbone, weights)
+    if network is None:
+        network, decision = choose_backbone(region_dim, False if no_backbone else None)
+    else:
+        decision = included(network, region_dim)
     done = 0
     with progress_bar("Exporting") as progress:
 
@@ -109,7 +115,7 @@ def command(
             progress(done, total, graph)
 
         _, exported = export_bundle(
-            checkpoint, out, precisions, backbone, force, show, max_regions=max_regions, max_words=max_words
+            checkpoint, out, precisions, network, force, show, max_regions=max_regions, max_words=max_words
         )
     _print(exported, out, decision, as_json)
 

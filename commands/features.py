@@ -1,37 +1,76 @@
-"""`chan features`: region features from pictures."""
+"""`chan features`: region features from pictures, or from features in another form."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, visible
 
+if TYPE_CHECKING:
+    from ..chan_ref.backbones.base import Backbone
 
-@click.command("features", short_help="Make 36 grid regions from each picture with the ImageNet backbone.")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@options.out_option(options.NEW_FOLDER, "Folder to write ims.npy and names.txt to; of a data folder, that folder.")
+
+@click.command("features", short_help="Make region features from pictures, or convert those of bottom-up attention.")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@options.out_option(
+    options.NEW_FOLDER, "Folder to write the features and the names of their rows to; of a data folder, that folder."
+)
+@options.backbone_options("Network that turns pictures into regions. The default is efficientnet-lite0.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    help="Convert the features in this file or folder instead of making some: .tsv, .npz, .npy, .h5, an LMDB, or a "
+    "folder of one .npz or .npy for each image.",
+)
 @options.force_option("Replace the features in OUT.")
 @options.skipping_options
 @options.json_option
-def command(images: tuple[Path, ...], out: Path, force: bool, max_bad: int, strict: bool, as_json: bool) -> None:
-    """Encode IMAGES (picture files, and folders of them) into OUT/ims.npy, an array [N, 36, 1280] of float32.
+@click.pass_context
+def command(
+    context: click.Context,
+    images: tuple[Path, ...],
+    out: Path,
+    backbone: str | None,
+    weights: str,
+    source: Path | None,
+    force: bool,
+    max_bad: int,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Encode IMAGES (picture files, and folders of them) into OUT.
 
-    OUT/names.txt has the path of the picture for each row. A picture that cannot be read is skipped and listed at the
-    end. The same command continues after an interruption.
+    The default backbone writes OUT/ims.npy, an array [N, 36, 1280] of float32. A backbone whose regions have boxes
+    writes OUT/ims.npz with the boxes. OUT/names.txt has the path of the picture for each row. A picture that cannot be
+    read is skipped and listed at the end. The same command continues after an interruption.
 
     IMAGES may also be a data folder that `chan data` wrote. Then OUT must be this folder, and each split gets its
-    precomp/SPLIT_ims.npy.
+    precomp/SPLIT_ims.npy, or .npz.
+
+    With --from, features that others made are written to OUT/ims.npz, with their boxes, and the image ids to
+    OUT/ids.txt.
     """
-    if len(images) == 1 and images[0].is_dir() and (images[0] / "precomp").is_dir():
-        _encode_data(images[0], out, force, as_json)
+    if source is not None:
+        if images:
+            raise click.UsageError("give IMAGES or --from, not both")
+        options.refuse_given(context, ("backbone", "weights", "max_bad", "strict"), "with --from")
+        _convert(source, out, force, as_json)
         return
+    if not images:
+        raise click.UsageError("give IMAGES, or --from with features to convert")
     from ..chan_ref.features import write_features
     from ..runtime.pictures.load import list_pictures
     from ..runtime.skipped import Skipped, SkippedItem
 
+    network = options.open_backbone(context, backbone, weights)
+    if len(images) == 1 and images[0].is_dir() and (images[0] / "precomp").is_dir():
+        _encode_data(images[0], out, force, as_json, network)
+        return
     found = list_pictures(images)
     skipped = Skipped(max_bad)
     for folder, reason in found.unreadable.items():
@@ -39,34 +78,50 @@ def command(images: tuple[Path, ...], out: Path, force: bool, max_bad: int, stri
     unread = len(skipped)
     done = 0
     with progress_bar("features", len(found.files)) as progress:
-        for finished in write_features(found.files, out, force, skipped):
+        for finished in write_features(found.files, out, force, skipped, network, weights):
             done += finished
             progress(done, len(found.files))
     written = len(found.files) - len(skipped) + unread
+    boxed = network is not None and network.preprocess.grid is None
+    file = out / ("ims.npz" if boxed else "ims.npy")
     if as_json:
         items = skipped_as_dicts(skipped.items)
-        print_json({"features": str(out / "ims.npy"), "rows": written, "skipped": items, "not_read": found.passed_over})
+        print_json({"features": str(file), "rows": written, "skipped": items, "not_read": found.passed_over})
     else:
-        echo(f"{visible(out / 'ims.npy')}: {written} pictures")
+        echo(f"{visible(file)}: {written} pictures")
     report_skipped(skipped.items, found.passed_over)
     if strict and skipped.items:
         raise click.exceptions.Exit(1)
 
 
-def _encode_data(data: Path, out: Path, force: bool, as_json: bool) -> None:
+def _encode_data(data: Path, out: Path, force: bool, as_json: bool, network: Backbone | None) -> None:
     """The features of every split of a data folder."""
     from ..chan_ref.data_features import pictures_of, write_data_features
 
     if not out.exists() or not out.samefile(data):
         raise click.UsageError(f"--out must be the data folder itself, {data}, got {out}")
     splits = pictures_of(data)
+    form = ".npz" if network is not None and network.preprocess.grid is None else ".npy"
     total, done = sum(len(split.pictures) for split in splits), 0
     with progress_bar("features", total) as progress:
-        for finished in write_data_features(splits, force):
+        for finished in write_data_features(splits, force, network):
             done += finished
             progress(done, total)
     if as_json:
-        print_json({split.files.split: str(split.files.features()) for split in splits})
+        print_json({split.files.split: str(split.files.features(form)) for split in splits})
     else:
         for split in splits:
-            echo(f"{visible(split.files.features())}: {len(split.pictures)} pictures")
+            echo(f"{visible(split.files.features(form))}: {len(split.pictures)} pictures")
+
+
+def _convert(source: Path, out: Path, force: bool, as_json: bool) -> None:
+    from ..runtime.data.convert import convert_features
+
+    with progress_bar("features") as progress:
+        done = convert_features(source, out, force, progress)
+    if as_json:
+        print_json({"features": str(done.file), "rows": done.images, "regions": done.regions, "boxes": done.boxed})
+        return
+    why = "without boxes, because there are none or the sizes of the pictures are not known"
+    boxes = "with their boxes" if done.boxed else why
+    echo(f"{visible(done.file)}: {done.regions} regions of {done.images} images, {boxes}")

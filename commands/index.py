@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     help="Metadata to filter by: a CSV file with a header, JSON lines, or Parquet. Each line names the `path` of its "
     "picture. With --embeddings there is a line for each row, which may name the row's `id`.",
 )
+@options.backbone_options("Network that turns pictures into regions, in place of the backbone of BUNDLE.")
 @options.queries_option
 @options.backend_option
 @options.precision_option
@@ -80,6 +81,8 @@ def command(
     fine: Any,
     prune: bool,
     metadata: Path | None,
+    backbone: str | None,
+    weights: str,
     queries: Path | None,
     backend: str,
     precision: str,
@@ -105,7 +108,7 @@ def command(
     inner products as they are. The gallery knows no words: search it with `chan search GALLERY --embeddings FILE`.
     """
     if embeddings:
-        refused = ("split", "replace", "prune", "backend", "precision")
+        refused = ("split", "replace", "prune", "backbone", "weights", "backend", "precision")
         options.refuse_given(context, refused, "with --embeddings")
         alignment = coding, pooling
         _index_embeddings(arguments, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
@@ -122,13 +125,14 @@ def command(
     from ..runtime.matcher import Matcher
     from ..runtime.session import gallery_settings, open_writer
 
+    network = options.open_backbone(context, backbone, weights)
     settings = gallery_settings(bundle, "captions" if captions else "images", precision=precision, fine=fine)
     source = open_source(sources, split, captions=captions)
     unmatched: list[str] = []
     if metadata is not None:
         source, unmatched = with_metadata(source, read_metadata(metadata))
     texts = source.queries if queries is None else read_lines(queries)
-    with open_writer(out, settings) as writer, Matcher.open(bundle, backend, precision) as matcher:
+    with open_writer(out, settings) as writer, Matcher.open(bundle, backend, precision, backbone=network) as matcher:
         with progress_bar("index", len(source.ids)) as progress:
             result = index_source(
                 writer, matcher, source, replace=replace, prune=prune, max_bad=max_bad, progress=progress

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from ..runtime.skipped import MAX_BAD
+
+if TYPE_CHECKING:
+    from ..chan_ref.backbones.base import Backbone
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -189,6 +192,38 @@ def samples_option(default: int) -> Decorator:
 def out_option(type: click.Path, purpose: str) -> Decorator:
     """`-o` / `--out`, what the command writes."""
     return click.option("-o", "--out", required=True, type=type, help=purpose)
+
+
+def backbone_options(purpose: str) -> Decorator:
+    """`--backbone`, as `backbone` (None where it is not given), and `--weights`."""
+
+    def decorate(command: Command) -> Command:
+        command = click.option(
+            "--weights",
+            default="pretrained",
+            show_default=True,
+            metavar="FILE|pretrained|random",
+            help="Weights of a timm or torchvision backbone: a local file, those that its library downloads or has in "
+            "its cache, or random ones.",
+        )(command)
+        return click.option(
+            "--backbone",
+            metavar="NAME",
+            help=f"{purpose} NAME is efficientnet-lite0 (or 1, 2), timm:NAME, torchvision:NAME, onnx:FILE or "
+            "MODULE:FUNCTION. The last imports MODULE, which runs its code.",
+        )(command)
+
+    return decorate
+
+
+def open_backbone(context: click.Context, name: str | None, weights: str) -> Backbone | None:
+    """The backbone that the two options of `backbone_options` name; None where they are not given."""
+    if name is None:
+        refuse_given(context, ("weights",), "without --backbone")
+        return None
+    from ..chan_ref.backbones.choose import open_backbone
+
+    return open_backbone(name, weights)
 
 
 def force_option(purpose: str) -> Decorator:

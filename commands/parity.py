@@ -35,6 +35,9 @@ from .terminal import echo, progress_bar, warn
 @click.option(
     "--html", "html_file", type=options.NEW_FILE, help="Also write the report to this file, as a page with plots."
 )
+@options.backbone_options(
+    "Network that the backbone of BUNDLE was exported from, where it is none of efficientnet-lite."
+)
 @click.option("--record", is_flag=True, help="Record the verdicts in the manifest of BUNDLE.")
 @click.pass_context
 def command(
@@ -47,6 +50,8 @@ def command(
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
     as_json: bool,
+    backbone: str | None,
+    weights: str,
     json_file: Path | None,
     html_file: Path | None,
     record: bool,
@@ -65,10 +70,10 @@ def command(
 
     sample = open_sample(data, split, samples, bundle)
     try:
-        backbone = backbone_of(Manifest.load(bundle))
+        network = options.open_backbone(context, backbone, weights) or backbone_of(Manifest.load(bundle))
     except MissingExtra as error:  # the report notes that the backbone was not checked
         warn(str(error))
-        backbone = None
+        network = None
     with progress_bar("parity") as progress:
         report = check_parity(
             bundle,
@@ -76,7 +81,7 @@ def command(
             sample,
             backends,
             precisions,
-            backbone,
+            network,
             lambda stage, done, total: progress(done, total, stage),
         )
     if as_json:

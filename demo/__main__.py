@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from ..chan_ref.backbone import load_backbone
+from ..chan_ref.backbone import LITES, load_backbone
 from ..export.parity import Report, check_parity, record_verdict, table
 from ..export.parity.page import page as parity_page
 from ..runtime.data.images import open_sample
@@ -134,10 +134,10 @@ def _step(number: int, title: str, seconds: dict[str, float]) -> Iterator[Progre
 
 
 def _parity(bundle: Path, data: Path, scenes: int, progress: Progress) -> Report:
-    from ..export.backbone import Backbone
+    from ..chan_ref.backbones.base import Backbone
 
     sample = open_sample(data, SPLIT, scenes)
-    report = check_parity(bundle, CHECKPOINT, sample, backbone=Backbone(*load_backbone()), progress=progress)
+    report = check_parity(bundle, CHECKPOINT, sample, backbone=Backbone(*load_backbone(), LITES[0]), progress=progress)
     record_verdict(bundle, report)
     return report
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeVar
 
-from ..chan_ref.backbone import GRID, load_backbone
+from ..chan_ref.backbone import GRID, LITES, load_backbone
+from ..chan_ref.backbones.base import Backbone
 from ..chan_ref.checkpoint import load as load_checkpoint
-from ..export.backbone import Backbone
 from ..export.bundle import export_bundle
 from ..export.engines import BuiltEngine, build_engine, find_target, plan
 from ..export.parity import TorchRunner
@@ -64,7 +64,7 @@ def export(bundle: Path, progress: Progress) -> bool:
     fresh = bundle.with_name(f".{bundle.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        export_bundle(CHECKPOINT, fresh, backbone=Backbone(*load_backbone()), on_graph=on_graph)
+        export_bundle(CHECKPOINT, fresh, backbone=Backbone(*load_backbone(), LITES[0]), on_graph=on_graph)
         if bundle.is_dir() and _content(bundle) == _content(fresh):
             return False
         publish(fresh, bundle)

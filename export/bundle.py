@@ -8,6 +8,7 @@ BUNDLE/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from ..chan_ref.backbones.base import Backbone
 from ..chan_ref.checkpoint import Checkpoint
 from ..chan_ref.checkpoint import load as load_checkpoint
 from ..chan_ref.config import ModelConfig
@@ -35,11 +37,12 @@ from ..runtime.contract import (
 )
 from ..runtime.errors import BundleError, InputError
 from ..runtime.files import atomic_folder
-from .backbone import Backbone
 from .backbone import backbone as backbone_graph
 from .check import check_graph, make_cases
 from .graphs import build_graphs
 from .precision import to_half
+
+_log = logging.getLogger(__name__)
 
 # The pass that makes each precision of a float32 graph.
 CONVERT: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {"fp32": lambda model: model, "fp16": to_half}
@@ -53,8 +56,10 @@ RANGES: Mapping[str, Range] = {
     "I": Range(1, 128, 256),
     "C": Range(1, 64, 128),
 }
-# A picture of 384 x 384 is a thousand times a caption.
+# A picture of 384 x 384 is a thousand times a caption. A detector reads 300 proposals of a picture at every level of
+# its pyramid, 0.7 GB of them.
 BACKBONE_BATCH = Range(1, 8, 32)
+DETECTOR_BATCH = Range(1, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def export_bundle(
     force: bool = False,
     on_graph: Callable[[str, int], None] = lambda graph, total: None,
     *,
-    max_regions: int = RANGES["R"].max,
+    max_regions: int | None = None,
     max_words: int | None = None,
 ) -> tuple[Manifest, list[ExportedGraph]]:
     """Write a bundle beside OUT and move it into place; the same checkpoint gives the same bytes.
@@ -92,7 +97,7 @@ def export_bundle(
         force: replace a bundle at OUT, with all that was calibrated and built in it.
         on_graph: called before each graph is made, with its name and precision and the number of graphs.
         max_regions: the largest number of regions of an image that the graphs take (R). Engines are built for it, so
-            that a larger number costs a GPU memory.
+            that a larger number costs a GPU memory. None for 100, or the regions of a backbone that returns more.
         max_words: the largest number of words of a caption, the marks of start and end included (W), as for regions;
             None for 128, or the positions of a BERT that has fewer.
 
@@ -114,10 +119,12 @@ def export_bundle(
         )
     open_tokenizer(loaded, checkpoint)  # a bundle with the words of another model would score nonsense
     config = loaded.model.config
-    ranges = _ranges(config, max_regions, max_words)
     graphs = build_graphs(loaded.model)
+    own_regions = 1
     if backbone is not None:
         graphs = {"backbone": backbone_graph(backbone, config.region_dim), **graphs}
+        own_regions = graphs["backbone"].graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    ranges = _ranges(config, max_regions, max_words, own_regions)
     with atomic_folder(out) as fresh:
         exported = []
         for name, model in graphs.items():
@@ -125,7 +132,13 @@ def export_bundle(
             for precision in wanted:
                 on_graph(f"{name} {precision}", len(graphs) * len(wanted))
                 file = f"graphs/{precision}/{name}.onnx"
-                converted = CONVERT[precision](model)
+                try:
+                    converted = CONVERT[precision](model)
+                except InputError as reason:
+                    if name != "backbone" or precision == "fp32" or "fp32" not in wanted:
+                        raise
+                    _log.warning("the backbone stays at fp32: %s", reason)
+                    continue
                 write_graph(fresh / file, converted)
                 error = check_graph(fresh / file, precision, cases)
                 spec = describe(converted, fresh, file, ranges)
@@ -136,6 +149,7 @@ def export_bundle(
             graphs={name: {item.precision: item.spec for item in exported if item.name == name} for name in graphs},
             tokenizer=_write_tokenizer(loaded, fresh),
             preprocess=None if backbone is None else backbone.preprocess,
+            backbone=None if backbone is None else backbone.name,
             tools={name: version(name) for name in ("chan-rt", "onnx", "torch")},
         )
         write_manifest(fresh, manifest)
@@ -146,7 +160,8 @@ def describe(model: onnx.ModelProto, bundle: Path, file: str, ranges: Mapping[st
     """The manifest's record of a graph written to BUNDLE/FILE."""
     inputs = tuple(map(_tensor_spec, model.graph.input))
     if model.graph.name == "backbone":
-        ranges = {**ranges, "B": BACKBONE_BATCH}
+        boxed = any(item.name == "boxes" for item in model.graph.output)
+        ranges = {**ranges, "B": DETECTOR_BATCH if boxed else BACKBONE_BATCH}
     return GraphSpec(
         file=file,
         sha256=sha256_file(bundle / file),
@@ -185,8 +200,13 @@ def _tensor_spec(info: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(info.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
 
 
-def _ranges(config: ModelConfig, max_regions: int, max_words: int | None) -> dict[str, Range]:
-    """`RANGES` with the largest numbers of regions and words that were requested."""
+def _ranges(config: ModelConfig, max_regions: int | None, max_words: int | None, own_regions: int) -> dict[str, Range]:
+    """`RANGES` with the largest numbers of regions and words that were requested.
+
+    Where there are more regions than 100, blocks of the alignment have so many images less.
+    """
+    usual = RANGES["R"].max
+    max_regions = max(usual, own_regions) if max_regions is None else max_regions
     positions = None if config.bert is None else config.bert.positions
     if max_words is None:
         max_words = RANGES["W"].max if positions is None else min(RANGES["W"].max, positions)
@@ -195,7 +215,15 @@ def _ranges(config: ModelConfig, max_regions: int, max_words: int | None) -> dic
             raise InputError(f"{name} must be positive, got {value}")
     if positions is not None and max_words > positions:
         raise InputError(f"max_words must be at most the {positions} positions of this model's BERT, got {max_words}")
-    return {**RANGES, "R": _up_to(RANGES["R"], max_regions), "W": _up_to(RANGES["W"], max_words)}
+    if max_regions < own_regions:
+        raise InputError(f"max_regions must be at least the {own_regions} regions of the backbone, got {max_regions}")
+    images = max(1, RANGES["I"].max * usual // max(usual, max_regions))
+    return {
+        **RANGES,
+        "R": _up_to(RANGES["R"], max_regions),
+        "W": _up_to(RANGES["W"], max_words),
+        "I": _up_to(RANGES["I"], images),
+    }
 
 
 def _up_to(sizes: Range, largest: int) -> Range:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.export.backbone import Backbone
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime.contract import AlignmentConfig, Preprocess
 from chan_rt.runtime.text import build_scan_vocabulary

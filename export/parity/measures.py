@@ -40,6 +40,7 @@ MEASURES: dict[str, Measure] = {
     "p999_abs": Measure("99.9 % of |error| lie below", "low"),
     "cosine_min": Measure("smallest cosine", "high"),
     "cosine_mean": Measure("mean cosine", "high"),
+    "regions_found": Measure("regions of the reference that the candidate finds, %", "high"),
     "top1_i2t": Measure("same best caption, % of images", "high"),
     "top1_t2i": Measure("same best image, % of captions", "high"),
     "overlap10_i2t": Measure(f"captions shared by both top {TOP}, %", "high"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...chan_ref.backbones.base import Backbone
 from ...chan_ref.checkpoint import Checkpoint
 from ...chan_ref.inference import open_tokenizer
 from ...runtime.data.images import CaptionedImages, spread
 from ...runtime.embeddings import Embeddings
 from ...runtime.evaluation.metrics import evaluate
 from ...runtime.text import pad_rows
-from ..backbone import Backbone
 from .blocks import EmbeddingStore, Tick, caption_blocks, image_blocks, score_all, steps_of, token_block
 from .independent import read_independently
 from .runners import TorchRunner

@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from ...chan_ref.backbones.base import Backbone
 from ...chan_ref.checkpoint import WEIGHTS
 from ...chan_ref.checkpoint import load as load_checkpoint
 from ...chan_ref.config import ModelConfig
@@ -45,7 +46,6 @@ from ...runtime.errors import BackendError, ChanError, ParityError
 from ...runtime.gpu import examine_gpu
 from ...runtime.matcher import Matcher
 from ...runtime.text import load_tokenizer
-from ..backbone import Backbone
 from .blocks import Tick
 from .measures import misses
 from .reference import Reference

@@ -94,9 +94,9 @@ class GraphRunner:
         """Whether a backbone was given."""
         return "backbone" in self._graphs
 
-    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Regions [B, R, F] of pixels [B, 3, H, W]."""
-        return self._run("backbone", {"pixels": pixels})["regions"]
+    def encode_pixels(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """The backbone's outputs for pixels [B, 3, S, S], by name."""
+        return self._run("backbone", {"pixels": pixels})
 
     def encode_regions(self, regions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """See `Runner`."""

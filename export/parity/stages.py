@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from ...chan_ref.backbones.base import Backbone
 from ...runtime.embeddings import Embeddings
 from ...runtime.gallery import Gallery, GallerySettings, GalleryWriter
 from ...runtime.matcher import Matcher
 from ...runtime.pictures.load import load_pixels
-from ..backbone import Backbone
+from ...runtime.regions import Regions
+from ..region_match import match_regions
 from .blocks import (
     EmbeddingStore,
     Tick,
@@ -77,7 +78,9 @@ class StageRun:
         if readings.tokenizer:
             parts[readings.tokenizer] = self._other_tokenizer
         if self._reference.backbone is not None and self._graphs.has_backbone:
-            parts["backbone"] = partial(self._backbone, self._reference.backbone)
+            boxed = self._reference.backbone.preprocess.grid is None
+            check = self._detector if boxed else self._backbone
+            parts["detector" if boxed else "backbone"] = partial(check, self._reference.backbone)
         parts |= {"region_encoder": self._region_encoder, "text_encoder": self._text_encoder}
         if readings.encode is not None:
             parts[readings.text_encoder] = partial(self._other_text_encoder, readings.encode)
@@ -98,13 +101,27 @@ class StageRun:
 
     def _backbone(self, backbone: Backbone) -> Measured:
         meter = ErrorMeter("regions")
-        pictures = self._reference.pictures
-        for start in range(0, len(pictures), PICTURES_PER_BLOCK):
-            pixels = load_pixels(pictures[start : start + PICTURES_PER_BLOCK], backbone.preprocess)
-            with torch.inference_mode():
-                expected = backbone.module(torch.from_numpy(pixels)).numpy()
-            meter.add(expected, self._graphs.encode_pixels(pixels))
+        for pixels in self._pixels(backbone):
+            meter.add(backbone.regions(pixels).features, self._graphs.encode_pixels(pixels)["regions"])
         return _measured(meter)
+
+    def _detector(self, backbone: Backbone) -> Measured:
+        """The regions that both find, and how many these are."""
+        meter, found = ErrorMeter("regions"), []
+        for pixels in self._pixels(backbone):
+            expected, candidate = backbone.outputs(pixels), self._graphs.encode_pixels(pixels)
+            Regions.of_outputs(candidate, backbone.preprocess, len(pixels))  # its boxes are inside the picture
+            matched = match_regions(expected, candidate)
+            meter.add(matched.reference, matched.candidate)
+            found.append(matched.found)
+        measured = _measured(meter)
+        return replace(measured, measures={**measured.measures, "regions_found": float(np.mean(found))})
+
+    def _pixels(self, backbone: Backbone) -> Iterator[np.ndarray]:
+        pictures = self._reference.pictures
+        step = PICTURES_PER_BLOCK if backbone.preprocess.grid is not None else 1
+        for start in range(0, len(pictures), step):
+            yield load_pixels(pictures[start : start + step], backbone.preprocess)
 
     def _region_encoder(self) -> Measured:
         meter = ErrorMeter("region_embeddings")

@@ -36,7 +36,7 @@ def test_each_row_has_the_features_of_its_own_picture(data: Path) -> None:
     assert train.captions == ["red all over", "nothing but red", "green all over", "nothing but green"]
     regions, lengths = train.regions([0, 1])
     assert lengths.tolist() == [36, 36]
-    np.testing.assert_array_equal(regions, Encoder().encode([data / "c.png", data / "a.png"]))
+    np.testing.assert_array_equal(regions, Encoder().encode([data / "c.png", data / "a.png"]).features)
     assert CaptionedImages.open(data, "test").pictures() == [data / "b.png"]
 
 

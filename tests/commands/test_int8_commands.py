@@ -87,7 +87,7 @@ def test_export_says_what_int8_needs(world: Path, precisions: list[str], message
         (["--samples", "500"], "--samples has no effect without"),
         (
             ["--precision", "int8", "--data", "DATA", "--no-backbone"],
-            "--backbone/--no-backbone has no effect with an int8 precision",
+            "--no-backbone has no effect with an int8 precision",
         ),
     ],
 )

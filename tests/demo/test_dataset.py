@@ -76,7 +76,7 @@ def test_splits_hold_their_scenes_and_features(data: Path) -> None:
                     words = caption.text.split()[mention["start"] : mention["stop"]]
                     assert "_".join(words) == record["boxes"][mention["box"]]["name"]
             # The features are those of the picture on disk, whatever batch it was encoded in.
-            np.testing.assert_allclose(encoder.encode([picture])[0], regions[index], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(encoder.encode([picture]).features[0], regions[index], rtol=1e-4, atol=1e-4)
 
 
 def test_vocabulary_is_of_the_training_captions_only(data: Path) -> None:

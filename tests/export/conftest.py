@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.export.backbone import Backbone
 from chan_rt.runtime.contract import AlignmentConfig, Preprocess
 from chan_rt.runtime.text import BERT_SPECIALS, bert_tokenizer_json
 

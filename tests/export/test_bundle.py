@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from chan_rt.chan_ref import checkpoint as checkpoint_module
+from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.chan_ref.checkpoint import load
 from chan_rt.cli import main
-from chan_rt.export.backbone import Backbone, backbone
+from chan_rt.export.backbone import backbone
 from chan_rt.export.bundle import RANGES, ExportedGraph, export_bundle
 from chan_rt.export.check import Case, check_graph, make_cases, run_without_warnings
 from chan_rt.runtime.contract import Manifest, Range, verified

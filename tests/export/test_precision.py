@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.alignment import hard_alignment
-from chan_rt.export.backbone import Backbone, backbone
+from chan_rt.export.backbone import backbone
 from chan_rt.export.graphs import build_graphs
 from chan_rt.export.precision import to_half
 from chan_rt.runtime.contract import AlignmentConfig

@@ -14,8 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
+from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.export.alignment import hard_alignment
-from chan_rt.export.backbone import Backbone
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.parity import run as parity

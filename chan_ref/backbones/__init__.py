@@ -1,0 +1,19 @@
+"""Networks from pictures to regions: one small protocol, and where such a network can come from.
+
+A backbone is a torch module in evaluation mode and the preprocessing of its pixels (`base.Backbone`):
+
+    pixels [B, 3, S, S] float32 -> regions [B, R, F]                                            a grid of G * G regions
+                                -> regions [B, R, F], boxes [B, R, 4]                           R boxes
+                                -> regions [B, R, F], boxes [B, R, 4], region_lengths [B]       up to R boxes
+
+A box is left, top, width and height as fractions of the picture.
+
+base            `Backbone`, and the check of what it returns
+choose          `open_backbone`: a backbone by its name
+weights         weights from a local file, from a library's hub, or random
+timm_models     `timm:NAME`
+torchvision_models   `torchvision:NAME`, classifiers and detectors
+detector        the regions of a Faster R-CNN, with the sizes of all tensors fixed
+suppression     non-maximum suppression as an operator that ONNX has
+onnx_files      `onnx:FILE`
+"""

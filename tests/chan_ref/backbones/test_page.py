@@ -1,0 +1,50 @@
+"""docs/backbones.md: its module and its commands, run as they are written on a photograph."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from chan_rt import cli
+from chan_rt.runtime.data.regions import open_features
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (code,) = blocks("python")
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / "photos").mkdir()
+    photo = Image.open(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg"))
+    photo.save("photos/photo.jpg")
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(lines) == 7
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "chan"
+        result = CliRunner().invoke(cli.main, arguments)
+        assert result.exit_code == 0, f"{line}: {result.output}"
+    store = open_features(tmp_path / "features" / "ims.npz")
+    assert (store.count, store.max_regions, store.region_dim) == (1, 4, 1280)
+    assert store.boxes is not None
+    (boxes,) = store.boxes(np.array([0]))
+    assert boxes is not None
+    assert boxes[3].tolist() == [0.5, 0.5, 0.5, 0.5]
+    assert Image.open("explained.png").width > 700
+    text = (tmp_path / "page.html").read_text()
+    assert re.search(r'"box": ?\[0\.\d*, ?0\.\d*, ?0\.5, ?0\.5\]', text)
