@@ -49,7 +49,7 @@ class Measured:
     """What a candidate did.
 
     Attributes:
-        build_s: seconds that making the index took.
+        build_s: CPU seconds that making the index took.
         bytes: of the index.
         latency: of one query.
         recall: mean share of the best K by float64 scores that were among its K; of equal scores any counts.
@@ -224,7 +224,7 @@ def true_scores(documents: Rows, query: NDArray[np.float32]) -> NDArray[np.float
 def right(found: Sequence[int], scores: NDArray[np.float64]) -> int:
     """How many of the documents that were found are among the best K; of equal scores any counts."""
     least = np.partition(scores, len(scores) - K)[len(scores) - K]
-    return sum(scores[row] >= least for row in set(found))
+    return sum(bool(scores[row] >= least) for row in set(found))
 
 
 def measure(
@@ -239,9 +239,9 @@ def measure(
             module, build = PEERS[name]
             try:
                 importlib.import_module(module)
-                before = time.perf_counter()
+                before = time.process_time()
                 built[name] = build(documents, folder, fit)
-                seconds[name] = time.perf_counter() - before
+                seconds[name] = time.process_time() - before
                 built[name].search(queries[0])
             except Exception as error:  # a peer may fail in any way; which did is part of the result
                 missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
