@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -43,6 +44,7 @@ from ..runtime.gpu import examine_gpu
 from .engine_layers import WANTED, check_precision
 from .profiles import choose_profiles, default_profiles, parse_profile
 
+_log = logging.getLogger(__name__)
 _TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
 
 
@@ -162,6 +164,9 @@ def build_engines(
         options: of the builder.
         progress: called with engines done, engines in all, and what is being done.
 
+    A backbone that does not build, such as a detector's, is left out with a warning in the log, unless `graphs` names
+    it: a Matcher runs it with onnxruntime.
+
     Raises:
         InputError, BundleError, EngineError: see `find_target`, `plan` and `build_engine`.
     """
@@ -173,7 +178,12 @@ def build_engines(
         def show(phase: str, done: int = done, what: str = f"{graph} {precision}") -> None:
             progress(done, len(chosen), f"{what}: {phase}")
 
-        built.append(build_engine(bundle, graph, precision, target, own, options, show))
+        try:
+            built.append(build_engine(bundle, graph, precision, target, own, options, show))
+        except EngineError as error:
+            if graph != "backbone" or "backbone" in graphs:
+                raise
+            _log.warning("the backbone gets no engine, onnxruntime will run it: %s", error)
         progress(done + 1, len(chosen), f"{graph} {precision}")
     return built
 

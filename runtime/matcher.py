@@ -18,7 +18,7 @@ from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_r
 from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
-from .errors import BackendError, BundleError, InputError, TensorError
+from .errors import BackendError, BundleError, EngineError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
 from .pictures.load import Picture, load_pixels
 from .regions import PictureBackbone, Regions, with_grid_boxes
@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 NEEDED = ("region_encoder", "text_encoder", "hard_alignment")
 # Similarities [I, R, C, W] of one block: 64 MiB of float32.
 BLOCK = 1 << 24
+CPU_BACKEND = "onnxruntime"  # which runs every graph
 OWN_BATCH = 2  # pictures that a backbone of the caller is given at once
 
 
@@ -309,11 +310,18 @@ class Matcher:
                 raise BackendError("this matcher is closed; open it again with Matcher.open")
             if graph not in self._backends:
                 precision = self.manifest.resolve(graph, self.precision)
-                opened = open_graphs(
-                    self.backend, self._bundle, self.manifest, {graph: precision}, threads=self._threads
-                )
-                self._backends.update(opened)
+                self._backends.update(self._open_graph(graph, precision))
             return self._backends[graph]
+
+    def _open_graph(self, graph: str, precision: str) -> dict[str, Backend]:
+        """Open a graph with the backend at work; a backbone without a usable engine with onnxruntime."""
+        try:
+            return open_graphs(self.backend, self._bundle, self.manifest, {graph: precision}, threads=self._threads)
+        except EngineError as error:
+            if graph != "backbone":
+                raise
+            _log.warning("the backbone runs with onnxruntime: %s", error)
+            return open_graphs(CPU_BACKEND, self._bundle, self.manifest, {graph: precision}, threads=self._threads)
 
     def _encode(
         self, graph: str, rows: Array, lengths: NDArray[np.int32], tensor: str, symbol: str, kind: Kind

@@ -19,12 +19,14 @@ from PIL import Image
 from chan_rt import cli
 from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.chan_ref.backbones.choose import open_backbone
+from chan_rt.export import engines
 from chan_rt.export.backbone import backbone as graph_of
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.check import check_graph, make_cases
 from chan_rt.export.region_match import match_regions
+from chan_rt.runtime.backends import open_graphs
 from chan_rt.runtime.contract import Manifest, Preprocess
-from chan_rt.runtime.errors import BundleError, InputError
+from chan_rt.runtime.errors import BundleError, EngineError, InputError
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.matcher import Matcher
 
@@ -418,3 +420,47 @@ def test_the_model_of_a_bundle_is_never_imported(world: tuple[Any, ...], tmp_pat
 
     named = replace(Manifest.load(world[1]), backbone="os:getcwd")
     assert backbone_of(named) is None
+
+
+def test_a_backbone_that_does_not_build_is_left_out_and_said(
+    world: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[str] = []
+
+    def build(bundle: Path, graph: str, *rest: Any) -> str:
+        tried.append(graph)
+        if graph == "backbone":
+            raise EngineError("backbone at fp32 does not build: NonMaxSuppression is not supported")
+        return graph
+
+    monkeypatch.setattr(engines, "build_engine", build)
+    monkeypatch.setattr(engines, "find_target", lambda *arguments: None)
+    built = engines.build_engines(world[1], "tensorrt_rtx", (), ["fp32"])
+    assert built == [graph for graph in tried if graph != "backbone"]
+    assert len(built) == 4
+    assert "the backbone gets no engine, onnxruntime will run it" in caplog.text
+    assert "NonMaxSuppression is not supported" in caplog.text
+    with pytest.raises(EngineError, match="NonMaxSuppression"):
+        engines.build_engines(world[1], "tensorrt_rtx", ["backbone"], ["fp32"])
+
+
+def test_a_backbone_without_an_engine_runs_with_onnxruntime(
+    world: tuple[Any, ...], pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def open_them(backend: str, bundle: Path, manifest: Manifest, graphs: Any, **options: Any) -> Any:
+        if backend == "tensorrt_rtx":
+            raise EngineError("no engine of backbone at fp32")
+        return open_graphs(backend, bundle, manifest, graphs, **options)
+
+    with Matcher.open(world[1]) as matcher:
+        expected = matcher.encode_pictures([pictures / "a.png"])
+        other = Matcher(world[1], matcher.manifest, matcher.tokenizer, matcher._backends, "fp32")
+        del other._backends["backbone"]
+        other.backend = "tensorrt_rtx"
+        monkeypatch.setattr("chan_rt.runtime.matcher.open_graphs", open_them)
+        found = other.encode_pictures([pictures / "a.png"])
+        np.testing.assert_array_equal(found.vectors, expected.vectors)
+        assert "the backbone runs with onnxruntime: no engine of backbone" in caplog.text
+        with pytest.raises(EngineError):
+            other._open("alignment_map")
+        other.close()
