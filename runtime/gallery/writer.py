@@ -40,7 +40,7 @@ from .store.catalogue import (
 )
 from .store.commit import NewFiles, Unconfirmed, publish, sweep
 from .store.create import create_gallery
-from .store.files import SEGMENTS, FileRecord, MappedFile
+from .store.files import SEGMENTS, MappedFile
 from .store.lock import WriterLock
 from .store.mapping import check_folder
 from .store.merging import Piece, groups_to_compact, segments_to_fold, write_piece
@@ -375,13 +375,23 @@ class GalleryWriter:
         vectors = unpadded(queries)
         plan = fit_plan(segments, [record.live for record in records], vectors, self.settings)
         with self._new_files() as files:
-            plan_file, new = self._coded(files, segments, records, plan)
+            plan_file = files.write(plan_arrays(plan))
+            new = [
+                replace(record, prepared=files.write(segment.prepare(plan)))
+                for record, segment in zip(records, segments, strict=True)
+            ]
             live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
             parts = [Segment(self._segments, record, self.settings, plan) for record in new]
             found = choose(parts, live, self.settings, vectors, plan)
-            if found.plan.first is None:  # keep no codes that nothing reads
-                files.remove([plan_file, *(record.prepared for record in new if record.prepared is not None)])
-                plan_file, new = self._coded(files, segments, records, found.plan)
+            if found.plan.first is None:  # keep the measures, and no codes that nothing reads
+                levels = [plan_file, *(record.prepared for record in new if record.prepared is not None)]
+                plan_file = files.write(plan_arrays(found.plan))
+                parts = [Segment(self._segments, record, self.settings, found.plan) for record in new]
+                new = [
+                    replace(record, prepared=files.write(part.kept_prepared(np.ones(len(record.live), bool))))
+                    for record, part in zip(records, parts, strict=True)
+                ]
+                files.remove(levels)
             for segment in segments:
                 segment.check_untouched()
             self._commit(files, segments=tuple(new), prepared=found.to_record(plan_file))
@@ -412,16 +422,6 @@ class GalleryWriter:
         with _missing(self.path):
             prepared = load_preparation(self._catalogue.prepared, self._segments, self.settings.dim)
         return None if prepared is None else prepared.plan
-
-    def _coded(
-        self, files: NewFiles, segments: Sequence[Segment], records: Sequence[SegmentRecord], plan: SearchPlan
-    ) -> tuple[FileRecord, list[SegmentRecord]]:
-        """Write a plan, and what it adds to each segment."""
-        plan_file = files.write(plan_arrays(plan))
-        return plan_file, [
-            replace(record, prepared=files.write(segment.prepare(plan)))
-            for record, segment in zip(records, segments, strict=True)
-        ]
 
     def _without(self, places: Iterable[_Place]) -> list[SegmentRecord]:
         """The segments once the rows at these places are deleted; those with no row left are gone."""

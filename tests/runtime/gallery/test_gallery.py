@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
-from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
 from chan_rt.runtime.gallery import writer as writer_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
+from chan_rt.runtime.gallery.prepare import Preparation
 from chan_rt.runtime.gallery.store.catalogue import read_catalogue
+from chan_rt.runtime.gallery.store.files import MappedFile
+from chan_rt.runtime.gallery.store.segments import Segment
 
 
 def scores_of(rows, query, alignment=AlignmentConfig()) -> np.ndarray:  # noqa: B008 - frozen
@@ -368,9 +372,28 @@ def test_concurrent_queries_while_a_writer_appends(
         assert gallery.verify() == []
 
 
-def test_opening_reads_no_vectors(gallery_path: Path, monkeypatch) -> None:
-    from chan_rt.runtime.gallery.store.segments import Segment
+def test_levels_that_do_not_pay_are_dropped_without_coding_rows_again(
+    tmp_path: Path, make_embeddings, make_settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded = []
+    prepare = Segment.prepare
+    monkeypatch.setattr(Segment, "prepare", lambda segment, plan: coded.append(segment) or prepare(segment, plan))
+    monkeypatch.setattr(
+        "chan_rt.runtime.gallery.writer.choose",
+        lambda parts, live, settings, queries, plan: Preparation(replace(plan, first=None, second=None)),
+    )
+    path = tmp_path / "gallery"
+    with GalleryWriter.create(path, make_settings(dim=192)) as writer:
+        writer.add(range(30), make_embeddings(1, 30, dim=192))
+        assert writer.prepare().plan.first is None
+    assert len(coded) == 1
+    (record,) = read_catalogue(path)[1].segments
+    assert MappedFile(path / "segments", record.prepared).names == ("measures",)
+    assert len(list((path / "segments").iterdir())) == 4
+    assert verify_gallery(path) == []
 
+
+def test_opening_reads_no_vectors(gallery_path: Path, monkeypatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("opened a gallery by reading its vectors")
 
