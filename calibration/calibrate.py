@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from ..runtime.contract import GraphName, Manifest, sha256_file, verified, write_manifest
+from ..runtime.directions import DIRECTIONS_FILE, directions_of
 from ..runtime.errors import BundleError, InputError, reason_of
 from ..runtime.files import atomic_file, write_file
 from ..runtime.onnx_session import open_session
@@ -28,6 +30,11 @@ RANGES_FILE = "calibration/ranges.json"
 STATE_FILE = "calibration/state.npz"
 # graphs whose products are quantized; the last two take the outputs of the first two
 CALIBRATED: tuple[GraphName, ...] = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
+# of each encoder the embeddings, the lengths of its rows, and the name of their directions
+ENCODED: Mapping[str, tuple[str, str, str]] = {
+    "region_encoder": ("region_embeddings", "region_lengths", "regions"),
+    "text_encoder": ("word_embeddings", "token_lengths", "words"),
+}
 _SAVE_EVERY_SECONDS = 20.0
 _ALIGNED_RUNS = 8  # of the alignment graphs, each with up to 32 images and 32 captions spread over the samples
 
@@ -97,13 +104,24 @@ def observed_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 class Observer:
-    """Runs a float32 graph and counts the values of the observed tensors."""
+    """Runs a float32 graph and counts the values of the observed tensors.
 
-    def __init__(self, path: Path, threads: int, unit_inputs: Collection[str] = ()) -> None:
+    Args:
+        path: of the graph.
+        threads: as in `calibrate`.
+        unit_inputs: inputs that are unit vectors or zeros.
+        encoded: an output of embeddings [N, L, D] and the input of their lengths [N], whose second moment is summed.
+    """
+
+    def __init__(
+        self, path: Path, threads: int, unit_inputs: Collection[str] = (), encoded: tuple[str, str] | None = None
+    ) -> None:
         model = onnx.load(path)
         self.outputs = [item.name for item in model.graph.output]
         self.bounds = known_bounds(model, unit_inputs)
         self.histograms = {tensor: Histogram() for tensor in observed_tensors(model)}
+        self.moment = np.zeros((0, 0))
+        self._encoded = encoded
         known = {item.name for item in (*model.graph.input, *model.graph.output)}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.histograms if name not in known)
         self._session = open_session(model.SerializeToString(), threads or None, purpose="calibrating")
@@ -115,6 +133,10 @@ class Observer:
         if count:
             for tensor, histogram in self.histograms.items():
                 histogram.add(tensor, values[tensor])
+            if self._encoded is not None:
+                vectors, lengths = (values[name] for name in self._encoded)
+                held = vectors[np.arange(vectors.shape[1]) < lengths[:, None]].astype(np.float64)
+                self.moment = held.T @ held + (self.moment if self.moment.size else 0)
         return {name: values[name] for name in self.outputs}
 
 
@@ -138,7 +160,8 @@ def calibrate(
         progress: called with the graph, the number of finished batches, and the number of all batches.
 
     Returns:
-        The calibration, which is also written to BUNDLE/calibration/ranges.json.
+        The calibration, which is also written to BUNDLE/calibration/ranges.json. BUNDLE/calibration/directions.npz
+        keeps the directions of the samples' embeddings, to which search is fitted where there are no queries.
 
     Raises:
         InputError: there are too few samples, a tensor is zero on all of them, or a value is not finite.
@@ -151,10 +174,13 @@ def calibrate(
         "images": samples.num_images,
         "captions": len(samples.tokens.lengths),
     }
-    state = _State(bundle / STATE_FILE, json.dumps([SCHEMA, hashes, data], sort_keys=True))
+    state = _State(bundle / STATE_FILE, json.dumps([SCHEMA, "moments", hashes, data], sort_keys=True))
     observers = {
         name: Observer(
-            verified(bundle, manifest.graph(name, "fp32").file, hashes[name]), threads, _unit_inputs(manifest)
+            verified(bundle, manifest.graph(name, "fp32").file, hashes[name]),
+            threads,
+            _unit_inputs(manifest),
+            ENCODED[name][:2] if name in ENCODED else None,
         )
         for name in names
     }
@@ -180,7 +206,8 @@ def calibrate(
         for name, observer in observers.items()
     }
     calibration = Calibration(method, data, graphs)
-    _record(bundle, manifest, calibration)
+    moments = {label: observers[name].moment for name, (_, _, label) in ENCODED.items() if name in observers}
+    _record(bundle, manifest, calibration, {label: directions_of(moment) for label, moment in moments.items()})
     state.remove()
     return calibration
 
@@ -238,13 +265,18 @@ class _State:
         for tensor in observer.histograms:
             state = {part: self._arrays[f"{graph}|{tensor}|{part}"] for part in ("counts", "scalars")}
             observer.histograms[tensor] = Histogram.from_state(state)
+        observer.moment = self._arrays[f"{graph}|moment"]
         return int(self._arrays[f"{graph}|done"])
 
     def save(self, graph: str, observer: Observer, done: int, last: bool) -> None:
         """Record the progress of a graph. It is written at most every 20 seconds, and when a graph is finished."""
         if not last and time.monotonic() - self._saved_at < _SAVE_EVERY_SECONDS:
             return
-        self._arrays |= {"key": np.array(self._key), f"{graph}|done": np.array(done)}
+        self._arrays |= {
+            "key": np.array(self._key),
+            f"{graph}|done": np.array(done),
+            f"{graph}|moment": observer.moment,
+        }
         for tensor, histogram in observer.histograms.items():
             self._arrays |= {f"{graph}|{tensor}|{part}": value for part, value in histogram.state().items()}
         with atomic_file(self._path) as beside:
@@ -256,7 +288,11 @@ class _State:
         self._path.unlink(missing_ok=True)
 
 
-def _record(bundle: Path, manifest: Manifest, calibration: Calibration) -> None:
-    path = bundle / RANGES_FILE
-    write_file(path, calibration.to_json())
-    write_manifest(bundle, replace(manifest, calibration={**manifest.calibration, RANGES_FILE: sha256_file(path)}))
+def _record(
+    bundle: Path, manifest: Manifest, calibration: Calibration, directions: Mapping[str, NDArray[np.float32]]
+) -> None:
+    write_file(bundle / RANGES_FILE, calibration.to_json())
+    with atomic_file(bundle / DIRECTIONS_FILE) as beside:
+        np.savez(beside, **directions)  # type: ignore[arg-type]
+    hashes = {name: sha256_file(bundle / name) for name in (RANGES_FILE, DIRECTIONS_FILE)}
+    write_manifest(bundle, replace(manifest, calibration={**manifest.calibration, **hashes}))

@@ -34,6 +34,8 @@ def command(
 
     The samples run through the float32 graphs, a histogram is kept of every tensor that enters a matrix product, and
     the ranges are written to BUNDLE/calibration/ranges.json. The same command continues a run that was stopped.
+    BUNDLE/calibration/directions.npz keeps the directions of the samples' words and regions, to which `chan index` fits
+    search where it has no queries.
     """
     from chan_rt.calibration.calibrate import calibrate
     from chan_rt.commands.samples import open_samples

@@ -119,17 +119,20 @@ def repair(gallery: Path, as_json: bool) -> None:
 @options.queries_option
 @options.moved_bundle_option
 def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
-    """Fit search to GALLERY as it is now and to its queries, and measure what it reads."""
+    """Fit search to GALLERY as it is now and to its queries, and measure what it reads.
+
+    Without --queries, search is fitted to the directions that a calibrated bundle keeps, and nothing is measured.
+    """
     from ..runtime.gallery import GalleryWriter
     from ..runtime.gallery.settings import NO_MODEL
     from ..runtime.indexing.embedding_source import read_embeddings
     from ..runtime.indexing.index import encode_queries
     from ..runtime.indexing.sources import read_lines
-    from ..runtime.session import open_matcher
+    from ..runtime.session import gallery_directions, open_matcher
 
     with GalleryWriter.open(gallery) as writer:
         if queries is None:
-            prepared = writer.prepare()
+            prepared = writer.prepare(directions=gallery_directions(writer, moved))
         elif writer.settings.model == NO_MODEL:
             prepared = writer.prepare(read_embeddings([queries], writer.settings.dim)[1])
         else:

@@ -17,6 +17,7 @@ from .backends import Array, Backend, open_graphs
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
 from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
+from .directions import read_directions
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, EngineError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
@@ -283,6 +284,10 @@ class Matcher:
         """
         pairs = zip(self.tokenizer.tokens(caption), self.tokenizer.known(caption), strict=True)
         return list(dict.fromkeys(word for word, known in pairs if not known))
+
+    def directions(self, kind: Kind) -> NDArray[np.float32] | None:
+        """The directions [r, D] of the embeddings of a kind, where the bundle was calibrated; see `read_directions`."""
+        return read_directions(self._bundle, self.manifest, kind)
 
     def close(self) -> None:
         """Close every graph; closing twice does no harm."""

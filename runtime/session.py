@@ -7,7 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .contract import Manifest
+from .directions import read_directions
 from .embeddings import Kind
 from .errors import GalleryError, InputError
 from .gallery import Gallery, GallerySettings, GalleryWriter, fingerprint, is_gallery
@@ -96,6 +100,29 @@ def open_matcher(
         matcher.close()
         raise
     return matcher
+
+
+def gallery_directions(writer: GalleryWriter, bundle: str | Path | None = None) -> NDArray[np.float32] | None:
+    """The directions of a gallery's queries, where its bundle is there and was calibrated; see `read_directions`.
+
+    Args:
+        writer: of the gallery.
+        bundle: the bundle's folder where it was moved; None for the one that the gallery remembers.
+
+    Raises:
+        InputError: the bundle that was given is not there.
+        GalleryError: the bundle is of another model.
+        BundleError: its directions are damaged.
+    """
+    settings = writer.settings
+    folder = bundle if bundle is not None else settings.bundle
+    if folder is None or not Path(folder).is_dir():
+        if bundle is not None:
+            raise InputError(f"the gallery's bundle {bundle} is not there")
+        return None
+    manifest = Manifest.load(folder)
+    settings.check_model(fingerprint(manifest, settings.precision or "fp32"), writer.path)
+    return read_directions(folder, manifest, "captions" if settings.kind == "images" else "images")
 
 
 @contextmanager

@@ -71,10 +71,10 @@ class Preparation:
 def fit_plan(
     segments: Sequence[Segment],
     live: Sequence[NDArray[np.bool_]],
-    queries: Sequence[NDArray[np.float32]],
+    queries: NDArray[np.float32] | None,
     settings: GallerySettings,
 ) -> SearchPlan:
-    """A plan for living rows' vectors, evenly sampled, and queries' vectors [Q_i, D]; with levels if D allows them."""
+    """A plan for living rows' vectors, evenly sampled, and queries' vectors [Q, D]; with levels if D allows them."""
     total = sum(int(s.starts[-1]) for s in segments)
     step = max(1, total // _SAMPLE)
     pieces = [np.zeros((0, settings.dim), np.float32)]
@@ -90,7 +90,7 @@ def fit_plan(
         for segment, alive in zip(segments, live, strict=True)
         for begin in range(0, len(alive), 256)
     )
-    return plan_for(sample, np.concatenate(queries) if queries else None, everything)
+    return plan_for(sample, queries, everything)
 
 
 def plan_for(

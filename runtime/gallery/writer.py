@@ -355,25 +355,35 @@ class GalleryWriter:
             if len(segments) < len(records) or any(a is not b for a, b in zip(segments, records, strict=True)):
                 self._commit(files, segments=tuple(segments))
 
-    def prepare(self, queries: Embeddings | Iterable[Embeddings] | None = None) -> Preparation:
+    def prepare(
+        self,
+        queries: Embeddings | Iterable[Embeddings] | None = None,
+        directions: NDArray[np.float32] | None = None,
+    ) -> Preparation:
         """Fit search to the gallery as it is now and to its queries, in one commit; rows are not encoded again.
 
         Args:
             queries: embeddings of the other side (captions for a gallery of images), in one piece or in several, which
                 need less padding. All of them decide the axes; half choose the fastest way to search, the other half
-                measure what it reads. Without queries the axes are the gallery's own, and nothing is measured.
+                measure what it reads. Without queries nothing is measured.
+            directions: [r, D], of queries that are not at hand (`read_directions`): they decide the axes where there
+                are no queries. Without either, the axes are the gallery's own.
 
         Raises:
-            InputError: the gallery keeps no fine copy, so that nothing could be certified.
+            InputError: the gallery keeps no fine copy, so that nothing could be certified, or directions are of another
+                width.
             GalleryCorrupt: a segment is damaged; nothing was changed.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
+        if directions is not None and directions.shape[1:] != (self.settings.dim,):
+            raise InputError(f"directions: must be [r, {self.settings.dim}], got {directions.shape}")
         if self.settings.fine == "none":
             raise InputError("a gallery without a fine copy cannot be prepared: its answers are not certified")
         records = [replace(record, prepared=None) for record in self._catalogue.segments]
         segments = [Segment(self._segments, record, self.settings) for record in records]
         vectors = unpadded(queries)
-        plan = fit_plan(segments, [record.live for record in records], vectors, self.settings)
+        asked = np.concatenate(vectors) if vectors else directions
+        plan = fit_plan(segments, [record.live for record in records], asked, self.settings)
         with self._new_files() as files:
             plan_file = files.write(plan_arrays(plan))
             new = [

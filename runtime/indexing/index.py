@@ -150,7 +150,8 @@ def prepare_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[st
         writer: of the gallery.
         matcher: of its model.
         queries: captions for a gallery of images; 200 of them, evenly spread, choose and measure. Those of more words
-            than the model takes are cut. Without queries nothing is measured.
+            than the model takes are cut. Without queries, search is fitted to the directions that a calibrated bundle
+            keeps, and nothing is measured.
 
     Returns:
         The preparation, or None where the gallery is too small (below 256 rows), keeps no fine copy, or scores every
@@ -163,7 +164,8 @@ def prepare_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[st
     settings = writer.settings
     if len(writer) < MIN_ROWS or not core_searches(settings):
         return None
-    return writer.prepare(encode_queries(matcher, queries, QUERIES) if settings.kind == "images" else None)
+    asked = encode_queries(matcher, queries, QUERIES) if settings.kind == "images" and queries else None
+    return writer.prepare(asked, matcher.directions("captions" if settings.kind == "images" else "images"))
 
 
 def encode_queries(matcher: Matcher, captions: Sequence[str], most: int = MOST_QUERIES) -> Iterator[Embeddings]:

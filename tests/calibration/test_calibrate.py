@@ -14,6 +14,7 @@ from chan_rt.calibration.feeds import Samples
 from chan_rt.calibration.plan import Plan, find_layers, products_of_activations, to_int8
 from chan_rt.calibration.sensitivity import Sensitivity
 from chan_rt.runtime.contract import Manifest, verified
+from chan_rt.runtime.directions import DIRECTIONS_FILE, read_directions
 from chan_rt.runtime.errors import BundleError, InputError
 from chan_rt.runtime.text import TokenBatch
 
@@ -29,6 +30,28 @@ def test_ranges_are_recorded_and_read_back(bundle: Path, samples: Samples) -> No
     assert not (bundle / STATE_FILE).exists()
 
 
+def test_directions_have_the_second_moment_of_the_embeddings(bundle: Path, samples: Samples) -> None:
+    calibrate(bundle, samples, "minmax")
+    manifest = Manifest.load(bundle)
+    encoders = (
+        ("captions", "text_encoder", samples.caption_feeds()),
+        ("images", "region_encoder", samples.image_feeds()),
+    )
+    for kind, graph, batches in encoders:
+        session = onnxruntime.InferenceSession(bundle / manifest.graph(graph, "fp32").file)
+        pieces = []
+        for feeds in (read() for read in batches):
+            vectors = session.run(None, dict(feeds))[0]
+            lengths = feeds["token_lengths" if kind == "captions" else "region_lengths"]
+            pieces += [row[:length] for row, length in zip(vectors, lengths, strict=True)]
+        exact = np.concatenate(pieces).astype(np.float64)
+        moment = exact.T @ exact
+        found = read_directions(bundle, manifest, kind)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found.T @ found, moment / np.trace(moment), atol=1e-6)
+        assert (np.diff(np.linalg.norm(found, axis=1)) <= 1e-6).all(), "the largest first"
+
+
 def test_same_samples_give_the_same_file(bundle: Path, samples: Samples) -> None:
     calibrate(bundle, samples, "entropy")
     first = (bundle / RANGES_FILE).read_bytes()
@@ -40,7 +63,7 @@ def test_interrupted_calibration_resumes_to_the_same_file(
     bundle: Path, samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrate(bundle, samples, "mse")
-    whole = (bundle / RANGES_FILE).read_bytes()
+    whole = [(bundle / name).read_bytes() for name in (RANGES_FILE, DIRECTIONS_FILE)]
     monkeypatch.setattr(module, "_SAVE_EVERY_SECONDS", 0.0)
 
     def interrupt(graph: str, done: int, total: int) -> None:
@@ -54,7 +77,7 @@ def test_interrupted_calibration_resumes_to_the_same_file(
     calibrate(bundle, samples, "mse", progress=lambda graph, done, total: seen.append((graph, done)))
     assert ("region_encoder", 1) not in seen
     assert ("text_encoder", 1) not in seen
-    assert (bundle / RANGES_FILE).read_bytes() == whole
+    assert [(bundle / name).read_bytes() for name in (RANGES_FILE, DIRECTIONS_FILE)] == whole
 
 
 def test_other_samples_do_not_resume_a_state(bundle: Path, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:

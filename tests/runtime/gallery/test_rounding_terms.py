@@ -103,7 +103,7 @@ def test_float32_of_a_coordinate_beyond_the_codes(pruned_by: str, kind: str) -> 
     b, q = flat()
     b, q = np.append(b, np.float32(0)), np.append(q, np.float32(0))
     row = (b / (b.astype(np.float64) @ b)).astype(np.float32)
-    one = level([0, 1, 2], [1], [1e-7, (1 + 2e-7) / 255, 1e-4, 1])
+    one = level([0, 1, 2], [1e-9], [1e-7, (1 + 2e-7) / 255, 1e-4, 1])
     assert lost_rows(both(axis(unit(len(b), FLAT), b), one, pruned_by), row[None], [q[None]], "Max", kind) == 0
 
 
