@@ -40,7 +40,7 @@ class _Changes:
     def __init__(self, state: State) -> None:
         self._state = state
         settings = state.settings
-        self._writers = Writers(settings.uploads, settings.limits.seconds / 2 if settings.workers > 1 else 0.0)
+        self._writers = Writers(settings.uploads, settings.limits.seconds if settings.workers > 1 else 0)
 
     async def put_rows(self, request: Request) -> Response:
         """Add rows to a gallery, or replace them."""

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from chan_rt.runtime import Embeddings, Gallery, verify_gallery
+from chan_rt.runtime import Embeddings, Gallery, GalleryLocked, verify_gallery
 from chan_rt.serve import Client, RequestRefused
 
 CAPTIONS = ["two red apples lie on the blue table", "a cloud", "the green strawberry and the table"]
@@ -130,7 +130,7 @@ class Soak:
                     change(client)
                 self.counts["changes"] += 1
                 return
-            except (httpx.TransportError, RequestRefused):
+            except (httpx.TransportError, RequestRefused, GalleryLocked):
                 self.counts["changes tried again"] += 1
                 time.sleep(0.05)
 
