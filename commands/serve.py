@@ -60,6 +60,8 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 @_limit("connections", 1024, "Connections that may be open in each worker.")
 @_limit("batch-words", 2048, "Words that are encoded together.")
 @_limit("texts", 64, "Captions, pictures or rows in one request.")
+@_limit("characters", 10_000, "Characters of one caption.")
+@_limit("row", 64 << 10, "Bytes of the id and the metadata of a row that is added.")
 @_limit("payload", 16 << 20, "Bytes of a request.")
 @_limit("bodies", 256 << 20, "Bytes of all requests at work in each worker. One more is answered with status 429.")
 @_limit("conditions", 100, "Values that a filter compares rows with.")

@@ -39,8 +39,8 @@ def operations(state: State) -> list[Operation]:
 class _Changes:
     def __init__(self, state: State) -> None:
         self._state = state
-        settings = state.settings
-        self._writers = Writers(settings.uploads, settings.limits.seconds if settings.workers > 1 else 0)
+        settings, limits = state.settings, state.settings.limits
+        self._writers = Writers(settings.uploads, limits.row, limits.seconds if settings.workers > 1 else 0)
 
     async def put_rows(self, request: Request) -> Response:
         """Add rows to a gallery, or replace them."""

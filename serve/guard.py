@@ -9,6 +9,7 @@ import random
 import re
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -43,6 +44,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope["app"] = self._app  # so that starlette's routes raise their refusals
+        sharing = "cross-origin" if self._state.settings.origins else "same-origin"
         begin = time.perf_counter()
         facts: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
 
@@ -53,6 +55,7 @@ class Guard:
                 added["x-request-id"] = request_id
                 added["X-Content-Type-Options"] = "nosniff"
                 added["Referrer-Policy"] = "no-referrer"
+                added["Cross-Origin-Resource-Policy"] = sharing
                 added.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
                 facts.update({name[2:]: float(added[name]) for name in TIMES if name in added})
             await send(message)
@@ -71,6 +74,7 @@ class Guard:
     async def _admitted(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Pass a request on if it has the key and there is room for it."""
         self._check_host(headers)
+        self._check_origin(scope["method"], headers)
         self._check_key(scope["path"], headers)
         if not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
@@ -110,6 +114,14 @@ class Guard:
         name = re.sub(r":\d*$", "", headers.get("host", "")).strip("[]").lower()
         if name not in LOCAL:
             raise Refusal(421, "host", f"the host must be {', '.join(LOCAL)} while there is no API key, got {name!r}")
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        """Refusal of what a page of another origin sends: a browser asks before most of it, but not before all."""
+        origin = headers.get("origin")
+        if origin is None or method in ("GET", "HEAD") or origin in self._state.settings.origins:
+            return
+        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise Refusal(403, "origin", f"pages of {origin} may not use this server; --cors allows an origin")
 
     def _check_key(self, path: str, headers: Headers) -> None:
         """Refusal unless the request presents the key. The page holds no data and asks for the key itself."""

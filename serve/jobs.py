@@ -46,6 +46,8 @@ async def make_job(
     job = Work(opened=opened, search=search, off=off, words=1)
     if captions is not None:
         check_count(state, "captions", captions)
+        for i, caption in enumerate(captions):
+            check_characters(state, f"captions[{i}]", caption)
         job.captions, job.words = captions, sum(3 + caption.count(" ") for caption in captions)
     elif pictures is not None:
         check_count(state, "pictures", pictures)
@@ -53,9 +55,16 @@ async def make_job(
         job.words = len(pictures) * opened.regions
     elif packed is not None:
         check_count(state, "embeddings", packed.lengths)
-        job.embeddings = unpack(packed)
+        job.embeddings = unpack(packed, state.settings.limits.payload)
         job.words = sum(packed.lengths)
     return job
+
+
+def check_characters(state: State, name: str, caption: str) -> None:
+    """Refusal of a caption that is too long to be split into words; that it has few words can only be seen after."""
+    limit = state.settings.limits.characters
+    if len(caption) > limit:
+        raise Refusal(422, "characters", f"{name} must have at most {limit} characters, got {len(caption)}")
 
 
 def make_filter(state: State, where: Mapping[str, Any] | None) -> Filter | None:

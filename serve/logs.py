@@ -29,9 +29,9 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and a traceback where there is one."""
-        message = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in record.getMessage())
         facts = "".join(f" {name}={value}" for name, value in getattr(record, FACTS, {}).items())
-        line = f"{_time(record)} {record.levelname.lower():<7} {message}{facts}"
+        message = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in record.getMessage() + facts)
+        line = f"{_time(record)} {record.levelname.lower():<7} {message}"
         return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
 
 

@@ -16,13 +16,20 @@ def pack(embeddings: Embeddings) -> bodies.PackedEmbeddings:
     return bodies.PackedEmbeddings(embeddings.dim, embeddings.lengths.tolist(), data, embeddings.kind)
 
 
-def unpack(packed: bodies.PackedEmbeddings) -> Embeddings:
+def unpack(packed: bodies.PackedEmbeddings, limit: int | None = None) -> Embeddings:
     """Embeddings from a body.
 
+    Args:
+        packed: the embeddings.
+        limit: the most bytes that the rows may take once they are padded to the longest, which one long row decides.
+
     Raises:
-        TensorError: the number of bytes is not that of dim and lengths.
+        TensorError: the number of bytes is not that of dim and lengths, or too large once padded.
     """
-    total = sum(packed.lengths)
+    total, padded = sum(packed.lengths), 4 * packed.dim * len(packed.lengths) * max(packed.lengths)
+    if limit is not None and padded > limit:
+        rule = f"all rows, padded to the longest, must have at most {limit} bytes (4 x dim x rows x longest)"
+        raise TensorError("lengths", rule, padded)
     if len(packed.vectors) != 4 * packed.dim * total:
         raise TensorError(
             "vectors", f"must have 4 x dim x sum(lengths) = {4 * packed.dim * total} bytes", len(packed.vectors)

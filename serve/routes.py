@@ -12,7 +12,7 @@ from ..runtime.embeddings import Embeddings, Kind
 from ..runtime.regions import with_boxes
 from . import answers, bodies
 from .galleries import OpenGallery
-from .jobs import check_count, do, make_filter, make_job
+from .jobs import check_characters, check_count, do, make_filter, make_job
 from .openapi import Operation
 from .pictures import SIDES, etag
 from .problems import Refusal
@@ -55,6 +55,7 @@ class _Api:
             raise Refusal(422, "off", f"off needs exactly one caption, got {len(body.captions or ())}")
         search = Search(body.k, make_filter(self._state, body.where), None if body.ids is None else tuple(body.ids))
         with self._state.galleries.using(body.gallery) as opened:
+            _check_side(opened, body)
             job = await make_job(self._state, opened, body.captions, body.pictures, body.embeddings, search, body.off)
             job.describe = answers.search_response
             await do(self._state, job)
@@ -102,6 +103,7 @@ class _Api:
                     raise Refusal(422, "body", "picture must be given, got none")
                 jobs.append(await make_job(self._state, opened, pictures=[body.picture]))
                 image = await do(self._state, jobs[0])
+            check_characters(self._state, "caption", caption)
             explained = await self._state.aside(answers.explain_response, opened, image, caption, path)
             return answer(msgspec.json.encode(explained), *jobs)
 
@@ -159,6 +161,15 @@ def answer(body: bytes, *jobs: Work) -> Response:
         }
         headers = {name: f"{seconds * 1000:.2f}" for name, seconds in times.items()}
     return Response(body, headers=headers, media_type="application/json")
+
+
+def _check_side(opened: OpenGallery, body: bodies.SearchRequest) -> None:
+    """Refusal of queries of the side that the gallery holds, before they are encoded."""
+    wanted = "captions" if opened.side == "images" else "pictures"
+    got = "captions" if body.captions is not None else "pictures" if body.pictures is not None else wanted
+    if got != wanted:
+        detail = f"the gallery {opened.name} of {opened.side} is searched with {wanted} or embeddings, got {got}"
+        raise Refusal(422, "body", detail)
 
 
 def _only(name: str, other: str, value: object) -> None:

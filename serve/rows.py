@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryLocked, InputError
 from ..runtime.files import write_file
@@ -35,11 +37,13 @@ class Writers:
 
     Args:
         uploads: folder for the pictures of rows; None keeps none.
+        row_bytes: the most bytes of a row's id and metadata.
         patience: seconds to wait while another process, such as another worker, writes to a gallery.
     """
 
-    def __init__(self, uploads: Path | None, patience: float) -> None:
+    def __init__(self, uploads: Path | None, row_bytes: int, patience: float) -> None:
         self._uploads = uploads
+        self._row_bytes = row_bytes
         self._patience = patience
 
     def add(
@@ -56,17 +60,20 @@ class Writers:
             embeddings: of the rows.
 
         Raises:
-            Refusal: metadata has a key that is the server's.
+            Refusal: metadata has a key that is the server's; an id with its metadata is too long.
             InputError, GalleryError: as `GalleryWriter.add`.
         """
         given = [{}] * len(body.ids) if body.metadata is None else body.metadata
         if not len(body.ids) == len(embeddings) == len(given):
             counts = f"{len(body.ids)}, {len(embeddings)}, {len(given)}"
             raise InputError(f"ids, rows, metadata: must be of one number, got {counts}")
-        for row in given:
+        for number, (id, row) in enumerate(zip(body.ids, given, strict=True)):
             for key in PRIVATE:
                 if key in row:
                     raise Refusal(422, "metadata", f"metadata must not have the key {key!r}, which the server sets")
+            if (size := len(msgspec.json.encode([id, row]))) > self._row_bytes:
+                rule = f"the id and the metadata of row {number} must have at most {self._row_bytes} bytes, got {size}"
+                raise Refusal(422, "metadata", rule)
         with self._open(opened) as writer:
             replaced = len(writer.ids(body.ids)) if body.overwrite else 0
             parts = zip(given, self._contents(body), boxes_as_metadata(embeddings), strict=True)

@@ -24,6 +24,8 @@ class Limits:
         connections: open connections of one worker process; one more is closed at once.
         batch_words: words that are encoded together, padding included.
         texts: captions, pictures or rows in one request.
+        characters: of one caption.
+        row: bytes of the id and the metadata of a row that is added.
         payload: bytes of a request's body.
         bodies: bytes of the bodies of all requests at work in one worker process; one more is answered with 429.
         conditions: values that a filter compares rows with.
@@ -36,6 +38,8 @@ class Limits:
     connections: int = 1024
     batch_words: int = 2048
     texts: int = 64
+    characters: int = 10_000
+    row: int = 64 << 10
     payload: int = 16 << 20
     bodies: int = 256 << 20
     conditions: int = 100

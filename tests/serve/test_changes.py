@@ -106,6 +106,15 @@ def test_no_client_names_a_file_of_the_server(writable: httpx.Client, key: str) 
             "must be of one number, got 2, 1, 2",
         ),
         ({"ids": ["x"]}, "exactly one of"),
+        ({"ids": ["x" * 70_000], "pictures": [base64.b64encode(picture(1)).decode()]}, "row 0 must have at most 65536"),
+        (
+            {
+                "ids": ["x"],
+                "pictures": [base64.b64encode(picture(1)).decode()],
+                "metadata": [{"text": "y" * 70_000}],
+            },
+            "row 0 must have at most 65536 bytes, got 700",
+        ),
         ({"ids": ["x"] * 65, "pictures": []}, "ids must hold 1 to 64 items, got 65"),
     ],
 )

@@ -83,7 +83,9 @@ def test_health_page_and_headers(http: httpx.Client) -> None:
     assert "script-src 'self'" in page.headers["content-security-policy"]
     assert "unsafe" not in page.headers["content-security-policy"]
     assert http.get("/", headers={"if-none-match": page.headers["etag"]}).status_code == 304
-    answer = http.post("/v1/search", json=SEARCH, headers={"origin": "https://example.org"})
+    answer = http.post(
+        "/v1/search", json=SEARCH, headers={"origin": http.base_url.scheme + "://" + http.base_url.netloc.decode()}
+    )
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "server" not in answer.headers
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -165,6 +167,14 @@ def test_the_log_has_the_request_and_neither_key_nor_picture(keyed) -> None:
     assert "s3cret" not in text
     assert "my picture" not in text
     assert "\x1b" not in text
+
+
+def test_no_request_writes_a_line_of_the_log(server, http: httpx.Client) -> None:
+    http.get("/forged%0a2020-01-01T00:00:00.000Z info    opened%1b[31m")
+    server.wait_for(lambda log: "/forged" in log)
+    text = server.log.read_text()
+    assert "path=/forged\\n2020-01-01T00:00:00.000Z info    opened\\x1b[31m" in text
+    assert not [line for line in text.splitlines() if line.startswith("2020")]
 
 
 # -- the command line

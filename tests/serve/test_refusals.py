@@ -1,5 +1,6 @@
 """What the server does not do, each with a problem that names the rule; and whatever comes, never a status 500."""
 
+import base64
 import json
 import zlib
 
@@ -52,7 +53,12 @@ def check_problem(answer: httpx.Response, status: int, reason: str) -> dict:
         ({"captions": [CAPTION] * 65}, 422, "texts", "1 to 64 items, got 65"),
         ({"captions": [CAPTION, "a cloud"], "off": [0]}, 422, "off", "exactly one caption"),
         ({"captions": [CAPTION], "gallery": "other"}, 404, "gallery", "one of gallery, got 'other'"),
-        ({"pictures": ["AAAA"]}, 415, "picture", "pictures[0] must be a JPEG"),
+        (
+            {"pictures": ["AAAA"]},
+            422,
+            "body",
+            "gallery of images is searched with captions or embeddings, got pictures",
+        ),
         ({"captions": [CAPTION], "ids": ["nine"]}, 422, "InputError", "ids: not in the gallery: nine"),
         ({"captions": [CAPTION], "where": {"a": {"$in": [0] * 101}}}, 422, "where", "at most 100 values"),
         ({"captions": [CAPTION], "where": {"$or": [{"a": 1}] * 101}}, 422, "where", "at most 100 values"),
@@ -60,6 +66,19 @@ def check_problem(answer: httpx.Response, status: int, reason: str) -> dict:
         ({"captions": [CAPTION], "where": {"a" * 9_000_000: 1}}, 422, "InputError", "no row has the key 'a"),
         ({"captions": [CAPTION], "where": {"$what": 1}}, 422, "InputError", "$not"),
         ({"captions": [" "]}, 422, "InputError", "at least one word"),
+        ({"captions": ["a", "." * 10_001]}, 422, "characters", "captions[1] must have at most 10000 characters"),
+        (
+            {
+                "embeddings": {
+                    "dim": 16,
+                    "lengths": [5000] + [1] * 63,
+                    "vectors": base64.b64encode(bytes(64 * 5063)).decode(),
+                }
+            },
+            422,
+            "TensorError",
+            "padded to the longest, must have at most 16777216 bytes",
+        ),
         ({"captions": ["a " * 200]}, 422, "TensorError", "words"),
         ({"embeddings": {"dim": 16, "lengths": [2], "vectors": "AAAA"}}, 422, "TensorError", "vectors"),
         ({"embeddings": {"dim": 1, "lengths": [1], "vectors": "AACAPw=="}}, 422, "InputError", "gallery's 16, got 1"),
@@ -75,6 +94,23 @@ def test_a_search_that_breaks_a_rule(http: httpx.Client, body, status: int, reas
         assert problem["error"] == reason
     if reason == "TensorError":
         assert problem["detail"] == f"{problem['tensor']}: {problem['rule']}, got {problem['value']}"
+
+
+def test_no_caption_keeps_the_server_from_others(http: httpx.Client) -> None:
+    """Splitting text into words holds Python's lock, so that text is bounded before."""
+    for text in ("a" * 9_000_000, "''.. " * 2_000_000):
+        check_problem(http.post("/v1/search", json={"captions": [text]}), 422, "characters")
+        answer = http.post("/v1/explain", json={"caption": text, "id": "photos/1 & co.png"})
+        check_problem(answer, 422, "characters")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1"])
+@pytest.mark.parametrize("path", ["/v1/reopen", "/v1/search"])
+def test_a_page_of_another_origin_is_refused(http: httpx.Client, origin: str, path: str) -> None:
+    check_problem(http.post(path, headers={"origin": origin}), 403, "origin")
+    own = http.post(path, headers={"origin": str(http.base_url).rstrip("/")})
+    assert own.json()["type"].rpartition(":")[2] in ("read-only", "media")
+    assert own.headers["cross-origin-resource-policy"] == "same-origin"
 
 
 def test_a_bad_caption_fails_alone(http: httpx.Client) -> None:
