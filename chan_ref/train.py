@@ -3,8 +3,10 @@
 RUN/
 ├── best/                       the checkpoint of the epoch with the highest validation rsum
 ├── last/                       the checkpoint of the last finished epoch
-├── optimizer-EPOCH.safetensors the moments of AdamW, which `--resume` needs as well
-└── log.jsonl                   one line per epoch
+├── optimizer-EPOCH.safetensors what `--resume` needs besides `last`: `train_state`
+├── log.jsonl, log.csv          one line per epoch
+├── curve.svg                   the loss and the recalls over the epochs
+└── tensorboard/                the same for TensorBoard, if it was asked for
 
 Every epoch draws its order, dropped regions and changed words from (seed, epoch) alone, so a run that was stopped
 resumes exactly where it would have continued. On the CPU of one machine the same seed gives the same bits; a GPU sums
@@ -13,26 +15,22 @@ in no fixed order.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..runtime.data.fitting import cut_texts
-from ..runtime.data.images import CaptionedImages
-from ..runtime.data.layout import has_split
 from ..runtime.errors import CheckpointError, InputError, reason_of
-from ..runtime.files import atomic_file, write_file
+from ..runtime.files import recover
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import checkpoint
 from .augment import change_words, drop_regions
@@ -43,6 +41,9 @@ from .inference import read_tokenizer
 from .loss import MARGIN, hinge, infonce
 from .model import ChanModel
 from .train_config import EpochLog, TrainConfig
+from .train_data import TrainData
+from .train_log import TensorBoard, write_logs
+from .train_state import make_optimizer, read_state, remove_states, write_state
 from .validate import chance_rsum, evaluate
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def train(
     config: TrainConfig,
     *,
     device: str | None = None,
+    tensorboard: bool = False,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> EpochLog:
@@ -77,6 +79,7 @@ def train(
         run: the folder to create; it must not hold another run.
         config: every choice.
         device: a torch device; None uses the GPU if torch finds one, else the CPU.
+        tensorboard: also log to RUN/tensorboard.
         on_step, on_epoch: callbacks that report progress.
 
     Raises:
@@ -85,10 +88,10 @@ def train(
     run = Path(run)
     if (run / "last").exists() or (run / "log.jsonl").exists():
         raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
-    data = _Data.open(data_dir)
+    data = TrainData.open(data_dir)
     torch.manual_seed(config.seed)
     model, files = _new_model(config, data)
-    return _Run(run, data, config, model, files, device, on_step, on_epoch).go()
+    return _Run(run, data, config, model, files, device, on_step, on_epoch).go(tensorboard)
 
 
 def resume(
@@ -96,7 +99,9 @@ def resume(
     run: str | Path,
     *,
     epochs: int | None = None,
+    patience: int | None = None,
     device: str | None = None,
+    tensorboard: bool = False,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> EpochLog:
@@ -106,7 +111,8 @@ def resume(
         data_dir: the data that the run was started with.
         run: the folder of the run.
         epochs: train to this number of epochs instead of the run's own.
-        device, on_step, on_epoch: as in `train`.
+        patience: stop after so many epochs without a better one, instead of the run's own number.
+        device, tensorboard, on_step, on_epoch: as in `train`.
 
     Returns:
         The log of the best epoch.
@@ -116,6 +122,7 @@ def resume(
         CheckpointError: its files cannot be read.
     """
     run = Path(run)
+    recover(run / "last")
     if not (run / "last").is_dir():
         raise InputError(f"{run} has no finished epoch to resume from: leave --resume out")
     last = checkpoint.load(run / "last")
@@ -125,59 +132,47 @@ def resume(
         fingerprint = training["data"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {reason_of(error)}") from error
-    data = _Data.open(data_dir)
+    data = TrainData.open(data_dir)
     if data.fingerprint != fingerprint:
         raise InputError(
             f"{data_dir} is not the data this run was trained on (sha256 {data.fingerprint}, not {fingerprint})"
         )
-    if epochs is not None:
-        config = replace(config, epochs=epochs)
+    config = replace(
+        config,
+        epochs=config.epochs if epochs is None else epochs,
+        patience=config.patience if patience is None else patience,
+    )
     going = _Run(run, data, config, last.model, last.tokenizer_files, device, on_step, on_epoch)
     going.restore(epoch, [EpochLog.from_dict(line) for line in logs])
-    return going.go()
+    return going.go(tensorboard)
 
 
 def last_epoch(run: str | Path) -> int | None:
     """Return the epoch that RUN/last holds, counted from 0, or None if no epoch was finished."""
+    record = _last_record(run)
+    return None if record is None else int(record["epoch"])
+
+
+def stopped_early(run: str | Path) -> bool:
+    """Return whether RUN ended before its last epoch."""
+    record = _last_record(run)
+    return record is not None and int(record["epoch"]) + 1 < int(record["options"]["epochs"])
+
+
+def _last_record(run: str | Path) -> dict[str, Any] | None:
+    """What RUN/last records of its training; None if no epoch was finished."""
     config = Path(run) / "last" / checkpoint.CONFIG
     if not config.is_file():
         return None
     try:
-        return int(json.loads(config.read_text(encoding="utf-8"))["training"]["epoch"])
+        record: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))["training"]
+        int(record["epoch"]), int(record["options"]["epochs"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config} was not written by `chan train`: {reason_of(error)}") from error
+    return record
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Pairs to train on and images to validate on."""
-
-    train: CaptionedImages
-    pairs: NDArray[np.int64]
-    validation: CaptionedImages
-    fingerprint: str
-
-    @classmethod
-    def open(cls, data_dir: str | Path) -> _Data:
-        train = CaptionedImages.open(data_dir, "train")
-        kept = train.num_images
-        if has_split(data_dir, "dev"):
-            validation = CaptionedImages.open(data_dir, "dev")
-        else:
-            kept -= min(1000, train.num_images // 10)
-            if kept == train.num_images:
-                raise InputError(f"{data_dir} has no dev split and too few training images to hold some out: add one")
-            validation = train.take(np.arange(kept, train.num_images))
-        if validation.region_dim != train.region_dim:
-            widths = f"{validation.region_dim} and {train.region_dim}"
-            raise InputError(f"dev and train must have features of the same width, got {widths}")
-        digest = hashlib.sha256("\n".join(train.captions).encode())
-        digest.update(f"{train.num_images} {train.max_regions} {train.region_dim} {kept}".encode())
-        pairs = np.flatnonzero(train.image_of_caption < kept)
-        return cls(train, pairs, validation, digest.hexdigest())
-
-
-def _new_model(config: TrainConfig, data: _Data) -> tuple[ChanModel, dict[str, bytes]]:
+def _new_model(config: TrainConfig, data: TrainData) -> tuple[ChanModel, dict[str, bytes]]:
     """Return a model at the start of training, and the files of its tokenizer."""
     shape = ModelConfig(
         region_dim=data.train.region_dim,
@@ -188,8 +183,7 @@ def _new_model(config: TrainConfig, data: _Data) -> tuple[ChanModel, dict[str, b
         alignment=config.alignment,
     )
     if config.bert is None:
-        captions = [data.train.captions[row] for row in data.pairs]
-        vocabulary = build_scan_vocabulary(captions, config.min_count)
+        vocabulary = build_scan_vocabulary(data.captions, config.min_count)
         size = ScanTokenizer(vocabulary["word2idx"]).vocab_size
         files = {"vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode()}
         return ChanModel(replace(shape, vocab_size=size)), files
@@ -208,7 +202,7 @@ class _Run:
     def __init__(
         self,
         folder: Path,
-        data: _Data,
+        data: TrainData,
         config: TrainConfig,
         model: ChanModel,
         tokenizer_files: Mapping[str, bytes],
@@ -220,27 +214,42 @@ class _Run:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer_files, self.on_step, self.on_epoch = tokenizer_files, on_step, on_epoch
         self.model = model.to(self.device)
-        self.optimizer = _optimizer(model, config)
+        if config.bert_tuning == "frozen":
+            model.text_encoder.get_submodule("bert").requires_grad_(False)
+        self.optimizer = make_optimizer(model, config)
         self.tokenizer = read_tokenizer(tokenizer_files)
-        texts, cut = cut_texts([data.train.captions[row] for row in data.pairs], self.tokenizer, model.config.max_words)
+        texts, cut = cut_texts(data.captions, self.tokenizer, model.config.max_words)
         if cut:
             _log.warning("%d captions have more than %s wordpieces and are cut", len(cut), model.config.max_words)
         self.tokens = self.tokenizer.encode(texts)
         self.logs: list[EpochLog] = []
 
-    def go(self) -> EpochLog:
-        """Train to the last epoch and return the log of the best."""
-        for epoch in range(len(self.logs), self.config.epochs):
-            loss = self._epoch(epoch)
-            found = evaluate(self.data.validation, self.model, self.tokenizer, self.device)
-            best = found.rsum > max((log.rsum for log in self.logs), default=-1.0)
-            rate = self.optimizer.param_groups[0]["lr"]
-            collapsed = self._has_collapsed(epoch, loss, found.rsum)
-            self.logs.append(EpochLog(epoch, loss, rate, found.i2t, found.t2i, found.rsum, best, collapsed))
-            self._save()
-            if self.on_epoch is not None:
-                self.on_epoch(self.logs[-1])
+    def go(self, tensorboard: bool) -> EpochLog:
+        """Train until the last epoch, or until `patience` epochs were no better; return the log of the best."""
+        with ExitStack() as stack:
+            board = TensorBoard(self.folder, len(self.logs)) if tensorboard else None
+            if board is not None:
+                stack.callback(board.close)
+            while len(self.logs) < self.config.epochs and not self.has_stopped:
+                epoch = len(self.logs)
+                loss = self._epoch(epoch)
+                found = evaluate(self.data.validation, self.model, self.tokenizer, self.device)
+                best = found.rsum > max((log.rsum for log in self.logs), default=-1.0)
+                rate = self.optimizer.param_groups[0]["lr"]
+                collapsed = self._has_collapsed(epoch, loss, found.rsum)
+                self.logs.append(EpochLog(epoch, loss, rate, found.i2t, found.t2i, found.rsum, best, collapsed))
+                self._save()
+                if board is not None:
+                    board.write(self.logs[-1])
+                if self.on_epoch is not None:
+                    self.on_epoch(self.logs[-1])
         return max(self.logs, key=lambda log: log.rsum)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the last `patience` epochs were no better than one before them."""
+        waited = len(self.logs) - max((log.epoch + 1 for log in self.logs if log.best), default=0)
+        return 0 < self.config.patience <= waited
 
     def _has_collapsed(self, epoch: int, loss: float, rsum: float) -> bool:
         """Return whether all pairs have one score, so that each direction of the hinge loss is its margin.
@@ -262,7 +271,7 @@ class _Run:
         order = rng.permutation(len(self.data.pairs))
         size = self.config.pairs_per_step
         steps = -(-len(order) // size)
-        self.model.train()
+        self._train_mode()
         total = 0.0
         for step in range(steps):
             batch = order[step * size : (step + 1) * size]
@@ -291,21 +300,34 @@ class _Run:
             self.tokenizer.vocab_size,
             rng,
         )
-        scores: Tensor = self.model(
-            *(torch.from_numpy(array).to(self.device) for array in (features, counts, ids, lengths))
-        )
+        arrays = (torch.from_numpy(array).to(self.device) for array in (features, counts, ids, lengths))
+        scores = self._scores(*arrays)
         # Another caption of the same image is not a negative.
         siblings = torch.from_numpy((images[:, None] == images[None, :]) & ~np.eye(len(images), dtype=bool))
         scores = scores.masked_fill(siblings.to(self.device), -torch.inf)
         if self.config.loss == "infonce":
-            return infonce(scores) * len(batch)
+            return infonce(scores, self.config.loss_temperature) * len(batch)
         return hinge(scores, MARGIN, hardest=epoch >= self.config.warmup_epochs)
+
+    def _scores(self, regions: Tensor, counts: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Score all pairs of a batch [B, B]; with `bf16` only the encoders compute in bfloat16."""
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.bf16):
+            region_embeddings = self.model.encode_regions(regions, counts)
+            word_embeddings = self.model.encode_words(ids, lengths)
+        return self.model.score(region_embeddings.float(), counts, word_embeddings.float(), lengths)
+
+    def _train_mode(self) -> None:
+        """Switch dropout on, except in a text encoder that is frozen."""
+        self.model.train()
+        if self.config.bert_tuning == "frozen":
+            self.model.text_encoder.get_submodule("bert").eval()
 
     def _save(self) -> None:
         """Write the epoch. Ctrl-C or an error at any point leaves either this epoch or the one before it, complete.
 
-        `last` records the epoch and is replaced last; the optimizer's file has the epoch in its name. Replacing a
-        folder takes two renames: a process killed between them leaves the previous epoch in RUN/.last.*/old.
+        `last` records the epoch and is replaced last; the optimizer's file has the epoch in its name. Where replacing
+        a folder takes two renames, a process killed between them leaves the previous epoch in RUN/.last.*/old, from
+        which `resume` brings it back.
         """
         log = self.logs[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -319,57 +341,13 @@ class _Run:
         }
         if log.best:
             checkpoint.save(self.folder / "best", self.model, self.tokenizer_files, record)
-        state = _optimizer_file(self.folder, log.epoch)
-        with atomic_file(state) as beside:
-            save_file(_moments(self.optimizer, self.model), beside)
-        write_file(self.folder / "log.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in self.logs))
+        write_state(self.folder, log.epoch, self.optimizer, self.model)
+        write_logs(self.folder, self.logs)
         checkpoint.save(self.folder / "last", self.model, self.tokenizer_files, record)
-        for old in self.folder.glob("optimizer-*"):
-            if old != state:
-                old.unlink()
+        remove_states(self.folder, log.epoch)
 
     def restore(self, epoch: int, logs: list[EpochLog]) -> None:
         """Set the optimizer and the log to their state after `epoch`."""
-        file = _optimizer_file(self.folder, epoch)
-        try:
-            moments = load_file(file, device=self.device)
-            names = {parameter: name for name, parameter in self.model.named_parameters()}
-            for parameter, name in names.items():
-                self.optimizer.state[parameter] = {
-                    "step": moments[f"step/{name}"].cpu(),
-                    "exp_avg": moments[f"exp_avg/{name}"],
-                    "exp_avg_sq": moments[f"exp_avg_sq/{name}"],
-                }
-        except (OSError, KeyError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{file} does not hold the optimizer's state after epoch {epoch}: {reason_of(error)}"
-            ) from error
+        read_state(self.folder, epoch, self.optimizer, self.model)
+        remove_states(self.folder, epoch)
         self.logs = logs
-
-
-def _optimizer(model: ChanModel, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW. A model with BERT has one decay for all its weights, and a learning rate for those of BERT."""
-    pretrained: list[Tensor] = []
-    fresh: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        (pretrained if name.startswith("text_encoder.bert.") else fresh).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": fresh, "lr": config.learning_rate}]
-    if pretrained:
-        groups.append({"params": pretrained, "lr": config.bert_learning_rate})
-        for group in groups:
-            group["weight_decay"] = config.bert_weight_decay
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    return torch.optim.AdamW(groups)
-
-
-def _moments(optimizer: torch.optim.AdamW, model: ChanModel) -> dict[str, Tensor]:
-    return {
-        f"{key}/{name}": optimizer.state[parameter][key].detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for key in ("step", "exp_avg", "exp_avg_sq")
-    }
-
-
-def _optimizer_file(folder: Path, epoch: int) -> Path:
-    return folder / f"optimizer-{epoch}.safetensors"

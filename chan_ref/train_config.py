@@ -11,8 +11,10 @@ from ..runtime.contract import AlignmentConfig
 from ..runtime.errors import CheckpointError, InputError, reason_of
 from ..runtime.evaluation.metrics import Recalls
 from .config import RegionEncoderKind, TextEncoderKind
+from .loss import TEMPERATURE
 
 LossKind = Literal["hinge", "infonce"]
+BertTuning = Literal["all", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,21 @@ class TrainConfig:
         bert: folder of pretrained BERT weights (`bert`).
         alignment: coding, pooling and their temperatures.
         loss: `hinge` (all violations for `warmup_epochs`, then each query's hardest) or `infonce`, both of margin 0.05.
+        loss_temperature: temperature of `infonce`; the published value is 0.01.
         warmup_epochs: epochs in which `hinge` counts all violations. The published value is 1; small data need more,
             because a model that is still near chance collapses when it learns from the hardest negatives alone.
         epochs: number of passes over all pairs.
+        patience: stop after so many epochs in a row without a better validation rsum; 0 never stops early.
         batch_size: pairs per step; 0 uses the published value, 384 for `bigru` and 128 for `bert`.
         learning_rate: learning rate of AdamW.
         drop_epoch: from this epoch on (counted from 0) the learning rates are a tenth.
         bert_learning_rate: learning rate of the weights of BERT (`bert`).
+        bert_tuning: `all` trains every weight of BERT, as published; `frozen` keeps them, and trains only what follows.
         bert_weight_decay: weight decay of all weights of a model with BERT, as published; one without has AdamW's 0.01.
         region_drop: share of the regions that are dropped.
         word_drop: share of the words that are changed: half masked, a tenth random, the rest removed.
         min_count: number of occurrences from which a word enters the vocabulary (`bigru`).
+        bf16: compute the encoders' matrix products in bfloat16; weights, scores and losses stay in float32.
         seed: seed of every random choice.
     """
 
@@ -48,27 +54,35 @@ class TrainConfig:
     bert: str | None = None
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     loss: LossKind = "hinge"
+    loss_temperature: float = TEMPERATURE
     warmup_epochs: int = 1
     epochs: int = 25
+    patience: int = 0
     batch_size: int = 0
     learning_rate: float = 5e-4
     drop_epoch: int = 15
+    bert_tuning: BertTuning = "all"
     bert_learning_rate: float = 5e-5
     bert_weight_decay: float = 1e-4
     region_drop: float = 0.2
     word_drop: float = 0.2
     min_count: int = 4
+    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, get_args(LossKind))
+        check_choice("bert_tuning", self.bert_tuning, get_args(BertTuning))
         if (self.text_encoder == "bert") != (self.bert is not None):
             rule = "must be given" if self.bert is None else "must not be given"
             raise InputError(f"bert (folder of pretrained weights) {rule} for text_encoder {self.text_encoder!r}")
-        for name in ("embed_dim", "word_dim", "epochs", "learning_rate", "bert_learning_rate", "min_count"):
+        if self.bert is None and self.bert_tuning != "all":
+            raise InputError(f"bert_tuning must be 'all' without bert, got {self.bert_tuning!r}")
+        positive = ("embed_dim", "word_dim", "epochs", "learning_rate", "bert_learning_rate", "loss_temperature")
+        for name in (*positive, "min_count"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("batch_size", "drop_epoch", "warmup_epochs", "bert_weight_decay", "seed"):
+        for name in ("batch_size", "drop_epoch", "warmup_epochs", "patience", "bert_weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("region_drop", "word_drop"):

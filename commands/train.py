@@ -19,7 +19,7 @@ _COLLAPSED = (
 )
 
 # What may change between a run and its --resume; everything else is the run's own.
-_FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
+_FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard", "device"}
 
 
 @click.command()
@@ -28,6 +28,13 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
 @click.option("--resume", is_flag=True, help="Continue the run in that folder after its last finished epoch.")
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Number of passes over all pairs."
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Stop early after this number of epochs in a row without a better rsum. 0 never stops early.",
 )
 @click.option(
     "--batch-size",
@@ -73,6 +80,13 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
     "pytorch_model.bin, and tokenizer.json or vocab.txt.",
 )
 @click.option(
+    "--bert-tuning",
+    type=click.Choice(["all", "frozen"]),
+    default="all",
+    show_default=True,
+    help="Weights of BERT to train: all of them, as published, or none (frozen), which is better with few captions.",
+)
+@click.option(
     "--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."
 )
 @click.option(
@@ -111,6 +125,13 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
     help="Loss to train with. hinge is the published one.",
 )
 @click.option(
+    "--loss-temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=0.01,
+    show_default=True,
+    help="Temperature of infonce, in units of the score. With LSE pooling at 0.1, scores are ten times a similarity.",
+)
+@click.option(
     "--warmup-epochs",
     type=click.IntRange(min=0),
     default=1,
@@ -132,16 +153,31 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "device"}
     show_default=True,
     help="Seed of the weights, the order of the data and the augmentation.",
 )
+@click.option(
+    "--bf16",
+    is_flag=True,
+    help="Compute the encoders in bfloat16 (mixed precision). Weights, scores and losses stay in float32.",
+)
+@click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, to OUT/tensorboard.")
 @click.option("--device", help="Torch device to train on. The default is cuda where there is a GPU, and cpu elsewhere.")
 @click.pass_context
 def command(
-    context: click.Context, /, data: Path, out: Path, resume: bool, epochs: int, device: str | None, **options: Any
+    context: click.Context,
+    /,
+    data: Path,
+    out: Path,
+    resume: bool,
+    epochs: int,
+    patience: int,
+    device: str | None,
+    tensorboard: bool,
+    **options: Any,
 ) -> None:
     """Train CHAN on DATA with the published schedule.
 
     DATA has precomp/train_* to train on and, optionally, precomp/dev_* to validate on. OUT/best and OUT/last are
-    checkpoints for `chan export`, and OUT/log.jsonl has one line for each epoch. Ctrl-C keeps the last finished epoch;
-    --resume continues from there.
+    checkpoints for `chan export`. OUT/log.csv and OUT/log.jsonl have one line for each epoch, and OUT/curve.svg draws
+    them. Ctrl-C keeps the last finished epoch; --resume continues from there, exactly as if nothing had happened.
     """
     from ..chan_ref import train as training
     from ..chan_ref.train_config import EpochLog, TrainConfig
@@ -156,21 +192,25 @@ def command(
 
     def on_epoch(log: EpochLog) -> None:
         progress.close()
+        progress.best = max(progress.best, log.rsum)
         echo(_line(log))
         if log.collapsed and not any(warned):
             warned.append(True)
             echo(_COLLAPSED, err=True)
 
-    watch: dict[str, Any] = {"device": device, "on_step": progress.step, "on_epoch": on_epoch}
+    watch: dict[str, Any] = {"device": device, "tensorboard": tensorboard}
+    watch |= {"on_step": progress.step, "on_epoch": on_epoch}
     try:
         if resume:
-            best = training.resume(data, out, epochs=epochs if "epochs" in given else None, **watch)
+            changes = {"epochs": epochs, "patience": patience}
+            best = training.resume(data, out, **{name: changes[name] for name in changes.keys() & given}, **watch)
         else:
             names = ("coding", "pooling", "attention_temperature", "pooling_temperature")
             alignment = AlignmentConfig(**{name: options.pop(name) for name in names})
             options["batch_size"] = options["batch_size"] or 0
             options["bert"] = None if options["bert"] is None else str(options["bert"])
-            best = training.train(data, out, TrainConfig(epochs=epochs, alignment=alignment, **options), **watch)
+            config = TrainConfig(epochs=epochs, patience=patience, alignment=alignment, **options)
+            best = training.train(data, out, config, **watch)
     except KeyboardInterrupt:
         progress.close()
         kept = training.last_epoch(out)
@@ -180,7 +220,9 @@ def command(
             again = f"chan train {data} -o {out} --resume"
             echo(f"Stopped: epoch {kept} is kept in {out}/last. Go on with: {again}", err=True)
         context.exit(130)
-    echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best")
+    if training.stopped_early(out):
+        echo(f"Stopped early after epoch {training.last_epoch(out)}: no epoch since {best.epoch} was better.")
+    echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best, and all epochs in {out}/curve.svg")
 
 
 class _Progress:
@@ -189,12 +231,13 @@ class _Progress:
     def __init__(self) -> None:
         self._bar: AbstractContextManager[Progress] | None = None
         self._show: Progress | None = None
+        self.best = -1.0  # rsum of the best epoch so far
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         if self._bar is None or self._show is None:
             self._bar = progress_bar(f"Epoch {epoch}", steps)
             self._show = self._bar.__enter__()
-        self._show(step + 1, steps, f"loss {loss:.4f}")
+        self._show(step + 1, steps, f"loss {loss:.4f}" + (f", best rsum {self.best:.1f}" if self.best >= 0 else ""))
 
     def close(self) -> None:
         if self._bar is not None:

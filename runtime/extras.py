@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "jinja2": "jinja2",
     },
     "bert": {"tokenizers": "tokenizers"},
+    "tensorboard": {"tensorboard": "tensorboard"},
     "heif": {"pillow-heif": "pillow_heif"},
     "hdf5": {"h5py": "h5py"},
     "parquet": {"pyarrow": "pyarrow"},

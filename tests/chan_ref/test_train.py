@@ -19,8 +19,9 @@ from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.encoders import Bert
 from chan_rt.chan_ref.inference import open_tokenizer
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.chan_ref.train import _optimizer, resume, train
+from chan_rt.chan_ref.train import resume, train
 from chan_rt.chan_ref.train_config import EpochLog, TrainConfig
+from chan_rt.chan_ref.train_state import make_optimizer
 from chan_rt.chan_ref.validate import chance_rsum, evaluate
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import InputError
@@ -81,7 +82,7 @@ def test_recall_rises_far_above_chance(data: Path, tmp_path: Path) -> None:
 def test_what_a_run_leaves(finished: Path, data: Path) -> None:
     names = set(_contents(finished))
     parts = ("config.json", "model.safetensors", "tokenizer/vocab.json")
-    own = {"log.jsonl", "optimizer-2.safetensors"}
+    own = {"log.jsonl", "log.csv", "curve.svg", "optimizer-2.safetensors"}
     assert names == own | {f"{kind}/{part}" for kind in ("best", "last") for part in parts}
     last = checkpoint.load(finished / "last")
     assert last.tokenizer_kind == "scan"
@@ -293,9 +294,11 @@ def test_every_group_of_a_model_with_bert_decays_as_published(data: Path, tmp_pa
     config = TrainConfig(**{**vars(SMALL), "text_encoder": "bert", "bert": str(bert)})
     sizes, _ = bert_from_pretrained(bert)
     shape = ModelConfig(region_dim=24, embed_dim=32, text_encoder="bert", bert=sizes)
-    groups = _optimizer(ChanModel(shape), config).param_groups
+    groups = make_optimizer(ChanModel(shape), config).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(4e-3, 1e-4), (5e-5, 1e-4)]
-    (only,) = _optimizer(ChanModel(replace(shape, text_encoder="bigru", bert=None, vocab_size=9)), SMALL).param_groups
+    (only,) = make_optimizer(
+        ChanModel(replace(shape, text_encoder="bigru", bert=None, vocab_size=9)), SMALL
+    ).param_groups
     assert (only["lr"], only["weight_decay"]) == (4e-3, 0.01)
 
 
