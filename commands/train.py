@@ -202,8 +202,8 @@ def command(
     watch |= {"on_step": progress.step, "on_epoch": on_epoch}
     try:
         if resume:
-            changes = {"epochs": epochs, "patience": patience}
-            best = training.resume(data, out, **{name: changes[name] for name in changes.keys() & given}, **watch)
+            watch |= {name: context.params[name] for name in ("epochs", "patience") if name in given}
+            best = training.resume(data, out, **watch)
         else:
             names = ("coding", "pooling", "attention_temperature", "pooling_temperature")
             alignment = AlignmentConfig(**{name: options.pop(name) for name in names})
