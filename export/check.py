@@ -161,7 +161,8 @@ def _boxed_error(label: str, got: Mapping[str, Array], case: Case, precision: st
     if matched.found < FOUND[precision]:
         raise BundleError(
             f"{label} finds {matched.found:.0f} % of the torch reference's regions, at {precision} at least "
-            f"{FOUND[precision]:.0f} % is right: this is a mistake of the export, please report it"
+            f"{FOUND[precision]:.0f} % is right: its confidences are nearly equal, as of random weights, or this is a "
+            "mistake of the export: please report it"
         )
     if not len(matched.reference):
         return 0.0

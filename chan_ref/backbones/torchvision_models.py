@@ -18,7 +18,7 @@ from .operators import declare_operators
 from .weights import PRETRAINED, RANDOM, from_hub, load_weights, seeded
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of all torchvision's weights for pictures
-_SPREAD = 30.0  # of the weights of scores; torchvision's are normal with a deviation of 0.01
+_CELL = 32  # pixels of the squares of a random picture
 _MULTIPLE = 32  # of a detector's size: the coarsest stride of its pyramid but for the last, pooled level
 
 
@@ -59,24 +59,37 @@ def open_torchvision(name: str, weights: str | Path) -> Backbone:
             network = models.get_model(name, weights=None, **bare)
         if weights != RANDOM:
             load_weights(network, Path(weights), called)
-        elif detector:
-            _spread(network)
     frozen(network)
     if detector:
         size = -(-int(network.transform.min_size[0]) // _MULTIPLE) * _MULTIPLE
         mean, std = tuple(network.transform.image_mean), tuple(network.transform.image_std)
-        return Backbone(frozen(DetectorRegions(network, size)), Preprocess(size, mean, std, None), called)
+        regions = DetectorRegions(network, size)
+        frozen(regions)
+        if weights == RANDOM:
+            _spread(regions, size)
+        return Backbone(regions, Preprocess(size, mean, std, None), called)
     size = known.transforms().crop_size[0]
     module = frozen_grid(network, name)
     return Backbone(module, Preprocess(size, _MEAN, _STD, grid_of(module, size, called)), called)
 
 
-def _spread(detector: Any) -> None:
-    """Let random weights tell boxes apart: those that torchvision draws make all boxes equally confident."""
-    scores = detector.rpn.head.cls_logits, detector.roi_heads.box_predictor.cls_score
-    with torch.no_grad():
-        for layer in scores:
-            layer.weight.mul_(_SPREAD)
+def _spread(detector: DetectorRegions, size: int) -> None:
+    """Let random weights tell boxes apart: scale the scores of a random picture to a deviation of 1.
+
+    Those of torchvision are so small that rounding decides which boxes are best.
+    """
+    with seeded():
+        pixels = torch.rand(1, 3, size // _CELL, size // _CELL).repeat_interleave(_CELL, 2).repeat_interleave(_CELL, 3)
+    heads: list[Any] = [detector.rpn_head.cls_logits, detector.box_predictor.cls_score]
+    for head in heads:
+        scores: list[Tensor] = []
+        hook = head.register_forward_hook(lambda module, inputs, output, kept=scores: kept.append(output))
+        with torch.inference_mode():
+            detector(pixels)
+        hook.remove()
+        deviation = float(torch.cat([score.flatten() for score in scores]).std())
+        with torch.no_grad():
+            head.weight.mul_(1 / max(deviation, 1e-30))
 
 
 def frozen_grid(network: Any, name: str) -> GridFeatures:
