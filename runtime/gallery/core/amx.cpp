@@ -251,19 +251,25 @@ void vectors_of_row(const uint8_t* codes, int64_t vectors, int64_t width, const 
     release();
 }
 
-struct LargestOfRow {
-    int32_t* out;
-    void take(int64_t, const int32_t* sums) {
-        for (int lane = 0; lane < LANES; ++lane) out[lane] = sums[lane] > out[lane] ? sums[lane] : out[lane];
+struct SumsOfRow {
+    int64_t places;
+    int32_t *highest, *out;
+    void take(int64_t vector, const int32_t* sums) {
+        for (int lane = 0; lane < LANES; ++lane) {
+            highest[lane] = sums[lane] > highest[lane] ? sums[lane] : highest[lane];
+            out[vector * places + lane] = sums[lane];
+        }
     }
 };
 
-void row_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
-                  const int8_t* digits, int64_t tiles, int32_t* out) {
-    for (int64_t i = 0; i < tiles * LANES; ++i) out[i] = INT32_MIN;
+void row_sums(const uint8_t* const* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+              const int8_t* digits, int64_t tiles, int32_t* highest, int32_t* out) {
+    bool apart = false;  // a tile's rows must be evenly apart
+    for (int64_t v = 1; v < vectors; ++v) apart |= codes[v] != codes[v - 1] + width;
+    if (apart) return avx512_kernels()->row_sums(codes, vectors, width, program, steps, digits, tiles, highest, out);
     for (int64_t tile = 0; tile < tiles; ++tile) {
-        LargestOfRow each = {out + tile * LANES};
-        vectors_of_row(codes, vectors, width, program, steps, digits + tile * steps * GROUP * LANES, each);
+        SumsOfRow each = {tiles * LANES, highest + tile * LANES, out + tile * LANES};
+        vectors_of_row(codes[0], vectors, width, program, steps, digits + tile * steps * GROUP * LANES, each);
     }
 }
 
@@ -328,13 +334,18 @@ bool right(const Kernels& other) {
     uint32_t value = 1;
     for (uint8_t& code : codes) code = static_cast<uint8_t>((value = value * 1664525 + 1013904223) >> 24);
     for (int8_t& digit : digits) digit = static_cast<int8_t>((value = value * 1664525 + 1013904223) >> 24);
-    int32_t mine[WORDS * LANES], theirs[WORDS * LANES];
+    int32_t mine[VECTORS * LANES], theirs[VECTORS * LANES];
+    static_assert(WORDS <= VECTORS && TILES == 1);
     block_over_row(codes, VECTORS, WIDTH, program, STEP_COUNT, digits, WORDS, mine);
     other.block_over_row(codes, VECTORS, WIDTH, program, STEP_COUNT, digits, WORDS, theirs);
-    if (std::memcmp(mine, theirs, sizeof mine)) return false;
-    row_over_row(codes, VECTORS, WIDTH, program, STEP_COUNT, digits, TILES, mine);
-    other.row_over_row(codes, VECTORS, WIDTH, program, STEP_COUNT, digits, TILES, theirs);
-    return !std::memcmp(mine, theirs, TILES * LANES * sizeof *mine);
+    if (std::memcmp(mine, theirs, WORDS * LANES * sizeof *mine)) return false;
+    const uint8_t* vectors[VECTORS];
+    for (int64_t v = 0; v < VECTORS; ++v) vectors[v] = codes + v * WIDTH;
+    int32_t my_highest[TILES * LANES] = {}, their_highest[TILES * LANES] = {};
+    row_sums(vectors, VECTORS, WIDTH, program, STEP_COUNT, digits, TILES, my_highest, mine);
+    other.row_sums(vectors, VECTORS, WIDTH, program, STEP_COUNT, digits, TILES, their_highest, theirs);
+    return !std::memcmp(mine, theirs, VECTORS * TILES * LANES * sizeof *mine) &&
+           !std::memcmp(my_highest, their_highest, sizeof my_highest);
 }
 
 }  // namespace
@@ -347,7 +358,7 @@ const Kernels* amx_kernels() {
     kernels.name = "amx";
     kernels.block_over_row = block_over_row;
     kernels.block_over_query = block_over_query;
-    kernels.row_over_row = row_over_row;
+    kernels.row_sums = row_sums;
     kernels.row_over_query = row_over_query;
     return &kernels;
 }

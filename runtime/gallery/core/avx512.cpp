@@ -55,7 +55,9 @@ inline __attribute__((always_inline)) void block_sums(const uint8_t* codes, int6
         }
         const uint8_t* group = codes + int64_t(program[step].group) * (GROUP * LANES);
         const int8_t* mine = digits + step * GROUP;
-        for (int v = 0; v < VECTORS; ++v) _mm_prefetch(reinterpret_cast<const char*>(group + v * stride + AHEAD), _MM_HINT_T0);
+        for (int v = 0; v < VECTORS; ++v)
+            for (int line = 0; line < GROUP * LANES; line += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(group + v * stride + AHEAD + line), _MM_HINT_T0);
 #pragma GCC unroll 4
         for (int four = 0; four < GROUP / FOUR; ++four) {
             __m512i held[VECTORS];
@@ -103,14 +105,14 @@ void block_tile_over_query(const uint8_t* codes, int64_t vectors, int64_t width,
     }
 }
 
-// Call `function.run<N>()` for the N in 1..SUMS that is `count`.
-template <int N = SUMS, typename Function>
-void with_words(int64_t count, const Function& function) {
-    if constexpr (N > 0) {
-        if (count == N)
-            function.template run<N>();
+// Call `function.run<N>()` for the N in 1..MOST that is `count`.
+template <int MOST, typename Function>
+void with_count(int64_t count, const Function& function) {
+    if constexpr (MOST > 0) {
+        if (count == MOST)
+            function.template run<MOST>();
         else
-            with_words<N - 1>(count, function);
+            with_count<MOST - 1>(count, function);
     }
 }
 
@@ -140,7 +142,7 @@ struct OverRow {
 void block_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                     const int8_t* digits, int64_t words, int32_t* out) {
     in_tiles(words, [&](int64_t first, int64_t count) {
-        with_words(count, OverRow{codes, vectors, width, program, steps, digits + first * steps * GROUP,
+        with_count<SUMS>(count, OverRow{codes, vectors, width, program, steps, digits + first * steps * GROUP,
                                   out + first * LANES});
     });
 }
@@ -163,65 +165,88 @@ void block_over_query(const uint8_t* codes, int64_t vectors, int64_t width, cons
                       const int8_t* digits, int64_t words, const float* scale, const float* offset, float* out) {
     std::fill(out, out + vectors * LANES, -std::numeric_limits<float>::infinity());
     in_tiles(words, [&](int64_t first, int64_t count) {
-        with_words(count, OverQuery{codes, vectors, width, program, steps, digits + first * steps * GROUP,
+        with_count<SUMS>(count, OverQuery{codes, vectors, width, program, steps, digits + first * steps * GROUP,
                                     scale + first, offset + first, out});
     });
 }
 
-constexpr int ROW_VECTORS = 12;  // of a row at a time
+constexpr int ROW_VECTORS = 10;      // of a row at a time
+constexpr int64_t ROW_AHEAD = 3 << 10;  // bytes of all of them from what is multiplied to what is fetched
 
-// The sums of VECTORS vectors of a row with one tile of words.
+// The sums of VECTORS vectors of a row with one tile of words. The VECTORS pointers after `codes` are to those that are
+// multiplied next.
 template <int VECTORS>
-inline __attribute__((always_inline)) void tile_sums(const uint8_t* codes, int64_t width, const Step* program,
+inline __attribute__((always_inline)) void tile_sums(const uint8_t* const* codes, int64_t width, const Step* program,
                                                      int64_t steps, const int8_t* digits, __m512i (&sums)[VECTORS]) {
+    constexpr int64_t FAR = ROW_AHEAD / VECTORS / 64 * 64;
+    const int64_t ahead = FAR < width ? FAR : width;
+    const uint8_t* mine_of[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) mine_of[v] = codes[v];
     for (int v = 0; v < VECTORS; ++v) sums[v] = _mm512_setzero_si512();
     for (int64_t step = 0; step < steps; ++step) {
         if (program[step].shift) {
             const __m128i bits = _mm_cvtsi32_si128(program[step].shift);
             for (int v = 0; v < VECTORS; ++v) sums[v] = _mm512_sll_epi32(sums[v], bits);
         }
-        const uint8_t* group = codes + int64_t(program[step].group) * GROUP;
+        const int64_t at = int64_t(program[step].group) * GROUP;
         const int8_t* mine = digits + step * (GROUP * LANES);
-        if ((program[step].group & 3) == 0)  // a cache line of each vector that comes next
-            for (int v = 0; v < VECTORS; ++v)
-                _mm_prefetch(reinterpret_cast<const char*>(group + (v + VECTORS) * width), _MM_HINT_T1);
+        if ((program[step].group & 3) == 0) {  // a cache line of each, and at the end of those that come next
+            if (at + ahead < width)
+                for (int v = 0; v < VECTORS; ++v)
+                    _mm_prefetch(reinterpret_cast<const char*>(mine_of[v] + at + ahead), _MM_HINT_T1);
+            else
+                for (int v = 0; v < VECTORS; ++v)
+                    _mm_prefetch(reinterpret_cast<const char*>(codes[VECTORS + v] + at + ahead - width), _MM_HINT_T1);
+        }
 #pragma GCC unroll 4
         for (int four = 0; four < GROUP / FOUR; ++four) {
             const __m512i digit = _mm512_loadu_si512(mine + four * (LANES * FOUR));
             for (int v = 0; v < VECTORS; ++v)
-                sums[v] = _mm512_dpbusd_epi32(sums[v], broadcast_four(group + v * width + four * FOUR), digit);
+                sums[v] = _mm512_dpbusd_epi32(sums[v], broadcast_four(mine_of[v] + at + four * FOUR), digit);
         }
     }
 }
 
-void row_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
-                  const int8_t* digits, int64_t tiles, int32_t* out) {
-    __m512i sums[ROW_VECTORS], four[4], one[1];
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int8_t* mine = digits + tile * steps * GROUP * LANES;
-        __m512i best = _mm512_set1_epi32(std::numeric_limits<int32_t>::min());
-        int64_t vector = 0;
-        for (; vector + ROW_VECTORS <= vectors; vector += ROW_VECTORS) {
-            tile_sums<ROW_VECTORS>(codes + vector * width, width, program, steps, mine, sums);
-            for (int v = 0; v < ROW_VECTORS; ++v) best = _mm512_max_epi32(best, sums[v]);
+struct RowSums {
+    const uint8_t* const* codes;
+    int64_t width;
+    const Step* program;
+    int64_t steps;
+    const int8_t* digits;
+    int64_t places;
+    int32_t *highest, *out;
+    template <int VECTORS>
+    void run() const {
+        __m512i sums[VECTORS], most = _mm512_loadu_si512(highest);
+        tile_sums<VECTORS>(codes, width, program, steps, digits, sums);
+        for (int v = 0; v < VECTORS; ++v) {
+            most = _mm512_max_epi32(most, sums[v]);
+            _mm512_storeu_si512(out + v * places, sums[v]);
         }
-        for (; vectors >= 4 && vector < vectors; vector += 4) {  // a maximum does not mind a vector that comes twice
-            tile_sums<4>(codes + std::min(vector, vectors - 4) * width, width, program, steps, mine, four);
-            for (int v = 0; v < 4; ++v) best = _mm512_max_epi32(best, four[v]);
-        }
-        for (; vector < vectors; ++vector) {
-            tile_sums<1>(codes + vector * width, width, program, steps, mine, one);
-            best = _mm512_max_epi32(best, one[0]);
-        }
-        _mm512_storeu_si512(out + tile * LANES, best);
+        _mm512_storeu_si512(highest, most);
     }
+};
+
+void row_sums(const uint8_t* const* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+              const int8_t* digits, int64_t tiles, int32_t* highest, int32_t* out) {
+    static_assert(ROW_VECTORS <= NEXT);
+    const int64_t places = tiles * LANES, pieces = (vectors + ROW_VECTORS - 1) / ROW_VECTORS;
+    for (int64_t tile = 0; tile < tiles; ++tile)
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            const int64_t first = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - first;
+            with_count<ROW_VECTORS>(count, RowSums{codes + first, width, program, steps,
+                                                   digits + tile * steps * GROUP * LANES, places,
+                                                   highest + tile * LANES, out + first * places + tile * LANES});
+        }
 }
 
 template <int VECTORS>
 inline void largest_of_tile(const uint8_t* codes, int64_t width, const Step* program, int64_t steps,
                             const int8_t* digits, __m512 scale, __m512 offset, float* out) {
+    const uint8_t* at[2 * VECTORS];
+    for (int v = 0; v < 2 * VECTORS; ++v) at[v] = codes + v * width;
     __m512i sums[VECTORS];
-    tile_sums<VECTORS>(codes, width, program, steps, digits, sums);
+    tile_sums<VECTORS>(at, width, program, steps, digits, sums);
     for (int v = 0; v < VECTORS; ++v) {
         const __m512 values = _mm512_add_ps(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(sums[v])), offset);
         out[v] = std::max(out[v], _mm512_reduce_max_ps(values));
@@ -342,8 +367,9 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     }
 }
 
-const Kernels KERNELS = {"avx512_vnni",  block_over_row,         block_over_query,       row_over_row,
-                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, pool_lanes};
+const Kernels KERNELS = {"avx512_vnni",  block_over_row,      block_over_query,       row_sums,
+                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, pool_lanes,
+                         open_lanes};
 
 }  // namespace
 

@@ -67,15 +67,13 @@ void tile_sums(const uint8_t* codes, const Step* program, int64_t steps, const i
     }
 }
 
-void row_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
-                  const int8_t* digits, int64_t tiles, int32_t* out) {
-    std::fill(out, out + tiles * LANES, std::numeric_limits<int32_t>::min());
-    int32_t sums[LANES];
-    for (int64_t tile = 0; tile < tiles; ++tile)
-        for (int64_t vector = 0; vector < vectors; ++vector) {
-            tile_sums(codes + vector * width, program, steps, digits + tile * steps * GROUP * LANES, sums);
+void row_sums(const uint8_t* const* codes, int64_t vectors, int64_t, const Step* program, int64_t steps,
+              const int8_t* digits, int64_t tiles, int32_t* highest, int32_t* out) {
+    for (int64_t vector = 0; vector < vectors; ++vector)
+        for (int64_t tile = 0; tile < tiles; ++tile, out += LANES) {
+            tile_sums(codes[vector], program, steps, digits + tile * steps * GROUP * LANES, out);
             for (int lane = 0; lane < LANES; ++lane)
-                out[tile * LANES + lane] = std::max(out[tile * LANES + lane], sums[lane]);
+                highest[tile * LANES + lane] = std::max(highest[tile * LANES + lane], out[lane]);
         }
 }
 
@@ -137,8 +135,9 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     for (int64_t at = 0; at < count; ++at) out[at] = widened(half[at]);
 }
 
-const Kernels KERNELS = {"generic",      block_over_row,         block_over_query,       row_over_row,
-                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, pool_lanes};
+const Kernels KERNELS = {"generic",      block_over_row,      block_over_query,       row_sums,
+                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, pool_lanes,
+                         open_lanes};
 
 }  // namespace
 

@@ -14,6 +14,7 @@ namespace chan {
 
 constexpr int GROUP = 16;  // codes of a vector that a step multiplies
 constexpr int LANES = 16;  // gallery rows side by side in a block, or query vectors side by side in a tile
+constexpr int NEXT = 12;   // vectors that `row_sums` is told come next
 constexpr int FOUR = 4;    // bytes that one instruction multiplies for each 32-bit sum
 
 struct Step {
@@ -34,11 +35,13 @@ struct Kernels {
     void (*block_over_query)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                              const int8_t* digits, int64_t words, const float* scale, const float* offset, float* out);
 
-    // One gallery row: codes [vectors][width]; digits [tiles][steps][GROUP / FOUR][LANES][FOUR], LANES words a tile.
-    // out [tiles][LANES]: the largest sum over the vectors.
-    void (*row_over_row)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
-                         const int8_t* digits, int64_t tiles, int32_t* out);
-    // out [vectors]: the largest `scale[word] * sum + offset[word]` over the words of all tiles.
+    // Vectors of one gallery row: codes [vectors + NEXT], of `width` bytes each, of which the last are not multiplied but may
+    // be fetched; digits [tiles][steps][GROUP / FOUR][LANES][FOUR],
+    // LANES words a tile. out [vectors][tiles][LANES]: all sums; highest [tiles][LANES] is raised to the largest.
+    void (*row_sums)(const uint8_t* const* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                     const int8_t* digits, int64_t tiles, int32_t* highest, int32_t* out);
+    // One gallery row: codes [vectors][width]. out [vectors]: the largest `scale[word] * sum + offset[word]` over the words
+    // of all tiles.
     void (*row_over_query)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                            const int8_t* digits, int64_t tiles, const float* scale, const float* offset, float* out);
 
@@ -59,6 +62,12 @@ struct Kernels {
     // first counts[l]. See pool_lanes.h.
     void (*pool_lanes)(const float* values, int64_t count, const int32_t* counts, Pooling pooling, float temperature,
                        float* out);
+
+    // How much vectors could raise what is pooled: sums [vectors][places], of upper bounds `scale * sum + offset`; `high`
+    // [places] is raised to the bounds. out [vectors]: the sum over the places of `weight` times what a bound is beyond
+    // `low`. Vectors where `skip` is not 0 are left out.
+    void (*open_lanes)(const int32_t* sums, int64_t vectors, int64_t places, const char* skip, const float* scale,
+                       const float* offset, const float* weight, const float* low, float* high, float* out);
 };
 
 // Null where the CPU or the compiler lacks the instructions; the generic ones are always there.

@@ -35,7 +35,7 @@ namespace {
 
 constexpr int FOURS = GROUP / FOUR;
 constexpr int WORDS_AT_ONCE = 6;
-constexpr int64_t AHEAD = 4 << 10;  // bytes from what is multiplied to what is fetched
+constexpr int64_t AHEAD = 4 << 10, ROW_AHEAD = 256;  // bytes from what is multiplied to what is fetched
 
 template <typename Vector>
 CHAN_INLINE Vector larger(Vector one, Vector other) {
@@ -83,7 +83,8 @@ struct Lanes {
     // A place in a scan: what the functions below are given, with the digits as `four_digits` reads them.
     struct Scan {
         const uint8_t* codes;
-        int64_t vectors, stride;  // bytes from a vector to the next
+        const uint8_t* const* pointers;  // to vectors of a row; null where they follow each other
+        int64_t vectors, stride;         // bytes from a vector to the next
         const Step* program;
         int64_t steps;
         const int8_t* digits;
@@ -138,7 +139,9 @@ struct Lanes {
                         for (int part = 0; part < PARTS; ++part) sums[v][w][part] <<= bits;
             const uint8_t* group = codes + int64_t(scan.program[step].group) * (GROUP * LANES);
             const int8_t* digits = scan.digits + step * (FOURS * Isa::SPREAD);
-            for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(group + v * scan.stride + AHEAD);
+            for (int v = 0; v < VECTORS; ++v)
+                for (int line = 0; line < GROUP * LANES; line += 64)
+                    __builtin_prefetch(group + v * scan.stride + AHEAD + line);
 #pragma GCC unroll 4
             for (int four = 0; four < FOURS; ++four)
                 for (int v = 0; v < VECTORS; ++v) {
@@ -206,7 +209,7 @@ struct Lanes {
     static Scan block_scan(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                            const int8_t* digits, int64_t words) {
         const int64_t each = steps * FOURS * Isa::SPREAD;
-        return {codes, vectors, width * LANES, program, steps, Isa::spread(digits, words * steps * FOURS), each};
+        return {codes, nullptr, vectors, width * LANES, program, steps, Isa::spread(digits, words * steps * FOURS), each};
     }
 
     static void block_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program,
@@ -254,18 +257,20 @@ struct Lanes {
     template <int VECTORS>
     static CHAN_INLINE void tile_sums(const Scan& scan, int64_t vector, const Int (&corrections)[PARTS],
                                       Int (&sums)[VECTORS][PARTS]) {
-        const uint8_t* codes = scan.codes + vector * scan.stride;
-        for (int v = 0; v < VECTORS; ++v)
+        const uint8_t* codes[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) {
+            codes[v] = scan.pointers ? scan.pointers[vector + v] : scan.codes + (vector + v) * scan.stride;
             for (int part = 0; part < PARTS; ++part) sums[v][part] = Int{};
+        }
         for (int64_t step = 0; step < scan.steps; ++step) {
             const int32_t number = scan.program[step].group;
             if (const int32_t bits = scan.program[step].shift)
                 for (int v = 0; v < VECTORS; ++v)
                     for (int part = 0; part < PARTS; ++part) sums[v][part] <<= bits;
-            const uint8_t* group = codes + int64_t(number) * GROUP;
+            const int64_t at = int64_t(number) * GROUP;
             const int8_t* digits = scan.digits + step * (GROUP * LANES);
-            if ((number & 3) == 0)  // a cache line of each vector that comes next
-                for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(group + (v + 2 * VECTORS) * scan.stride);
+            if ((number & 3) == 0)  // a cache line of each
+                for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(codes[v] + at + ROW_AHEAD);
 #pragma GCC unroll 4
             for (int four = 0; four < FOURS; ++four) {
                 typename Isa::Digits held[PARTS];
@@ -274,7 +279,7 @@ struct Lanes {
                     held[part] = Isa::digits(digits + (four * PARTS + part) * (WIDTH * FOUR));
 #pragma GCC unroll 6
                 for (int v = 0; v < VECTORS; ++v) {
-                    const typename Isa::Codes code = Isa::four_codes(group + v * scan.stride + four * FOUR);
+                    const typename Isa::Codes code = Isa::four_codes(codes[v] + at + four * FOUR);
 #pragma GCC unroll 4
                     for (int part = 0; part < PARTS; ++part)
                         sums[v][part] = Isa::add_products(sums[v][part], code, held[part]);
@@ -286,26 +291,29 @@ struct Lanes {
     }
 
     template <int VECTORS>
-    static CHAN_INLINE void largest_of_row(const Scan& scan, int64_t vector, const Int (&corrections)[PARTS],
-                                           Int (&best)[PARTS]) {
+    static CHAN_INLINE void store_sums(const Scan& scan, int64_t vector, const Int (&corrections)[PARTS],
+                                       int64_t places, Int (&highest)[PARTS], int32_t* out) {
         Int sums[VECTORS][PARTS];
         tile_sums<VECTORS>(scan, vector, corrections, sums);
         for (int v = 0; v < VECTORS; ++v)
-            for (int part = 0; part < PARTS; ++part) best[part] = larger(sums[v][part], best[part]);
+            for (int part = 0; part < PARTS; ++part) {
+                highest[part] = larger(sums[v][part], highest[part]);
+                store(out + (vector + v) * places + part * WIDTH, sums[v][part]);
+            }
     }
 
-    static void row_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
-                             const int8_t* digits, int64_t tiles, int32_t* out) {
-        Scan scan = {codes, vectors, width, program, steps, digits, steps * GROUP * LANES};
-        for (int64_t tile = 0; tile < tiles; ++tile, scan.digits += scan.digit_stride) {
-            Int best[PARTS], corrections[PARTS];
+    static void row_sums(const uint8_t* const* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
+                         const int8_t* digits, int64_t tiles, int32_t* highest, int32_t* out) {
+        Scan scan = {nullptr, codes, vectors, width, program, steps, digits, steps * GROUP * LANES};
+        for (int64_t tile = 0; tile < tiles; ++tile, scan.digits += scan.digit_stride, out += LANES, highest += LANES) {
+            Int corrections[PARTS], most[PARTS];
             tile_corrections(scan, corrections);
-            for (int part = 0; part < PARTS; ++part) best[part] = Int{} + INT32_MIN;
+            for (int part = 0; part < PARTS; ++part) most[part] = loaded<Int>(highest + part * WIDTH);
             int64_t vector = 0;
             for (; vector + Isa::ROW_VECTORS <= vectors; vector += Isa::ROW_VECTORS)
-                largest_of_row<Isa::ROW_VECTORS>(scan, vector, corrections, best);
-            for (; vector < vectors; ++vector) largest_of_row<1>(scan, vector, corrections, best);
-            for (int part = 0; part < PARTS; ++part) store(out + tile * LANES + part * WIDTH, best[part]);
+                store_sums<Isa::ROW_VECTORS>(scan, vector, corrections, tiles * LANES, most, out);
+            for (; vector < vectors; ++vector) store_sums<1>(scan, vector, corrections, tiles * LANES, most, out);
+            for (int part = 0; part < PARTS; ++part) store(highest + part * WIDTH, most[part]);
         }
     }
 
@@ -326,7 +334,7 @@ struct Lanes {
     static void row_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program,
                                int64_t steps, const int8_t* digits, int64_t tiles, const float* scale,
                                const float* offset, float* out) {
-        Scan scan = {codes, vectors, width, program, steps, digits, steps * GROUP * LANES};
+        Scan scan = {codes, nullptr, vectors, width, program, steps, digits, steps * GROUP * LANES};
         for (int64_t i = 0; i < vectors; ++i) out[i] = -__builtin_inff();
         for (int64_t tile = 0; tile < tiles; ++tile, scan.digits += scan.digit_stride) {
             Int corrections[PARTS];
@@ -419,8 +427,8 @@ struct Lanes {
     }
 
     static constexpr Kernels kernels(const char* name) {
-        return {name,           block_over_row,  block_over_query,   row_over_row,
-                row_over_query, products<float>, products<uint16_t>, dot,           widen,      pool_lanes};
+        return {name,           block_over_row,  block_over_query,   row_sums,
+                row_over_query, products<float>, products<uint16_t>, dot,      widen, pool_lanes, open_lanes};
     }
 };
 

@@ -19,6 +19,8 @@ constexpr double COARSE = 0.02;        // share of a level's bound that the quer
 constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a first threshold
 constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
 constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
+constexpr size_t AT_ONCE = 20;      // vectors of a row whose int8 codes are multiplied at a time
+constexpr int64_t TOGETHER = 8;     // rows that a thread brings closer bounds of at a time
 constexpr int64_t TURN = 64;        // queries that are scanned together
 constexpr int64_t TURN_BYTES = 64 << 20;  // of their upper bounds
 
@@ -80,8 +82,10 @@ double least_scale(double largest, double total, int64_t width) {
     return std::max(largest / LARGEST, total / room) * MORE;
 }
 
+// To even where two are as near. (std::nearbyint is a call of a function where the compiler may use no SSE4.1.)
 int32_t nearest(double value) {
-    return static_cast<int32_t>(std::clamp(std::nearbyint(value), double(-LARGEST), double(LARGEST)));
+    constexpr double SHIFT = 3.0 * (1ull << 51);  // beyond it float64 has no fractions
+    return static_cast<int32_t>((std::clamp(value, double(-LARGEST), double(LARGEST)) + SHIFT) - SHIFT);
 }
 
 }  // namespace
@@ -123,6 +127,8 @@ Search::Search(Plan plan, std::vector<Part> parts) : plan_(std::move(plan)), par
         rows_ += part.rows;
         for (int64_t row = 0; row < part.rows; ++row)
             longest_ = std::max(longest_, part.starts[row + 1] - part.starts[row]);
+        for (int64_t row = 0; row < part.rows; ++row)
+            largest_ = std::max(largest_, double(part.norm[row]) + part.error[row]);
         if (!part.first) continue;
         part.block_starts.push_back(0);
         for (int64_t place = 0; place < part.rows; place += LANES) {
@@ -133,6 +139,55 @@ Search::Search(Plan plan, std::vector<Part> parts) : plan_(std::move(plan)), par
         }
     }
 }
+
+namespace {
+
+// What float64 arithmetic on similarities within `size` and their pooling can lose, as a change of each: (2).
+double rounding(double size, int64_t dim, double count, double temperature) {
+    return 16 * UNIT64 * (double(dim) + count + 16) * (size + temperature);
+}
+
+// See pooling.score_change.
+double score_change(double change, double count, double spread, Pooling pooling, double temperature) {
+    switch (pooling) {
+        case Pooling::sum:
+            return change * count;
+        case Pooling::lse:
+            return change / temperature;
+        case Pooling::softmax:
+            return change + spread * std::tanh(change / (2 * temperature));
+        default:
+            return change;
+    }
+}
+
+// The values pooled, in float64; see pooling.pool.
+double pool(const double* values, int64_t count, Pooling pooling, double temperature) {
+    const double peak = *std::max_element(values, values + count);
+    double total = 0, weights = 0;
+    switch (pooling) {
+        case Pooling::max:
+            return peak;
+        case Pooling::mean:
+        case Pooling::sum:
+            for (int64_t i = 0; i < count; ++i) total += values[i];
+            return pooling == Pooling::sum ? total : total / double(count);
+        default:
+            for (int64_t i = 0; i < count; ++i) {
+                const double weight = std::exp((values[i] - peak) / temperature);
+                weights += weight;
+                total += weight * values[i];
+            }
+            return pooling == Pooling::lse ? peak / temperature + std::log(weights) : total / weights;
+    }
+}
+
+double spread_of(const double* values, int64_t count) {
+    const auto [least, most] = std::minmax_element(values, values + count);
+    return *most - *least;
+}
+
+}  // namespace
 
 // -- the query
 
@@ -148,14 +203,13 @@ void Search::place(Query& query, const float* vectors, int64_t count) const {
     }
 }
 
-void Search::prepare(Query& query, const float* vectors, int64_t count) const {
+void Search::prepare(Query& query, const float* vectors, int64_t count, Threads* threads) const {
     const int64_t dim = plan_.dim, axes = plan_.axes;
     place(query, vectors, count);
     const double roundings = double(query.padded / LANES + 5) * UNIT32;
     const double relative = roundings / (1 - roundings);
     const double size = std::sqrt(1 + plan_.deviation);  // no less than the norm of any axis
     std::vector<float> y(axes * count);                  // B'q, [axes][count]
-    if (axes) plan_.kernels->products(plan_.basis, axes, dim, query.vectors.data(), count, query.padded, y.data());
     const double mean_norm = axes ? std::sqrt(sum_of_squares(plan_.mean, dim)) * MORE : 0;
     std::vector<double> off(count);                      // no less than |B'q - y| of any axis
     for (int64_t w = 0; w < count; ++w) {
@@ -219,27 +273,25 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
                 mine[j] = nearest(std::ceil(weight[j] * level.norm_step[j] / scale * MORE));
                 used += mine[j];
             }
-            // q.mean and the products with steps in float64, B'q in float32
+            // q.mean and the products with steps in float64, B'q in float32, and (2)
             const double middle = plan_.kernels->dot(&query.vectors[w * query.padded], plan_.mean, dim);
             const double slack = 127 * off[w] * steps * MORE + 4 * double(dim + level.width) * UNIT64 *
                                                                    (query.norm[w] * mean_norm + 255 * scale * used);
             coded.scale.push_back(scale);
-            coded.offset.push_back(scale * offset + middle + slack);
+            const double pooled = double(std::max(count, longest_));
+            const double more = rounding(query.norm[w] * largest_, dim, pooled, plan_.temperature);
+            coded.offset.push_back(scale * offset + middle + slack + more);
             totals[w] = used;
         }
         coded.packed = pack(integers, count, level.width, tiled);
         coded.finish_float(totals);
     };
-    if (plan_.first.coordinates) code(plan_.first, query.first, false);
-    if (plan_.second.coordinates) code(plan_.second, query.second, true);
-
-    // the int8 codes of all coordinates
+    // for the int8 codes of all coordinates
     const int64_t stride = parts_.empty() ? 0 : parts_[0].stride;
     std::vector<int32_t> integers(count * stride, 0);
     std::vector<float> lost(count * query.padded, 0);
     std::vector<double> totals(count);
-    query.blocks = plan_.edges.empty() ? 0 : static_cast<int64_t>(plan_.edges.size()) - 1;
-    for (int64_t w = 0; w < count; ++w) {
+    const auto code_all = [&](int64_t w) {
         const float* mine = &query.vectors[w * query.padded];
         double largest = 0, total = 0;
         for (int64_t i = 0; i < dim; ++i) {
@@ -261,12 +313,30 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
         query.lost.push_back(std::sqrt(square) * MORE);
         query.codes.scale.push_back(scale);
         query.codes.offset.push_back(scale * offset);
-        if (query.blocks) query.rest.push_back(beyond(w, plan_.edges.back()));
+    };
+
+    const std::function<void(int64_t)> half = [&](int64_t which) {
+        if (which == 0) {
+            if (axes)
+                plan_.kernels->products(plan_.basis, axes, dim, query.vectors.data(), count, query.padded, y.data());
+            if (plan_.first.coordinates) code(plan_.first, query.first, false);
+            if (plan_.second.coordinates) code(plan_.second, query.second, true);
+        } else {
+            for (int64_t w = 0; w < count; ++w) code_all(w);
+            query.codes.packed = pack(integers, count, stride, true);
+            query.codes.finish_float(totals);
+        }
+    };
+    if (threads)
+        threads->run(2, half);
+    else
+        half(0), half(1);
+    query.blocks = plan_.edges.empty() ? 0 : static_cast<int64_t>(plan_.edges.size()) - 1;
+    for (int64_t w = 0; w < count && query.blocks; ++w) {
+        query.rest.push_back(beyond(w, plan_.edges.back()));
         for (int64_t j = 0; j < query.blocks; ++j)
             query.along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], off[w]));
     }
-    query.codes.packed = pack(integers, count, stride, true);
-    query.codes.finish_float(totals);
     if (query.blocks && plan_.digits == 1) {
         plan_.kernels->products(plan_.basis, axes, dim, lost.data(), count, query.padded, y.data());
         for (int64_t w = 0; w < count; ++w) {
@@ -279,55 +349,6 @@ void Search::prepare(Query& query, const float* vectors, int64_t count) const {
 }
 
 // -- bounds
-
-namespace {
-
-// What float64 arithmetic on similarities within `size` and their pooling can lose, as a change of each: (2).
-double rounding(double size, int64_t dim, double count, double temperature) {
-    return 16 * UNIT64 * (double(dim) + count + 16) * (size + temperature);
-}
-
-// See pooling.score_change.
-double score_change(double change, double count, double spread, Pooling pooling, double temperature) {
-    switch (pooling) {
-        case Pooling::sum:
-            return change * count;
-        case Pooling::lse:
-            return change / temperature;
-        case Pooling::softmax:
-            return change + spread * std::tanh(change / (2 * temperature));
-        default:
-            return change;
-    }
-}
-
-// The values pooled, in float64; see pooling.pool.
-double pool(const double* values, int64_t count, Pooling pooling, double temperature) {
-    const double peak = *std::max_element(values, values + count);
-    double total = 0, weights = 0;
-    switch (pooling) {
-        case Pooling::max:
-            return peak;
-        case Pooling::mean:
-        case Pooling::sum:
-            for (int64_t i = 0; i < count; ++i) total += values[i];
-            return pooling == Pooling::sum ? total : total / double(count);
-        default:
-            for (int64_t i = 0; i < count; ++i) {
-                const double weight = std::exp((values[i] - peak) / temperature);
-                weights += weight;
-                total += weight * values[i];
-            }
-            return pooling == Pooling::lse ? peak / temperature + std::log(weights) : total / weights;
-    }
-}
-
-double spread_of(const double* values, int64_t count) {
-    const auto [least, most] = std::minmax_element(values, values + count);
-    return *most - *least;
-}
-
-}  // namespace
 
 void Search::bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
                           float* upper) const {
@@ -381,52 +402,88 @@ void Search::bound_blocks(const Query& query, const Part& part, int64_t first, i
     }
 }
 
-double Search::bound_second(const Query& query, const Part& part, int64_t row) const {
-    if (part.loose[row] & 2) return INFINITE;
-    const Coded& coded = query.second;
-    const int64_t width = plan_.second.width, steps = static_cast<int64_t>(coded.packed.program.size());
-    const int64_t vectors = part.starts[row + 1] - part.starts[row], tiles = (query.count + LANES - 1) / LANES;
-    const uint8_t* codes = part.second + part.starts[row] * width;
-    thread_local std::vector<int32_t> sums;
-    thread_local std::vector<float> best;
-    thread_local std::vector<double> values;
-    double size = 0;
-    if (plan_.pools_query) {
-        sums.resize(tiles * LANES);
-        values.resize(query.count);
-        plan_.kernels->row_over_row(codes, vectors, width, coded.packed.program.data(), steps,
-                                    coded.packed.digits.data(), tiles, sums.data());
-        for (int64_t w = 0; w < query.count; ++w) values[w] = coded.scale[w] * sums[w] + coded.offset[w];
-    } else {
-        best.resize(vectors);
-        values.resize(vectors);
-        plan_.kernels->row_over_query(codes, vectors, width, coded.packed.program.data(), steps,
-                                      coded.packed.digits.data(), tiles, coded.scale32.data(), coded.offset32.data(),
-                                      best.data());
-        std::copy(best.begin(), best.end(), values.begin());
+// What a thread knows of a row while it narrows the row's bounds.
+struct Search::Work {
+    const Part* part = nullptr;
+    int64_t row = 0;               // in its part
+    bool levels = false;           // whether `second` bounds the row's similarities
+    std::vector<int32_t> second;   // sums of the second level, [vectors][places]
+    std::vector<int32_t> codes;    // sums of the int8 codes of the vectors in `listed`, [listed][places]
+    std::vector<int32_t> highest;  // of each word's sums
+    std::vector<int32_t> listed;   // vectors
+    std::vector<char> chosen;      // [vectors], whether it is in `listed`
+    std::vector<const uint8_t*> pointers;
+    std::vector<std::pair<float, int32_t>> others;  // vectors that can raise `high`, and how much that would matter
+    std::vector<float> best, weight, below, above, matter;
+    std::vector<double> values, low, high, change;
+
+    int64_t vectors() const { return part->starts[row + 1] - part->starts[row]; }
+    const uint8_t* codes_of(int64_t vector) const { return part->codes + (part->starts[row] + vector) * part->stride; }
+    void take(int64_t vector) {
+        chosen[vector] = 1;
+        listed.push_back(static_cast<int32_t>(vector));
     }
-    for (const double value : values) size = std::max(size, std::abs(value));
-    const auto count = static_cast<int64_t>(values.size());
+};
+
+double Search::pool_above(const std::vector<double>& upper) const {
     const Pooling pooling = plan_.pooling == Pooling::softmax ? Pooling::max : plan_.pooling;
-    const double change = rounding(size, plan_.dim, double(count), plan_.temperature);
-    return pool(values.data(), count, pooling, plan_.temperature) +
-           score_change(change, double(count), 0, pooling, plan_.temperature);
+    return pool(upper.data(), static_cast<int64_t>(upper.size()), pooling, plan_.temperature);
 }
 
-void Search::bound_codes(const Query& query, const Part& part, int64_t row, double* lower, double* upper) const {
-    const Coded& coded = query.codes;
-    const int64_t steps = static_cast<int64_t>(coded.packed.program.size()), words = query.count;
-    const int64_t vectors = part.starts[row + 1] - part.starts[row], tiles = (words + LANES - 1) / LANES;
-    const uint8_t* codes = part.codes + part.starts[row] * part.stride;
-    const double scale = part.scale[row], error = part.error[row], norm = part.norm[row];
+// An upper bound of the row's score; and the vectors that the second level says are best for a word are chosen. Fetches
+// what begins at `next`.
+double Search::bound_second(const Query& query, Work& work, const uint8_t* next) const {
+    const Part& part = *work.part;
+    const int64_t vectors = work.vectors(), tiles = (query.count + LANES - 1) / LANES;
+    work.levels = false;
+    if (part.loose[work.row] & 2) return INFINITE;
+    const Coded& coded = query.second;
+    const int64_t width = plan_.second.width, steps = static_cast<int64_t>(coded.packed.program.size());
+    const uint8_t* codes = part.second + part.starts[work.row] * width;
+    if (!plan_.pools_query) {
+        work.best.resize(vectors);
+        plan_.kernels->row_over_query(codes, vectors, width, coded.packed.program.data(), steps,
+                                      coded.packed.digits.data(), tiles, coded.scale32.data(), coded.offset32.data(),
+                                      work.best.data());
+        work.values.assign(work.best.begin(), work.best.end());
+        return pool_above(work.values);
+    }
+    const int64_t places = tiles * LANES;
+    work.levels = true;
+    work.second.resize(vectors * places);
+    work.highest.assign(places, INT32_MIN);
+    work.values.resize(query.count);
+    work.pointers.clear();
+    for (int64_t v = 0; v < vectors; ++v) work.pointers.push_back(codes + v * width);
+    for (int64_t v = 0; v < NEXT; ++v) work.pointers.push_back(next + v * width);
+    plan_.kernels->row_sums(work.pointers.data(), vectors, width, coded.packed.program.data(), steps,
+                            coded.packed.digits.data(), tiles, work.highest.data(), work.second.data());
+    for (int64_t w = 0; w < query.count; ++w) work.values[w] = coded.scale[w] * work.highest[w] + coded.offset[w];
+    return pool_above(work.values);
+}
+
+// Choose the vectors whose int8 codes are multiplied first: those that the second level says are best for a word.
+void Search::choose(const Query& query, Work& work) const {
+    const int64_t vectors = work.vectors(), places = (query.count + LANES - 1) / LANES * LANES;
+    work.listed.clear();
+    work.chosen.assign(vectors, 0);
+    for (int64_t v = 0; v < vectors; ++v) {
+        bool any = !work.levels;
+        const int32_t* sums = &work.second[work.levels ? v * places : 0];
+        for (int64_t w = 0; w < query.count && work.levels; ++w) any |= sums[w] == work.highest[w];
+        if (any) work.take(v);
+    }
+}
+
+// How far each word's similarities with a row's vectors can be from what the int8 codes give.
+void Search::changes(const Query& query, Work& work) const {
+    const Part& part = *work.part;
+    const double scale = part.scale[work.row], error = part.error[work.row], norm = part.norm[work.row];
     const bool measured = part.blocks != nullptr && query.blocks;
-    const float* blocks = measured ? part.blocks + row * (2 * query.blocks + 1) : nullptr;  // of the errors, then norms
-    thread_local std::vector<int32_t> sums;
-    thread_local std::vector<float> best;
-    thread_local std::vector<double> values, high, low, change;
-    change.resize(words);
-    double most = 0, similarity = 0;
-    for (int64_t w = 0; w < words; ++w) {
+    const float* blocks = measured ? part.blocks + work.row * (2 * query.blocks + 1) : nullptr;  // of errors, then norms
+    const double pooled = double(plan_.pools_query ? query.count : work.vectors());
+    work.change.resize(query.count);
+    for (int64_t w = 0; w < query.count; ++w) {
         double inner = query.norm[w] * error, outer = query.lost[w] * norm;
         if (measured) {
             double along = query.rest[w] * error;
@@ -440,41 +497,137 @@ void Search::bound_codes(const Query& query, const Part& part, int64_t row, doub
             }
         }
         const double size = query.norm[w] * (norm + error);
-        const double loss = plan_.pools_query ? 0 : 2 * scale * coded.loss[w];
-        const double pooled = plan_.pools_query ? double(words) : double(vectors);
-        change[w] = (inner + outer) * MORE + loss + rounding(size, plan_.dim, pooled, plan_.temperature);
-        most = std::max(most, change[w]);
-        similarity = std::max(similarity, size);
+        const double loss = plan_.pools_query ? 0 : 2 * scale * query.codes.loss[w];
+        work.change[w] = (inner + outer) * MORE + loss + rounding(size, plan_.dim, pooled, plan_.temperature);
     }
+}
+
+// Raise `high`, upper bounds of each word's largest similarity, to what the second level leaves open for vectors that
+// were not chosen, and find those that do so; false where there are none.
+bool Search::others(const Query& query, Work& work) const {
+    const int64_t vectors = work.vectors(), words = query.count, places = (words + LANES - 1) / LANES * LANES;
+    const double peak = *std::max_element(work.high.begin(), work.high.end());
+    const bool begins = work.weight.empty();
+    for (auto* each : {&work.weight, &work.below, &work.above}) each->resize(places);
+    for (int64_t w = 0; w < words; ++w) {
+        const double distance = (work.high[w] - peak) / plan_.temperature;
+        if (begins) work.weight[w] = plan_.pooling == Pooling::lse ? static_cast<float>(std::exp(distance)) : 1.0f;
+        const float near = static_cast<float>(work.high[w]);
+        work.below[w] = work.above[w] = double(near) > work.high[w] ? std::nextafter(near, -FLT_MAX) : near;
+    }
+    work.matter.resize(vectors);
+    plan_.kernels->open_lanes(work.second.data(), vectors, places, work.chosen.data(), query.second.scale32.data(),
+                              query.second.offset32.data(), work.weight.data(), work.below.data(), work.above.data(),
+                              work.matter.data());
+    for (int64_t w = 0; w < words; ++w) work.high[w] = std::max(work.high[w], double(work.above[w]));
+    work.others.clear();
+    for (int64_t v = 0; v < vectors; ++v)
+        if (work.matter[v] > 0) work.others.emplace_back(work.matter[v], static_cast<int32_t>(v));
+    return !work.others.empty();
+}
+
+// Multiply the int8 codes of the vectors in `listed` from `first` on, and fetch those of `next`, if there is one.
+void Search::multiply(const Query& query, Work& work, size_t first, const Work* next) const {
+    const Coded& coded = query.codes;
+    const int64_t tiles = (query.count + LANES - 1) / LANES, places = tiles * LANES;
+    const int64_t count = static_cast<int64_t>(work.listed.size() - first);
+    work.pointers.clear();
+    for (size_t i = first; i < work.listed.size(); ++i) work.pointers.push_back(work.codes_of(work.listed[i]));
+    for (size_t i = 0; i < NEXT; ++i)
+        work.pointers.push_back(next && i < next->listed.size() ? next->codes_of(next->listed[i]) : work.pointers.back());
+    plan_.kernels->row_sums(work.pointers.data(), count, work.part->stride, coded.packed.program.data(),
+                            static_cast<int64_t>(coded.packed.program.size()), coded.packed.digits.data(), tiles,
+                            work.highest.data(), &work.codes[static_cast<int64_t>(first) * places]);
+    const double scale = work.part->scale[work.row];
+    for (int64_t w = 0; w < query.count; ++w)
+        work.values[w] = scale * (coded.scale[w] * work.highest[w] + coded.offset[w]);
+}
+
+// A row's score lies between *lower and *upper. Where the second level bounds each similarity, only as many of the row's
+// vectors are multiplied as could raise an upper bound, those that matter most first, and none once *upper is below the
+// threshold.
+void Search::bound_codes(const Query& query, double threshold, Work& work, const Work* next, double* lower,
+                         double* upper) const {
+    const int64_t vectors = work.vectors(), words = query.count, tiles = (words + LANES - 1) / LANES;
+    changes(query, work);
     if (plan_.pools_query) {
-        sums.resize(tiles * LANES);
-        values.resize(words);
-        plan_.kernels->row_over_row(codes, vectors, part.stride, coded.packed.program.data(), steps,
-                                    coded.packed.digits.data(), tiles, sums.data());
-        for (int64_t w = 0; w < words; ++w) values[w] = scale * (coded.scale[w] * sums[w] + coded.offset[w]);
+        work.codes.resize(vectors * tiles * LANES);
+        work.highest.assign(tiles * LANES, INT32_MIN);
+        work.values.resize(words);
+        multiply(query, work, 0, next);
+        work.weight.clear();
+        while (static_cast<int64_t>(work.listed.size()) < vectors) {
+            work.high.resize(words);
+            for (int64_t w = 0; w < words; ++w) work.high[w] = work.values[w] + work.change[w];
+            if (!others(query, work)) break;
+            *upper = pool_above(work.high);
+            if (*upper < threshold) {
+                *lower = -INFINITE;
+                return;
+            }
+            const size_t first = work.listed.size(), some = std::min(AT_ONCE, work.others.size());
+            std::partial_sort(work.others.begin(), work.others.begin() + some, work.others.end(), std::greater<>());
+            for (size_t i = 0; i < some; ++i) work.take(work.others[i].second);
+            multiply(query, work, first, nullptr);
+        }
     } else {
-        best.resize(vectors);
-        values.resize(vectors);
-        plan_.kernels->row_over_query(codes, vectors, part.stride, coded.packed.program.data(), steps,
-                                      coded.packed.digits.data(), tiles, coded.scale32.data(), coded.offset32.data(),
-                                      best.data());
-        for (int64_t i = 0; i < vectors; ++i) values[i] = scale * best[i];
-        std::fill(change.begin(), change.end(), most);
-        change.resize(vectors, most);
+        const Coded& coded = query.codes;
+        work.best.resize(vectors);
+        plan_.kernels->row_over_query(work.codes_of(0), vectors, work.part->stride, coded.packed.program.data(),
+                                      static_cast<int64_t>(coded.packed.program.size()), coded.packed.digits.data(),
+                                      tiles, coded.scale32.data(), coded.offset32.data(), work.best.data());
+        const double scale = work.part->scale[work.row];
+        work.values.resize(vectors);
+        for (int64_t i = 0; i < vectors; ++i) work.values[i] = scale * work.best[i];
+        work.change.assign(vectors, *std::max_element(work.change.begin(), work.change.end()));
     }
-    const auto count = static_cast<int64_t>(values.size());
+    const auto count = static_cast<int64_t>(work.values.size());
     if (plan_.pooling == Pooling::softmax) {
-        const double score = pool(values.data(), count, plan_.pooling, plan_.temperature);
-        const double spread = spread_of(values.data(), count);
+        const double score = pool(work.values.data(), count, plan_.pooling, plan_.temperature);
+        const double spread = spread_of(work.values.data(), count);
+        const double most = *std::max_element(work.change.begin(), work.change.end());
         const double radius = score_change(most, double(count), spread, plan_.pooling, plan_.temperature);
         *lower = score - radius, *upper = score + radius;
     } else {
-        high.resize(count), low.resize(count);
-        for (int64_t i = 0; i < count; ++i) high[i] = values[i] + change[i], low[i] = values[i] - change[i];
-        *upper = pool(high.data(), count, plan_.pooling, plan_.temperature);
-        *lower = pool(low.data(), count, plan_.pooling, plan_.temperature);
+        work.high.resize(count), work.low.resize(count);
+        for (int64_t i = 0; i < count; ++i) {
+            work.high[i] = work.values[i] + work.change[i];
+            work.low[i] = work.values[i] - work.change[i];
+        }
+        *upper = pool(work.high.data(), count, plan_.pooling, plan_.temperature);
+        *lower = pool(work.low.data(), count, plan_.pooling, plan_.temperature);
     }
     if (!(*lower <= *upper)) *lower = -INFINITE, *upper = INFINITE;  // past float64's range: nothing is known
+}
+
+// The vectors that can hold a maximum, in rising order, after `bound_codes`.
+void Search::hold(const Query& query, const Work& work, std::vector<int32_t>& held) const {
+    const int64_t vectors = work.vectors(), words = query.count, places = (words + LANES - 1) / LANES * LANES;
+    held.clear();
+    if (!plan_.pools_query) {
+        held.resize(vectors);
+        std::iota(held.begin(), held.end(), 0);
+        return;
+    }
+    const double scale = work.part->scale[work.row];
+    const auto consider = [&](int32_t vector, const auto& upper) {
+        bool any = false;
+        for (int64_t w = 0; w < words; ++w) any |= !(upper(w) < work.values[w] - work.change[w]);
+        if (any) held.push_back(vector);
+    };
+    for (size_t i = 0; i < work.listed.size(); ++i) {
+        const int32_t* sums = &work.codes[static_cast<int64_t>(i) * places];
+        consider(work.listed[i], [&](int64_t w) {
+            return scale * (query.codes.scale[w] * sums[w] + query.codes.offset[w]) + work.change[w];
+        });
+    }
+    for (int64_t v = 0; v < vectors && static_cast<int64_t>(work.listed.size()) < vectors; ++v) {
+        const int32_t* sums = &work.second[v * places];
+        if (!work.chosen[v])
+            consider(static_cast<int32_t>(v),
+                     [&](int64_t w) { return query.second.scale[w] * sums[w] + query.second.offset[w]; });
+    }
+    std::sort(held.begin(), held.end());
 }
 
 // -- the search
@@ -495,18 +648,59 @@ bool Search::ready(const Part& part, int64_t local, uint8_t what, const TouchFun
 // A row that may be among the best.
 struct Search::Pending {
     int64_t row = 0;
+    double needed = -INFINITE;                   // what its upper bound must reach
     double lower = -INFINITE, upper = INFINITE;  // by its codes
     double low = -INFINITE, high = INFINITE;     // by its fine copy in float32
-    int64_t similarities = -1;                   // where these begin; -1 until it is scored
+    std::vector<int32_t> held;                   // its vectors that can hold a maximum
+    std::vector<float> similarities;             // of these with the query's, [held][words]; empty until it is scored
 };
 
-namespace {
+// Bring bounds of rows by their codes as close as their `needed` asks for; false where `touch` failed.
+bool Search::narrow(const Query& query, Pending* const* rows, int64_t count, const TouchFunction& touch,
+                    Reads& reads) const {
+    thread_local std::vector<Work> works;
+    thread_local std::vector<std::pair<Pending*, Work*>> left;
+    if (static_cast<int64_t>(works.size()) < count) works.resize(count);
+    left.clear();
+    for (int64_t i = 0; i < count; ++i) works[i].part = &part_of(rows[i]->row, &works[i].row);
+    for (int64_t i = 0; i < count; ++i) {
+        Pending& row = *rows[i];
+        Work& work = works[i];
+        const Part& part = *work.part;
+        work.levels = false;
+        if (part.first && plan_.second.coordinates) {
+            if (!ready(part, work.row, SECOND, touch)) return false;
+            ++reads.second;
+            const Work& after = works[std::min(i + 1, count - 1)];
+            const Part& its = after.part->first ? *after.part : part;
+            const int64_t next = after.part->first ? after.row : work.row;
+            row.upper = std::min(row.upper, bound_second(query, work, its.second + its.starts[next] * plan_.second.width));
+            if (row.upper < row.needed) continue;
+        }
+        if (!ready(part, work.row, CODES, touch)) return false;
+        choose(query, work);
+        left.emplace_back(&row, &work);
+    }
+    reads.codes += static_cast<int64_t>(left.size());
+    for (size_t i = 0; i < left.size(); ++i) {
+        auto& [row, work] = left[i];
+        double upper;
+        bound_codes(query, row->needed, *work, i + 1 < left.size() ? left[i + 1].second : nullptr, &row->lower, &upper);
+        row->upper = std::min(row->upper, upper);
+        if (row->upper >= row->needed) hold(query, *work, row->held);
+    }
+    return true;
+}
 
-double kth_largest(std::vector<double> values, int64_t k) {
-    if (k > static_cast<int64_t>(values.size())) return -INFINITE;
+double Search::kth_lower_bound(const std::vector<Pending>& rows, int64_t k) {
+    if (k > static_cast<int64_t>(rows.size())) return -INFINITE;
+    std::vector<double> values;
+    for (const Pending& each : rows) values.push_back(std::max(each.lower, each.low));
     std::nth_element(values.begin(), values.begin() + (k - 1), values.end(), std::greater<double>());
     return values[k - 1];
 }
+
+namespace {
 
 // The `count` rows with the largest finite values, in ascending order.
 std::vector<int64_t> largest_rows(const float* values, int64_t rows, int64_t count, const uint8_t* allowed) {
@@ -533,10 +727,8 @@ std::vector<int64_t> largest_rows(const float* values, int64_t rows, int64_t cou
 
 void Search::finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed,
                     const TouchFunction& touch, Threads& threads, Answer& answer) const {
-    const int64_t words = query.count;
     std::atomic<bool> stopped{false};
-    std::atomic<int64_t> second{0}, codes{0};
-    std::vector<float> similarities;  // of all rows that were scored, one after another
+    Reads reads;
     const auto in_pieces = [&](int64_t count, int64_t piece, const std::function<bool(int64_t)>& work) {
         threads.run((count + piece - 1) / piece, [&](int64_t which) {
             for (int64_t i = which * piece; i < std::min(count, (which + 1) * piece) && !stopped; ++i)
@@ -544,66 +736,60 @@ void Search::finish(const Query& query, const float* upper, int64_t k, const uin
         });
         return !stopped;
     };
-    // Score `some` from the fine copy.
-    const auto score = [&](const std::vector<Pending*>& some) {
-        for (Pending* each : some) {
-            int64_t local;
-            const Part& part = part_of(each->row, &local);
-            each->similarities = static_cast<int64_t>(similarities.size());
-            similarities.resize(similarities.size() + (part.starts[local + 1] - part.starts[local]) * words);
-        }
-        answer.fine += static_cast<int64_t>(some.size());
-        return in_pieces(static_cast<int64_t>(some.size()), 2, [&](int64_t i) {
-            int64_t local;
-            const Part& part = part_of(some[i]->row, &local);
-            if (!ready(part, local, FINE, touch)) return false;
-            score_fine(query, part, local, &similarities[some[i]->similarities], &some[i]->low, &some[i]->high);
-            return true;
-        });
+    const auto score = [&](Pending& each) {
+        int64_t local;
+        const Part& part = part_of(each.row, &local);
+        if (!ready(part, local, FINE, touch)) return false;
+        score_fine(query, part, local, each.held, each.similarities, &each.low, &each.high);
+        return true;
     };
 
-    // The rows that look best give a first threshold.
+    // The rows that look best give a first threshold: the fine copy of k of them, and the others' codes.
     std::vector<Pending> best, pending;
-    std::vector<Pending*> some;
     for (const int64_t row : largest_rows(upper, rows_, k + BEYOND, allowed)) {
         best.emplace_back().row = row;
         best.back().upper = upper[row];
     }
+    std::vector<Pending*> some;
     for (Pending& each : best) some.push_back(&each);
-    std::vector<double> lows;
-    if (score(some)) {
-        for (const Pending& each : best) lows.push_back(each.low);
-        double threshold = kth_largest(lows, k);
+    const auto narrow_some = [&] {
+        const auto left = static_cast<int64_t>(some.size());
+        return in_pieces((left + TOGETHER - 1) / TOGETHER, 1, [&](int64_t i) {
+            return narrow(query, &some[i * TOGETHER], std::min(TOGETHER, left - i * TOGETHER), touch, reads);
+        });
+    };
+    const auto score_some = [&] {
+        answer.fine += static_cast<int64_t>(some.size());
+        return in_pieces(static_cast<int64_t>(some.size()), 1, [&](int64_t i) { return score(*some[i]); });
+    };
+    const auto first_scores = [&] {
+        if (static_cast<int64_t>(some.size()) > k) {
+            std::nth_element(some.begin(), some.begin() + k, some.end(),
+                             [](const Pending* a, const Pending* b) { return a->lower > b->lower; });
+            some.resize(k);
+        }
+        return score_some();
+    };
+    if (narrow_some() && first_scores()) {
+        double threshold = kth_lower_bound(best, k);
 
         // Every row whose upper bound reaches it, by more of its codes.
         auto known = best.begin();
         for (int64_t row = 0; row < rows_; ++row) {
             if (!(upper[row] >= threshold) || (allowed && !allowed[row])) continue;
             while (known != best.end() && known->row < row) ++known;
-            if (known != best.end() && known->row == row)
-                pending.push_back(*known);
-            else
-                pending.emplace_back().row = row;
-        }
-        in_pieces(static_cast<int64_t>(pending.size()), 4, [&](int64_t i) {
-            Pending& each = pending[i];
-            int64_t local;
-            const Part& part = part_of(each.row, &local);
-            each.upper = upper[each.row];
-            if (each.similarities >= 0 && part.first) return true;
-            if (part.first && plan_.second.coordinates) {
-                if (!ready(part, local, SECOND, touch)) return false;
-                second.fetch_add(1, std::memory_order_relaxed);
-                each.upper = std::min(each.upper, bound_second(query, part, local));
-                if (each.upper < threshold) return true;
+            if (known != best.end() && known->row == row) {
+                pending.push_back(std::move(*known));
+                continue;
             }
-            if (!ready(part, local, CODES, touch)) return false;
-            codes.fetch_add(1, std::memory_order_relaxed);
-            double high;
-            bound_codes(query, part, local, &each.lower, &high);
-            each.upper = std::min(each.upper, high);
-            return true;
-        });
+            pending.emplace_back().row = row;
+            pending.back().needed = threshold;
+            pending.back().upper = upper[row];
+        }
+        some.clear();
+        for (Pending& each : pending)
+            if (each.held.empty()) some.push_back(&each);
+        narrow_some();
 
         // By falling upper bound from the fine copy, until what is left cannot be among the best.
         pending.erase(std::remove_if(pending.begin(), pending.end(),
@@ -612,39 +798,45 @@ void Search::finish(const Query& query, const float* upper, int64_t k, const uin
         std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
             return a.upper != b.upper ? a.upper > b.upper : a.row < b.row;
         });
+        threshold = std::max(threshold, kth_lower_bound(pending, k));
         for (size_t next = 0; !stopped && next < pending.size() && pending[next].upper >= threshold;) {
             some.clear();
             for (; next < pending.size() && pending[next].upper >= threshold && some.size() < 8; ++next)
-                if (pending[next].similarities < 0) some.push_back(&pending[next]);
-            if (!score(some)) break;
-            for (const Pending* each : some) lows.push_back(each->low);
-            threshold = std::max(threshold, kth_largest(lows, k));
+                if (pending[next].similarities.empty()) some.push_back(&pending[next]);
+            if (!score_some()) break;
+            threshold = std::max(threshold, kth_lower_bound(pending, k));
         }
         for (const Pending& each : pending) {
-            if (stopped || each.similarities < 0) continue;
+            if (stopped || each.similarities.empty()) continue;
             if (!(each.low <= each.upper && each.lower <= each.high)) answer.contradiction = each.row;
             if (!(each.high >= threshold)) continue;
             int64_t local;
             const Part& part = part_of(each.row, &local);
             const auto begin = static_cast<int64_t>(answer.maxima.size());
-            decide(query, part, local, &similarities[each.similarities], answer.maxima, answer.winners);
+            decide(query, part, local, each.held, each.similarities.data(), answer.maxima, answer.winners);
             answer.rows.push_back({each.row, begin, static_cast<int64_t>(answer.maxima.size()) - begin});
         }
     }
-    answer.second = second, answer.codes = codes, answer.stopped = stopped;
+    answer.second = reads.second, answer.codes = reads.codes, answer.stopped = stopped;
 }
 
-// A row's score from its fine copy in float32 lies between *low and *high; out [vectors][words], its similarities.
-void Search::score_fine(const Query& query, const Part& part, int64_t row, float* out, double* low,
-                        double* high) const {
-    const int64_t words = query.count, dim = plan_.dim;
-    const int64_t first = part.starts[row], vectors = part.starts[row + 1] - first;
-    if (part.half)
-        plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + first * dim, vectors, dim,
-                                     query.vectors.data(), words, query.padded, out);
-    else
-        plan_.kernels->products(static_cast<const float*>(part.fine) + first * dim, vectors, dim,
-                                query.vectors.data(), words, query.padded, out);
+// A row's score from its fine copy in float32 lies between *low and *high. held: its vectors that can hold a maximum, in
+// rising order; out [held][words], their similarities.
+void Search::score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                        std::vector<float>& out, double* low, double* high) const {
+    const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
+    const auto vectors = static_cast<int64_t>(held.size());
+    out.resize(vectors * words);
+    for (int64_t i = 0, next; i < vectors; i = next) {  // those that follow each other at once
+        for (next = i + 1; next < vectors && held[next] == held[next - 1] + 1;) ++next;
+        const int64_t at = (first + held[i]) * dim;
+        if (part.half)
+            plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + at, next - i, dim,
+                                         query.vectors.data(), words, query.padded, &out[i * words]);
+        else
+            plan_.kernels->products(static_cast<const float*>(part.fine) + at, next - i, dim, query.vectors.data(),
+                                    words, query.padded, &out[i * words]);
+    }
     thread_local std::vector<double> values;
     values.assign(plan_.pools_query ? words : vectors, -INFINITE);
     for (int64_t v = 0; v < vectors; ++v)
@@ -670,18 +862,22 @@ double Search::float_error(const Query& query, const Part& part, int64_t row) co
 }
 
 // What float32 leaves undecided, in float64: of each maximum, the products that could be it.
-void Search::decide(const Query& query, const Part& part, int64_t row, const float* similarities,
-                    std::vector<double>& maxima, std::vector<int32_t>& winners) const {
-    const int64_t words = query.count, dim = plan_.dim;
-    const int64_t first = part.starts[row], vectors = part.starts[row + 1] - first;
+void Search::decide(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                    const float* similarities, std::vector<double>& maxima, std::vector<int32_t>& winners) const {
+    const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
+    const auto vectors = static_cast<int64_t>(held.size());
     const double slack = 2 * float_error(query, part, row);
-    const float* fine = static_cast<const float*>(part.fine) + first * dim;
     thread_local std::vector<float> widened;
-    if (part.half) {
-        widened.resize(vectors * dim);
-        plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + first * dim, vectors * dim, widened.data());
-        fine = widened.data();
-    }
+    const auto exact = [&](int64_t vector, int64_t word) {
+        const int64_t at = (first + vector) * dim;
+        const float* fine = static_cast<const float*>(part.fine) + at;
+        if (part.half) {
+            widened.resize(dim);
+            plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + at, dim, widened.data());
+            fine = widened.data();
+        }
+        return plan_.kernels->dot(fine, &query.vectors[word * query.padded], dim);
+    };
     const int64_t outer = plan_.pools_query ? words : vectors, inner = plan_.pools_query ? vectors : words;
     const int64_t outer_stride = plan_.pools_query ? 1 : words, inner_stride = plan_.pools_query ? words : 1;
     for (int64_t a = 0; a < outer; ++a) {
@@ -691,20 +887,19 @@ void Search::decide(const Query& query, const Part& part, int64_t row, const flo
         for (int64_t b = 0; b < inner; ++b) most = std::max(most, double(mine[b * inner_stride]));
         for (int64_t b = 0; b < inner; ++b) {
             if (double(mine[b * inner_stride]) < most - slack) continue;
-            const int64_t vector = plan_.pools_query ? b : a, word = plan_.pools_query ? a : b;
-            const double exact = plan_.kernels->dot(fine + vector * dim, &query.vectors[word * query.padded], dim);
-            if (exact > maximum) maximum = exact, winner = static_cast<int32_t>(b);
+            const double value = plan_.pools_query ? exact(held[b], a) : exact(a, b);
+            if (value > maximum) maximum = value, winner = plan_.pools_query ? held[b] : static_cast<int32_t>(b);
         }
         maxima.push_back(maximum);
         winners.push_back(winner);
     }
 }
 
-double Search::exact_score(const Query& query, const Part& part, int64_t row, const float* similarities) const {
+double Search::exact_score(const Query& query, const Part& part, const Pending& row, int64_t local) const {
     thread_local std::vector<double> maxima;
     thread_local std::vector<int32_t> winners;
     maxima.clear(), winners.clear();
-    decide(query, part, row, similarities, maxima, winners);
+    decide(query, part, local, row.held, row.similarities.data(), maxima, winners);
     return pool(maxima.data(), static_cast<int64_t>(maxima.size()), plan_.pooling, plan_.temperature);
 }
 
@@ -738,7 +933,8 @@ bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count
         const int64_t here = std::min(turn, count - begin);
         std::vector<Query> asked(here);
         threads.run(here, [&](int64_t i) {
-            prepare(asked[i], queries + starts[begin + i] * plan_.dim, starts[begin + i + 1] - starts[begin + i]);
+            prepare(asked[i], queries + starts[begin + i] * plan_.dim, starts[begin + i + 1] - starts[begin + i],
+                    here == 1 ? &threads : nullptr);
         });
         threads.run(static_cast<int64_t>(pieces.size()), [&](int64_t which) {
             const Piece& piece = pieces[which];
@@ -752,8 +948,11 @@ bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count
                     float& out = mine[piece.part->base + unit];
                     out = -FLT_MAX;
                     if (allowed && !allowed[piece.part->base + unit]) continue;
+                    thread_local Work work;
+                    work.part = piece.part, work.row = unit, work.levels = false;
+                    choose(asked[i], work);
                     double low, high;
-                    bound_codes(asked[i], *piece.part, unit, &low, &high);
+                    bound_codes(asked[i], -INFINITE, work, nullptr, &low, &high);
                     out = static_cast<float>(high + std::abs(high) * (2 * UNIT32) + FLT_MIN);
                 }
         });
@@ -787,26 +986,37 @@ bool Search::above(const float* queries, const int64_t* starts, int64_t count, c
     found.assign(count, {});
     if (!rows_ || !count) return true;
     return in_turns(queries, starts, count, nullptr, threads, [&](int64_t i, const Query& query, const float* upper) {
-        std::vector<float> similarities;
-        for (int64_t row = 0; row < rows_; ++row) {
-            const double mine = query_thresholds[i], its = row_thresholds[row], least = std::min(mine, its);
-            if (!(upper[row] >= least)) continue;
-            int64_t local;
-            const Part& part = part_of(row, &local);
-            double low, high;
-            const auto decided = [&] { return (low > mine || high < mine) && (low > its || high < its); };
-            if (!ready(part, local, part.first ? SECOND | CODES : CODES, touch)) return false;
-            if (part.first && bound_second(query, part, local) < least) continue;
-            bound_codes(query, part, local, &low, &high);
-            if (!decided()) {
-                if (!ready(part, local, FINE, touch)) return false;
-                similarities.resize((part.starts[local + 1] - part.starts[local]) * query.count);
-                score_fine(query, part, local, similarities.data(), &low, &high);
+        Reads reads;
+        std::vector<Pending> rows(TOGETHER);
+        std::vector<Pending*> some;
+        const auto decide_some = [&] {
+            if (!narrow(query, some.data(), static_cast<int64_t>(some.size()), touch, reads)) return false;
+            for (Pending* each : some) {
+                if (each->upper < each->needed) continue;
+                const double mine = query_thresholds[i], its = row_thresholds[each->row];
+                double low = each->lower, high = each->upper;
+                const auto decided = [&] { return (low > mine || high < mine) && (low > its || high < its); };
+                int64_t local;
+                const Part& part = part_of(each->row, &local);
+                if (!decided()) {
+                    if (!ready(part, local, FINE, touch)) return false;
+                    score_fine(query, part, local, each->held, each->similarities, &low, &high);
+                }
+                const double score = decided() ? low : exact_score(query, part, *each, local);
+                if (score >= each->needed) found[i].push_back({each->row, score});
             }
-            const double score = decided() ? low : exact_score(query, part, local, similarities.data());
-            if (score >= least) found[i].push_back({row, score});
+            some.clear();
+            return true;
+        };
+        for (int64_t row = 0; row < rows_; ++row) {
+            const double least = std::min(query_thresholds[i], row_thresholds[row]);
+            if (!(upper[row] >= least)) continue;
+            Pending& each = rows[some.size()];
+            each.row = row, each.needed = least, each.lower = -INFINITE, each.upper = INFINITE;
+            some.push_back(&each);
+            if (static_cast<int64_t>(some.size()) == TOGETHER && !decide_some()) return false;
         }
-        return true;
+        return some.empty() || decide_some();
     });
 }
 
@@ -814,7 +1024,7 @@ bool Search::scores(const float* queries, const int64_t* starts, int64_t count, 
                     const TouchFunction& touch, Threads& threads, double* out) const {
     std::atomic<bool> well{true};
     threads.run((count + 15) / 16, [&](int64_t piece) {
-        std::vector<float> similarities;
+        Pending row;
         for (int64_t i = piece * 16; i < std::min(count, (piece + 1) * 16) && well; ++i) {
             Query query;
             place(query, queries + starts[i] * plan_.dim, starts[i + 1] - starts[i]);
@@ -824,10 +1034,10 @@ bool Search::scores(const float* queries, const int64_t* starts, int64_t count, 
                 well = false;
                 return;
             }
-            double low, high;
-            similarities.resize((part.starts[local + 1] - part.starts[local]) * query.count);
-            score_fine(query, part, local, similarities.data(), &low, &high);
-            out[i] = exact_score(query, part, local, similarities.data());
+            row.held.resize(part.starts[local + 1] - part.starts[local]);
+            std::iota(row.held.begin(), row.held.end(), 0);
+            score_fine(query, part, local, row.held, row.similarities, &row.low, &row.high);
+            out[i] = exact_score(query, part, row, local);
         }
     });
     return well;

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -113,21 +114,36 @@ class Search {
 
   private:
     struct Query;
+    struct Work;
     struct Pending;
+    struct Reads {  // rows of which these were read
+        std::atomic<int64_t> second{0}, codes{0};
+    };
 
     void place(Query& query, const float* vectors, int64_t count) const;
-    void prepare(Query& query, const float* vectors, int64_t count) const;
+    void prepare(Query& query, const float* vectors, int64_t count, Threads* threads) const;
     void bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
                       float* upper) const;
-    double bound_second(const Query& query, const Part& part, int64_t row) const;
-    void bound_codes(const Query& query, const Part& part, int64_t row, double* lower, double* upper) const;
-    void score_fine(const Query& query, const Part& part, int64_t row, float* out, double* low, double* high) const;
+    double pool_above(const std::vector<double>& upper) const;
+    double bound_second(const Query& query, Work& work, const uint8_t* next) const;
+    void choose(const Query& query, Work& work) const;
+    void changes(const Query& query, Work& work) const;
+    bool others(const Query& query, Work& work) const;
+    void multiply(const Query& query, Work& work, size_t first, const Work* next) const;
+    void bound_codes(const Query& query, double threshold, Work& work, const Work* next, double* lower,
+                     double* upper) const;
+    void hold(const Query& query, const Work& work, std::vector<int32_t>& held) const;
+    bool narrow(const Query& query, Pending* const* rows, int64_t count, const TouchFunction& touch,
+                Reads& reads) const;
+    static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);
+    void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                    std::vector<float>& out, double* low, double* high) const;
     double float_error(const Query& query, const Part& part, int64_t row) const;
     void finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
                 Threads& threads, Answer& answer) const;
-    void decide(const Query& query, const Part& part, int64_t row, const float* similarities,
-                std::vector<double>& maxima, std::vector<int32_t>& winners) const;
-    double exact_score(const Query& query, const Part& part, int64_t row, const float* similarities) const;
+    void decide(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                const float* similarities, std::vector<double>& maxima, std::vector<int32_t>& winners) const;
+    double exact_score(const Query& query, const Part& part, const Pending& row, int64_t local) const;
     bool in_turns(const float* queries, const int64_t* starts, int64_t count, const uint8_t* allowed, Threads& threads,
                   const std::function<bool(int64_t, const Query&, const float*)>& each) const;
     const Part& part_of(int64_t row, int64_t* local) const;
@@ -136,7 +152,8 @@ class Search {
     Plan plan_;
     std::vector<Part> parts_;
     int64_t rows_ = 0;
-    int64_t longest_ = 0;
+    int64_t longest_ = 0;  // vectors of a row
+    double largest_ = 0;   // no less than the norm of any vector, nor of what its codes stand for
     mutable std::mutex mutex_;
     mutable std::vector<std::unique_ptr<std::vector<float>>> spare_;  // memory of searches that ended
 };

@@ -118,7 +118,7 @@ void integers(const Kernels& kernels, bool block) {
                     const int extreme = turn++ % EXTREMES;
                     fill_codes(codes, extreme), fill_digits(digits, extreme), fill_program(program, groups);
                     fill(scale), fill(offset);
-                    Guarded<int32_t> sums(count * LANES);
+                    Guarded<int32_t> sums((block ? 1 : vectors) * count * LANES);
                     Guarded<float> best(vectors * (block ? LANES : 1));
                     if (query) {
                         (block ? kernels.block_over_query : kernels.row_over_query)(
@@ -126,14 +126,14 @@ void integers(const Kernels& kernels, bool block) {
                             offset.get(), best.get());
                         add_to_hash(best);
                     } else {
-                        (block ? kernels.block_over_row : kernels.row_over_row)(
+                        (block ? kernels.block_over_row : kernels.row_sums)(
                             codes.get(), vectors, width, program.get(), steps, digits.get(), count, sums.get());
                         add_to_hash(sums);
                     }
                 }
         report(kernels.name, block ? query ? "block_over_query" : "block_over_row"
                              : query ? "row_over_query"
-                                     : "row_over_row");
+                                     : "row_sums");
     }
 }
 
