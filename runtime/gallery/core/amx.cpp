@@ -339,8 +339,8 @@ bool right(const Kernels& other) {
     block_over_row(codes, VECTORS, WIDTH, program, STEP_COUNT, digits, WORDS, mine);
     other.block_over_row(codes, VECTORS, WIDTH, program, STEP_COUNT, digits, WORDS, theirs);
     if (std::memcmp(mine, theirs, WORDS * LANES * sizeof *mine)) return false;
-    const uint8_t* vectors[VECTORS];
-    for (int64_t v = 0; v < VECTORS; ++v) vectors[v] = codes + v * WIDTH;
+    const uint8_t* vectors[VECTORS + NEXT];
+    for (int64_t v = 0; v < VECTORS + NEXT; ++v) vectors[v] = codes + v % VECTORS * WIDTH;
     int32_t my_highest[TILES * LANES] = {}, their_highest[TILES * LANES] = {};
     row_sums(vectors, VECTORS, WIDTH, program, STEP_COUNT, digits, TILES, my_highest, mine);
     other.row_sums(vectors, VECTORS, WIDTH, program, STEP_COUNT, digits, TILES, their_highest, theirs);

@@ -65,7 +65,7 @@ struct Kernels {
 
     // How much vectors could raise what is pooled: sums [vectors][places], of upper bounds `scale * sum + offset`; `high`
     // [places] is raised to the bounds. out [vectors]: the sum over the places of `weight` times what a bound is beyond
-    // `low`. Vectors where `skip` is not 0 are left out.
+    // `low`, and more than 0 where any is beyond. Vectors where `skip` is not 0 are left out.
     void (*open_lanes)(const int32_t* sums, int64_t vectors, int64_t places, const char* skip, const float* scale,
                        const float* offset, const float* weight, const float* low, float* high, float* out);
 };

@@ -2,8 +2,8 @@
 
 A search bounds scores three times, each time more narrowly and from more bytes, and drops the rows that cannot be among
 the best: by the first coordinates (3), by more of them (3 again), and by the int8 codes of all (1). What is left is
-scored from the fine copy. core/search.cpp computes the bounds where the core was built; this module and intervals.py
-compute (1) elsewhere. Every inequality here holds for every pair of vectors, with no assumption about the data: the
+scored from the fine copy. core/ computes the bounds where the core was built; this module and intervals.py compute (1)
+elsewhere. Every inequality here holds for every pair of vectors, with no assumption about the data: the
 axes, means and steps below may be any numbers at all. Bad ones cost width, never truth.
 
 **Int8 codes.** Write a gallery vector x = x_hat + dx and a query vector q = q_hat + dq, where the hats are what the
@@ -46,7 +46,7 @@ integer kernels. With x in place of x - m, (3') also gives (1') with R(q) in pla
 The query's numbers become integers as well: t k_i in place of w_i = f y_i s_i. What that changes is at most
 ||w - t k|| ||n||, and ||n|| is the row's last norm. Factors of norms are rounded up. The integers have one digit of 7
 bits or two; a step t is chosen so that no sum of products leaves int32, and so that the query's own rounding adds
-little (search.cpp). A factor of ||n|| that does not fit two digits is cut off: ||w - t k|| ||n|| is at most
+little (core/query.cpp). A factor of ||n|| that does not fit two digits is cut off: ||w - t k|| ||n|| is at most
 t sqrt(P) / 2 * 127 sqrt(P), which is less than t times their largest integer for P <= 256.
 
 y is computed in float32. If every coordinate is within e of B'q, then the sum in (3) is within e sum_i s_i |n_i| <=
@@ -71,6 +71,11 @@ rounded to float32 three times, 3 x 2^-24 S at most; that is added. So are the r
 its sums of a few float64 numbers are covered by factors of 1 + 10^-9, and pooling upper bounds in float32 has an
 allowance of its own (core/pool_lanes.h). (2) is some 10^-12: it is there so that the theorem is about the program and
 not only about real numbers.
+
+**Vectors of a row.** Where a maximum runs over a row's vectors, (3) bounds each of them, so not all of them need the
+more exact arithmetic of (1). Let L be a word's largest lower bound by (1) over some of the vectors, and U the largest
+upper bound. A vector whose bound by (3) is at most U cannot raise the word's upper bound, and one whose bound is below
+L cannot hold its maximum. core/bounds.cpp multiplies int8 codes, and core/fine.cpp the fine copy, of no others.
 
 **Certificate.** Let t be at most the k-th largest true score. A row whose upper bound is below t is strictly worse than
 k rows: it cannot be among the best k, nor tie with one. All other rows are scored again from the fine copy, in float32

@@ -118,16 +118,26 @@ void integers(const Kernels& kernels, bool block) {
                     const int extreme = turn++ % EXTREMES;
                     fill_codes(codes, extreme), fill_digits(digits, extreme), fill_program(program, groups);
                     fill(scale), fill(offset);
-                    Guarded<int32_t> sums((block ? 1 : vectors) * count * LANES);
+                    Guarded<int32_t> sums((block ? 1 : vectors) * count * LANES), highest(count * LANES);
                     Guarded<float> best(vectors * (block ? LANES : 1));
                     if (query) {
                         (block ? kernels.block_over_query : kernels.row_over_query)(
                             codes.get(), vectors, width, program.get(), steps, digits.get(), count, scale.get(),
                             offset.get(), best.get());
                         add_to_hash(best);
+                    } else if (block) {
+                        kernels.block_over_row(codes.get(), vectors, width, program.get(), steps, digits.get(), count,
+                                               sums.get());
+                        add_to_hash(sums);
                     } else {
-                        (block ? kernels.block_over_row : kernels.row_sums)(
-                            codes.get(), vectors, width, program.get(), steps, digits.get(), count, sums.get());
+                        Guarded<const uint8_t*> places(vectors + NEXT);  // in any order, some twice
+                        for (int64_t i = 0; i < places.size(); ++i)
+                            places[i] = codes.get() + (turn % 2 ? i % vectors : random_below(vectors)) * width;
+                        for (int64_t i = 0; i < highest.size(); ++i)
+                            highest[i] = static_cast<int32_t>(random_below(1 << 20)) - (1 << 19);
+                        kernels.row_sums(places.get(), vectors, width, program.get(), steps, digits.get(), count,
+                                         highest.get(), sums.get());
+                        add_to_hash(highest);
                         add_to_hash(sums);
                     }
                 }
@@ -201,6 +211,24 @@ void poolings(const Kernels& kernels) {
     report(kernels.name, "pool_lanes");
 }
 
+void openings(const Kernels& kernels) {
+    begin();
+    for (const int64_t vectors : {1, 2, 5, 36})
+        for (const int64_t places : {LANES, 2 * LANES, 4 * LANES}) {
+            Guarded<int32_t> sums(vectors * places);
+            Guarded<char> skip(vectors);
+            Guarded<float> scale(places), offset(places), weight(places), low(places), high(places), out(vectors);
+            for (int64_t i = 0; i < sums.size(); ++i)
+                sums[i] = static_cast<int32_t>(random_below(1 << 24)) - (1 << 23);
+            for (int64_t v = 0; v < vectors; ++v) skip[v] = random_below(4) == 0;
+            fill(scale), fill(offset), fill(weight), fill(low), fill(high);
+            kernels.open_lanes(sums.get(), vectors, places, skip.get(), scale.get(), offset.get(), weight.get(),
+                               low.get(), high.get(), out.get());
+            add_to_hash(high), add_to_hash(out);
+        }
+    report(kernels.name, "open_lanes");
+}
+
 }  // namespace
 
 int main() {
@@ -213,5 +241,6 @@ int main() {
         dots(kernels);
         widenings(kernels);
         poolings(kernels);
+        openings(kernels);
     }
 }

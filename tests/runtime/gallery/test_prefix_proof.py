@@ -239,7 +239,7 @@ def test_float32_bound_is_nearly_reached(dim: int, reached: float) -> None:
     gallery = GalleryRows([part], "images", AlignmentConfig("VHA", "Max", 0.1, 1.0))
     norm, size = float(part.norm[0]) + float(part.error[0]), np.linalg.norm(x.astype(np.float64))
     roundings = (dim // 16 + 6) * UNIT32
-    bound = roundings / (1 - roundings) * size * norm  # of float_error in core/search.cpp, the main term
+    bound = roundings / (1 - roundings) * size * norm  # of float_error in core/fine.cpp, the main term
     for name in core.features():
         search = CompiledSearch(gallery, None, THREADS, name)
         # nearer than int8 codes can tell and further than float32 needs, so what returns is float32's lower bound

@@ -1,0 +1,93 @@
+// Scores from a row's fine copy: in float32 with a proven distance, and what that leaves undecided in float64.
+
+#include <algorithm>
+#include <cfloat>
+
+#include "state.h"
+
+namespace chan {
+
+// A row's score from its fine copy in float32 lies between *low and *high. held: its vectors that can hold a maximum, in
+// rising order; out [held][words], their similarities.
+void Search::score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                        std::vector<float>& out, double* low, double* high) const {
+    const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
+    const auto vectors = static_cast<int64_t>(held.size());
+    out.resize(vectors * words);
+    for (int64_t i = 0, next; i < vectors; i = next) {  // those that follow each other at once
+        for (next = i + 1; next < vectors && held[next] == held[next - 1] + 1;) ++next;
+        const int64_t at = (first + held[i]) * dim;
+        if (part.half)
+            plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + at, next - i, dim,
+                                         query.vectors.data(), words, query.padded, &out[i * words]);
+        else
+            plan_.kernels->products(static_cast<const float*>(part.fine) + at, next - i, dim, query.vectors.data(),
+                                    words, query.padded, &out[i * words]);
+    }
+    thread_local std::vector<double> values;
+    values.assign(plan_.pools_query ? words : vectors, -INFINITE);
+    for (int64_t v = 0; v < vectors; ++v)
+        for (int64_t w = 0; w < words; ++w) {
+            double& value = values[plan_.pools_query ? w : v];
+            value = std::max(value, double(out[v * words + w]));
+        }
+    const auto count = static_cast<int64_t>(values.size());
+    const double size = query.largest * (double(part.norm[row]) + part.error[row]);
+    const double change = float_error(query, part, row) + rounding(size, dim, double(count), plan_.temperature);
+    const double spread = plan_.pooling == Pooling::softmax ? spread_of(values.data(), count) : 0;
+    const double score = pool(values.data(), count, plan_.pooling, plan_.temperature);
+    const double radius = score_change(change, double(count), spread, plan_.pooling, plan_.temperature);
+    *low = score - radius, *high = score + radius;
+}
+
+// How far a float32 inner product of the query and a row's fine copy can be from the float64 one.
+double Search::float_error(const Query& query, const Part& part, int64_t row) const {
+    const double roundings = double(query.padded / LANES + 5) * UNIT32, dim = double(plan_.dim);
+    const double relative = (roundings / (1 - roundings) + 4 * dim * UNIT64) * (1 + 1e-6);
+    const double norm = double(part.norm[row]) + part.error[row];
+    return relative * query.largest * norm + dim * double(FLT_MIN) * (1 + query.largest + norm);
+}
+
+// What float32 leaves undecided, in float64: of each maximum, the products that could be it.
+void Search::decide(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                    const float* similarities, std::vector<double>& maxima, std::vector<int32_t>& winners) const {
+    const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
+    const auto vectors = static_cast<int64_t>(held.size());
+    const double slack = 2 * float_error(query, part, row);
+    thread_local std::vector<float> widened;
+    const auto exact = [&](int64_t vector, int64_t word) {
+        const int64_t at = (first + vector) * dim;
+        const float* fine = static_cast<const float*>(part.fine) + at;
+        if (part.half) {
+            widened.resize(dim);
+            plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + at, dim, widened.data());
+            fine = widened.data();
+        }
+        return plan_.kernels->dot(fine, &query.vectors[word * query.padded], dim);
+    };
+    const int64_t outer = plan_.pools_query ? words : vectors, inner = plan_.pools_query ? vectors : words;
+    const int64_t outer_stride = plan_.pools_query ? 1 : words, inner_stride = plan_.pools_query ? words : 1;
+    for (int64_t a = 0; a < outer; ++a) {
+        const float* mine = similarities + a * outer_stride;
+        double most = -INFINITE, maximum = -INFINITE;
+        int32_t winner = 0;
+        for (int64_t b = 0; b < inner; ++b) most = std::max(most, double(mine[b * inner_stride]));
+        for (int64_t b = 0; b < inner; ++b) {
+            if (double(mine[b * inner_stride]) < most - slack) continue;
+            const double value = plan_.pools_query ? exact(held[b], a) : exact(a, b);
+            if (value > maximum) maximum = value, winner = plan_.pools_query ? held[b] : static_cast<int32_t>(b);
+        }
+        maxima.push_back(maximum);
+        winners.push_back(winner);
+    }
+}
+
+double Search::exact_score(const Query& query, const Part& part, const Pending& row, int64_t local) const {
+    thread_local std::vector<double> maxima;
+    thread_local std::vector<int32_t> winners;
+    maxima.clear(), winners.clear();
+    decide(query, part, local, row.held, row.similarities.data(), maxima, winners);
+    return pool(maxima.data(), static_cast<int64_t>(maxima.size()), plan_.pooling, plan_.temperature);
+}
+
+}  // namespace chan

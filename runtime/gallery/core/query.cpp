@@ -1,0 +1,229 @@
+// Coding a query: its vectors along the gallery's axes, and as integers at each level.
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "state.h"
+
+namespace chan {
+namespace {
+
+constexpr int DIGIT = 7;                     // bits of the low digit
+constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
+constexpr double COARSE = 0.02;              // share of a level's bound that the query's own rounding may take
+
+// tiled: LANES vectors a tile, as the kernels for single rows read them; the last vector is repeated in a last tile.
+Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width, bool tiled) {
+    const int64_t groups = width / GROUP;
+    std::vector<char> two(groups, 0);
+    for (int64_t v = 0; v < vectors; ++v)
+        for (int64_t i = 0; i < width; ++i)
+            if (std::abs(integers[v * width + i]) > 127) two[i / GROUP] = 1;
+    Packed packed;
+    std::vector<char> high;
+    for (int64_t g = 0; g < groups; ++g)
+        if (two[g]) {
+            packed.program.push_back({int32_t(g), 0});
+            high.push_back(1);
+        }
+    const bool shift = !packed.program.empty();
+    for (int64_t g = 0; g < groups; ++g) {
+        packed.program.push_back({int32_t(g), shift && g == 0 ? DIGIT : 0});
+        high.push_back(0);
+    }
+    const int64_t steps = static_cast<int64_t>(packed.program.size());
+    const int64_t places = tiled ? (vectors + LANES - 1) / LANES * LANES : vectors;
+    packed.digits.assign(places * steps * GROUP, 0);
+    for (int64_t place = 0; place < places; ++place) {
+        const int32_t* mine = &integers[std::min(place, vectors - 1) * width];
+        for (int64_t step = 0; step < steps; ++step) {
+            const int64_t group = packed.program[step].group;
+            for (int64_t i = 0; i < GROUP; ++i) {
+                const int32_t integer = mine[group * GROUP + i];
+                const int32_t top = two[group] ? (integer + 64) >> DIGIT : 0;
+                const int32_t digit = high[step] ? top : integer - (top << DIGIT);
+                const int64_t at = tiled ? place / LANES * steps * GROUP * LANES +
+                                               ((step * GROUP + i) / FOUR * LANES + place % LANES) * FOUR + i % FOUR
+                                         : (place * steps + step) * GROUP + i;
+                packed.digits[at] = static_cast<int8_t>(digit);
+            }
+        }
+    }
+    return packed;
+}
+
+// The least scale at which integers stay within two digits and no sum of products overflows, even with one integer more.
+double least_scale(double largest, double total, int64_t width) {
+    const double room = 2147483648.0 / 255 - 66.0 * width - LARGEST;
+    return std::max(largest / LARGEST, total / room) * MORE;
+}
+
+// To even where two are as near. (std::nearbyint is a call of a function where the compiler may use no SSE4.1.)
+int32_t nearest(double value) {
+    constexpr double SHIFT = 3.0 * (1ull << 51);  // beyond it float64 has no fractions
+    return static_cast<int32_t>((std::clamp(value, double(-LARGEST), double(LARGEST)) + SHIFT) - SHIFT);
+}
+
+}  // namespace
+
+void Search::place(Query& query, const float* vectors, int64_t count) const {
+    const int64_t dim = plan_.dim;
+    query.count = count;
+    query.padded = (dim + LANES - 1) / LANES * LANES + LANES;  // or 4 KB apart they would share few cache lines
+    query.vectors.assign(count * query.padded, 0);
+    for (int64_t w = 0; w < count; ++w) {
+        std::memcpy(&query.vectors[w * query.padded], vectors + w * dim, dim * sizeof(float));
+        query.norm.push_back(std::sqrt(sum_of_squares(vectors + w * dim, dim)) * MORE);
+        query.largest = std::max(query.largest, query.norm.back());
+    }
+}
+
+void Search::prepare(Query& query, const float* vectors, int64_t count, Threads* threads) const {
+    const int64_t dim = plan_.dim, axes = plan_.axes;
+    place(query, vectors, count);
+    const double roundings = double(query.padded / LANES + 5) * UNIT32;
+    const double relative = roundings / (1 - roundings);
+    const double size = std::sqrt(1 + plan_.deviation);  // no less than the norm of any axis
+    std::vector<float> y(axes * count);                  // B'q, [axes][count]
+    const double mean_norm = axes ? std::sqrt(sum_of_squares(plan_.mean, dim)) * MORE : 0;
+    std::vector<double> off(count);                      // no less than |B'q - y| of any axis
+    for (int64_t w = 0; w < count; ++w) {
+        const double norm = query.norm[w];
+        off[w] = relative * size * norm * MORE + dim * FLT_MIN * (1 + norm + size);
+    }
+    const double f = std::max(0.0, 1 - plan_.deviation);
+    // R(q), of the first `leading` axes
+    const auto beyond = [&](int64_t w, int64_t leading) {
+        const double norm = query.norm[w];
+        double square = 0;
+        for (int64_t i = 0; i < leading; ++i) square += double(y[i * count + w]) * y[i * count + w];
+        const double held = std::max(0.0, std::sqrt(square) / MORE - std::sqrt(double(leading)) * off[w]);
+        const double left = norm * norm * (1 + 4e-9) - f * held * held;
+        return std::min(norm, std::sqrt(std::max(0.0, left)) * MORE);
+    };
+    const auto along = [&](const float* of, int64_t w, int64_t begin, int64_t end, double each) {
+        double square = 0;
+        for (int64_t i = begin; i < end; ++i) square += double(of[i * count + w]) * of[i * count + w];
+        return std::sqrt(square) * MORE + std::sqrt(double(end - begin)) * each;
+    };
+
+    const auto code = [&](const Level& level, Coded& coded, bool tiled) {
+        std::vector<int32_t> integers(count * level.width, 0);
+        std::vector<double> weight(level.norms), totals(count), product(level.coordinates);
+        double steps = 0;
+        for (int64_t i = 0; i < level.coordinates; ++i) steps += level.step[i];
+        for (int64_t w = 0; w < count; ++w) {
+            double largest = 0, total = 0, bound = 0;
+            for (int64_t i = 0; i < level.coordinates; ++i) {
+                product[i] = f * y[i * count + w] * level.step[i];
+                largest = std::max(largest, std::abs(product[i]));
+                total += std::abs(product[i]);
+            }
+            const double coordinates = largest;
+            for (int64_t j = 0; j + 1 < level.norms; ++j) {
+                const bool rest = j + 2 == level.norms;
+                weight[j] = rest ? beyond(w, axes) : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]);
+                bound += weight[j] * level.norm_typical[j];
+                largest = std::max(largest, weight[j] * level.norm_step[j]);
+                total += weight[j] * level.norm_step[j];
+            }
+            const int64_t last = level.norms - 1;
+            const double spread = std::sqrt(double(level.coordinates) / 12);
+            double scale = COARSE * bound / std::max(spread * level.norm_typical[last], DBL_MIN);
+            scale = std::min(scale, coordinates / 127);
+            scale = std::max(scale, least_scale(largest, total, level.width + level.coordinates));
+            if (!(scale > 0)) scale = 1;
+            int32_t* mine = &integers[w * level.width];
+            double lost = 0, offset = 0, used = 0;
+            for (int64_t i = 0; i < level.coordinates; ++i) {
+                const int32_t integer = nearest(product[i] / scale);
+                mine[level.norms + i] = integer;
+                const double rounded = product[i] - scale * integer;
+                lost += rounded * rounded;
+                offset -= 128.0 * integer;
+                used += std::abs(integer);
+            }
+            weight[last] = std::sqrt(lost) * MORE;
+            for (int64_t j = 0; j < level.norms; ++j) {
+                mine[j] = nearest(std::ceil(weight[j] * level.norm_step[j] / scale * MORE));
+                used += mine[j];
+            }
+            // q.mean and the products with steps in float64, B'q in float32, and (2)
+            const double middle = plan_.kernels->dot(&query.vectors[w * query.padded], plan_.mean, dim);
+            const double slack = 127 * off[w] * steps * MORE + 4 * double(dim + level.width) * UNIT64 *
+                                                                   (query.norm[w] * mean_norm + 255 * scale * used);
+            coded.scale.push_back(scale);
+            const double pooled = double(std::max(count, longest_));
+            const double more = rounding(query.norm[w] * largest_, dim, pooled, plan_.temperature);
+            coded.offset.push_back(scale * offset + middle + slack + more);
+            totals[w] = used;
+        }
+        coded.packed = pack(integers, count, level.width, tiled);
+        coded.finish_float(totals);
+    };
+    // for the int8 codes of all coordinates
+    const int64_t stride = parts_.empty() ? 0 : parts_[0].stride;
+    std::vector<int32_t> integers(count * stride, 0);
+    std::vector<float> lost(count * query.padded, 0);
+    std::vector<double> totals(count);
+    const auto code_all = [&](int64_t w) {
+        const float* mine = &query.vectors[w * query.padded];
+        double largest = 0, total = 0;
+        for (int64_t i = 0; i < dim; ++i) {
+            largest = std::max(largest, double(std::abs(mine[i])));
+            total += std::abs(mine[i]);
+        }
+        double scale = std::max(largest / (plan_.digits == 1 ? 127 : LARGEST), least_scale(largest, total, stride));
+        if (!(scale > 0)) scale = 1;
+        double offset = 0, square = 0;
+        for (int64_t i = 0; i < dim; ++i) {
+            const int32_t integer = nearest(mine[i] / scale);
+            const double rounded = mine[i] - scale * integer;
+            integers[w * stride + i] = integer;
+            lost[w * query.padded + i] = static_cast<float>(rounded);
+            offset -= 128.0 * integer;
+            square += rounded * rounded;
+            totals[w] += std::abs(integer);
+        }
+        query.lost.push_back(std::sqrt(square) * MORE);
+        query.codes.scale.push_back(scale);
+        query.codes.offset.push_back(scale * offset);
+    };
+
+    const std::function<void(int64_t)> half = [&](int64_t which) {
+        if (which == 0) {
+            if (axes)
+                plan_.kernels->products(plan_.basis, axes, dim, query.vectors.data(), count, query.padded, y.data());
+            if (plan_.first.coordinates) code(plan_.first, query.first, false);
+            if (plan_.second.coordinates) code(plan_.second, query.second, true);
+        } else {
+            for (int64_t w = 0; w < count; ++w) code_all(w);
+            query.codes.packed = pack(integers, count, stride, true);
+            query.codes.finish_float(totals);
+        }
+    };
+    if (threads)
+        threads->run(2, half);
+    else
+        half(0), half(1);
+    query.blocks = plan_.edges.empty() ? 0 : static_cast<int64_t>(plan_.edges.size()) - 1;
+    for (int64_t w = 0; w < count && query.blocks; ++w) {
+        query.rest.push_back(beyond(w, plan_.edges.back()));
+        for (int64_t j = 0; j < query.blocks; ++j)
+            query.along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], off[w]));
+    }
+    if (query.blocks && plan_.digits == 1) {
+        plan_.kernels->products(plan_.basis, axes, dim, lost.data(), count, query.padded, y.data());
+        for (int64_t w = 0; w < count; ++w) {
+            const double error = query.lost[w];  // `lost` was rounded to float32 as well
+            const double each = (relative + 2 * UNIT32) * size * error * MORE + dim * FLT_MIN * (1 + error + size);
+            for (int64_t j = 0; j < query.blocks; ++j)
+                query.lost_along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], each));
+        }
+    }
+}
+
+}  // namespace chan

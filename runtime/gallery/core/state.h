@@ -1,0 +1,86 @@
+// What a search knows while it runs: of a query, and of the rows that may be among its best.
+
+#pragma once
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "pooling.h"
+#include "search.h"
+
+namespace chan {
+
+// Integers of some vectors, [vectors][width], as digits, and the program that multiplies them.
+struct Packed {
+    std::vector<Step> program;
+    std::vector<int8_t> digits;
+};
+
+// A query at one level: word w's similarity is at most scale[w] * sum + offset[w] (at the int8 level: about that, times
+// the row's scale).
+struct Coded {
+    Packed packed;
+    std::vector<double> scale, offset;
+    std::vector<float> scale32, offset32;  // for kernels that take the maximum over words; the offset is rounded up
+    std::vector<double> loss;              // what these lose at most
+
+    void finish_float(const std::vector<double>& total) {
+        const size_t words = scale.size(), places = (words + LANES - 1) / LANES * LANES;
+        for (size_t place = 0; place < places; ++place) {
+            const size_t w = std::min(place, words - 1);
+            const double lost = 8 * UNIT32 * (scale[w] * total[w] * 255 + std::abs(offset[w])) + FLT_MIN;
+            if (place == w) loss.push_back(lost);
+            scale32.push_back(static_cast<float>(scale[w]));
+            offset32.push_back(static_cast<float>(offset[w] + lost));
+        }
+    }
+};
+
+struct Search::Query {
+    int64_t count = 0, padded = 0;
+    std::vector<float> vectors;  // [count][padded], zero from dim on
+    std::vector<double> norm;    // no less than ||q||
+    double largest = 0;
+    Coded first, second, codes;
+    int64_t blocks = 0;                          // E: of axes at the int8 level
+    std::vector<double> along, rest;             // ||B_j'q|| [count][E], R(q), of the leading axes
+    std::vector<double> lost_along, lost;        // ||B_j'dq||, ||dq||
+};
+
+// What a thread knows of a row while it narrows the row's bounds.
+struct Search::Work {
+    const Part* part = nullptr;
+    int64_t row = 0;               // in its part
+    bool levels = false;           // whether `second` bounds the row's similarities
+    std::vector<int32_t> second;   // sums of the second level, [vectors][places]
+    std::vector<int32_t> codes;    // sums of the int8 codes of the vectors in `listed`, [listed][places]
+    std::vector<int32_t> highest;  // of each word's sums
+    std::vector<int32_t> listed;   // vectors
+    std::vector<char> chosen;      // [vectors], whether it is in `listed`
+    std::vector<const uint8_t*> pointers;
+    std::vector<std::pair<float, int32_t>> others;  // vectors that can raise `high`, and how much that would matter
+    std::vector<float> best, weight, below, above, matter;
+    std::vector<double> values, low, high, change;
+
+    int64_t vectors() const { return part->starts[row + 1] - part->starts[row]; }
+    const uint8_t* codes_of(int64_t vector) const { return part->codes + (part->starts[row] + vector) * part->stride; }
+    void take(int64_t vector) {
+        chosen[vector] = 1;
+        listed.push_back(static_cast<int32_t>(vector));
+    }
+};
+
+// A row that may be among the best.
+struct Search::Pending {
+    int64_t row = 0;
+    double needed = -INFINITE;                   // what its upper bound must reach
+    double lower = -INFINITE, upper = INFINITE;  // by its codes
+    double low = -INFINITE, high = INFINITE;     // by its fine copy in float32
+    std::vector<int32_t> held;                   // its vectors that can hold a maximum
+    std::vector<float> similarities;             // of these with the query's, [held][words]; empty until it is scored
+};
+
+}  // namespace chan
