@@ -13,6 +13,7 @@ import pytest
 
 from chan_rt.runtime.errors import BackendError
 from chan_rt.runtime.matcher import Matcher
+from chan_rt.runtime.regions import Regions
 
 ROWS = np.ones((2, 3, 12), np.float32)
 
@@ -29,6 +30,7 @@ def test_every_use_after_close_says_that_the_matcher_is_closed(small: Any) -> No
     matcher.close()
     uses: dict[str, Callable[[], object]] = {
         "encode_images": lambda: matcher.encode_images(ROWS),
+        "encode_regions": lambda: matcher.encode_regions(Regions(ROWS, np.full(2, 3, np.int32), None)),
         "encode_texts": lambda: matcher.encode_texts(["a red apple"]),
         "score": lambda: matcher.score(images, texts),
         "align": lambda: matcher.align(images, texts),
@@ -39,7 +41,8 @@ def test_every_use_after_close_says_that_the_matcher_is_closed(small: Any) -> No
             use()
     assert matcher.unknown_words("a red apple") == []
     public = {name for name, _ in inspect.getmembers(Matcher, inspect.isfunction) if not name.startswith("_")}
-    needs_a_backbone, needs_no_graph = {"encode_pictures"}, {"close", "unknown_words"}
+    assert matcher.directions("captions") is None
+    needs_a_backbone, needs_no_graph = {"encode_pictures"}, {"close", "directions", "unknown_words"}
     assert public == uses.keys() | needs_a_backbone | needs_no_graph
 
 

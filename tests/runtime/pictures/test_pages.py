@@ -170,7 +170,7 @@ def test_a_hit_opens_large_with_its_shares(open_page: Open, make_result: Make, w
     assert dialog.locator("h2").inner_text() == "4. 3.png"
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("3.png, rank 4")
+    page.wait_for_function("document.activeElement.getAttribute('aria-label')?.startsWith('3.png, rank 4')")
 
 
 def test_the_badge_explains_itself(open_page: Open, make_result: Make, write_hits: Make) -> None:
