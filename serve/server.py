@@ -19,13 +19,17 @@ from .state import State
 _log = logging.getLogger(__name__)
 
 
-def run_worker(settings: Settings, listener: socket.socket, supervisor: int | None = None) -> None:
+def run_worker(
+    settings: Settings, listener: socket.socket, supervisor: int | None = None, listens_first: bool = True
+) -> None:
     """Serve at a socket until SIGTERM or Ctrl-C.
 
     Args:
         settings: of the server.
         listener: the socket.
         supervisor: process whose end is a reason to end, too.
+        listens_first: answer while the galleries are opened, 503 to most. A worker beside others opens them first, so
+            that it gets no requests that the others could answer.
 
     Raises:
         ChanError: a gallery cannot be opened.
@@ -42,7 +46,7 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: int | No
             timeout_graceful_shutdown=settings.grace,
             **protocol_options(settings.limits),
         )
-        server = Server(config, state, supervisor)
+        server = Server(config, state, supervisor, listens_first)
         server.run([listener])
         if server.failure is not None:
             raise server.failure
@@ -57,18 +61,23 @@ class Server(uvicorn.Server):
         failure: why the galleries could not be opened.
     """
 
-    def __init__(self, config: uvicorn.Config, state: State, supervisor: int | None) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, supervisor: int | None, listens_first: bool) -> None:
         super().__init__(config)
         self.failure: BaseException | None = None
+        self._listens_first = listens_first
         self._state = state
         self._supervisor = supervisor
         self._drain_until = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and open the galleries beside it."""
-        await super().startup(sockets)
+        """Listen, and open the galleries beside it or before."""
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, self._state.galleries.reopen).add_done_callback(self._opened)
+        opening = loop.run_in_executor(None, self._state.galleries.reopen)
+        opening.add_done_callback(self._opened)
+        if not self._listens_first:
+            await asyncio.wait([opening])
+        if not self.should_exit:
+            await super().startup(sockets)
         loop.add_signal_handler(signal.SIGHUP, self._reopen)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -54,8 +54,8 @@ class Supervisor:
             os.environ[SHARED] = shared
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
-                for _ in range(self._settings.workers):
-                    self._start()
+                for number in range(self._settings.workers):
+                    self._start(listens_first=number == 0)
                 while self._started:
                     self._wait(Path(shared))
             finally:
@@ -112,9 +112,9 @@ class Supervisor:
             self._replaced = True
             if lived < _PAUSE:
                 time.sleep(_PAUSE - lived)
-            self._start()
+            self._start(listens_first=False)
 
-    def _start(self) -> None:
+    def _start(self, listens_first: bool) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -127,7 +127,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             from .server import run_worker
 
-            run_worker(self._settings, self._listener, supervisor=os.getppid())
+            run_worker(self._settings, self._listener, os.getppid(), listens_first)
             status = 0
         except ChanError as error:
             _log.error("%s", error)
