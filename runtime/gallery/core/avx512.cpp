@@ -170,7 +170,7 @@ void block_over_query(const uint8_t* codes, int64_t vectors, int64_t width, cons
     });
 }
 
-constexpr int ROW_VECTORS = 10;      // of a row at a time
+constexpr int ROW_VECTORS = 10;         // of a row at a time, as far as pointers to them fit into registers
 constexpr int64_t ROW_AHEAD = 3 << 10;  // bytes of all of them from what is multiplied to what is fetched
 
 // The sums of VECTORS vectors of a row with one tile of words. The VECTORS pointers after `codes` are to those that are
