@@ -16,6 +16,8 @@ let pictures = []; // the pictures that were dropped, chosen or pasted here; the
 let shown = { search: "", whole: null, answer: null }; // what the page shows now
 let running = null; // what ends the request that is under way
 let key = sessionStorage.getItem("chan-key") ?? "";
+let begin = null;
+const begun = new Promise((resolve) => { begin = resolve; }); // kept once the server has named its galleries
 
 // -- the server
 
@@ -413,10 +415,13 @@ function fillForm(state, gallery, picture) {
   find("filters-button").textContent = state.where.length ? `Filters (${state.where.length})` : "Filters";
 }
 
-function submit(changes = {}) {
+// What is asked before the server has named its galleries waits for that.
+async function submit(changes = {}) {
   scrollTo(0, 0);
+  const q = find("caption").value.trim();
+  await begun;
   return go({
-    gallery: find("gallery").value, q: find("caption").value.trim(), k: Number(find("k").value) || 20,
+    gallery: find("gallery").value, q, k: Number(find("k").value) || 20,
     where: readConditions(), off: [], open: "", vs: "", ...changes });
 }
 
@@ -481,10 +486,11 @@ function listen() {
     over(-depth);
     if (event.dataTransfer.files.length) usePicture(event.dataTransfer.files[0]);
   });
-  addEventListener("popstate", render);
 }
 
 async function start() {
+  find("caption").value = new URLSearchParams(location.search).get("q") ?? "";
+  listen();
   try {
     ({ galleries, limits } = await (await request("/v1/galleries")).json());
   } catch (error) {
@@ -506,12 +512,14 @@ async function start() {
       else go({ open: "", vs: "" }, { replace: true });
     },
   });
-  listen();
+  addEventListener("popstate", render);
   const top = document.querySelector(".top");
   const { style } = document.documentElement;
   new ResizeObserver(() => style.setProperty("--top", `${top.offsetHeight - 1}px`)).observe(top);
   if (!location.search) find("caption").focus();
-  await render();
+  const first = render();
+  begin();
+  await first;
 }
 
 start();

@@ -218,7 +218,7 @@ def test_a_hit_opens_and_two_captions_are_compared(
     page.wait_for_selector(f"dialog[open] h2:has-text('2. {found[1]}')")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog[open]", state="detached")
-    assert "open" not in state(page)
+    page.wait_for_url(lambda url: "open=" not in url)
     page.wait_for_selector(f".open-hit[title='{found[1]}']:focus")
     page.go_forward()
     page.wait_for_selector("dialog[open]")
@@ -333,6 +333,23 @@ def test_a_picture_of_ones_own_is_explained(open_page: Open, site: str, photos: 
     assert len(ids(page)) == PHOTOS
     page.go_back()
     page.wait_for_selector("#explained .shares")
+
+
+def test_what_is_asked_before_the_page_is_ready_is_done(open_page: Open, site: str, photos: list[Path]) -> None:
+    page = open_page(site)
+    found = find(page)
+    held = []
+    page.route("**/v1/galleries", lambda route: held.append(route))
+    page.goto(site)
+    page.fill("#caption", CAPTION)
+    page.keyboard.press("Enter")
+    held.pop().continue_()
+    assert ids(page) == found
+    page.goto(f"{site}/?q={quote(CAPTION)}")
+    drop(page, photos[4])
+    held.pop().continue_()
+    page.wait_for_selector("#explained .shares")
+    assert state(page)["q"] == CAPTION
 
 
 def test_ten_thousand_hits_stream_in_and_scroll(open_page: Open, site: str) -> None:
