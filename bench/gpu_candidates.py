@@ -23,7 +23,7 @@ from ..runtime.backends.table import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
 from ..runtime.gallery.cuda import GpuEstimator, ResidentScan
-from ..runtime.gallery.cuda.kernels import ScanPrecision, architecture, find_kernels
+from ..runtime.gallery.cuda.kernels import ScanPrecision, find_kernels
 from ..runtime.gallery.cuda.scan import KernelScan
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
@@ -31,6 +31,7 @@ from ..runtime.gallery.kernels.pool import Pool
 from ..runtime.gallery.proof.gallery_rows import GalleryRows
 from ..runtime.gallery.proof.rows import ArrayPart
 from ..runtime.gallery.rank import Ranker
+from ..runtime.gpu import architecture
 from .engine_scan import EngineScan
 from .resident_engine import build_resident_engine
 

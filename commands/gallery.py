@@ -192,7 +192,6 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
     from ..runtime.errors import InputError
     from ..runtime.gallery import Gallery
     from ..runtime.gallery.cuda import check_settings
-    from ..runtime.gallery.cuda.kernels import architecture
     from ..runtime.gpu import examine_gpu
 
     with Gallery.open(gallery) as opened:
@@ -202,7 +201,7 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
         found = examine_gpu()
         if found.problem is not None:
             raise InputError(f"gpu must be one of {', '.join(GPUS)}: this machine has none to go by ({found.problem})")
-        gpus = (architecture(found.gpus[0].capability),)
+        gpus = (found.gpus[0].architecture,)
     for precision in precisions:
         for gpu in gpus:
             record, cached = build_kernels(gallery, settings.dim, settings.alignment.pooling, precision, gpu)

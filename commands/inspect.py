@@ -64,7 +64,7 @@ def _show_bundle(found: Mapping[str, Any]) -> None:
 
 def _show_engine(found: Mapping[str, Any]) -> None:
     echo(f"graph      {found['graph']} {found['precision']}")
-    echo(f"built by   {found['flavor']} {found['version']} for {found['gpu']}, {found['os']}")
+    echo(f"built by   {found['flavor']} {found['version']} for {', '.join(found['gpus'])}, {found['os']}")
     echo(f"key        {found['key']}")
     echo(f"size       {_mib(found['engine_bytes'])} MiB, built in {found['build_seconds']:.1f} s")
     memory = found["memory"]

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..runtime.backends.rtx_gpus import gpus_in_header
 from .engine_layers import from_build_log, from_inspector, memory_from_build_log
 
 
@@ -64,14 +65,21 @@ def build(folder: Path, request: dict[str, Any], phases: TextIO) -> dict[str, An
         config["exclude_lean_runtime"] = options["version_compatible"]  # engines must not carry host code
         if options["hardware_compatible"]:
             config["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    settings = CreateConfig(**config)(builder, network)
+    # TensorFloat-32 keeps 10 bits of a float32's 23. TensorRT-RTX has it on by default, and polygraphy leaves it so.
+    settings.clear_flag(trt.BuilderFlag.TF32)
+    if rtx:
+        _choose_gpus(trt, settings, request["gpus"])
+    if settings.get_flag(trt.BuilderFlag.TF32) is not request["options"]["tf32"]:
+        raise RuntimeError("the builder did not turn TF32 off")
     started = time.perf_counter()
     blob = poly.engine_bytes_from_network(
-        (builder, network, parser),
-        config=CreateConfig(**config),
-        save_timing_cache=None if rtx else request["timing_cache"],
+        (builder, network, parser), config=settings, save_timing_cache=None if rtx else request["timing_cache"]
     )
     seconds = time.perf_counter() - started
     data = bytes(blob)
+    if rtx and (found := gpus_in_header(data, trt)) not in (None, tuple(request["gpus"])):
+        raise RuntimeError(f"the engine was to run on {request['gpus']}, its header says {found}")
     (folder / "engine").write_bytes(data)
     text = log.read_text(errors="replace")
     layers = _inspect(trt, data) if request["inspect"] else from_build_log(text)
@@ -84,6 +92,14 @@ def build(folder: Path, request: dict[str, Any], phases: TextIO) -> dict[str, An
         "layers": layers,
         "memory": memory_from_build_log(text),
     }
+
+
+def _choose_gpus(trt: Any, settings: Any, gpus: list[str]) -> None:
+    """Let the engine run on these architectures; left alone, the library adds some that it does not name."""
+    settings.num_compute_capabilities = len(gpus)
+    for index, gpu in enumerate(gpus):
+        if not settings.set_compute_capability(trt.ComputeCapability(int(gpu.removeprefix("sm_"))), index):
+            raise RuntimeError(f"the builder does not take {gpu}")
 
 
 def _monitor(trt: Any, phases: TextIO) -> Any:

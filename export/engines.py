@@ -9,6 +9,7 @@ engine apart. The operating system releases it when its holder is killed, and th
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -26,9 +27,10 @@ from filelock import FileLock
 
 from ..runtime.backends.engine_staleness import why_unusable
 from ..runtime.backends.probe import examine_backend
+from ..runtime.backends.rtx_gpus import portable_gpus
 from ..runtime.backends.sidecar import (
+    AMPERE_PLUS,
     ENGINES,
-    PORTABLE_GPU,
     Engine,
     EngineRecord,
     Profile,
@@ -46,6 +48,19 @@ from .profiles import choose_profiles, default_profiles, parse_profile
 
 _log = logging.getLogger(__name__)
 _TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
+
+
+# What polygraphy has no option for, as it calls it after its own settings.
+_RTX_SETTINGS = """\
+import tensorrt_rtx as trt
+
+def postprocess_config(builder, network, config):
+    config.clear_flag(trt.BuilderFlag.TF32)
+    gpus = {gpus}
+    config.num_compute_capabilities = len(gpus)
+    for index, number in enumerate(gpus):
+        config.set_compute_capability(trt.ComputeCapability(number), index)
+"""
 
 
 @dataclass(frozen=True)
@@ -80,11 +95,11 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class Target:
-    """What engines are built for: the flavor with its full version, the GPU they will run on, the operating system."""
+    """What engines are built for: the flavor with its full version, the GPUs (as of `EngineRecord`), the system."""
 
     flavor: Flavor
     version: str
-    gpu: str
+    gpus: tuple[str, ...]
     os: str
 
 
@@ -94,7 +109,7 @@ def find_target(flavor: str, options: BuildOptions = BuildOptions()) -> Target:
     rtx = flavor == "tensorrt_rtx"
     if rtx and options != BuildOptions():
         raise InputError(
-            "tensorrt_rtx engines already run on every GPU from Ampere on, and never under another version: "
+            "tensorrt_rtx engines already run on every GPU that the library knows, and never under another version: "
             "version_compatible and hardware_compatible are options of tensorrt"
         )
     gpu = examine_gpu()
@@ -103,10 +118,11 @@ def find_target(flavor: str, options: BuildOptions = BuildOptions()) -> Target:
         others = [name for name in FLAVORS if name != flavor and examine_backend(name, gpu).builds]
         instead = f"; --backend {others[0]} builds here" if others else ""
         raise EngineError(f"{flavor} cannot build here: {report.problem}; {report.remedy}{instead}")
-    if rtx or options.hardware_compatible:
-        return Target(chosen, report.version, PORTABLE_GPU, host_os())
-    major, minor = gpu.gpus[0].capability
-    return Target(chosen, report.version, f"sm_{major}{minor}", host_os())
+    if rtx:
+        gpus = portable_gpus(importlib.import_module(flavor))
+    else:
+        gpus = (AMPERE_PLUS,) if options.hardware_compatible else (gpu.gpus[0].architecture,)
+    return Target(chosen, report.version, gpus, host_os())
 
 
 def plan(
@@ -216,7 +232,8 @@ def build_engine(
     onnx = verified(bundle, spec.file, spec.sha256)
     profiles = default_profiles(spec) if profiles is None else profiles
     shapes = [{name: asdict(shape) for name, shape in profile.items()} for profile in profiles]
-    identity = {"onnx": spec.sha256, "profiles": shapes, "options": asdict(options), **asdict(target)}
+    decided = asdict(options) | {"tf32": False}
+    identity = {"onnx": spec.sha256, "profiles": shapes, "options": decided, **asdict(target)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     folder = Path(bundle).resolve() / ENGINES
     folder.mkdir(exist_ok=True)
@@ -243,8 +260,9 @@ def build_engine(
                 "flavor": target.flavor,
                 "onnx": str(onnx),
                 "profiles": shapes,
-                "options": asdict(options),
-                "timing_cache": str(folder / f"timing.{target.version}.{target.gpu}.cache"),
+                "options": decided,
+                "gpus": list(target.gpus),
+                "timing_cache": str(folder / f"timing.{target.version}.{'-'.join(target.gpus)}.cache"),
                 # TensorRT built it on its GPU, so it can be loaded and inspected there.
                 "inspect": target.flavor == "tensorrt",
             }
@@ -260,7 +278,7 @@ def build_engine(
                 engine_sha256=sha256_file(built),
                 engine_bytes=built.stat().st_size,
                 profiles=tuple(profiles),
-                options=asdict(options),
+                options=decided,
                 layers=report["layers"],
                 memory=report["memory"],
                 build_seconds=round(report["seconds"], 3),
@@ -274,8 +292,9 @@ def build_engine(
 
 
 def reproduce(request: Mapping[str, Any]) -> str:
-    """A shell script that builds the same engine with polygraphy alone."""
+    """A shell script that builds the same engine with polygraphy alone, TF32 off."""
     command = ["polygraphy", "convert", request["onnx"], "--convert-to", "trt", "--strongly-typed", "-o", "engine"]
+    rtx = request["flavor"] == "tensorrt_rtx"
     for profile in request["profiles"]:
         for bound in ("min", "opt", "max"):
             shapes = [f"{name}:[{','.join(map(str, shape[bound]))}]" for name, shape in profile.items()]
@@ -284,8 +303,13 @@ def reproduce(request: Mapping[str, Any]) -> str:
         command += ["--version-compatible", "--exclude-lean-runtime"]
     if request["options"]["hardware_compatible"]:
         command += ["--hardware-compatibility-level", "ampere_plus"]
-    environment = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if request["flavor"] == "tensorrt_rtx" else ""
-    return f"#!/bin/sh\n{environment}{shlex.join(command)} --verbose\n"
+    if not rtx:  # polygraphy clears TF32 for TensorRT
+        return f"#!/bin/sh\n{shlex.join(command)} --verbose\n"
+    numbers = [int(gpu.removeprefix("sm_")) for gpu in request["gpus"]]
+    settings = _RTX_SETTINGS.format(gpus=numbers)
+    command += ["--trt-config-postprocess-script", "engine_settings.py"]
+    write = f"cat > engine_settings.py <<'END'\n{settings}END\n"
+    return f"#!/bin/sh\n{write}POLYGRAPHY_USE_TENSORRT_RTX=1 {shlex.join(command)} --verbose\n"
 
 
 def _build(
@@ -294,6 +318,7 @@ def _build(
     """Run the worker; its report, or EngineError with the script that reproduces the failure."""
     (work / "request.json").write_text(json.dumps(request))
     environment = os.environ | {"POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
+    environment.pop("NVIDIA_TF32_OVERRIDE", None)  # it would enter the engine's bytes, but not its name
     environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request["flavor"] == "tensorrt_rtx" else "0"
     with open(work / "stderr", "w+") as stderr:
         command = [sys.executable, "-m", "chan_rt.export.engine_worker", str(work)]

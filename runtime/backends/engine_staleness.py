@@ -7,7 +7,8 @@ from pathlib import Path
 from ..contract import Manifest, sha256_file
 from ..errors import EngineError
 from ..extras import install_command
-from .sidecar import PORTABLE_GPU, Engine, EngineRecord, host_os, installed_version, read_sidecars, stem
+from ..gpu import architecture, examine_gpu
+from .sidecar import AMPERE_PLUS, Engine, EngineRecord, host_os, installed_version, read_sidecars, stem
 from .table import BACKENDS
 
 
@@ -54,11 +55,11 @@ def why_unusable_here(engine: Engine, onnx_sha256: str | None, capability: tuple
 
 def why_foreign_to_gpu(record: EngineRecord, capability: tuple[int, int]) -> str | None:
     """Why an engine cannot run on a GPU of this compute capability, or None."""
-    major, minor = capability
-    if record.gpu == PORTABLE_GPU:
+    if record.gpus == (AMPERE_PLUS,):
+        major, minor = capability
         return None if capability >= (8, 0) else f"it needs compute capability 8.0 or newer, got {major}.{minor}"
-    here = f"sm_{major}{minor}"
-    return None if record.gpu == here else f"it is foreign: built for {record.gpu}, this GPU is {here}"
+    here = architecture(capability)
+    return None if here in record.gpus else f"it is foreign: built for {', '.join(record.gpus)}, this GPU is {here}"
 
 
 def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> Path:
@@ -84,8 +85,6 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> 
 
 def capability_here() -> tuple[int, int] | None:
     """Compute capability of the first GPU, which engines run on; None where there is none."""
-    from ..gpu import examine_gpu
-
     gpus = examine_gpu().gpus
     return gpus[0].capability if gpus else None
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ..errors import BackendError
 from ..extras import install_command
-from ..gpu import GpuReport
+from ..gpu import CUDA_12, NEWEST_CUDA, GpuReport, examine_gpu, remedy_of_driver, too_old_for
 from ..onnx_session import FATAL, import_onnxruntime, open_session
 from .onnxruntime import preload_cuda
 from .onnxruntime_rtx import devices
+from .rtx_gpus import portable_gpus
 from .sidecar import installed_version
 from .table import BACKENDS, BackendInfo
 
@@ -23,7 +24,8 @@ _IDENTITY = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
-_ANOTHER_MACHINE = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
+_ELSEWHERE = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
+_OTHER_GPU_BACKENDS = "use the backend tensorrt, or onnxruntime_cuda, which needs no engines"
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,30 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
     info = BACKENDS[name]
     if info.runs == "engine":
         return _examine_engines(name, info, gpu)
-    version, install = package_version(info.package), install_command(info.extra)
+    cuda = info.provider == "CUDAExecutionProvider"
+    version, install = package_version(info.package), install_command(gpu.extra if cuda else info.extra)
     if not info.gpu and version is None:  # onnxruntime for GPUs runs on the CPU, too
         version = package_version("onnxruntime-gpu")
     if version is None:
         return BackendReport(name, None, False, None, f"{info.package} is not installed", install)
     if info.gpu and gpu.problem is not None:
-        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", _ANOTHER_MACHINE)
+        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", gpu.remedy or _ELSEWHERE)
     problem = _plugin_problem() if info.provider is None else _provider_problem(info.provider)
     if problem is None:
         return BackendReport(name, version, True, None)
-    if info.provider == "CUDAExecutionProvider":  # the packages for CPU and GPU are one module
-        install = f"pip uninstall onnxruntime && {install}"
+    if cuda:  # the packages for CPU and GPU are one module
+        packages = [each for each in ("onnxruntime", info.package) if package_version(each) is not None]
+        install = f"pip uninstall {' '.join(packages)} && {install}"
+    elif gpu.cuda_major == CUDA_12:
+        install = f"pip install {info.package}-cu12"
     return BackendReport(name, version, False, None, problem, install)
+
+
+def check_gpu(name: str) -> None:
+    """BackendError where the GPU of this machine is not one that the backend runs on: no engine would help there."""
+    gpu = examine_gpu()
+    if gpu.gpus and not (report := examine_backend(name, gpu)).runs:
+        raise BackendError(f"{name} cannot run here: {report.problem}; {report.remedy}")
 
 
 def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendReport:
@@ -80,13 +93,20 @@ def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendRep
     has_polygraphy = package_version("polygraphy") is not None
     builds = has_polygraphy and (name == "tensorrt_rtx" or gpu.problem is None)
     if gpu.problem is not None:
-        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", _ANOTHER_MACHINE)
+        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", gpu.remedy or _ELSEWHERE)
     if importlib.util.find_spec("cuda") is None:
         return BackendReport(name, version, False, builds, "cuda-python is not installed", install)
     used = gpu.gpus[0]
-    if name == "tensorrt_rtx" and used.capability < (8, 0):
-        problem = f"{used.name} is older than Ampere (compute capability 8.0), which portable engines need"
-        return BackendReport(name, version, False, builds, problem, "use the backend tensorrt or onnxruntime")
+    newest = f"{info.package}-cu{NEWEST_CUDA}"
+    if package_version(newest) is not None and (problem := too_old_for(gpu, newest, NEWEST_CUDA)) is not None:
+        install = f"pip uninstall {info.package} {newest} && pip install {info.package}-cu{CUDA_12}"
+        return BackendReport(name, version, False, builds, problem, remedy_of_driver(gpu, install))
+    if name == "tensorrt_rtx" and used.architecture not in (known := portable_gpus(library)):
+        major, minor = used.capability
+        problem = (
+            f"{used.name} has compute capability {major}.{minor}, engines of {name} {version} run on {', '.join(known)}"
+        )
+        return BackendReport(name, version, False, builds, problem, _OTHER_GPU_BACKENDS)
     return BackendReport(name, version, True, builds, None if builds else "polygraphy is not installed", None)
 
 

@@ -18,11 +18,11 @@ from ..errors import EngineError, InputError, reason_of
 from ..strict_json import MAX_INTEGER, decode, parse_json, read_json, show
 from .table import Flavor
 
-SIDECAR_SCHEMA = 1
+SIDECAR_SCHEMA = 2
 ENGINES = "engines"
 
-# TensorRT-RTX compiles for the GPU when the engine is loaded, so one build serves every GPU from Ampere on.
-PORTABLE_GPU = "ampere+"
+# What TensorRT calls its hardware-compatible engines.
+AMPERE_PLUS = "ampere+"
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ class EngineRecord:
         key: sha256 over canonical JSON of everything that decides the engine's bytes.
         graph, precision: which graph of the bundle.
         flavor, version: the library that built it, with its full version.
-        gpu: `sm_90` and the like, or `ampere+` where one engine serves all from Ampere on.
+        gpus: the architectures that it runs on, `sm_90` and the like; `ampere+` alone for an engine of TensorRT that
+            runs on every GPU from Ampere on.
         os: `linux-x86_64` and the like.
         onnx_sha256: of the ONNX file, weights included.
         engine_sha256, engine_bytes: of the engine file.
         profiles: in the engine's order.
-        options: of the builder.
+        options: of the builder; `tf32` is always False.
         layers: as read back from the engine.
         memory: empty where the builder did not report it.
         build_seconds: wall time of the build.
@@ -101,7 +102,7 @@ class EngineRecord:
     precision: str
     flavor: Flavor
     version: str
-    gpu: str
+    gpus: tuple[str, ...]
     os: str
     onnx_sha256: str
     engine_sha256: str

@@ -27,6 +27,7 @@ from chan_rt.runtime.backends import open_backend, open_graph
 from chan_rt.runtime.backends.device import CudaDevice
 from chan_rt.runtime.backends.engine_staleness import find_engine
 from chan_rt.runtime.backends.lane import shape_of
+from chan_rt.runtime.backends.rtx_gpus import gpus_in_header
 from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange
 from chan_rt.runtime.backends.table import FLAVORS
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
@@ -152,7 +153,8 @@ def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle:
                 assert set(record.layers["matrix"]) == {"Half" if precision == "fp16" else "Float"}
             assert record.memory["weight_bytes"] > 0 or graph == "hard_alignment"
             assert len(record.memory["activation_bytes"]) == len(record.profiles)
-            assert record.gpu == "ampere+"
+            assert record.gpus == ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+            assert record.options["tf32"] is False
     second = CliRunner().invoke(cli.main, ["build", str(bundle)])
     assert second.exit_code == 0, second.output
     assert second.stdout.count("cached") == 4
@@ -300,7 +302,7 @@ def test_of_engines_for_several_gpus_the_one_for_this_gpu_is_found(
     built = build()
     record = EngineRecord.from_file(built.path.with_suffix(".json"))
     for number, gpu in enumerate(("sm_80", "sm_90")):
-        made = replace(record, key=str(number) * 64, flavor="tensorrt", gpu=gpu)
+        made = replace(record, key=str(number) * 64, flavor="tensorrt", gpus=(gpu,))
         path = built.path.with_name(f"{made.stem}.engine")
         shutil.copy(built.path, path)
         path.with_suffix(".json").write_text(made.to_json())
@@ -308,12 +310,12 @@ def test_of_engines_for_several_gpus_the_one_for_this_gpu_is_found(
 
     def on(capability: tuple[int, int]) -> str:
         gpus = (Gpu("a GPU", capability, 1 << 30),)
-        monkeypatch.setattr("chan_rt.runtime.gpu.examine_gpu", lambda: GpuReport(gpus))
+        monkeypatch.setattr("chan_rt.runtime.backends.engine_staleness.examine_gpu", lambda: GpuReport(gpus))
         return EngineRecord.from_file(
             find_engine(bundle, "region_encoder", "fp16", "tensorrt").with_suffix(".json")
-        ).gpu
+        ).gpus
 
-    assert [on((8, 0)), on((9, 0))] == ["sm_80", "sm_90"]
+    assert [on((8, 0)), on((9, 0))] == [("sm_80",), ("sm_90",)]
     with pytest.raises(EngineError, match=r"built for sm_90, this GPU is sm_89.*built for sm_80, this GPU is sm_89"):
         on((8, 9))
 
@@ -339,6 +341,43 @@ def test_foreign_and_stale_engines_are_refused_with_the_reason(
     assert again.replaced is not None
 
 
+@pytest.mark.parametrize("listed", [(80,), (86,), (89,), (120,), (121,), (80, 89), (80, 86, 89, 120, 121)])
+def test_an_engines_header_names_the_gpus_it_was_built_for(listed: tuple[int, ...]) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network()
+    given = network.add_input("x", trt.float32, (4, 8))
+    added = network.add_elementwise(given, given, trt.ElementWiseOperation.SUM)
+    network.mark_output(added.get_output(0))
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(listed)
+    for index, number in enumerate(listed):
+        assert config.set_compute_capability(trt.ComputeCapability(number), index)
+    engine = bytes(builder.build_serialized_network(network, config))
+    assert gpus_in_header(engine, trt) == tuple(f"sm_{number}" for number in listed)
+    assert gpus_in_header(b"another" + engine, trt) is None
+
+
+def test_an_fp32_engine_has_tf32_off(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TF32 on the engine differs, whatever the caller's environment says."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    built = build_engine(bundle, "region_encoder", "fp32", find_target("tensorrt_rtx"))
+    sizes = [{n: {"min": s.min, "opt": s.opt, "max": s.max} for n, s in p.items()} for p in built.record.profiles]
+    request = {"flavor": "tensorrt_rtx", "onnx": str(bundle / "graphs/fp32/region_encoder.onnx"), "profiles": sizes}
+    script = bundle / "again.sh"
+    text = engines.reproduce(request | {"options": built.record.options, "gpus": built.record.gpus})
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    del environment["NVIDIA_TF32_OVERRIDE"]
+
+    def engine_by(text: str) -> bytes:
+        script.write_text(text)
+        subprocess.run(["sh", script], check=True, env=environment, cwd=bundle, capture_output=True)
+        return (bundle / "engine").read_bytes()
+
+    assert engine_by(text) == built.path.read_bytes()
+    assert engine_by(text.replace("clear_flag", "set_flag")) != built.path.read_bytes()
+
+
 def test_whatever_changes_an_engine_changes_its_key(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
     target = find_target("tensorrt_rtx")
     first = build().record.key
@@ -350,7 +389,7 @@ def test_whatever_changes_an_engine_changes_its_key(bundle: Path, build: Callabl
     time.sleep(0.01)
     assert build().cached  # asking for the first again makes it the newest
     assert find_engine(bundle, "region_encoder", "fp16", "tensorrt_rtx").name.endswith(f"{first[:16]}.engine")
-    assert build_engine(bundle, "region_encoder", "fp16", replace(target, gpu="sm_90")).record.key != first
+    assert build_engine(bundle, "region_encoder", "fp16", replace(target, gpus=("sm_86",))).record.key != first
 
 
 def test_engine_is_the_same_bytes_when_built_again(build: Callable[..., engines.BuiltEngine]) -> None:
@@ -391,6 +430,7 @@ def test_the_reproducing_command_builds_what_is_sound(bundle: Path, build: Calla
             {n: {"min": s.min, "opt": s.opt, "max": s.max} for n, s in p.items()} for p in built.record.profiles
         ],
         "options": built.record.options,
+        "gpus": built.record.gpus,
     }
     script = bundle / "again.sh"
     script.write_text(engines.reproduce(request))

@@ -57,7 +57,7 @@ def sidecar(bundle: Path) -> dict[str, Any]:
         precision="fp32",
         flavor="tensorrt_rtx",
         version="1.7.1",
-        gpu="ampere+",
+        gpus=("sm_80",),
         os=host_os(),
         onnx_sha256=Manifest.load(bundle).graph("region_encoder", "fp32").sha256,
         engine_sha256="0" * 64,

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import tomllib
+from enum import IntEnum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -20,6 +21,10 @@ from chan_rt.runtime.gpu import Gpu, GpuReport
 NO_GPU = GpuReport(problem="no CUDA device")
 ADA = GpuReport((Gpu("Ada", (8, 9), 2**34),), "580.0", "13.0")
 TURING = GpuReport((Gpu("Turing", (7, 5), 2**33),), "580.0", "13.0")
+H100, B200, ORIN = (
+    GpuReport((Gpu(name, capability, 2**36),), "580.0", "13.0")
+    for name, capability in (("H100", (9, 0)), ("B200", (10, 0)), ("Orin", (8, 7)))
+)
 
 
 def test_onnxruntime_on_the_cpu_works_here_and_the_report_is_json() -> None:
@@ -79,6 +84,9 @@ def test_exit_status_is_one_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -
 def library(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
     module = ModuleType(name)
     module.__version__ = version  # type: ignore[attr-defined]
+    module.ComputeCapability = IntEnum(  # type: ignore[attr-defined]
+        "ComputeCapability", {"NONE": 0, "CURRENT": 1, "SM75": 75, "SM80": 80, "SM86": 86, "SM89": 89, "SM120": 120}
+    )
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(probe, "installed_version", lambda flavor: version if flavor == name else None)
 
@@ -91,7 +99,19 @@ def library(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
         ("tensorrt", ADA, True, True, None),
         ("tensorrt_rtx", ADA, True, True, None),
         ("tensorrt", TURING, True, True, None),
-        ("tensorrt_rtx", TURING, False, True, "older than Ampere"),
+        (
+            "tensorrt_rtx",
+            TURING,
+            False,
+            True,
+            "Turing has compute capability 7.5, engines of tensorrt_rtx",
+        ),
+        ("tensorrt_rtx", H100, False, True, "H100 has compute capability 9.0"),
+        ("tensorrt_rtx", B200, False, True, "B200 has compute capability 10.0"),
+        ("tensorrt_rtx", ORIN, False, True, "run on sm_80, sm_86, sm_89, sm_120"),
+        ("tensorrt", H100, True, True, None),
+        ("tensorrt", B200, True, True, None),
+        ("tensorrt", ORIN, True, True, None),
     ],
 )
 def test_flavors_differ_in_what_they_need(

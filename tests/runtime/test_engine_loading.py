@@ -20,7 +20,7 @@ RECORD = EngineRecord(
     precision="fp16",
     flavor="tensorrt_rtx",
     version="1.7.1",
-    gpu="ampere+",
+    gpus=("sm_80", "sm_89"),
     os=host_os(),
     onnx_sha256="a" * 64,
     engine_sha256="0" * 64,
@@ -117,8 +117,9 @@ def test_a_version_compatible_engine_of_another_version_asks_for_its_lean_runtim
 @pytest.mark.parametrize(
     ("record", "capability", "message"),
     [
-        (RECORD, (7, 5), "compute capability 8.0 or newer, got 7.5"),
-        (replace(RECORD, gpu="sm_90"), (8, 9), "built for sm_90, this GPU is sm_89"),
+        (RECORD, (9, 0), "built for sm_80, sm_89, this GPU is sm_90"),
+        (replace(RECORD, gpus=("ampere+",)), (7, 5), "compute capability 8.0 or newer, got 7.5"),
+        (replace(RECORD, gpus=("sm_90",)), (8, 9), "built for sm_90, this GPU is sm_89"),
         (replace(RECORD, flavor="tensorrt"), (8, 9), "it is an engine of tensorrt"),
     ],
 )

@@ -248,7 +248,7 @@ def make(tmp_path: Path) -> Callable[..., tuple[TensorRTBackend, FakeDevice, Fak
             precision="fp32",
             flavor=flavor,
             version="11.4.1",
-            gpu="sm_90",
+            gpus=("sm_90",),
             os=host_os(),
             onnx_sha256=more.pop("onnx_sha256", SPEC.sha256),
             engine_sha256="0" * 64,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ...errors import BackendError, ChanError, reason_of
+from ...gpu import architecture
 
 KERNELS = "kernels"
 SCHEMA = 1
@@ -110,11 +111,6 @@ class KernelRecord:
         if built != capability and not (built[0] == capability[0] == 8 and built < capability):
             return f"it is for {self.gpu}, this GPU is {architecture(capability)}"
         return None
-
-
-def architecture(capability: tuple[int, int]) -> str:
-    """`sm_90` for (9, 0)."""
-    return f"sm_{capability[0]}{capability[1]}"
 
 
 def find_kernels(

@@ -558,7 +558,7 @@ def test_the_command_refuses_a_gpu_that_is_not_there(gallery_path: Path, tmp_pat
 def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_settings, precision, pooling) -> None:
     pytest.importorskip("triton", reason="compiling the kernels needs triton")
     from chan_rt.export.kernels import build_kernels
-    from chan_rt.runtime.gallery.cuda.kernels import architecture
+    from chan_rt.runtime.gpu import architecture
 
     coding = AlignmentConfig("THA" if pooling == "Max" else "VHA", pooling)
     kind, dim = "captions" if pooling == "Max" else "images", 200
