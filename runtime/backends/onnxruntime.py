@@ -17,6 +17,7 @@ from ..extras import install_command
 from ..onnx_session import CPU, import_onnxruntime, open_session
 from .base import Array, Backend, Feeds, check_feeds
 from .branches import BranchedSession, find_branches
+from .tf32 import forbid_tf32
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -113,6 +114,7 @@ def preload_cuda(ort: Any) -> None:
 
     What does not load shows when the provider starts; the reasons that onnxruntime prints here are not for stdout.
     """
+    forbid_tf32()
     if hasattr(ort, "preload_dlls"):  # onnxruntime 1.21
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()

@@ -16,7 +16,7 @@ from .buckets import Sizes
 from .lane import shape_of
 from .onnxruntime import OnnxRuntimeBackend
 
-# TensorFloat-32 keeps 10 bits of a float32's 23: an fp32 graph would not be one.
+# Without this an fp32 graph would not be one; `tf32` has what it does not reach.
 _OPTIONS = {"use_tf32": "0"}
 # onnxruntime never gives a recorded graph back, so only this many choices of sizes get one, first come, first served.
 MAX_GRAPHS = 16

@@ -16,6 +16,7 @@ from ..extras import needs
 from ..onnx_session import open_session
 from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
+from .tf32 import forbid_tf32
 
 _registering = threading.Lock()
 _registered: set[str] = set()
@@ -52,6 +53,7 @@ def devices(ort: Any) -> list[Any]:
     name = package.get_ep_name()
     with _registering:
         if name not in _registered:
+            forbid_tf32()
             try:
                 ort.register_execution_provider_library(name, package.get_library_path())
             except Exception as error:  # onnxruntime's exceptions have no common base but Exception
