@@ -26,7 +26,9 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "hdf5": {"h5py": "h5py"},
     "parquet": {"pyarrow": "pyarrow"},
     "coco": {"eccv-caption": "eccv_caption"},
-    "gpu": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
+    "gpu": {},
+    "gpu-cu12": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
+    "gpu-cu13": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
     "tensorrt": {
         "tensorrt": "tensorrt",
         "polygraphy": "polygraphy",

@@ -32,7 +32,7 @@ class BackendInfo:
 BACKENDS: Mapping[str, BackendInfo] = {
     "tensorrt": BackendInfo("engine", True, "tensorrt", "tensorrt"),
     "tensorrt_rtx": BackendInfo("engine", True, "rtx", "tensorrt-rtx"),
-    "onnxruntime_cuda": BackendInfo("onnx", True, "gpu", "onnxruntime-gpu", "CUDAExecutionProvider"),
+    "onnxruntime_cuda": BackendInfo("onnx", True, "gpu-cu13", "onnxruntime-gpu", "CUDAExecutionProvider"),
     "onnxruntime_rtx": BackendInfo("onnx", True, "rtx-plugin", "onnxruntime-ep-nv-tensorrt-rtx"),
     "onnxruntime": BackendInfo("onnx", False, "cpu", "onnxruntime", "CPUExecutionProvider"),
 }
