@@ -29,12 +29,16 @@ def command(as_json: bool) -> None:
             echo(f"GPU      {one.name}, compute capability {major}.{minor}, {one.memory_bytes / 2**30:.0f} GiB")
         if gpu.problem:
             echo(f"GPU      none: {gpu.problem}")
+        if gpu.remedy:
+            echo(f"{'':<9}-> {gpu.remedy}")
         echo(f"\n{'backend':<18}{'version':<14}{'runs':<6}{'builds':<8}")
         for backend in report.backends:
             runs, builds = ({True: "yes", False: "no", None: "-"}[answer] for answer in (backend.runs, backend.builds))
             echo(f"{backend.name:<18}{backend.version or '-':<14}{runs:<6}{builds:<8}{backend.problem or ''}")
             if backend.remedy:
                 echo(f"{'':<46}-> {backend.remedy}")
+        if report.auto:
+            echo(f"\nauto takes {report.auto}, the first that runs; the lines above give the reason for each other one")
         echo("\ngallery scans, best first")
         for name, problem in report.scans.items():
             works = f"works, with {' or '.join(report.instructions)}" if name == "compiled" else "works"

@@ -42,13 +42,18 @@ class MachineReport:
     warnings: tuple[str, ...]
 
     @property
+    def auto(self) -> str | None:
+        """The backend that `auto` takes where the bundle has engines for each that runs; None where none runs."""
+        return next((backend.name for backend in self.backends if backend.runs), None)
+
+    @property
     def healthy(self) -> bool:
         """Whether at least one backend runs here."""
         return any(backend.runs for backend in self.backends)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {**asdict(self), "healthy": self.healthy}
+        return {**asdict(self), "auto": self.auto, "healthy": self.healthy}
 
 
 def examine() -> MachineReport:

@@ -44,6 +44,7 @@ class Matcher:
         alignment: how similarities become scores.
         backend: the name of the backend at work, also where `auto` was asked for.
         precision: as asked for.
+        backend_report: where `auto` was asked for, each better backend and why it was passed over.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Matcher:
         self.tokenizer = tokenizer
         self.backend = backends["hard_alignment"].name
         self.precision = precision
+        self.backend_report: Mapping[str, str] = {}
         self._bundle = Path(bundle).resolve()  # graphs opened later are found after a change of the working directory
         self._threads = threads
         self._backbone = backbone
@@ -99,10 +101,11 @@ class Matcher:
         """
         manifest = Manifest.load(bundle)
         tokenizer = load_tokenizer(bundle, manifest.tokenizer)
-        backends = open_graphs(
-            backend, bundle, manifest, {graph: manifest.resolve(graph, precision) for graph in NEEDED}, threads=threads
-        )
+        passed_over: dict[str, str] = {}
+        precisions = {graph: manifest.resolve(graph, precision) for graph in NEEDED}
+        backends = open_graphs(backend, bundle, manifest, precisions, threads=threads, passed_over=passed_over)
         matcher = cls(bundle, manifest, tokenizer, backends, precision, threads, backbone)
+        matcher.backend_report = passed_over
         _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)
         return matcher
 

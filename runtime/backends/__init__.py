@@ -12,8 +12,10 @@ import numpy as np
 from ..checks import check_choice, check_positive
 from ..contract import GraphSpec, Manifest, verified
 from ..errors import BackendError, ChanError
+from ..gpu import examine_gpu
 from .base import Array, Backend, check_feeds
 from .engine_staleness import find_engine
+from .probe import check_gpu
 from .table import BACKENDS
 
 __all__ = [
@@ -64,6 +66,7 @@ def open_graph(
     check_choice("backend", name, ("auto", *BACKENDS))
     spec = manifest.graph(graph, precision)
     if BACKENDS[name].runs == "engine":
+        check_gpu(name)
         file = find_engine(bundle, graph, precision, name)
     else:
         file = verified(bundle, spec.file, spec.sha256)
@@ -77,6 +80,7 @@ def open_graphs(
     precisions: Mapping[str, str],
     *,
     threads: int | None = None,
+    passed_over: dict[str, str] | None = None,
 ) -> dict[str, Backend]:
     """Open several graphs of a bundle with one backend; for `auto`, with the first on which all of them really run.
 
@@ -86,6 +90,7 @@ def open_graphs(
         manifest: of the bundle.
         precisions: graph name -> precision.
         threads: as in `open_backend`.
+        passed_over: is filled, for `auto`, with the reason for each better backend that was not taken.
 
     Raises:
         BundleError: a graph is not in the bundle, or its file was altered.
@@ -95,27 +100,26 @@ def open_graphs(
         manifest.graph(graph, precision)  # an absent graph is no reason to try the next backend
     if name != "auto":
         return _open_all(name, bundle, manifest, precisions, threads)
-    reasons = []
-    for candidate in BACKENDS:
+    reasons = {} if passed_over is None else passed_over
+    for candidate, info in BACKENDS.items():
         try:
             backends = _open_all(candidate, bundle, manifest, precisions, threads)
         except BackendError as error:
-            reasons.append(_not_chosen(candidate, error))
+            reasons[candidate] = str(error)
             continue
         try:
             for backend in backends.values():
                 try_out(backend)
         except ChanError as error:
-            reasons.append(_not_chosen(candidate, error))
+            reasons[candidate] = str(error)
             _close(backends)
             continue
+        # On a machine without a GPU nothing was passed over that anybody would miss.
+        level = logging.WARNING if not info.gpu and examine_gpu().gpus else logging.INFO
+        for name, reason in reasons.items():
+            _log.log(level, "auto takes %s and not %s: %s", candidate, name, reason)
         return backends
-    raise BackendError("no backend works here. " + "; ".join(reasons))
-
-
-def _not_chosen(name: str, error: ChanError) -> str:
-    _log.info("auto does not choose %s: %s", name, error)
-    return f"{name}: {error}"
+    raise BackendError("no backend works here. " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
 def try_out(backend: Backend) -> None:

@@ -1,10 +1,12 @@
 """Backends are what was asked for, or an error that says why not."""
 
+import logging
+import os
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from chan_rt.runtime import backends
-from chan_rt.runtime.backends import fake, onnxruntime_rtx
+from chan_rt.runtime.backends import fake, onnxruntime_rtx, probe, tf32
+from chan_rt.runtime.backends.onnxruntime import preload_cuda
 from chan_rt.runtime.contract import (
     AlignmentConfig,
     GraphSpec,
@@ -25,6 +28,7 @@ from chan_rt.runtime.contract import (
     write_manifest,
 )
 from chan_rt.runtime.errors import BackendError, BundleError, EngineError, InputError, TensorError
+from chan_rt.runtime.gpu import Gpu, GpuReport
 
 
 @pytest.fixture
@@ -238,6 +242,54 @@ def test_auto_takes_the_first_that_really_runs(bundle: tuple[Path, Manifest], mo
     assert opened[0].closed
     assert chosen == {"text_encoder": opened[1]}
     assert opened[1].calls == [{"x": (2, 3), "n": (2,)}]
+
+
+def test_auto_reports_why_each_better_backend_was_passed_over(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons = {name: f"why not {name}" for name in backends.BACKENDS if name != "onnxruntime"}
+    _offer(
+        monkeypatch,
+        {name: ("open", BackendError(reason)) for name, reason in reasons.items()} | {"onnxruntime": ("never", None)},
+    )
+    for gpus, level in (((), logging.INFO), ((Gpu("H100", (9, 0), 2**36),), logging.WARNING)):
+        monkeypatch.setattr(backends, "examine_gpu", lambda gpus=gpus: GpuReport(gpus))
+        caplog.clear()
+        found: dict[str, str] = {}
+        with caplog.at_level(logging.INFO):
+            backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"}, passed_over=found)
+        assert found == reasons
+        assert [record.levelno for record in caplog.records] == [level] * len(reasons)
+        assert "auto takes onnxruntime and not tensorrt_rtx: why not tensorrt_rtx" in caplog.text
+
+
+def test_engines_are_not_looked_for_on_a_gpu_that_none_would_run_on(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    h100 = GpuReport((Gpu("H100", (9, 0), 2**36),), "580.0", "13.0")
+    monkeypatch.setattr(probe, "examine_gpu", lambda: h100)
+    with pytest.raises(BackendError, match=r"H100 has compute capability 9\.0, .* use the backend tensorrt, or onnxr"):
+        backends.open_graph("tensorrt_rtx", *bundle, "text_encoder", "fp32")
+
+
+@pytest.mark.parametrize(("before", "after", "warned"), [(None, "0", False), ("0", "0", False), ("1", "1", True)])
+def test_nvidias_libraries_are_kept_from_tf32(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, before: str | None, after: str, warned: bool
+) -> None:
+    for door in ("cuda", "plugin"):
+        monkeypatch.setenv(tf32.VARIABLE, before) if before else monkeypatch.delenv(tf32.VARIABLE, raising=False)
+        caplog.clear()
+        if door == "cuda":
+            preload_cuda.__wrapped__(SimpleNamespace())
+        else:
+            package = SimpleNamespace(get_ep_name=lambda: f"plugin {before}", get_library_path=lambda: "plugin.so")
+            monkeypatch.setattr(onnxruntime_rtx, "plugin", lambda package=package: package)
+            ort = SimpleNamespace(register_execution_provider_library=lambda *a: None, get_ep_devices=list)
+            with pytest.raises(BackendError, match="finds no GPU"):
+                onnxruntime_rtx.devices(ort)
+        assert os.environ[tf32.VARIABLE] == after
+        assert bool(caplog.records) is warned
 
 
 def test_auto_with_nothing_that_works_gives_every_reason(
