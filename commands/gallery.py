@@ -188,10 +188,11 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
 
     No GPU is needed where --gpu names one.
     """
-    from ..export.kernels import GPUS, build_kernels
+    from ..export.kernels import build_kernels
     from ..runtime.errors import InputError
     from ..runtime.gallery import Gallery
     from ..runtime.gallery.cuda import check_settings
+    from ..runtime.gallery.cuda.kernels import GPUS
     from ..runtime.gpu import examine_gpu
 
     with Gallery.open(gallery) as opened:

@@ -67,7 +67,7 @@ def _graphs() -> tuple[str, ...]:
 
 
 def _gpus() -> tuple[str, ...]:
-    from ..export.kernels import GPUS
+    from ..runtime.gallery.cuda.kernels import GPUS
 
     return GPUS
 

@@ -16,6 +16,7 @@ from ..runtime.errors import ChanError, EngineError, InputError
 from ..runtime.extras import missing
 from ..runtime.files import write_file
 from ..runtime.gallery.cuda.kernels import (
+    GPUS,
     GROUPS,
     KERNELS,
     POOLINGS,
@@ -29,8 +30,6 @@ from ..runtime.gallery.cuda.kernels import (
 )
 from ..runtime.gallery.kernels.layout import stored_width
 
-# CUDA compute capabilities that Triton's code generator and its ptxas know; older ones lack int8 products.
-GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 _STAGES = 3
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
 _TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query

@@ -21,11 +21,11 @@ from hypothesis import given, strategies
 from chan_rt import cli
 from chan_rt.commands import options as choices
 from chan_rt.commands.terminal import print_json, visible, visible_lines
-from chan_rt.export.kernels import GPUS
 from chan_rt.runtime.backends import BACKENDS
 from chan_rt.runtime.contract import GRAPHS, PRECISIONS
 from chan_rt.runtime.data.layout import Split
 from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.gallery.cuda.kernels import GPUS
 
 
 def every_command(group: click.Group = cli.main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:

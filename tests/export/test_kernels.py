@@ -1,6 +1,8 @@
 """The GPU scan is really compiled, for several architectures and without a GPU; its code is checked before use."""
 
+import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt import cli
+from chan_rt.commands import options as choices
 from chan_rt.export import kernels
-from chan_rt.export.kernels import GPUS, build_kernels
+from chan_rt.export.kernels import build_kernels
 from chan_rt.runtime.errors import BackendError, EngineError, InputError, MissingExtra
-from chan_rt.runtime.gallery.cuda.kernels import POOLINGS, PRECISIONS, KernelRecord, find_kernels
+from chan_rt.runtime.gallery.cuda.kernels import GPUS, POOLINGS, PRECISIONS, KernelRecord, find_kernels
 from chan_rt.runtime.gpu import examine_gpu
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
@@ -69,15 +72,32 @@ def test_older_ampere_code_serves_its_generation_and_nothing_else(tmp_path: Path
     record, _ = build_kernels(tmp_path, 128, "LSE", "int8", "sm_80")
     for capability in ((8, 0), (8, 6), (8, 9)):
         assert find(tmp_path, capability)[0] == record
-    for capability in ((9, 0), (12, 0)):
-        with pytest.raises(
-            BackendError, match=r"it is for sm_80, this GPU is sm_.*0; run: chan gallery kernel .*--gpu"
-        ):
+    for capability in ((8, 7), (9, 0), (12, 0)):
+        with pytest.raises(BackendError, match=r"it is for sm_80, this GPU is sm_.*; run: chan gallery kernel .*--gpu"):
             find(tmp_path, capability)
     assert record.misfit("int8", 128, "LSE", (8, 0)) is None
     assert "the gallery is int8 x 64 x LSE" in (record.misfit("int8", 64, "LSE", (8, 0)) or "")
     assert replace(record, gpu="sm_90").misfit("int8", 128, "LSE", (9, 0)) is None
     assert "sm_90" in (replace(record, gpu="sm_90").misfit("int8", 128, "LSE", (10, 0)) or "")
+
+
+@pytest.mark.parametrize("number", [75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121, 130])
+def test_what_is_advised_to_compile_is_accepted(tmp_path: Path, number: int) -> None:
+    (tmp_path / "kernels").mkdir()
+    with pytest.raises(BackendError, match="no usable int8 kernels") as caught:
+        find(tmp_path, divmod(number, 10))
+    advised = re.search("--gpu (sm_[0-9]+)", str(caught.value))
+    assert (advised is not None) == (f"sm_{number}" in GPUS)
+    if advised is not None:
+        assert advised[1] in choices.GPU.choices
+    else:
+        assert "search with device='cpu'" in str(caught.value)
+
+
+def test_kernels_compile_for_orin_and_gb10() -> None:
+    for gpu in ("sm_87", "sm_121"):
+        function, code = kernels._compile("shortlist", kernels._jobs("int8", 64, "Max")["shortlist"], gpu, "x.cubin")
+        assert function.sha256 == hashlib.sha256(code).hexdigest()
 
 
 @pytest.mark.parametrize(

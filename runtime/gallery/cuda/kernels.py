@@ -22,10 +22,15 @@ SCHEMA = 1
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
+# Architectures that Triton compiles for; older ones lack the int8 products of tensor cores.
+GPUS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
 ROWS_A_PROGRAM = 8  # rows a program of `scan` takes, so that it reads the query once for all of them
 ROWS_A_GROUP = 16  # rows that share one lower bound when the threshold is looked for
 GROUPS = 64  # groups that one program of `group_maxima` and `shortlist` takes
+
+
+_ORIN = (8, 7)
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,11 @@ class KernelRecord:
         if (self.precision, self.width, self.pooling) != (precision, width, pooling):
             found, wanted = (self.precision, self.width, self.pooling), (precision, width, pooling)
             return f"it is for {' x '.join(map(str, found))}, the gallery is {' x '.join(map(str, wanted))}"
-        # Code for Ampere runs on all of its generation; later architectures' code is bound to its own chip.
+        # Code for Ampere runs on all of its generation but Orin; later architectures' code is bound to its own chip.
+        # https://docs.nvidia.com/cuda/ampere-compatibility-guide/ (Tegra and desktop are not compatible)
         built = divmod(int(self.gpu.removeprefix("sm_")), 10)
-        if built != capability and not (built[0] == capability[0] == 8 and built < capability):
+        same_generation = built[0] == capability[0] == 8 and built < capability and _ORIN not in (built, capability)
+        if built != capability and not same_generation:
             return f"it is for {self.gpu}, this GPU is {architecture(capability)}"
         return None
 
@@ -119,7 +126,8 @@ def find_kernels(
     """The newest usable kernels of a gallery and their code, verified by hash.
 
     Raises:
-        BackendError: there are none; the message gives the reason for each candidate and the command that makes one.
+        BackendError: there are none; the message gives the reason for each candidate and the command that makes one,
+            if there are kernels for such a GPU at all.
     """
     reasons = []
     folder = gallery / KERNELS
@@ -132,8 +140,11 @@ def find_kernels(
         except (OSError, UnicodeDecodeError, ChanError) as error:
             reason = str(error)
         reasons.append(f"{sidecar.name}: {reason}")
-    command = f"chan gallery kernel {gallery} --precision {precision} --gpu {architecture(capability)}"
-    raise BackendError("; ".join([f"no usable {precision} kernels in {folder}", *reasons, f"run: {command}"]))
+    here = architecture(capability)
+    advice = f"run: chan gallery kernel {gallery} --precision {precision} --gpu {here}"
+    if here not in GPUS:
+        advice = f"there are kernels for {', '.join(GPUS)}, this GPU is {here}: search with device='cpu'"
+    raise BackendError("; ".join([f"no usable {precision} kernels in {folder}", *reasons, advice]))
 
 
 def _code(folder: Path, function: Function) -> bytes:
