@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ..contract import GraphSpec
 from ..errors import BackendError, EngineError
 from ..files import write_file
-from ..gpu import examine_gpu
+from ..gpu import Gpu, examine_gpu
 from .engine_staleness import why_foreign_to_gpu
 from .probe import examine_backend
 from .sidecar import EngineRecord
@@ -21,8 +22,8 @@ from .table import Flavor
 _log = logging.getLogger(__name__)
 
 
-def load_library(flavor: Flavor, record: EngineRecord) -> Any:
-    """The flavor's module, once it is known that it and this GPU can run the engine."""
+def load_library(flavor: Flavor, record: EngineRecord) -> tuple[Any, Gpu]:
+    """The flavor's module and the GPU, once it is known that they can run the engine."""
     gpu = examine_gpu()
     if gpu.problem is not None:  # the library is large: it is not loaded only to find that out
         raise BackendError(f"{flavor} cannot run here: no usable GPU: {gpu.problem}; use the backend onnxruntime")
@@ -34,7 +35,7 @@ def load_library(flavor: Flavor, record: EngineRecord) -> Any:
         reason = f"it is an engine of {record.flavor}"
     if reason is not None:
         raise EngineError(f"{record.stem} cannot run here: {reason}")
-    return importlib.import_module(flavor)
+    return importlib.import_module(flavor), gpu.gpus[0]
 
 
 def load_engine(library: Any, flavor: Flavor, path: Path, record: EngineRecord, log: list[str]) -> tuple[Any, Any]:
@@ -99,8 +100,14 @@ def check_engine(engine: Any, spec: GraphSpec, num_profiles: int, path: Path) ->
         )
 
 
+def jit_path(engine: Path, gpu: Gpu) -> Path:
+    """Where an engine's compiled kernels are kept: beside it, under the name of the GPU that they were compiled on."""
+    name = re.sub("[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
+    return engine.with_name(f"{engine.stem}.{name}.{gpu.architecture}.jit")
+
+
 class RuntimeCache:
-    """TensorRT-RTX's compiled kernels, kept beside the engine; the library refuses those of another GPU or driver."""
+    """TensorRT-RTX's compiled kernels, kept beside the engine; the library refuses those of another driver."""
 
     def __init__(self, config: Any, path: Path) -> None:
         self._cache = config.create_runtime_cache()
@@ -126,7 +133,7 @@ class RuntimeCache:
 
 
 def context_maker(
-    library: Any, flavor: Flavor, engine: Any, path: Path, failure: Callable[[], str]
+    library: Any, flavor: Flavor, engine: Any, path: Path, gpu: Gpu, failure: Callable[[], str]
 ) -> tuple[Callable[[], Any], RuntimeCache | None]:
     """How execution contexts are made, without device memory of their own; for TensorRT-RTX its runtime cache, too."""
     user_managed = library.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -135,7 +142,7 @@ def context_maker(
         settings = engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(user_managed)
         settings.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        cache = RuntimeCache(settings, path.with_suffix(".jit"))
+        cache = RuntimeCache(settings, jit_path(path, gpu))
 
     def make() -> Any:
         context = engine.create_execution_context(settings)

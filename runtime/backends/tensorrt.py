@@ -76,10 +76,10 @@ class TensorRTBackend(Backend):
         if self.record.onnx_sha256 != spec.sha256:
             raise EngineError(f"{engine_path.name} is stale: the bundle's graph changed since it was built")
         if loaded is None:
-            library = load_library(flavor, self.record)
+            library, gpu = load_library(flavor, self.record)
             device: Device = CudaDevice()
             self._runtime, engine = load_engine(library, flavor, engine_path, self.record, self._log)
-            new_context, self._cache = context_maker(library, flavor, engine, engine_path, self._failure)
+            new_context, self._cache = context_maker(library, flavor, engine, engine_path, gpu, self._failure)
         else:
             engine, device = loaded
             new_context = engine.create_execution_context
@@ -142,7 +142,8 @@ class TensorRTBackend(Backend):
             out: where to write outputs; those left out are allocated and belong to the caller.
 
         Raises:
-            TensorError: as in `run`; such a request is not cut, it must fit one profile.
+            TensorError: as in `run`; such a request is not cut, it must fit one profile. Or a tensor does not begin at
+                a multiple of 256 bytes, as a slice of another may not.
             BackendError: a tensor lies elsewhere or is not dense, or CUDA failed.
         """
         shapes = {name: _Shape(name, tensor) for name, tensor in feeds.items()}

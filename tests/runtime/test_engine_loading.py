@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chan_rt.runtime.backends.loading import RuntimeCache, context_maker, load_engine, load_library
+from chan_rt.runtime.backends.loading import RuntimeCache, context_maker, jit_path, load_engine, load_library
 from chan_rt.runtime.backends.probe import BackendReport
 from chan_rt.runtime.backends.sidecar import EngineRecord, host_os
 from chan_rt.runtime.errors import BackendError, EngineError
@@ -31,6 +31,9 @@ RECORD = EngineRecord(
     memory={},
     build_seconds=0.0,
 )
+
+
+RTX = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 24 << 30)
 
 
 class Validity(IntEnum):
@@ -180,7 +183,16 @@ def test_compiled_kernels_are_loaded_and_saved_when_they_changed(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_kernels_of_another_gpu_are_refused_and_replaced(tmp_path: Path) -> None:
+def test_gpus_that_share_a_bundle_do_not_replace_each_others_kernels() -> None:
+    engine = Path("bundle/engines/g.fp16.tensorrt_rtx.0123.engine")
+    names = [jit_path(engine, gpu).name for gpu in (RTX, Gpu("NVIDIA L4", (8, 9), 24 << 30))]
+    assert names == [
+        "g.fp16.tensorrt_rtx.0123.nvidia-geforce-rtx-4090.sm_89.jit",
+        "g.fp16.tensorrt_rtx.0123.nvidia-l4.sm_89.jit",
+    ]
+
+
+def test_kernels_of_another_driver_are_refused_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "g.jit"
     path.write_bytes(b"another driver's")
     config = FakeConfig()
@@ -207,17 +219,17 @@ def test_contexts_have_no_memory_of_their_own_and_rtx_records_its_graphs(monkeyp
     engine = SimpleNamespace(
         create_runtime_config=lambda: config, create_execution_context=lambda how: made.append(how) or "context"
     )
-    make, cache = context_maker(fake, "tensorrt_rtx", engine, tmp_path / "g.engine", lambda: "")
+    make, cache = context_maker(fake, "tensorrt_rtx", engine, tmp_path / "g.engine", RTX, lambda: "")
     assert make() == "context"
     assert made == [config]
     assert (config.strategy, config.cuda_graph_strategy) == ("user", "whole")
     assert isinstance(cache, RuntimeCache)
-    make, cache = context_maker(fake, "tensorrt", engine, tmp_path / "g.engine", lambda: "")
+    make, cache = context_maker(fake, "tensorrt", engine, tmp_path / "g.engine", RTX, lambda: "")
     make()
     assert made[-1] == "user"
     assert cache is None
     engine.create_execution_context = lambda how: None
-    make, _ = context_maker(fake, "tensorrt", engine, tmp_path / "g.engine", lambda: "out of memory")
+    make, _ = context_maker(fake, "tensorrt", engine, tmp_path / "g.engine", RTX, lambda: "out of memory")
     with pytest.raises(BackendError, match="cannot be made: out of memory"):
         make()
 
