@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,9 @@ _OPTIONS = {"use_tf32": "0"}
 # onnxruntime never gives a recorded graph back, so only this many choices of sizes get one, first come, first served.
 MAX_GRAPHS = 16
 # onnxruntime captures in CUDA's global mode, which forbids every thread of the process what may wait for the device: so
-# sessions that record take turns with one another, too.
+# sessions that record take turns with one another, too, and threads of `CudaDevice` keep themselves apart.
 _RECORDING = threading.Lock()
+_log = logging.getLogger(__name__)
 
 
 def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
@@ -69,7 +72,10 @@ class BoundBackend(OnnxRuntimeBackend):
         self._device = device
         self._graphs = graphs
         self._turn = _RECORDING if graphs else threading.Lock()
+        self._process = os.getpid()
+        self._number = 0  # of the graph recorded last
         self._seen: set[tuple[int, ...]] = set()
+        self._unrecorded: set[tuple[int, ...]] = set()  # sizes whose recording failed
         self._bindings: dict[tuple[int, ...], _Binding] = {}
 
     @property
@@ -84,15 +90,29 @@ class BoundBackend(OnnxRuntimeBackend):
         with self._turn:
             if self._session is None:
                 raise BackendError(f"{self.name} was closed")
+            if self._process != os.getpid():
+                raise BackendError(f"{self.name} was opened before this process was forked: open it in this process")
             try:
                 binding = self._bindings.get(key) or self._bind(key, sizes)
-                for name, array in feeds.items():
-                    binding.inputs[name].update_inplace(np.ascontiguousarray(array))
-                self._session.run_with_iobinding(binding.io, binding.options)
-                # On some devices `numpy` is a view of the bound memory, which the next call overwrites.
-                return {name: np.array(value.numpy()) for name, value in binding.outputs.items()}
+                try:
+                    return self._compute(binding, feeds)
+                except Exception as error:
+                    if not binding.graph:
+                        raise
+                    # Any thread of the process, torch's too, can void a recording by an allocation.
+                    _log.warning("%s runs sizes %s without a recorded graph: %s", self.name, sizes, error)
+                    self._bindings.pop(key, None)
+                    self._unrecorded.add(key)
+                    return self._compute(self._bind(key, sizes), feeds)
             except Exception as error:  # onnxruntime's exceptions have no common base but Exception
                 raise BackendError(f"{self.name} failed in {self.spec.file}: {error}") from error
+
+    def _compute(self, binding: _Binding, feeds: Feeds) -> dict[str, Array]:
+        for name, array in feeds.items():
+            binding.inputs[name].update_inplace(np.ascontiguousarray(array))
+        self._session.run_with_iobinding(binding.io, binding.options)
+        # On some devices `numpy` is a view of the bound memory, which the next call overwrites.
+        return {name: np.array(value.numpy()) for name, value in binding.outputs.items()}
 
     def close(self) -> None:
         """Wait for the run under way, then drop the session and everything bound."""
@@ -105,9 +125,12 @@ class BoundBackend(OnnxRuntimeBackend):
         keep = key in self._seen and len(self._bindings) < MAX_GRAPHS
         self._seen.add(key)
         options = self._ort.RunOptions()
+        graph = self._graphs and keep and key not in self._unrecorded
+        if graph:
+            self._number += 1
         if self._graphs:
             # -1 tells the provider to run without recording.
-            options.add_run_config_entry("gpu_graph_id", str(len(self._bindings) + 1 if keep else -1))
+            options.add_run_config_entry("gpu_graph_id", str(self._number if graph else -1))
         io = self._session.io_binding()
         inputs, outputs = (
             {t.name: self._allocate(shape_of(t, sizes), t.dtype) for t in side}
@@ -117,7 +140,7 @@ class BoundBackend(OnnxRuntimeBackend):
             io.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             io.bind_ortvalue_output(name, value)
-        binding = _Binding(io, options, inputs, outputs)
+        binding = _Binding(io, options, inputs, outputs, graph)
         if keep:
             self._bindings[key] = binding
         return binding
@@ -132,6 +155,7 @@ class _Binding:
     options: Any
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+    graph: bool
 
 
 def _provider(*, graphs: bool) -> tuple[str, dict[str, str]]:

@@ -1,9 +1,11 @@
 """Bindings are kept per choice of sizes and bounded; tried on CPU memory, where onnxruntime's interface is the same."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -126,6 +128,33 @@ def test_sessions_that_record_take_turns_with_one_another(file: Path, monkeypatc
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, backends))
     assert most == [1]
+
+
+def test_a_recording_that_another_thread_voided_costs_its_graph_and_not_the_request(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = BoundBackend("name", file, SPEC, ("CPUExecutionProvider", {}), 1, device="cpu", graphs=True)
+    check(backend, feeds(2, 3))
+    session, failed = backend._session, []
+
+    def run(io: object, options: object) -> None:
+        if not failed:
+            failed.append(options)
+            raise RuntimeError("CUDA failure 901: operation failed due to a previous error during capture")
+        session.run_with_iobinding(io, options)
+
+    monkeypatch.setattr(backend, "_session", SimpleNamespace(run_with_iobinding=run, io_binding=session.io_binding))
+    for seed in range(3):
+        check(backend, feeds(2, 3, seed))
+    assert len(failed) == 1
+    assert "runs sizes {'B': 2, 'R': 3} without a recorded graph: CUDA failure 901" in caplog.text
+
+
+def test_a_forked_process_is_refused(backend: BoundBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with pytest.raises(BackendError, match="was opened before this process was forked"):
+        backend.run(feeds(2, 3))
 
 
 def test_wrong_feeds_and_closed_backends_are_refused(backend: BoundBackend) -> None:
