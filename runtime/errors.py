@@ -6,6 +6,7 @@ ChanError
 ├── CheckpointError         a checkpoint that cannot be read safely or does not fit its model
 ├── BundleError             a bundle that is missing, altered or of a schema this version does not know
 ├── BackendError            a backend that is not installed, cannot run here, or failed while running
+│   ├── GpuMemoryError      a GPU has too little memory left
 │   ├── EngineError         an engine that cannot be built, is stale, or is not of the precision asked for
 │   └── MissingExtra        a library that an extra brings is not installed: carries `module` and `extra`
 ├── ParityError             a parity check that could not be carried out (a miss is a verdict, not an error)
@@ -53,6 +54,10 @@ class BundleError(ChanError):
 
 class BackendError(ChanError):
     """A backend is not installed, cannot run here, or failed while running."""
+
+
+class GpuMemoryError(BackendError):
+    """A GPU has too little memory left for what was asked of it."""
 
 
 class EngineError(BackendError):

@@ -6,13 +6,15 @@ Memory is handed around as addresses. `CudaDevice` is cuda-python; tests use a d
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import BackendError
+from ..errors import BackendError, GpuMemoryError
 from ..extras import needs
 from .base import Array
 
@@ -21,10 +23,16 @@ class Device(Protocol):
     """One GPU. Streams, graphs and device memory are integers whose meaning is the device's own."""
 
     def activate(self) -> None:
-        """Make this the calling thread's device."""
+        """Make this the calling thread's device.
+
+        BackendError in a process that was forked from the one that made it.
+        """
 
     def malloc(self, size: int) -> int:
-        """Address of `size` fresh bytes of device memory."""
+        """Address of `size` fresh bytes of device memory; GpuMemoryError where there is no room."""
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody has allocated."""
 
     def free(self, address: int) -> None:
         """Give memory of `malloc` back."""
@@ -83,28 +91,48 @@ class Device(Protocol):
 class CudaDevice:
     """A CUDA device through cuda-python; every error becomes a BackendError with CUDA's own message.
 
+    CUDA does not survive a fork: a child process is refused, and what it gives back is left to its parent.
+
     Args:
         index: which device, as CUDA counts them.
     """
+
+    _threads = threading.local()
 
     def __init__(self, index: int = 0) -> None:
         with needs("cuda.bindings", "computing on a GPU", "rtx"):
             from cuda.bindings import runtime
         self._cuda: Any = runtime
         self.index = index
+        self._process = os.getpid()
         self.activate()
 
     def activate(self) -> None:
         """See `Device.activate`."""
+        if self._process != os.getpid():
+            raise BackendError(
+                "a GPU that was opened before this process was forked cannot be used in it: open it in the new "
+                "process, or start processes by multiprocessing's method spawn"
+            )
         self._call("cudaSetDevice", self.index)
+        if not getattr(self._threads, "apart", False):
+            # onnxruntime records in CUDA's global mode, in which an allocation by any thread of the process voids the
+            # recording, unless that thread keeps itself apart.
+            mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            self._call("cudaThreadExchangeStreamCaptureMode", mode)
+            self._threads.apart = True
 
     def malloc(self, size: int) -> int:
         """See `Device.malloc`."""
         return int(self._call("cudaMalloc", size))
 
+    def free_memory(self) -> int:
+        """See `Device.free_memory`."""
+        return int(self._results("cudaMemGetInfo")[0])
+
     def free(self, address: int) -> None:
         """See `Device.free`."""
-        self._call("cudaFree", address)
+        self._give_back("cudaFree", address)
 
     def malloc_host(self, size: int) -> Array:
         """See `Device.malloc_host`."""
@@ -112,7 +140,7 @@ class CudaDevice:
 
     def free_host(self, memory: Array) -> None:
         """See `Device.free_host`."""
-        self._call("cudaFreeHost", memory.ctypes.data)
+        self._give_back("cudaFreeHost", memory.ctypes.data)
 
     def create_stream(self) -> int:
         """See `Device.create_stream`."""
@@ -120,7 +148,7 @@ class CudaDevice:
 
     def destroy_stream(self, stream: int) -> None:
         """See `Device.destroy_stream`."""
-        self._call("cudaStreamDestroy", stream)
+        self._give_back("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
         """See `Device.synchronize`."""
@@ -155,7 +183,7 @@ class CudaDevice:
 
     def destroy_graph(self, graph: Any) -> None:
         """See `Device.destroy_graph`."""
-        self._call("cudaGraphExecDestroy", graph)
+        self._give_back("cudaGraphExecDestroy", graph)
 
     def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
         """See `Device.load_kernel`."""
@@ -179,7 +207,8 @@ class CudaDevice:
 
     def unload_kernel(self, kernel: Any) -> None:
         """See `Device.unload_kernel`."""
-        self._driver("cuModuleUnload", kernel.module)
+        if self._process == os.getpid():
+            self._driver("cuModuleUnload", kernel.module)
 
     def view(self, tensor: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
         """See `Device.view`."""
@@ -207,11 +236,20 @@ class CudaDevice:
         return owner.address, StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        status, *results = getattr(self._cuda, name)(*arguments)
+        results = self._results(name, *arguments)
+        return results[0] if results else None
+
+    def _results(self, name: str, *arguments: Any) -> list[Any]:
+        status, *rest = getattr(self._cuda, name)(*arguments)
+        results: list[Any] = rest
         if status != self._cuda.cudaError_t.cudaSuccess:
             _, text = self._cuda.cudaGetErrorString(status)
-            raise BackendError(f"CUDA: {name} failed: {text.decode()} ({status.name})")
-        return results[0] if results else None
+            raise _error(f"CUDA: {name} failed: {text.decode()} ({status.name})", status.name)
+        return results
+
+    def _give_back(self, name: str, what: Any) -> None:
+        if self._process == os.getpid():
+            self._call(name, what)
 
     def _driver(self, name: str, *arguments: Any) -> Any:
         from cuda.bindings import driver
@@ -219,7 +257,8 @@ class CudaDevice:
         status, *results = getattr(driver, name)(*arguments)
         if status != driver.CUresult.CUDA_SUCCESS:
             _, text = driver.cuGetErrorString(status)
-            raise BackendError(f"CUDA: {name} failed: {text.decode() if text else 'unknown error'} ({status.name})")
+            message = f"CUDA: {name} failed: {text.decode() if text else 'unknown error'} ({status.name})"
+            raise _error(message, status.name)
         return results[0] if results else None
 
 
@@ -230,6 +269,13 @@ class _Kernel:
     module: Any
     function: Any
     shared: int
+
+
+_NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
+
+
+def _error(message: str, status: str) -> BackendError:
+    return GpuMemoryError(message) if status in _NO_MEMORY else BackendError(message)
 
 
 _C_TYPES = {np.uint64: ctypes.c_void_p, np.int32: ctypes.c_int32, np.float64: ctypes.c_double}

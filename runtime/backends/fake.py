@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import GraphSpec, Range
-from ..errors import BackendError
+from ..errors import BackendError, GpuMemoryError
 from .base import Array, Backend, Feeds, check_feeds
 
 
@@ -85,11 +85,15 @@ class FakeDevice:
     def malloc(self, size: int) -> int:
         """See `Device.malloc`; memory is filled, so that what was never written shows."""
         if sum(map(len, self.memory.values())) + size > self._capacity:
-            raise BackendError("CUDA: cudaMalloc failed: out of memory (cudaErrorMemoryAllocation)")
+            raise GpuMemoryError("CUDA: cudaMalloc failed: out of memory (cudaErrorMemoryAllocation)")
         memory = np.full(size + 15, 0xAB, np.uint8)
         memory = memory[-memory.ctypes.data % 16 :][:size]  # real addresses are aligned, kernels rely on it
         self.memory[memory.ctypes.data] = memory
         return memory.ctypes.data
+
+    def free_memory(self) -> int:
+        """See `Device.free_memory`."""
+        return self._capacity - sum(map(len, self.memory.values()))
 
     def free(self, address: int) -> None:
         """See `Device.free`."""

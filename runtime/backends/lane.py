@@ -8,6 +8,7 @@ context must not change once it was recorded, hence its own.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,13 +19,16 @@ from typing import Any
 import numpy as np
 
 from ..contract import GraphSpec, TensorSpec
-from ..errors import BackendError, TensorError
+from ..errors import BackendError, GpuMemoryError, TensorError
 from .base import Array
 from .buckets import Sizes
 from .device import Device
 
 # A recorded graph costs a context and some MiB; a service sees few sizes often and many rarely.
 MAX_GRAPHS = 16
+_FIRST_PAUSE = 16  # requests
+ALIGNMENT = 256  # bytes, of what an engine is bound to: ICudaEngine, setTensorAddress
+_log = logging.getLogger(__name__)
 Key = tuple[int, tuple[int, ...]]
 
 
@@ -43,6 +47,23 @@ class _Bucket:
 
     context: Any
     graph: Any
+
+
+@dataclass
+class _Failed:
+    """Sizes whose recording failed: how many requests of that size pass until it is tried again."""
+
+    pause: int = _FIRST_PAUSE
+    left: int = 0
+
+    def wait(self) -> None:
+        """Pass twice as many as the last time."""
+        self.left, self.pause = self.pause, 2 * self.pause
+
+    def due(self) -> bool:
+        """Count a request; whether recording should be tried again with it."""
+        self.left -= 1
+        return self.left < 0
 
 
 class Lane:
@@ -80,7 +101,7 @@ class Lane:
         self._buffers = {tensor.name: _Buffer() for tensor in (*spec.inputs, *spec.outputs)}
         self._scratch = _Buffer()
         self._buckets: OrderedDict[Key, _Bucket | None] = OrderedDict()  # None: seen once, or not to be recorded
-        self._uncapturable: set[Key] = set()
+        self._failed: dict[Key, _Failed] = {}
         self.allocations = 0
         self.graphs = 0
 
@@ -121,10 +142,12 @@ class Lane:
         addresses: dict[str, int] = {}
         for tensor in self._spec.inputs:
             addresses[tensor.name], _, _ = device.view(feeds[tensor.name], stream)
+            _check_aligned(tensor.name, addresses[tensor.name])
         for tensor in self._spec.outputs:
             shape, dtype = shape_of(tensor, sizes), np.dtype(tensor.dtype)
             if tensor.name in out:
                 addresses[tensor.name], given, kind = device.view(out[tensor.name], stream)
+                _check_aligned(tensor.name, addresses[tensor.name])
                 if (given, kind) != (shape, dtype):
                     raise TensorError(tensor.name, f"out must be {dtype} {list(shape)}", f"{kind} {list(given)}")
                 results[tensor.name] = out[tensor.name]
@@ -151,11 +174,11 @@ class Lane:
 
     def _bucket(self, key: Key, sizes: Sizes) -> _Bucket | None:
         """The bucket that replays these sizes; None the first time they come, or where they cannot be recorded."""
-        if not self._capture or key in self._uncapturable:
-            return None
-        if key not in self._buckets:
+        if not self._capture or key not in self._buckets:
             return None
         self._buckets.move_to_end(key)
+        if key in self._failed and not self._failed[key].due():
+            return None
         bucket = self._buckets[key]
         if bucket is None:
             bucket = self._buckets[key] = self._record(key, sizes)
@@ -168,22 +191,36 @@ class Lane:
             self._drop(self._buckets.popitem(last=False)[1])
 
     def _record(self, key: Key, sizes: Sizes) -> _Bucket | None:
-        context, stream = self._new_context(), self._stream
-        self._prepare(context, key[0], sizes)
-        self._enqueue(context, sizes)  # the first run after a change of shape does work that cannot be recorded
-        self._device.synchronize(stream)
-        self._device.begin_capture(stream)
+        """The bucket of these sizes, or None where recording fails: they run unrecorded, where a true failure shows.
+
+        A loop whose length only the device knows cannot be recorded, ever. Memory may be there later, and another
+        thread's call may have voided the recording: so it is tried again, ever less often.
+        """
         try:
-            try:
-                self._enqueue(context, sizes)
-            finally:
-                graph = self._device.end_capture(stream)
-        except BackendError:
-            # A loop whose length only the device knows cannot be recorded, for one: such sizes run unrecorded, and a
-            # true failure shows there.
-            self._uncapturable.add(key)
+            bucket = self._recorded(key, sizes)
+        except BackendError as error:
+            failed = self._failed.setdefault(key, _Failed())
+            failed.wait()
+            _log.warning("sizes %s run without a recorded graph for now: %s", dict(sizes), error)
             return None
+        self._failed.pop(key, None)
         self.graphs += 1
+        return bucket
+
+    def _recorded(self, key: Key, sizes: Sizes) -> _Bucket:
+        try:
+            context = self._new_context()
+            self._prepare(context, key[0], sizes)
+        except GpuMemoryError:
+            self._forget()  # what is recorded holds memory, too
+            raise
+        self._enqueue(context, sizes)  # the first run after a change of shape does work that cannot be recorded
+        self._device.synchronize(self._stream)
+        self._device.begin_capture(self._stream)
+        try:
+            self._enqueue(context, sizes)
+        finally:
+            graph = self._device.end_capture(self._stream)
         return _Bucket(context, graph)
 
     def _prepare(self, context: Any, profile: int, sizes: Sizes, addresses: Mapping[str, int] | None = None) -> None:
@@ -271,6 +308,12 @@ class Lane:
     def _require(self, done: bool, what: str) -> None:
         if not done:
             raise BackendError(f"{what} failed: {self._failure() or 'the library gave no reason'}")
+
+
+def _check_aligned(name: str, address: int) -> None:
+    if address % ALIGNMENT:
+        rule = f"must begin at a multiple of {ALIGNMENT} bytes in the GPU's memory, as a clone() does"
+        raise TensorError(name, rule, f"{address % ALIGNMENT} bytes past one")
 
 
 def shape_of(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from chan_rt.runtime.backends.lane import MAX_GRAPHS
 from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange, host_os
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
 from chan_rt.runtime.contract import GraphSpec, Range, TensorSpec
-from chan_rt.runtime.errors import BackendError, EngineError, TensorError
+from chan_rt.runtime.errors import BackendError, EngineError, GpuMemoryError, TensorError
 
 
 class Direct(list):
@@ -336,6 +336,60 @@ def test_sizes_that_cannot_be_recorded_run_unrecorded(make) -> None:
         check(backend, feeds(3, 2, seed=seed))
     assert backend.graphs == 0
     assert len(engine.executions) == 5  # the second call tried once more before it recorded
+
+
+def test_a_recording_that_failed_is_tried_again_ever_less_often(make, caplog: pytest.LogCaptureFixture) -> None:
+    backend, device, engine = make(warm_up=False)
+    check(backend, feeds(3, 2))
+    device.capturable = False
+    tries = []
+    for request in range(120):
+        before = len(engine.executions)
+        check(backend, feeds(3, 2, seed=request))
+        if len(engine.executions) > before + 1:
+            tries.append(request)
+    assert tries == [0, 17, 50, 115]
+    assert "run without a recorded graph for now: CUDA: cudaStreamEndCapture failed" in caplog.text
+    device.capturable = True
+    for request in range(200):
+        check(backend, feeds(3, 2, seed=request))
+    assert backend.graphs == 1
+
+
+def test_memory_that_was_short_for_a_recording_costs_the_other_recordings_and_no_request(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, device, engine = make()
+    check(backend, feeds(3, 2))
+    before = device.launches
+    real = engine.create_execution_context
+
+    def refuse(how: Any = None) -> Any:
+        raise GpuMemoryError("CUDA: cudaMalloc failed: out of memory (cudaErrorMemoryAllocation)")
+
+    for lane in backend._all:
+        monkeypatch.setattr(lane, "_new_context", refuse)
+    check(backend, feeds(3, 2, seed=1))
+    assert device.launches == before
+    assert device.live_graphs == []
+    for lane in backend._all:
+        monkeypatch.setattr(lane, "_new_context", real)
+    for seed in range(20):
+        check(backend, feeds(3, 2, seed=seed))
+    assert device.launches > before
+
+
+def test_a_tensor_that_is_not_aligned_is_refused(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, device, _ = make()
+    given = {name: device.upload(array) for name, array in feeds(3, 2).items()}
+    real = device.view
+    monkeypatch.setattr(
+        device, "view", lambda tensor, stream: (real(tensor, stream)[0] + 64, *real(tensor, stream)[1:])
+    )
+    with pytest.raises(
+        TensorError, match=r"region_embeddings: must begin at a multiple of 256 bytes .* got 64 bytes past"
+    ):
+        backend.run_on_device(given)
 
 
 def test_tensorrt_rtx_is_left_to_record_its_own_graphs(make) -> None:

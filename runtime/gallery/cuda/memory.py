@@ -10,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backends.device import Device
-from ...errors import BackendError
+from ...errors import BackendError, GpuMemoryError
 
+INSTEAD = "search with device='cpu', or compact or split the gallery"
 _STAGING = 32 << 20  # bytes of pinned memory that an upload passes through at a time
+
+
+def gib(size: int) -> str:
+    """A number of bytes, for messages."""
+    return f"{size / 2**30:.2f} GiB"
 
 
 class Arena:
@@ -63,13 +69,22 @@ class Arena:
             self.device.synchronize(self.stream)
 
     def scratch(self, name: str, size: int) -> int:
-        """Address of at least `size` bytes under this name, for the call under way; grown when needed."""
+        """Address of at least `size` bytes under this name, for the call under way; grown when needed.
+
+        Raises:
+            GpuMemoryError: the message gives how much is needed, how much is free and what to do.
+        """
         address, capacity = self._rooms.get(name, (0, 0))
         if size > capacity:
             self._rooms.pop(name, None)  # before it is freed: where there is no room for more, nothing must point there
             self._free([address])
             capacity = max(256, 1 << (size - 1).bit_length()) if size < 1 << 26 else size
-            address = self._malloc(capacity)
+            try:
+                address = self._malloc(capacity)
+            except GpuMemoryError as error:
+                need = f"a search needs {gib(capacity)} of the GPU's memory for its {name}"
+                held = f"{gib(self.device.free_memory())} are free beside the gallery"
+                raise GpuMemoryError(f"{need}, {held}: {error}; {INSTEAD}, or ask fewer queries at once") from error
             self._rooms[name] = address, capacity
         return address
 

@@ -29,7 +29,7 @@ from ..proof.bounds import QuantizedQuery, Reach, int8_radius, no_axes
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
 from .kernels import GROUPS, ROWS_A_GROUP, ROWS_A_PROGRAM, WORD_TILES, KernelRecord
-from .memory import Arena
+from .memory import INSTEAD, Arena, gib
 
 CAPACITY = 4096  # rows a query's list holds; where more qualify, all scores are taken to the CPU
 _QUERIES = 512  # queries of one launch: their vectors and lists stay within some tens of MiB
@@ -166,8 +166,9 @@ class KernelScan:
                 held, [np.ascontiguousarray(part.starts, np.int64), scale, part.error, part.norm]
             )
         except BackendError as error:
-            need = f"{held.rows} rows need {size / 2**30:.1f} GiB of the GPU's memory at {self._record.precision}"
-            raise BackendError(f"{need}: {error}; search with device='cpu', or compact or split the gallery") from error
+            need = f"{held.rows} rows need {gib(size)} of the GPU's memory at {self._record.precision}"
+            room = f"{gib(self._device.free_memory())} are free"
+            raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
 
     def _pieces(self, part: Part) -> Iterator[NDArray[Any]]:
         """The part's vectors as the kernels read them, some rows at a time: [vectors, width]."""

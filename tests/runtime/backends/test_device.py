@@ -1,14 +1,17 @@
 """How kernels are handed to CUDA: what the driver is called with, and what its refusals say."""
 
 import ctypes
+import os
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from cuda.bindings import driver
+from cuda.bindings import runtime as cudart
 
 from chan_rt.runtime.backends.device import CudaDevice
-from chan_rt.runtime.errors import BackendError
+from chan_rt.runtime.errors import BackendError, GpuMemoryError
 
 
 @pytest.fixture
@@ -65,3 +68,55 @@ def test_only_the_three_kinds_of_argument_are_taken(device: CudaDevice, calls: l
     kernel = device.load_kernel(b"", "scan", 0)
     with pytest.raises(KeyError):
         device.launch_kernel(kernel, 1, 32, [np.float32(1)], 0)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]]]:
+    """What CUDA's runtime was called with; it agrees to everything, and is out of memory past 1 MiB."""
+    made: list[tuple[str, tuple[Any, ...]]] = []
+
+    def accept(name: str, answer: Any) -> None:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            made.append((name, arguments))
+            return answer(*arguments)
+
+        monkeypatch.setattr(cudart, name, call)
+
+    success = cudart.cudaError_t.cudaSuccess
+    full = cudart.cudaError_t.cudaErrorMemoryAllocation
+    accept("cudaSetDevice", lambda index: (success,))
+    accept("cudaThreadExchangeStreamCaptureMode", lambda mode: (success, mode))
+    accept("cudaMalloc", lambda size: (success, 4096) if size <= 1 << 20 else (full, 0))
+    accept("cudaFree", lambda address: (success,))
+    accept("cudaMemGetInfo", lambda: (success, 1 << 20, 1 << 30))
+    monkeypatch.setattr(CudaDevice, "_threads", threading.local())
+    return made
+
+
+def test_memory_that_is_short_is_an_error_of_its_own(runtime: list) -> None:
+    device = CudaDevice()
+    with pytest.raises(GpuMemoryError, match="cudaMalloc failed: out of memory"):
+        device.malloc(1 << 21)
+    assert device.free_memory() == 1 << 20
+
+
+def test_each_thread_keeps_apart_from_what_others_record(runtime: list) -> None:
+    devices = [CudaDevice(), CudaDevice(1)]
+    thread = threading.Thread(target=lambda: [device.activate() for device in devices * 2])
+    thread.start()
+    thread.join()
+    modes = [arguments for name, arguments in runtime if name == "cudaThreadExchangeStreamCaptureMode"]
+    assert modes == [(cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,)] * 2
+    assert [arguments for name, arguments in runtime if name == "cudaSetDevice"] == [(0,), (1,)] + [(0,), (1,)] * 2
+
+
+def test_a_forked_process_is_refused_and_frees_nothing(runtime: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CudaDevice()
+    arena_like = device.malloc(64)
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with pytest.raises(BackendError, match="opened before this process was forked cannot be used in it"):
+        device.activate()
+    device.free(arena_like)
+    monkeypatch.undo()
+    assert [name for name, _ in runtime if name == "cudaFree"] == []

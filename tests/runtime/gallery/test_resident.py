@@ -20,7 +20,7 @@ from chan_rt import cli
 from chan_rt.runtime.backends.fake import FakeDevice
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
-from chan_rt.runtime.errors import BackendError, InputError, TensorError
+from chan_rt.runtime.errors import BackendError, GpuMemoryError, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import gallery as gallery_module
 from chan_rt.runtime.gallery.cuda import GpuEstimator, check_settings, open_resident
@@ -392,7 +392,7 @@ def test_a_warm_call_allocates_nothing() -> None:
 def test_too_little_memory_says_how_much_is_needed_and_what_to_do() -> None:
     scan, device = open_scan("int8", 24, AlignmentConfig(), capacity=4000)
     parts = make_parts(made_up("plain", 3, 300, 5, 24))
-    with pytest.raises(BackendError, match=r"300 rows need 0\.0 GiB .* out of memory .*device='cpu'"):
+    with pytest.raises(BackendError, match=r"300 rows need 0\.00 GiB .*, 0\.00 GiB are free: .*out of memory .*cpu'"):
         rankers(parts, "images", AlignmentConfig(), scan)
     gc.collect()
     scan.close()
@@ -403,7 +403,10 @@ def test_scratch_that_could_not_grow_is_not_handed_out_again() -> None:
     device = FakeDevice({}, capacity=4096)
     arena = Arena(device)
     arena.scratch("x", 100)
-    with pytest.raises(BackendError, match="out of memory"):
+    message = (
+        r"a search needs 0\.00 GiB of the GPU's memory for its x, 0\.00 GiB are free .*out of memory.* fewer queries"
+    )
+    with pytest.raises(GpuMemoryError, match=message):
         arena.scratch("x", 10_000)
     assert arena.scratch("x", 100) in device.memory
     arena.close()
