@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -177,7 +177,7 @@ class _Query:
         if like is not None:
             queries = gallery.embeddings([like])
             found = gallery.search(queries, self.k + 1, where=self.where, same_kind=True)
-            names, results = [like], [_without(found[0], like, self.k)]
+            names, results = [like], [found[0].without(like, self.k)]
         else:
             assert vectors is not None
             names, queries = read_embeddings([vectors], gallery.settings.dim)
@@ -212,11 +212,6 @@ def _check_not_empty(gallery: Gallery) -> None:
             if lost
             else "the gallery is empty: chan index adds rows"
         )
-
-
-def _without(result: SearchResult, id: str, k: int) -> SearchResult:
-    """The best k hits but for one row: of the best k + 1, which have it if it is among the best k."""
-    return replace(result, hits=tuple(hit for hit in result.hits if hit.id != id)[:k])
 
 
 def _as_dict(result: SearchResult, words: Sequence[HitWords] | None = None) -> dict[str, Any]:

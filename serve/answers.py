@@ -51,7 +51,8 @@ def explain_response(
         caption: the caption.
         picture: path of the picture on this server, or None.
     """
-    explained = opened.matcher.explain(image, caption)
+    matcher = opened.need_matcher()
+    explained = matcher.explain(image, caption)
     words = [
         bodies.WordMatch(
             match.word, match.region, explained.box(match), round(match.similarity, 6),
@@ -59,7 +60,7 @@ def explain_response(
         )
         for match in explained.words
     ]  # fmt: skip
-    unknown = opened.matcher.unknown_words(caption)
+    unknown = matcher.unknown_words(caption)
     return bodies.ExplainResponse(opened.name, explained.score, explained.grid, picture, words, unknown)
 
 
@@ -83,15 +84,16 @@ def _result(
 def _hit(opened: OpenGallery, hit: Hit, query: Embeddings, words: Sequence[bodies.Word]) -> bodies.Hit:
     if opened.side == "captions":
         words = _caption_words(opened, str(hit.metadata.get("caption", "")), (), len(hit.word_regions))
-    elif not words:  # a query of embeddings: nobody knows its words
+    elif not words:  # a query of embeddings, or a row: nobody knows its words
         words = [bodies.Word("")] * len(hit.word_regions)
     parts = _shares(opened, hit, query)
     boxes = hit.metadata.get("boxes") if opened.side == "images" else query.boxes
     if isinstance(boxes, np.ndarray):
         boxes = boxes[0]
+    grid = None if opened.side == query.kind == "captions" else opened.grid  # words chose words
     matches = [
         bodies.WordMatch(
-            word.word, region, region_box(region, opened.grid, boxes), round(similarity, 6), round(share, 6),
+            word.word, region, region_box(region, grid, boxes), round(similarity, 6), round(share, 6),
             word.known, word.mark,
         )
         for word, region, similarity, share in zip(
@@ -118,9 +120,9 @@ def _shares(opened: OpenGallery, hit: Hit, query: Embeddings) -> list[float]:
 def _caption_words(
     opened: OpenGallery, caption: str, off: Sequence[int], count: int | None = None
 ) -> list[bodies.Word]:
-    """The words of a caption; `count` nameless ones where the caption of a row is not known."""
-    if not caption.strip() and count is not None:
+    """The words of a caption; `count` nameless ones where the caption or the words of a row are not known."""
+    if count is not None and (opened.matcher is None or not caption.strip()):
         return [bodies.Word("")] * count
-    tokenizer = opened.matcher.tokenizer
+    tokenizer = opened.need_matcher().tokenizer
     pairs = zip(tokenizer.tokens(caption), tokenizer.known(caption), strict=True)
     return [bodies.Word(word, known, word in MARKS, i not in off) for i, (word, known) in enumerate(pairs)]

@@ -45,6 +45,7 @@ class SearchRequest(Request):
     captions: list[str] | None = None
     pictures: list[Picture] | None = None
     embeddings: PackedEmbeddings | None = None
+    like: Annotated[str | None, Meta(description="Id of a row to search with; it is not among the hits.")] = None
     k: Count = 10
     where: dict[str, Any] | None = None
     ids: list[str] | None = None
@@ -202,6 +203,7 @@ class GalleryInfo(Struct):
     model: str
     scan: str
     grid: int | None
+    takes_captions: bool
     takes_pictures: bool
     max_words: int
     writable: bool

@@ -165,16 +165,21 @@ def search(
     *,
     pictures: Sequence[Picture] | None = None,
     embeddings: Embeddings | None = None,
+    like: str | None = None,
     where: Mapping[str, Any] | None = None,
     ids: Sequence[str] | None = None,
     off: Sequence[int] = (),
     gallery: str | None = None,
 ) -> Call[list[bodies.Result]]:
-    """The k best rows for each query, as `Gallery.search`; give captions, pictures or embeddings."""
+    """The k best rows for each query, as `Gallery.search`; give captions, pictures, embeddings or `like`.
+
+    like: the id of a row that is the query; it is not among the hits.
+    """
     body = bodies.SearchRequest(
         captions=_list(captions),
         pictures=_files(pictures),
         embeddings=None if embeddings is None else pack(embeddings),
+        like=like,
         k=k,
         where=None if where is None else dict(where),
         ids=_list(ids),

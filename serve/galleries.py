@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..runtime.gallery import Gallery, fingerprint
+from ..runtime.gallery.settings import NO_MODEL
 from ..runtime.matcher import Matcher
 from ..runtime.session import open_matcher
 from . import bodies
@@ -42,18 +43,29 @@ class Held:
 
 
 class OpenGallery(Held):
-    """A gallery that is served, open together with its matcher.
+    """A gallery that is served, open together with the matcher of its bundle, if it has one.
 
     Attributes:
         name: in the API.
-        gallery, matcher: open until the last holder lets go.
+        gallery, matcher: open until the last holder lets go; no matcher where the embeddings came without a bundle.
     """
 
-    def __init__(self, name: str, gallery: Gallery, matcher: Matcher, close: Callable[[], object]) -> None:
+    def __init__(self, name: str, gallery: Gallery, matcher: Matcher | None, close: Callable[[], object]) -> None:
         super().__init__(close)
         self.name = name
         self.gallery = gallery
         self.matcher = matcher
+
+    def need_matcher(self) -> Matcher:
+        """What encodes captions and pictures.
+
+        Raises:
+            Refusal: there is none.
+        """
+        if self.matcher is None:
+            why = "holds embeddings of no known model, so nothing here encodes captions or pictures for it"
+            raise Refusal(422, "model", f"the gallery {self.name} {why}: send embeddings, or the id of a row as `like`")
+        return self.matcher
 
     @property
     def side(self) -> str:
@@ -63,13 +75,13 @@ class OpenGallery(Held):
     @property
     def grid(self) -> int | None:
         """The regions of pictures are a grid x grid raster; None where they have boxes, or no pictures are read."""
-        preprocess = self.matcher.manifest.preprocess
+        preprocess = None if self.matcher is None else self.matcher.manifest.preprocess
         return None if preprocess is None else preprocess.grid
 
     @property
     def regions(self) -> int:
         """The number of regions of a picture, as far as the bundle tells; 1 where it does not read pictures."""
-        specs = self.matcher.manifest.graphs.get("backbone", {}).values()
+        specs = self.need_matcher().manifest.graphs.get("backbone", {}).values()
         sizes = [spec.outputs[0].shape[1] for spec in specs if len(spec.outputs[0].shape) == 3]
         return next((size for size in sizes if isinstance(size, int)), 1)
 
@@ -88,8 +100,9 @@ class OpenGallery(Held):
             model=settings.model,
             scan=self.gallery.scan,
             grid=self.grid,
-            takes_pictures=self.matcher.manifest.preprocess is not None,
-            max_words=self.matcher.max_words,
+            takes_captions=self.matcher is not None,
+            takes_pictures=self.matcher is not None and self.matcher.manifest.preprocess is not None,
+            max_words=0 if self.matcher is None else self.matcher.max_words,
             writable=writable,
             prepared=None if prepared is None else prepared.describe(),
         )
@@ -169,31 +182,40 @@ class Galleries:
 def _open_all(settings: Settings) -> dict[str, OpenGallery]:
     """Open each gallery once, and each bundle once."""
     matchers: dict[tuple[str, str | None], tuple[Matcher, Held]] = {}
+
+    def matcher_of(name: str, gallery: Gallery) -> tuple[Matcher, Held] | None:
+        if gallery.settings.model == NO_MODEL:
+            _log.info("%s holds embeddings of no known model: it is searched with embeddings or `like`", name)
+            return None
+        key = (str(settings.bundle or gallery.settings.bundle), gallery.settings.precision)
+        if key in matchers:
+            matcher, held = matchers[key]
+            gallery.check_model(fingerprint(matcher.manifest, matcher.precision))
+            held.hold()
+        else:
+            matcher = open_matcher(gallery, settings.bundle, settings.backend, settings.threads)
+            matchers[key] = matcher, Held(matcher.close)
+        return matchers[key]
+
     opened: dict[str, OpenGallery] = {}
     with ExitStack() as undo:
         for name, path in settings.galleries.items():
             gallery = Gallery.open(path, threads=settings.threads, device=settings.device)
             with ExitStack() as on_error:
                 on_error.callback(gallery.close)
-                bundle = settings.bundle or gallery.settings.bundle
-                key = (str(bundle), gallery.settings.precision)
-                if key in matchers:
-                    matcher, held = matchers[key]
-                    gallery.check_model(fingerprint(matcher.manifest, matcher.precision))
-                    held.hold()
-                else:
-                    matcher = open_matcher(gallery, settings.bundle, settings.backend, settings.threads)
-                    matchers[key] = matcher, (held := Held(matcher.close))
+                found = matcher_of(name, gallery)
                 on_error.pop_all()
+            matcher, held = found or (None, None)
             opened[name] = OpenGallery(name, gallery, matcher, _closer(gallery, held))
             undo.callback(opened[name].release)
         undo.pop_all()
     return opened
 
 
-def _closer(gallery: Gallery, matcher: Held) -> Callable[[], None]:
+def _closer(gallery: Gallery, matcher: Held | None) -> Callable[[], None]:
     def close() -> None:
         gallery.close()
-        matcher.release()
+        if matcher is not None:
+            matcher.release()
 
     return close

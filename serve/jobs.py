@@ -31,20 +31,23 @@ async def make_job(
     Args:
         state: of the worker.
         opened: the gallery, which the caller holds until the job is done.
-        captions, pictures, packed: exactly one of them.
+        captions, pictures, packed: exactly one of them, or a row that `search` names.
         search, off: as in `Work`.
 
     Raises:
         Refusal: none or several kinds of rows, too many of them, or a picture that is none.
         ChanError: as `decode_pictures` and `unpack`.
     """
-    given = {"captions": captions, "pictures": pictures, "embeddings": packed}
+    like = None if search is None else search.like
+    given = {"captions": captions, "pictures": pictures, "embeddings": packed, "like": like}
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
+        *most, last = ["captions", "pictures", "embeddings"] if search is None else given
         got = " and ".join(names) or "none"
-        raise Refusal(422, "body", f"exactly one of captions, pictures and embeddings must be given, got {got}")
+        raise Refusal(422, "body", f"exactly one of {', '.join(most)} and {last} must be given, got {got}")
     job = Work(opened=opened, search=search, off=off, words=1)
     if captions is not None:
+        opened.need_matcher()
         check_count(state, "captions", captions)
         for i, caption in enumerate(captions):
             check_characters(state, f"captions[{i}]", caption)

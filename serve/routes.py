@@ -45,15 +45,16 @@ class _Api:
         self._limits = state.settings.limits
 
     async def search(self, request: Request) -> Response:
-        """Search a gallery with captions, pictures or embeddings."""
+        """Search a gallery with captions, pictures, embeddings, or one of its rows."""
         body = await read_request(request, self._limits, bodies.SearchRequest, "pictures")
-        rows = body.captions or body.pictures or (body.embeddings.lengths if body.embeddings else ())
+        rows = body.captions or body.pictures or (body.embeddings.lengths if body.embeddings else [body.like])
         if body.k * len(rows) > self._limits.k:
             asked = f"{body.k} for each of {len(rows)}" if len(rows) > 1 else body.k
             raise Refusal(422, "k", f"k must be at most {self._limits.k} for all queries together, got {asked}")
         if body.off and len(body.captions or ()) != 1:
             raise Refusal(422, "off", f"off needs exactly one caption, got {len(body.captions or ())}")
-        search = Search(body.k, make_filter(self._state, body.where), None if body.ids is None else tuple(body.ids))
+        ids = None if body.ids is None else tuple(body.ids)
+        search = Search(body.k, make_filter(self._state, body.where), ids, body.like)
         with self._state.galleries.using(body.gallery) as opened:
             _check_side(opened, body)
             job = await make_job(self._state, opened, body.captions, body.pictures, body.embeddings, search, body.off)
@@ -76,7 +77,7 @@ class _Api:
         with self._state.galleries.using(body.gallery) as opened:
             images, images_jobs = await self._side(opened, body, "images")
             captions, captions_jobs = await self._side(opened, body, "captions")
-            scores = await self._state.aside(opened.matcher.score, images, captions)
+            scores = await self._state.aside(opened.need_matcher().score, images, captions)
             done = bodies.ScoreResponse(opened.name, scores.tolist())
             return answer(msgspec.json.encode(done), *images_jobs, *captions_jobs)
 
@@ -165,6 +166,8 @@ def answer(body: bytes, *jobs: Work) -> Response:
 
 def _check_side(opened: OpenGallery, body: bodies.SearchRequest) -> None:
     """Refusal of queries of the side that the gallery holds, before they are encoded."""
+    if opened.matcher is None:
+        return  # nothing encodes anything for it, which is a better reason
     wanted = "captions" if opened.side == "images" else "pictures"
     got = "captions" if body.captions is not None else "pictures" if body.pictures is not None else wanted
     if got != wanted:

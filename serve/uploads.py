@@ -77,7 +77,7 @@ def decode_pictures(opened: OpenGallery, files: Sequence[bytes], pixels: int) ->
     Raises:
         Refusal, InputError, MissingExtra: as `decode_picture`; Refusal where the gallery's bundle takes no pictures.
     """
-    preprocess = opened.matcher.manifest.preprocess
+    preprocess = opened.need_matcher().manifest.preprocess
     if preprocess is None:
         detail = f"the bundle of the gallery {opened.name} has no backbone and takes no pictures: send embeddings"
         raise Refusal(422, "picture", detail)

@@ -31,11 +31,15 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Search:
-    """What to search for, as in `Gallery.search`; queries that agree in it share a scan."""
+    """What to search for, as in `Gallery.search`; queries that agree in it share a scan.
+
+    like: the row that is the query, and not among the hits.
+    """
 
     k: int
     where: Filter | None = None
     ids: tuple[str, ...] | None = None
+    like: str | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -93,13 +97,15 @@ def _run(jobs: Sequence[Work], words: int) -> None:
     begin = time.perf_counter()
     texts = [job for job in jobs if job.captions]
     pictures = [job for job in jobs if job.pictures]
-    for group in _grouped(texts, lambda job: id(job.opened.matcher)):
+    for group in _grouped(texts, lambda job: id(job.opened.need_matcher())):
         _encode(group, lambda job: job.captions, lambda matcher, items: encode_texts(matcher, items, words))
-    for group in _grouped(pictures, lambda job: id(job.opened.matcher)):
+    for group in _grouped(pictures, lambda job: id(job.opened.need_matcher())):
         _encode(group, lambda job: job.pictures, lambda matcher, items: matcher.encode_pictures(items))
     for job in jobs:
         if job.off:
             _attempt([job], _switch_off)
+        if job.search is not None and job.search.like is not None:
+            _attempt([job], _read_row)
     middle = time.perf_counter()
     searching = [job for job in jobs if job.search is not None and job.error is None]
     for group in _grouped(searching, lambda job: (id(job.opened), job.search)):
@@ -137,7 +143,7 @@ def _encode(
     encode: Callable[[Matcher, Sequence[_Item]], Embeddings],
 ) -> None:
     def encode_all(group: Sequence[Work]) -> None:
-        encoded = encode(group[0].opened.matcher, [item for job in group for item in items_of(job)])
+        encoded = encode(group[0].opened.need_matcher(), [item for job in group for item in items_of(job)])
         row = 0
         for job in group:
             count = len(items_of(job))
@@ -160,12 +166,27 @@ def _switch_off(jobs: Sequence[Work]) -> None:
     job.embeddings = Embeddings(kept, np.array([kept.shape[1]], np.int32), job.embeddings.kind)
 
 
+def _read_row(jobs: Sequence[Work]) -> None:
+    """Make the row that the one job names its query."""
+    (job,) = jobs
+    assert job.search is not None
+    assert job.search.like is not None
+    job.embeddings = job.opened.gallery.embeddings([job.search.like])
+
+
 def _search(jobs: Sequence[Work]) -> None:
     queries = [job.embeddings for job in jobs if job.embeddings is not None]
     search = jobs[0].search
     assert search is not None
-    gallery = jobs[0].opened.gallery
-    results = iter(gallery.search(Embeddings.concatenate(queries), search.k, ids=search.ids, where=search.where))
+    gallery, like = jobs[0].opened.gallery, search.like
+    found = gallery.search(
+        Embeddings.concatenate(queries),
+        search.k + (like is not None),
+        ids=search.ids,
+        where=search.where,
+        same_kind=like is not None,
+    )
+    results = iter(found if like is None else [result.without(like, search.k) for result in found])
     for job, query in zip(jobs, queries, strict=True):
         job.results = [next(results) for _ in range(len(query))]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,3 +54,7 @@ class SearchResult:
     def rescored_share(self) -> float:
         """rescored / rows; 0 where there were no rows."""
         return self.rescored / self.rows if self.rows else 0.0
+
+    def without(self, id: str, k: int) -> Self:
+        """The best k hits but for one row: of the best k + 1, which have it if it is among the best k."""
+        return replace(self, hits=tuple(hit for hit in self.hits if hit.id != id)[:k])

@@ -252,7 +252,7 @@ export function explanation(hit, { heading = null } = {}) {
   return make("div", { class: "explanation" }, picture.element,
     make("div", { class: "side" }, heading,
       make("p", { class: "score-line" }, "Score ", make("b", {}, hit.score.toFixed(4))),
-      shareTable(hit, light),
+      hit.words.length ? shareTable(hit, light) : null,
       ...notes.map((note) => make("p", {}, make("small", {}, note))),
       about.length ? list : null));
 }
@@ -602,7 +602,8 @@ export class HitsView {
     if (bar) this.head.after(this.hint);
     const point = matchMedia("(hover: none)").matches ? "Tap" : "Point at";
     const press = options.toggle ? "; press it to search without it" : "";
-    const hint = own ? `${point} a word or a region to see what chose what. Open a hit for its shares.`
+    const hint = own && !answer.hits.some((hit) => hit.words.length) ? "Open a hit to see it large."
+      : own ? `${point} a word or a region to see what chose what. Open a hit for its shares.`
       : `${point} a word to see the region that it chose on every hit${press}.`;
     light.listen((lit) => {
       this.hint.textContent = (lit.length === 1 && answer.words[lit[0]] && explainWord(answer.words[lit[0]])) || hint;

@@ -91,6 +91,7 @@ function readAddress() {
     gallery: query.get("gallery") ?? galleries[0].name,
     q: query.get("q") ?? "",
     picture: query.get("picture") ?? "",
+    like: query.get("like") ?? "",
     k: Math.min(limits.k, Math.max(1, Number(query.get("k")) || 20)),
     where: query.getAll("where"),
     off: (query.get("off") ?? "").split(",").filter(Boolean).map(Number),
@@ -102,7 +103,7 @@ function readAddress() {
 function addressOf(state) {
   const query = new URLSearchParams();
   if (galleries.length > 1) query.set("gallery", state.gallery);
-  for (const name of ["q", "picture", "open", "vs"]) if (state[name]) query.set(name, state[name]);
+  for (const name of ["q", "picture", "like", "open", "vs"]) if (state[name]) query.set(name, state[name]);
   if (state.k !== 20) query.set("k", state.k);
   for (const condition of state.where) query.append("where", condition);
   if (state.off.length) query.set("off", state.off.join());
@@ -199,7 +200,10 @@ function showStart(gallery, state) {
   showOnly("start");
   const images = gallery.kind === "images";
   find("start-title").textContent = `${count(gallery.rows)} ${images ? "pictures" : "captions"} to search`;
-  find("start-text").textContent = pictureOf(state) ? "Type a caption to see what its words choose in your picture."
+  find("start-text").textContent = !gallery.takes_captions
+    ? "The embeddings of this gallery came from a model that is not here, so it knows no words and no pictures. "
+      + "Type the id of a row to find rows like it, or send embeddings to the API."
+    : pictureOf(state) ? "Type a caption to see what its words choose in your picture."
     : state.picture ? "The picture of this link was on the page that made it. Drop or paste it again."
       : images ? "Type what a picture shows. Each word then lights the region that it chose. "
         + "Drop or paste a picture of your own to see what a caption's words choose in it."
@@ -210,23 +214,24 @@ function showStart(gallery, state) {
 // -- searching
 
 function searchOf(state) {
-  const { gallery, q, picture, k, where, off } = state;
-  return JSON.stringify({ gallery, q, picture, k, where, off });
+  const { gallery, q, picture, like, k, where, off } = state;
+  return JSON.stringify({ gallery, q, picture, like, k, where, off });
 }
 
 async function fetchAnswer(state, k, off, signal) {
   const picture = pictureOf(state);
   const asked = { gallery: state.gallery, k };
   const where = filterOf(state.where);
-  const response = picture
-    ? await postPicture("/v1/search", { ...asked, where: where && JSON.stringify(where) }, picture, signal)
+  const response = state.like ? await post("/v1/search", { ...asked, where, like: state.like }, signal)
+    : picture ? await postPicture("/v1/search", { ...asked, where: where && JSON.stringify(where) }, picture, signal)
     : await post("/v1/search", { ...asked, where, captions: [state.q], off }, signal);
   const { results: [result] } = await response.json();
   const times = ["x-inference-time", "x-search-time"].map((name) => Number(response.headers.get(name)));
   return readResult(result, picture, times);
 }
 
-// The answer as the components draw it: a word that is off keeps its place in each hit.
+// The answer as the components draw it: a word that is off keeps its place in each hit, and of a row that searches
+// nobody knows the words.
 function readResult(result, picture, [encode, search]) {
   const side = devicePixelRatio > 1 ? 640 : 320;
   const hits = result.hits.map((hit) => {
@@ -234,7 +239,7 @@ function readResult(result, picture, [encode, search]) {
     const place = (word) => (word.on === false ? { ...word, off: true } : found.next().value);
     return {
       ...hit,
-      words: result.words.length ? result.words.map(place) : hit.words,
+      words: result.words.length ? result.words.map(place) : hit.words.filter((word) => word.word),
       picture: hit.picture && `${hit.picture}&side=${side}`,
       large: hit.picture && `${hit.picture}&side=1280`,
     };
@@ -344,8 +349,13 @@ function drawLarge(hit) {
     history.replaceState(history.state, "", addressOf(next));
     compare();
   });
-  if (state.vs) compare();
-  return make("div", {}, form, problem, place);
+  if (state.vs && !state.like) compare();
+  const like = make("button", {
+    class: "button", type: "button",
+    onclick: () => go({ q: "", picture: "", like: hit.id, off: [], open: "", vs: "" }),
+  }, "More like this");
+  return make("div", {}, make("div", { class: "actions" }, state.like ? null : form, hit.own ? null : like),
+    problem, place);
 }
 
 // A picture of one's own and a caption: what the caption's words choose in it.
@@ -373,8 +383,9 @@ async function render() {
   const gallery = galleryOf(state);
   const picture = pictureOf(state);
   fillForm(state, gallery, picture);
-  document.title = state.q || picture ? `${state.q || picture.file.name} - chan` : "chan";
-  const isSearch = gallery.kind === "images" ? state.q && !picture : picture && !state.q;
+  const about = state.like ? `like ${state.like}` : state.q || picture?.file.name;
+  document.title = about ? `${about} - chan` : "chan";
+  const isSearch = state.like || (gallery.kind === "images" ? state.q && !picture : picture && !state.q);
   try {
     if (searchOf(state) !== shown.search) {
       if (isSearch) await search(state, view);
@@ -402,15 +413,17 @@ async function render() {
 
 function fillForm(state, gallery, picture) {
   find("caption").value = state.q;
-  find("caption").placeholder = gallery.kind === "images" ? "Describe a picture" : "Drop or paste a picture";
+  find("caption").placeholder = !gallery.takes_captions ? "Id of a row"
+    : gallery.kind === "images" ? "Describe a picture" : "Drop or paste a picture";
+  for (const part of document.querySelectorAll("#file, label[for=file]")) part.hidden = !gallery.takes_pictures;
   find("gallery").value = gallery.name;
   find("k").value = state.k;
   const chip = find("picture");
-  chip.hidden = !picture;
-  if (picture) {
-    chip.querySelector("img").src = picture.url;
-    chip.querySelector("span").textContent = visible(picture.file.name || "picture");
-  }
+  chip.hidden = !picture && !state.like;
+  chip.querySelector("img").hidden = !picture || state.like;
+  if (picture) chip.querySelector("img").src = picture.url;
+  chip.querySelector("span").textContent = state.like ? `like ${visible(state.like)}`
+    : visible(picture?.file.name || "picture");
   find("conditions").replaceChildren(...state.where.map((text) => conditionRow(text)));
   find("filters-button").textContent = state.where.length ? `Filters (${state.where.length})` : "Filters";
 }
@@ -420,8 +433,10 @@ async function submit(changes = {}) {
   scrollTo(0, 0);
   const q = find("caption").value.trim();
   await begun;
+  const gallery = find("gallery").value;
+  const named = !galleryOf({ gallery }).takes_captions && q; // where nothing reads words, an id is typed
   return go({
-    gallery: find("gallery").value, q, k: Number(find("k").value) || 20,
+    gallery, q: named ? "" : q, like: named || (q ? "" : readAddress().like), k: Number(find("k").value) || 20,
     where: readConditions(), off: [], open: "", vs: "", ...changes });
 }
 
@@ -431,7 +446,7 @@ function usePicture(file) {
     return;
   }
   pictures.push({ file, url: URL.createObjectURL(file) });
-  submit({ picture: `${pictures.length - 1}-${file.name || "picture"}` });
+  submit({ picture: `${pictures.length - 1}-${file.name || "picture"}`, like: "" });
 }
 
 function listen() {
@@ -439,14 +454,14 @@ function listen() {
     event.preventDefault();
     submit();
   });
-  find("gallery").addEventListener("change", () => submit());
+  find("gallery").addEventListener("change", () => submit({ like: "" }));
   find("file").addEventListener("change", () => {
     usePicture(find("file").files[0]);
     find("file").value = "";
   });
   find("picture").querySelector("button").addEventListener("click", () => {
     find("caption").focus();
-    submit({ picture: "" });
+    submit({ picture: "", like: "" });
   });
   find("filters-button").addEventListener("click", () => {
     const panel = find("filters");

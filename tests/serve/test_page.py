@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import gallery_settings, open_matcher, open_writer
-from chan_rt.runtime.embeddings import Embeddings
-from chan_rt.runtime.matcher import Matcher
+from chan_rt.runtime import (
+    AlignmentConfig,
+    Embeddings,
+    GalleryWriter,
+    Matcher,
+    gallery_settings,
+    open_matcher,
+    open_writer,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -42,7 +48,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def site(
     bundle: Path, photos: list[Path], start_server: Callable, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A server of pictures, of ten thousand rows, of captions, and of rows whose every text is an attack."""
+    """A server of pictures, of ten thousand rows, of captions, of rows whose every text is an attack, and of embeddings
+    without a bundle.
+    """
     folder = tmp_path_factory.mktemp("galleries")
     captions = ["a red apple", "two white clouds", "the green table", f"{ATTACK} apple"]
     with open_matcher_of(bundle) as matcher:
@@ -59,7 +67,9 @@ def site(
         writer.add([f"row {number}" for number in range(10_000)], many_rows(), metadata)
     with open_writer(folder / "captions", gallery_settings(bundle, "captions")) as writer:
         writer.add([f"{number}" for number in range(4)], texts, [{"caption": caption} for caption in captions])
-    galleries = [folder / name for name in ("photos", "hostile", "many", "captions")]
+    with GalleryWriter.create(folder / "vectors", dim=16, alignment=AlignmentConfig.maxsim()) as writer:
+        writer.add([f"page {number}" for number in range(40)], many_rows()[:40])
+    galleries = [folder / name for name in ("photos", "hostile", "many", "captions", "vectors")]
     with start_server(*galleries, "--max-k", 10_000) as running:
         yield running.url
 
@@ -333,6 +343,48 @@ def test_a_picture_of_ones_own_is_explained(open_page: Open, site: str, photos: 
     assert len(ids(page)) == PHOTOS
     page.go_back()
     page.wait_for_selector("#explained .shares")
+
+
+def test_a_hit_finds_rows_like_it(
+    open_page: Open, site: str, bundle: Path, photos: list[Path], violations: Check
+) -> None:
+    page = open_page(site)
+    found = find(page)
+    page.click(f".open-hit[title='{found[0]}']")
+    page.click("dialog[open] >> text='More like this'")
+    page.wait_for_selector("dialog[open]", state="detached")
+    page.wait_for_selector("#answer:not([aria-busy]) .hit")
+    with open_matcher_of(bundle) as matcher:
+        images = matcher.encode_pictures(photos)
+    mine = images[[path.name for path in photos].index(found[0])].vectors[0].astype(np.float64)
+    alike = [np.exp((row @ mine.T).max(axis=0) / 0.1).sum() for row in images.vectors.astype(np.float64)]
+    names = [photos[row].name for row in np.argsort(alike)[::-1]]
+    assert ids(page) == [name for name in names if name != found[0]]
+    assert page.locator("#picture").inner_text().startswith(f"like photos/{found[0]}")
+    assert page.locator("#answer .box").count() == page.locator(".word-bar").count() == 0
+    assert violations(page) == []
+    page.go_back()
+    page.wait_for_selector(f"dialog[open] h2:has-text('1. {found[0]}')")
+    page.go_forward()
+    page.wait_for_selector("#picture:visible")
+    page.click("#picture button")
+    page.wait_for_selector("#start")
+    assert "like" not in state(page)
+
+
+def test_a_gallery_without_a_bundle_is_searched_by_ids(open_page: Open, site: str, violations: Check) -> None:
+    page = open_page(f"{site}/?gallery=vectors")
+    assert "it knows no words and no pictures" in page.locator("#start-text").inner_text()
+    assert not page.locator("label[for=file]").is_visible()
+    found = find(page, "page 7")
+    assert found
+    assert "page 7" not in found
+    assert state(page)["like"] == "page 7"
+    assert violations(page) == []
+    page.click(f".open-hit[title='{found[0]}']")
+    assert page.locator("dialog[open] .compare-form, dialog[open] .shares").count() == 0
+    page.click("dialog[open] >> text='More like this'")
+    page.wait_for_selector(f"#picture:has-text('like {found[0]}')")
 
 
 def test_what_is_asked_before_the_page_is_ready_is_done(open_page: Open, site: str, photos: list[Path]) -> None:

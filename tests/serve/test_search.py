@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import Gallery, Matcher, gallery_settings, open_gallery_with_matcher, open_writer
+from chan_rt.runtime import (
+    AlignmentConfig,
+    Embeddings,
+    Gallery,
+    GalleryWriter,
+    Matcher,
+    gallery_settings,
+    open_gallery_with_matcher,
+    open_writer,
+)
+from chan_rt.serve import Client
 
 CAPTION = "two red apples lie on the blue table"
 
@@ -137,6 +147,24 @@ def test_embeddings_go_out_and_come_back_as_a_query(http: httpx.Client, library:
         assert {word["word"] for word in one["hits"][0]["words"]} == {""}
 
 
+def test_a_row_is_a_query_for_rows_like_it(http: httpx.Client, library: tuple[Gallery, Matcher]) -> None:
+    opened, _ = library
+    id = opened.rows()[3].id
+    (found,) = http.post("/v1/search", json={"like": id, "k": 3}).json()["results"]
+    (expected,) = opened.search(opened.embeddings([id]), 4, same_kind=True)
+    expected = expected.without(id, 3)
+    assert len(expected.hits) == 3
+    assert found["certified"]
+    assert [(hit["id"], hit["score"]) for hit in found["hits"]] == [(hit.id, hit.score) for hit in expected.hits]
+    assert found["words"] == []
+    for mine, theirs in zip(found["hits"], expected.hits, strict=True):
+        assert [word["region"] for word in mine["words"]] == theirs.word_regions.tolist()
+        assert {word["word"] for word in mine["words"]} == {""}
+    ids = [hit.id for hit in expected.hits[1:]] + [id]
+    (among,) = http.post("/v1/search", json={"like": id, "k": 9, "ids": ids}).json()["results"]
+    assert [hit["id"] for hit in among["hits"]] == ids[:-1]
+
+
 def test_scores_are_those_of_the_library(http: httpx.Client, library: tuple[Gallery, Matcher], pictures: Path) -> None:
     _, matcher = library
     captions = [CAPTION, "a cloud", "the green apple"]
@@ -177,8 +205,9 @@ def test_galleries_are_listed_with_the_limits(http: httpx.Client, library: tuple
     (info,) = body["galleries"]
     assert info | {"scan": "", "model": ""} == {
         "name": "gallery", "kind": "images", "rows": 8, "dim": 16, "coding": "VHA", "pooling": "LSE",
-        "fine": "float32", "precision": "fp32", "model": "", "scan": "", "grid": 2, "takes_pictures": True,
-        "max_words": library[1].max_words, "writable": False, "prepared": None,
+        "fine": "float32", "precision": "fp32", "model": "", "scan": "", "grid": 2,
+        "takes_captions": True, "takes_pictures": True, "max_words": library[1].max_words, "writable": False,
+        "prepared": None,
     }  # fmt: skip
     assert body["limits"]["k"] == 1000
 
@@ -245,6 +274,67 @@ def test_captions_are_found_with_a_picture(captions_server, coding: str) -> None
     mine = {"gallery": coding, "pictures": [base64_of(picture())]}
     scores = client.post("/v1/score", json={**mine, "ids": ["b", "a"]}).json()["scores"]
     np.testing.assert_allclose(scores, [[expected[coding][id].score for id in "ba"]], atol=1e-4)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_captions_like_a_caption_are_found(captions_server, coding: str) -> None:
+    client, _ = captions_server
+    (result,) = client.post("/v1/search", json={"gallery": coding, "like": "b"}).json()["results"]
+    assert sorted(hit["id"] for hit in result["hits"]) == ["a", "c", "d"]
+    for hit in result["hits"]:
+        assert [word["word"] for word in hit["words"]][1:-1] == TEXTS[hit["id"]].split()
+        assert {word["box"] for word in hit["words"]} == {None}, "words chose words, which have no place in a picture"
+
+
+@pytest.fixture(scope="module")
+def vectors_server(start_server, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A writable server of embeddings that came without a bundle: its client, the gallery, its URL."""
+    path = tmp_path_factory.mktemp("vectors") / "pages"
+    rows = [np.random.default_rng(n).standard_normal((3, 8)).astype(np.float32) for n in range(20)]
+    with GalleryWriter.create(path, dim=8, alignment=AlignmentConfig.maxsim()) as writer:
+        writer.add(range(20), Embeddings.from_rows(rows, "images"), [{"page": n} for n in range(20)])
+    with start_server(path, "--writable") as server, Client(server.url) as client, Gallery.open(path) as gallery:
+        yield client, gallery, server.url
+
+
+def test_a_gallery_without_a_bundle_is_searched_with_embeddings(vectors_server) -> None:
+    client, gallery, _ = vectors_server
+    queries = Embeddings.from_rows([np.ones((2, 8)), np.eye(8)], "captions")
+    for mine, theirs in zip(client.search(embeddings=queries, k=5), gallery.search(queries, 5), strict=True):
+        assert mine.certified
+        assert [(hit.id, hit.score, hit.metadata) for hit in mine.hits] == [
+            (hit.id, hit.score, hit.metadata) for hit in theirs.hits
+        ]
+        for hit, other in zip(mine.hits, theirs.hits, strict=True):
+            assert [(word.word, word.region, word.box) for word in hit.words] == [
+                ("", region, None) for region in other.word_regions
+            ]
+    (found,) = client.search(like="7", k=4, where={"page": {"$lt": 10}})
+    (expected,) = gallery.search(gallery.embeddings(["7"]), 5, where={"page": {"$lt": 10}}, same_kind=True)
+    assert [hit.id for hit in found.hits] == [hit.id for hit in expected.without("7", 4).hits]
+    (info,) = client.galleries()
+    assert (info.takes_captions, info.takes_pictures, info.max_words, info.grid) == (False, False, 0, None)
+    assert client.add(["new"], Embeddings.from_rows([np.ones((1, 8))], "images")).rows == 21
+    assert client.delete(["new"]).rows == 20
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("search", {"captions": ["a"]}),
+        ("search", {"pictures": [base64_of(picture())]}),
+        ("encode", {"captions": ["a"]}),
+        ("encode", {"pictures": [base64_of(picture())]}),
+        ("score", {"captions": ["a"], "ids": ["1"]}),
+        ("explain", {"caption": "a", "id": "1"}),
+        ("explain", {"caption": "a", "picture": base64_of(picture())}),
+    ],
+)
+def test_a_gallery_without_a_bundle_knows_no_words_and_no_pictures(vectors_server, path: str, body: dict) -> None:
+    *_, url = vectors_server
+    answer = httpx.post(f"{url}/v1/{path}", json=body)
+    assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (422, "model")
+    assert answer.json()["detail"].startswith("the gallery pages holds embeddings of no known model")
 
 
 def test_of_several_galleries_one_must_be_named(captions_server) -> None:
