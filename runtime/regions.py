@@ -111,16 +111,18 @@ def region_box(region: int, grid: int | None, boxes: object = None) -> Box | Non
 
 
 def boxes_as_metadata(embeddings: Embeddings) -> list[dict[str, Any]]:
-    """What the metadata of a gallery's rows keep of their boxes: {} where these are not known.
+    """What the metadata of a gallery's rows keep of their boxes: {} where these are not known."""
+    if embeddings.boxes is None:
+        return [{}] * len(embeddings)
+    return [box_metadata(row[:length]) for row, length in zip(embeddings.boxes, embeddings.lengths, strict=True)]
+
+
+def box_metadata(boxes: NDArray[np.float32] | None) -> dict[str, Any]:
+    """What the metadata of one row keep of its boxes [r, 4]: {} for None.
 
     Four decimals are a tenth of a pixel in a picture 1000 pixels wide.
     """
-    if embeddings.boxes is None:
-        return [{}] * len(embeddings)
-    return [
-        {"boxes": row[:length].astype(np.float64).round(4).tolist()}
-        for row, length in zip(embeddings.boxes, embeddings.lengths, strict=True)
-    ]
+    return {} if boxes is None else {"boxes": boxes.astype(np.float64).round(4).tolist()}
 
 
 def with_boxes(row: Embeddings, metadata: Mapping[str, Any]) -> Embeddings:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..contract import Manifest
 from ..errors import InputError, TensorError
 from ..skipped import SkippedItem
+from .boxes import Boxes
 from .captions import Pairing, is_blank, pair, read_captions, read_ids
 from .karpathy import pair_annotated, read_annotations
 from .layout import SplitFiles, find_split
@@ -58,6 +59,7 @@ class CaptionedImages:
     skipped: tuple[SkippedItem, ...]
     cut_rows: tuple[int, ...]
     _read: Callable[[NDArray[np.int64]], list[NDArray[Any]]] = field(repr=False)
+    _read_boxes: Callable[[NDArray[np.int64]], list[Boxes | None]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.num_images or not self.captions:
@@ -93,6 +95,7 @@ class CaptionedImages:
         if pairing.image_ids is not None:
             by_row = dict(zip(pairing.store_rows.tolist(), pairing.image_ids, strict=True))
             names = [by_row[row] for row in rows_of_images[images].tolist()]
+        places = store.boxes
         return cls(
             captions=[captions[line] for line in kept],
             image_of_caption=np.searchsorted(images, owner[kept]),
@@ -109,6 +112,7 @@ class CaptionedImages:
             ),
             cut_rows=(),
             _read=lambda wanted: store.read(rows_of_images[images[wanted]]),
+            _read_boxes=None if places is None else lambda wanted: places(rows_of_images[images[wanted]]),
         )
 
     @classmethod
@@ -162,6 +166,7 @@ class CaptionedImages:
     def take(self, positions: NDArray[np.int64]) -> CaptionedImages:
         """The images at these ascending positions, with all their captions."""
         chosen = np.flatnonzero(np.isin(self.image_of_caption, positions))
+        places = self._read_boxes
         return replace(
             self,
             captions=[self.captions[row] for row in chosen],
@@ -170,6 +175,7 @@ class CaptionedImages:
             caption_rows=self.caption_rows[chosen],
             image_ids=None if self.image_ids is None else [self.image_ids[position] for position in positions],
             _read=lambda wanted: self._read(positions[wanted]),
+            _read_boxes=None if places is None else lambda wanted: places(positions[wanted]),
         )
 
     def check_width(self, region_dim: int, model: str | Path) -> None:
@@ -198,9 +204,7 @@ class CaptionedImages:
             InputError: a row that does not exist.
             TensorError: NaN or infinite features, or an image without regions.
         """
-        wanted = np.arange(self.num_images)[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
-        if wanted.ndim != 1 or (wanted.size and not 0 <= wanted.min() <= wanted.max() < self.num_images):
-            raise InputError(f"rows must lie in 0 to {self.num_images - 1}, got {list(wanted.ravel()[:8])}")
+        wanted = self._positions(rows)
         images = self._read(wanted)
         lengths = np.array([len(image) for image in images], dtype=np.int32)
         out = np.zeros((len(images), int(lengths.max(initial=0)), self.region_dim), dtype=np.float32)
@@ -216,6 +220,23 @@ class CaptionedImages:
             bad = int(self.image_rows[wanted[np.argmin(np.isfinite(out).all(axis=(1, 2)))]])
             raise TensorError(self.source, "features must be finite", f"NaN or infinity in image {bad}")
         return out, lengths
+
+    def boxes(self, rows: Sequence[int] | NDArray[Any] | slice) -> list[Boxes | None]:
+        """Where the regions of the images in `rows` are: for each image [r, 4], or None where that is not known.
+
+        A box is left, top, width and height as fractions of the picture.
+
+        Raises:
+            InputError: a row that does not exist, or boxes that are not inside the picture.
+        """
+        wanted = self._positions(rows)
+        return [None] * len(wanted) if self._read_boxes is None else self._read_boxes(wanted)
+
+    def _positions(self, rows: Sequence[int] | NDArray[Any] | slice) -> NDArray[np.int64]:
+        wanted = np.arange(self.num_images)[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        if wanted.ndim != 1 or (wanted.size and not 0 <= wanted.min() <= wanted.max() < self.num_images):
+            raise InputError(f"rows must lie in 0 to {self.num_images - 1}, got {list(wanted.ravel()[:8])}")
+        return wanted
 
     def pictures(self) -> list[Path | None]:
         """The picture file of each image, as the data folder's id_mapping.json names it; None where there is none."""

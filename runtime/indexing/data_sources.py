@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def _data_images(path: Path, split: str) -> Source:
 
     def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
         data.check_bundle(matcher.manifest, "the bundle")
-        return encode_rows(matcher, rows)
+        encoded = encode_rows(matcher, rows)
+        return replace(encoded, boxes=data.boxes(encoded.rows))
 
     return Source(
         "images",
@@ -105,6 +107,8 @@ def _origins(path: Path, split: str, rows: Sequence[int], digest: Callable[[int]
 
 
 def _regions_digest(data: CaptionedImages, row: int) -> str:
-    """SHA-256 of an image's regions and their number."""
+    """SHA-256 of an image's regions, of their number, and of their boxes where these are known."""
     regions, lengths = data.regions([row])
-    return hashlib.sha256(lengths.tobytes() + np.ascontiguousarray(regions).tobytes()).hexdigest()
+    (boxes,) = data.boxes([row])
+    parts = [lengths, np.ascontiguousarray(regions), *([] if boxes is None else [boxes])]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()

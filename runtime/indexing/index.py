@@ -13,7 +13,6 @@ from ..gallery import GalleryWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..matcher import Matcher
-from ..regions import boxes_as_metadata
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .identity import SOURCE, Known, Plan, add_digest, compare
 from .sources import Source
@@ -104,8 +103,8 @@ def index_source(
                 add_digest(source.origins[item], plan.metadata[item][SOURCE])
         encoded = source.encode(matcher, part)
         if encoded.embeddings is not None:
-            places = boxes_as_metadata(encoded.embeddings)
-            metadata = [plan.metadata[item] | place for item, place in zip(encoded.rows, places, strict=True)]
+            places = zip(encoded.rows, encoded.places(), strict=True)
+            metadata = [plan.metadata[item] | place for item, place in places]
             writer.add([plan.ids[item] for item in encoded.rows], encoded.embeddings, metadata, overwrite=True)
             for item in encoded.rows:
                 done[item in old] += 1

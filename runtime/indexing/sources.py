@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..checks import check_paths
 from ..embeddings import Embeddings, Kind
 from ..errors import InputError
 from ..matcher import Matcher
 from ..pictures.load import fit_picture, list_pictures
+from ..regions import box_metadata, boxes_as_metadata
 from ..skipped import SkippedItem
 from .identity import Origin, Scope, file_digest
 
@@ -27,11 +31,20 @@ class Encoded:
         rows: the rows that were encoded, in the order of `embeddings`.
         embeddings: theirs; None where no row could be encoded.
         problems: the other rows, with the reasons why they could not be encoded.
+        boxes: where the regions of each encoded row are, [r, 4] or None, where the source knows it and `embeddings`
+            do not.
     """
 
     rows: Sequence[int]
     embeddings: Embeddings | None
     problems: Sequence[SkippedItem]
+    boxes: Sequence[NDArray[np.float32] | None] | None = None
+
+    def places(self) -> list[dict[str, Any]]:
+        """What the metadata of each encoded row keep of its boxes."""
+        if self.boxes is not None:
+            return [box_metadata(boxes) for boxes in self.boxes]
+        return [] if self.embeddings is None else boxes_as_metadata(self.embeddings)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,16 @@
 """A data folder as a source of rows: an id is the row in its split, whatever was left out."""
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from click.testing import CliRunner
+from PIL import Image
 
+from chan_rt import cli
+from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.indexing.data_sources import open_source
 
 
@@ -26,3 +33,42 @@ def test_ids_are_rows_of_the_split_also_where_captions_were_left_out(tmp_path: P
     (tmp_path / "precomp/test_caps.txt").write_text("\n".join(["a", *lines[1:]]) + "\n")
     again = open_source([tmp_path])
     assert [again.origins[0].digest(), again.origins[2].digest()] == same
+
+
+def boxed_data(folder: Path, boxes: list[list[float]]) -> None:
+    """Two pictures of two regions: the first has boxes in pixels of a picture of 100 x 200, the second has none."""
+    files = folder / "precomp" / "test_ims"
+    files.mkdir(parents=True, exist_ok=True)
+    (folder / "precomp/test_caps.txt").write_text("a red apple\na blue table\n")
+    (folder / "precomp/test_ids.txt").write_text("apple\ntable\n")
+    Image.new("RGB", (100, 200), "red").save(folder / "apple.png")
+    (folder / "id_mapping.json").write_text(json.dumps({"apple": "apple.png", "table": "table.png"}))
+    rng = np.random.default_rng(0)
+    features = rng.random((2, 2, 12), np.float32)
+    np.savez(files / "apple.npz", features=features[0], bbox=np.float32(boxes), image_w=100, image_h=200)
+    np.savez(files / "table.npz", features=features[1])
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(cli.main, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_boxes_of_a_data_folder_travel_with_the_gallery_and_are_drawn(make_small_model: Callable, tmp_path: Path):
+    bundle, data, gallery = make_small_model().bundle, tmp_path / "data", tmp_path / "gallery"
+    boxed_data(data, [[10, 20, 60, 100], [0, 0, 100, 200]])
+    run("index", bundle, data, "-o", gallery)
+    with Gallery.open(gallery) as opened:
+        apple, table = opened.rows()
+    assert apple.metadata["boxes"] == [[0.1, 0.1, 0.5, 0.4], [0, 0, 1, 1]]
+    assert "boxes" not in table.metadata
+    run("search", gallery, "a red apple", "--html", tmp_path / "page.html", "--where", "image_id=apple")
+    drawn = re.findall(r'"box": ?(\[[^]]*\])', (tmp_path / "page.html").read_text())
+    assert drawn
+    assert all(json.loads(box) in apple.metadata["boxes"] for box in drawn)
+    boxed_data(data, [[20, 20, 60, 100], [0, 0, 100, 200]])
+    assert "1 encoded, 1 already there" in run("index", bundle, data, "-o", gallery)
+    with Gallery.open(gallery) as opened:
+        by_image = {row.metadata["image_id"]: row.metadata for row in opened.rows()}
+    assert by_image["apple"]["boxes"] == [[0.2, 0.1, 0.4, 0.4], [0, 0, 1, 1]]
