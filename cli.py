@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import warnings
 
 import click
 
@@ -105,3 +106,5 @@ def main(verbose: int) -> None:
     from chan_rt.commands.terminal import log_to_stderr
 
     log_to_stderr(verbose)
+    # Pillow warns of damaged metadata and of pictures above 89 million pixels, and reads them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")

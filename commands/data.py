@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,19 @@ from .terminal import echo, print_json, progress_bar, visible, warn
 
 if TYPE_CHECKING:
     from ..runtime.own_data.report import DataReport, Range
+    from ..runtime.skipped import SkippedItem
 
 _SHOWN = 5  # items of each kind that are listed; data.json has all
+
+
+def _share_option(split: str, use: str) -> options.Decorator:
+    return click.option(
+        f"--{split}-share",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.1,
+        show_default=True,
+        help=f"Share of the pictures to {use} on, where SOURCES name no splits.",
+    )
 
 
 @click.command("data", short_help="Make a data folder from pictures and captions of your own, and report on it.")
@@ -30,20 +42,8 @@ _SHOWN = 5  # items of each kind that are listed; data.json has all
 @click.option(
     "--first-line", is_flag=True, help="Use only the first line of each text file that lies beside a picture."
 )
-@click.option(
-    "--dev-share",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Share of the pictures to validate on, where SOURCES name no splits.",
-)
-@click.option(
-    "--test-share",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Share of the pictures to test on, where SOURCES name no splits.",
-)
+@_share_option("dev", "validate")
+@_share_option("test", "test")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -99,6 +99,10 @@ def command(
     check_place(out, force)
     shares = Shares(dev_share, test_share, seed)
     found = [OwnSource.parse(source) for source in sources]
+    if not any(source.is_table for source in found):
+        options.refuse_given(context, ("path_column", "caption_column"), "where no source is a table")
+    if not any(source.path.is_dir() for source in found):
+        options.refuse_given(context, ("first_line",), "where no source is a folder")
     columns = (path_column, caption_column)
     entries = (
         (
@@ -146,12 +150,18 @@ def _print(counted: DataReport, out: Path) -> None:
         if split.unknown_captions and name != "train":
             warn(f"{split.unknown_captions} captions of {name} have no known word: use a lower --min-count, or BERT")
     for kind, items in counted.left_out.items():
-        warn(f"{len(items)} {kind}:")
-        for one in items[:_SHOWN]:
-            echo(f"  {visible(one.item)}: {visible(one.reason)}", err=True)
-        if len(items) > _SHOWN:
-            echo(f"  and {len(items) - _SHOWN} more in {visible(out / 'data.json')}", err=True)
+        _list(kind, items, out)
+    if counted.alike:
+        _list("pictures of dev and test that look like one of train, so that recalls are easier", counted.alike, out)
     echo(f"{visible(out)}: next, `chan features {visible(out)} -o {visible(out)}`")
+
+
+def _list(kind: str, items: Sequence[SkippedItem], out: Path) -> None:
+    warn(f"{len(items)} {kind}:")
+    for one in items[:_SHOWN]:
+        echo(f"  {visible(one.item)}: {visible(one.reason)}", err=True)
+    if len(items) > _SHOWN:
+        echo(f"  and {len(items) - _SHOWN} more in {visible(out / 'data.json')}", err=True)
 
 
 def _range(values: Range) -> str:

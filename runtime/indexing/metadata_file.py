@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.parquet import read_parquet_rows
+from ..data.text_table import csv_columns, csv_rows, json_lines, open_table, place
 from ..errors import InputError
 from ..gallery.values import checked_metadata
 from .identity import SOURCE
@@ -24,12 +24,12 @@ def read_metadata(path: str | Path) -> dict[str, dict[str, Any]]:
         InputError: as `read_table`; a line has no path, or a path stands twice.
     """
     found: dict[str, dict[str, Any]] = {}
-    for place, row in read_table(path, "path", needed=True):
+    for where, row in read_table(path, "path", needed=True):
         name = row.pop("path", None)
         if not isinstance(name, str) or not name:
-            raise InputError(f"{place}: must have a `path`, got {name!r}")
+            raise InputError(f"{where}: must have a `path`, got {name!r}")
         if name in found:
-            raise InputError(f"{place}: each path must occur once, got {name!r} again")
+            raise InputError(f"{where}: each path must occur once, got {name!r} again")
         found[name] = row
     return found
 
@@ -52,19 +52,13 @@ def read_table(path: str | Path, key: str, *, needed: bool = False) -> list[tupl
     """
     file = Path(path)
     found: list[tuple[str, dict[str, Any]]] = []
-    try:
-        for number, row in _lines(file, key, needed):
-            place = f"{file}, line {number}"
-            if SOURCE in row:
-                raise InputError(f"{place}: rename the reserved key {SOURCE!r}")
-            try:
-                found.append((place, checked_metadata([row])[0]))
-            except InputError as error:
-                raise InputError(f"{place}: {str(error).removeprefix('metadata[0]')}") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} must be text in UTF-8, CSV or JSON lines: {error}") from error
+    for where, row in _lines(file, key, needed):
+        if SOURCE in row:
+            raise InputError(f"{where}: rename the reserved key {SOURCE!r}")
+        try:
+            found.append((where, checked_metadata([row])[0]))
+        except InputError as error:
+            raise InputError(f"{where}: {str(error).removeprefix('metadata[0]')}") from error
     if not found:
         raise InputError(f"{file} must hold at least one line of metadata, got none")
     return found
@@ -93,40 +87,22 @@ def with_metadata(source: Source, metadata: Mapping[str, Mapping[str, Any]]) -> 
     return replace(source, metadata=rows), [name for name in metadata if name not in used]
 
 
-def _lines(file: Path, key: str, needed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(file: Path, key: str, needed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     if file.suffix.lower() == ".parquet":
-        yield from enumerate(read_parquet_rows(file), 1)
+        for number, row in enumerate(read_parquet_rows(file), 1):
+            yield place(file, number), row
         return
-    with open(file, encoding="utf-8-sig", newline="") as text:
-        yield from _csv_lines(text, file, key, needed) if file.suffix.lower() == ".csv" else _json_lines(text, file)
+    with open_table(file) as text:
+        yield from _csv_lines(file, text, key, needed) if file.suffix.lower() == ".csv" else json_lines(file, text)
 
 
-def _json_lines(text: Iterator[str], file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file}, line {number}: must be a JSON object: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{file}, line {number}: must be a JSON object, got {type(row).__name__}")
-        yield number, row
-
-
-def _csv_lines(text: Iterator[str], file: Path, key: str, needed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text, restkey="")
-    if reader.fieldnames is None or (needed and key not in reader.fieldnames):
-        raise InputError(f"{file}, line 1: the header must have a column `{key}`, got {reader.fieldnames or 'nothing'}")
-    if len(set(reader.fieldnames)) < len(reader.fieldnames):
-        raise InputError(f"{file}, line 1: each column must have a name of its own, got {reader.fieldnames}")
-    for row in reader:
-        if "" in row or None in row.values():
-            raise InputError(f"{file}, line {reader.line_num}: must have {len(reader.fieldnames)} cells")
-        yield (
-            reader.line_num,
-            {name: cell if name == key else _typed(cell) for name, cell in row.items() if cell != ""},
-        )
+def _csv_lines(file: Path, text: Iterator[str], key: str, needed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    columns = csv_columns(next(text, ""))
+    if not columns or (needed and key not in columns):
+        raise InputError(f"{place(file, 1)}: the header must have a column `{key}`, got {columns or 'nothing'}")
+    for where, row in csv_rows(file, text, columns):
+        cells = zip(columns, row, strict=True)
+        yield where, {name: cell if name == key else _typed(cell) for name, cell in cells if cell != ""}
 
 
 def _typed(cell: str) -> Any:

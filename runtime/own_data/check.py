@@ -12,6 +12,9 @@ from pathlib import Path
 from ..errors import InputError, reason_of
 from ..pictures.load import open_picture
 
+_SIDE = 8  # of the thumbnails that are compared
+_BOX = 4  # Pillow's Resampling.BOX: each pixel is the mean of those that it stands for
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -20,10 +23,15 @@ class Checked:
     Attributes:
         pixels: SHA-256 of its size and of its upright RGB pixels: equal for equal pictures, whatever their files are.
         content: SHA-256 of its file.
+        width, height: in pixels, upright.
+        look: its colors at 8 x 8 pixels, 192 bytes.
     """
 
     pixels: str
     content: str
+    width: int
+    height: int
+    look: bytes
 
 
 def check_pictures(files: Sequence[Path]) -> Iterator[Checked | InputError]:
@@ -37,6 +45,7 @@ def _check(file: Path) -> Checked | InputError:
         str(file).encode()
         picture = open_picture(file)
         pixels = hashlib.sha256(f"{picture.width} {picture.height} ".encode() + picture.tobytes())
+        look = picture.resize((_SIDE, _SIDE), _BOX).tobytes()
         with open(file, "rb") as stream:
             content = hashlib.file_digest(stream, "sha256")
     except UnicodeEncodeError:
@@ -45,4 +54,4 @@ def _check(file: Path) -> Checked | InputError:
         return InputError(str(error).removeprefix(f"{file} "))
     except OSError as error:
         return InputError(reason_of(error))
-    return Checked(pixels.hexdigest(), content.hexdigest())
+    return Checked(pixels.hexdigest(), content.hexdigest(), picture.width, picture.height, look)

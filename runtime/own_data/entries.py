@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import InputError
 
@@ -71,8 +70,3 @@ def clean(caption: str) -> str:
 def has_word(caption: str) -> bool:
     """Whether a caption holds more than punctuation, blanks, control characters and bare accents."""
     return any(unicodedata.category(character)[0] not in "CMPZ" for character in caption)
-
-
-def file_entry(file: Path, line: int) -> str:
-    """A line of a file, for messages."""
-    return f"{file}, line {line}"

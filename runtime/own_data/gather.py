@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import InputError
 from ..skipped import Skipped, SkippedItem
+from .alike import alike
 from .check import Checked, check_pictures
 from .entries import Entry, Stray, clean, has_word
 from .find import PictureFolders
@@ -37,12 +38,14 @@ class OwnPicture:
         image_id: its id, unique.
         captions: cleaned, each once.
         split: train, dev or test.
+        checked: what was read of its file.
     """
 
     file: Path
     image_id: str
     captions: list[str]
     split: str
+    checked: Checked
 
 
 @dataclass
@@ -53,11 +56,13 @@ class Gathered:
         pictures: in the order of the sources; where all ids are numbers, in ascending order.
         notes: what was left out or joined, by kind.
         split_by: "the source", or how the splits were made.
+        alike: pictures of dev and test that look like one of train, which they are kept with.
     """
 
     pictures: list[OwnPicture]
     notes: dict[str, list[SkippedItem]]
     split_by: str
+    alike: list[SkippedItem]
 
     def of(self, split: str) -> list[OwnPicture]:
         """The pictures of a split."""
@@ -134,7 +139,15 @@ def gather(
     _check_ids(pictures)
     _check_sizes(pictures, shares, given)
     how = "the source" if given else f"content (dev {shares.dev:g}, test {shares.test:g}, seed {shares.seed})"
-    return Gathered(pictures, notes.kinds, how)
+    return Gathered(pictures, notes.kinds, how, list(_alike(pictures)))
+
+
+def _alike(pictures: Sequence[OwnPicture]) -> Iterator[SkippedItem]:
+    train = [picture for picture in pictures if picture.split == "train"]
+    others = [picture for picture in pictures if picture.split != "train"]
+    for one, other in alike([picture.checked for picture in others], [picture.checked for picture in train]):
+        reason = f"it is in {others[one].split} and looks like {train[other].image_id} of train"
+        yield SkippedItem(others[one].image_id, reason)
 
 
 def _list(sources: Iterable[tuple[PictureFolders, Iterable[Entry | Stray]]], notes: _Notes) -> list[_Listed]:
@@ -213,7 +226,8 @@ def _join(group: list[_Listed], shares: Shares, notes: _Notes) -> list[OwnPictur
     if not captions:
         notes.add(SILENT, first.below, "it has no caption with a word")
         return []
-    return [OwnPicture(first.file, first.image_id or _id_of(first.below), list(captions), split)]
+    assert first.checked is not None
+    return [OwnPicture(first.file, first.image_id or _id_of(first.below), list(captions), split, first.checked)]
 
 
 def _id_of(below: str) -> str:

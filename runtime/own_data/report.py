@@ -68,6 +68,7 @@ class DataReport:
         train_words: how many different words train has.
         examples: the most frequent words that are unknown in the other splits, at most ten.
         left_out: everything that was left out or joined, by kind.
+        alike: pictures of dev and test that look like one of train, such as a smaller copy. They are not left out.
     """
 
     splits: dict[str, SplitReport]
@@ -77,6 +78,7 @@ class DataReport:
     train_words: int
     examples: list[str]
     left_out: dict[str, list[SkippedItem]]
+    alike: list[SkippedItem]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -123,6 +125,7 @@ def report(gathered: Gathered, min_count: int) -> DataReport:
         train_words=len(counts),
         examples=[word for word, _ in unknown.most_common(10)],
         left_out=gathered.notes,
+        alike=gathered.alike,
     )
 
 

@@ -42,6 +42,11 @@ class OwnSource:
         return cls(Path(text), split)
 
     @property
+    def is_table(self) -> bool:
+        """Whether it is a file of rows with columns."""
+        return not self.path.is_dir() and self.path.suffix.lower() != ".json"
+
+    @property
     def folder(self) -> Path:
         """Where its names of pictures lead, unless another folder is given."""
         return self.path if self.path.is_dir() else self.path.parent
@@ -64,10 +69,10 @@ def read_source(
     read: Iterable[Entry | Stray]
     if source.path.is_dir():
         read = read_folder(source.path, first_line, leave_out)
-    elif source.path.suffix.lower() == ".json":
-        read = read_json(source.path)
-    else:
+    elif source.is_table:
         read = read_table(source.path, *columns)
+    else:
+        read = read_json(source.path)
     for item in read:
         if source.split is None or isinstance(item, Stray):
             yield item

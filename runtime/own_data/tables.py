@@ -6,15 +6,13 @@ Each row has the path of a picture and one caption, and optionally a split. The 
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from ..errors import InputError, reason_of
+from ..data.text_table import csv_columns, csv_rows, json_lines, open_table, place
+from ..errors import InputError
 from ..pictures.load import PICTURE_SUFFIXES
-from .entries import Entry, file_entry, split_named
+from .entries import Entry, split_named
 
 # Names of columns in lower case; the first that a header has is used.
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "image_path", "image_name", "image")
@@ -36,24 +34,12 @@ def read_table(file: Path, path_column: str | None = None, caption_column: str |
         InputError: the file cannot be read, or a row breaks its form; the message names the line.
     """
     read = _json_rows if file.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
-            yield from read(file, text, path_column, caption_column)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
+    with open_table(file) as text:
+        yield from read(file, text, path_column, caption_column)
 
 
 def _json_rows(file: Path, text: Iterator[str], path: str | None, caption: str | None) -> Iterator[Entry]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        where = file_entry(file, number)
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: must be a JSON object: {reason_of(error)}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: must be a JSON object, got {type(row).__name__}")
+    for where, row in json_lines(file, text):
         keys = list(row)
         texts = row[_column(where, keys, caption, CAPTION_COLUMNS, "caption")]
         name = row[_column(where, keys, path, PATH_COLUMNS, "path")]
@@ -69,35 +55,16 @@ def _json_rows(file: Path, text: Iterator[str], path: str | None, caption: str |
 def _csv_rows(file: Path, text: Iterator[str], path: str | None, caption: str | None) -> Iterator[Entry]:
     header = next(text, "")
     tabs = file.suffix.lower() == ".tsv"
-    delimiter = "\t" if tabs else _delimiter(file, header, path, caption)
-    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    columns = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, quoting=quoting), [])]
-    where = file_entry(file, 1)
-    path_at = columns.index(_column(where, columns, path, PATH_COLUMNS, "path"))
-    caption_at = columns.index(_column(where, columns, caption, CAPTION_COLUMNS, "caption"))
+    delimiter = "\t" if tabs else _delimiter(header, path, caption)
+    columns = csv_columns(header, delimiter, quotes=not tabs)
+    first = place(file, 1)
+    path_at = columns.index(_column(first, columns, path, PATH_COLUMNS, "path"))
+    caption_at = columns.index(_column(first, columns, caption, CAPTION_COLUMNS, "caption"))
     split_name = _optional(columns, SPLIT_COLUMNS)
     split_at = None if split_name is None else columns.index(split_name)
-    if len(set(columns)) < len(columns):
-        raise InputError(f"{where}: each column must have a name of its own, got {columns}")
-    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
-    first = 2
-    try:
-        for row in reader:
-            where, first = file_entry(file, first), reader.line_num + 2
-            if not row:
-                continue
-            if len(row) != len(columns):
-                raise InputError(
-                    f"{where}: must have {len(columns)} cells, got {len(row)}: a cell that holds {delimiter!r} must "
-                    "stand in quotation marks"
-                )
-            _check_quotes(where, row, delimiter)
-            yield _entry(where, row[path_at], [row[caption_at]], None if split_at is None else row[split_at])
-    except csv.Error as error:
-        raise InputError(
-            f"{file_entry(file, first)}: must be CSV: {error}: a quotation mark within a cell must be doubled, and its "
-            "cell must stand in quotation marks"
-        ) from error
+    for where, row in csv_rows(file, text, columns, delimiter, quotes=not tabs):
+        _check_quotes(where, row, delimiter)
+        yield _entry(where, row[path_at], [row[caption_at]], None if split_at is None else row[split_at])
 
 
 def _entry(where: str, name: str, captions: Sequence[str], split: str | None) -> Entry:
@@ -117,7 +84,7 @@ def _check_quotes(where: str, row: Sequence[str], delimiter: str) -> None:
                 )
 
 
-def _delimiter(file: Path, header: str, path: str | None, caption: str | None) -> str:
+def _delimiter(header: str, path: str | None, caption: str | None) -> str:
     """The separator under which the header has both columns."""
     for delimiter in _DELIMITERS:
         names = {name.strip().strip('"').lower() for name in header.strip().split(delimiter)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,7 +172,10 @@ def _reason(error: Exception, path: Path) -> str:
     """Why a picture could not be read, in words."""
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror
-    if isinstance(error, _pillow().UnidentifiedImageError):
+    pillow = _pillow()
+    if isinstance(error, pillow.DecompressionBombError) and (counted := re.search(r"\((\d+) pixels\)", str(error))):
+        return f"it has {counted[1]} pixels, and at most {2 * pillow.MAX_IMAGE_PIXELS} are read: make it smaller"
+    if isinstance(error, pillow.UnidentifiedImageError):
         if path.suffix.lower() in HEIF_SUFFIXES and path.suffix.lower() not in picture_suffixes():
             return str(missing("pillow_heif", "reading HEIC"))
         return "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, or damaged"

@@ -3,17 +3,23 @@
 import json
 import os
 import unicodedata
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from chan_rt.cli import main
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.data.layout import SplitFiles
+from chan_rt.runtime.own_data.alike import alike
+from chan_rt.runtime.own_data.check import Checked
 from chan_rt.runtime.own_data.splits import Shares
 
 
@@ -426,6 +432,83 @@ def test_data_of_others_are_never_replaced(photos: Path, tmp_path: Path) -> None
     assert result.exit_code == 1
     assert "holds data that `chan data` did not write" in result.output
     assert (tmp_path / "theirs/precomp/train_caps.txt").read_text() == "a dog\n"
+
+
+def test_options_without_effect_are_refused(photos: Path, tmp_path: Path) -> None:
+    cases = [
+        (photos, ["--path-column", "file"], "--path-column has no effect where no source is a table"),
+        (photos, ["--caption-column", "text"], "--caption-column has no effect where no source is a table"),
+        (photos / "captions.csv", ["--first-line"], "--first-line has no effect where no source is a folder"),
+    ]
+    for source, options, message in cases:
+        result = chan_data(source, "-o", tmp_path / "data", *options)
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+def test_huge_pictures_are_one_line_and_large_ones_none(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow warns above a limit, and refuses above twice the limit."""
+    Image.new("RGB", (20, 50)).save(photos / "00.png")
+    Image.new("RGB", (30, 50)).save(photos / "01.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = chan_data(photos / "captions.csv", "-o", tmp_path / "data", "--dev-share", "0", "--test-share", "0")
+    assert result.exit_code == 0, result.output
+    assert not caught
+    reason = "cannot be read as a picture: it has 1500 pixels, and at most 1200 are read: make it smaller"
+    assert left_out(tmp_path / "data") == {
+        "pictures that cannot be read": [{"item": str(photos / "01.png"), "reason": reason}]
+    }
+
+
+def test_copies_of_other_size_and_format_are_reported(tmp_path: Path) -> None:
+    """A smaller JPEG in test of a picture in train; what is only of the same size and colors is not reported."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        rng = np.random.default_rng(number)
+        small = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    with Image.open(folder / "3.png") as opened:
+        opened.resize((160, 120)).save(folder / "copy.jpg", quality=80)
+        opened.rotate(90, expand=True).save(folder / "turned.png")
+    rows = [f"{number}.png,thing {number},train" for number in range(5)]
+    rows += ["5.png,thing 5,test", "copy.jpg,thing 3 again,test", "turned.png,thing 3 turned,dev"]
+    file = table(folder, rows, "path,caption,split")
+    result = chan_data(file, "-o", tmp_path / "data", "--strict")
+    assert result.exit_code == 0, result.output  # it is reported, and kept
+    assert "1 pictures of dev and test that look like one of train" in result.output
+    found = json.loads((tmp_path / "data/data.json").read_text())["alike"]
+    assert found == [{"item": "copy.jpg", "reason": "it is in test and looks like 3.png of train"}]
+    assert set(content(tmp_path / "data", "test")) == {"5.png", "copy.jpg"}
+
+
+@given(st.data())
+def test_the_most_similar_of_all_is_found(data: st.DataObject) -> None:
+    """Against a plain loop in integers, whatever the blocks."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    near = rng.integers(0, 256, 192)
+
+    def some(count: int) -> list[Checked]:
+        noise = rng.integers(0, 12, (count, 192))
+        looks = np.where(rng.random((count, 1)) < 0.7, near + noise, rng.integers(0, 256, (count, 192))).clip(0, 255)
+        return [Checked("", "", 100, int(rng.choice([100, 102, 110])), bytes(look.astype(np.uint8))) for look in looks]
+
+    asked, others = some(data.draw(st.integers(0, 7))), some(data.draw(st.integers(0, 7)))
+    with mock.patch("chan_rt.runtime.own_data.alike._BLOCK", data.draw(st.integers(1, 4))):
+        found = dict(alike(asked, others))
+    for row, one in enumerate(asked):
+        far = [
+            sum((a - b) ** 2 for a, b in zip(one.look, other.look, strict=True))
+            if abs(np.log(one.width / one.height) - np.log(other.width / other.height)) <= 0.03
+            else np.inf
+            for other in others
+        ]
+        assert (row in found) == (min(far, default=np.inf) <= 36 * 192)
+        assert row not in found or far[found[row]] == min(far)
 
 
 def test_the_report_counts(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def test_columns_by_name_and_splits_by_every_name(tmp_path: Path) -> None:
         ('path,caption\na.jpg,"A dog\nb.jpg,A cat\n', r"line 2: must be CSV: unexpected end of data"),
         ('path,caption\na.jpg,"A dog\nb.jpg,A cat\nc.jpg,A fox"\n', r"line 2: a quotation mark is opened here and not"),
         ("path,caption,split\na.jpg,A dog,dev\nb.jpg,A cat,holdout\n", r"line 3: the split must be one of train"),
-        (b"path,caption\na.jpg,caf\xe9\n", r"cannot be read: it is not UTF-8 text"),
+        (
+            b"path,caption\na.jpg,caf\xe9\n",
+            r"must be text in UTF-8, .*: it is not UTF-8 text",
+        ),
         ("path,caption\na.jpg,A\0dog\n" + "b.jpg," + "x" * 200_000 + "\n", r"line 3: must be CSV: field larger"),
     ],
 )
