@@ -347,7 +347,8 @@ class Card {
     this.picture = new RegionPicture(hit, local);
     this.bar = shareBar(hit);
     const name = titleOf(hit);
-    const [shownName, spoken] = own ? [visible(hit.id), `${visible(hit.id)}, ${name}`] : [name, name];
+    const spells = own && hit.words.length > 0; // the words of its caption, one by one
+    const [shownName, spoken] = spells ? [visible(hit.id), `${visible(hit.id)}, ${name}`] : [name, name];
     this.button = make("button", {
       class: "open-hit", type: "button", tabindex: "-1", title: name,
       "aria-label": `${spoken}, rank ${index + 1}, score ${hit.score.toFixed(3)}: open`,
@@ -363,7 +364,8 @@ class Card {
       class: `hit ${meant ? "truth" : ""}`, "aria-setsize": count, "aria-posinset": index + 1,
       onclick: () => open(index),
     }, this.picture.element,
-    make("div", { class: "about" }, line, own ? spokenCaption(hit, this.light) : null, this.bar));
+    make("div", { class: "about" }, line,
+      spells ? spokenCaption(hit, this.light) : null, hit.words.length ? this.bar : null));
     const draw = (words) => {
       this.picture.light(words);
       for (const part of this.bar.children) {
