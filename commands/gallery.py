@@ -134,7 +134,8 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
         if queries is None:
             prepared = writer.prepare(directions=gallery_directions(writer, moved))
         elif writer.settings.model == NO_MODEL:
-            prepared = writer.prepare(read_embeddings([queries], writer.settings.dim)[1])
+            _, asked = read_embeddings([queries], writer.settings.dim, options.vector_readers())
+            prepared = writer.prepare(asked)
         else:
             with open_matcher(writer, moved) as matcher:
                 prepared = writer.prepare(encode_queries(matcher, read_lines(queries)))

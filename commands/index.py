@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--embeddings",
     is_flag=True,
-    help="Index FILES of embeddings of another model: .npy, .npz, .safetensors, .parquet, or folders of them.",
+    help="Index FILES of embeddings of another model: .npy, .npz, .safetensors, .parquet, .pt, or folders of them.",
 )
 @click.option(
     "--coding", type=options.CODING, default="VHA", show_default=True, help="Coding of the scores, with --embeddings."
@@ -197,10 +197,11 @@ def _index_embeddings(
     from ..runtime.indexing.index_embeddings import index_embeddings, prepare_embeddings
     from ..runtime.session import open_writer
 
-    source = embedding_source(files, metadata)
+    readers = options.vector_readers()
+    source = embedding_source(files, metadata, readers)
     kind: Literal["images", "captions"] = "captions" if captions else "images"
     settings = GallerySettings(kind, source.dim(), AlignmentConfig(*alignment), NO_MODEL, fine)
-    asked = None if queries is None else read_embeddings([queries], settings.dim)[1]
+    asked = None if queries is None else read_embeddings([queries], settings.dim, readers)[1]
     with open_writer(out, settings) as writer:
         with progress_bar("index", len(source.ids)) as progress:
             result = index_embeddings(writer, source, max_bad=max_bad, progress=progress)

@@ -13,6 +13,8 @@ from ..runtime.skipped import MAX_BAD
 
 if TYPE_CHECKING:
     from ..chan_ref.backbones.base import Backbone
+    from ..runtime.data.vector_file import VectorFile
+    from ..runtime.data.vectors import Readers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -224,6 +226,19 @@ def open_backbone(context: click.Context, name: str | None, weights: str) -> Bac
     from ..chan_ref.backbones.choose import open_backbone
 
     return open_backbone(name, weights)
+
+
+def vector_readers() -> Readers:
+    """What reads the embeddings of .pt files: torch is needed for them alone."""
+
+    def read(file: Path) -> VectorFile:
+        from ..runtime.extras import needs
+
+        with needs("torch", f"reading {file}"):
+            from ..chan_ref.torch_vectors import open_torch_vectors
+        return open_torch_vectors(file)
+
+    return {".pt": read, ".pth": read}
 
 
 def force_option(purpose: str) -> Decorator:

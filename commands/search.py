@@ -180,7 +180,7 @@ class _Query:
             names, results = [like], [found[0].without(like, self.k)]
         else:
             assert vectors is not None
-            names, queries = read_embeddings([vectors], gallery.settings.dim)
+            names, queries = read_embeddings([vectors], gallery.settings.dim, options.vector_readers())
             results = gallery.search(queries, self.k, where=self.where)
         if self.as_json:
             answers = [{**_as_dict(result), "query": name} for name, result in zip(names, results, strict=True)]

@@ -17,9 +17,10 @@ unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,33 +33,40 @@ from .vector_arrays import rows_by_name, rows_of_array, rows_of_members
 from .vector_file import VectorFile
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
+Readers: TypeAlias = Mapping[str, Callable[[Path], VectorFile]]
+"""What opens files of further suffixes, such as .pt, for which torch is needed."""
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".joblib")
 
 
-def open_vectors(path: str | Path) -> list[VectorFile]:
+def open_vectors(path: str | Path, readers: Readers | None = None) -> list[VectorFile]:
     """The files that a path is: one file, or those of a folder in the order of their names.
+
+    Args:
+        path: a file or folder.
+        readers: what opens files of suffixes that are not in SUFFIXES.
 
     Raises:
         InputError: there is no such file, or it has another form. What is wrong with single rows is found when they
             are read.
         MissingExtra: reading Parquet needs a library that is not installed.
     """
-    place = Path(path)
+    place, others = Path(path), readers or {}
     if not place.is_dir():
-        return [_open_file(place)]
+        return [_open_file(place, others)]
     inside = sorted(place.iterdir())
     if {"centroids.npy", "centroids.pt"} & {file.name for file in inside}:
         raise InputError(
             f"{place} is a PLAID index, which keeps compressed vectors only: write what the model's encode() returned"
         )
-    files = [file for file in inside if file.suffix in SUFFIXES and not file.name.startswith(".")]
+    suffixes = (*SUFFIXES, *others)
+    files = [file for file in inside if file.suffix in suffixes and not file.name.startswith(".")]
     if not files:
-        raise InputError(f"{place} must hold files that end in {', '.join(SUFFIXES)}, got none")
+        raise InputError(f"{place} must hold files that end in {', '.join(suffixes)}, got none")
     if all(file.suffix == ".npy" for file in files):
         arrays = {file.stem: _ArrayFile.open(file) for file in files}
         if all(len(array.shape) < 3 for array in arrays.values()):
             return [rows_by_name(place, arrays)]
-    return [_open_file(file) for file in files]
+    return [_open_file(file, others) for file in files]
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ class _ArrayFile:
         return map_npy(self.file)[place]
 
 
-def _open_file(file: Path) -> VectorFile:
+def _open_file(file: Path, others: Readers) -> VectorFile:
+    if file.suffix in others and file.is_file():
+        return others[file.suffix](file)
     if file.suffix in _PICKLES:
         raise InputError(
             f"{file} may be a pickle, which runs code when it is read: write its tensors with "

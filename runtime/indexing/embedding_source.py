@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_paths
 from ..data.vector_file import StoredRow, VectorFile
-from ..data.vectors import open_vectors
+from ..data.vectors import Readers, open_vectors
 from ..embeddings import Embeddings, checked_vectors
 from ..errors import InputError
 from ..gallery.values import checked_ids, checked_metadata
@@ -104,7 +104,9 @@ class EmbeddingSource:
         return EmbeddingRow(id, vectors, metadata, (held[0] if len(held) == 2 else 1) - len(vectors))
 
 
-def embedding_source(paths: Sequence[str | Path], metadata: str | Path | None = None) -> EmbeddingSource:
+def embedding_source(
+    paths: Sequence[str | Path], metadata: str | Path | None = None, readers: Readers | None = None
+) -> EmbeddingSource:
     """The rows of files or folders of embeddings (data/vectors.py lists the forms), in their order.
 
     A row's id is the one that its file has; without one it is that of its line in `metadata`, or else the file's name
@@ -114,6 +116,7 @@ def embedding_source(paths: Sequence[str | Path], metadata: str | Path | None = 
         paths: the files.
         metadata: CSV, JSON lines or Parquet with a line for each row: the rows' metadata, and their ids in the column
             `id`. Where the files have ids as well, lines belong to the rows with their id, otherwise line i to row i.
+        readers: what opens files of further suffixes.
 
     Raises:
         InputError: a file cannot be read, has another form, or holds no row; an id is none or occurs twice; lines of
@@ -121,7 +124,7 @@ def embedding_source(paths: Sequence[str | Path], metadata: str | Path | None = 
         MissingExtra: reading Parquet needs a library that is not installed.
     """
     check_paths("paths", paths)
-    files = [file for path in paths for file in open_vectors(path)]
+    files = [file for path in paths for file in open_vectors(path, readers)]
     count = sum(file.count for file in files)
     if not count:
         raise InputError(f"{files[0].file if files else 'paths'} must hold at least one row, got none")
@@ -143,17 +146,19 @@ def embedding_source(paths: Sequence[str | Path], metadata: str | Path | None = 
     return EmbeddingSource(files, ids, beside)
 
 
-def read_embeddings(paths: Sequence[str | Path], dim: int | None = None) -> tuple[list[str], Embeddings]:
+def read_embeddings(
+    paths: Sequence[str | Path], dim: int | None = None, readers: Readers | None = None
+) -> tuple[list[str], Embeddings]:
     """All rows of files of embeddings at once, with their ids: queries, for example.
 
     Args:
-        paths: as in `embedding_source`.
+        paths, readers: as in `embedding_source`.
         dim: the width that they must have.
 
     Raises:
         InputError: as `embedding_source`; a row cannot be read, or has another width.
     """
-    source = embedding_source(paths)
+    source = embedding_source(paths, readers=readers)
     rows = []
     for row in source.read():
         if row.vectors is None:
