@@ -1,6 +1,7 @@
 """The search benchmark compares like with like, and runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 
 from chan_rt.bench import published, search
 from chan_rt.bench.search import WORDS, Concepts, build, bulk, main, packed
-from chan_rt.runtime.gallery import Gallery
+from chan_rt.runtime import Embeddings, Gallery, gallery_settings, open_writer
 
 
 def test_every_candidate_finds_the_same_images(tmp_path: Path) -> None:
@@ -52,3 +53,17 @@ def test_the_command_prints_and_writes_its_report(tmp_path: Path, monkeypatch: p
     grown = CliRunner().invoke(main, ["--grow", "10", "--grow", "20", "--json", str(out)])
     assert grown.exit_code == 0, grown.output
     assert [row["images"] for row in json.loads(out.read_text())["growth"]] == [10, 20]
+
+
+def test_a_real_gallery_is_measured_from_text_to_hits(
+    tmp_path: Path, make_small_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "read_bandwidth", lambda threads: 3e10)
+    with open_writer(tmp_path / "g", gallery_settings(make_small_model().bundle)) as writer:
+        writer.add(range(20), Embeddings.from_rows(np.random.default_rng(0).standard_normal((20, 3, 16)), "images"))
+    (tmp_path / "captions").write_text("a red apple\ntwo white clouds\n")
+    arguments = ["--gallery", str(tmp_path / "g"), "--queries", str(tmp_path / "captions"), "--seconds", "0.01"]
+    result = CliRunner().invoke(main, [*arguments, "--threads", "1", "--json", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    latencies = json.loads((tmp_path / "report").read_text())["gallery"]["latency_ms"]
+    assert {"this (exact, certified)", "this, from text to hits"} < latencies.keys()
