@@ -20,7 +20,7 @@ from ..runtime.backends.device import Device
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.errors import InputError, TensorError
 from ..runtime.gallery.cuda.memory import Arena
-from ..runtime.gallery.cuda.scan import Listed
+from ..runtime.gallery.cuda.scan import Listed, Threshold
 from ..runtime.gallery.proof.bounds import QuantizedQuery
 from ..runtime.gallery.proof.rows import Part
 
@@ -78,8 +78,17 @@ class EngineScan:
             edges = [*range(0, len(counts), self._rows), len(counts)]
             return [self._chunk(part, counts, first, last) for first, last in pairwise(edges)]
 
+    def gather(self, held: Sequence[list[_Chunk]]) -> Sequence[list[_Chunk]]:
+        """See `ResidentScan.gather`: they stay as they are, a call for each chunk."""
+        return held
+
     def shortlist(
-        self, held: Sequence[list[_Chunk]], queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_]
+        self,
+        rows: Sequence[list[_Chunk]],
+        queries: Sequence[QuantizedQuery],
+        k: int,
+        allowed: NDArray[np.bool_],
+        threshold: Threshold,
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`.
 
@@ -92,7 +101,7 @@ class EngineScan:
         if any(query.count > self._words for query in queries):
             longest = max(query.count for query in queries)
             raise InputError(f"the engine takes queries of at most {self._words} vectors, got {longest}")
-        chunks = [chunk for part in held for chunk in part]
+        chunks = [chunk for part in rows for chunk in part]
         found: list[Listed] = []
         with self._turn:
             self._device.activate()

@@ -28,6 +28,7 @@ from ..runtime.gallery.cuda.scan import KernelScan
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
+from ..runtime.gallery.proof.certify import Certifier
 from ..runtime.gallery.proof.gallery_rows import GalleryRows
 from ..runtime.gallery.proof.rows import ArrayPart
 from ..runtime.gallery.rank import Ranker
@@ -112,7 +113,8 @@ def _resident(scan: ResidentScan, images: ResidentImages) -> Iterator[Search]:
     pool = Pool()
     try:
         rows = GalleryRows([images.part], "images", AlignmentConfig())
-        ranker = Ranker(rows, GpuEstimator(rows, scan), open_kernel(), pool)
+        kernel = open_kernel()
+        ranker = Ranker(rows, GpuEstimator(rows, scan, Certifier(rows, kernel, pool)), kernel, pool)
         everything = np.ones(images.count, bool)
 
         def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:

@@ -54,12 +54,12 @@ class Concepts:
         own = self._rng.standard_normal((81, 63), np.float32) * np.sqrt(fall / fall.sum())
         self.table = np.sqrt(np.float32(0.83)) * axes[:, 0] + np.sqrt(np.float32(0.15)) * (own @ axes[:, 1:].T)
 
-    def images(self, count: int) -> Embeddings:
-        """Region embeddings [count, REGIONS, D]."""
+    def images(self, count: int, regions: int = REGIONS) -> Embeddings:
+        """Region embeddings [count, regions, D]."""
         shown = self._rng.integers(1, 61, (count, 4))
-        part = self._rng.integers(0, 8, (count, REGIONS))  # half of the regions are background
+        part = self._rng.integers(0, 8, (count, regions))  # half of the regions are background
         named = np.where(part < 4, np.take_along_axis(shown, part % 4, axis=1), 0)
-        return self._embed(named, np.full(count, REGIONS, np.int32))
+        return self._embed(named, np.full(count, regions, np.int32))
 
     def captions(self, lengths: NDArray[np.int32]) -> Embeddings:
         """Word embeddings [C, longest, D]."""

@@ -23,12 +23,14 @@ from ..runtime.gallery.cuda.kernels import (
     PRECISIONS,
     ROWS_A_GROUP,
     ROWS_A_PROGRAM,
+    UNIT,
     WORD_TILES,
     Function,
     KernelRecord,
     ScanPrecision,
 )
 from ..runtime.gallery.kernels.layout import stored_width
+from ..runtime.gallery.proof.bounds import MOST_BLOCKS
 
 _STAGES = 3
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
@@ -92,26 +94,43 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
 def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]:
     kind, planes = _TYPES[precision]
     scan_types = {
-        "vectors": kind, "starts": "*i64", "row_scale": "*fp32", "allowed": "*u8", "query": kind,
+        "vectors": kind, "places": "*i64", "lengths": "*i32", "row_scale": "*fp32", "allowed": "*u8", "query": kind,
         "word_starts": "*i32", "word_scale": "*fp64", "scores": "*fp64",
-        "rows": "i32", "stride": "i32", "words": "i32", "queries": "i32", "temperature": "fp64",
+        "rows": "i32", "words": "i32", "queries": "i32", "temperature": "fp64",
     }  # fmt: skip
-    bounds = {"scores": "*fp64", "error": "*fp32", "norm": "*fp32", "terms": "*fp64"}
+    bounds = {
+        "scores": "*fp64",
+        "error": "*fp32",
+        "norm": "*fp32",
+        "blocks": "*fp32",
+        "plans": "*i32",
+        "terms": "*fp64",
+    }
     listed = {"thresholds": "*fp64", "found": "*i32", "listed_rows": "*i32", "listed_scores": "*fp64"}
     row_bytes = 128  # of a vector, read at a time: a line of the level-2 cache, where the width divides into such
     step = row_bytes if precision == "int8" and width % row_bytes == 0 else 64
-    constants = {"WIDTH": width, "PLANES": planes, "POOLING": pooling, "ROWS": ROWS_A_PROGRAM, "BLOCK_R": _VECTORS}
+    size = UNIT if precision == "int8" else UNIT // 2
+    constants = {
+        "WIDTH": width,
+        "UNIT": size,
+        "PLANES": planes,
+        "POOLING": pooling,
+        "ROWS": ROWS_A_PROGRAM,
+        "BLOCK_R": _VECTORS,
+    }
     jobs = {
         f"scan_{words}": _Job(
             "scan", scan_types, {**constants, "BLOCK_W": words, "BLOCK_K": step}, 4 if words < 64 else 8
         )
         for words in WORD_TILES
     }
-    numbers = dict.fromkeys(("rows", "stride", "groups_stride", "queries"), "i32")
+    numbers = dict.fromkeys(("rows", "groups", "queries"), "i32")
     sizes = {"GROUPS": GROUPS, "SIZE": ROWS_A_GROUP}
-    jobs["group_maxima"] = _Job("group_maxima", {**bounds, "maxima": "*fp64", **numbers}, sizes)
-    numbers = dict.fromkeys(("base", "rows", "stride", "capacity", "queries"), "i32")
-    jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, {"SIZE": GROUPS * ROWS_A_GROUP})
+    best = {"scores": "*fp64", "maxima": "*fp64", "owners": "*i32"}
+    jobs["best_rows"] = _Job("best_rows", {**best, **numbers}, sizes)
+    numbers = dict.fromkeys(("rows", "capacity", "queries", "num_plans"), "i32")
+    sizes = {"SIZE": GROUPS * ROWS_A_GROUP, "BLOCKS": MOST_BLOCKS}
+    jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, sizes)
     return jobs
 
 

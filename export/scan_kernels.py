@@ -14,20 +14,21 @@ import triton.language as tl
 
 @triton.jit
 def scan(
-    vectors,  # int8 or float16 [V, WIDTH]
-    starts,  # int64 [rows + 1]
+    vectors,  # int8 or float16: where the first vector lies
+    places,  # int64 [rows], where each row's vectors begin beyond that, in units of UNIT elements
+    lengths,  # int32 [rows], how many vectors each row has
     row_scale,  # float32 [rows]
     allowed,  # uint8 [rows]
     query,  # [PLANES, words, WIDTH], of the vectors' type
     word_starts,  # int32 [queries + 1]
     word_scale,  # float64 [words]
-    scores,  # float64 [queries, stride]; -inf where a row is not allowed
+    scores,  # float64 [queries, rows]; -inf where a row is not allowed
     rows,
-    stride,
     words,
     queries,
     temperature,
     WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
     PLANES: tl.constexpr,
     POOLING: tl.constexpr,
     ROWS: tl.constexpr,
@@ -39,8 +40,8 @@ def scan(
     row = tl.program_id(0) // queries * ROWS + tl.arange(0, ROWS)
     which = tl.program_id(0) % queries
     chosen = tl.load(allowed + row, mask=row < rows, other=0) != 0
-    first = tl.load(starts + row, mask=chosen, other=0)
-    count = (tl.load(starts + row + 1, mask=chosen, other=0) - first).to(tl.int32)
+    first = tl.load(places + row, mask=chosen, other=0)
+    count = tl.load(lengths + row, mask=chosen, other=0)
     scale = tl.load(row_scale + row, mask=chosen, other=0.0).to(tl.float64)
     begin = tl.load(word_starts + which)
     end = tl.load(word_starts + which + 1)
@@ -55,9 +56,10 @@ def scan(
         best = tl.full([BLOCK_W, ROWS], float("-inf"), tl.float32)
         for piece in range(0, tl.max(count, axis=0), BLOCK_R):  # of every row's vectors
             place = piece + tl.arange(0, BLOCK_R)
-            vector = tl.reshape(first[:, None] + place[None, :], [ROWS * BLOCK_R])
+            begins = first[:, None] * UNIT + place[None, :] * WIDTH
+            vector = tl.reshape(begins, [ROWS * BLOCK_R])
             valid = tl.reshape(place[None, :] < count[:, None], [ROWS * BLOCK_R])
-            vector_at = vectors + vector[None, :] * WIDTH + k[:, None]
+            vector_at = vectors + vector[None, :] + k[:, None]
             high = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
             low = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
             for step in range(0, WIDTH, BLOCK_K):
@@ -89,73 +91,76 @@ def scan(
         total = peak
     elif POOLING == "Mean":
         total = total / (end - begin)
-    target = scores + which.to(tl.int64) * stride + row
+    target = scores + which.to(tl.int64) * rows + row
     tl.store(target, tl.where(chosen, total, float("-inf")), mask=row < rows)
 
 
 @triton.jit
-def radius(terms, error, norm, which, row, valid):
-    """How far rows' scores can be off for a query: constant, per unit of the row's error, per unit of its norm."""
-    constant = tl.load(terms + which * 3)
-    per_error = tl.load(terms + which * 3 + 1)
-    per_norm = tl.load(terms + which * 3 + 2)
+def radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans, BLOCKS: tl.constexpr):
+    """How far rows' scores can be off for a query: by the smaller of (1) and (1') of bounds.py, as `terms` has them."""
+    plan = tl.load(plans + row, mask=valid, other=0)
+    at = terms + (which * num_plans + plan) * (6 + BLOCKS)
     row_error = tl.load(error + row, mask=valid, other=0.0).to(tl.float64)
     row_norm = tl.load(norm + row, mask=valid, other=0.0).to(tl.float64)
-    return constant + per_error * row_error + per_norm * row_norm
+    narrow = tl.load(at + 5) * row_error
+    for j in tl.static_range(BLOCKS):
+        block = tl.load(blocks + j * rows.to(tl.int64) + row, mask=valid, other=0.0).to(tl.float64)
+        narrow += tl.load(at + 6 + j) * block
+    change = tl.minimum(tl.load(at + 4) * row_error, narrow)
+    return tl.load(at) + tl.load(at + 1) * change + tl.load(at + 2) * row_norm + tl.load(at + 3) * row_error
 
 
 @triton.jit
-def group_maxima(
-    scores,  # float64 [queries, stride]
-    error,  # float32 [rows]
-    norm,  # float32 [rows]
-    terms,  # float64 [queries, 3]
-    maxima,  # float64 [queries, groups_stride]
+def best_rows(
+    scores,  # float64 [queries, rows]
+    maxima,  # float64 [queries, groups]
+    owners,  # int32 [queries, groups]
     rows,
-    stride,
-    groups_stride,
+    groups,
     queries,
     GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """The largest lower bound of each group of SIZE rows."""
+    """The largest score of each group of SIZE rows, and the row that has it."""
     block = tl.program_id(0) // queries
     which = (tl.program_id(0) % queries).to(tl.int64)
     group = block * GROUPS + tl.arange(0, GROUPS)
     row = group[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-    valid = row < rows
-    score = tl.load(scores + which * stride + row, mask=valid, other=float("-inf"))
-    largest = tl.max(score - radius(terms, error, norm, which, row, valid), axis=1)
-    tl.store(maxima + which * groups_stride + group, largest, mask=group * SIZE < rows)
+    score = tl.load(scores + which * rows + row, mask=row < rows, other=float("-inf"))
+    largest, place = tl.max(score, axis=1, return_indices=True)
+    tl.store(maxima + which * groups + group, largest, mask=group < groups)
+    tl.store(owners + which * groups + group, group * SIZE + place, mask=group < groups)
 
 
 @triton.jit
 def shortlist(
-    scores,  # float64 [queries, stride]
+    scores,  # float64 [queries, rows]
     error,  # float32 [rows]
     norm,  # float32 [rows]
-    terms,  # float64 [queries, 3]
+    blocks,  # float32 [BLOCKS, rows]
+    plans,  # int32 [rows]
+    terms,  # float64 [queries, num_plans, 6 + BLOCKS]
     thresholds,  # float64 [queries]
     found,  # int32 [queries], how many so far; counts on past the capacity
     listed_rows,  # int32 [queries, capacity], in no order
     listed_scores,  # float64 [queries, capacity]
-    base,  # of the first row's number
     rows,
-    stride,
     capacity,
     queries,
+    num_plans,
     SIZE: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """Append the rows whose upper bound reaches the query's threshold, with their scores."""
     block = tl.program_id(0) // queries
     which = (tl.program_id(0) % queries).to(tl.int64)
     row = block * SIZE + tl.arange(0, SIZE)
     valid = row < rows
-    score = tl.load(scores + which * stride + row, mask=valid, other=float("-inf"))
-    upper = score + radius(terms, error, norm, which, row, valid)
+    score = tl.load(scores + which * rows + row, mask=valid, other=float("-inf"))
+    upper = score + radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans, BLOCKS)
     keep = (upper >= tl.load(thresholds + which)) & (score > float("-inf"))
     counted = keep.to(tl.int32)
     place = tl.atomic_add(found + which, tl.sum(counted, axis=0)) + tl.cumsum(counted, axis=0) - counted
     keep = keep & (place < capacity)
-    tl.store(listed_rows + which * capacity + place, row + base, mask=keep)
+    tl.store(listed_rows + which * capacity + place, row, mask=keep)
     tl.store(listed_scores + which * capacity + place, score, mask=keep)

@@ -86,8 +86,8 @@ class FakeDevice:
         """See `Device.malloc`; memory is filled, so that what was never written shows."""
         if sum(map(len, self.memory.values())) + size > self._capacity:
             raise GpuMemoryError("CUDA: cudaMalloc failed: out of memory (cudaErrorMemoryAllocation)")
-        memory = np.full(size + 15, 0xAB, np.uint8)
-        memory = memory[-memory.ctypes.data % 16 :][:size]  # real addresses are aligned, kernels rely on it
+        memory = np.full(size + 255, 0xAB, np.uint8)
+        memory = memory[-memory.ctypes.data % 256 :][:size]  # real addresses are aligned, kernels rely on it
         self.memory[memory.ctypes.data] = memory
         return memory.ctypes.data
 

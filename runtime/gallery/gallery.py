@@ -26,7 +26,7 @@ from .kernels.base import Kernel
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
 from .prepare import Preparation
-from .proof.certify import Ranking
+from .proof.certify import Certifier, Ranking
 from .proof.gallery_rows import GalleryRows
 from .proof.prefix import SearchPlan
 from .proof.rows import pack_rows
@@ -344,7 +344,8 @@ class Gallery:
     def _ranker(self, segments: Sequence[Segment], plan: SearchPlan | None) -> Ranker:
         rows = GalleryRows(segments, self.settings.kind, self.alignment)
         if self._resident is not None:
-            return Ranker(rows, GpuEstimator(rows, self._resident), self._kernel, self._pool)
+            certifier = Certifier(rows, self._kernel, self._pool)
+            return Ranker(rows, GpuEstimator(rows, self._resident, certifier), self._kernel, self._pool)
         compiled = None if self._core is None else CompiledSearch(rows, plan, self._core)
         estimator = CpuEstimator(rows, self._kernel, self._pool, 2 if plan is None else plan.digits)
         return Ranker(rows, estimator, self._kernel, self._pool, compiled)

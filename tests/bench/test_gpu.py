@@ -95,7 +95,7 @@ def test_a_gallery_is_measured_and_what_fails_is_named(some_candidates, device: 
     assert found["agreement at 10"] == {"exact int8": 1.0, "ignorant": 0.0}
     assert found["bytes"] == {"int8": 40 * REGIONS * DIM, "float16": 2 * 40 * REGIONS * DIM}
     assert found["memory_limit_ms"]["int8"] == pytest.approx(40 * REGIONS * DIM / 1e6)
-    assert found["kernels_ms"] == {"exact int8": {"scan": 2.0, "group_maxima": 0.5, "shortlist": 0.25}, "ignorant": {}}
+    assert found["kernels_ms"] == {"exact int8": {"scan": 2.0, "best_rows": 0.5, "shortlist": 0.25}, "ignorant": {}}
     times = found["times the limit"]
     assert times.keys() == {"exact int8"}, "float32 candidates have no limit to be held against"
     assert found["whole_query_ms"].keys() == found["search_ms"].keys() == {"exact int8", "ignorant"}
@@ -203,4 +203,4 @@ def test_on_a_gpu_every_candidate_that_opens_finds_the_top() -> None:
     found = bench.gallery(200, {"limits": None, "not run": not_run}, device, examine_gpu(), {}, seconds=0)
     assert found["agreement at 10"]["this, triton int8, certified"] == 1.0
     assert min(found["agreement at 10"].values()) > 0.9
-    assert found["kernels_ms"]["this, triton int8, certified"].keys() == {"scan", "group_maxima", "shortlist"}
+    assert found["kernels_ms"]["this, triton int8, certified"].keys() == {"scan", "best_rows", "shortlist"}

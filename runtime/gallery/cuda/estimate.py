@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..proof.bounds import quantize_query
+from ..proof.certify import Certifier
 from ..proof.gallery_rows import GalleryRows
 from ..proof.intervals import Intervals, score_radius, similarity_changes
 from .scan import ResidentScan
@@ -19,16 +20,18 @@ class GpuEstimator:
     Args:
         gallery: the rows; uploaded here, and freed with this estimator.
         scan: where they are held.
+        certifier: what scores a few rows again, for the threshold.
 
     Raises:
         BackendError: the GPU's memory does not suffice.
     """
 
-    def __init__(self, gallery: GalleryRows, scan: ResidentScan) -> None:
+    def __init__(self, gallery: GalleryRows, scan: ResidentScan, certifier: Certifier) -> None:
         self.certified = scan.certified
         self._gallery = gallery
         self._scan = scan
-        self._held = [scan.hold(part) for part in gallery.parts]
+        self._certifier = certifier
+        self._rows = scan.gather([scan.hold(part) for part in gallery.parts])
 
     def intervals(
         self, queries: Sequence[NDArray[np.float32]], k: int, rows: NDArray[np.int64]
@@ -38,7 +41,11 @@ class GpuEstimator:
         quantized = [quantize_query(query, per_vector=True) for query in queries]
         allowed = np.zeros(gallery.count, bool)
         allowed[rows] = True
-        listed = self._scan.shortlist(self._held, quantized, k, allowed)
+
+        def threshold(i: int, few: NDArray[np.int64]) -> float:
+            return self._certifier.lower_bound(queries[i], few, k)
+
+        listed = self._scan.shortlist(self._rows, quantized, k, allowed, threshold)
 
         def of(i: int) -> Intervals:
             chosen, scores = listed[i]

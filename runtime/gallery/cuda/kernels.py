@@ -18,7 +18,7 @@ from ...errors import BackendError, ChanError, reason_of
 from ...gpu import architecture
 
 KERNELS = "kernels"
-SCHEMA = 1
+SCHEMA = 2
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
@@ -26,8 +26,9 @@ POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in 
 GPUS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
 ROWS_A_PROGRAM = 8  # rows a program of `scan` takes, so that it reads the query once for all of them
-ROWS_A_GROUP = 16  # rows that share one lower bound when the threshold is looked for
-GROUPS = 64  # groups that one program of `group_maxima` and `shortlist` takes
+UNIT = 64  # bytes; where a row's vectors begin is counted in these
+ROWS_A_GROUP = 16  # rows of which the best one is looked at when the threshold is looked for
+GROUPS = 64  # groups that one program of `best_rows` and `shortlist` takes
 
 
 _ORIN = (8, 7)
@@ -64,7 +65,7 @@ class KernelRecord:
         gpu: architecture, `sm_90` and the like.
         compiler: Triton's version.
         source_sha256: of the kernels' source.
-        functions: `scan_16`, `scan_64`, `group_maxima`, `shortlist`.
+        functions: `scan_16`, `scan_64`, `best_rows`, `shortlist`.
     """
 
     precision: ScanPrecision

@@ -1,19 +1,21 @@
 """A gallery in a GPU's memory: which rows could be among the best k for a query.
 
-int8 holds the gallery's codes. The GPU computes every row's score from them, in the numbers of bounds.py, and lists the
-rows whose interval reaches the k-th largest lower bound it knows of; the CPU certifies those (estimate.py). To list, it
-uses an interval a little wider than the CPU's: (1) of bounds.py alone, which is linear in the numbers a row stores. The
-threshold is the k-th largest of the groups' largest lower bounds: rows in different groups, so at most the k-th largest
-lower bound of all.
+int8 holds the gallery's codes. The GPU computes every row's score from them, in the numbers of bounds.py, and the CPU
+certifies those that it lists (estimate.py). It lists in two steps, as the search on the CPU does: the few rows of the
+best scores are scored again by their fine copy, and the k-th largest of these true scores is the threshold. Then every
+row is listed whose upper bound reaches it, by the narrow bound (1') of bounds.py, whose numbers lie beside the codes.
 
 float16 holds a half-precision copy instead: twice the bytes, nothing proven, nothing to certify.
+
+Each part lies where it was uploaded, so that a commit uploads only what is new. `gather` makes one list of all rows,
+with the place of each row's vectors, so a search launches each kernel once, however many parts there are.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -25,18 +27,21 @@ from ...backends.device import Device
 from ...contract import AlignmentConfig
 from ...errors import BackendError, TensorError
 from ..kernels.layout import OFFSET
-from ..proof.bounds import QuantizedQuery, Reach, int8_radius, no_axes
+from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
-from .kernels import GROUPS, ROWS_A_GROUP, ROWS_A_PROGRAM, WORD_TILES, KernelRecord
+from .kernels import GROUPS, ROWS_A_GROUP, ROWS_A_PROGRAM, UNIT, WORD_TILES, KernelRecord
 from .memory import INSTEAD, Arena, gib
 
 CAPACITY = 4096  # rows a query's list holds; where more qualify, all scores are taken to the CPU
+_BEYOND = 22  # rows beyond k whose true scores make the threshold; rank.py begins with as many
 _QUERIES = 512  # queries of one launch: their vectors and lists stay within some tens of MiB
 _BLOCK = GROUPS * ROWS_A_GROUP
 _PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
 
 Listed = tuple[NDArray[np.int64], Float64Array]  # rows that could be among the best, in order, and their scores
+# Query number and rows -> what the k-th largest true score of these rows reaches.
+Threshold = Callable[[int, NDArray[np.int64]], float]
 
 
 class ResidentScan(Protocol):
@@ -53,10 +58,21 @@ class ResidentScan(Protocol):
     def hold(self, part: Part) -> Any:
         """A part on the device; uploaded once, and freed when nothing refers to what this returned."""
 
+    def gather(self, held: Sequence[Any]) -> Any:
+        """Parts as one sequence of rows, numbered on from part to part."""
+
     def shortlist(
-        self, held: Sequence[Any], queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_]
+        self, rows: Any, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], threshold: Threshold
     ) -> list[Listed]:
-        """For each query the rows, numbered on from part to part, that could be among the allowed ones' best k."""
+        """For each query the rows that could be among the allowed ones' best k.
+
+        Args:
+            rows: what `gather` returned.
+            queries: the quantized queries.
+            k: how many rows are wanted.
+            allowed: [N], the rows to choose among.
+            threshold: is asked, once for each query at most, for the true scores of a few of the best rows.
+        """
 
     def close(self) -> None:
         """Free all device memory; twice does no harm."""
@@ -64,21 +80,40 @@ class ResidentScan(Protocol):
 
 @dataclass(eq=False)
 class _Held:
-    """A part on the device."""
+    """A part's vectors on the device."""
 
     part: Part
-    rows: int
     vectors: int = 0
-    starts: int = 0
+
+
+@dataclass(eq=False)
+class _Rows:
+    """All rows on the device, by the addresses of what each kernel reads.
+
+    Attributes:
+        held: the parts.
+        count: rows (N).
+        base: where the vectors begin; the places of rows count from there, in units of UNIT bytes.
+        axes: the axes of each plan, (1') of bounds.py; rows have the number of theirs.
+    """
+
+    held: tuple[_Held, ...]
+    count: int
+    base: int
+    axes: tuple[NDArray[np.floating], ...]
+    places: int = 0
+    lengths: int = 0
     scale: int = 0
     error: int = 0
     norm: int = 0
+    blocks: int = 0
+    plans: int = 0
 
 
 class KernelScan:
     """A `ResidentScan` by the compiled kernels of kernels.py.
 
-    Device memory: the codes (or the half copy) and 20 bytes a row, for as long as they are held; for a call 8 bytes for
+    Device memory: the codes (or the half copy) and 48 bytes a row, for as long as they are held; for a call 8 bytes for
     each pair of row and query (the ranker's turns keep them below 128 MiB), 48 KiB of lists a query, and the queries.
 
     Raises:
@@ -122,21 +157,32 @@ class KernelScan:
         with self._turn:
             held = self._known.get(id(part))
             if held is None:
-                held = _Held(part, len(part.starts) - 1)
+                held = _Held(part)
                 self._device.activate()
                 self._upload(held)
                 self._known[id(part)] = held  # the part lives as long as what holds it, so its id is its own
             return held
 
+    def gather(self, held: Sequence[_Held]) -> _Rows:
+        """See `ResidentScan.gather`.
+
+        Raises:
+            GpuMemoryError: the device has too little memory.
+        """
+        with self._turn:
+            self._device.activate()
+            return self._gathered(held)
+
     def shortlist(
-        self, held: Sequence[_Held], queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_]
+        self, rows: _Rows, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], threshold: Threshold
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
         found: list[Listed] = []
         with self._turn:
             self._device.activate()
             for begin in range(0, len(queries), _QUERIES):
-                found += self._list(held, queries[begin : begin + _QUERIES], k, allowed)
+                piece = queries[begin : begin + _QUERIES]
+                found += self._list(rows, piece, k, allowed, partial(_shifted, threshold, begin))
         return found
 
     def close(self) -> None:
@@ -153,22 +199,49 @@ class KernelScan:
 
     def _upload(self, held: _Held) -> None:
         part = held.part
-        count = int(part.starts[-1])
-        size = count * self._width * (1 if self.certified else 2)
+        size = int(part.starts[-1]) * self._vector_bytes
         try:
             held.vectors = self._arena.room(held, size)
             at = held.vectors
             for piece in self._pieces(part):
                 self._arena.write(at, piece)
                 at += piece.nbytes
-            scale = part.scale if self.certified else np.ones(held.rows, np.float32)
-            held.starts, held.scale, held.error, held.norm = self._arena.keep(
-                held, [np.ascontiguousarray(part.starts, np.int64), scale, part.error, part.norm]
-            )
         except BackendError as error:
-            need = f"{held.rows} rows need {gib(size)} of the GPU's memory at {self._record.precision}"
+            need = f"{len(part.starts) - 1} rows need {gib(size)} of the GPU's memory at {self._record.precision}"
             room = f"{gib(self._device.free_memory())} are free"
             raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
+
+    @property
+    def _vector_bytes(self) -> int:
+        return self._width * (1 if self.certified else 2)
+
+    def _gathered(self, held: Sequence[_Held]) -> _Rows:
+        parts = [each.part for each in held]
+        counts = [len(part.starts) - 1 for part in parts]
+        base = min((each.vectors for each in held if each.vectors), default=0)
+        places = [(each.vectors - base) // UNIT + each.part.starts[:-1] * (self._vector_bytes // UNIT) for each in held]
+        axes: dict[int, tuple[int, NDArray[np.floating]]] = {}
+        plans, blocks = [], np.zeros((MOST_BLOCKS, sum(counts)), np.float32)
+        for part, count, first in zip(parts, counts, np.cumsum([0, *counts]), strict=False):
+            own = no_axes(self._dim) if part.plan is None else part.plan.axes.leading
+            key = 0 if part.plan is None else id(own)  # parts that were prepared together share their axes
+            number, _ = axes.setdefault(key, (len(axes), own))
+            plans.append(np.full(count, number, np.int32))
+            blocks[: part.blocks.shape[1], first : first + count] = part.blocks.T
+        rows = _Rows(tuple(held), sum(counts), base, tuple(own for _, own in axes.values()))
+        scales = [part.scale if self.certified else np.ones_like(part.scale) for part in parts]
+        arrays: list[NDArray[Any]] = [
+            _joined(places, np.int64),
+            _joined([np.diff(part.starts) for part in parts], np.int32),
+            _joined(scales, np.float32),
+            _joined([part.error for part in parts], np.float32),
+            _joined([part.norm for part in parts], np.float32),
+            blocks,
+            _joined(plans, np.int32),
+        ]
+        addresses = self._arena.keep(rows, arrays)
+        rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans = addresses
+        return rows
 
     def _pieces(self, part: Part) -> Iterator[NDArray[Any]]:
         """The part's vectors as the kernels read them, some rows at a time: [vectors, width]."""
@@ -191,38 +264,53 @@ class KernelScan:
     # -- search
 
     def _list(
-        self, held: Sequence[_Held], queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_]
+        self,
+        rows: _Rows,
+        queries: Sequence[QuantizedQuery],
+        k: int,
+        allowed: NDArray[np.bool_],
+        threshold: Threshold,
     ) -> list[Listed]:
-        arena, count = self._arena, len(queries)
-        stride = len(allowed)
-        bases = np.cumsum([0] + [each.rows for each in held])
-        groups = np.cumsum([0] + [-(-each.rows // ROWS_A_GROUP) for each in held])
+        arena, count, stride = self._arena, len(queries), rows.count
         scores = arena.scratch("scores", 8 * count * stride)
-        maxima = arena.scratch("maxima", 8 * count * int(groups[-1]))
-        terms = arena.send("terms", np.array([self._terms(query) for query in queries]))
-        self._score(held, bases, queries, allowed, scores)
-        for each, base, group in zip(held, bases, groups, strict=False):
-            bounds = (scores + 8 * int(base), each.error, each.norm, terms, maxima + 8 * int(group))
-            blocks = -(-each.rows // _BLOCK) * count
-            self._launch("group_maxima", blocks, bounds, each.rows, stride, int(groups[-1]), count)
-        largest = arena.fetch("maxima", maxima, count * int(groups[-1]), np.float64)
-        arena.wait()
-        thresholds = _kth_largest(largest.reshape(count, -1), k)
+        self._score(rows, queries, allowed, scores)
+        thresholds = self._thresholds(scores, stride, count, k, threshold)
 
         capacity = min(CAPACITY, stride)
+        terms = arena.send("terms", self._terms(queries, rows.axes))
         found = arena.send("found", np.zeros(count, np.int32))
-        rows = arena.scratch("rows", 4 * count * capacity)
+        listed = arena.scratch("rows", 4 * count * capacity)
         values = arena.scratch("values", 8 * count * capacity)
         tops = arena.send("thresholds", thresholds)
-        for each, base in zip(held, bases, strict=False):
-            addresses = (scores + 8 * int(base), each.error, each.norm, terms, tops, found, rows, values)
-            blocks = -(-each.rows // _BLOCK) * count
-            self._launch("shortlist", blocks, addresses, int(base), each.rows, stride, capacity, count)
+        bounds = (scores, rows.error, rows.norm, rows.blocks, rows.plans, terms, tops, found, listed, values)
+        blocks = -(-stride // _BLOCK) * count
+        self._launch("shortlist", blocks, bounds, stride, capacity, count, len(rows.axes))
         fetched = arena.fetch("found", found, count, np.int32)
         arena.wait()
         counts = fetched.copy()
-        fetch = partial(self._fetch, scores, rows, values, stride, capacity)
+        fetch = partial(self._fetch, scores, listed, values, stride, capacity)
         return [fetch(which, int(number)) for which, number in enumerate(counts)]
+
+    def _thresholds(self, scores: int, stride: int, count: int, k: int, threshold: Threshold) -> Float64Array:
+        """What the k-th largest true score of each query reaches: [queries]; of float16 the k-th largest by half."""
+        arena, groups = self._arena, -(-stride // ROWS_A_GROUP)
+        maxima = arena.scratch("maxima", 8 * count * groups)
+        owners = arena.scratch("owners", 4 * count * groups)
+        blocks = -(-stride // _BLOCK) * count
+        self._launch("best_rows", blocks, (scores, maxima, owners), stride, groups, count)
+        largest = arena.fetch("maxima", maxima, count * groups, np.float64).reshape(count, groups)
+        best = arena.fetch("owners", owners, count * groups, np.int32).reshape(count, groups)
+        arena.wait()
+        if not self.certified:
+            return _kth_largest(largest, k)
+        found = np.full(count, -np.inf)
+        wanted = min(groups, k + _BEYOND)
+        chosen = np.argpartition(largest, groups - wanted, axis=1)[:, groups - wanted :]
+        for i, of_query in enumerate(chosen):
+            few = np.sort(best[i, of_query[largest[i, of_query] > -np.inf]].astype(np.int64))
+            if len(few) >= k:
+                found[i] = threshold(i, few)
+        return found
 
     def _fetch(self, scores: int, rows: int, values: int, stride: int, capacity: int, which: int, count: int) -> Listed:
         """One query's list; where it overflowed, every row with its score."""
@@ -239,15 +327,8 @@ class KernelScan:
         order = np.argsort(found)
         return found[order].astype(np.int64), values_found[order]
 
-    def _score(
-        self,
-        held: Sequence[_Held],
-        bases: NDArray[np.int64],
-        queries: Sequence[QuantizedQuery],
-        allowed: NDArray[np.bool_],
-        scores: int,
-    ) -> None:
-        """Queue the scan of every part."""
+    def _score(self, rows: _Rows, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int) -> None:
+        """Queue the scan of every row."""
         arena = self._arena
         lengths = [query.count for query in queries]
         words = sum(lengths)
@@ -257,13 +338,11 @@ class KernelScan:
         starts = arena.send("word_starts", np.cumsum([0, *lengths]).astype(np.int32))
         scales = arena.send("word_scale", scale)
         tile = next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
-        for each, base in zip(held, bases, strict=False):
-            place = mask + int(base), scores + 8 * int(base)
-            addresses = (each.vectors, each.starts, each.scale, place[0], vectors, starts, scales, place[1])
-            temperature = float(self._alignment.pooling_temperature)
-            blocks = -(-each.rows // ROWS_A_PROGRAM) * len(queries)
-            numbers = (each.rows, len(allowed), words, len(queries), temperature)
-            self._launch(f"scan_{tile}", blocks, addresses, *numbers)
+        places = rows.base, rows.places, rows.lengths, rows.scale
+        temperature = float(self._alignment.pooling_temperature)
+        blocks = -(-rows.count // ROWS_A_PROGRAM) * len(queries)
+        numbers = (rows.count, words, len(queries), temperature)
+        self._launch(f"scan_{tile}", blocks, (*places, mask, vectors, starts, scales, scores), *numbers)
 
     def _planes(self, queries: Sequence[QuantizedQuery], words: int) -> tuple[NDArray[Any], Float64Array]:
         """The queries' vectors as the kernel reads them, [planes, words, width], and each one's scale [words]."""
@@ -278,19 +357,27 @@ class KernelScan:
         half[0, :, : self._dim] = exact / scale[:, None]
         return half, scale
 
-    def _terms(self, query: QuantizedQuery) -> tuple[float, float, float]:
-        """The widest a row's interval can be: constant, per unit of its error, per unit of its norm.
+    def _terms(self, queries: Sequence[QuantizedQuery], axes: Sequence[NDArray[np.floating]]) -> Float64Array:
+        """How far a row's score can be off, as the kernel adds it up: [queries, plans, 6 + MOST_BLOCKS].
 
-        `int8_radius` by (1) is affine in a row's two numbers, so three of its values determine it.
+        A constant, what a change of similarity adds, what a unit of the row's norm and of its error add beside it; then
+        the factors of (1) and (1'), by which the change of similarity follows from the row's error and its blocks.
+        `int8_radius` is affine in all of these, so a few of its values determine it.
         """
+        terms = np.zeros((len(queries), len(axes), 6 + MOST_BLOCKS))
         if not self.certified:
-            return 0.0, 0.0, 0.0
-        error, norm = np.array([[0, 1, 0], [0, 0, 1]], np.float32)
-        axes, unmeasured = no_axes(query.dim), np.zeros((3, 0), np.float32)
-        change = Reach([query], axes, axes).change(error, norm, unmeasured, unmeasured)[0]
-        constant, by_error, by_norm = int8_radius(change, error, norm, query, query.count, 0.0, self._alignment)
-        slack = 1 + 1e-9  # of these few float64 operations, and of the kernels' with them
-        return float(constant * slack), float((by_error - constant) * slack), float((by_norm - constant) * slack)
+            return terms
+        change, error, norm = np.eye(4)[:, 1:].T
+        for i, query in enumerate(queries):
+            at = change, error.astype(np.float32), norm.astype(np.float32)
+            constant, by_change, by_error, by_norm = int8_radius(*at, query, query.count, 0.0, self._alignment)
+            by_change, by_error, by_norm = by_change - constant, by_error - constant, by_norm - constant
+            terms[i, :, :4] = constant, by_change, by_norm + by_change * query.error, by_error
+        for j, own in enumerate(axes):
+            reach = Reach(queries, own, own[:, :0])
+            terms[:, j, 4:5], terms[:, j, 5:6] = reach.norm, reach.rest
+            terms[:, j, 6 : 6 + reach.along.shape[1]] = reach.along
+        return terms * (1 + 1e-9)  # for these few float64 operations, and the kernels' with them
 
     def _launch(self, name: str, blocks: int, addresses: Sequence[int], *numbers: float) -> None:
         function = self._record.functions[name]
@@ -299,6 +386,15 @@ class KernelScan:
         arguments += [np.uint64(0)] * function.hidden
         if blocks:
             self._device.launch_kernel(self._kernels[name], blocks, function.threads, arguments, self._arena.stream)
+
+
+def _shifted(threshold: Threshold, begin: int, i: int, rows: NDArray[np.int64]) -> float:
+    return threshold(begin + i, rows)
+
+
+def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    """Arrays of the parts, one after another; of no parts, none."""
+    return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
 
 
 def _kth_largest(values: Float64Array, k: int) -> Float64Array:

@@ -103,6 +103,7 @@ _UNIT32 = 2.0**-24
 _TINY32 = 2.0**-126  # what one float32 product can lose to underflow, even where denormals are flushed to zero
 _WEIGHTS = {1: (1,), 2: (PLANE, 1)}  # of a query's planes
 _EDGES = (0, 1, 4, 16, 64)  # where blocks of axes begin: a spectrum that falls is flat enough within each
+MOST_BLOCKS = len(_EDGES)  # J is no larger
 MAX_VALUE = 1e15  # of any embedding's element: then no float32 inner product of up to 32,768 terms overflows
 
 
@@ -221,6 +222,11 @@ class Reach:
         queries: the quantized queries.
         axes: [D, m], B.
         basis: [D, P], V.
+
+    Attributes:
+        norm: float64 [queries, 1], no less than any ||q||.
+        along: float64 [queries, J], ||B_j^T q|| of (1').
+        rest: float64 [queries, 1], ||q_rest||; `norm` where there are no axes.
     """
 
     def __init__(
@@ -228,20 +234,20 @@ class Reach:
     ) -> None:
         starts = np.cumsum([0] + [query.count for query in queries])[:-1]
         vectors = np.concatenate([query.vectors for query in queries])
-        self._norm = np.array([[query.norm] for query in queries])
+        self.norm = np.array([[query.norm] for query in queries])
         self._error = np.array([[query.error] for query in queries])
-        self._along = np.maximum.reduceat(block_norms(vectors, axes, product), starts, axis=0)
+        self.along = np.maximum.reduceat(block_norms(vectors, axes, product), starts, axis=0)
         self._lost_along = np.zeros((len(queries), 0))
         if basis.shape[1]:
             lost = np.concatenate([query.lost for query in queries])
             self._lost_along = np.maximum.reduceat(block_norms(lost, basis, product), starts, axis=0)
-        self._rest = self._norm
+        self.rest = self.norm
         if axes.shape[1]:
             exact = axes.astype(np.float64, copy=False)
             held = product(product(vectors, exact), exact.T)
             rest = np.maximum.reduceat(_norms(vectors - held), starts)[:, None]
             dim = vectors.shape[1]
-            self._rest = rest + 4 * dim * _UNIT64 * axes.shape[1] * self._norm  # the two products' rounding
+            self.rest = rest + 4 * dim * _UNIT64 * axes.shape[1] * self.norm  # the two products' rounding
 
     def change(
         self,
@@ -260,9 +266,9 @@ class Reach:
         """
         # in float64 from the start: a Python number times float32 would be float32
         error, norm, blocks, norms = (array.astype(np.float64) for array in (error, norm, blocks, norms))
-        inner, outer = self._norm * error, self._error * norm
+        inner, outer = self.norm * error, self._error * norm
         if blocks.shape[1]:
-            inner = np.minimum(inner, product(self._along, blocks.T) + self._rest * error)
+            inner = np.minimum(inner, product(self.along, blocks.T) + self.rest * error)
         if norms.shape[1]:
             outer = np.minimum(outer, product(self._lost_along, norms[:, :-1].T) + self._error * norms[:, -1])
         return np.asarray((inner + outer) * (1 + 1e-12))

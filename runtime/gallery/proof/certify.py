@@ -118,6 +118,14 @@ class Certifier:
         best = tuple(details[i] for i in order)
         return Ranking(chosen[order], np.array([d.score for d in best]), best, len(rows), done, certified=True)
 
+    def lower_bound(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> float:
+        """What the k-th largest true score of some rows reaches, for a query's vectors [Q, D]."""
+        fine = self._gallery.fine(rows)
+        starts = np.cumsum([0] + [len(vectors) for vectors in fine])
+        similarities = self._kernel.products(fine, query)
+        score, radius = self._float32_scores(similarities, starts, rows, query, largest_norm(query))
+        return kth_largest(score - radius, k)
+
     def exhaustive(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
         """Score every row from the fine copy: certified by construction (VSA, whose bounds prune nothing)."""
         scores = np.empty(len(rows))
