@@ -10,7 +10,7 @@ help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # Stamps make each target install what it needs exactly once, and again when the requirements or the compiled search
-# core change; without a C++ compiler there is no core, and searches are slower. The demo needs 1.5 GB, the tests 3.6 GB,
+# core change; without a C++ compiler there is no core, and searches are slower. The demo needs 1.5 GB, the tests 3.7 GB,
 # the demo's included.
 .venv/installed-demo: $(BUILT_FROM)
 	test -x $(PY) || python3 -m venv .venv
