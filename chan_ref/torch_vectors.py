@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..runtime.data.vector_arrays import rows_of_array, rows_of_members
+from ..runtime.data.vector_arrays import rows_of_members
 from ..runtime.data.vector_file import StoredRow, VectorFile
 from ..runtime.errors import InputError
 from .torch_file import check_tensor, read_torch_file
@@ -21,17 +21,20 @@ def open_torch_vectors(file: Path) -> VectorFile:
     """The rows of a .pt file, which is held in memory as a whole.
 
     Args:
-        file: a tensor [N, L, D] or [N, D]; a list of tensors [L, D], one a row; or a dictionary with `embeddings` and
-            what may stand beside, or with a tensor [L, D] for each id, as in a .safetensors file. In a list of tensors
-            of one length, vectors of zeros are padding.
+        file: a tensor [N, L, D]; a list of tensors [L, D], one a row; or a dictionary with `embeddings` and what may
+            stand beside, or with a tensor [L, D] for each id, as in a .safetensors file. In a list of tensors of one
+            length, vectors of zeros are padding.
 
     Raises:
         CheckpointError: the file is damaged, was not written by `torch.save`, or holds more than data.
-        InputError: it holds something else.
+        InputError: it holds something else, or a tensor [L, D] that may be one row or L of them.
     """
     found: object = read_torch_file(file)
     if isinstance(found, Tensor):
-        return rows_of_array(file, _array("the tensor", found, file), {})
+        array = _array("its tensor", found, file)
+        if array.ndim not in (2, 3):
+            raise InputError(f"{file}: its tensor must be [N, L, D], got {array.dtype} {list(array.shape)}")
+        return rows_of_members(file, {"its tensor": array})
     if isinstance(found, Mapping):
         return rows_of_members(file, {str(name): _member(str(name), value, file) for name, value in found.items()})
     if not isinstance(found, list | tuple) or not found:

@@ -56,7 +56,7 @@ class Gathered:
         pictures: in the order of the sources; where all ids are numbers, in ascending order.
         notes: what was left out or joined, by kind.
         split_by: "the source", or how the splits were made.
-        alike: pictures of dev and test that look like one of train, which they are kept with.
+        alike: pictures of dev and test that look like one of train. They are kept.
     """
 
     pictures: list[OwnPicture]

@@ -60,6 +60,8 @@ def test_every_form_becomes_the_same_gallery(tmp_path: Path, form: str) -> None:
     [
         ([], "must hold a tensor, a list of tensors [L, D], or a dictionary of tensors, got list"),
         ("text", "must hold a tensor, a list of tensors [L, D], or a dictionary of tensors, got str"),
+        (EMBEDDINGS[0], "its tensor float32 [6, 8] can be one row of 6 vectors, or 6 rows of one vector: write it as"),
+        (EMBEDDINGS[0, 0], "its tensor must be [N, L, D], got float32 [8]"),
         ([EMBEDDINGS], "tensor 0 must be floating-point numbers [L, D], got float32 [4, 6, 8]; join batches with"),
         ([EMBEDDINGS[0], EMBEDDINGS[0].char()], "tensor 1 must be floating-point numbers [L, D], got int8 [6, 8]"),
         ([EMBEDDINGS[0], "text"], "tensor 1 must be a tensor, got str"),
