@@ -49,7 +49,8 @@ def convert_features(
         progress: called with the images written and the images there are.
 
     Raises:
-        InputError: features are there already, SOURCE is in no form that is read, or damaged.
+        InputError: features are there already, SOURCE is in no form that is read, or damaged, or only some of its
+            images have boxes.
         MissingExtra: h5py or lmdb is needed, and not installed.
     """
     file, ids = out / "ims.npz", out / "ids.txt"
@@ -61,17 +62,16 @@ def convert_features(
     if broken is not None:
         raise InputError(f"{source}: an image id must be one line of text, got {broken!r}")
     lengths = np.full(store.count, store.max_regions) if store.lengths is None else store.lengths
-    boxed = store.boxes is not None and store.boxes(np.array([0]))[0] is not None
     out.mkdir(parents=True, exist_ok=True)
     with FlatWriter(file, lengths, store.region_dim) as writer:
         for start in range(0, store.count, _AT_ONCE):
-            _copy(store, writer, np.arange(start, min(start + _AT_ONCE, store.count)), boxed)
+            _copy(store, writer, np.arange(start, min(start + _AT_ONCE, store.count)))
             progress(min(start + _AT_ONCE, store.count), store.count)
     write_file(ids, "".join(f"{name}\n" for name in names))
-    return Converted(file, store.count, int(lengths.sum()), boxed)
+    return Converted(file, store.count, int(lengths.sum()), writer.boxed)
 
 
-def _copy(store: RegionStore, writer: FlatWriter, rows: np.ndarray, boxed: bool) -> None:
-    places = store.boxes(rows) if boxed and store.boxes is not None else [None] * len(rows)
+def _copy(store: RegionStore, writer: FlatWriter, rows: np.ndarray) -> None:
+    places = [None] * len(rows) if store.boxes is None else store.boxes(rows)
     for features, boxes in zip(store.read(rows), places, strict=True):
         writer.add(np.asarray(features, np.float32), boxes)

@@ -58,6 +58,11 @@ class FlatWriter:
             raise
         self._stack.__exit__(kind, error, trace)
 
+    @property
+    def boxed(self) -> bool:
+        """Whether images with boxes were written."""
+        return bool(self._boxes)
+
     def add(self, features: NDArray[np.floating], boxes: NDArray[np.float32] | None = None) -> None:
         """Write the next image: features [r, F] and perhaps boxes [r, 4], fractions of the picture.
 
@@ -75,7 +80,8 @@ class FlatWriter:
         if not np.isfinite(features).all():
             raise InputError(f"{self._path}: the features of image {image} must be finite, got NaN or infinity")
         if image and (boxes is not None) != bool(self._boxes):
-            raise InputError(f"{self._path}: all images must have boxes, or none, and image {image} differs")
+            differs = "has none" if self._boxes else "is the first that has some"
+            raise InputError(f"{self._path}: all images must have boxes, or none, and image {image} {differs}")
         self._stream.write(_filled(features, room, self._dtype).tobytes())
         if boxes is not None:
             self._boxes.append(_filled(boxes.reshape(len(features), 4), room, np.dtype(np.float32)))

@@ -134,6 +134,16 @@ def test_every_form_gives_the_same_features_and_boxes(
         np.testing.assert_allclose(ends, corners[:, 2:], atol=1e-3)
 
 
+@pytest.mark.parametrize(("without", "found"), [(0, "image 1 is the first that has some"), (2, "image 2 has none")])
+def test_boxes_of_some_images_are_never_lost_without_a_word(tmp_path: Path, without: int, found: str) -> None:
+    items = _items()
+    folder = write_folder(tmp_path, items)
+    np.savez(folder / f"{items[without][0]}.npz", features=items[without][1])
+    with pytest.raises(InputError, match=f"all images must have boxes, or none, and {found}"):
+        convert_features(folder, tmp_path / "out")
+    assert not (tmp_path / "out/ims.npz").exists()
+
+
 def test_images_of_one_size_come_from_an_array(tmp_path: Path) -> None:
     regions = np.random.default_rng(1).normal(size=(3, 4, DIM)).astype(np.float16)
     np.save(tmp_path / "x.npy", regions)
