@@ -1,16 +1,17 @@
 """Everything that can search a gallery held on a GPU, behind one small interface; libraries are imported when opened.
 
 Peers score by the sum of maxima, CHAN by their log-sum-exp. So a caption's words are given to the peers as queries of
-one word each, whose scores are the maxima, and PyTorch pools those. Both peers are Apache-2.0 and optional.
+one word each, whose scores are the maxima, and PyTorch pools those. Beside that each peer scores in its native form,
+whole captions by the sum of maxima: that is another ranking, and shows its speed. Both are Apache-2.0 and optional.
 """
 
 from __future__ import annotations
 
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,107 +19,140 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..export.kernels import build_kernels
-from ..runtime.backends.device import Device
 from ..runtime.backends.table import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
 from ..runtime.gallery.cuda import GpuEstimator, ResidentScan
-from ..runtime.gallery.cuda.kernels import ScanPrecision, find_kernels
-from ..runtime.gallery.cuda.scan import KernelScan
+from ..runtime.gallery.cuda.kernels import Function, KernelRecord, ScanPrecision, find_kernels
+from ..runtime.gallery.cuda.scan import KernelScan, Listed
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
 from ..runtime.gallery.proof.certify import Certifier
-from ..runtime.gallery.proof.gallery_rows import GalleryRows
-from ..runtime.gallery.proof.rows import ArrayPart
 from ..runtime.gallery.rank import Ranker
 from ..runtime.gpu import architecture
 from .engine_scan import EngineScan
+from .gpu_images import Floats, K, ResidentImages
+from .interpreted import InterpretedDevice, interpreted_kernels
 from .resident_engine import build_resident_engine
 
-K = 10
 CAPTIONS = 50  # that PyTorch scores at once: their similarities with 1,000 images take 43 MB in half
-_TENSORS: weakref.WeakValueDictionary[tuple[int, str, str], Any] = weakref.WeakValueDictionary()
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ResidentImages:
-    """The gallery: one part whose fine copy is float16, and the number of regions that every image has."""
-
-    part: ArrayPart
-    regions: int
-
-    @property
-    def count(self) -> int:
-        """N."""
-        return len(self.part.starts) - 1
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return int(self.fine.shape[1])
-
-    @property
-    def fine(self) -> NDArray[np.floating]:
-        """The fine copy, [N x regions, D]."""
-        if self.part.exact is None:
-            raise LookupError("these images were made without a fine copy")
-        return self.part.exact
-
 
 # A candidate that is open: the words [W, D] of each caption -> the rows of its K best images, best first.
 Search = Callable[[Sequence[Floats]], list[NDArray[np.int64]]]
-Opener = Callable[[ResidentImages, Device, tuple[int, int]], AbstractContextManager[Search]]
+
+
+@dataclass
+class Where:
+    """Where candidates run.
+
+    Attributes:
+        capability: of the GPU; None for this machine's CPU, with this project's kernels interpreted.
+        device: a `TimedDevice`, or an `InterpretedDevice`, made when a candidate of this project opens.
+        listed, rescored: how many rows each caption's list had, and how many were scored again.
+    """
+
+    capability: tuple[int, int] | None
+    device: Any = None
+    listed: list[int] = field(default_factory=list)
+    rescored: list[int] = field(default_factory=list)
+
+    @property
+    def torch(self) -> str:
+        """What PyTorch calls it."""
+        return "cpu" if self.capability is None else "cuda"
+
+
+Opener = Callable[[ResidentImages, Where], AbstractContextManager[Search]]
 
 
 def candidates() -> dict[str, Opener]:
     """Every candidate by name, the published scoring first."""
     return {
-        "torch eager float32": lambda images, device, gpu: _torch(images, "float32", compiled=False),
-        "torch eager float16": lambda images, device, gpu: _torch(images, "float16", compiled=False),
-        "torch.compile float16": lambda images, device, gpu: _torch(images, "float16", compiled=True),
-        "late-interaction-kernels float16": lambda images, device, gpu: _torch(images, "float16", maxima=_peer_lik()),
-        "flash-maxsim float16": lambda images, device, gpu: _torch(images, "float16", maxima=_peer_flash()),
-        "tensorrt engine float16": lambda images, device, gpu: _engine("tensorrt", images, device),
-        "tensorrt_rtx engine float16": lambda images, device, gpu: _engine("tensorrt_rtx", images, device),
-        "this, triton float16": lambda images, device, gpu: _kernels("float16", images, device, gpu),
-        "this, triton int8, certified": lambda images, device, gpu: _kernels("int8", images, device, gpu),
+        "torch eager float32": partial(_torch, precision="float32"),
+        "torch eager float16": partial(_torch, precision="float16"),
+        "torch.compile float16": partial(_torch, precision="float16", compiled=True),
+        "torch int8": partial(_torch, precision="int8"),
+        "late-interaction-kernels float16": partial(_torch, precision="float16", peer="lik"),
+        "late-interaction-kernels float16, sum of maxima": partial(
+            _torch, precision="float16", peer="lik", native=True
+        ),
+        "flash-maxsim float16": partial(_torch, precision="float16", peer="flash"),
+        "flash-maxsim float16, sum of maxima": partial(_torch, precision="float16", peer="flash", native=True),
+        "tensorrt engine float16": partial(_engine, flavor="tensorrt"),
+        "tensorrt_rtx engine float16": partial(_engine, flavor="tensorrt_rtx"),
+        "this, triton float16": partial(_kernels, precision="float16"),
+        "this, triton int8, certified": partial(_kernels, precision="int8"),
     }
 
 
-@contextmanager
-def _kernels(
-    precision: ScanPrecision, images: ResidentImages, device: Device, gpu: tuple[int, int]
-) -> Iterator[Search]:
-    alignment = AlignmentConfig()
-    with tempfile.TemporaryDirectory() as scratch:
-        build_kernels(Path(scratch), images.dim, alignment.pooling, precision, architecture(gpu))
-        found = find_kernels(Path(scratch), precision, stored_width(images.dim), alignment.pooling, gpu)
-    yield from _resident(KernelScan(*found, device, images.dim, alignment), images)
+def precision_of(name: str) -> str:
+    """int8 or float16; float32 for what has neither limit."""
+    return next((precision for precision in ("int8", "float16") if precision in name), "float32")
 
 
 @contextmanager
-def _engine(flavor: Flavor, images: ResidentImages, device: Device) -> Iterator[Search]:
+def _kernels(images: ResidentImages, where: Where, *, precision: ScanPrecision) -> Iterator[Search]:
+    alignment, width = AlignmentConfig(), stored_width(images.dim)
+    if where.capability is None:
+        kernels = interpreted_kernels(precision, width, alignment.pooling)
+        functions = {name: Function("", "", name, 32, 0, 0) for name in kernels}
+        record = KernelRecord(precision, width, alignment.pooling, "interpreted", "none", "", functions)
+        found, where.device = (record, dict.fromkeys(kernels, b"")), InterpretedDevice(kernels)
+    else:
+        where.device = _device()
+        with tempfile.TemporaryDirectory() as scratch:
+            gpu = architecture(where.capability)
+            build_kernels(Path(scratch), images.dim, alignment.pooling, precision, gpu)
+            found = find_kernels(Path(scratch), precision, width, alignment.pooling, where.capability)
+    yield from _resident(KernelScan(*found, where.device, images.dim, alignment), images, where)
+
+
+@contextmanager
+def _engine(images: ResidentImages, where: Where, *, flavor: Flavor) -> Iterator[Search]:
+    device = _device()
     with tempfile.TemporaryDirectory() as scratch:
         rows = min(images.count, 8192)
         spec, built = build_resident_engine(
             Path(scratch), flavor, AlignmentConfig(), images.dim, rows=rows, regions=images.regions, k=K
         )
         backend = TensorRTBackend(flavor, built.path, spec, warm_up=False)  # that would make room to copy from the host
-        yield from _resident(EngineScan(backend, device), images)
+        yield from _resident(EngineScan(backend, device), images, where)
 
 
-def _resident(scan: ResidentScan, images: ResidentImages) -> Iterator[Search]:
+def _device() -> Any:
+    from .cuda import TimedDevice
+
+    return TimedDevice()
+
+
+class _Counting:
+    """A scan that notes how many rows it lists."""
+
+    def __init__(self, scan: ResidentScan, where: Where) -> None:
+        self.name, self.certified = scan.name, scan.certified
+        self.hold, self.gather, self.close = scan.hold, scan.gather, scan.close
+        self._scan, self._where = scan, where
+
+    def shortlist(self, *arguments: Any) -> list[Listed]:
+        """See `ResidentScan.shortlist`."""
+        found = self._scan.shortlist(*arguments)
+        self._where.listed += [len(rows) for rows, _ in found]
+        return found
+
+
+def _resident(scan: ResidentScan, images: ResidentImages, where: Where) -> Iterator[Search]:
     pool = Pool()
     try:
-        rows = GalleryRows([images.part], "images", AlignmentConfig())
-        kernel = open_kernel()
-        ranker = Ranker(rows, GpuEstimator(rows, scan, Certifier(rows, kernel, pool)), kernel, pool)
+        rows, kernel = images.rows, open_kernel()
+        estimator = GpuEstimator(rows, _Counting(scan, where), Certifier(rows, kernel, pool))
+        ranker = Ranker(rows, estimator, kernel, pool)
         everything = np.ones(images.count, bool)
 
         def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:
-            return [ranking.rows for ranking in ranker.exact(captions, K, everything)]
+            rankings = ranker.exact(captions, K, everything)
+            where.rescored += [ranking.rescored for ranking in rankings]
+            return [ranking.rows for ranking in rankings]
 
         yield search
     finally:
@@ -129,64 +163,86 @@ def _resident(scan: ResidentScan, images: ResidentImages) -> Iterator[Search]:
 @contextmanager
 def _torch(
     images: ResidentImages,
-    precision: str,
+    where: Where,
     *,
+    precision: str,
     compiled: bool = False,
-    maxima: Callable[[Any, Any], Any] | None = None,
-    device: str = "cuda",
+    peer: str | None = None,
+    native: bool = False,
 ) -> Iterator[Search]:
-    """PyTorch on a device: maxima over each image's regions (one matrix product, or a peer's), log-sum-exp, top k."""
+    """PyTorch on a device: maxima over each image's regions (one matrix product, or a peer's), log-sum-exp, top k.
+
+    At int8 each image and each word has one scale, as this project's codes have, in one plane of 8 bits.
+    """
     import torch
 
-    regions = _on_device(images, precision, device)  # [N, R, D]
+    regions, scale = _on_device(images, precision, where.torch)  # [N, R, D], and float32 [N] at int8
     temperature = AlignmentConfig().pooling_temperature
+    maxima = None if peer is None else _PEERS[peer]()
 
-    def product(words: Any, regions: Any) -> Any:
-        return (regions.flatten(0, 1) @ words.flatten(0, 1).T).unflatten(0, (len(regions), -1)).amax(dim=1).T
-
-    best = maxima or product  # words [V, 1, D], regions -> [V, N]
+    def product(words: Any) -> Any:  # [V, D] -> [V, N]
+        if precision == "int8":
+            peak = words.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+            coded = (words * (127 / peak)).round().to(torch.int8)
+            # the product takes columns in multiples of 8
+            columns = torch.nn.functional.pad(coded, (0, 0, 0, -len(coded) % 8)).T
+            found = torch._int_mm(regions.flatten(0, 1), columns)[:, : len(coded)]
+            best = found.reshape(len(regions), -1, len(coded)).amax(dim=1).float()
+            return (best * scale[:, None]).T * (peak / 127)
+        found = regions.flatten(0, 1) @ words.T
+        return found.reshape(len(regions), -1, len(words)).amax(dim=1).T.float()
 
     def score(words: Any) -> Any:  # [C, W, D] -> [C, K]
-        found = best(words.flatten(0, 1)[:, None], regions).float().unflatten(0, words.shape[:2])
-        return torch.topk(torch.logsumexp(found / temperature, dim=1), K).indices
+        if native and maxima is not None:
+            return torch.topk(maxima(words, regions).float(), K).indices
+        flat = words.flatten(0, 1)
+        best = product(flat) if maxima is None else maxima(flat[:, None], regions).float()
+        return torch.topk(torch.logsumexp(best.reshape(*words.shape[:2], -1) / temperature, dim=1), K).indices
 
-    run = torch.compile(score) if compiled else score
+    run = torch.compile(score, mode="max-autotune-no-cudagraphs") if compiled else score
 
     def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:
         rows: list[NDArray[np.int64]] = []
         with torch.inference_mode():
             for first in range(0, len(captions), CAPTIONS):
                 words = torch.from_numpy(np.stack(captions[first : first + CAPTIONS]))
-                rows += list(run(words.to(device, regions.dtype)).cpu().numpy())
+                kind = torch.float32 if precision == "int8" else regions.dtype
+                rows += list(run(words.to(where.torch, kind)).cpu().numpy())
         return rows
 
-    try:
-        yield search
-    finally:
-        torch.cuda.empty_cache()
+    yield search
 
 
-def _on_device(images: ResidentImages, precision: str, device: str) -> Any:
-    """The gallery as a torch tensor [N, R, D], one for all candidates that are open."""
+def _on_device(images: ResidentImages, precision: str, device: str) -> tuple[Any, Any]:
+    """The gallery as a torch tensor [N, R, D], uploaded part by part; at int8 its codes and each image's scale [N]."""
     import torch
 
-    key = id(images.part), precision, device
-    if key not in _TENSORS:
-        dtype = getattr(torch, precision)
-        tensor = torch.from_numpy(np.asarray(images.fine)).to(device, dtype)
-        _TENSORS[key] = tensor = tensor.reshape(images.count, images.regions, -1)
-        return tensor
-    return _TENSORS[key]
+    shape = (images.count, images.regions, images.dim)
+    tensor = torch.empty(shape, device=device, dtype=getattr(torch, precision))
+    first = 0
+    for part in images.parts:
+        rows = len(part.starts) - 1
+        if precision == "int8":
+            own = (part.codes(0, rows)[:, : images.dim] ^ np.uint8(128)).view(np.int8)
+        else:
+            own = np.array(images.fine(part))
+        tensor[first : first + rows] = torch.from_numpy(own).to(device, tensor.dtype).reshape(rows, *shape[1:])
+        first += rows
+    scale = torch.from_numpy(np.concatenate([part.scale for part in images.parts])).to(device)
+    return tensor, scale
 
 
-def _peer_lik() -> Callable[[Any, Any], Any]:
+def _late_interaction_kernels() -> Callable[[Any, Any], Any]:
     from late_interaction_kernels import maxsim
 
     found: Callable[[Any, Any], Any] = maxsim
     return found
 
 
-def _peer_flash() -> Callable[[Any, Any], Any]:
+def _flash_maxsim() -> Callable[[Any, Any], Any]:
     from flash_maxsim import flash_maxsim_batched
 
     return lambda words, regions: flash_maxsim_batched(words, regions, pad_lq=False)
+
+
+_PEERS = {"lik": _late_interaction_kernels, "flash": _flash_maxsim}

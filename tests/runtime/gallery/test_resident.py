@@ -8,7 +8,6 @@ import gc
 import itertools
 import os
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt import cli
+from chan_rt.bench.interpreted import interpreted_kernels
 from chan_rt.bench.search import Concepts
 from chan_rt.runtime.backends.fake import FakeDevice
 from chan_rt.runtime.contract import AlignmentConfig
@@ -136,22 +136,7 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
     model = Model(precision, width, pooling)
     if not INTERPRETED:
         return {name: getattr(model, name.split("_1")[0].split("_6")[0]) for name in NAMES}
-    import torch
-
-    from chan_rt.export import kernels as compiled
-    from chan_rt.export import scan_kernels
-
-    types = {"*i8": np.int8, "*fp16": np.float16, "*u8": np.uint8, "*i32": np.int32, "*i64": np.int64,
-             "*fp32": np.float32, "*fp64": np.float64}  # fmt: skip
-
-    def run(job: Any, device: FakeDevice, blocks: int, *arguments: Any) -> None:
-        given = [
-            torch.from_numpy(device.array(int(value), types[kind])) if kind in types else value.item()
-            for value, kind in zip(arguments, job.types.values(), strict=True)
-        ]
-        getattr(scan_kernels, job.kernel)[(blocks,)](*given, **job.constants)
-
-    return {name: partial(run, job) for name, job in compiled._jobs(precision, width, pooling).items()}
+    return interpreted_kernels(precision, width, pooling)
 
 
 def open_scan(precision: str, dim: int, alignment: AlignmentConfig, capacity: int = 1 << 30):

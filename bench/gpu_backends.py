@@ -1,0 +1,80 @@
+"""Sections of the GPU benchmark that need the demo or a whole model: parity, and every backend's latency."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from ..export.engines import build_engine, find_target, plan
+from ..runtime.backends import BACKENDS
+from ..runtime.backends.sidecar import ENGINES
+from ..runtime.backends.table import FLAVORS
+from ..runtime.contract import Manifest
+from ..runtime.doctor import examine
+from ..runtime.errors import ChanError
+
+CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"  # what the demo's bundle is made of
+
+Record = dict[str, Any]
+
+
+def parity(demo: Path) -> Record:
+    """The verdict on every backend and precision of the demo's bundle, with engines built for this GPU.
+
+    int8 is calibrated on 64 of the pictures it is checked on: its verdict is on the arithmetic, not on unseen data.
+    """
+    from ..calibration.calibrate import calibrate
+    from ..calibration.feeds import Samples
+    from ..export.int8 import add_int8
+    from ..export.parity import check_parity
+    from ..runtime.data.images import open_sample
+    from ..runtime.text import load_tokenizer
+
+    if not (demo / "bundle").is_dir():
+        subprocess.run([sys.executable, "-m", "chan_rt.demo", str(demo)], check=True, stdout=subprocess.DEVNULL)
+    cannot = {report.name: report.problem for report in examine().backends if not report.runs}
+    with TemporaryDirectory(prefix="chan-bench-gpu-") as scratch:
+        bundle = Path(scratch, "bundle")
+        shutil.copytree(demo / "bundle", bundle, ignore=shutil.ignore_patterns(ENGINES))
+        few = open_sample(demo / "data", "test", 64)
+        tokens = load_tokenizer(bundle, Manifest.load(bundle).tokenizer).encode(few.captions)
+        calibrate(bundle, Samples(few.regions, few.num_images, tokens), "minmax")
+        add_int8(bundle, lambda precisions: [], ("int8",))
+        reasons = build_engines(bundle)
+        running = [name for name in BACKENDS if name not in cannot and name not in reasons]
+        report = check_parity(bundle, CHECKPOINT, open_sample(demo / "data", "test", 500), running)
+    return {"report": json.loads(report.to_json()), "engines not built": reasons, "not run": cannot}
+
+
+def build_engines(bundle: Path) -> dict[str, str]:
+    """Every graph and precision with each TensorRT flavor; why the others are not built."""
+    reasons: dict[str, str] = {}
+    for flavor in FLAVORS:
+        try:
+            target = find_target(flavor)
+            for graph, precision, profiles in plan(bundle):
+                build_engine(bundle, graph, precision, target, profiles)
+        except ChanError as error:
+            reasons[flavor] = str(error)
+    return reasons
+
+
+def backends(seconds: float) -> Record:
+    """`chan bench` on a model of the published size: every backend and precision, beside torch."""
+    from .int8 import MODELS, make_bundle
+    from .latency import Setting, run
+
+    with TemporaryDirectory(prefix="chan-bench-gpu-") as folder:
+        model = Path(folder)
+        _, bundle = make_bundle(MODELS["gru"], model, np.random.default_rng(0))
+        reasons = build_engines(bundle)
+        precisions = tuple(dict.fromkeys(name for held in Manifest.load(bundle).graphs.values() for name in held))
+        report = run(bundle, tuple(BACKENDS), precisions, model / "checkpoint", Setting(seconds=seconds))
+    return report.to_dict() | {"engines not built": reasons}

@@ -1,0 +1,164 @@
+"""The galleries of the GPU benchmark: images like demo scenes, on disk as memory-mapped arrays and read as segments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.contract import AlignmentConfig
+from ..runtime.gallery.estimate import CpuEstimator
+from ..runtime.gallery.kernels.choose import open_kernel
+from ..runtime.gallery.kernels.layout import stored_width
+from ..runtime.gallery.kernels.pool import Pool
+from ..runtime.gallery.proof.gallery_rows import GalleryRows
+from ..runtime.gallery.proof.prefix import Axes, SearchPlan, deviation_of, fit_axes
+from ..runtime.gallery.proof.rows import ArrayPart, array_part
+from ..runtime.gallery.rank import Ranker
+from .search import Concepts
+
+Floats = NDArray[np.float32]
+K = 10
+AGREE = 20  # captions by which candidates are held against the certified ranking
+SEGMENT = 3640  # images of a segment as `GalleryWriter` cuts them at 36 regions of 1024-d, as of version 0.2
+_PIECE = 1000  # images made at a time
+_MEASURES = ("scale", "error", "norm")
+
+
+@dataclass(frozen=True)
+class ResidentImages:
+    """A gallery with a float16 copy: its segments, and the number of regions that every image has."""
+
+    parts: tuple[ArrayPart, ...]
+    regions: int
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return sum(len(part.starts) - 1 for part in self.parts)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.fine(self.parts[0]).shape[1])
+
+    @property
+    def rows(self) -> GalleryRows:
+        """As a search reads them."""
+        return GalleryRows(self.parts, "images", AlignmentConfig())
+
+    def size(self, precision: str) -> int:
+        """Bytes of all vectors at int8, as stored, or float16."""
+        vectors = self.count * self.regions
+        return vectors * stored_width(self.dim) if precision == "int8" else 2 * vectors * self.dim
+
+    @staticmethod
+    def fine(part: ArrayPart) -> NDArray[np.floating]:
+        """The fine copy of a part, [V, D]."""
+        if part.exact is None:
+            raise LookupError("these images were made without a fine copy")
+        return part.exact
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured on: images, captions as words [W, D] each, and the certified best rows of the first captions."""
+
+    images: ResidentImages
+    captions: list[Floats]
+    truth: list[NDArray[np.int64]]
+
+    @classmethod
+    def load(cls, folder: Path, *, one_part: bool = False) -> Self:
+        """Map what `make_case` wrote.
+
+        Args:
+            folder: where it is.
+            one_part: read all images as one segment.
+        """
+        arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+        count, regions = (int(value) for value in arrays["shape"])
+        axes = Axes(np.array(arrays["mean"]), np.array(arrays["basis"]), deviation_of(np.array(arrays["basis"])))
+        plan = SearchPlan(axes, None, None, 2)
+        parts = []
+        for first in range(0, count, count if one_part else SEGMENT):
+            last = min(count, first + (count if one_part else SEGMENT))
+            vectors = slice(first * regions, last * regions)
+            starts = np.arange(last - first + 1, dtype=np.int64) * regions
+            scale, error, norm = (arrays[name][first:last] for name in _MEASURES)
+            stored, exact, blocks = arrays["stored"][vectors], arrays["exact"][vectors], arrays["blocks"][first:last]
+            norms = np.zeros((last - first, 0), np.float32)  # of queries in one plane, which a GPU does not take
+            parts.append(ArrayPart(starts, scale, error, norm, stored, exact, blocks, norms, plan))
+        return cls(ResidentImages(tuple(parts), regions), list(arrays["captions"]), list(arrays["truth"]))
+
+
+def make_case(folder: Path, count: int, captions: int, regions: int, words: int, dim: int) -> None:
+    """Write images, captions and the certified rows of the first captions, in pieces and on all threads."""
+    source = Concepts(0, dim)
+    vectors = source.captions(np.full(captions, words, np.int32)).vectors
+    asked = Concepts(0, dim).captions(np.full(200, words, np.int32)).vectors
+    sample = _own(source, 0).images(min(count, 500), regions).vectors.reshape(-1, dim)
+    axes = fit_axes(sample, asked.reshape(-1, dim))
+    plan = SearchPlan(axes, None, None, 2)
+    create = partial(_create, folder)
+    stored, exact = (
+        create("stored", (count * regions, stored_width(dim)), np.uint8),
+        create("exact", (count * regions, dim), np.float16),
+    )
+    measures = {name: create(name, (count,), np.float32) for name in _MEASURES}
+    blocks = create("blocks", (count, _blocks(plan)), np.float32)
+
+    def piece(number: int) -> None:
+        first = number * _PIECE
+        rows = min(_PIECE, count - first)
+        own = _own(source, number).images(rows, regions).vectors.reshape(-1, dim)
+        part = array_part(own, np.arange(rows + 1, dtype=np.int64) * regions, "float16", plan=plan)
+        stored[first * regions : (first + rows) * regions] = part.stored
+        exact[first * regions : (first + rows) * regions] = ResidentImages.fine(part)
+        blocks[first : first + rows] = part.blocks
+        for name, array in measures.items():
+            array[first : first + rows] = getattr(part, name)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(piece, range(-(-count // _PIECE))))
+    small = {"mean": axes.mean, "basis": axes.basis, "captions": vectors, "shape": np.array([count, regions])}
+    for name, array in small.items():
+        np.save(folder / f"{name}.npy", array)
+    np.save(folder / "truth.npy", np.zeros((0, K), np.int64))
+    found = certified(Case.load(folder).images, list(vectors[:AGREE]))
+    np.save(folder / "truth.npy", np.stack(found))
+
+
+def certified(images: ResidentImages, captions: Sequence[Floats]) -> list[NDArray[np.int64]]:
+    """The CPU's certified rows."""
+    pool = Pool()
+    try:
+        kernel, rows = open_kernel(), images.rows
+        ranker = Ranker(rows, CpuEstimator(rows, kernel, pool), kernel, pool)
+        return [ranking.rows for ranking in ranker.exact(captions, K, np.ones(images.count, bool))]
+    finally:
+        pool.close()
+
+
+def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+
+
+def _own(source: Concepts, number: int) -> Concepts:
+    """The same concepts with random numbers of its own, so that pieces can be made in any order."""
+    own = copy.copy(source)
+    own._rng = np.random.default_rng([7, number])
+    return own
+
+
+def _blocks(plan: SearchPlan) -> int:
+    """J."""
+    dim = plan.axes.basis.shape[1]
+    return int(array_part(np.zeros((1, dim), np.float32), np.array([0, 1]), "float16", plan=plan).blocks.shape[1])

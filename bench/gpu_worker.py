@@ -1,0 +1,165 @@
+"""One measurement of the GPU benchmark, in a process of its own: `python -m chan_rt.bench.gpu_worker FOLDER`.
+
+A process, because after some errors every call of CUDA fails, and because libraries keep memory. FOLDER/request.json
+says what to measure; the worker writes FOLDER/report.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .gpu_candidates import Search, Where, candidates
+from .gpu_images import AGREE, Case, Floats, K
+from .measure import Latency
+
+Record = dict[str, Any]
+_PAIR_RUNS = 4  # of all pairs; the first warms up
+_LAUNCHES = 64  # that are timed at most of one caption
+
+
+def main(folder: Path) -> None:
+    """Carry out FOLDER/request.json; the last line on stderr is the reason of a failure."""
+    request = json.loads((folder / "request.json").read_text())
+    try:
+        report = _SECTIONS[request["section"]](request)
+    except Exception as error:  # peers and libraries fail in their own ways
+        print(f"{type(error).__name__}: {error}".strip().splitlines()[0], file=sys.stderr)  # noqa: T201
+        raise SystemExit(1) from None
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def limits(request: Record) -> Record:
+    """Bytes a second that this GPU reads and copies, and operations a second of its tensor cores."""
+    from .cuda import TimedDevice, read_bandwidth, tensor_core_rates
+
+    found: Record = {"copy_bytes_a_second": TimedDevice().copy_bandwidth(), "read_bytes_a_second": read_bandwidth()}
+    return found | {"tensor_cores": tensor_core_rates()}
+
+
+def search(request: Record) -> Record:
+    """One caption, another one at each call: wall time, time of each kernel, share of the certified top found."""
+    case, where = _opened(request)
+    with candidates()[request["candidate"]](case.images, where) as find:
+        flush = getattr(where.device, "flush", None) or _flusher(where)
+        times = timed(find, case.captions, request["seconds"], flush)
+        return {
+            "search_ms": asdict(Latency.of(times)),
+            "kernels_ms": kernel_times(find, case.captions, where.device),
+            "agreement": agreement(find, case),
+        }
+
+
+def shortlist(request: Record) -> Record:
+    """How many rows are listed and how many scored again for one caption."""
+    case, where = _opened(request)
+    with candidates()[request["candidate"]](case.images, where) as find:
+        for caption in case.captions[: request["captions"]]:
+            find([caption])
+    return {"listed": where.listed, "rescored": where.rescored}
+
+
+def all_pairs(request: Record) -> Record:
+    """Seconds for the top of every caption among all images."""
+    case, where = _opened(request)
+    with candidates()[request["candidate"]](case.images, where) as find:
+        times = []
+        for _ in range(_PAIR_RUNS):
+            before = time.perf_counter()
+            find(case.captions)
+            times.append(time.perf_counter() - before)
+        return {"seconds": float(np.median(times[1:])), "agreement": agreement(find, case)}
+
+
+def timed(find: Search, captions: Sequence[Floats], seconds: float, flush: Callable[[], None]) -> list[float]:
+    """Seconds of each call, a caption each in turn, the cache flushed before each; the first three warm up."""
+    for caption in captions[:3]:
+        find([caption])
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < ends:
+        caption = captions[len(times) % len(captions)]
+        flush()
+        before = time.perf_counter()
+        find([caption])
+        times.append(time.perf_counter() - before)
+    return times
+
+
+def kernel_times(find: Search, captions: Sequence[Floats], device: Any) -> dict[str, float]:
+    """Median milliseconds of each kernel of a search; empty for what does not launch through such a device."""
+    if device is None:
+        return {}
+    device.milliseconds()
+    spent: dict[str, list[float]] = {}
+    for caption in captions[:AGREE]:
+        device.prepare(_LAUNCHES)
+        device.flush()
+        device.timing = True
+        find([caption])
+        device.timing = False
+        for name, each in device.milliseconds():
+            spent.setdefault(name, []).append(each)
+    return {name: float(np.median(times)) for name, times in spent.items()}
+
+
+def agreement(find: Search, case: Case) -> float:
+    """The share of the certified top that a candidate finds, on average."""
+    found: list[NDArray[np.int64]] = find(case.captions[: len(case.truth)])
+    return float(np.mean([len(set(a.tolist()) & set(b.tolist())) / K for a, b in zip(found, case.truth, strict=True)]))
+
+
+def _opened(request: Record) -> tuple[Case, Where]:
+    case = Case.load(Path(request["case"]), one_part=request.get("one_part", False))
+    capability = request["capability"]
+    return case, Where(None if capability is None else tuple(capability))
+
+
+def _flusher(where: Where) -> Callable[[], None]:
+    """What flushes the cache for candidates in PyTorch."""
+    if where.capability is None:
+        return lambda: None
+    import torch
+
+    data = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+
+    def flush() -> None:
+        data.zero_()
+        torch.cuda.synchronize()
+
+    return flush
+
+
+def parity(request: Record) -> Record:
+    """The verdict on every backend and precision of the demo's bundle, with engines built for this GPU."""
+    from .gpu_backends import parity
+
+    return parity(Path(request["demo"]))
+
+
+def backends(request: Record) -> Record:
+    """`chan bench` on a model of the published size: every backend and precision, beside torch."""
+    from .gpu_backends import backends
+
+    return backends(request["seconds"])
+
+
+_SECTIONS: dict[str, Callable[[Record], Record]] = {
+    "limits": limits,
+    "search": search,
+    "shortlist": shortlist,
+    "all-pairs": all_pairs,
+    "backends": backends,
+    "parity": parity,
+}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
