@@ -25,6 +25,7 @@ PUBLIC = [
     "GalleryLocked",
     "GallerySettings",
     "GalleryWriter",
+    "GpuMemoryError",
     "Hit",
     "IndexResult",
     "InputError",
