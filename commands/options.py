@@ -50,6 +50,30 @@ class Choice(click.Choice[str]):
         """Click sets an empty list while it is made; the table has the names."""
 
 
+class Device(click.ParamType[str]):
+    """A device that scans galleries: cpu, cuda or cuda:N."""
+
+    name = "device"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """As the help shows it."""
+        return "[cpu|cuda|cuda:N]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, if it is one."""
+        from ..runtime.errors import InputError
+        from ..runtime.gpu import device_index
+
+        try:
+            device_index(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+DEVICE = Device()
+
+
 def _backends() -> tuple[str, ...]:
     from ..runtime.backends import BACKENDS
 

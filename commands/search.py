@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @options.threads_option
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    type=options.DEVICE,
     default="cpu",
     show_default=True,
     help="Device that scans a GALLERY; cuda needs the GPU kernels of `chan gallery kernel`.",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 def command(
     arguments: tuple[str, ...], image: Path | None, like: str | None, vectors: Path | None, k: int, where: Any,
     as_json: bool, html: Path | None, moved: Path | None, backend: str, threads: int | None,
-    device: Literal["cpu", "cuda"], skip_damaged: bool, max_bad: int, strict: bool,
+    device: str, skip_damaged: bool, max_bad: int, strict: bool,
 ) -> None:  # fmt: skip
     """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded only for this search.
 

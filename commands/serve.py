@@ -31,7 +31,7 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 )
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    type=options.DEVICE,
     default="cpu",
     show_default=True,
     help="Device that scans galleries.",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import MissingExtra
+from .errors import InputError, MissingExtra
 from .extras import install_command, needs
 
 CUDA_12, NEWEST_CUDA = 12, 13
@@ -26,6 +27,19 @@ class Gpu:
     def architecture(self) -> str:
         """`sm_90` and the like."""
         return architecture(self.capability)
+
+
+def device_index(device: str) -> int | None:
+    """The number of the GPU that `cuda` (the first) or `cuda:N` names, as CUDA counts those it shows; None for `cpu`.
+
+    Raises:
+        InputError: any other name.
+    """
+    if device == "cpu":
+        return None
+    if (named := re.fullmatch(r"cuda(?::(\d{1,3}))?", device)) is None:
+        raise InputError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    return int(named[1] or 0)
 
 
 def architecture(capability: tuple[int, int]) -> str:

@@ -132,7 +132,7 @@ def open_gallery_with_matcher(
     bundle: str | Path | None = None,
     backend: str = "auto",
     threads: int | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: str = "cpu",
     damaged: Literal["refuse", "skip"] = "refuse",
 ) -> Iterator[tuple[Gallery, Matcher]]:
     """Open a gallery for search, and the matcher that encodes its queries; both are closed at the end.

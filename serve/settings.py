@@ -84,7 +84,7 @@ class Settings:
     workers: int = 1
     backend: str = "auto"
     threads: int | None = None
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = "cpu"
     api_key: str | None = field(default=None, repr=False)
     writable: bool = False
     uploads: Path | None = None

@@ -120,8 +120,15 @@ def test_names_that_a_table_lists_are_choices() -> None:
     for words, command in EVERY.items():
         for option in options(command):
             if option.name in listed and (words, option.name) != ("train", "device"):
-                assert isinstance(option.type, click.Choice), (words, option.name)
-    assert {flag for _, flag, _ in CHOICES} >= {"--backend", "--precision", "--split", "--graph", "--gpu", "--device"}
+                assert isinstance(option.type, click.Choice | choices.Device), (words, option.name)
+    assert {flag for _, flag, _ in CHOICES} >= {"--backend", "--precision", "--split", "--graph", "--gpu"}
+
+
+@pytest.mark.parametrize("command", ["search", "serve"])
+def test_a_device_that_is_none_is_a_mistake_of_the_command_line(command: str) -> None:
+    result = CliRunner().invoke(cli.main, [command, "--device", "cuda:one"])
+    assert result.exit_code == 2
+    assert "Invalid value for '--device': device must be cpu, cuda or cuda:N, got 'cuda:one'" in result.output
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

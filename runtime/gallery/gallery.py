@@ -19,6 +19,7 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
+from ..gpu import device_index
 from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches, need_core
 from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
 from .estimate import CpuEstimator
@@ -90,7 +91,7 @@ class Gallery:
         model: str | None = None,
         scan: ScanName | Literal["auto"] = "auto",
         threads: int | None = None,
-        device: Literal["cpu", "cuda"] = "cpu",
+        device: str = "cpu",
         resident: ScanPrecision = "int8",
         damaged: Damaged = "refuse",
     ) -> Self:
@@ -103,7 +104,8 @@ class Gallery:
                 (kernels/base.py) that works here. Where `compiled` cannot search the gallery, which is coded by VSA or
                 has no fine copy, the others do.
             threads: number of threads for scans; every core by default.
-            device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md).
+            device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md); `cuda:1`
+                in the second one's, and so on, of the GPUs that CUDA_VISIBLE_DEVICES leaves.
             resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
             damaged: `refuse` raises GalleryCorrupt where a search meets damaged bytes. `skip` reads every byte when it
                 opens, leaves out the rows that cannot be read, and certifies no answer while there are such rows.
@@ -114,8 +116,7 @@ class Gallery:
             GalleryError: no gallery, of another schema, or made with another model.
             GalleryCorrupt: the catalogue or a segment's header is damaged.
         """
-        if device not in ("cpu", "cuda"):
-            raise InputError(f"device must be cpu or cuda, got {device!r}")
+        gpu = device_index(device)
         check_choice("damaged", damaged, get_args(Damaged))
         folder = Path(path).absolute()
         check_choice("scan", scan, ("auto", *get_args(ScanName)))
@@ -126,11 +127,11 @@ class Gallery:
         if model is not None:
             settings.check_model(model, folder)
         takes_core = scan == "compiled" or (scan == "auto" and core_is_fastest())
-        core = CoreThreads(threads) if takes_core and device == "cpu" and core_searches(settings) else None
+        core = CoreThreads(threads) if takes_core and gpu is None and core_searches(settings) else None
         with ExitStack() as opened:
             pool = Pool(threads)
             opened.callback(pool.close)
-            held = open_resident(folder, settings, resident) if device == "cuda" else None
+            held = None if gpu is None else open_resident(folder, settings, resident, gpu)
             if held is not None:
                 opened.callback(held.close)
             gallery = cls(folder, settings, kernel, pool, core, held, damaged)

@@ -32,11 +32,11 @@ def check_settings(settings: GallerySettings) -> None:
         raise InputError(f"device: a search on a GPU ranks by the fine copy, which this gallery does not keep{instead}")
 
 
-def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecision) -> ResidentScan:
-    """The scan of the gallery at `path` on the first GPU; nothing is uploaded yet.
+def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecision, index: int = 0) -> ResidentScan:
+    """The scan of the gallery at `path` on the GPU that CUDA counts as `index`; nothing is uploaded yet.
 
     Raises:
-        InputError: the gallery's settings have no GPU scan, or an unknown precision.
+        InputError: the gallery's settings have no GPU scan, an unknown precision, or no GPU of that number.
         BackendError: no usable GPU, or no kernels for it.
     """
     from ...gpu import examine_gpu
@@ -46,6 +46,9 @@ def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecisio
     gpu = examine_gpu()
     if gpu.problem is not None:
         raise BackendError(f"device='cuda' cannot run here: no usable GPU: {gpu.problem}; search with device='cpu'")
+    if index >= len(gpu.gpus):
+        known = ", ".join(f"cuda:{number} ({each.name})" for number, each in enumerate(gpu.gpus))
+        raise InputError(f"device must be one of the GPUs that CUDA shows, {known}, got cuda:{index}")
     width, pooling = stored_width(settings.dim), settings.alignment.pooling
-    record, code = find_kernels(path, precision, width, pooling, gpu.gpus[0].capability)
-    return KernelScan(record, code, CudaDevice(), settings.dim, settings.alignment)
+    record, code = find_kernels(path, precision, width, pooling, gpu.gpus[index].capability)
+    return KernelScan(record, code, CudaDevice(index), settings.dim, settings.alignment)

@@ -48,7 +48,7 @@ from chan_rt.runtime.gallery.proof.intervals import score_radius, similarity_cha
 from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
-from chan_rt.runtime.gpu import examine_gpu
+from chan_rt.runtime.gpu import Gpu, GpuReport, device_index, examine_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("scan_16", "scan_64", "best_rows", "shortlist")
@@ -488,7 +488,7 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
     """Galleries opened with device='cuda' use a fake device; those made so far."""
     devices: list[FakeDevice] = []
 
-    def fake(path: Path, settings: Any, precision: str) -> KernelScan:
+    def fake(path: Path, settings: Any, precision: str, index: int) -> KernelScan:
         check_settings(settings)
         scan, device = open_scan(precision, settings.dim, settings.alignment)
         devices.append(device)
@@ -569,10 +569,40 @@ def test_every_pooling_is_tested() -> None:
 
 
 def test_unknown_devices_and_precisions_are_refused(gallery_path: Path) -> None:
-    with pytest.raises(InputError, match="device must be cpu or cuda, got 'tpu'"):
+    with pytest.raises(InputError, match="device must be cpu, cuda or cuda:N, got 'tpu'"):
         Gallery.open(gallery_path, device="tpu")
     with pytest.raises(InputError, match="resident must be one of int8, float16, got 'fp8'"):
         Gallery.open(gallery_path, device="cuda", resident="fp8")
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("cpu", None), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:12", 12)]
+)
+def test_devices_are_named_as_torch_names_them(device: str, index: int | None) -> None:
+    assert device_index(device) == index
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:1.5", "cuda:x", "CUDA", "cuda:9999", "cpu:0"])
+def test_other_names_of_devices_are_refused(device: str) -> None:
+    with pytest.raises(InputError, match="device must be cpu, cuda or cuda:N, got "):
+        device_index(device)
+
+
+def test_a_gpu_that_cuda_does_not_show_is_refused_with_those_it_shows(
+    gallery_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA_VISIBLE_DEVICES and MIG leave some out; the others are numbered from 0."""
+    slices = GpuReport(tuple(Gpu(f"NVIDIA H100 MIG 1g.{size}gb", (9, 0), size << 30) for size in (10, 20)))
+    monkeypatch.setattr("chan_rt.runtime.gpu.examine_gpu", lambda: slices)
+    with pytest.raises(InputError, match=r"cuda:0 \(NVIDIA H100 MIG 1g\.10gb\), cuda:1 \(.*20gb\), got cuda:2"):
+        Gallery.open(gallery_path, device="cuda:2")
+    opened: list[int] = []
+    record = KernelRecord("int8", 64, "LSE", "sm_90", "none", "", {})
+    monkeypatch.setattr("chan_rt.runtime.gallery.cuda.find_kernels", lambda *arguments: (record, {}))
+    monkeypatch.setattr("chan_rt.runtime.gallery.cuda.CudaDevice", lambda index: opened.append(index) or FakeDevice({}))
+    with Gallery.open(gallery_path) as gallery:
+        open_resident(gallery_path, gallery.settings, "int8", 1).close()
+    assert opened == [1]
 
 
 @pytest.mark.skipif(bool(examine_gpu().gpus), reason="there is a GPU")
