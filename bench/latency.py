@@ -22,6 +22,7 @@ import numpy as np
 
 from ..chan_ref.checkpoint import load
 from ..chan_ref.model import ChanModel
+from ..runtime.backends.placement import Placement, read_placements
 from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError, InputError
@@ -79,6 +80,7 @@ class LatencyReport:
         peak_memory: of this process, in bytes, with every candidate open.
         gpu: where a candidate ran on a GPU: its clocks, power and memory in use before any was opened and after all
             were measured, and the bytes a second that a copy within its memory reads and writes.
+        placements: where a candidate ran on a GPU: where `auto` runs each graph, for each batch size and precision.
     """
 
     machine: dict[str, Any]
@@ -90,6 +92,7 @@ class LatencyReport:
     skipped: dict[str, str] = field(default_factory=dict)
     peak_memory: int = 0
     gpu: dict[str, Any] = field(default_factory=dict)
+    placements: list[Placement] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -195,10 +198,22 @@ def run(
                 "state after": gpu_state(),
                 "copy_bytes_per_second": TimedDevice().copy_bandwidth(),
             }
+            report.placements = _placements(bundle, precisions, setting, report.skipped)
         report.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
             1 if sys.platform == "darwin" else 1024
         )
     return report
+
+
+def _placements(bundle: Path, precisions: Sequence[str], setting: Setting, skipped: dict[str, str]) -> list[Placement]:
+    """Where `auto` runs each graph for each batch size and precision: measured now, unless it was before."""
+    for precision in precisions:
+        for batch in setting.batches:
+            try:
+                Matcher.open(bundle, "auto", precision, setting.threads, batch=batch).close()
+            except ChanError as error:
+                skipped[f"auto {precision}"] = str(error)
+    return read_placements(bundle)
 
 
 def _openers(

@@ -10,7 +10,7 @@ import click
 
 from . import options
 from .options import COUNT
-from .terminal import echo, print_json
+from .terminal import describe_placement, echo, print_json
 
 if TYPE_CHECKING:
     from ..bench.latency import LatencyReport
@@ -111,6 +111,8 @@ def _print(report: LatencyReport) -> None:
             state = ", ".join(f"{name} {value}" for name, value in report.gpu[f"state {when}"].items())
             echo(f"GPU {when}: {state or 'nvidia-smi is not installed'}")
         echo(f"GPU memory, copying: {report.gpu['copy_bytes_per_second'] / 1e9:.0f} GB/s read and written")
+    for line in (line for placement in report.placements for line in describe_placement(placement)):
+        echo(line)
     for operation, latencies in report.latencies.items():
         bound = report.bound.get(operation)
         limit = f"  (float32 limit {bound:.2f} ms)" if bound is not None else ""

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+
 import click
 
 from . import options
-from .terminal import echo, print_json, warn
+from .terminal import describe_placement, echo, print_json, warn
 
 
 @click.command()
+@click.option(
+    "--bundle",
+    type=options.FOLDER,
+    help="Bundle of which to report where `auto` runs each graph. That is measured where a GPU is used.",
+)
 @options.json_option
-def command(as_json: bool) -> None:
+def command(bundle: Path | None, as_json: bool) -> None:
     """Report what runs here: GPU, driver, libraries, backends and extras, and what to install.
 
     The exit status is 0 when at least one backend runs.
     """
+    from ..runtime.backends.placement import read_placements
     from ..runtime.doctor import examine
 
     report = examine()
+    placements = [] if bundle is None else read_placements(bundle)
     if as_json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "placements": [asdict(each) for each in placements]})
     else:
         gpu = report.gpu
         echo(f"python   {report.python} on {report.system}")
@@ -39,6 +49,8 @@ def command(as_json: bool) -> None:
                 echo(f"{'':<46}-> {backend.remedy}")
         if report.auto:
             echo(f"\nauto takes {report.auto}, the first that runs; the lines above give the reason for each other one")
+        for line in (line for each in placements for line in describe_placement(each)):
+            echo(line)
         echo("\ngallery scans, best first")
         for name, problem in report.scans.items():
             works = f"works, with {' or '.join(report.instructions)}" if name == "compiled" else "works"

@@ -19,6 +19,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..runtime.backends.placement import Placement
     from ..runtime.skipped import SkippedItem
 
 # What a terminal obeys, or shows as something else: C0 and C1 controls, marks that turn the direction of text, line
@@ -143,3 +144,13 @@ class _StderrHandler(logging.Handler):
 
 def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
+
+
+def describe_placement(placement: Placement) -> list[str]:
+    """Where `auto` runs each graph, and what was measured, as lines."""
+    lines = [f"\nauto runs, for {placement.batch} at once on {placement.machine.get('gpu', 'an unknown GPU')}"]
+    fastest = placement.fastest
+    for graph, times in placement.milliseconds.items():
+        measured = ", ".join(f"{name} {spent:.2f} ms" for name, spent in times.items())
+        lines.append(f"  {graph:<16}{fastest[graph]:<18}({measured})")
+    return lines

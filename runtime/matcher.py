@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Array, Backend, open_graphs
+from .backends import CPU_BACKEND, Array, Backend, open_graphs
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
 from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
@@ -29,7 +29,6 @@ _log = logging.getLogger(__name__)
 NEEDED = ("region_encoder", "text_encoder", "hard_alignment")
 # Similarities [I, R, C, W] of one block: 64 MiB of float32.
 BLOCK = 1 << 24
-CPU_BACKEND = "onnxruntime"  # which runs every graph
 OWN_BATCH = 2  # pictures that a backbone of the caller is given at once
 
 
@@ -42,7 +41,8 @@ class Matcher:
     Attributes:
         manifest: of the bundle.
         alignment: how similarities become scores.
-        backend: the name of the backend at work, also where `auto` was asked for.
+        backend: the name of the backend that scores, also where `auto` was asked for.
+        placement: the name of each graph's backend.
         precision: as asked for.
         backend_report: where `auto` was asked for, each better backend and why it was passed over.
     """
@@ -72,6 +72,7 @@ class Matcher:
         self._threads = threads
         self._backbone = backbone
         self._backends = dict(backends)
+        self.placement: Mapping[str, str] = {graph: backend.name for graph, backend in backends.items()}
         self._closed = False
         self._opening = threading.Lock()
 
@@ -83,6 +84,7 @@ class Matcher:
         precision: str = "fp32",
         threads: int | None = None,
         backbone: PictureBackbone | None = None,
+        batch: int = 1,
     ) -> Matcher:
         """Open a bundle, every file checked by its hash.
 
@@ -94,6 +96,8 @@ class Matcher:
                 has no such form runs at the next finer one (`Manifest.resolve`).
             threads: CPU threads of onnxruntime; None for one per CPU this process may use.
             backbone: what turns pictures into regions in place of the bundle's own backbone.
+            batch: how many images or captions a call will usually have. Where a GPU is at hand, `auto` runs each graph
+                there or on the CPU, where calls of that size are faster; it measures once (`placement`).
 
         Raises:
             BundleError: no bundle, an altered file, or no graph at that precision.
@@ -103,7 +107,9 @@ class Matcher:
         tokenizer = load_tokenizer(bundle, manifest.tokenizer)
         passed_over: dict[str, str] = {}
         precisions = {graph: manifest.resolve(graph, precision) for graph in NEEDED}
-        backends = open_graphs(backend, bundle, manifest, precisions, threads=threads, passed_over=passed_over)
+        backends = open_graphs(
+            backend, bundle, manifest, precisions, threads=threads, passed_over=passed_over, batch=batch
+        )
         matcher = cls(bundle, manifest, tokenizer, backends, precision, threads, backbone)
         matcher.backend_report = passed_over
         _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)

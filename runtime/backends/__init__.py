@@ -15,11 +15,13 @@ from ..errors import BackendError, ChanError
 from ..gpu import examine_gpu
 from .base import Array, Backend, check_feeds
 from .engine_staleness import find_engine
+from .placement import place
 from .probe import check_gpu
-from .table import BACKENDS
+from .table import BACKENDS, CPU_BACKEND
 
 __all__ = [
     "BACKENDS",
+    "CPU_BACKEND",
     "Array",
     "Backend",
     "check_feeds",
@@ -81,8 +83,11 @@ def open_graphs(
     *,
     threads: int | None = None,
     passed_over: dict[str, str] | None = None,
+    batch: int = 1,
 ) -> dict[str, Backend]:
     """Open several graphs of a bundle with one backend; for `auto`, with the first on which all of them really run.
+
+    Where that is a GPU, `auto` measures each graph there and on the CPU, and takes the faster (`placement`).
 
     Args:
         name: one of BACKENDS, or `auto`: the first of BACKENDS that works.
@@ -91,6 +96,7 @@ def open_graphs(
         precisions: graph name -> precision.
         threads: as in `open_backend`.
         passed_over: is filled, for `auto`, with the reason for each better backend that was not taken.
+        batch: how many images or captions a call will usually have, which decides where `auto` runs each graph.
 
     Raises:
         BundleError: a graph is not in the bundle, or its file was altered.
@@ -118,8 +124,43 @@ def open_graphs(
         level = logging.WARNING if not info.gpu and examine_gpu().gpus else logging.INFO
         for name, reason in reasons.items():
             _log.log(level, "auto takes %s and not %s: %s", candidate, name, reason)
-        return backends
+        return _placed(backends, bundle, manifest, precisions, threads, batch) if info.gpu else backends
     raise BackendError("no backend works here. " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+def _placed(
+    backends: dict[str, Backend],
+    bundle: str | Path,
+    manifest: Manifest,
+    precisions: Mapping[str, str],
+    threads: int | None,
+    batch: int,
+) -> dict[str, Backend]:
+    """Each graph on a GPU, or on the CPU where it is faster there; what is not taken is closed."""
+    gpu = examine_gpu()
+    name = next(iter(backends.values())).name
+    if not gpu.gpus:
+        return backends
+    try:
+        on_cpu = _open_all(CPU_BACKEND, bundle, manifest, precisions, threads)
+    except BackendError as error:
+        _log.info("all graphs run with %s, because the CPU cannot run them: %s", name, error)
+        return backends
+    try:
+        opened = {name: backends, CPU_BACKEND: on_cpu}
+        fastest = place(bundle, manifest, precisions, opened, gpu.gpus[0], gpu.driver, batch).fastest
+        chosen = {graph: opened[fastest[graph]][graph] for graph in precisions}
+    except ChanError as error:
+        _log.info("all graphs run with %s, because the CPU failed: %s", name, error)
+        chosen = dict(backends)
+    except BaseException:
+        _close(backends)
+        _close(on_cpu)
+        raise
+    for own in (backends, on_cpu):
+        _close({graph: backend for graph, backend in own.items() if chosen[graph] is not backend})
+    _log.info("auto runs %s", ", ".join(f"{graph} with {backend.name}" for graph, backend in chosen.items()))
+    return chosen
 
 
 def try_out(backend: Backend) -> None:

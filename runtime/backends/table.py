@@ -36,4 +36,5 @@ BACKENDS: Mapping[str, BackendInfo] = {
     "onnxruntime_rtx": BackendInfo("onnx", True, "rtx-plugin", "onnxruntime-ep-nv-tensorrt-rtx"),
     "onnxruntime": BackendInfo("onnx", False, "cpu", "onnxruntime", "CPUExecutionProvider"),
 }
+CPU_BACKEND = "onnxruntime"  # which runs every graph
 FLAVORS: tuple[Flavor, ...] = get_args(Flavor)  # the backends that run engines; a test holds them against the table

@@ -256,7 +256,7 @@ def test_auto_reports_why_each_better_backend_was_passed_over(
         monkeypatch.setattr(backends, "examine_gpu", lambda gpus=gpus: GpuReport(gpus))
         caplog.clear()
         found: dict[str, str] = {}
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="chan_rt"):
             backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"}, passed_over=found)
         assert found == reasons
         assert [record.levelno for record in caplog.records] == [level] * len(reasons)
