@@ -23,8 +23,10 @@ from ..runtime.gallery.cuda.kernels import (
     PRECISIONS,
     ROWS_A_GROUP,
     ROWS_A_PROGRAM,
+    SLOTS,
     UNIT,
     WORD_TILES,
+    WORDS_A_TILE,
     Function,
     KernelRecord,
     ScanPrecision,
@@ -124,6 +126,13 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
         )
         for words in WORD_TILES
     }
+    pair_types = {name: type for name, type in scan_types.items() if name not in ("word_starts", "words")}
+    names = [*list(scan_types)[:6], "counts", "word_scale", "scores", "rows", "queries", "tiles", "temperature"]
+    pair_types = {**pair_types, "counts": "*i32", "tiles": "i32"}
+    pair_types = {name: pair_types[name] for name in names}
+    tile = {"BLOCK_W": WORDS_A_TILE, "BLOCK_K": 64}
+    for slot in SLOTS:
+        jobs[f"pairs_{slot}"] = _Job("pairs", pair_types, {**constants, "SLOT": slot, **tile}, 8)
     numbers = dict.fromkeys(("rows", "groups", "queries"), "i32")
     sizes = {"GROUPS": GROUPS, "SIZE": ROWS_A_GROUP}
     best = {"scores": "*fp64", "maxima": "*fp64", "owners": "*i32"}

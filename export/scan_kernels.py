@@ -96,6 +96,85 @@ def scan(
 
 
 @triton.jit
+def pairs(
+    vectors,  # as of `scan`
+    places,
+    lengths,
+    row_scale,
+    allowed,
+    query,  # [PLANES, tiles * BLOCK_W, WIDTH]: a query's vectors fill the first of SLOT places
+    counts,  # int32 [tiles * BLOCK_W / SLOT], how many
+    word_scale,  # float64 [tiles * BLOCK_W]
+    scores,  # float64 [queries, rows]; -inf where a row is not allowed
+    rows,
+    queries,
+    tiles,
+    temperature,
+    WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    PLANES: tl.constexpr,
+    POOLING: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLOT: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Scores of ROWS rows and BLOCK_W / SLOT queries: one product of BLOCK_W by ROWS * BLOCK_R vectors at a time.
+
+    Both sides pass through shared memory, and each is read once for all of the other.
+    """
+    tile = tl.program_id(0) % tiles
+    row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
+    chosen = tl.load(allowed + row, mask=row < rows, other=0) != 0
+    first = tl.load(places + row, mask=chosen, other=0)
+    count = tl.load(lengths + row, mask=chosen, other=0)
+    scale = tl.load(row_scale + row, mask=chosen, other=0.0).to(tl.float64)
+    k = tl.arange(0, BLOCK_K)
+    sum_type: tl.constexpr = tl.int32 if PLANES == 2 else tl.float32
+    word = tile * BLOCK_W + tl.arange(0, BLOCK_W)
+    query_at = query + word[:, None].to(tl.int64) * WIDTH + k[None, :]
+    second = tiles.to(tl.int64) * (BLOCK_W * WIDTH)
+    best = tl.full([BLOCK_W, ROWS], float("-inf"), tl.float32)
+    for piece in range(0, tl.max(count, axis=0), BLOCK_R):  # of every row's vectors
+        place = piece + tl.arange(0, BLOCK_R)
+        begins = first[:, None] * UNIT + place[None, :] * WIDTH
+        valid = tl.reshape(place[None, :] < count[:, None], [ROWS * BLOCK_R])
+        vector_at = vectors + tl.reshape(begins, [ROWS * BLOCK_R])[None, :] + k[:, None]
+        high = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
+        low = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
+        for step in range(0, WIDTH, BLOCK_K):
+            codes = tl.load(vector_at + step, mask=valid[None, :], other=0)
+            high = tl.dot(tl.load(query_at + step), codes, high, out_dtype=sum_type)
+            if PLANES == 2:
+                low = tl.dot(tl.load(query_at + second + step), codes, low, out_dtype=sum_type)
+        product = high.to(tl.float32)
+        if PLANES == 2:
+            product = product * 254.0 + low.to(tl.float32)
+        product = tl.where(valid[None, :], product, float("-inf"))
+        best = tl.maximum(best, tl.max(tl.reshape(product, [BLOCK_W, ROWS, BLOCK_R]), axis=2))
+    slots: tl.constexpr = BLOCK_W // SLOT
+    which = tile * slots + tl.arange(0, slots)
+    own = tl.load(counts + which)
+    value = best.to(tl.float64) * tl.load(word_scale + word)[:, None] * scale[None, :]
+    value = tl.reshape(value, [slots, SLOT, ROWS])
+    named = (tl.arange(0, SLOT)[None, :] < own[:, None])[:, :, None]
+    if POOLING == "LSE":
+        value = tl.where(named, value / temperature, float("-inf"))
+        peak = tl.max(value, axis=1)
+        total = tl.log(tl.sum(tl.exp(value - peak[:, None, :]), axis=1)) + peak
+    elif POOLING == "Max":
+        total = tl.max(tl.where(named, value, float("-inf")), axis=1)
+    else:
+        total = tl.sum(tl.where(named, value, 0.0), axis=1)
+        if POOLING == "Mean":
+            total = total / own[:, None]
+    target = scores + which[:, None].to(tl.int64) * rows + row[None, :]
+    inside = (which < queries)[:, None] & (row < rows)[None, :]
+    tl.store(target, tl.where(chosen[None, :], total, float("-inf")), mask=inside)
+
+
+@triton.jit
 def radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans, BLOCKS: tl.constexpr):
     """How far rows' scores can be off for a query: by the smaller of (1) and (1') of bounds.py, as `terms` has them."""
     plan = tl.load(plans + row, mask=valid, other=0)

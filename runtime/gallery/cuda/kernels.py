@@ -18,13 +18,15 @@ from ...errors import BackendError, ChanError, reason_of
 from ...gpu import architecture
 
 KERNELS = "kernels"
-SCHEMA = 2
+SCHEMA = 3
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
 # Architectures that Triton compiles for; older ones lack the int8 products of tensor cores.
 GPUS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
+WORDS_A_TILE = 128  # query vectors that a program of `pairs` takes, of several queries
+SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned for one by one
 ROWS_A_PROGRAM = 8  # rows a program of `scan` takes, so that it reads the query once for all of them
 UNIT = 64  # bytes; where a row's vectors begin is counted in these
 ROWS_A_GROUP = 16  # rows of which the best one is looked at when the threshold is looked for
@@ -65,7 +67,7 @@ class KernelRecord:
         gpu: architecture, `sm_90` and the like.
         compiler: Triton's version.
         source_sha256: of the kernels' source.
-        functions: `scan_16`, `scan_64`, `best_rows`, `shortlist`.
+        functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `shortlist`.
     """
 
     precision: ScanPrecision

@@ -30,7 +30,7 @@ from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
-from .kernels import GROUPS, ROWS_A_GROUP, ROWS_A_PROGRAM, UNIT, WORD_TILES, KernelRecord
+from .kernels import GROUPS, ROWS_A_GROUP, ROWS_A_PROGRAM, SLOTS, UNIT, WORD_TILES, WORDS_A_TILE, KernelRecord
 from .memory import INSTEAD, Arena, gib
 
 CAPACITY = 4096  # rows a query's list holds; where more qualify, all scores are taken to the CPU
@@ -177,13 +177,16 @@ class KernelScan:
         self, rows: _Rows, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], threshold: Threshold
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
-        found: list[Listed] = []
+        found: dict[int, Listed] = {}
         with self._turn:
             self._device.activate()
-            for begin in range(0, len(queries), _QUERIES):
-                piece = queries[begin : begin + _QUERIES]
-                found += self._list(rows, piece, k, allowed, partial(_shifted, threshold, begin))
-        return found
+            for numbers in _alike(queries):
+                for begin in range(0, len(numbers), _QUERIES):
+                    piece = numbers[begin : begin + _QUERIES]
+                    own = [queries[i] for i in piece]
+                    listed = self._list(rows, own, k, allowed, partial(_renumbered, threshold, piece))
+                    found |= zip(piece, listed, strict=True)
+        return [found[i] for i in range(len(queries))]
 
     def close(self) -> None:
         """See `ResidentScan.close`."""
@@ -328,34 +331,52 @@ class KernelScan:
         return found[order].astype(np.int64), values_found[order]
 
     def _score(self, rows: _Rows, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int) -> None:
-        """Queue the scan of every row."""
+        """Queue the scan of every row: of many queries as one product, of few one by one."""
         arena = self._arena
-        lengths = [query.count for query in queries]
-        words = sum(lengths)
-        planes, scale = self._planes(queries, words)
-        mask = arena.send("allowed", allowed)
-        vectors = arena.send("query", planes)
-        starts = arena.send("word_starts", np.cumsum([0, *lengths]).astype(np.int32))
-        scales = arena.send("word_scale", scale)
-        tile = next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
-        places = rows.base, rows.places, rows.lengths, rows.scale
+        slot = _slot(queries)
+        together = slot is not None and len(queries) * slot >= WORDS_A_TILE
+        places = rows.base, rows.places, rows.lengths, rows.scale, arena.send("allowed", allowed)
         temperature = float(self._alignment.pooling_temperature)
-        blocks = -(-rows.count // ROWS_A_PROGRAM) * len(queries)
+        blocks = -(-rows.count // ROWS_A_PROGRAM)
+        lengths = [query.count for query in queries]
+        if slot is not None and together:
+            tiles = -(-len(queries) * slot // WORDS_A_TILE)
+            at = np.concatenate([i * slot + np.arange(length) for i, length in enumerate(lengths)])
+            planes, scale = self._planes(queries, at, tiles * WORDS_A_TILE)
+            counts = np.zeros(tiles * WORDS_A_TILE // slot, np.int32)
+            counts[: len(queries)] = lengths
+            sent = arena.send("query", planes), arena.send("word_starts", counts), arena.send("word_scale", scale)
+            self._launch(
+                f"pairs_{slot}", blocks * tiles, (*places, *sent, scores), rows.count, len(queries), tiles, temperature
+            )
+            return
+        words = sum(lengths)
+        planes, scale = self._planes(queries, np.arange(words), words)
+        starts = np.cumsum([0, *lengths]).astype(np.int32)
+        sent = arena.send("query", planes), arena.send("word_starts", starts), arena.send("word_scale", scale)
+        tile = next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
         numbers = (rows.count, words, len(queries), temperature)
-        self._launch(f"scan_{tile}", blocks, (*places, mask, vectors, starts, scales, scores), *numbers)
+        self._launch(f"scan_{tile}", blocks * len(queries), (*places, *sent, scores), *numbers)
 
-    def _planes(self, queries: Sequence[QuantizedQuery], words: int) -> tuple[NDArray[Any], Float64Array]:
-        """The queries' vectors as the kernel reads them, [planes, words, width], and each one's scale [words]."""
+    def _planes(
+        self, queries: Sequence[QuantizedQuery], at: NDArray[np.int64], size: int
+    ) -> tuple[NDArray[Any], Float64Array]:
+        """The queries' vectors as a kernel reads them, [planes, size, width], and each one's scale [size].
+
+        at: the place of each vector; zeros in the others.
+        """
+        scales = np.zeros(size)
         if self.certified:
-            planes = np.zeros((2, words, self._width), np.int8)
-            planes[:, :, : self._dim] = np.concatenate([query.planes for query in queries], axis=1)
-            return planes, np.concatenate([query.scale for query in queries])
+            planes = np.zeros((2, size, self._width), np.int8)
+            planes[:, at, : self._dim] = np.concatenate([query.planes for query in queries], axis=1)
+            scales[at] = np.concatenate([query.scale for query in queries])
+            return planes, scales
         exact = np.concatenate([query.vectors for query in queries])
         peak = np.abs(exact).max(axis=1)
-        scale = np.where(peak > 0, peak, 1.0)  # a query of any size fits float16, and keeps its precision
-        half = np.zeros((1, words, self._width), np.float16)
-        half[0, :, : self._dim] = exact / scale[:, None]
-        return half, scale
+        scales[at] = np.where(peak > 0, peak, 1.0)  # a query of any size fits float16, and keeps its precision
+        half = np.zeros((1, size, self._width), np.float16)
+        half[0, at, : self._dim] = exact / scales[at, None]
+        return half, scales
 
     def _terms(self, queries: Sequence[QuantizedQuery], axes: Sequence[NDArray[np.floating]]) -> Float64Array:
         """How far a row's score can be off, as the kernel adds it up: [queries, plans, 6 + MOST_BLOCKS].
@@ -388,8 +409,24 @@ class KernelScan:
             self._device.launch_kernel(self._kernels[name], blocks, function.threads, arguments, self._arena.stream)
 
 
-def _shifted(threshold: Threshold, begin: int, i: int, rows: NDArray[np.int64]) -> float:
-    return threshold(begin + i, rows)
+def _slot(queries: Sequence[QuantizedQuery]) -> int | None:
+    """How many places `pairs` gives each of these queries; None where one is too long for it."""
+    longest = max(query.count for query in queries)
+    return next((slot for slot in SLOTS if slot >= longest), None)
+
+
+def _alike(queries: Sequence[QuantizedQuery]) -> list[list[int]]:
+    """The queries' numbers, those together that `pairs` gives as many places; all where they fill no tile of it."""
+    if len(queries) * SLOTS[0] < WORDS_A_TILE:
+        return [list(range(len(queries)))]
+    groups: dict[int | None, list[int]] = {}
+    for number, query in enumerate(queries):
+        groups.setdefault(_slot([query]), []).append(number)
+    return list(groups.values())
+
+
+def _renumbered(threshold: Threshold, numbers: Sequence[int], i: int, rows: NDArray[np.int64]) -> float:
+    return threshold(numbers[i], rows)
 
 
 def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from chan_rt.runtime.gallery.cuda.kernels import (
     ROWS_A_GROUP,
     ROWS_A_PROGRAM,
     UNIT,
+    WORDS_A_TILE,
     Function,
     KernelRecord,
 )
@@ -51,7 +53,7 @@ from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_index, examine_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-NAMES = ("scan_16", "scan_64", "best_rows", "shortlist")
+NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "shortlist")
 POOL = Pool(1)
 
 
@@ -60,30 +62,48 @@ class Model:
 
     def __init__(self, precision: str, width: int, pooling: str) -> None:
         self.precision, self.width, self.pooling = precision, width, pooling
+        self._kind = np.int8 if precision == "int8" else np.float16
 
-    def scan(self, device, blocks, vectors, places, lengths, scale, allowed, query, word_starts, word_scale, scores,
+    def scan(self, device, blocks, vectors, row_places, lengths, scale, allowed, query, word_starts, word_scale, scores,
              rows, words, queries, temperature) -> None:  # fmt: skip
         assert blocks == -(-rows // ROWS_A_PROGRAM) * queries
-        kind, planes = (np.int8, 2) if self.precision == "int8" else (np.float16, 1)
-        lengths = device.array(lengths, np.int32)[:rows]
         word_starts = device.array(word_starts, np.int32)[: queries + 1]
-        stored = np.concatenate(
-            [
-                device.array(int(vectors) + int(place) * UNIT, kind)[: length * self.width].reshape(-1, self.width)
-                for place, length in zip(device.array(places, np.int64)[:rows], lengths, strict=True)
-            ]
-        )
-        both = device.array(query, kind)[: planes * words * self.width].reshape(planes, words, self.width)
+        places = [np.arange(*ends) for ends in itertools.pairwise(word_starts)]
+        stored, starts = self._stored(device, vectors, row_places, lengths, rows)
+        self._pool(device, stored, starts, scale, allowed, query, words, places, word_scale, scores, rows, temperature)
+
+    def pairs(self, device, blocks, vectors, row_places, lengths, scale, allowed, query, counts, word_scale, scores,
+              rows, queries, tiles, temperature, slot=0) -> None:  # fmt: skip
+        assert blocks == -(-rows // ROWS_A_PROGRAM) * tiles
+        assert tiles == -(-queries * slot // WORDS_A_TILE)
+        words = tiles * WORDS_A_TILE
+        counts = device.array(counts, np.int32)[: words // slot]
+        assert not counts[queries:].any()
+        places = [i * slot + np.arange(count) for i, count in enumerate(counts[:queries])]
+        stored, starts = self._stored(device, vectors, row_places, lengths, rows)
+        self._pool(device, stored, starts, scale, allowed, query, words, places, word_scale, scores, rows, temperature)
+
+    def _stored(self, device, vectors, places, lengths, rows) -> tuple[np.ndarray, np.ndarray]:
+        kind, lengths = self._kind, device.array(lengths, np.int32)[:rows]
+        stored = [
+            device.array(int(vectors) + int(place) * UNIT, kind)[: length * self.width].reshape(-1, self.width)
+            for place, length in zip(device.array(places, np.int64)[:rows], lengths, strict=True)
+        ]
+        return np.concatenate(stored), np.cumsum([0, *lengths])[:-1]
+
+    def _pool(self, device, stored, starts, scale, allowed, query, words, places, word_scale, scores, rows,
+              temperature) -> None:  # fmt: skip
+        planes = 2 if self.precision == "int8" else 1
+        both = device.array(query, self._kind)[: planes * words * self.width].reshape(planes, words, self.width)
         wide = np.int64 if planes == 2 else np.float32
         products = [(stored.astype(wide) @ plane.astype(wide).T).astype(np.float32) for plane in both]
         product = products[0] * np.float32(254) + products[1] if planes == 2 else products[0]
-        starts = np.cumsum([0, *lengths])[:-1]
         best = np.maximum.reduceat(product, starts, axis=0).astype(np.float64)  # [rows, words]
         best *= device.array(word_scale, np.float64)[:words]
         best *= device.array(scale, np.float32)[:rows, None].astype(np.float64)
         mask = device.array(allowed, np.uint8)[:rows] != 0
-        for which in range(queries):
-            values = best[:, word_starts[which] : word_starts[which + 1]]
+        for which, own in enumerate(places):
+            values = best[:, own]
             scaled = values / temperature
             pooled = {
                 "LSE": np.log(np.exp(scaled - scaled.max(1, keepdims=True)).sum(1)) + scaled.max(1),
@@ -135,7 +155,9 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
     """What a device runs under each kernel's name: the model, or Triton's kernels interpreted."""
     model = Model(precision, width, pooling)
     if not INTERPRETED:
-        return {name: getattr(model, name.split("_1")[0].split("_6")[0]) for name in NAMES}
+        scans = {name: model.scan for name in NAMES if name.startswith("scan_")}
+        pairs = {name: partial(model.pairs, slot=int(name[6:])) for name in NAMES if name.startswith("pairs_")}
+        return {**scans, **pairs, "best_rows": model.best_rows, "shortlist": model.shortlist}
     return interpreted_kernels(precision, width, pooling)
 
 
@@ -197,6 +219,7 @@ def made_up(case: str, seed: int, count: int, longest: int, dim: int) -> list[np
     ("kind", "coding", "pooling", "longest", "words"),
     [
         ("images", "VHA", "LSE", 7, (1, 12, 16)),
+        ("images", "VHA", "LSE", 40, (1, 12, 16, 3, 3, 3, 3, 3, 20, 20, 30, 31, 60, 64, 70)),
         ("images", "VHA", "LSE", 100, (60, 3)),
         ("images", "VHA", "LSE", 1, (70, 5)),
         ("images", "VHA", "Mean", 7, (5, 17)),
@@ -252,7 +275,15 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="compares Triton's interpreter with numpy: needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("precision", ["int8", "float16"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize(("lengths", "words"), [((1, 36, 64, 65), (1, 16)), ((100, 1, 7), (60, 17, 1))])
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        ((1, 36, 64, 65), (1, 16)),
+        ((100, 1, 7), (60, 17, 1)),
+        ((1, 36, 64, 65), (1, 16, 5, 5, 7, 8, 9, 10, 11)),
+        ((100, 1, 7), (60, 17, 1, 64, 32, 32, 30, 1, 1)),
+    ],
+)
 def test_interpreted_scores_are_numpys(precision, pooling, lengths, words, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every score of every query, ties and zeros among them: int8 to float64's rounding, half to float32's."""
     rng = np.random.default_rng(0)
@@ -342,6 +373,24 @@ def test_a_list_of_one_row_too_many_is_made_on_the_cpu(monkeypatch: pytest.Monke
         known = dict(zip(found.tolist(), values.tolist(), strict=True))
         assert [known[row] for row in rows.tolist()] == scores.tolist()
         assert (len(found) == len(rows)) == (capacity == len(rows))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.parametrize(
+    ("lengths", "launched"),
+    [
+        ((12,) * 7, ["scan_16"]),
+        ((12,) * 8, ["pairs_16"]),
+        ((12,) * 7 + (17,), ["scan_16", "scan_64"]),
+        ((12, 30) * 8, ["pairs_16", "pairs_32"]),
+        ((12,) * 8 + (60, 64, 65), ["pairs_16", "pairs_64", "scan_64"]),
+    ],
+)
+def test_queries_that_fill_a_tile_are_scanned_together(lengths: tuple[int, ...], launched: list[str]) -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    queries = [np.random.default_rng(i).standard_normal((n, 24)).astype(np.float32) for i, n in enumerate(lengths)]
+    listing(scan, make_parts(made_up("plain", 3, 40, 5, 24)), [quantize_query(q, per_vector=True) for q in queries], 3)
+    assert [name for name in device.launched if name not in ("best_rows", "shortlist")] == launched
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
