@@ -100,6 +100,17 @@ def test_kernels_compile_for_orin_and_gb10() -> None:
         assert function.sha256 == hashlib.sha256(code).hexdigest()
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_kernel_compiles_for_every_gpu_and_fits_its_shared_memory(gpu: str, precision: str) -> None:
+    """A block of Ada's and of the small Ampere and Blackwell chips may have 99 KiB, of the others 163 KiB or more."""
+    most = (99 if gpu in ("sm_86", "sm_89", "sm_120", "sm_121") else 163) << 10
+    for name, job in kernels._jobs(precision, 1024, "LSE").items():
+        function, _ = kernels._compile(name, job, gpu, "x.cubin")
+        assert function.shared <= most, name
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
