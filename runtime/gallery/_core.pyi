@@ -22,7 +22,13 @@ class Search:
         self, plan: dict[str, Any], parts: list[dict[str, Any]], check: Callable[[int, int, int], None]
     ) -> None: ...
     def best(
-        self, queries: NDArray[Any], starts: NDArray[Any], k: int, allowed: NDArray[Any] | None, threads: Threads
+        self,
+        queries: NDArray[Any],
+        starts: NDArray[Any],
+        k: int,
+        allowed: NDArray[Any] | None,
+        floors: NDArray[Any],
+        threads: Threads,
     ) -> list[tuple[Any, ...]]:
         """For each query: rows, counts, maxima and winners as bytes, then rows read at each level, and one that
         contradicts itself, or -1.

@@ -135,21 +135,37 @@ class CompiledSearch:
             return self._search
 
     def rank(
-        self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_] | None = None
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        floors: NDArray[np.float64] | None = None,
     ) -> list[Ranking]:
         """The certified top k of each query's vectors [Q_i, D] among the rows where `allowed` [N] is True.
+
+        floors: float64 [queries], the least score of a row that is wanted for each query.
 
         Raises:
             GalleryCorrupt: bytes that had to be read are not those that were committed, or contradict each other.
         """
         if len(queries) > _AT_ONCE:  # so that Ctrl-C is noticed between them
-            pieces = [queries[first : first + _AT_ONCE] for first in range(0, len(queries), _AT_ONCE)]
-            return [ranking for piece in pieces for ranking in self.rank(piece, k, allowed)]
+            pieces = [slice(first, first + _AT_ONCE) for first in range(0, len(queries), _AT_ONCE)]
+            return [
+                ranking
+                for piece in pieces
+                for ranking in self.rank(queries[piece], k, allowed, None if floors is None else floors[piece])
+            ]
         vectors, starts = _packed(queries)
         mask = None if allowed is None or allowed.all() else np.ascontiguousarray(allowed)
-        answers = self._opened().best(vectors, starts, min(k, self._gallery.count), mask, self._threads.started())
+        least = np.full(len(queries), -np.inf) if floors is None else np.ascontiguousarray(floors, np.float64)
+        answers = self._opened().best(
+            vectors, starts, min(k, self._gallery.count), mask, least, self._threads.started()
+        )
         candidates = self._gallery.count if mask is None else int(np.count_nonzero(mask))
-        return [self._ranking(answer, k, candidates) for answer in answers]
+        return [
+            self._ranking(answer, k, candidates).reaching(floor)
+            for answer, floor in zip(answers, least.tolist(), strict=True)
+        ]
 
     def above(
         self,

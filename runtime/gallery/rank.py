@@ -72,20 +72,30 @@ class Ranker:
         self._certifier = Certifier(gallery, kernel, pool)
         self._pool = pool
 
-    def exact(self, queries: Queries, k: int, allowed: NDArray[np.bool_]) -> list[Ranking]:
-        """The certified top k of each query's vectors [Q_i, D] among the rows where `allowed` [N] is True."""
+    def exact(
+        self, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: NDArray[np.float64] | None = None
+    ) -> list[Ranking]:
+        """The certified top k of each query's vectors [Q_i, D] among the rows where `allowed` [N] is True.
+
+        floors: float64 [queries], the least score of a row that is wanted for each query. The higher they are, the
+            fewer rows are scored again.
+        """
         if not allowed.any():
             return [empty_ranking() for _ in queries]
         if self._compiled is not None:
-            return self._compiled.rank(queries, k, allowed)
+            return self._compiled.rank(queries, k, allowed, floors)
         rows = np.flatnonzero(allowed)
+        least = [-np.inf] * len(queries) if floors is None else floors.tolist()
         if self._gallery.has_fine and self._gallery.alignment.coding == "VSA":
-            return [self._certifier.exhaustive(query, rows, k) for query in queries]
-        rankings = self._in_turns(queries, rows, k)
+            return [
+                self._certifier.exhaustive(query, rows, k).reaching(floor)
+                for query, floor in zip(queries, least, strict=True)
+            ]
+        rankings = self._in_turns(queries, rows, k, least)
         certified = self._gallery.has_fine and self._estimator.certified
         return [replace(ranking, candidates=len(rows), certified=certified) for ranking in rankings]
 
-    def _in_turns(self, queries: Queries, rows: NDArray[np.int64], k: int) -> list[Ranking]:
+    def _in_turns(self, queries: Queries, rows: NDArray[np.int64], k: int, floors: Sequence[float]) -> list[Ranking]:
         """Rank the queries in pieces whose estimates fit the memory set aside for them, one piece a thread.
 
         So while one thread computes rankings, which Python's lock lets only one do, the others scan.
@@ -94,7 +104,7 @@ class Ranker:
         def rank(first: int) -> list[Ranking]:
             piece = queries[first : first + size]
             intervals = self._estimator.intervals(piece, k, rows)
-            return self._pool.map(lambda i: self._rank(piece[i], intervals(i), k), len(piece))
+            return self._pool.map(lambda i: self._rank(piece[i], intervals(i), k, floors[first + i]), len(piece))
 
         threads = self._pool.threads
         fitting = max(1, _ESTIMATE_BYTES // (16 * self._gallery.count * threads))
@@ -104,7 +114,7 @@ class Ranker:
         firsts = range(0, len(queries), max(1, size))
         return [ranking for piece in self._pool.map(lambda i: rank(firsts[i]), len(firsts)) for ranking in piece]
 
-    def _rank(self, query: NDArray[np.float32], intervals: Intervals, k: int) -> Ranking:
+    def _rank(self, query: NDArray[np.float32], intervals: Intervals, k: int, floor: float) -> Ranking:
         if not self._gallery.has_fine:
-            return rank_by_codes(intervals, k)
-        return self._certifier.certify(query, intervals, k)
+            return rank_by_codes(intervals, k).reaching(floor)
+        return self._certifier.certify(query, intervals, k, floor)

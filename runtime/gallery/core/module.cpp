@@ -381,17 +381,18 @@ class Call {
 };
 
 PyObject* search_best(PyObject* object, PyObject* args) {
-    PyObject *queries, *starts, *allowed, *threads;
+    PyObject *queries, *starts, *allowed, *floors, *threads;
     long long k;
-    if (!PyArg_ParseTuple(args, "OOLOO", &queries, &starts, &k, &allowed, &threads)) return nullptr;
+    if (!PyArg_ParseTuple(args, "OOLOOO", &queries, &starts, &k, &allowed, &floors, &threads)) return nullptr;
     Call call(object);
-    Bytes mask;
-    if (!call.take(queries, starts, threads)) return nullptr;
+    Bytes mask, least;
+    if (!call.take(queries, starts, threads) || !least.take(floors, "floors", call.count() * 8)) return nullptr;
     if (allowed != Py_None && !mask.take(allowed, "allowed", call.search().rows())) return nullptr;
     std::vector<chan::Answer> answers;
     if (!call.run([&](const chan::Search::TouchFunction& touch) {
             answers = call.search().best(call.queries(), call.starts(), call.count(), k,
-                                         allowed == Py_None ? nullptr : mask.as<const uint8_t>(), touch, call.threads());
+                                         allowed == Py_None ? nullptr : mask.as<const uint8_t>(),
+                                         least.as<const double>(), touch, call.threads());
         }))
         return nullptr;
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(answers.size()));
@@ -442,7 +443,7 @@ PyObject* search_scores(PyObject* object, PyObject* args) {
 }
 
 PyMethodDef SEARCH_METHODS[] = {
-    {"best", search_best, METH_VARARGS, "best(queries, starts, k, allowed, threads): see compiled.py."},
+    {"best", search_best, METH_VARARGS, "best(queries, starts, k, allowed, floors, threads): see compiled.py."},
     {"above", search_above, METH_VARARGS, "above(queries, starts, query_thresholds, row_thresholds, threads)."},
     {"scores", search_scores, METH_VARARGS, "scores(queries, starts, rows, threads)."},
     {nullptr, nullptr, 0, nullptr}};

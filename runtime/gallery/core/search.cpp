@@ -86,7 +86,7 @@ std::vector<int64_t> largest_rows(const float* values, int64_t rows, int64_t cou
 
 }  // namespace
 
-void Search::finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed,
+void Search::finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, double floor,
                     const TouchFunction& touch, Threads& threads, Answer& answer) const {
     std::atomic<bool> stopped{false};
     Reads reads;
@@ -108,7 +108,9 @@ void Search::finish(const Query& query, const float* upper, int64_t k, const uin
     // The rows that look best give a first threshold: the fine copy of k of them, and the others' codes.
     std::vector<Pending> best, pending;
     for (const int64_t row : largest_rows(upper, rows_, k + BEYOND, allowed)) {
+        if (!(upper[row] >= floor)) continue;
         best.emplace_back().row = row;
+        best.back().needed = floor;
         best.back().upper = upper[row];
     }
     std::vector<Pending*> some;
@@ -124,6 +126,8 @@ void Search::finish(const Query& query, const float* upper, int64_t k, const uin
         return in_pieces(static_cast<int64_t>(some.size()), 1, [&](int64_t i) { return score(*some[i]); });
     };
     const auto first_scores = [&] {
+        some.erase(std::remove_if(some.begin(), some.end(), [&](const Pending* each) { return !(each->upper >= floor); }),
+                   some.end());
         if (static_cast<int64_t>(some.size()) > k) {
             std::nth_element(some.begin(), some.begin() + k, some.end(),
                              [](const Pending* a, const Pending* b) { return a->lower > b->lower; });
@@ -132,7 +136,7 @@ void Search::finish(const Query& query, const float* upper, int64_t k, const uin
         return score_some();
     };
     if (narrow_some() && first_scores()) {
-        double threshold = kth_lower_bound(best, k);
+        double threshold = std::max(floor, kth_lower_bound(best, k));
 
         // Every row whose upper bound reaches it, by more of its codes.
         auto known = best.begin();
@@ -149,7 +153,7 @@ void Search::finish(const Query& query, const float* upper, int64_t k, const uin
         }
         some.clear();
         for (Pending& each : pending)
-            if (each.held.empty()) some.push_back(&each);
+            if (each.held.empty() && each.upper >= threshold) some.push_back(&each);
         narrow_some();
 
         // By falling upper bound from the fine copy, until what is left cannot be among the best.
@@ -248,11 +252,12 @@ bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count
 }
 
 std::vector<Answer> Search::best(const float* queries, const int64_t* starts, int64_t count, int64_t k,
-                                 const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const {
+                                 const uint8_t* allowed, const double* floors, const TouchFunction& touch,
+                                 Threads& threads) const {
     std::vector<Answer> answers(count);
     if (rows_ && count)
         in_turns(queries, starts, count, allowed, threads, [&](int64_t i, const Query& query, const float* upper) {
-            finish(query, upper, k, allowed, touch, threads, answers[i]);
+            finish(query, upper, k, allowed, floors[i], touch, threads, answers[i]);
             return !answers[i].stopped;
         });
     return answers;

@@ -96,10 +96,12 @@ class Search {
     int64_t rows() const { return rows_; }
     const Plan& plan() const { return plan_; }
 
-    // The best k rows of each query. queries [vectors][dim], query i being starts[i] to starts[i + 1]; allowed [rows] or
-    // null where all are.
+    // The best k rows of each query among those whose score is no less than the query's floor. queries [vectors][dim],
+    // query i being starts[i] to starts[i + 1]; allowed [rows] or null where all are; floors [count]. Rows that score
+    // less than the floor may be in the answer, too.
     std::vector<Answer> best(const float* queries, const int64_t* starts, int64_t count, int64_t k,
-                             const uint8_t* allowed, const TouchFunction& touch, Threads& threads) const;
+                             const uint8_t* allowed, const double* floors, const TouchFunction& touch,
+                             Threads& threads) const;
 
     // Every row whose score with a query is no less than the query's threshold, or than the row's own; false where
     // `touch` failed. A score is exact where it could equal one of the two; otherwise it is some number on the same side
@@ -139,8 +141,8 @@ class Search {
     void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                     std::vector<float>& out, double* low, double* high) const;
     double float_error(const Query& query, const Part& part, int64_t row) const;
-    void finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
-                Threads& threads, Answer& answer) const;
+    void finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, double floor,
+                const TouchFunction& touch, Threads& threads, Answer& answer) const;
     void decide(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                 const float* similarities, std::vector<double>& maxima, std::vector<int32_t>& winners) const;
     double exact_score(const Query& query, const Part& part, const Pending& row, int64_t local) const;

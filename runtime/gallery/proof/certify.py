@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -44,6 +44,14 @@ class Ranking:
     second: int = 0
     codes: int = 0
 
+    def reaching(self, floor: float) -> Ranking:
+        """Without the rows that score less than `floor`."""
+        count = int(np.count_nonzero(self.scores >= floor))  # they fall
+        if count == len(self.rows):
+            return self
+        details = None if self.details is None else self.details[:count]
+        return replace(self, rows=self.rows[:count], scores=self.scores[:count], details=details)
+
 
 def empty_ranking() -> Ranking:
     """The ranking of no rows: trivially that of exhaustive scoring."""
@@ -71,12 +79,12 @@ class Certifier:
         self._kernel = kernel
         self._pool = pool
 
-    def certify(self, query: NDArray[np.float32], intervals: Intervals, k: int) -> Ranking:
+    def certify(self, query: NDArray[np.float32], intervals: Intervals, k: int, floor: float = -np.inf) -> Ranking:
         """The top k of the intervals' rows for a query's vectors [Q, D], certified among those rows.
 
         Rows are taken by falling upper bound and scored in float32, which is within a proven distance of float64; each
         score sharpens the threshold, and the first upper bound below it ends the search. What the float32 intervals
-        leave undecided, a handful of rows, is scored in float64.
+        leave undecided, a handful of rows, is scored in float64. Rows that score less than `floor` are not wanted.
 
         Raises:
             GalleryCorrupt: a row's two intervals have no score in common, so what is stored of it is not true.
@@ -84,7 +92,7 @@ class Certifier:
         rows, alignment = intervals.rows, self._gallery.alignment
         norm = largest_norm(query)
         lower, upper = intervals.scores - intervals.radius, intervals.scores + intervals.radius
-        threshold = kth_largest(lower, k)
+        threshold = max(floor, kth_largest(lower, k))
         candidates = np.flatnonzero(upper >= threshold)
         candidates = candidates[np.argsort(-upper[candidates], kind="stable")]
         fine: list[NDArray[np.floating]] = []
@@ -105,6 +113,8 @@ class Certifier:
             done = stop
             threshold = max(threshold, kth_largest(low[:done], k))
         contenders = np.flatnonzero(high[:done] >= threshold)
+        if not len(contenders):  # all score less than the floor
+            return replace(empty_ranking(), candidates=len(rows), rescored=done)
         chosen = rows[candidates[contenders]]
         details = true_rows(
             [fine[i] for i in contenders],
@@ -116,7 +126,8 @@ class Certifier:
         )
         order = sorted(range(len(chosen)), key=lambda i: (-details[i].score, chosen[i]))[:k]
         best = tuple(details[i] for i in order)
-        return Ranking(chosen[order], np.array([d.score for d in best]), best, len(rows), done, certified=True)
+        scores = np.array([d.score for d in best])
+        return Ranking(chosen[order], scores, best, len(rows), done, certified=True).reaching(floor)
 
     def lower_bound(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> float:
         """What the k-th largest true score of some rows reaches, for a query's vectors [Q, D]."""

@@ -98,11 +98,12 @@ def truth(gallery: GalleryRows, query: np.ndarray) -> list[TrueRow]:
     ]
 
 
-def check(found: Ranking, rows: list[TrueRow], k: int, allowed: np.ndarray) -> None:
+def check(found: Ranking, rows: list[TrueRow], k: int, allowed: np.ndarray, floor: float = -np.inf) -> None:
     """Rows, scores, similarities and winners are those of exhaustive scoring, to the bit."""
     scores = np.array([row.score for row in rows])
     candidates = np.flatnonzero(allowed)
     order = candidates[np.lexsort((candidates, -scores[candidates]))][:k]
+    order = order[scores[order] >= floor]
     assert found.certified
     assert found.candidates == len(candidates)
     assert found.rows.tolist() == order.tolist()
@@ -137,6 +138,13 @@ def fitted(rng: np.random.Generator, rows: list[np.ndarray], query: np.ndarray) 
     return plan_for(every, query, digits, widths)
 
 
+def floors_of(rng: np.random.Generator, true: list[list[TrueRow]]) -> np.ndarray:
+    """For each query the score of one of its rows, the next number above or below it, or a floor far from all."""
+    some = np.array([rows[rng.integers(len(rows))].score for rows in true])
+    around = [some, np.nextafter(some, np.inf), np.nextafter(some, -np.inf), np.full(len(true), np.inf), some - 1e9]
+    return np.array(around)[rng.choice(5, len(true), p=[0.4, 0.2, 0.2, 0.1, 0.1]), np.arange(len(true))]
+
+
 def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
     """Search one random gallery every way there is; returns how many answers were compared."""
     dim = int(rng.choice([1, 2, 3, 15, 16, 17, 64, 70, 256, 300]))
@@ -162,11 +170,15 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
     allowed[rng.integers(count)] = True
     k = int(rng.choice([1, 2, 10, count, count + 5]))
     true = [truth(gallery, query) for query in queries]
+    floors = floors_of(rng, true)
     compared = 0
     for name in core.features():
         search = CompiledSearch(gallery, plan, THREADS, name)
         for found, expected in zip(search.rank(queries, k, allowed), true, strict=True):
             check(found, expected, k, allowed)
+            compared += 1
+        for found, expected, floor in zip(search.rank(queries, k, allowed, floors), true, floors, strict=True):
+            check(found, expected, k, allowed, floor)
             compared += 1
         for query in queries:
             check_bounds(search, query, count)
@@ -175,6 +187,9 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
     for found, expected in zip(ranker.exact(queries, k, allowed), true, strict=True):
         check(found, expected, k, allowed)
         compared += 1
+    for found, expected, floor in zip(ranker.exact(queries, k, allowed, floors), true, floors, strict=True):
+        check(found, expected, k, allowed, floor)
+        compared += 1
     return compared
 
 
@@ -182,7 +197,7 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
 def test_answers_are_those_of_exhaustive_scoring(coding: str, pooling: str) -> None:
     rng = np.random.default_rng(14)
     compared = 0
-    while compared < 300:
+    while compared < 600:
         compared += search_some(rng, coding, pooling)
 
 
@@ -192,5 +207,5 @@ def test_answers_are_those_of_exhaustive_scoring(coding: str, pooling: str) -> N
 def test_answers_of_200_000_queries_are_those_of_exhaustive_scoring(coding: str, pooling: str, seed: int) -> None:
     rng = np.random.default_rng(1400 + seed)
     compared = 0
-    while compared < 2000:
+    while compared < 4000:
         compared += search_some(rng, coding, pooling)
