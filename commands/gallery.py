@@ -15,7 +15,8 @@ from .terminal import echo, print_json, visible
 
 @click.group(
     "gallery",
-    short_help="Inspect and maintain a gallery: info, list, export, delete, compact, verify, repair, prepare, kernel.",
+    short_help="Inspect and maintain a gallery: info, list, export, delete, compact, verify, repair, prepare, kernel, "
+    "split, merge, rebalance.",
 )
 def command() -> None:
     """Inspect and maintain a GALLERY that `chan index` made. Searches may read it while one command writes."""
@@ -60,9 +61,9 @@ def list_rows(gallery: Path, where: Any, as_json: bool) -> None:
 @click.argument("ids", nargs=-1, required=True)
 def delete(gallery: Path, ids: tuple[str, ...]) -> None:
     """Delete the rows with these IDS, all of them or none. `chan gallery compact` frees their bytes."""
-    from ..runtime.gallery import GalleryWriter
+    from ..runtime.gallery import open_for_writing
 
-    with GalleryWriter.open(gallery) as writer:
+    with open_for_writing(gallery) as writer:
         writer.delete(list(ids))
         echo(f"{len(set(ids))} deleted; {gallery}: {writer.describe()}")
 
@@ -71,9 +72,9 @@ def delete(gallery: Path, ids: tuple[str, ...]) -> None:
 @options.gallery_argument
 def compact(gallery: Path) -> None:
     """Merge small segments and drop deleted rows. This needs disk space for a second copy of what is rewritten."""
-    from ..runtime.gallery import GalleryWriter
+    from ..runtime.gallery import open_for_writing
 
-    with GalleryWriter.open(gallery) as writer:
+    with open_for_writing(gallery) as writer:
         writer.compact()
         echo(f"{gallery}: {writer.describe()}")
 
@@ -123,14 +124,14 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
 
     Without --queries, search is fitted to the directions that a calibrated bundle keeps, and nothing is measured.
     """
-    from ..runtime.gallery import GalleryWriter
+    from ..runtime.gallery import open_for_writing
     from ..runtime.gallery.settings import NO_MODEL
     from ..runtime.indexing.embedding_source import read_embeddings
     from ..runtime.indexing.index import encode_queries
     from ..runtime.indexing.sources import read_lines
     from ..runtime.session import gallery_directions, open_matcher
 
-    with GalleryWriter.open(gallery) as writer:
+    with open_for_writing(gallery) as writer:
         if queries is None:
             prepared = writer.prepare(directions=gallery_directions(writer, moved))
         elif writer.settings.model == NO_MODEL:
@@ -194,8 +195,11 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
     from ..runtime.gallery import Gallery
     from ..runtime.gallery.cuda import check_settings
     from ..runtime.gallery.cuda.kernels import GPUS
+    from ..runtime.gallery.sharded.manifest import is_sharded
     from ..runtime.gpu import examine_gpu
 
+    if is_sharded(gallery):
+        raise InputError(f"{gallery} is a gallery in shards, which is searched on the CPU")
     with Gallery.open(gallery) as opened:
         settings = opened.settings
     check_settings(settings)
@@ -209,3 +213,50 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
             record, cached = build_kernels(gallery, settings.dim, settings.alignment.pooling, precision, gpu)
             how = "already there" if cached else f"compiled by triton {record.compiler}"
             echo(f"{precision} for {gpu}: {record.stem}, {how}")
+
+
+shards_option = click.option(
+    "--shards", type=options.COUNT, required=True, help="Number of shards to cut the rows into."
+)
+
+
+@command.command("split")
+@options.gallery_argument
+@options.out_option(options.NEW_FOLDER, "Folder of the new gallery in shards.")
+@shards_option
+def split(gallery: Path, out: Path, shards: int) -> None:
+    """Write the rows of GALLERY to a new gallery in shards, each an ordinary gallery in a folder of OUT.
+
+    Nothing is encoded again, and every search of OUT finds what a search of GALLERY finds. Files that stay whole are
+    not copied where the disk can hold them under two names.
+    """
+    from ..runtime.gallery import split_gallery
+
+    made = split_gallery(gallery, out, shards)
+    rows = [shard.rows for shard in made.shards]
+    echo(f"{visible(out)}: {sum(rows)} rows in {len(rows)} shards of {min(rows)} to {max(rows)}")
+
+
+@command.command("merge")
+@options.gallery_argument
+@options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
+def merge(gallery: Path, out: Path) -> None:
+    """Write the rows of a GALLERY in shards to a new gallery in one folder. Nothing is encoded again."""
+    from ..runtime.gallery import merge_gallery
+
+    echo(f"{visible(out)}: {merge_gallery(gallery, out)} rows")
+
+
+@command.command("rebalance")
+@options.gallery_argument
+@shards_option
+def rebalance(gallery: Path, shards: int) -> None:
+    """Cut the rows of a GALLERY in shards into another number of shards, each with the same number of rows.
+
+    Searches may go on meanwhile. They find the rows in the old shards or in the new ones, and the results are the same.
+    """
+    from ..runtime.gallery import ShardedWriter
+
+    with ShardedWriter.open(gallery) as writer:
+        writer.rebalance(shards)
+        echo(f"{visible(gallery)}: {writer.describe()}")

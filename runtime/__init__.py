@@ -48,7 +48,11 @@ if TYPE_CHECKING:
         Hit,
         Repair,
         SearchResult,
+        ShardedWriter,
+        merge_gallery,
+        open_for_writing,
         repair_gallery,
+        split_gallery,
         verify_gallery,
     )
     from .gallery.prepare import Preparation
@@ -90,6 +94,7 @@ __all__ = [
     "Repair",
     "ScanTokenizer",
     "SearchResult",
+    "ShardedWriter",
     "SkippedItem",
     "Source",
     "TensorError",
@@ -98,7 +103,9 @@ __all__ = [
     "evaluate",
     "gallery_settings",
     "index_source",
+    "merge_gallery",
     "open_backend",
+    "open_for_writing",
     "open_gallery_with_matcher",
     "open_matcher",
     "open_source",
@@ -106,6 +113,7 @@ __all__ = [
     "picture_source",
     "prepare_search",
     "repair_gallery",
+    "split_gallery",
     "text_source",
     "verify_gallery",
 ]
@@ -129,6 +137,7 @@ _MODULES = {
     "ScanTokenizer": "text",
     "Repair": "gallery",
     "SearchResult": "gallery",
+    "ShardedWriter": "gallery",
     "SkippedItem": "skipped",
     "Source": "indexing.sources",
     "TokenBatch": "text",
@@ -144,7 +153,10 @@ _MODULES = {
     "picture_source": "indexing.sources",
     "prepare_search": "indexing.index",
     "text_source": "indexing.sources",
+    "merge_gallery": "gallery",
+    "open_for_writing": "gallery",
     "repair_gallery": "gallery",
+    "split_gallery": "gallery",
     "verify_gallery": "gallery",
 }
 

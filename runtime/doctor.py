@@ -12,8 +12,8 @@ from .backends.table import BACKENDS
 from .errors import BackendError
 from .extras import EXTRAS, install_command
 from .gallery.compiled import need_core
-from .gallery.gallery import ScanName
 from .gallery.kernels.choose import open_kernel
+from .gallery.scanner import ScanName
 from .gpu import GpuReport, examine_gpu
 
 

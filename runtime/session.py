@@ -14,7 +14,7 @@ from .contract import Manifest
 from .directions import read_directions
 from .embeddings import Kind
 from .errors import GalleryError, InputError
-from .gallery import Gallery, GallerySettings, GalleryWriter, fingerprint, is_gallery
+from .gallery import Gallery, GallerySettings, GalleryWriter, ShardedWriter, fingerprint, is_gallery, open_for_writing
 from .gallery.settings import NO_MODEL, Precision
 from .matcher import Matcher
 
@@ -46,7 +46,7 @@ def gallery_settings(
     )
 
 
-def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter:
+def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter | ShardedWriter:
     """Open the gallery at `path` for writing; make it where there is none.
 
     Raises:
@@ -54,7 +54,7 @@ def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter:
         GalleryLocked: another writer has it open.
         InputError: it holds the other kind of rows, or another fine copy.
     """
-    writer = GalleryWriter.open(path) if is_gallery(path) else GalleryWriter.create(path, settings)
+    writer = open_for_writing(path) if is_gallery(path) else GalleryWriter.create(path, settings)
     try:
         writer.check(settings)
         if settings.bundle is not None and _is_gone(writer.settings.bundle):
@@ -66,7 +66,7 @@ def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter:
 
 
 def open_matcher(
-    gallery: Gallery | GalleryWriter,
+    gallery: Gallery | GalleryWriter | ShardedWriter,
     bundle: str | Path | None = None,
     backend: str = "auto",
     threads: int | None = None,
@@ -102,7 +102,9 @@ def open_matcher(
     return matcher
 
 
-def gallery_directions(writer: GalleryWriter, bundle: str | Path | None = None) -> NDArray[np.float32] | None:
+def gallery_directions(
+    writer: GalleryWriter | ShardedWriter, bundle: str | Path | None = None
+) -> NDArray[np.float32] | None:
     """The directions of a gallery's queries, where its bundle is there and was calibrated; see `read_directions`.
 
     Args:
@@ -168,5 +170,5 @@ def _is_gone(bundle: str | None) -> bool:
 
 def _remember(path: str | Path, bundle: str | Path) -> None:
     """Keep with the gallery where its bundle is now, if this process may write there and nobody else does."""
-    with suppress(GalleryError), GalleryWriter.open(path) as writer:
+    with suppress(GalleryError), open_for_writing(path) as writer:
         writer.set_bundle(bundle)

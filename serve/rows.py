@@ -13,7 +13,7 @@ import msgspec
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryLocked, InputError
 from ..runtime.files import write_file
-from ..runtime.gallery import GalleryWriter
+from ..runtime.gallery import GalleryWriter, ShardedWriter, open_for_writing
 from ..runtime.regions import boxes_as_metadata
 from . import bodies
 from .answers import PRIVATE
@@ -91,7 +91,7 @@ class Writers:
             writer.delete(ids)
         return bodies.RowsResponse(opened.name, 0, len(set(ids)), len(opened.gallery))
 
-    def _open(self, opened: OpenGallery) -> GalleryWriter:
+    def _open(self, opened: OpenGallery) -> GalleryWriter | ShardedWriter:
         """The gallery, open for writing.
 
         Raises:
@@ -100,7 +100,7 @@ class Writers:
         until = time.monotonic() + self._patience
         while True:
             try:
-                return GalleryWriter.open(opened.gallery.path)
+                return open_for_writing(opened.gallery.path)
             except GalleryLocked:
                 if time.monotonic() > until:
                     raise

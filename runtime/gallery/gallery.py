@@ -1,11 +1,11 @@
-"""A gallery open for search: snapshots of what was committed, and certified answers from them."""
+"""A gallery open for search: certified answers from what was committed, in one folder or in shards."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,37 +19,31 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
-from ..gpu import device_index
-from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches, need_core
-from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
-from .estimate import CpuEstimator
-from .kernels.base import Kernel
-from .kernels.choose import open_kernel
-from .kernels.pool import Pool
+from .cuda import ScanPrecision
+from .merge import Floors, merge_results
 from .prepare import Preparation
-from .proof.certify import Certifier, Ranking
-from .proof.gallery_rows import GalleryRows
-from .proof.prefix import SearchPlan
+from .proof.certify import Ranking
 from .proof.rows import pack_rows
 from .proof.true_score import true_row
-from .rank import Ranker
 from .result import Hit, SearchResult
-from .settings import GallerySettings
-from .snapshot import Damaged, Snapshot, open_snapshot
-from .store.newest import is_same_gallery, newest_header, read_newest
+from .scanner import ScanName, Scanner
+from .sharded.manifest import is_sharded
+from .snapshot import Damaged, Snapshot
 from .store.rows import Row
-from .store.segments import Segment
 from .values import checked_ids
 from .verify import verify_gallery
+from .view import View, newest_settings, newest_view
 from .where import Filter, Where
 
-ScanName = Literal["compiled", "onnxruntime", "numpy"]
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5  # of a search whose files something touches meanwhile
 
 
 class Gallery:
     """A gallery open for reading; searches see the newest commit. Any number of threads may use one, beside one writer.
+
+    A gallery in shards is searched shard by shard, and the scores found so far spare the later ones work. Its answers
+    are those of one gallery of all rows.
 
     `Gallery.open(path)` opens one; the constructor takes what that has opened. Reading needs no permission to write
     and leaves no file behind.
@@ -62,22 +56,15 @@ class Gallery:
     def __init__(
         self,
         path: Path,
-        settings: GallerySettings,
-        kernel: Kernel,
-        pool: Pool,
-        core: CoreThreads | None,
-        resident: ResidentScan | None,
+        scanner: Scanner,
         damaged: Damaged,
     ) -> None:
         self.path = path
-        self.settings = settings
-        self._kernel = kernel
-        self._pool = pool
-        self._core = core
-        self._resident = resident
+        self.settings = scanner.settings
+        self._scanner = scanner
         self._damaged: Damaged = damaged
         now_and_after_fork(self._make_lock)
-        self._current: Snapshot | None = None
+        self._current: View | None = None
         self._closed = False
 
     def _make_lock(self) -> None:
@@ -107,49 +94,37 @@ class Gallery:
             device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md); `cuda:1`
                 in the second one's, and so on, of the GPUs that CUDA_VISIBLE_DEVICES leaves.
             resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
-            damaged: `refuse` raises GalleryCorrupt where a search meets damaged bytes. `skip` reads every byte when it
-                opens, leaves out the rows that cannot be read, and certifies no answer while there are such rows.
+            damaged: `refuse` raises GalleryCorrupt where a search meets damaged bytes, or a shard is missing. `skip`
+                reads every byte when it opens, leaves out the rows and the shards that cannot be read, and certifies no
+                answer while there are such rows.
 
         Raises:
             InputError: there is no such device, or none for a gallery like this; an argument out of its choices.
             BackendError: `scan` does not work here; no usable GPU, no GPU kernels for it, or not enough memory on it.
             GalleryError: no gallery, of another schema, or made with another model.
-            GalleryCorrupt: the catalogue or a segment's header is damaged.
+            GalleryCorrupt: the catalogue or a segment's header is damaged, or a shard is missing.
         """
-        gpu = device_index(device)
         check_choice("damaged", damaged, get_args(Damaged))
         folder = Path(path).absolute()
-        check_choice("scan", scan, ("auto", *get_args(ScanName)))
-        if scan == "compiled":
-            need_core()
-        kernel = open_kernel("auto" if scan == "compiled" else scan)
-        settings = read_newest(folder)[1].settings
+        settings = newest_settings(folder)
         if model is not None:
             settings.check_model(model, folder)
-        takes_core = scan == "compiled" or (scan == "auto" and core_is_fastest())
-        core = CoreThreads(threads) if takes_core and gpu is None and core_searches(settings) else None
-        with ExitStack() as opened:
-            pool = Pool(threads)
-            opened.callback(pool.close)
-            held = None if gpu is None else open_resident(folder, settings, resident, gpu)
-            if held is not None:
-                opened.callback(held.close)
-            gallery = cls(folder, settings, kernel, pool, core, held, damaged)
-            gallery._snapshot()
-            opened.pop_all()
+        if device != "cpu" and is_sharded(folder):
+            raise InputError(f"device: a gallery in shards is searched on the CPU, got {device}")
+        scanner = Scanner.open(folder, settings, scan, threads, device, resident)
+        try:
+            gallery = cls(folder, scanner, damaged)
+            gallery._view()
+        except BaseException:
+            scanner.close()
+            raise
         return gallery
 
     def close(self) -> None:
         """End the threads, free the GPU's memory and let the files go; twice does no harm."""
         self._closed = True
-        try:
-            if self._resident is not None:
-                self._resident.close()
-        finally:
-            self._pool.close()
-            if self._core is not None:
-                self._core.close()
-            self._current = None
+        self._scanner.close()
+        self._current = None
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +136,7 @@ class Gallery:
 
     def __len__(self) -> int:
         """Rows of the newest commit."""
-        return int(np.count_nonzero(self._snapshot().live))
+        return self._view().rows
 
     @property
     def alignment(self) -> AlignmentConfig:
@@ -171,14 +146,13 @@ class Gallery:
     @property
     def scan(self) -> str:
         """What searches this gallery: compiled, onnxruntime or numpy, or the GPU's kernels by their name."""
-        if self._resident is not None:
-            return self._resident.name
-        return self._kernel.name if self._core is None else "compiled"
+        return self._scanner.name
 
     @property
     def prepared(self) -> Preparation | None:
-        """How search was prepared, and what that measured; None if it was not."""
-        return self._snapshot().prepared
+        """How search was prepared, and what that measured; None if it was not, or not in every shard."""
+        found = [snapshot.prepared for snapshot in self._view().opened]
+        return found[0] if found and None not in found else None
 
     def check_model(self, model: str) -> None:
         """GalleryError unless the gallery was made with the model of this fingerprint."""
@@ -186,12 +160,15 @@ class Gallery:
 
     def info(self) -> dict[str, Any]:
         """Plain facts: rows, bytes and what the gallery was made with."""
-        snapshot = self._snapshot()
-        segments, prepared = snapshot.catalogue.segments, snapshot.prepared
+        view, prepared = self._view(), self.prepared
+        segments = [segment for snapshot in view.opened for segment in snapshot.catalogue.segments]
+        shards = {shard.entry.name: shard.entry.rows for shard in view.shards if shard.entry is not None}
         return {
-            "rows": int(np.count_nonzero(snapshot.live)),
+            "rows": view.rows,
             "deleted_rows": sum(int(np.count_nonzero(~segment.live)) for segment in segments),
-            "lost_rows": snapshot.lost,
+            "lost_rows": view.lost,
+            "generation": view.header.generation,
+            **({"shards": shards} if shards else {}),
             "segments": len(segments),
             "bytes": sum(file.length for segment in segments for file in segment.files),
             "scan": self.scan,
@@ -210,7 +187,7 @@ class Gallery:
             GalleryCorrupt: bytes that must be read are not those that were committed.
         """
         condition = None if where is None else Filter.parse(where)
-        rows = self._snapshot().rows()
+        rows = self._view().all_rows()
         return rows if condition is None else condition.choose(rows)
 
     def find(self, ids: Iterable[str | int]) -> list[Row]:
@@ -220,8 +197,9 @@ class Gallery:
             InputError: an id that the gallery does not have.
             GalleryCorrupt: bytes that must be read are not those that were committed.
         """
-        snapshot, wanted = self._snapshot(), checked_ids(ids)
-        return [snapshot.row(row) for row in _numbers(snapshot, wanted)]
+        view = self._view()
+        snapshots = view.opened
+        return [snapshots[index].row(row) for index, row in view.find(checked_ids(ids))]
 
     def embeddings(self, ids: Iterable[str | int]) -> Embeddings:
         """Embeddings of the rows with these ids, in the order of the ids: from the fine copy, or else from the codes.
@@ -230,13 +208,13 @@ class Gallery:
             InputError: no ids, or an id that the gallery does not have.
             GalleryCorrupt: bytes that must be read are not those that were committed.
         """
-        snapshot, wanted = self._snapshot(), checked_ids(ids)
+        view, wanted = self._view(), checked_ids(ids)
         if not wanted:
             raise InputError("ids: must hold at least one id, got none")
-        parts = []
-        for row in _numbers(snapshot, wanted):
-            index, position = snapshot.locate(row)
-            vectors = snapshot.segments[index].vectors(position, position + 1)
+        snapshots, parts = view.opened, []
+        for shard, row in view.find(wanted):
+            index, position = snapshots[shard].locate(row)
+            vectors = snapshots[shard].segments[index].vectors(position, position + 1)
             parts.append(Embeddings(vectors[None], np.array([len(vectors)], np.int32), self.settings.kind))
         return Embeddings.concatenate(parts)
 
@@ -246,19 +224,23 @@ class Gallery:
         Raises:
             InputError: an id that the gallery does not have.
         """
-        snapshot, wanted = self._snapshot(), checked_ids(ids)
-        places = [snapshot.locate(row) for row in _numbers(snapshot, wanted)]
-        starts = [segment.starts for segment in snapshot.segments]
-        return np.array([starts[i][row + 1] - starts[i][row] for i, row in places], np.int32)
+        view = self._view()
+        snapshots, lengths = view.opened, []
+        for shard, row in view.find(checked_ids(ids)):
+            index, position = snapshots[shard].locate(row)
+            starts = snapshots[shard].segments[index].starts
+            lengths.append(starts[position + 1] - starts[position])
+        return np.array(lengths, np.int32)
 
     def code_error(self) -> float:
         """No less than the distance between any vector that was added and the one that its int8 codes stand for."""
-        return max((float(segment.error.max(initial=0)) for segment in self._snapshot().segments), default=0.0)
+        segments = [segment for snapshot in self._view().opened for segment in snapshot.segments]
+        return max((float(segment.error.max(initial=0)) for segment in segments), default=0.0)
 
     @property
     def damage(self) -> list[str]:
         """What could not be read, in words; empty unless the gallery was opened with damaged="skip"."""
-        return list(self._snapshot().damage)
+        return self._view().damage
 
     def search(
         self,
@@ -268,6 +250,7 @@ class Gallery:
         ids: Iterable[str | int] | None = None,
         where: Where | Filter | None = None,
         same_kind: bool = False,
+        at_least: float | Sequence[float] | None = None,
     ) -> list[SearchResult]:
         """The k best rows for each query.
 
@@ -279,10 +262,12 @@ class Gallery:
                 masks of the last ones are kept.
             same_kind: let queries be of the side that the gallery holds. Images that search images take the place of
                 captions, and captions that search captions that of images.
+            at_least: only rows whose score is no less than this: one number, or one for each query. The higher it is,
+                the less a search reads.
 
         Raises:
             InputError: k out of range; an id or a metadata key that does not exist; a filter that is none; queries of
-                the side that the gallery holds.
+                the side that the gallery holds; `at_least` is NaN, or of another length than the queries.
             TensorError: queries of another width, or not finite.
             GalleryCorrupt: bytes this search must read are not those that were committed.
         """
@@ -297,19 +282,24 @@ class Gallery:
         condition = None if where is None else Filter.parse(where)
         vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
         split = np.split(vectors, starts[1:-1])
-        for _ in range(_ATTEMPTS):
-            snapshot = self._snapshot()
-            snapshot.recheck()
+        least = _least(at_least, len(split))
+        attempts = _ATTEMPTS
+        while attempts:
+            view = self._view()
             try:
-                results = self._answers(snapshot, split, k, wanted, condition)
+                self._recheck(view)
+                results = self._answers(view, split, k, view.allowed(wanted, condition), least)
+                if not self._recheck(view):
+                    return results
+            except _ShardFailed as failed:
+                self._leave_out(view, failed)
+                continue
             except ChanError:
                 raise
             except Exception:  # whatever follows from bytes that changed while they were read
-                if not snapshot.recheck():
+                if not view.recheck():
                     raise
-                continue
-            if not snapshot.recheck():
-                return results
+            attempts -= 1
         raise GalleryCorrupt(f"{self.path}: something writes to its files while they are searched")
 
     def verify(self) -> list[str]:
@@ -323,85 +313,88 @@ class Gallery:
         if self._closed:
             raise GalleryError(f"{self.path}: this gallery is closed; open it again")
 
-    def _snapshot(self) -> Snapshot:
+    def _view(self) -> View:
         """The newest commit."""
         self._check_open()
         with self._lock:
-            current = self._current
-            if current is not None:
-                header = newest_header(self.path)
-                if header == current.header:
-                    return current
-                if not is_same_gallery(current.header, header):
-                    raise GalleryError(f"{self.path} was replaced by another gallery; open it again")
-            snapshot = open_snapshot(self.path, current, self._damaged, self._ranker)
-            _log.debug("%s: read a commit of %d segments", self.path, len(snapshot.catalogue.segments))
-            settings = snapshot.catalogue.settings
-            if replace(settings, bundle=None) != replace(self.settings, bundle=None):
-                raise GalleryError(f"{self.path} was replaced by another gallery; open it again")
-            self.settings, self._current = settings, snapshot
-            return snapshot
+            view = newest_view(self.path, self._current, self._damaged, self._scanner.ranker)
+            if view is not self._current:
+                _log.debug("%s: read generation %d", self.path, view.header.generation)
+                self.settings, self._current = view.settings, view
+            return view
 
-    def _ranker(self, segments: Sequence[Segment], plan: SearchPlan | None) -> Ranker:
-        rows = GalleryRows(segments, self.settings.kind, self.alignment)
-        if self._resident is not None:
-            certifier = Certifier(rows, self._kernel, self._pool)
-            return Ranker(rows, GpuEstimator(rows, self._resident, certifier), self._kernel, self._pool)
-        compiled = None if self._core is None else CompiledSearch(rows, plan, self._core)
-        estimator = CpuEstimator(rows, self._kernel, self._pool, 2 if plan is None else plan.digits)
-        return Ranker(rows, estimator, self._kernel, self._pool, compiled)
+    def _recheck(self, view: View) -> bool:
+        """Whether a file was touched since the last check; see store/files.py."""
+        touched = False
+        for index, snapshot in enumerate(view.opened):
+            with self._may_fail(view, index):
+                touched |= snapshot.recheck()
+        return touched
 
-    def _allowed(self, snapshot: Snapshot, ids: Sequence[str] | None, condition: Filter | None) -> NDArray[np.bool_]:
-        """The rows that may be found."""
-        allowed = snapshot.live
-        if ids is not None:
-            mask = np.zeros(len(allowed), bool)
-            mask[_numbers(snapshot, ids)] = True
-            allowed = allowed & mask
-        if condition is not None:
-            allowed = allowed & snapshot.passing(condition)
-        return allowed
+    @contextmanager
+    def _may_fail(self, view: View, index: int) -> Iterator[None]:
+        """Where damage is skipped, damage that is found in one of several shards is a `_ShardFailed`."""
+        try:
+            yield
+        except GalleryCorrupt as error:
+            if self._damaged == "refuse" or view.shards[0].entry is None:
+                raise
+            raise _ShardFailed(index, str(error)) from error
+
+    def _leave_out(self, view: View, failed: _ShardFailed) -> None:
+        """Search without a shard from now on, until the next commit."""
+        with self._lock:
+            if self._current is view:
+                self._current = view.without(failed.index, str(failed))
 
     def _answers(
+        self,
+        view: View,
+        queries: Sequence[NDArray[np.float32]],
+        k: int,
+        allowed: Sequence[NDArray[np.bool_]],
+        least: NDArray[np.float64],
+    ) -> list[SearchResult]:
+        """Search one shard after another for rows that reach what was found before."""
+        floors, parts = Floors(least, k), []
+        for index, (snapshot, rows) in enumerate(zip(view.opened, allowed, strict=True)):
+            with self._may_fail(view, index):
+                parts.append(self._answer(snapshot, queries, k, rows, floors.values))
+            floors.learn(parts[-1])
+        nothing = SearchResult((), True, "", 0, 0)
+        results = [merge_results([part[i] for part in parts] or [nothing], k) for i in range(len(queries))]
+        reason = ""
+        if not any(rows.any() for rows in allowed):
+            reason = "no row passes the filter" if view.rows else "the gallery is empty"
+        if view.lost:
+            reason = view.lacks(self.path)
+        if reason:
+            results = [replace(one, certified=one.certified and not view.lost, reason=reason) for one in results]
+        return results
+
+    def _answer(
         self,
         snapshot: Snapshot,
         queries: Sequence[NDArray[np.float32]],
         k: int,
-        ids: Sequence[str] | None,
-        condition: Filter | None,
+        allowed: NDArray[np.bool_],
+        floors: NDArray[np.float64],
     ) -> list[SearchResult]:
-        allowed = self._allowed(snapshot, ids, condition)
-        rankings = snapshot.ranker.exact(queries, k, allowed)
-        found = [self._hits(snapshot, query, ranking) for query, ranking in zip(queries, rankings, strict=True)]
+        """A shard's answer to each query."""
+        rankings = snapshot.ranker.exact(queries, k, allowed, floors)
         rows = int(np.count_nonzero(allowed))
-        reason = self._reason
-        if not rows:
-            reason = "the gallery is empty" if condition is None and ids is None else "no row passes the filter"
-        if snapshot.lost:
-            reason = f"{snapshot.lost} rows are lost to damage and were left out (chan gallery verify {self.path})"
         return [
             SearchResult(
-                hits,
-                ranking.certified and not snapshot.lost,
-                reason,
+                self._hits(snapshot, query, ranking),
+                ranking.certified,
+                self._scanner.reason,
                 rows,
                 ranking.rescored,
                 ranking.second,
                 ranking.codes,
             )
-            for hits, ranking in zip(found, rankings, strict=True)
+            for query, ranking in zip(queries, rankings, strict=True)
         ]
-
-    @property
-    def _reason(self) -> str:
-        """Why an answer is certified, or is not."""
-        if self._resident is not None and not self._resident.certified:
-            return f"{self._resident.name} chose the rows, and nothing proves its choice"
-        if self.settings.fine == "none":
-            return "this gallery keeps no fine copy to certify against"
-        if self.alignment.coding == "VSA":
-            return "every row was scored from the fine copy (VSA)"
-        return "every row that was not rescored is proven to score less than all hits"
 
     def _hits(self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...]:
         """A ranking with ids, metadata and words."""
@@ -425,10 +418,25 @@ class Gallery:
         return detail.winners, detail.maxima.astype(np.float32)
 
 
-def _numbers(snapshot: Snapshot, ids: Sequence[str]) -> list[int]:
-    """The numbers of the rows with these ids; InputError names the ids that the gallery does not have."""
-    found = snapshot.find(ids)
-    missing = [id for id in ids if id not in found]
-    if missing:
-        raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
-    return [found[id] for id in ids]
+class _ShardFailed(Exception):
+    """A shard was found to be damaged while it was searched.
+
+    Attributes:
+        index: which of the shards that were opened.
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(problem)
+        self.index = index
+
+
+def _least(at_least: float | Sequence[float] | None, queries: int) -> NDArray[np.float64]:
+    """The least score that is wanted for each query: float64 [queries]."""
+    if at_least is None:
+        return np.full(queries, -np.inf)
+    least = np.asarray(at_least, np.float64)
+    if least.shape not in ((), (queries,)):
+        raise InputError(f"at_least: must be one number or one for each of {queries} queries, got {list(least.shape)}")
+    if np.isnan(least).any():
+        raise InputError("at_least: must be numbers, got NaN")
+    return np.full(queries, least) if least.ndim == 0 else least.copy()

@@ -18,7 +18,9 @@ from .prepare import load_preparation
 from .proof.prefix import SearchPlan
 from .proof.rows import array_part
 from .settings import GallerySettings
-from .store.catalogue import CATALOGUE, Catalogue, SegmentRecord, permissions, read_catalogue
+from .sharded.manifest import is_sharded
+from .sharded.writer import ShardedWriter
+from .store.catalogue import CATALOGUE, Catalogue, PreparedRecord, SegmentRecord, permissions, read_catalogue
 from .store.commit import NewFiles, Unconfirmed, publish, sweep
 from .store.files import SEGMENTS, FileRecord, MappedFile
 from .store.lock import WriterLock
@@ -59,10 +61,13 @@ def repair_gallery(path: str | Path) -> Repair:
 
     Raises:
         GalleryLocked: a writer is at work.
-        GalleryCorrupt: the catalogue itself is damaged, so that nothing says which files belong together.
+        GalleryCorrupt: the catalogue itself is damaged, so that nothing says which files belong together; a shard is
+            missing.
         GalleryError: there is no gallery, or it cannot be written; nothing was changed.
     """
     folder = Path(path).absolute()
+    if is_sharded(folder):
+        return _repair_shards(folder)
     lock = WriterLock(folder)
     try:
         check_folder(folder / SEGMENTS)
@@ -84,8 +89,63 @@ def repair_gallery(path: str | Path) -> Repair:
 
 
 def _repair(folder: Path, catalogue: Catalogue, files: NewFiles, mode: int, unsure: list[str]) -> Repair:
-    segments = folder / SEGMENTS
-    damage, lost, saved = list(unsure), list[str](), 0
+    found = _salvage(folder / SEGMENTS, catalogue, files)
+    if found.damage:
+        files.sync()
+        following = catalogue.followed_by(segments=found.records, prepared=found.prepared, next_file=files.next_file)
+        following = replace(following, dropped=tuple(name for name in following.dropped if name not in found.bad))
+        publish(folder, following, mode)
+        for name in following.dropped:
+            (folder / SEGMENTS / name).unlink(missing_ok=True)
+        catalogue = following
+    moved = tuple(_move(folder, found.bad)) if found.damage else ()
+    return Repair((*unsure, *found.damage), catalogue.count, found.saved, tuple(found.lost), moved)
+
+
+def _repair_shards(folder: Path) -> Repair:
+    """Repair what is damaged in each shard, in one commit; every shard must be there with its catalogue."""
+    with ShardedWriter.open(folder) as writer:
+        found: list[tuple[Path, _Salvage]] = []
+        with writer.changing() as shards:
+            for shard in shards:
+                with shard.new_files() as files:
+                    salvage = _salvage(shard.path / SEGMENTS, shard.catalogue, files)
+                    if salvage.damage:
+                        changes = {"segments": salvage.records, "prepared": salvage.prepared}
+                        shard.stage(files, keep=salvage.bad, **changes)
+                        found.append((shard.path, salvage))
+        moved = [f"{place.name}/{name}" for place, salvage in found for name in _move(place, salvage.bad)]
+        return Repair(
+            tuple(text for _, salvage in found for text in salvage.damage),
+            len(writer),
+            sum(salvage.saved for _, salvage in found),
+            tuple(id for _, salvage in found for id in salvage.lost),
+            tuple(moved),
+        )
+
+
+@dataclass(frozen=True)
+class _Salvage:
+    """What can be saved of the files of one folder.
+
+    Attributes:
+        records, prepared: of the next commit.
+        damage: what is damaged, in words; empty where nothing is.
+        lost: what is known of the rows that are lost.
+        saved: rows that were written again.
+        bad: names of the damaged files.
+    """
+
+    records: tuple[SegmentRecord, ...]
+    prepared: PreparedRecord | None
+    damage: list[str]
+    lost: list[str]
+    saved: int
+    bad: set[str]
+
+
+def _salvage(segments: Path, catalogue: Catalogue, files: NewFiles) -> _Salvage:
+    damage, lost, saved = list[str](), list[str](), 0
     plan = _plan(segments, catalogue, damage)
     kept = catalogue.prepared if plan is not None else None
     bad: set[str] = set()
@@ -109,16 +169,7 @@ def _repair(folder: Path, catalogue: Catalogue, files: NewFiles, mode: int, unsu
         if piece is not None:
             saved += len(piece.ids)
             records.append(write_piece(files, piece))
-    changed = len(damage) > len(unsure)
-    if changed:
-        files.sync()
-        following = catalogue.followed_by(segments=tuple(records), prepared=kept, next_file=files.next_file)
-        following = replace(following, dropped=tuple(name for name in following.dropped if name not in bad))
-        publish(folder, following, mode)
-        for name in following.dropped:
-            (segments / name).unlink(missing_ok=True)
-        catalogue = following
-    return Repair(tuple(damage), catalogue.count, saved, tuple(lost), tuple(_move(folder, bad) if changed else ()))
+    return _Salvage(tuple(records), kept, damage, lost, saved, bad)
 
 
 def _plan(segments: Path, catalogue: Catalogue, damage: list[str]) -> SearchPlan | None:

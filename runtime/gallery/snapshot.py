@@ -15,8 +15,9 @@ from .prepare import Preparation, load_preparation
 from .proof.prefix import SearchPlan
 from .rank import Ranker
 from .settings import GallerySettings
-from .store.catalogue import Catalogue, Header, SegmentRecord
+from .store.catalogue import Catalogue, SegmentRecord
 from .store.files import SEGMENTS, MappedFile
+from .store.header import Header
 from .store.mapping import check_folder, describe
 from .store.newest import newest_header, read_newest
 from .store.rows import HeldRows, Row, RowTable, hash_ids
@@ -100,20 +101,14 @@ class Snapshot:
                     found[id] = int(base) + position
         return found
 
-    def passing(self, condition: Filter) -> NDArray[np.bool_]:
-        """[N], which rows pass a filter.
-
-        Raises:
-            InputError: the filter compares a key that no row has.
-        """
+    def passing(self, condition: Filter) -> tuple[NDArray[np.bool_], set[str]]:
+        """[N], which rows pass a filter, and the keys that the rows have."""
         masks, keys = [], set[str]()
         for segment, live in zip(self.segments, self._split(), strict=True):
             mask, found = _passing(segment, condition)
             masks.append(mask & live)
             keys |= found
-        if keys or any(len(mask) for mask in masks):
-            condition.check_keys(keys)
-        return np.concatenate(masks) if masks else np.zeros(0, bool)
+        return np.concatenate(masks) if masks else np.zeros(0, bool), keys
 
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See store/files.py."""
@@ -123,39 +118,47 @@ class Snapshot:
         return np.split(self.live, self.bases[1:-1]) if self.segments else []
 
 
-def open_snapshot(folder: Path, before: Snapshot | None, damaged: Damaged, rank: Rank) -> Snapshot:
-    """The newest commit; files already mapped, and pages already checked, are taken over from the snapshot before.
-
-    Args:
-        folder: the gallery.
-        before: an older snapshot of the same gallery.
-        damaged: `skip` reads every byte of new files and leaves out the rows that cannot be read.
-        rank: makes the ranker.
+def open_newest(folder: Path, before: Snapshot | None, damaged: Damaged, rank: Rank) -> Snapshot:
+    """The newest commit of a gallery; see `open_snapshot`.
 
     Raises:
         GalleryError: there is no gallery, or it cannot be read.
         GalleryCorrupt: a file is missing or damaged, and damage is refused.
     """
     while True:
-        header, catalogue, tables = read_newest(folder)
+        found = read_newest(folder)
         try:
-            check_folder(folder / SEGMENTS)
-            return _open(folder / SEGMENTS, header, catalogue, tables, before, damaged, rank)
+            return open_snapshot(folder, found, before, damaged, rank)
         except FileNotFoundError as error:
-            if newest_header(folder) == header:
+            if newest_header(folder) == found[0]:
                 raise GalleryCorrupt(f"{error.filename} is missing: {folder} is incomplete") from error
             # A newer commit does not need that file any more, and its writer has removed it.
 
 
-def _open(
-    folder: Path,
-    header: Header,
-    catalogue: Catalogue,
-    tables: Sequence[RowTable] | None,
+def open_snapshot(
+    gallery: Path,
+    commit: tuple[Header, Catalogue, Sequence[RowTable] | None],
     before: Snapshot | None,
     damaged: Damaged,
     rank: Rank,
 ) -> Snapshot:
+    """A commit; files already mapped, and pages already checked, are taken over from the snapshot before.
+
+    Args:
+        gallery: its folder.
+        commit: what to open, and the rows of each segment where they do not lie in files.
+        before: an older snapshot of the same gallery.
+        damaged: `skip` reads every byte of new files and leaves out the rows that cannot be read.
+        rank: makes the ranker.
+
+    Raises:
+        FileNotFoundError: a file is missing, and damage is refused.
+        GalleryError: it cannot be read.
+        GalleryCorrupt: a file is damaged, and damage is refused.
+    """
+    header, catalogue, tables = commit
+    folder = gallery / SEGMENTS
+    check_folder(folder)
     damage: list[str] = []
     prepared = _preparation(folder, catalogue, before, damaged, damage)
     plan = None if prepared is None else prepared.plan

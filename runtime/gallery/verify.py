@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import GalleryCorrupt, GalleryError
 from .prepare import load_preparation
 from .proof.prefix import SearchPlan
+from .sharded.manifest import check_shard, is_sharded, manifest_header, read_manifest, read_pinned
 from .store.catalogue import Catalogue, SegmentRecord
 from .store.files import SEGMENTS, MappedFile
 from .store.mapping import check_folder, describe
@@ -29,18 +30,45 @@ def verify_gallery(path: str | Path) -> list[str]:
         GalleryError: there is no gallery, or it cannot be read.
     """
     folder = Path(path).absolute()
+    if is_sharded(folder):
+        return _verify_shards(folder)
     while True:
         try:
             header, catalogue, tables = read_newest(folder)
             check_folder(folder / SEGMENTS)
         except GalleryCorrupt as error:
             return [str(error)]
-        found = _problems(folder / SEGMENTS, catalogue, tables)
+        found = _problems(folder / SEGMENTS, catalogue, tables, set())
         if not found or newest_header(folder) == header:
             return found
 
 
-def _problems(folder: Path, catalogue: Catalogue, tables: Sequence[RowTable] | None) -> list[str]:
+def _verify_shards(folder: Path) -> list[str]:
+    while True:
+        try:
+            header, manifest = read_manifest(folder)
+        except GalleryCorrupt as error:
+            return [str(error)]
+        found: list[str] = []
+        known: set[str] = set()
+        for entry in manifest.shards:
+            place = folder / entry.name
+            try:
+                catalogue = read_pinned(place, entry.header)[1]
+                check_shard(place, catalogue, entry, manifest.settings)
+                check_folder(place / SEGMENTS)
+                found += _problems(place / SEGMENTS, catalogue, None, known)
+            except (GalleryError, FileNotFoundError) as error:
+                found.append(describe(error) if place.is_dir() else f"{place} is missing")
+        if not found or manifest_header(folder) == header:
+            return found
+
+
+def _problems(folder: Path, catalogue: Catalogue, tables: Sequence[RowTable] | None, known: set[str]) -> list[str]:
+    """What is damaged of a commit.
+
+    known: the ids of the shards before, to which those of this one are added.
+    """
     found: list[str] = []
     plan = None
     try:
@@ -48,7 +76,6 @@ def _problems(folder: Path, catalogue: Catalogue, tables: Sequence[RowTable] | N
         plan = None if prepared is None else prepared.plan
     except (GalleryError, FileNotFoundError) as error:
         found.append(describe(error))
-    known: set[str] = set()
     for i, record in enumerate(catalogue.segments):
         table = None if tables is None else tables[i]
         found += _segment_problems(folder, record, catalogue, plan, table, known)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -24,15 +24,16 @@ from numpy.typing import NDArray
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
-from .prepare import Preparation, choose, fit_plan, load_preparation, unpadded
-from .proof.prefix import SearchPlan, plan_arrays
+from .prepare import Preparation, load_preparation
+from .preparing import RowsToPrepare, prepare_rows
+from .proof.prefix import SearchPlan
 from .proof.rows import array_part, pack_rows
 from .settings import NO_MODEL, GallerySettings, Kind, Precision
+from .sharded.manifest import in_shards, is_shard, is_sharded
 from .store.catalogue import (
     CATALOGUE,
     SCHEMA,
     Catalogue,
-    Header,
     SegmentRecord,
     permissions,
     read_catalogue,
@@ -41,6 +42,7 @@ from .store.catalogue import (
 from .store.commit import NewFiles, Unconfirmed, publish, sweep
 from .store.create import create_gallery
 from .store.files import SEGMENTS, MappedFile
+from .store.header import Header
 from .store.lock import WriterLock
 from .store.mapping import check_folder
 from .store.merging import Piece, groups_to_compact, segments_to_fold, write_piece
@@ -88,11 +90,13 @@ class GalleryWriter:
         """
         folder = Path(path).absolute()
         if not (os.path.lexists(folder / CATALOGUE) or is_old(folder)):
-            raise no_gallery(folder)
+            raise in_shards(folder) if is_sharded(folder) else no_gallery(folder)
+        if is_shard(folder):
+            raise GalleryError(f"{folder} is a shard: change it through {folder.parent}, which its rows belong to")
         lock = WriterLock(folder)
         try:
             check_folder(folder / SEGMENTS)
-            with _write_errors(folder):
+            with write_errors(folder):
                 if is_old(folder):
                     upgrade(folder)
                 header, catalogue = read_catalogue(folder)
@@ -158,7 +162,7 @@ class GalleryWriter:
         elif not (dim is None and alignment is None):
             raise InputError("create: settings have dim and alignment already; give either")
         folder = Path(path).absolute()
-        with _write_errors(folder):
+        with write_errors(folder):
             lock, header, catalogue = create_gallery(folder, settings)
         return cls(folder, lock, header, catalogue)
 
@@ -191,12 +195,7 @@ class GalleryWriter:
             InputError: it holds the other kind of rows, another fine copy, vectors of another width, or scores in
                 another way.
         """
-        self.settings.check_model(settings.model, self.path)
-        mine_by_name, asked_by_name = ({**asdict(one), **asdict(one.alignment)} for one in (self.settings, settings))
-        for name in ("kind", "fine", "dim", *asdict(settings.alignment)):
-            mine, asked = mine_by_name[name], asked_by_name[name]
-            if mine != asked:
-                raise InputError(f"{name} must be this gallery's {mine}, got {asked}")
+        check_rows_fit(self.settings, settings, self.path)
 
     def ids(self, among: Iterable[str | int]) -> set[str]:
         """Those of the given ids that the gallery has."""
@@ -231,17 +230,9 @@ class GalleryWriter:
         """
         changes = list(changes)
         kept = self.roots if roots is None else checked_roots(roots)
-        ids = checked_ids((change.id for change in changes), "changes")
-        new_ids = checked_ids((change.new_id for change in changes), "changes")
+        ids, new_ids = check_relabels(changes, self.ids)
         texts = _as_json(checked_metadata([change.metadata for change in changes]))
         found = self._find(ids)
-        missing = [id for id in ids if id not in found]
-        if missing:
-            raise InputError(f"changes: not in the gallery: {', '.join(missing[:5])}")
-        there = set(self._find(new_ids)) - set(ids)
-        if there or len(set(new_ids)) < len(new_ids):
-            raise InputError(f"changes: a new id must be free, got {', '.join(sorted(there)[:5]) or 'one twice'}")
-        _check_unique(ids, "changes")
         if not changes and kept == self.roots:
             return
         changed: dict[int, dict[int, tuple[str, str]]] = {}
@@ -375,36 +366,10 @@ class GalleryWriter:
             GalleryCorrupt: a segment is damaged; nothing was changed.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
-        if directions is not None and directions.shape[1:] != (self.settings.dim,):
-            raise InputError(f"directions: must be [r, {self.settings.dim}], got {directions.shape}")
-        if self.settings.fine == "none":
-            raise InputError("a gallery without a fine copy cannot be prepared: its answers are not certified")
-        records = [replace(record, prepared=None) for record in self._catalogue.segments]
-        segments = [Segment(self._segments, record, self.settings) for record in records]
-        vectors = unpadded(queries)
-        asked = np.concatenate(vectors) if vectors else directions
-        plan = fit_plan(segments, [record.live for record in records], asked, self.settings)
         with self._new_files() as files:
-            plan_file = files.write(plan_arrays(plan))
-            new = [
-                replace(record, prepared=files.write(segment.prepare(plan)))
-                for record, segment in zip(records, segments, strict=True)
-            ]
-            live = np.concatenate([record.live for record in new]) if new else np.zeros(0, bool)
-            parts = [Segment(self._segments, record, self.settings, plan) for record in new]
-            found = choose(parts, live, self.settings, vectors, plan)
-            if found.plan.first is None:  # keep the measures, and no codes that nothing reads
-                levels = [plan_file, *(record.prepared for record in new if record.prepared is not None)]
-                plan_file = files.write(plan_arrays(found.plan))
-                parts = [Segment(self._segments, record, self.settings, found.plan) for record in new]
-                new = [
-                    replace(record, prepared=files.write(part.kept_prepared(np.ones(len(record.live), bool))))
-                    for record, part in zip(records, parts, strict=True)
-                ]
-                files.remove(levels)
-            for segment in segments:
-                segment.check_untouched()
-            self._commit(files, segments=tuple(new), prepared=found.to_record(plan_file))
+            rows = RowsToPrepare(self._segments, self._catalogue.segments, files)
+            found, (changes,) = prepare_rows([rows], self.settings, queries, directions)
+            self._commit(files, **changes)
         return found
 
     # -- pieces
@@ -479,7 +444,7 @@ class GalleryWriter:
     def _new_files(self) -> Iterator[NewFiles]:
         """Files that are removed again if what they are for fails."""
         self._lock.check()
-        with _write_errors(self.path, "; nothing of this change was kept"):
+        with write_errors(self.path, "; nothing of this change was kept"):
             files = NewFiles(self.path, self._catalogue, permissions(self.path / CATALOGUE))
             try:
                 yield files
@@ -489,15 +454,16 @@ class GalleryWriter:
                 files.discard()
                 raise
 
-    def _commit(self, files: NewFiles, **changes: Any) -> None:
-        """Publish the next catalogue and remove the files it does not need."""
+    def _commit(self, files: NewFiles, keep: Collection[str] = (), **changes: Any) -> None:
+        """Publish the next catalogue and remove the files it does not need, but for those of the names `keep`."""
         self._lock.check()
         if read_header(self.path) != self._header:
             raise GalleryLocked(f"{self.path} was changed or replaced by another process; open it again")
         files.sync()
         following = self._catalogue.followed_by(next_file=files.next_file, **changes)
+        following = replace(following, dropped=tuple(name for name in following.dropped if name not in keep))
         try:
-            self._header = publish(self.path, following, permissions(self.path / CATALOGUE))
+            self._header = self._publish(following)
         except Unconfirmed as error:
             self._header, self._catalogue = error.header, following
             raise
@@ -506,13 +472,53 @@ class GalleryWriter:
         self._tables = {
             r.rows.name: self._tables[r.rows.name] for r in following.segments if r.rows.name in self._tables
         }
+        self._remove_dropped()
+
+    def _publish(self, following: Catalogue) -> Header:
+        return publish(self.path, following, permissions(self.path / CATALOGUE))
+
+    def _remove_dropped(self) -> None:
         left = []
-        for name in following.dropped:
+        for name in self._catalogue.dropped:
             try:
                 (self._segments / name).unlink(missing_ok=True)
             except OSError:
                 left.append(name)
-        self._catalogue = replace(following, dropped=tuple(left))
+        self._catalogue = replace(self._catalogue, dropped=tuple(left))
+
+
+def check_rows_fit(mine: GallerySettings, asked: GallerySettings, path: Path) -> None:
+    """Raise unless rows of the settings `asked` may be added to a gallery of the settings `mine`; see `check`."""
+    mine.check_model(asked.model, path)
+    mine_by_name, asked_by_name = ({**asdict(one), **asdict(one.alignment)} for one in (mine, asked))
+    for name in ("kind", "fine", "dim", *asdict(asked.alignment)):
+        if mine_by_name[name] != asked_by_name[name]:
+            raise InputError(f"{name} must be this gallery's {mine_by_name[name]}, got {asked_by_name[name]}")
+
+
+def check_relabels(
+    changes: Sequence[Relabel], there: Callable[[Sequence[str]], set[str]]
+) -> tuple[list[str], list[str]]:
+    """The ids of rows that are relabeled, and what they become.
+
+    Args:
+        changes: what is asked for.
+        there: returns those of some ids that the gallery has.
+
+    Raises:
+        InputError: an id that the gallery does not have, one that is changed twice, a new id that it has already.
+    """
+    ids = checked_ids((change.id for change in changes), "changes")
+    new_ids = checked_ids((change.new_id for change in changes), "changes")
+    found = there(ids)
+    missing = [id for id in ids if id not in found]
+    if missing:
+        raise InputError(f"changes: not in the gallery: {', '.join(missing[:5])}")
+    taken = there(new_ids) - set(ids)
+    if taken or len(set(new_ids)) < len(new_ids):
+        raise InputError(f"changes: a new id must be free, got {', '.join(sorted(taken)[:5]) or 'one twice'}")
+    _check_unique(ids, "changes")
+    return ids, new_ids
 
 
 def _check_unique(ids: Sequence[str], name: str) -> None:
@@ -526,7 +532,7 @@ def _as_json(metadata: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 @contextmanager
-def _write_errors(folder: Path, also: str = "") -> Iterator[None]:
+def write_errors(folder: Path, also: str = "") -> Iterator[None]:
     """The system's refusals as the package's own error."""
     try:
         yield

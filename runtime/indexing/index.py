@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
 from ..errors import InputError
-from ..gallery import GalleryWriter
+from ..gallery import GalleryWriter, ShardedWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..matcher import Matcher
@@ -58,7 +58,7 @@ class IndexResult:
 
 
 def index_source(
-    writer: GalleryWriter,
+    writer: GalleryWriter | ShardedWriter,
     matcher: Matcher,
     source: Source,
     *,
@@ -132,7 +132,7 @@ def index_source(
     )
 
 
-def _plan(writer: GalleryWriter, source: Source) -> Plan:
+def _plan(writer: GalleryWriter | ShardedWriter, source: Source) -> Plan:
     """What is new, changed, moved and missing; where the id is all there is to a row, a known id is the row."""
     if source.origins:
         known = (Known(row.id, row.metadata) for row in writer.rows())
@@ -142,7 +142,9 @@ def _plan(writer: GalleryWriter, source: Source) -> Plan:
     return Plan(list(source.ids), [dict(row) for row in source.metadata], added, kept=there, roots=dict(writer.roots))
 
 
-def prepare_search(writer: GalleryWriter, matcher: Matcher, queries: Sequence[str] = ()) -> Preparation | None:
+def prepare_search(
+    writer: GalleryWriter | ShardedWriter, matcher: Matcher, queries: Sequence[str] = ()
+) -> Preparation | None:
     """Fit search to a gallery that is large enough to gain from it, and measure what it reads.
 
     Args:

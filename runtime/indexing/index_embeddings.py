@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import InputError
-from ..gallery import Gallery, GalleryWriter
+from ..gallery import Gallery, GalleryWriter, ShardedWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..gallery.proof.bounds import MAX_VALUE
@@ -45,7 +45,7 @@ class IndexedEmbeddings:
 
 
 def index_embeddings(
-    writer: GalleryWriter,
+    writer: GalleryWriter | ShardedWriter,
     source: EmbeddingSource,
     *,
     max_bad: int = MAX_BAD,
@@ -85,7 +85,7 @@ def index_embeddings(
     )  # fmt: skip
 
 
-def prepare_embeddings(writer: GalleryWriter, queries: Embeddings | None = None) -> Preparation | None:
+def prepare_embeddings(writer: GalleryWriter | ShardedWriter, queries: Embeddings | None = None) -> Preparation | None:
     """Fit search to a gallery that is large enough to gain from it, as `prepare_search`, which see.
 
     Args:
@@ -102,7 +102,7 @@ def prepare_embeddings(writer: GalleryWriter, queries: Embeddings | None = None)
 class _Run:
     """One run, and what it has done so far."""
 
-    def __init__(self, writer: GalleryWriter, skipped: Skipped, known: set[str]) -> None:
+    def __init__(self, writer: GalleryWriter | ShardedWriter, skipped: Skipped, known: set[str]) -> None:
         self.skipped = skipped
         self.added = self.refreshed = self.relabeled = self.padding = 0
         self.norms = (np.inf, 0.0)

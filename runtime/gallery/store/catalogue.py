@@ -13,7 +13,6 @@ depends on a clock.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
@@ -28,7 +27,8 @@ from numpy.typing import NDArray
 
 from ...errors import ChanError, GalleryCorrupt, GalleryError
 from ..settings import GallerySettings
-from .files import MAX_LENGTH, PAGE, FileRecord
+from .files import MANIFEST, MAX_LENGTH, PAGE, FileRecord
+from .header import LINE, Header, parse_line, text_of, with_line
 from .mapping import open_regular
 
 CATALOGUE = "catalogue"
@@ -40,26 +40,8 @@ MEASURED = ("digits", "k", "queries", "second", "codes", "rescored")  # what is 
 _MAX_CATALOGUE = 1 << 28
 _MAX_SEGMENTS = 1 << 20
 _MAX_DROPPED = 1 << 20
-_LINE = 128  # bytes of the first line
-_FIRST = re.compile(rb"chan-gallery (\d{1,9}) ([0-9a-f]{32}) (\d{1,18}) ([0-9a-f]{32}) *\n")
+_WORD = "chan-gallery"  # that the file begins with
 _FILE = re.compile(r"[0-9a-f]{32}(-\d{1,18})?\.safetensors")  # with a number since schema 3
-
-
-@dataclass(frozen=True)
-class Header:
-    """What distinguishes one commit of one gallery from every other.
-
-    Attributes:
-        gallery: 32 hex digits that a gallery gets when it is made.
-        generation: how many commits went before.
-        digest: of the catalogue's bytes.
-        schema: of the catalogue.
-    """
-
-    gallery: str
-    generation: int
-    digest: str
-    schema: int = SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,14 +154,12 @@ class Catalogue:
             "dropped": list(self.dropped),
         }
         text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
-        header = Header(self.gallery, self.generation, _digest(SCHEMA, self.gallery, self.generation, text))
-        line = f"chan-gallery {SCHEMA} {header.gallery} {header.generation} {header.digest}"
-        return header, f"{line:<{_LINE - 1}}\n".encode() + text + b"\n"
+        return with_line(_WORD, SCHEMA, self.gallery, self.generation, text)
 
 
 def is_gallery(folder: str | Path) -> bool:
-    """Whether there is a gallery in a folder, of this schema or an older one."""
-    return any(os.path.lexists(Path(folder) / name) for name in (CATALOGUE, OLD_CATALOGUE))
+    """Whether there is a gallery in a folder: in shards or not, of this schema or an older one."""
+    return any(os.path.lexists(Path(folder) / name) for name in (CATALOGUE, OLD_CATALOGUE, MANIFEST))
 
 
 def no_gallery(folder: Path) -> GalleryError:
@@ -194,40 +174,44 @@ def read_header(folder: Path) -> Header:
         GalleryError: there is no gallery, its catalogue cannot be read, or this version does not know its schema.
         GalleryCorrupt: the line is not what was committed.
     """
-    return _parse_line(folder, _read(folder, _LINE))
+    return _parse_line(folder, read_head(folder / CATALOGUE, LINE))
 
 
-def read_catalogue(folder: Path) -> tuple[Header, Catalogue]:
-    """The newest commit.
+def read_catalogue(folder: Path, name: str = CATALOGUE) -> tuple[Header, Catalogue]:
+    """The newest commit, or the one that a file of another name holds.
 
     Raises:
         GalleryError: as of `read_header`.
         GalleryCorrupt: the bytes are not those that were committed, or break a rule of this module.
     """
-    data = _read(folder, _MAX_CATALOGUE)
-    header = _parse_line(folder, data[:_LINE])
-    path = folder / CATALOGUE
-    if not data.endswith(b"\n") or len(data) <= _LINE:
-        raise _corrupt(path, "the end is missing")
-    text = data[_LINE:-1]
-    if _digest(header.schema, header.gallery, header.generation, text) != header.digest:
-        raise _corrupt(path, "its digest differs")
+    path = folder / name
+    data = read_head(path, _MAX_CATALOGUE)
+    header = _parse_line(folder, data[:LINE])
     try:
-        raw = json.loads(text, parse_constant=_no_constant)
-        return header, _catalogue(header, raw)
+        return header, _catalogue(header, plain_json(text_of(header, data)))
     except (ValueError, RecursionError, ChanError) as error:
-        raise _corrupt(path, str(error)) from error
+        raise corrupt(path, str(error)) from error
 
 
-def _read(folder: Path, limit: int) -> bytes:
-    path = folder / CATALOGUE
+def plain_json(text: bytes) -> object:
+    """What JSON without NaN and infinite numbers says; ValueError or RecursionError where it is none."""
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def read_head(path: Path, limit: int) -> bytes:
+    """The first `limit` bytes of a gallery's catalogue; all of it where more than its line is asked for.
+
+    Raises:
+        GalleryError: there is none, or it cannot be read.
+        GalleryCorrupt: it has more bytes, or is no regular file.
+    """
     try:
         descriptor = open_regular(path)
     except OSError as error:
-        raise no_gallery(folder) from error
+        raise no_gallery(path.parent) from error
     with open(descriptor, "rb") as file:
-        if limit > _LINE and os.fstat(descriptor).st_size > limit:
-            raise _corrupt(path, f"it is larger than {limit} bytes")
+        if limit > LINE and os.fstat(descriptor).st_size > limit:
+            raise corrupt(path, f"it is larger than {limit} bytes")
         try:
             return file.read(limit)
         except OSError as error:
@@ -235,25 +219,20 @@ def _read(folder: Path, limit: int) -> bytes:
 
 
 def _parse_line(folder: Path, line: bytes) -> Header:
-    found = _FIRST.fullmatch(line) if len(line) == _LINE else None
-    if found is None:
-        raise _corrupt(folder / CATALOGUE, "its first line cannot be understood")
-    if int(found[1]) not in (SCHEMA, _BEFORE):
+    header = parse_line(_WORD, line)
+    if header is None:
+        raise corrupt(folder / CATALOGUE, "its first line cannot be understood")
+    if header.schema not in (SCHEMA, _BEFORE):
         raise GalleryError(
-            f"{folder}: the gallery's schema is {int(found[1])}, this version reads {SCHEMA}: index it again, or use "
+            f"{folder}: the gallery's schema is {header.schema}, this version reads {SCHEMA}: index it again, or use "
             "the version that wrote it"
         )
-    return Header(found[2].decode(), int(found[3]), found[4].decode(), int(found[1]))
+    return header
 
 
-def _corrupt(path: Path, reason: str) -> GalleryCorrupt:
+def corrupt(path: Path, reason: str) -> GalleryCorrupt:
+    """The error of a file that commits replace whole."""
     return GalleryCorrupt(f"{path} is not what was committed: {reason}; restore the file from a copy")
-
-
-def _digest(schema: int, gallery: str, generation: int, text: bytes) -> str:
-    digest = hashlib.blake2b(f"{schema} {gallery} {generation}\n".encode(), digest_size=16)
-    digest.update(text)
-    return digest.hexdigest()
 
 
 # -- to JSON and back
@@ -276,14 +255,14 @@ def _segment_dict(record: SegmentRecord) -> dict[str, Any]:
 
 def _catalogue(header: Header, raw: object) -> Catalogue:
     key = "fast" if header.schema == _BEFORE else "prepared"
-    body = _object(raw, "the catalogue", "settings", "next_file", "segments", key, "roots", "dropped")
-    settings = GallerySettings.from_dict(_object(body["settings"], "settings"))
+    body = json_object(raw, "the catalogue", "settings", "next_file", "segments", key, "roots", "dropped")
+    settings = GallerySettings.from_dict(json_object(body["settings"], "settings"))
     segments = tuple(
         _segment(item, f"segments[{i}]", key)
-        for i, item in enumerate(_list(body["segments"], "segments", _MAX_SEGMENTS))
+        for i, item in enumerate(json_list(body["segments"], "segments", _MAX_SEGMENTS))
     )
     dropped = [
-        _file_name(item, f"dropped[{i}]") for i, item in enumerate(_list(body["dropped"], "dropped", _MAX_DROPPED))
+        _file_name(item, f"dropped[{i}]") for i, item in enumerate(json_list(body["dropped"], "dropped", _MAX_DROPPED))
     ]
     prepared = None
     if header.schema == _BEFORE:
@@ -291,7 +270,7 @@ def _catalogue(header: Header, raw: object) -> Catalogue:
         segments = tuple(replace(segment, prepared=None) for segment in segments)
     elif body[key] is not None:
         prepared = _prepared(body[key])
-    next_file = _integer(body["next_file"], "next_file", 1, MAX_LENGTH)
+    next_file = json_integer(body["next_file"], "next_file", 1, MAX_LENGTH)
     roots = check_roots(body["roots"])
     catalogue = Catalogue(
         header.gallery, header.generation, settings, next_file, segments, prepared, roots, tuple(dropped)
@@ -310,13 +289,13 @@ def _files_of_before(raw: object, segments: Sequence[SegmentRecord]) -> list[str
     """Names of the files of schema 3's search of prefixes, which nothing reads any more."""
     names = [segment.prepared.name for segment in segments if segment.prepared is not None]
     if raw is not None:
-        names.append(_file(_object(raw, "fast").get("file"), "fast.file").name)
+        names.append(_file(json_object(raw, "fast").get("file"), "fast.file").name)
     return names
 
 
 def _segment(raw: object, place: str, key: str) -> SegmentRecord:
-    body = _object(raw, place, "count", "live", "vectors", "rows", key)
-    count = _integer(body["count"], f"{place}.count", 1, MAX_ROWS)
+    body = json_object(raw, place, "count", "live", "vectors", "rows", key)
+    count = json_integer(body["count"], f"{place}.count", 1, MAX_ROWS)
     vectors = _file(body["vectors"], f"{place}.vectors")
     if count * 8 > vectors.length:  # each row has an int64 of its own in that file
         raise ValueError(f"{place}.count is {count}, more rows than {vectors.length} bytes can hold")
@@ -330,26 +309,26 @@ def _segment(raw: object, place: str, key: str) -> SegmentRecord:
 
 
 def _prepared(raw: object) -> PreparedRecord:
-    body = _object(raw, "prepared", "file", *MEASURED)
+    body = json_object(raw, "prepared", "file", *MEASURED)
     shares = [body[name] for name in ("second", "codes", "rescored")]
     return PreparedRecord(
         _file(body["file"], "prepared.file"),
-        _integer(body["digits"], "prepared.digits", 1, 2),
-        _integer(body["k"], "prepared.k", 1, MAX_ROWS),
-        _integer(body["queries"], "prepared.queries", 0, MAX_ROWS),
+        json_integer(body["digits"], "prepared.digits", 1, 2),
+        json_integer(body["k"], "prepared.k", 1, MAX_ROWS),
+        json_integer(body["queries"], "prepared.queries", 0, MAX_ROWS),
         *(None if share is None else _share(share, "prepared's shares") for share in shares),
     )
 
 
 def _file(raw: object, place: str) -> FileRecord:
-    body = _object(raw, place, "name", "length", "sums")
+    body = json_object(raw, place, "name", "length", "sums")
     sums = base64.b64decode(body["sums"], validate=True) if isinstance(body["sums"], str) else None
     return check_file(body["name"], body["length"], sums, place)
 
 
 def check_file(name: object, length: object, sums: object, place: str) -> FileRecord:
     """A file's record; ValueError, which begins with `place`, unless it can be one of a gallery's file."""
-    size = _integer(length, f"{place}.length", 64, MAX_LENGTH)
+    size = json_integer(length, f"{place}.length", 64, MAX_LENGTH)
     if not isinstance(sums, bytes) or len(sums) != 4 * -(-size // PAGE):
         raise ValueError(f"{place}.sums must hold 4 bytes for each {PAGE} bytes of the file")
     return FileRecord(_file_name(name, f"{place}.name"), size, sums)
@@ -368,19 +347,22 @@ def check_roots(raw: object) -> Mapping[str, str]:
     return raw
 
 
-def _object(raw: object, place: str, *keys: str) -> Mapping[str, Any]:
+def json_object(raw: object, place: str, *keys: str) -> Mapping[str, Any]:
+    """An object with these keys; ValueError, which names the place, where it is none."""
     if not isinstance(raw, dict) or (keys and raw.keys() != set(keys)):
         raise ValueError(f"{place} must be an object" + (f" with {', '.join(keys)}" if keys else ""))
     return raw
 
 
-def _list(raw: object, place: str, longest: int) -> list[Any]:
+def json_list(raw: object, place: str, longest: int) -> list[Any]:
+    """A list of at most `longest` items; ValueError, which names the place, where it is none."""
     if not isinstance(raw, list) or len(raw) > longest:
         raise ValueError(f"{place} must be a list of at most {longest}")
     return raw
 
 
-def _integer(raw: object, place: str, low: int, high: int) -> int:
+def json_integer(raw: object, place: str, low: int, high: int) -> int:
+    """An integer from `low` to `high`; ValueError, which names the place, where it is none."""
     if type(raw) is not int or not low <= raw <= high:
         raise ValueError(f"{place} must be an integer from {low} to {high}")
     return raw

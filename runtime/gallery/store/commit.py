@@ -9,10 +9,13 @@ does not name; `sweep` removes those when the next writer opens.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryError
 from ...files import sync
-from .catalogue import CATALOGUE, Catalogue, Header
+from .catalogue import CATALOGUE, Catalogue
 from .files import SEGMENTS, FileRecord, write_arrays
+from .header import Header
 
 _log = logging.getLogger(__name__)
 NEW = f"{CATALOGUE}.new"  # the next catalogue while it is written
@@ -52,6 +56,27 @@ class NewFiles:
         self.next_file += 1
         return record
 
+    def link(self, folder: Path, record: FileRecord) -> FileRecord:
+        """Take over a file of another gallery, without a copy where the disk can do that; raises OSError."""
+        while True:
+            name = f"{self._gallery}-{self.next_file}.safetensors"
+            self.next_file += 1
+            try:
+                os.link(folder / record.name, self._folder / name, follow_symlinks=False)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    raise
+                if os.path.lexists(self._folder / name):
+                    continue
+                self._names.append(name)
+                shutil.copyfile(folder / record.name, self._folder / name, follow_symlinks=False)
+                sync(self._folder / name)
+            else:
+                self._names.append(name)
+            return replace(record, name=name)
+
     def remove(self, records: Iterable[FileRecord]) -> None:
         """Take back some of the files."""
         for record in records:
@@ -70,8 +95,8 @@ class NewFiles:
                 (self._folder / name).unlink(missing_ok=True)
 
 
-def publish(folder: Path, catalogue: Catalogue, mode: int | None) -> Header:
-    """Make a commit the newest one of the gallery in a folder.
+def publish(folder: Path, catalogue: Catalogue, mode: int | None, name: str = CATALOGUE) -> Header:
+    """Make a commit the newest one of the gallery in a folder, or keep it there under another name.
 
     Raises:
         OSError: the disk is full or refuses; the commit before stays the newest one.
@@ -87,7 +112,7 @@ def publish(folder: Path, catalogue: Catalogue, mode: int | None) -> Header:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(new, folder / CATALOGUE)
+        os.replace(new, folder / name)
     except BaseException:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)

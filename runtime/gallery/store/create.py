@@ -8,9 +8,10 @@ from pathlib import Path
 from ...errors import GalleryError
 from ...files import sync
 from ..settings import GallerySettings
-from .catalogue import OLD_CATALOGUE, Catalogue, Header, is_gallery
+from .catalogue import OLD_CATALOGUE, Catalogue, is_gallery
 from .commit import NEW, publish
 from .files import SEGMENTS
+from .header import Header
 from .lock import LOCK, WriterLock
 from .mapping import check_folder
 

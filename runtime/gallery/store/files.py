@@ -33,6 +33,7 @@ from ...errors import GalleryCorrupt, GalleryError
 from .mapping import ADVICE, map_file, open_regular
 
 SEGMENTS = "segments"  # the folder of a gallery's files
+MANIFEST = "shards"  # the file that makes a folder a gallery in shards, see sharded/manifest.py
 PAGE = 256 << 10
 MAX_LENGTH = 1 << 44  # bytes of one file
 _MAX_HEADER = 1 << 16
@@ -280,6 +281,8 @@ class MappedFile:
     def _damage(self, page: int) -> GalleryCorrupt:
         where = self._describe(page * PAGE, min((page + 1) * PAGE, self._record.length))
         gallery = self.path.parent.parent
+        if os.path.lexists(gallery.parent / MANIFEST):
+            gallery = gallery.parent
         return GalleryCorrupt(
             f"{where}: the bytes are not those that were committed{ADVICE}"
             f"chan gallery verify {gallery}, and save the rest with: chan gallery repair {gallery}"

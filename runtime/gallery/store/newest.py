@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .catalogue import CATALOGUE, OLD_CATALOGUE, Catalogue, Header, no_gallery, read_catalogue, read_header
+from .catalogue import CATALOGUE, OLD_CATALOGUE, Catalogue, no_gallery, read_catalogue, read_header
+from .header import Header
 from .old import OLD, old_header, read_old
 from .rows import RowTable
 

@@ -29,7 +29,6 @@ from .catalogue import (
     MAX_ROWS,
     OLD_CATALOGUE,
     Catalogue,
-    Header,
     SegmentRecord,
     check_file,
     check_roots,
@@ -37,6 +36,7 @@ from .catalogue import (
 )
 from .commit import NewFiles, Unconfirmed, publish, sweep
 from .files import PAGE, FileRecord
+from .header import Header
 from .mapping import open_regular
 from .mend import mended_id
 from .rows import HeldRows, row_arrays
@@ -73,7 +73,7 @@ def old_header(folder: Path) -> Header:
             found = os.stat(path, follow_symlinks=False)
             if not path.name.endswith("-shm"):
                 facts.append((path.name, found.st_ino, found.st_size, found.st_mtime_ns))
-    return Header(OLD, 0, hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest())
+    return Header(OLD, 0, hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(), _SCHEMA)
 
 
 def read_old(folder: Path, unsure: list[str] | None = None) -> tuple[Header, Catalogue, list[HeldRows]]:

@@ -1,8 +1,8 @@
 """A writer that is killed at a chosen line: run as `python kill_child.py GALLERY SEED LINE`.
 
-It adds, replaces, deletes, renames, compacts and prepares in an order drawn from SEED, and prints a line of JSON before
-and after each change; at the LINE-th line executed inside the gallery package it kills itself with SIGKILL. LINE 0 runs
-to the end and prints how many lines there were.
+It adds, replaces, deletes, renames, compacts and prepares in an order drawn from SEED, and rebalances the gallery where
+it is in shards. It prints a line of JSON before and after each change; at the LINE-th line executed inside the gallery
+package it kills itself with SIGKILL. LINE 0 runs to the end and prints how many lines there were.
 """
 
 import json
@@ -56,10 +56,14 @@ def main(path: str, seed: int, kill_at: int) -> None:
 
     writer_module.SEGMENT_BYTES = 3000
     live: dict[str, int] = {}
-    with gallery.GalleryWriter.open(path) as writer:
+    kinds = ["add", "add", "overwrite", "delete", "relabel", "compact", "prepare"]
+    with gallery.open_for_writing(path) as writer:
+        if isinstance(writer, gallery.ShardedWriter):
+            kinds += ["rebalance", "rebalance"]
+            live.update({row.id: 0 for row in writer.rows()})
         sys.settrace(trace)
         for version in range(1, 9):
-            kind = choose.choice(["add", "add", "overwrite", "delete", "relabel", "compact", "prepare"])
+            kind = choose.choice(kinds)
             some = choose.sample(sorted(live), min(len(live), choose.randint(1, 4)))
             if kind == "add" or not some:
                 ids = [f"{version}-{i}" for i in range(choose.randint(1, 30))]
@@ -87,7 +91,10 @@ def main(path: str, seed: int, kill_at: int) -> None:
                 say("done", {"kind": "delete", "ids": some})
             else:
                 say("begin", {"kind": kind})
-                writer.compact() if kind == "compact" else writer.prepare()
+                if isinstance(writer, gallery.ShardedWriter) and kind == "rebalance":
+                    writer.rebalance(min(choose.randint(1, 5), max(1, len(writer))))
+                else:
+                    writer.compact() if kind == "compact" else writer.prepare()
                 say("done", {"kind": kind})
         sys.settrace(None)
     sys.stdout.write(json.dumps({"lines": lines}) + "\n")

@@ -379,7 +379,7 @@ def test_levels_that_do_not_pay_are_dropped_without_coding_rows_again(
     prepare = Segment.prepare
     monkeypatch.setattr(Segment, "prepare", lambda segment, plan: coded.append(segment) or prepare(segment, plan))
     monkeypatch.setattr(
-        "chan_rt.runtime.gallery.writer.choose",
+        "chan_rt.runtime.gallery.preparing.choose",
         lambda parts, live, settings, queries, plan: Preparation(replace(plan, first=None, second=None)),
     )
     path = tmp_path / "gallery"

@@ -28,11 +28,11 @@ from chan_rt.runtime.gallery.store.catalogue import (
     OLD_CATALOGUE,
     SCHEMA,
     SegmentRecord,
-    _digest,
     read_catalogue,
 )
 from chan_rt.runtime.gallery.store.commit import NewFiles, publish
 from chan_rt.runtime.gallery.store.files import PAGE, SEGMENTS, FileRecord, MappedFile
+from chan_rt.runtime.gallery.store.header import digest_of
 from chan_rt.runtime.gallery.store.segments import Segment
 
 DEEP = json.loads("[" * 900 + "]" * 900)
@@ -118,7 +118,7 @@ def set_body(path: Path, body: object) -> None:
     file = path / CATALOGUE
     line = file.read_bytes().split(b"\n", 1)[0].decode().split()
     text = json.dumps(body, ensure_ascii=True).encode()
-    digest = _digest(SCHEMA, line[2], int(line[3]), text)
+    digest = digest_of(SCHEMA, line[2], int(line[3]), text)
     file.write_bytes(f"{f'chan-gallery {SCHEMA} {line[2]} {line[3]} {digest}':<127}\n".encode() + text + b"\n")
 
 
@@ -175,7 +175,7 @@ def test_missing_and_additional_keys_of_the_catalogue_are_refused(path: Path) ->
 def test_a_catalogue_that_is_no_json_is_refused(path: Path, text: bytes) -> None:
     file = path / CATALOGUE
     line = file.read_bytes().split(b"\n", 1)[0].decode().split()
-    digest = _digest(SCHEMA, line[2], int(line[3]), text)
+    digest = digest_of(SCHEMA, line[2], int(line[3]), text)
     file.write_bytes(f"{f'chan-gallery {SCHEMA} {line[2]} {line[3]} {digest}':<127}\n".encode() + text + b"\n")
     for door in (Gallery.open, GalleryWriter.open):
         with in_time(20), pytest.raises(GalleryCorrupt):

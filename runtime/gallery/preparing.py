@@ -1,0 +1,100 @@
+"""Writing what preparing search adds to the rows of one gallery, or of all shards of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..embeddings import Embeddings
+from ..errors import InputError
+from .prepare import Preparation, choose, fit_plan, unpadded
+from .proof.prefix import SearchPlan, plan_arrays
+from .settings import GallerySettings
+from .store.catalogue import SegmentRecord
+from .store.commit import NewFiles
+from .store.files import FileRecord
+from .store.segments import Segment
+
+
+@dataclass
+class RowsToPrepare:
+    """The rows of one folder.
+
+    Attributes:
+        folder: of its files.
+        records: its segments.
+        files: where new files are written.
+        plan_file: what was written of the plan.
+    """
+
+    folder: Path
+    records: Sequence[SegmentRecord]
+    files: NewFiles
+    plan_file: FileRecord | None = None
+
+    def segments(self, settings: GallerySettings, plan: SearchPlan | None = None) -> list[Segment]:
+        """Its segments, opened; without a plan as if search were not prepared."""
+        records = [record if plan is not None else replace(record, prepared=None) for record in self.records]
+        return [Segment(self.folder, record, settings, plan) for record in records]
+
+    def write(self, plan: SearchPlan, settings: GallerySettings) -> None:
+        """Write the plan, and what it adds to each segment."""
+        segments = self.segments(settings)
+        self.plan_file = self.files.write(plan_arrays(plan))
+        self.records = [
+            replace(record, prepared=self.files.write(segment.prepare(plan)))
+            for record, segment in zip(self.records, segments, strict=True)
+        ]
+        for segment in segments:
+            segment.check_untouched()
+
+    def leave_out_levels(self, plan: SearchPlan, settings: GallerySettings) -> None:
+        """Keep the measures, and no codes that nothing reads."""
+        written = [self.plan_file, *(record.prepared for record in self.records)]
+        parts = self.segments(settings, plan)
+        self.plan_file = self.files.write(plan_arrays(plan))
+        self.records = [
+            replace(record, prepared=self.files.write(part.kept_prepared(np.ones(len(record.live), bool))))
+            for record, part in zip(self.records, parts, strict=True)
+        ]
+        self.files.remove(file for file in written if file is not None)
+
+
+def prepare_rows(
+    rows: Sequence[RowsToPrepare],
+    settings: GallerySettings,
+    queries: Embeddings | Iterable[Embeddings] | None,
+    directions: NDArray[np.float32] | None,
+) -> tuple[Preparation, list[dict[str, Any]]]:
+    """Fit one plan to all rows and their queries, and write what it adds to them; see `GalleryWriter.prepare`.
+
+    Returns:
+        The preparation, and for each folder what its next commit changes.
+    """
+    if directions is not None and directions.shape[1:] != (settings.dim,):
+        raise InputError(f"directions: must be [r, {settings.dim}], got {directions.shape}")
+    if settings.fine == "none":
+        raise InputError("a gallery without a fine copy cannot be prepared: its answers are not certified")
+    vectors = unpadded(queries)
+    asked = np.concatenate(vectors) if vectors else directions
+    alive = [record.live for some in rows for record in some.records]
+    plan = fit_plan([segment for some in rows for segment in some.segments(settings)], alive, asked, settings)
+    for some in rows:
+        some.write(plan, settings)
+    parts = [part for some in rows for part in some.segments(settings, plan)]
+    live = np.concatenate(alive) if alive else np.zeros(0, bool)
+    found = choose(parts, live, settings, vectors, plan)
+    if found.plan.first is None:
+        for some in rows:
+            some.leave_out_levels(found.plan, settings)
+    changes = [
+        {"segments": tuple(some.records), "prepared": found.to_record(some.plan_file)}
+        for some in rows
+        if some.plan_file is not None
+    ]
+    return found, changes

@@ -1,0 +1,111 @@
+"""What searches the rows of a gallery: the compiled search, a kernel on the CPU, or the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from ..checks import check_choice
+from ..gpu import device_index
+from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches, need_core
+from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
+from .estimate import CpuEstimator
+from .kernels.base import Kernel
+from .kernels.choose import open_kernel
+from .kernels.pool import Pool
+from .proof.certify import Certifier
+from .proof.gallery_rows import GalleryRows
+from .proof.prefix import SearchPlan
+from .rank import Ranker
+from .settings import GallerySettings
+from .store.segments import Segment
+
+ScanName = Literal["compiled", "onnxruntime", "numpy"]
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """Makes the rankers of one gallery, which share their threads; see `Gallery.open` for what is chosen.
+
+    Attributes:
+        settings: of the gallery.
+        kernel, pool: what scans and rescores on the CPU.
+        core: threads of the compiled search, where that searches.
+        resident: the rows in a GPU's memory, where they are.
+    """
+
+    settings: GallerySettings
+    kernel: Kernel
+    pool: Pool
+    core: CoreThreads | None
+    resident: ResidentScan | None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        settings: GallerySettings,
+        scan: ScanName | Literal["auto"],
+        threads: int | None,
+        device: str,
+        resident: ScanPrecision,
+    ) -> Self:
+        """Choose what searches a gallery, as `Gallery.open` says.
+
+        Raises:
+            InputError, BackendError: as `Gallery.open`.
+        """
+        gpu = device_index(device)
+        check_choice("scan", scan, ("auto", *get_args(ScanName)))
+        if scan == "compiled":
+            need_core()
+        kernel = open_kernel("auto" if scan == "compiled" else scan)
+        takes_core = scan == "compiled" or (scan == "auto" and core_is_fastest())
+        core = CoreThreads(threads) if takes_core and gpu is None and core_searches(settings) else None
+        with ExitStack() as opened:
+            pool = Pool(threads)
+            opened.callback(pool.close)
+            held = None if gpu is None else open_resident(folder, settings, resident, gpu)
+            opened.pop_all()
+        return cls(settings, kernel, pool, core, held)
+
+    @property
+    def name(self) -> str:
+        """compiled, onnxruntime or numpy, or the GPU's kernels by their name."""
+        if self.resident is not None:
+            return self.resident.name
+        return self.kernel.name if self.core is None else "compiled"
+
+    @property
+    def reason(self) -> str:
+        """Why an answer is certified, or is not."""
+        if self.resident is not None and not self.resident.certified:
+            return f"{self.resident.name} chose the rows, and nothing proves its choice"
+        if self.settings.fine == "none":
+            return "this gallery keeps no fine copy to certify against"
+        if self.settings.alignment.coding == "VSA":
+            return "every row was scored from the fine copy (VSA)"
+        return "every row that was not rescored is proven to score less than all hits"
+
+    def ranker(self, segments: Sequence[Segment], plan: SearchPlan | None) -> Ranker:
+        """The ranker of some segments' rows."""
+        rows = GalleryRows(segments, self.settings.kind, self.settings.alignment)
+        if self.resident is not None:
+            certifier = Certifier(rows, self.kernel, self.pool)
+            return Ranker(rows, GpuEstimator(rows, self.resident, certifier), self.kernel, self.pool)
+        compiled = None if self.core is None else CompiledSearch(rows, plan, self.core)
+        estimator = CpuEstimator(rows, self.kernel, self.pool, 2 if plan is None else plan.digits)
+        return Ranker(rows, estimator, self.kernel, self.pool, compiled)
+
+    def close(self) -> None:
+        """End the threads, and free the GPU's memory."""
+        try:
+            if self.resident is not None:
+                self.resident.close()
+        finally:
+            self.pool.close()
+            if self.core is not None:
+                self.core.close()

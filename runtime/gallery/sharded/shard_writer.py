@@ -1,0 +1,118 @@
+"""The writer of one shard: what it commits is staged until the manifest names it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from ...errors import GalleryCorrupt
+from ...files import sync
+from ..preparing import RowsToPrepare
+from ..settings import GallerySettings
+from ..store.catalogue import CATALOGUE, Catalogue, permissions, read_header
+from ..store.commit import NewFiles, publish, sweep
+from ..store.header import Header
+from ..store.lock import WriterLock
+from ..store.mapping import check_folder
+from ..writer import GalleryWriter
+from .manifest import NEXT, ShardEntry, check_shard, read_pinned
+
+
+class ShardWriter(GalleryWriter):
+    """Changes one shard. A change ends with `confirm`, once the manifest names it, or with `withdraw`."""
+
+    _before: tuple[Header, Catalogue] | None = None  # what `withdraw` goes back to
+
+    @classmethod
+    def open_shard(cls, folder: Path, entry: ShardEntry, settings: GallerySettings) -> Self:
+        """Open the shard that a manifest names, and finish or remove what an interrupted change left there.
+
+        Raises:
+            GalleryLocked: another writer has it open.
+            GalleryCorrupt: it is missing, or not the commit that the manifest names.
+            OSError: it cannot be written.
+        """
+        if not folder.is_dir():
+            raise GalleryCorrupt(f"{folder} is missing: the gallery is incomplete; restore the shard from a copy")
+        lock = WriterLock(folder)
+        try:
+            try:
+                header, catalogue = read_pinned(folder, entry.header)
+            except FileNotFoundError as error:
+                raise GalleryCorrupt(f"{folder} is not of the generation that its gallery's manifest names") from error
+            check_shard(folder, catalogue, entry, settings)
+            check_folder(folder / "segments")
+            if not _is_current(folder, header):
+                os.replace(folder / NEXT, folder / CATALOGUE)
+                sync(folder)
+            (folder / NEXT).unlink(missing_ok=True)
+            sweep(folder, catalogue, catalogue.files)
+            return cls(folder, lock, header, replace(catalogue, dropped=()))
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def entry(self) -> ShardEntry:
+        """What the next manifest says of it."""
+        return ShardEntry(self.path.name, self._header, self._catalogue.count)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What it holds."""
+        return self._catalogue
+
+    def new_files(self) -> AbstractContextManager[NewFiles]:
+        """Files for one change, removed again if it fails."""
+        return self._new_files()
+
+    def to_prepare(self, files: NewFiles) -> RowsToPrepare:
+        """Its rows, for `prepare_rows`."""
+        return RowsToPrepare(self._segments, self._catalogue.segments, files)
+
+    def stage(self, files: NewFiles, keep: Collection[str] = (), **changes: Any) -> None:
+        """Make a change, which waits for `confirm`.
+
+        keep: files that stay though the change does not need them.
+        """
+        self._commit(files, keep, **changes)
+
+    def confirm(self) -> None:
+        """The manifest names what was staged: give it its place, and remove the files that it does not need.
+
+        Raises:
+            OSError: the disk refuses; readers see the change all the same, and the next writer finishes it.
+        """
+        if self._before is None:
+            return
+        self._before = None
+        os.replace(self.path / NEXT, self.path / CATALOGUE)
+        sync(self.path)
+        super()._remove_dropped()
+
+    def withdraw(self) -> None:
+        """Take back what was staged."""
+        if self._before is None:
+            return
+        (self._header, self._catalogue), self._before = self._before, None
+        self._tables.clear()
+        with suppress(OSError):
+            (self.path / NEXT).unlink(missing_ok=True)
+            sweep(self.path, self._catalogue, self._catalogue.files)
+
+    def _publish(self, following: Catalogue) -> Header:
+        before = self._header, replace(self._catalogue, dropped=())
+        header = publish(self.path, following, permissions(self.path / CATALOGUE), NEXT)
+        self._before = before
+        return header
+
+    def _remove_dropped(self) -> None:
+        """Nothing is removed before the manifest names the change."""
+
+
+def _is_current(folder: Path, header: Header) -> bool:
+    return os.path.lexists(folder / CATALOGUE) and read_header(folder) == header

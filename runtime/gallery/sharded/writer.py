@@ -1,0 +1,286 @@
+"""Changes to a gallery in shards: one writer at a time, and each change is one commit of all shards together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...embeddings import Embeddings
+from ...errors import GalleryError, GalleryLocked, InputError
+from ..prepare import Preparation
+from ..preparing import prepare_rows
+from ..settings import GallerySettings
+from ..store.files import MANIFEST
+from ..store.header import Header
+from ..store.lock import WriterLock
+from ..store.rows import Relabel, Row
+from ..values import checked_ids, checked_roots
+from ..writer import check_relabels, check_rows_fit, write_errors
+from .arrange import Source, shard_folders, write_shards
+from .manifest import ShardManifest, is_sharded, manifest_header, read_manifest, shard_number, write_manifest
+from .shard_writer import ShardWriter
+
+_log = logging.getLogger(__name__)
+
+
+class ShardedWriter:
+    """The one writer of a gallery in shards; it has the methods of `GalleryWriter`, and `rebalance`.
+
+    New rows go to the last shard, so the order of the rows is the order of addition, as in one folder.
+
+    Attributes:
+        path: the gallery's folder, absolute.
+        settings: what was fixed when the gallery was made.
+    """
+
+    def __init__(self, path: Path, lock: WriterLock, header: Header, manifest: ShardManifest) -> None:
+        self.path = path
+        self.settings = manifest.settings
+        self._lock = lock
+        self._header = header
+        self._manifest = manifest
+        self._shards: list[ShardWriter] = []
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open the gallery in shards in a folder for writing, and finish or remove what an interrupted change left.
+
+        Raises:
+            GalleryLocked: another process, or this one, is already writing.
+            GalleryError: there is none, or it cannot be written.
+            GalleryCorrupt: its manifest or a shard is damaged, or a shard is missing.
+        """
+        folder = Path(path).absolute()
+        if not is_sharded(folder):
+            made = f"make one with: chan gallery split GALLERY -o {folder}"
+            raise GalleryError(f"{folder} is not a gallery in shards; {made}")
+        lock = WriterLock(folder)
+        try:
+            header, manifest = read_manifest(folder)
+            writer = cls(folder, lock, header, manifest)
+            with write_errors(folder):
+                writer._open_shards()
+                writer._sweep()
+            return writer
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Give the locks back; twice does no harm."""
+        for shard in self._shards:
+            shard.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Rows that are not deleted."""
+        return sum(len(shard) for shard in self._shards)
+
+    def describe(self) -> str:
+        """Rows, shards and bytes in words."""
+        kind = self.settings.kind[:-1] if len(self) == 1 else self.settings.kind
+        size = sum(file.length for shard in self._shards for file in shard.catalogue.files.values())
+        counts = [len(shard) for shard in self._shards]
+        shards = f"{len(counts)} shard{'s'[: len(counts) != 1]} of {min(counts)} to {max(counts)} rows"
+        return f"{len(self)} {kind} in {shards}, {size / 1e6:.1f} MB"
+
+    def check(self, settings: GallerySettings) -> None:
+        """Raise unless rows of these settings may be added here; see `GalleryWriter.check`."""
+        check_rows_fit(self.settings, settings, self.path)
+
+    def ids(self, among: Iterable[str | int]) -> set[str]:
+        """Those of the given ids that the gallery has."""
+        wanted = checked_ids(among, "among")
+        return {id for shard in self._shards for id in shard.ids(wanted)}
+
+    def rows(self) -> list[Row]:
+        """Every row's id and metadata, in order of addition."""
+        return [row for shard in self._shards for row in shard.rows()]
+
+    @property
+    def roots(self) -> Mapping[str, str]:
+        """Name -> folder of the roots that rows were indexed from (indexing/identity.py)."""
+        return self._manifest.roots
+
+    def relabel(self, changes: Iterable[Relabel], roots: Mapping[str, str] | None = None) -> None:
+        """Give rows other ids or metadata in one commit, as `GalleryWriter.relabel`."""
+        changes = list(changes)
+        kept = self.roots if roots is None else checked_roots(roots)
+        check_relabels(changes, self.ids)
+        if not changes and kept == self.roots:
+            return
+        with self._change(roots=kept):
+            for shard in self._shards:
+                mine = shard.ids([change.id for change in changes])
+                shard.relabel([change for change in changes if str(change.id) in mine])
+
+    def set_bundle(self, bundle: str | Path) -> None:
+        """Remember where the gallery's bundle is now, as `GalleryWriter.set_bundle`."""
+        with self._change(settings=replace(self.settings, bundle=str(Path(bundle).resolve()))):
+            pass
+
+    def add(
+        self,
+        ids: Iterable[str | int],
+        embeddings: Embeddings,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Add rows to the last shard in one commit, as `GalleryWriter.add`; ids are unique in all shards."""
+        given = ids if isinstance(ids, set | frozenset) else list(ids)
+        *others, last = self._shards
+        known = [shard.ids(given) for shard in others]
+        existing = sorted(set().union(*known))
+        if existing and not overwrite:
+            raise InputError(f"ids: already in the gallery (pass overwrite to replace them): {', '.join(existing[:5])}")
+        with self._change():
+            last.add(given, embeddings, metadata, overwrite=overwrite)
+            for shard, some in zip(others, known, strict=True):
+                if some:
+                    shard.delete(sorted(some))
+
+    def delete(self, ids: Iterable[str | int]) -> None:
+        """Remove rows in one commit, as `GalleryWriter.delete`."""
+        wanted = checked_ids(ids)
+        found = [shard.ids(wanted) for shard in self._shards]
+        missing = [id for id in dict.fromkeys(wanted) if not any(id in some for some in found)]
+        if missing:
+            raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+        with self._change():
+            for shard, some in zip(self._shards, found, strict=True):
+                if some:
+                    shard.delete(sorted(some))
+
+    def compact(self) -> None:
+        """Rewrite the segments of each shard that hold deleted rows or are small, as `GalleryWriter.compact`."""
+        with self._change():
+            for shard in self._shards:
+                shard.compact()
+
+    def prepare(
+        self,
+        queries: Embeddings | Iterable[Embeddings] | None = None,
+        directions: NDArray[np.float32] | None = None,
+    ) -> Preparation:
+        """Fit search to the rows of all shards and their queries together, as `GalleryWriter.prepare`."""
+        with self._change(), ExitStack() as stack:
+            files = [stack.enter_context(shard.new_files()) for shard in self._shards]
+            rows = [shard.to_prepare(new) for shard, new in zip(self._shards, files, strict=True)]
+            found, changes = prepare_rows(rows, self.settings, queries, directions)
+            for shard, new, change in zip(self._shards, files, changes, strict=True):
+                shard.stage(new, **change)
+        return found
+
+    def rebalance(self, shards: int) -> None:
+        """Cut the rows into this many shards of the same number of rows, in one commit; their order stays.
+
+        Whole files are taken over; the rows at the edges of shards are written again, and so are small segments. Needs
+        room on the disk for those, or for all of the gallery where the disk has no hard links.
+
+        Raises:
+            InputError: there are fewer rows than shards.
+            GalleryCorrupt: a segment that must be rewritten is damaged; nothing was changed.
+            GalleryError: the disk is full or cannot be written; nothing was changed.
+        """
+        self._lock.check()
+        sources = [Source(shard.path, shard.catalogue) for shard in self._shards]
+        first = self._manifest.next_shard
+        old, made = self._shards, shard_folders(self.path, first, shards)
+        try:
+            with write_errors(self.path, "; nothing of this change was kept"):
+                entries = write_shards(sources, made)
+                self._publish(shards=tuple(entries), next_shard=first + shards)
+        finally:
+            named = {shard.name for shard in self._manifest.shards}
+            for folder in made:
+                if folder.name not in named:
+                    shutil.rmtree(folder, ignore_errors=True)
+        for shard in old:
+            shard.close()
+            shutil.rmtree(shard.path, ignore_errors=True)
+        with write_errors(self.path):
+            self._open_shards()
+
+    @contextmanager
+    def changing(self) -> Iterator[Sequence[ShardWriter]]:
+        """The shards, for a block whose changes become one commit: at most one change of each shard."""
+        with self._change():
+            yield self._shards
+
+    # -- pieces
+
+    def _open_shards(self) -> None:
+        with ExitStack() as opened:
+            shards = []
+            for entry in self._manifest.shards:
+                shards.append(ShardWriter.open_shard(self.path / entry.name, entry, self.settings))
+                opened.callback(shards[-1].close)
+            opened.pop_all()
+        self._shards = shards
+
+    def _sweep(self) -> None:
+        """Remove the shards that no commit names."""
+        named = {shard.name for shard in self._manifest.shards}
+        for entry in os.scandir(self.path):
+            if shard_number(entry.name) is not None and entry.name not in named and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+
+    @contextmanager
+    def _change(self, **changes: Any) -> Iterator[None]:
+        """What the shards stage in the block becomes one commit; if anything fails, none of it."""
+        self._lock.check()
+        try:
+            yield
+            entries = tuple(shard.entry for shard in self._shards)
+            if changes or entries != self._manifest.shards:
+                with write_errors(self.path, "; nothing of this change was kept"):
+                    self._publish(shards=entries, **changes)
+        finally:
+            # Ctrl-C may come between the moment the manifest is there and the next line: what it names decides
+            committed = tuple(shard.entry for shard in self._shards) == self._manifest.shards
+            for shard in self._shards:
+                if committed:
+                    with write_errors(self.path, "; this change is in the gallery, and the next writer finishes it"):
+                        shard.confirm()
+                else:
+                    shard.withdraw()
+
+    def _publish(self, **changes: Any) -> None:
+        """Make the next manifest the newest commit."""
+        self._lock.check()
+        if manifest_header(self.path) != self._header:
+            raise GalleryLocked(f"{self.path} was changed or replaced by another process; open it again")
+        following = replace(self._manifest, generation=self._manifest.generation + 1, **changes)
+        header = following.to_bytes()[0]
+        try:
+            write_manifest(self.path, following)
+        except OSError as error:
+            if manifest_header(self.path) == header:
+                raise GalleryError(
+                    f"{self.path}: this change is in the gallery, but the disk did not confirm it ({error.strerror}): "
+                    "a power cut could undo it"
+                ) from error
+            raise
+        finally:
+            if manifest_header(self.path) == header:
+                self._header, self._manifest, self.settings = header, following, following.settings
+        _log.debug("%s: committed generation %d", self.path / MANIFEST, following.generation)

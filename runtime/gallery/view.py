@@ -1,0 +1,220 @@
+"""What a gallery holds at one moment: a commit of the gallery, or of each of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GalleryCorrupt, GalleryError, InputError
+from .settings import GallerySettings
+from .sharded.manifest import ShardEntry, check_shard, is_sharded, manifest_header, read_manifest, read_pinned
+from .snapshot import Damaged, Rank, Snapshot, open_newest, open_snapshot
+from .store.header import Header
+from .store.mapping import describe
+from .store.newest import is_same_gallery, newest_header, read_newest
+from .store.rows import Row
+from .where import Filter
+
+Place = tuple[int, int]  # (index of a shard, row in it)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of a gallery's rows: all of them, unless it is a gallery in shards.
+
+    Attributes:
+        entry: what the manifest says of it; None where the gallery is not in shards.
+        snapshot: its rows; None where the shard is missing or damaged and damage is skipped.
+        problem: why it is missing, in words.
+    """
+
+    entry: ShardEntry | None
+    snapshot: Snapshot | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """A gallery at one moment; it stays as it is whatever is committed meanwhile.
+
+    Attributes:
+        header: what tells this commit from others.
+        settings: of the gallery.
+        shards: in the order of their rows.
+        opened: the snapshots of the shards that could be read, in order: all that a search sees.
+    """
+
+    header: Header
+    settings: GallerySettings
+    shards: tuple[Shard, ...]
+
+    @property
+    def opened(self) -> list[Snapshot]:
+        """See above."""
+        return [shard.snapshot for shard in self.shards if shard.snapshot is not None]
+
+    @property
+    def rows(self) -> int:
+        """Rows that can be found."""
+        return sum(int(np.count_nonzero(snapshot.live)) for snapshot in self.opened)
+
+    @property
+    def lost(self) -> int:
+        """Rows that cannot be read."""
+        whole = sum(shard.entry.rows for shard in self.shards if shard.entry is not None and shard.snapshot is None)
+        return whole + sum(snapshot.lost for snapshot in self.opened)
+
+    @property
+    def damage(self) -> list[str]:
+        """What cannot be read, in words."""
+        texts = [text for snapshot in self.opened for text in snapshot.damage]
+        return texts + [shard.problem for shard in self.shards if shard.snapshot is None]
+
+    def without(self, index: int, problem: str) -> View:
+        """This view where the shard that was opened as number `index` is missing."""
+        broken = self.opened[index]
+        shards = (replace(s, snapshot=None, problem=problem) if s.snapshot is broken else s for s in self.shards)
+        return replace(self, shards=tuple(shards))
+
+    def lacks(self, path: Path) -> str:
+        """What an answer from this view lacks, in words."""
+        first, texts = 0, []
+        for shard in self.shards:
+            count = 0 if shard.entry is None else shard.entry.rows
+            if shard.entry is not None and shard.snapshot is None:
+                texts.append(f"{shard.entry.name} with rows {first} to {first + count - 1} ({shard.problem})")
+            first += count
+        damaged = sum(snapshot.lost for snapshot in self.opened)
+        if damaged:
+            texts.append(f"{damaged} rows that are damaged")
+        return f"{self.lost} rows are lost and were left out: {', '.join(texts)}; see chan gallery verify {path}"
+
+    def find(self, ids: Sequence[str]) -> list[Place]:
+        """Where the rows with these ids are; InputError names the ids that the gallery does not have."""
+        found: dict[str, Place] = {}
+        for index, snapshot in enumerate(self.opened):
+            found |= {id: (index, row) for id, row in snapshot.find(ids).items()}
+        missing = [id for id in ids if id not in found]
+        if missing:
+            raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+        return [found[id] for id in ids]
+
+    def all_rows(self) -> list[Row]:
+        """Ids and metadata of the rows, in order."""
+        return [row for snapshot in self.opened for row in snapshot.rows()]
+
+    def allowed(self, ids: Sequence[str] | None, condition: Filter | None) -> list[NDArray[np.bool_]]:
+        """For each snapshot [N], which rows may be found.
+
+        Raises:
+            InputError: an id that the gallery does not have; the filter compares a key that no row has.
+        """
+        masks = [snapshot.live for snapshot in self.opened]
+        if ids is not None:
+            wanted = [np.zeros(len(mask), bool) for mask in masks]
+            for index, row in self.find(ids):
+                wanted[index][row] = True
+            masks = [mask & some for mask, some in zip(masks, wanted, strict=True)]
+        if condition is not None:
+            passing = [snapshot.passing(condition) for snapshot in self.opened]
+            keys = {key for _, found in passing for key in found}
+            if keys or any(len(mask) for mask, _ in passing):
+                condition.check_keys(keys)
+            masks = [mask & some for mask, (some, _) in zip(masks, passing, strict=True)]
+        return masks
+
+    def recheck(self) -> bool:
+        """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See store/files.py."""
+        return True in [snapshot.recheck() for snapshot in self.opened]
+
+
+def newest_settings(folder: Path) -> GallerySettings:
+    """The settings of the gallery in a folder.
+
+    Raises:
+        GalleryError: there is no gallery, or it cannot be read.
+        GalleryCorrupt: its catalogue is damaged.
+    """
+    return read_manifest(folder)[1].settings if is_sharded(folder) else read_newest(folder)[1].settings
+
+
+def newest_view(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> View:
+    """The newest commit of the gallery in a folder: `before` itself where that is the newest.
+
+    Args:
+        folder: the gallery.
+        before: an older view of it; what that has mapped is taken over.
+        damaged: `skip` leaves out the rows, and the shards, that cannot be read.
+        rank: makes the rankers.
+
+    Raises:
+        GalleryError: there is no gallery, it cannot be read, or it is another one than before.
+        GalleryCorrupt: a file or a shard is missing or damaged, and damage is refused.
+    """
+    sharded = is_sharded(folder)
+    if before is not None:
+        header = manifest_header(folder) if sharded else newest_header(folder)
+        if header == before.header:
+            return before
+        if not is_same_gallery(before.header, header):
+            raise GalleryError(f"{folder} was replaced by another gallery; open it again")
+    view = _shards(folder, before, damaged, rank) if sharded else _folder(folder, before, damaged, rank)
+    if before is not None and replace(view.settings, bundle=None) != replace(before.settings, bundle=None):
+        raise GalleryError(f"{folder} was replaced by another gallery; open it again")
+    return view
+
+
+def _folder(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> View:
+    old = None if before is None else before.shards[0].snapshot
+    snapshot = open_newest(folder, old, damaged, rank)
+    return View(snapshot.header, snapshot.catalogue.settings, (Shard(None, snapshot),))
+
+
+def _shards(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> View:
+    while True:
+        header, manifest = read_manifest(folder)
+        known = {} if before is None else {snapshot.header.gallery: snapshot for snapshot in before.opened}
+        shards: list[Shard] = []
+        errors: list[Exception] = []
+        for entry in manifest.shards:
+            try:
+                snapshot = _pinned(folder / entry.name, entry, manifest.settings, known, damaged, rank)
+                shards.append(Shard(entry, snapshot))
+            except (GalleryError, FileNotFoundError) as error:
+                shards.append(Shard(entry, None, _problem(folder / entry.name, error)))
+                errors.append(error)
+        if errors and manifest_header(folder) != header:
+            continue  # a newer commit does not need what is missing any more
+        if errors and damaged == "refuse":
+            if isinstance(errors[0], GalleryError) and "is missing" not in str(errors[0]):
+                raise errors[0]
+            problem = next(shard.problem for shard in shards if shard.snapshot is None)
+            raise GalleryCorrupt(f"{folder} is incomplete: {problem}; restore the shard from a copy") from errors[0]
+        return View(header, manifest.settings, tuple(shards))
+
+
+def _pinned(
+    folder: Path,
+    entry: ShardEntry,
+    settings: GallerySettings,
+    known: Mapping[str, Snapshot],
+    damaged: Damaged,
+    rank: Rank,
+) -> Snapshot:
+    """The commit of a shard that the manifest names, which may be open already."""
+    old = known.get(entry.header.gallery)
+    if old is not None and old.header == entry.header:
+        return old
+    header, catalogue = read_pinned(folder, entry.header)
+    check_shard(folder, catalogue, entry, settings)
+    return open_snapshot(folder, (header, catalogue, None), old, damaged, rank)
+
+
+def _problem(folder: Path, error: Exception) -> str:
+    if not folder.is_dir():
+        return f"{folder} is missing"
+    return describe(error)

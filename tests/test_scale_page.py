@@ -1,0 +1,68 @@
+"""docs/scale.md runs as it stands, from top to bottom, in a folder with a gallery of 1,200 rows."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from chan_rt import cli
+from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, gallery_settings
+
+PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(python)?\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_small_model) -> Path:
+    """What the page takes for granted: `gallery`, whose bundle is there."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((1200, 4, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    with GalleryWriter.create("gallery", gallery_settings(make_small_model(pictures=True).bundle)) as writer:
+        writer.add([f"photos/{i}.png" for i in range(1200)], Embeddings(vectors, np.full(1200, 4, np.int32)))
+    return tmp_path / "gallery"
+
+
+def run(line: str) -> str:
+    result = CliRunner().invoke(cli.main, shlex.split(line, comments=True)[1:])
+    assert result.exit_code == 0, (line, result.output)
+    return result.stdout
+
+
+def test_every_block_runs(gallery: Path) -> None:
+    names: dict[str, Any] = {}
+    printed: dict[str, str] = {}
+    for number, (language, block) in enumerate(BLOCKS):
+        if language:
+            exec(compile(block, f"{PAGE.name} block {number}", "exec"), names)
+        elif block.startswith("chan ") and "--skip-damaged" in block:
+            printed["whole"] = run('chan search shards "two red apples on a table"')
+            run("chan gallery rebalance shards --shards 4")
+            shutil.move("shards/shard-000009", "elsewhere")
+            printed["lacking"] = run(block)
+            shutil.move("elsewhere", "shards/shard-000009")
+        elif block.startswith("chan "):
+            for line in block.splitlines():
+                printed[line] = run(line)
+    searched = printed['chan search shards "two red apples on a table"']
+    assert searched == printed["whole"]
+    assert "\ncertified: " in searched
+    assert run('chan search gallery "two red apples on a table"').splitlines()[:10] == searched.splitlines()[:10]
+    (verdict,) = (line for line in printed["lacking"].splitlines() if line.startswith("not certified"))
+    (said,) = (block for _, block in BLOCKS if block.startswith("not certified"))
+    shown = said.strip().replace("shard-000002", "shard-000009")
+    assert verdict.startswith(shown.partition(" (")[0])
+    with Gallery.open("shards") as shards, Gallery.open("merged") as merged:
+        assert [row.id for row in shards.rows()] == [row.id for row in merged.rows()]
+        assert len(shards) == 1200
+    (folder,) = (block for _, block in BLOCKS if block.startswith("shards/shards"))
+    named = {re.sub(r"shard-\d+/", "shard-N/", line.split()[0]) for line in folder.splitlines()}
+    there = {f"shards/{path.name}{'/' * path.is_dir()}" for path in Path("shards").iterdir()}
+    assert {re.sub(r"shard-\d+/", "shard-N/", name) for name in there} == named
