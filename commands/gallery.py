@@ -10,20 +10,23 @@ from typing import Any
 import click
 
 from . import options
-from .terminal import echo, print_json, visible
+from .terminal import echo, print_json, progress_bar, visible
 
 
 @click.group(
     "gallery",
     short_help="Inspect and maintain a gallery: info, list, export, delete, compact, verify, repair, prepare, kernel, "
-    "split, merge, rebalance.",
+    "split, merge, rebalance, push, pull.",
 )
 def command() -> None:
-    """Inspect and maintain a GALLERY that `chan index` made. Searches may read it while one command writes."""
+    """Inspect and maintain a GALLERY that `chan index` made. Searches may read it while one command writes.
+
+    A URL is the address of a gallery in object storage, where `push` has put it.
+    """
 
 
 @command.command("info")
-@options.gallery_argument
+@options.read_gallery_argument
 @options.json_option
 def info(gallery: Path, as_json: bool) -> None:
     """Show the rows, bytes and model of GALLERY, and how search was prepared."""
@@ -40,7 +43,7 @@ def info(gallery: Path, as_json: bool) -> None:
 
 
 @command.command("list")
-@options.gallery_argument
+@options.read_gallery_argument
 @options.where_option
 @options.json_option
 def list_rows(gallery: Path, where: Any, as_json: bool) -> None:
@@ -80,7 +83,7 @@ def compact(gallery: Path) -> None:
 
 
 @command.command("verify")
-@options.gallery_argument
+@options.read_gallery_argument
 def verify(gallery: Path) -> None:
     """Read every byte of GALLERY and name what is damaged. The exit status is 1 if anything is."""
     from ..runtime.errors import GalleryCorrupt
@@ -144,7 +147,7 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
 
 
 @command.command("export")
-@options.gallery_argument
+@options.read_gallery_argument
 @options.out_option(options.NEW_FILE, "File to write: it ends in .safetensors, .npz or .parquet.")
 @options.where_option
 @options.json_option
@@ -221,7 +224,7 @@ shards_option = click.option(
 
 
 @command.command("split")
-@options.gallery_argument
+@options.read_gallery_argument
 @options.out_option(options.NEW_FOLDER, "Folder of the new gallery in shards.")
 @shards_option
 def split(gallery: Path, out: Path, shards: int) -> None:
@@ -238,7 +241,7 @@ def split(gallery: Path, out: Path, shards: int) -> None:
 
 
 @command.command("merge")
-@options.gallery_argument
+@options.read_gallery_argument
 @options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
 def merge(gallery: Path, out: Path) -> None:
     """Write the rows of a GALLERY in shards to a new gallery in one folder. Nothing is encoded again."""
@@ -260,3 +263,39 @@ def rebalance(gallery: Path, shards: int) -> None:
     with ShardedWriter.open(gallery) as writer:
         writer.rebalance(shards)
         echo(f"{visible(gallery)}: {writer.describe()}")
+
+
+@command.command("push")
+@options.gallery_argument
+@click.argument("url")
+@click.option("--prune", is_flag=True, help="Remove what is stored of earlier commits.")
+@options.json_option
+def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
+    """Copy the newest commit of GALLERY to object storage at URL: s3://, gs://, az:// or file://.
+
+    Only what is not there yet is sent, so the same command continues after an interruption and updates what is there.
+    Whoever opens URL finds the commit before until all of the new one is there.
+    """
+    from ..scale import push_gallery
+
+    with progress_bar("push", 0) as progress:
+        done = push_gallery(gallery, url, prune=prune, progress=progress)
+    if as_json:
+        print_json({"url": url, **asdict(done)})
+        return
+    removed = f", {done.removed} old pieces removed" if prune else ""
+    echo(f"{visible(url)}: {done.rows} rows, {done.bytes / 1e6:.1f} MB, {done.sent / 1e6:.1f} MB of it new{removed}")
+
+
+@command.command("pull")
+@click.argument("url")
+@options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
+def pull(url: str, out: Path) -> None:
+    """Copy the gallery at URL to the new folder OUT. Every byte is checked. The same command continues after an
+    interruption.
+    """
+    from ..scale import pull_gallery
+
+    with progress_bar("pull", 0) as progress:
+        head = pull_gallery(url, out, progress=progress)
+    echo(f"{visible(out)}: {head.rows} rows, {head.size / 1e6:.1f} MB")

@@ -135,6 +135,31 @@ bundle_argument = click.argument("bundle", type=FOLDER)
 data_argument = click.argument("data", type=FOLDER)
 gallery_argument = click.argument("gallery", type=FOLDER)
 
+
+class Gallery(click.Path):
+    """The folder of a gallery, or its address in object storage, which becomes the folder of a copy in the cache."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The folder."""
+        return super().convert(local_gallery(value) if isinstance(value, str) else value, parameter, context)
+
+
+def local_gallery(text: str) -> str:
+    """A path as it is; for an address in object storage the folder of a copy in the cache."""
+    if "://" not in text:
+        return text
+    from ..scale import cached_gallery
+    from .terminal import progress_bar
+
+    with progress_bar("fetch", 0) as progress:
+        return str(cached_gallery(text, progress=progress))
+
+
+read_gallery_argument = click.argument("gallery", type=Gallery(), metavar="GALLERY|URL")
+
 backend_option = click.option(
     "--backend",
     type=BACKEND_OR_AUTO,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("search", short_help="Find the images that fit a caption, or the captions that fit a picture.")
-@click.argument("arguments", nargs=-1, required=True, metavar="GALLERY [CAPTION] | BUNDLE IMAGES... CAPTION")
+@click.argument("arguments", nargs=-1, required=True, metavar="GALLERY|URL [CAPTION] | BUNDLE IMAGES... CAPTION")
 @click.option("--image", type=options.FILE, help="Picture to search with: its captions, or pictures like it.")
 @click.option("--like", metavar="ID", help="Search with the row of this id, which is not among the hits.")
 @click.option(
@@ -64,6 +64,8 @@ def command(
     chan search GALLERY --embeddings queries.npy
     chan search BUNDLE photos/ "two red apples on a table"
 
+    URL is the address of a gallery in object storage, where `chan gallery push` has put it. A copy is kept in a cache.
+
     A gallery without a bundle is searched with --embeddings or --like. A picture that searches pictures takes the place
     of a caption, and a caption that searches captions that of a picture.
     """
@@ -72,6 +74,7 @@ def command(
 
     query = _Query(k, where, as_json, html, Skipped(max_bad))
     first, *rest = arguments
+    first = options.local_gallery(first)
     if is_gallery(first):
         given = len(rest) + sum(query is not None for query in (image, like, vectors))
         if given != 1:

@@ -18,7 +18,7 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 
 
 @click.command("serve", short_help="Serve galleries over HTTP, with a page to search them.")
-@click.argument("galleries", nargs=-1, required=True, metavar="[NAME=]GALLERY...")
+@click.argument("galleries", nargs=-1, required=True, metavar="[NAME=]GALLERY|URL...")
 @options.moved_bundle_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
@@ -78,8 +78,9 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path | None, **flags: Any) -> None:
     """Serve GALLERIES that `chan index` made, and a page at / to search them.
 
-    A gallery's name in the API is that of its folder, or NAME. SIGTERM ends the server once the requests at work are
-    answered, and SIGHUP opens the galleries again.
+    A gallery's name in the API is that of its folder, or NAME. One in object storage is given as its URL; a copy of its
+    newest commit is kept in a cache, and a later commit is served after a restart. SIGTERM ends the server once the
+    requests at work are answered, and SIGHUP opens the galleries again.
     """
     from ..runtime.errors import InputError
     from ..runtime.extras import needs
@@ -94,7 +95,8 @@ def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path |
         raise click.UsageError("--uploads has no effect without --writable")
     key = _read_key(api_key_file)
     try:
-        settings = Settings(named_galleries(galleries), moved, api_key=key, limits=Limits(**limits), **flags)
+        local = [f"{name}{equals}{options.local_gallery(place)}" for name, equals, place in map(_named, galleries)]
+        settings = Settings(named_galleries(tuple(local)), moved, api_key=key, limits=Limits(**limits), **flags)
     except InputError as error:
         raise click.UsageError(str(error)) from error
     log_to_stderr(settings.log)
@@ -106,3 +108,13 @@ def _read_key(file: Path | None) -> str | None:
     if file is not None:
         return file.read_text(encoding="utf-8").strip()
     return os.environ.get(_KEY)
+
+
+def _named(argument: str) -> tuple[str, str, str]:
+    """NAME, `=` and the place of a gallery; a URL without a name has that of its last part."""
+    if "://" not in argument:
+        return "", "", argument
+    name, equals, url = argument.partition("=")
+    if equals and "://" not in name:
+        return name, equals, url
+    return argument.rstrip("/").rpartition("/")[2], "=", argument

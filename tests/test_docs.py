@@ -86,7 +86,8 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 NAME = re.compile(
     r"(?<![\w./<*{:-])(?:\.\./)*(?:[\w.-]+/)*[\w-][\w.-]*\.(?:py|md|toml|json|html|sh|npz|safetensors|yaml)\b(?![\w/*])"
 )
-MODULE = re.compile(r"`(?:chan_rt\.)?((?:bench|calibration|chan_ref|commands|demo|export|runtime|serve)(?:\.\w+)+)")
+OURS = "bench|calibration|chan_ref|commands|demo|export|runtime|scale|serve"
+MODULE = re.compile(rf"`(?:chan_rt\.)?((?:{OURS})(?:\.\w+)+)")
 FOLDERS = {name.split("/")[0] for name in FILES if "/" in name}
 
 

@@ -1,0 +1,99 @@
+"""Object storage: the few operations that a gallery needs, with errors that name the address.
+
+obstore does the work. It speaks to S3, Google Cloud Storage, Azure, HTTP and folders without further packages, while
+s3fs of fsspec pins the version of botocore (fsspec/s3fs issues 357 and 528), which boto3 beside it then conflicts with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from ..runtime.errors import GalleryError, InputError
+from ..runtime.extras import needs
+
+_SCHEMES = ("s3", "gs", "az", "file")
+_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is an address, not a path."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+
+
+class Remote:
+    """Objects below an address.
+
+    Credentials and endpoints come from the environment, as obstore reads them: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+    AWS_ALLOW_HTTP, AWS_VIRTUAL_HOSTED_STYLE_REQUEST, GOOGLE_SERVICE_ACCOUNT and so on.
+
+    Args:
+        url: `s3://`, `gs://`, `az://` or `file://`.
+
+    Raises:
+        InputError: it is none of these.
+        MissingExtra: obstore is not installed.
+        GalleryError: its settings in the environment are wrong.
+    """
+
+    def __init__(self, url: str) -> None:
+        scheme = url.partition("://")[0]
+        if not is_url(url) or scheme not in _SCHEMES:
+            raise InputError(f"url must begin with {', '.join(f'{name}://' for name in _SCHEMES)}, got {url}")
+        self.url = url.rstrip("/")
+        with needs("obstore", "object storage"):
+            import obstore
+            from obstore.store import from_url
+        self._obstore = obstore
+        with self._errors("opened"):
+            if scheme == "file":
+                self._store = from_url(self.url, mkdir=True)
+            else:
+                options: Any = {"checksum_algorithm": "SHA256"} if scheme == "s3" else {}  # it checks what it receives
+                self._store = from_url(self.url, retry_config=_RETRIES, **options)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object whole: nobody sees a part of it."""
+        with self._errors("written", name):
+            self._obstore.put(self._store, name, data, use_multipart=False)
+
+    def get(self, name: str) -> bytes | None:
+        """An object; None where there is none."""
+        try:
+            with self._errors("read", name):
+                return bytes(self._obstore.get(self._store, name).bytes())
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Name -> bytes of the objects below a folder."""
+        with self._errors("listed", folder):
+            found = [meta for batch in self._obstore.list(self._store, folder) for meta in batch]
+        return {meta["path"].rpartition("/")[2]: meta["size"] for meta in found}
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are not there are no error."""
+        for name in names:
+            with self._errors("removed", name):
+                try:
+                    self._obstore.delete(self._store, name)
+                except FileNotFoundError:
+                    continue
+
+    @contextmanager
+    def _errors(self, what: str, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            if what == "read":
+                raise
+            raise GalleryError(f"{self.url} cannot be {what}: there is no such bucket") from None
+        except (OSError, self._obstore.exceptions.BaseError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            if "NoSuchBucket" in str(error):
+                reason = "there is no such bucket"
+            place = f"{self.url}/{name}" if name else self.url
+            raise GalleryError(f"{place} cannot be {what}: {reason}") from error

@@ -1,0 +1,313 @@
+"""Copying galleries to object storage and back: what is there already is not sent, and every byte is checked."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.errors import GalleryCorrupt, GalleryError
+from ..runtime.files import publish, sync_tree
+from ..runtime.gallery import Gallery
+from ..runtime.gallery.sharded.committed import read_committed
+from ..runtime.gallery.store.files import PAGE, FileRecord
+from .head import HEAD, PIECE_BYTES, PIECES, Head, StoredFile, parse_head
+from .remote import Remote
+
+Progress = Callable[[int, int], object]  # (bytes done, bytes in all)
+_AT_ONCE = 4  # pieces on their way: 256 MiB of memory at most
+_ATTEMPTS = 3  # to read a gallery that a writer changes
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did.
+
+    Attributes:
+        rows: of the gallery.
+        bytes: of all its files.
+        sent: bytes that were not there yet.
+        removed: pieces that no commit needs any more.
+    """
+
+    rows: int
+    bytes: int
+    sent: int
+    removed: int
+
+
+def push_gallery(path: str | Path, url: str, *, prune: bool = False, progress: Progress | None = None) -> Pushed:
+    """Copy the newest commit of a gallery to object storage.
+
+    Whoever opens the address finds the commit that was there before until all of the new one is there. A push that was
+    interrupted continues where it stopped.
+
+    Args:
+        path: the gallery, in one folder or in shards.
+        url: where it goes, such as `s3://bucket/gallery`; nothing else may be there.
+        prune: remove the pieces that the new commit does not need. Whoever is reading the one before must start again.
+        progress: called with the bytes that are done, and those of all files.
+
+    Raises:
+        GalleryError: there is no gallery; another one is at the address; the storage refuses.
+        GalleryCorrupt: bytes to send are not those that were committed; the address is as it was.
+        InputError, MissingExtra: as `Remote`.
+    """
+    remote, folder = Remote(url), Path(path).absolute()
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _push(remote, folder, prune, progress)
+        except FileNotFoundError as error:
+            if attempt + 1 == _ATTEMPTS:
+                raise GalleryCorrupt(f"{error.filename} is missing: {folder} is incomplete") from error
+    raise AssertionError("unreachable")
+
+
+def _push(remote: Remote, folder: Path, prune: bool, progress: Progress | None) -> Pushed:
+    commit = read_committed(folder)
+    there = remote.get(HEAD)
+    if there is not None and parse_head(there, remote.url).gallery != commit.header.gallery:
+        raise GalleryError(f"{remote.url} holds another gallery; push to another address")
+    known = remote.sizes(PIECES)
+    total = sum(map(len, commit.small.values())) + sum(record.length for record in commit.files.values())
+    done = sent = 0
+    files: list[StoredFile] = []
+
+    def send(piece: bytes) -> tuple[str, int, int]:
+        name = hashlib.sha256(piece).hexdigest()
+        if known.get(name) == len(piece):
+            return name, len(piece), 0
+        remote.put(f"{PIECES}/{name}", piece)
+        return name, len(piece), len(piece)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for place, length, pieces in _contents(folder, commit.small, commit.files):
+            names = []
+            for name, size, new in _in_order(pool, send, pieces):
+                names.append(name)
+                done, sent = done + size, sent + new
+                if progress is not None:
+                    progress(done, total)
+            files.append(StoredFile(place, length, tuple(names)))
+    head = Head(commit.header.gallery, commit.header.generation, commit.rows, tuple(files))
+    if there != (data := head.to_bytes()):
+        remote.put(HEAD, data)
+    needed = head.pieces
+    old = [name for name in known if name not in needed] if prune else []
+    remote.delete(f"{PIECES}/{name}" for name in old)
+    return Pushed(commit.rows, total, sent, len(old))
+
+
+def _contents(
+    folder: Path, small: dict[str, bytes], files: dict[str, FileRecord]
+) -> Iterator[tuple[str, int, Iterable[bytes]]]:
+    """Path, length and pieces of each file."""
+    for place, record in files.items():
+        yield place, record.length, _pieces(folder / place, record)
+    for place, data in small.items():
+        yield place, len(data), [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
+
+
+def _pieces(path: Path, record: FileRecord) -> Iterator[bytes]:
+    """The pieces of a file, whose bytes are checked to be those that were committed."""
+    sums = np.frombuffer(record.sums, "<u4").tolist()
+    length = 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            for at in range(0, len(piece), PAGE):
+                page = (length + at) // PAGE
+                if page >= len(sums) or zlib.crc32(piece[at : at + PAGE]) != sums[page]:
+                    raise GalleryCorrupt(f"{path}: the bytes are not those that were committed; nothing was pushed")
+            length += len(piece)
+            yield piece
+    if length != record.length:
+        raise GalleryCorrupt(f"{path} has {length} bytes, {record.length} were committed; nothing was pushed")
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, send: Callable[[bytes], tuple[str, int, int]], pieces: Iterable[bytes]
+) -> Iterator[tuple[str, int, int]]:
+    """`send` of each piece, a few at once, in order."""
+    waiting = []
+    for piece in pieces:
+        waiting.append(pool.submit(send, piece))
+        if len(waiting) >= _AT_ONCE:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()
+
+
+def pull_gallery(url: str, out: str | Path, *, progress: Progress | None = None) -> Head:
+    """Copy a gallery from object storage to a new folder, where it is an ordinary one.
+
+    What was pulled of it before an interruption is kept beside the folder, and the same call continues from there.
+
+    Args:
+        url: where `push_gallery` has put it.
+        out: a folder that does not exist yet, or is empty.
+        progress: called with the bytes that are done, and those of all files.
+
+    Raises:
+        GalleryError: there is no gallery at the address; something is already at `out`; the storage or the disk
+            refuses.
+        GalleryCorrupt: what is stored is not what was pushed.
+        InputError, MissingExtra: as `Remote`.
+    """
+    remote, out = Remote(url), Path(out).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise GalleryError(f"{out} already exists and is not empty; choose another folder")
+    head = parse_head(read_head(remote), remote.url)
+    partial = out.with_name(f".{out.name}.pull")
+    with _locked(partial):
+        fill(remote, head, partial, (), progress)
+        with write_errors(out):
+            if out.exists():
+                out.rmdir()
+            publish(partial, out)
+            lock_file(partial).unlink()
+    return head
+
+
+def read_head(remote: Remote) -> bytes:
+    """The head at an address; GalleryError where there is none."""
+    data = remote.get(HEAD)
+    if data is None:
+        raise GalleryError(f"{remote.url} holds no gallery; put one there with: chan gallery push GALLERY {remote.url}")
+    return data
+
+
+def fill(remote: Remote, head: Head, folder: Path, others: Iterable[Path], progress: Progress | None) -> None:
+    """Make a folder hold exactly the files of a head, and check that they make a gallery.
+
+    Args:
+        remote: where its pieces are.
+        head: the commit.
+        folder: what an interrupted call has left, or nothing.
+        others: folders of other commits of the gallery, whose files are taken over where they are the same.
+        progress: called with the bytes that are done, and those of all files.
+    """
+    done = 0
+    wanted = {file.path for file in head.files}
+    with write_errors(folder):
+        for inner, _, names in os.walk(folder):
+            for name in names:
+                place = Path(inner, name).relative_to(folder)
+                if str(place).removesuffix(".part") not in wanted:
+                    (folder / place).unlink()
+        for file in head.files:
+            path = folder / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not _is_there(path, file):
+                _take_over(path, file, others)
+            if not path.exists():
+                _fetch(remote, path, file)
+            done += file.length
+            if progress is not None:
+                progress(done, head.size)
+        sync_tree(folder)
+    with Gallery.open(folder, threads=1) as gallery:
+        if len(gallery) != head.rows:
+            raise GalleryCorrupt(f"{remote.url} says {head.rows} rows, but its files have {len(gallery)}")
+
+
+def _is_there(path: Path, file: StoredFile) -> bool:
+    """Whether a file is whole; removes it where it is another one."""
+    if not path.exists():
+        return False
+    if path.stat().st_size == file.length and list(_hashes(path)) == list(file.pieces):
+        return True
+    path.unlink()
+    return False
+
+
+def _hashes(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield hashlib.sha256(piece).hexdigest()
+
+
+def _take_over(path: Path, file: StoredFile, others: Iterable[Path]) -> None:
+    """Give a file that another commit has on this disk a second name, if it is the same."""
+    for other in others:
+        if (other / file.path).is_file() and (other / file.path).stat().st_size == file.length:
+            os.link(other / file.path, path)
+            if _is_there(path, file):
+                return
+
+
+def _fetch(remote: Remote, path: Path, file: StoredFile) -> None:
+    """Write a file from its pieces, after those that are there already."""
+    part = path.with_name(f"{path.name}.part")
+    kept = 0
+    if part.exists():
+        kept = next(
+            (i for i, (a, b) in enumerate(zip(_hashes(part), file.pieces, strict=False)) if a != b),
+            part.stat().st_size // PIECE_BYTES,
+        )
+        os.truncate(part, min(kept * PIECE_BYTES, part.stat().st_size))
+    with open(part, "ab") as target, ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting = []
+        for piece in file.pieces[kept:]:
+            waiting.append(pool.submit(_piece, remote, piece))
+            if len(waiting) >= _AT_ONCE:
+                target.write(waiting.pop(0).result())
+        for future in waiting:
+            target.write(future.result())
+    if part.stat().st_size != file.length:
+        raise GalleryCorrupt(f"{remote.url}: the pieces of {file.path} do not have its {file.length} bytes")
+    os.replace(part, path)
+
+
+def _piece(remote: Remote, name: str) -> bytes:
+    data = remote.get(f"{PIECES}/{name}")
+    if data is None:
+        raise GalleryError(
+            f"{remote.url}/{PIECES}/{name} is not there: the gallery was pushed again meanwhile; try again"
+        )
+    if hashlib.sha256(data).hexdigest() != name:
+        raise GalleryCorrupt(f"{remote.url}/{PIECES}/{name} is not what was pushed; push the gallery again")
+    return data
+
+
+def lock_file(folder: Path) -> Path:
+    """The file whose lock is held by who fills a folder."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Fill a folder that no other process fills."""
+    with write_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock_file(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise GalleryError(f"{folder} is being filled by another process; wait for it to end") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """The system's refusals as the package's own error."""
+    try:
+        yield
+    except OSError as error:
+        raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it; one that is not there is no error."""
+    shutil.rmtree(folder, ignore_errors=True)
