@@ -24,7 +24,7 @@ from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, GpuMemoryError, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
-from chan_rt.runtime.gallery import gallery as gallery_module
+from chan_rt.runtime.gallery import scanner as scanner_module
 from chan_rt.runtime.gallery.cuda import GpuEstimator, check_settings, open_resident
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import (
@@ -543,7 +543,7 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
         devices.append(device)
         return scan
 
-    monkeypatch.setattr(gallery_module, "open_resident", fake)
+    monkeypatch.setattr(scanner_module, "open_resident", fake)
     return devices
 
 
