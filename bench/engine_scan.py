@@ -20,7 +20,7 @@ from ..runtime.backends.device import Device
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.errors import InputError, TensorError
 from ..runtime.gallery.cuda.memory import Arena
-from ..runtime.gallery.cuda.scan import Listed, Threshold
+from ..runtime.gallery.cuda.scan import Listed, Thresholds
 from ..runtime.gallery.proof.bounds import QuantizedQuery
 from ..runtime.gallery.proof.rows import Part
 
@@ -88,7 +88,7 @@ class EngineScan:
         queries: Sequence[QuantizedQuery],
         k: int,
         allowed: NDArray[np.bool_],
-        threshold: Threshold,
+        thresholds: Thresholds,
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`.
 

@@ -157,9 +157,9 @@ def test_what_the_engine_does_not_take_is_refused(built) -> None:
     held = [scan.hold(part_of(gallery(3)))]
     one = [quantize_query(queries_of(2)[0], per_vector=True)]
     with pytest.raises(InputError, match="k must be at most the engine's 6, got 7"):
-        scan.shortlist(held, one, 7, np.ones(3, bool), lambda i, rows: 0.0)
+        scan.shortlist(held, one, 7, np.ones(3, bool), lambda asked: [])
     with pytest.raises(InputError, match="queries of at most 8 vectors, got 9"):
-        scan.shortlist(held, [SimpleNamespace(count=9)], 1, np.ones(3, bool), lambda i, rows: 0.0)
+        scan.shortlist(held, [SimpleNamespace(count=9)], 1, np.ones(3, bool), lambda asked: [])
 
 
 @pytest.mark.gpu

@@ -42,10 +42,10 @@ class GpuEstimator:
         allowed = np.zeros(gallery.count, bool)
         allowed[rows] = True
 
-        def threshold(i: int, few: NDArray[np.int64]) -> float:
-            return self._certifier.lower_bound(queries[i], few, k)
+        def thresholds(asked: Sequence[tuple[int, NDArray[np.int64]]]) -> list[float]:
+            return self._certifier.lower_bounds([(queries[i], few) for i, few in asked], k)
 
-        listed = self._scan.shortlist(self._rows, quantized, k, allowed, threshold)
+        listed = self._scan.shortlist(self._rows, quantized, k, allowed, thresholds)
 
         def of(i: int) -> Intervals:
             chosen, scores = listed[i]

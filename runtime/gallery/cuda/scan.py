@@ -40,8 +40,8 @@ _BLOCK = GROUPS * ROWS_A_GROUP
 _PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
 
 Listed = tuple[NDArray[np.int64], Float64Array]  # rows that could be among the best, in order, and their scores
-# Query number and rows -> what the k-th largest true score of these rows reaches.
-Threshold = Callable[[int, NDArray[np.int64]], float]
+# For some queries, by number, a few rows each -> what the k-th largest true score of these rows reaches.
+Thresholds = Callable[[Sequence[tuple[int, NDArray[np.int64]]]], Sequence[float]]
 
 
 class ResidentScan(Protocol):
@@ -62,7 +62,7 @@ class ResidentScan(Protocol):
         """Parts as one sequence of rows, numbered on from part to part."""
 
     def shortlist(
-        self, rows: Any, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], threshold: Threshold
+        self, rows: Any, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], thresholds: Thresholds
     ) -> list[Listed]:
         """For each query the rows that could be among the allowed ones' best k.
 
@@ -71,7 +71,7 @@ class ResidentScan(Protocol):
             queries: the quantized queries.
             k: how many rows are wanted.
             allowed: [N], the rows to choose among.
-            threshold: is asked, once for each query at most, for the true scores of a few of the best rows.
+            thresholds: is asked, once for each query at most, for the true scores of a few of the best rows.
         """
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class KernelScan:
             return self._gathered(held)
 
     def shortlist(
-        self, rows: _Rows, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], threshold: Threshold
+        self, rows: _Rows, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], thresholds: Thresholds
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
         found: dict[int, Listed] = {}
@@ -184,7 +184,7 @@ class KernelScan:
                 for begin in range(0, len(numbers), _QUERIES):
                     piece = numbers[begin : begin + _QUERIES]
                     own = [queries[i] for i in piece]
-                    listed = self._list(rows, own, k, allowed, partial(_renumbered, threshold, piece))
+                    listed = self._list(rows, own, k, allowed, partial(_renumbered, thresholds, piece))
                     found |= zip(piece, listed, strict=True)
         return [found[i] for i in range(len(queries))]
 
@@ -272,19 +272,19 @@ class KernelScan:
         queries: Sequence[QuantizedQuery],
         k: int,
         allowed: NDArray[np.bool_],
-        threshold: Threshold,
+        thresholds: Thresholds,
     ) -> list[Listed]:
         arena, count, stride = self._arena, len(queries), rows.count
         scores = arena.scratch("scores", 8 * count * stride)
         self._score(rows, queries, allowed, scores)
-        thresholds = self._thresholds(scores, stride, count, k, threshold)
+        reached = self._reached(scores, stride, count, k, thresholds)
 
         capacity = min(CAPACITY, stride)
         terms = arena.send("terms", self._terms(queries, rows.axes))
         found = arena.send("found", np.zeros(count, np.int32))
         listed = arena.scratch("rows", 4 * count * capacity)
         values = arena.scratch("values", 8 * count * capacity)
-        tops = arena.send("thresholds", thresholds)
+        tops = arena.send("thresholds", reached)
         bounds = (scores, rows.error, rows.norm, rows.blocks, rows.plans, terms, tops, found, listed, values)
         blocks = -(-stride // _BLOCK) * count
         self._launch("shortlist", blocks, bounds, stride, capacity, count, len(rows.axes))
@@ -294,7 +294,7 @@ class KernelScan:
         fetch = partial(self._fetch, scores, listed, values, stride, capacity)
         return [fetch(which, int(number)) for which, number in enumerate(counts)]
 
-    def _thresholds(self, scores: int, stride: int, count: int, k: int, threshold: Threshold) -> Float64Array:
+    def _reached(self, scores: int, stride: int, count: int, k: int, thresholds: Thresholds) -> Float64Array:
         """What the k-th largest true score of each query reaches: [queries]; of float16 the k-th largest by half."""
         arena, groups = self._arena, -(-stride // ROWS_A_GROUP)
         maxima = arena.scratch("maxima", 8 * count * groups)
@@ -309,10 +309,12 @@ class KernelScan:
         found = np.full(count, -np.inf)
         wanted = min(groups, k + _BEYOND)
         chosen = np.argpartition(largest, groups - wanted, axis=1)[:, groups - wanted :]
+        asked = []
         for i, of_query in enumerate(chosen):
             few = np.sort(best[i, of_query[largest[i, of_query] > -np.inf]].astype(np.int64))
             if len(few) >= k:
-                found[i] = threshold(i, few)
+                asked.append((i, few))
+        found[[i for i, _ in asked]] = thresholds(asked)
         return found
 
     def _fetch(self, scores: int, rows: int, values: int, stride: int, capacity: int, which: int, count: int) -> Listed:
@@ -425,8 +427,10 @@ def _alike(queries: Sequence[QuantizedQuery]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _renumbered(threshold: Threshold, numbers: Sequence[int], i: int, rows: NDArray[np.int64]) -> float:
-    return threshold(numbers[i], rows)
+def _renumbered(
+    thresholds: Thresholds, numbers: Sequence[int], asked: Sequence[tuple[int, NDArray[np.int64]]]
+) -> Sequence[float]:
+    return thresholds([(numbers[i], rows) for i, rows in asked])
 
 
 def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:

@@ -190,11 +190,11 @@ def listing(scan: KernelScan, parts: list, queries: list, k: int) -> list:
     rows, kernel = GalleryRows(parts, "images", scan._alignment), open_kernel("numpy")
     certifier = Certifier(rows, kernel, POOL)
 
-    def threshold(i: int, few: np.ndarray) -> float:
-        return certifier.lower_bound(queries[i].vectors.astype(np.float32), few, k)
+    def thresholds(asked: list) -> list[float]:
+        return certifier.lower_bounds([(queries[i].vectors.astype(np.float32), few) for i, few in asked], k)
 
     held = [scan.hold(part) for part in parts]
-    return scan.shortlist(scan.gather(held), queries, k, np.ones(rows.count, bool), threshold)
+    return scan.shortlist(scan.gather(held), queries, k, np.ones(rows.count, bool), thresholds)
 
 
 def made_up(case: str, seed: int, count: int, longest: int, dim: int) -> list[np.ndarray]:
@@ -687,7 +687,7 @@ def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_
             writer.add([f"{part}-{i}" for i in range(400)], make_embeddings(part, 400, 40, dim=dim))
         writer.delete(["0-3", "2-399"])
     build_kernels(tmp_path / "g", dim, pooling, precision, architecture(examine_gpu().gpus[0].capability))
-    queries = [make_embeddings(9, 5, longest, dim=dim) for longest in (1, 12, 60, 100)]
+    queries = [make_embeddings(9, count, longest, dim=dim) for count in (5, 20) for longest in (1, 12, 60, 100)]
     with Gallery.open(tmp_path / "g") as cpu, Gallery.open(tmp_path / "g", device="cuda", resident=precision) as gpu:
         for query in queries:
             assert answers(gpu, query) == answers(cpu, query)
