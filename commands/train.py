@@ -84,7 +84,7 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard",
     type=click.Choice(["all", "frozen"]),
     default="all",
     show_default=True,
-    help="Weights of BERT to train: all of them, as published, or none (frozen), which is better with few captions.",
+    help="Weights of BERT to train: all of them, as published, or none (frozen), which is faster and less accurate.",
 )
 @click.option(
     "--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."
