@@ -45,6 +45,7 @@ def test_the_commands_run_as_they_are_written(tmp_path: Path, monkeypatch: pytes
     (boxes,) = store.boxes(np.array([0]))
     assert boxes is not None
     assert boxes[3].tolist() == [0.5, 0.5, 0.5, 0.5]
-    assert Image.open("explained.png").width > 700
+    with Image.open("explained.png") as drawn:
+        assert drawn.width > 700
     text = (tmp_path / "page.html").read_text()
     assert re.search(r'"box": ?\[0\.\d*, ?0\.\d*, ?0\.5, ?0\.5\]', text)
