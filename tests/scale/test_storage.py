@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from chan_rt.runtime import (
     Gallery,
     GalleryWriter,
     ShardedWriter,
+    gallery_settings,
     split_gallery,
     verify_gallery,
 )
@@ -355,3 +357,31 @@ def test_commands_take_addresses(bucket: str, gallery: Path, tmp_path: Path) -> 
     result = CliRunner().invoke(cli.main, ["gallery", "delete", url, "7"])
     assert result.exit_code == 2
     assert "does not exist" in result.output
+
+
+def test_a_server_names_an_address_by_its_last_part(bucket: str, gallery: Path) -> None:
+    from chan_rt.commands.serve import _named
+
+    assert _named("s3://bucket/some/photos/") == ("photos", "=", "s3://bucket/some/photos/")
+    assert _named("mine=s3://bucket/photos") == ("mine", "=", "s3://bucket/photos")
+    assert _named("s3://bucket/year=2026") == ("year=2026", "=", "s3://bucket/year=2026")
+    assert _named("mine=photos") == ("", "", "mine=photos")
+    assert _named("photos") == ("", "", "photos")
+
+
+def test_a_cached_gallery_does_not_learn_where_its_bundle_is(
+    bucket: str, tmp_path: Path, make_small_model: Callable, make_rows: Callable
+) -> None:
+    """A search with --bundle remembers the place in a gallery of one's own, but never changes a copy in the cache."""
+    bundle = make_small_model(pictures=True).bundle
+    settings = dataclasses.replace(gallery_settings(bundle), bundle=str(tmp_path / "gone"))
+    with GalleryWriter.create(tmp_path / "g", settings) as writer:
+        writer.add([str(i) for i in range(20)], make_rows(0, 20))
+    for shards, url in ((0, f"{bucket}/one"), (2, f"{bucket}/many")):
+        if shards:
+            split_gallery(tmp_path / "g", tmp_path / "many", shards)
+        push_gallery(tmp_path / ("many" if shards else "g"), url)
+        before = {path: path.read_bytes() for path in cached_gallery(url).rglob("*") if path.is_file()}
+        assert "certified" in chan("search", url, "two red apples", "--bundle", bundle)
+        assert {path: path.read_bytes() for path in cached_gallery(url).rglob("*") if path.is_file()} == before
+        assert chan("gallery", "verify", url)
