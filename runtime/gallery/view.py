@@ -88,6 +88,8 @@ class View:
             if shard.entry is not None and shard.snapshot is None:
                 texts.append(f"{shard.entry.name} with rows {first} to {first + count - 1} ({shard.problem})")
             first += count
+        if not texts:
+            return f"{self.lost} rows are lost to damage and were left out (chan gallery verify {path})"
         damaged = sum(snapshot.lost for snapshot in self.opened)
         if damaged:
             texts.append(f"{damaged} rows that are damaged")

@@ -335,7 +335,7 @@ def test_a_damaged_shard_is_named_left_out_and_repaired(shards: Path, make_embed
     with Gallery.open(shards, damaged="skip") as gallery:
         results = gallery.search(queries, 30)
         assert not any(result.certified for result in results)
-        assert results[0].reason.startswith("10 rows are lost and were left out: 10 rows that are damaged; see")
+        assert results[0].reason.startswith("10 rows are lost to damage and were left out (chan gallery verify")
     done = repair_gallery(shards)
     assert (done.kept, len(done.lost)) == (20, 10)
     assert done.moved
