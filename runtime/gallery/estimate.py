@@ -15,8 +15,10 @@ from .proof.bounds import QuantizedQuery, quantize_query
 from .proof.gallery_rows import GalleryRows
 from .proof.intervals import Intervals, score_radius, similarity_changes
 from .proof.pooling import Float64Array, pool_groups
+from .proof.rows import Part
 
 _BLOCK_BYTES = 4 << 20  # below which passing Python's lock on takes longer than a second thread saves
+_SOME = 64  # rows that a thread gathers at a time
 _WIDE_BLOCK_BYTES = 512 << 10  # of a wide scan: the block and a group of words fit in L2
 
 
@@ -53,6 +55,32 @@ class CpuEstimator:
             return Intervals(rows, scores[i][rows], radius[rows])
 
         return of
+
+    def of_rows(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> Intervals:
+        """The intervals of some rows, of whose codes alone anything is read.
+
+        Args:
+            query: the query's vectors [Q, D].
+            rows: ascending, at least one.
+        """
+        gallery = self._gallery
+        quantized = self._quantize(query, self._planes)
+        packed, scale = self._pack([quantized])
+        scores, spread = np.empty((2, len(rows)))
+
+        def task(part: Part, local: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+            stored = np.concatenate([part.codes(row, row + 1) for row in local.tolist()])
+            row_starts = np.cumsum(np.r_[0, part.starts[local + 1] - part.starts[local]])
+            pooled = self._pooled(stored, row_starts, part.scale[local], packed, scale)
+            scores[places], spread[places] = pooled[0][0], pooled[1][0]
+
+        self._pool.run(
+            partial(task, part, local[a : a + _SOME], places[a : a + _SOME])
+            for part, local, places in gallery.by_part(rows)
+            for a in range(0, len(local), _SOME)
+        )
+        change = similarity_changes(gallery, [quantized], rows)[0]
+        return Intervals(rows, scores, score_radius(gallery, quantized, change, spread, rows))
 
     def _quantize(self, query: NDArray[np.float32], planes: int) -> QuantizedQuery:
         return quantize_query(query, per_vector=self._gallery.pools_query, planes=planes)

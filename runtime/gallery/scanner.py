@@ -16,6 +16,7 @@ from .estimate import CpuEstimator
 from .kernels.base import Kernel
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
+from .prefix_estimate import PrefixEstimator
 from .proof.certify import Certifier
 from .proof.gallery_rows import GalleryRows
 from .proof.prefix import SearchPlan
@@ -97,7 +98,9 @@ class Scanner:
             certifier = Certifier(rows, self.kernel, self.pool)
             return Ranker(rows, GpuEstimator(rows, self.resident, certifier), self.kernel, self.pool)
         compiled = None if self.core is None else CompiledSearch(rows, plan, self.core)
-        estimator = CpuEstimator(rows, self.kernel, self.pool, 2 if plan is None else plan.digits)
+        codes = CpuEstimator(rows, self.kernel, self.pool, 2 if plan is None else plan.digits)
+        by_levels = self.kernel.name == "numpy" and plan is not None and plan.second is not None
+        estimator = PrefixEstimator(rows, codes, self.pool) if by_levels else codes
         return Ranker(rows, estimator, self.kernel, self.pool, compiled)
 
     def close(self) -> None:

@@ -92,6 +92,9 @@ class Part(Protocol):
     def fine(self, row: int) -> NDArray[np.floating]:
         """The fine copy of one row: float32 or float16 [vectors, D]."""
 
+    def second(self, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The second level's codes of rows first..last - 1 [vectors, width], and which rows they bound; see `plan`."""
+
     def arrays(self) -> PartArrays:
         """Every array, for the compiled search."""
 
@@ -128,6 +131,12 @@ class ArrayPart:
         if self.exact is None:
             raise LookupError("this part has no fine copy")
         return self.exact[self.starts[row] : self.starts[row + 1]]
+
+    def second(self, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The second level's codes of rows first..last - 1, and which rows they bound."""
+        if self.coded is None:
+            raise LookupError("this part has no levels")
+        return self.coded.second[self.starts[first] : self.starts[last]], self.coded.loose[first:last] & 2 == 0
 
     def arrays(self) -> PartArrays:
         """Every array."""

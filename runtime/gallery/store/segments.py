@@ -149,6 +149,13 @@ class Segment:
             self._finite[row] = 1
         return fine
 
+    def second(self, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The second level's codes of rows first..last - 1, and which rows they bound."""
+        if self._prepared is None:
+            raise LookupError("this segment has no levels")
+        codes = self._prepared.read("second", int(self.starts[first]), int(self.starts[last]))
+        return codes, self._prepared.read("loose", first, last) & 2 == 0
+
     def arrays(self) -> PartArrays:
         """Every array: the first level is checked, and so are the codes where there is no level; else see `check`."""
         codes, fine = self._file.unchecked("codes"), self._file.unchecked("fine")

@@ -17,6 +17,7 @@ from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_c
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
+from chan_rt.runtime.gallery.prefix_estimate import PrefixEstimator
 from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes, fit_level, largest_coordinates, rotate
@@ -183,13 +184,15 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
         for query in queries:
             check_bounds(search, query, count)
     kernel = open_kernel("numpy")
-    ranker = Ranker(gallery, CpuEstimator(gallery, kernel, POOL, 2 if plan is None else plan.digits), kernel, POOL)
-    for found, expected in zip(ranker.exact(queries, k, allowed), true, strict=True):
-        check(found, expected, k, allowed)
-        compared += 1
-    for found, expected, floor in zip(ranker.exact(queries, k, allowed, floors), true, floors, strict=True):
-        check(found, expected, k, allowed, floor)
-        compared += 1
+    codes = CpuEstimator(gallery, kernel, POOL, 2 if plan is None else plan.digits)
+    for estimator in (codes, PrefixEstimator(gallery, codes, POOL)):
+        ranker = Ranker(gallery, estimator, kernel, POOL)
+        for found, expected in zip(ranker.exact(queries, k, allowed), true, strict=True):
+            check(found, expected, k, allowed)
+            compared += 1
+        for found, expected, floor in zip(ranker.exact(queries, k, allowed, floors), true, floors, strict=True):
+            check(found, expected, k, allowed, floor)
+            compared += 1
     return compared
 
 

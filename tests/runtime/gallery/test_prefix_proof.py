@@ -26,6 +26,7 @@ from chan_rt.runtime.gallery.proof.prefix import (
     largest_coordinates,
     rotate,
 )
+from chan_rt.runtime.gallery.proof.prefix_bounds import weigh
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.proof.true_score import true_row
 
@@ -310,7 +311,31 @@ def checked_pairs(rng: np.random.Generator) -> int:
     )
     bounded = np.broadcast_to(~loose, true.shape)
     assert (bounds + 1e-12 * sizes >= true)[bounded].all()
+    alignment = AlignmentConfig("VHA", "Mean", 0.1, 1.0)
+    largest = float(np.linalg.norm(x.astype(np.float64), axis=1).max()) * (1 + 1e-9)
+    in_float32 = weigh(queries.astype(np.float64), SearchPlan(axes, None, level, 2), largest, 1.0, alignment)
+    found = in_float32.above(stored).T
+    assert (found >= true)[bounded].all()
+    assert (found <= bounds + 1e-3 * sizes.max(axis=1, keepdims=True) + 1e-12).all(), "float32 costs next to nothing"
     return int(bounded.sum())
+
+
+def test_a_product_in_float32_that_rounds_down_is_allowed_for() -> None:
+    """Rows that are coded without loss, so that nothing but that separates their bounds from their similarities."""
+    rng = np.random.default_rng(8)
+    x = rng.integers(-127, 128, (200, 96)).astype(np.float32)
+    queries = rng.uniform(1, 2, (50, 96)).astype(np.float32)
+    axes = Axes(np.zeros(96, np.float32), np.eye(96, dtype=np.float32), 0.0)
+    norms = np.array([1e-9, 1e-4, 127 * 96**0.5 / 250], np.float32)
+    level = PrefixLevel(np.array([0, 96]), np.ones(96, np.float32), norms, np.zeros(3, np.float32))
+    stored, loose = code_vectors(rotate(x, axes), level)
+    assert not loose.any()
+    exact = queries.astype(np.float64)
+    weights = weigh(exact, SearchPlan(axes, None, level, 2), 1300.0, 1.0, AlignmentConfig("VHA", "Mean", 0.1, 1.0))
+    true = x.astype(np.float64) @ exact.T
+    assert (weights.above(stored) >= true).all()
+    alone = stored[:, 3:99].astype(np.float32) @ weights.factors[3:99] - 128.0 * exact.sum(axis=1)
+    assert (alone < true - 1e-6).any(), "without the allowance a bound would be too low"
 
 
 def test_prefix_bounds_hold_for_100_000_pairs() -> None:
