@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.errors import ChanError
@@ -63,6 +64,8 @@ class Guard:
         with self._state.tracing.request(headers, facts):
             try:
                 await self._admitted(scope, headers, receive, watched)
+            except ClientDisconnect:  # before its body was there: nobody waits for an answer
+                facts["reason"] = "left"
             except Exception as error:
                 await self._refuse(error, facts, scope, receive, watched)
             seconds = time.perf_counter() - begin

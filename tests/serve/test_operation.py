@@ -307,6 +307,18 @@ def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
 # -- metrics, schema, traces
 
 
+def test_a_client_that_leaves_before_its_body_is_whole_is_no_fault(start_server, gallery: Path) -> None:
+    with start_server(gallery) as server:
+        with connect(server.url) as connection:
+            connection.sendall(head(len(BODY)) + BODY[:-5])
+            time.sleep(0.2)  # the server waits for the rest
+        server.wait_for(lambda log: "reason=left" in log)
+        assert server.stop() == 0
+        log = server.log.read_text()
+        assert " error " not in log
+        assert "Traceback" not in log
+
+
 def test_metrics_count_what_happened(start_server, gallery: Path) -> None:
     with start_server(gallery) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         for _ in range(3):
