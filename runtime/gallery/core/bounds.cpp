@@ -209,7 +209,8 @@ void Search::bound_codes(const Query& query, double threshold, Work& work, const
                 return;
             }
             const size_t first = work.listed.size(), some = std::min(AT_ONCE, work.others.size());
-            std::partial_sort(work.others.begin(), work.others.begin() + some, work.others.end(), std::greater<>());
+            if (some < work.others.size())
+                std::nth_element(work.others.begin(), work.others.begin() + some, work.others.end(), std::greater<>());
             for (size_t i = 0; i < some; ++i) work.take(work.others[i].second);
             multiply(query, work, first, nullptr);
         }
@@ -254,9 +255,9 @@ void Search::hold(const Query& query, const Work& work, std::vector<int32_t>& he
     }
     const double scale = work.part->scale[work.row];
     const auto consider = [&](int32_t vector, const auto& upper) {
-        bool any = false;
-        for (int64_t w = 0; w < words; ++w) any |= !(upper(w) < work.values[w] - work.change[w]);
-        if (any) held.push_back(vector);
+        int64_t w = 0;
+        while (w < words && upper(w) < work.values[w] - work.change[w]) ++w;
+        if (w < words) held.push_back(vector);
     };
     for (size_t i = 0; i < work.listed.size(); ++i) {
         const int32_t* sums = &work.codes[static_cast<int64_t>(i) * places];
@@ -274,8 +275,7 @@ void Search::hold(const Query& query, const Work& work, std::vector<int32_t>& he
 }
 
 // Bring bounds of rows by their codes as close as their `needed` asks for; false where `touch` failed.
-bool Search::narrow(const Query& query, Pending* const* rows, int64_t count, const TouchFunction& touch,
-                    Reads& reads) const {
+bool Search::narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const {
     thread_local std::vector<Work> works;
     thread_local std::vector<std::pair<Pending*, Work*>> left;
     if (static_cast<int64_t>(works.size()) < count) works.resize(count);
@@ -288,24 +288,24 @@ bool Search::narrow(const Query& query, Pending* const* rows, int64_t count, con
         work.levels = false;
         if (part.first && plan_.second.coordinates) {
             if (!ready(part, work.row, SECOND, touch)) return false;
-            ++reads.second;
+            ++row.query->second_read;
             const Work& after = works[std::min(i + 1, count - 1)];
             const Part& its = after.part->first ? *after.part : part;
             const int64_t next = after.part->first ? after.row : work.row;
-            row.upper = std::min(row.upper, bound_second(query, work, its.second + its.starts[next] * plan_.second.width));
+            row.upper = std::min(row.upper, bound_second(*row.query, work, its.second + its.starts[next] * plan_.second.width));
             if (row.upper < row.needed) continue;
         }
         if (!ready(part, work.row, CODES, touch)) return false;
-        choose(query, work);
+        ++row.query->codes_read;
+        choose(*row.query, work);
         left.emplace_back(&row, &work);
     }
-    reads.codes += static_cast<int64_t>(left.size());
     for (size_t i = 0; i < left.size(); ++i) {
         auto& [row, work] = left[i];
         double upper;
-        bound_codes(query, row->needed, *work, i + 1 < left.size() ? left[i + 1].second : nullptr, &row->lower, &upper);
+        bound_codes(*row->query, row->needed, *work, i + 1 < left.size() ? left[i + 1].second : nullptr, &row->lower, &upper);
         row->upper = std::min(row->upper, upper);
-        if (row->upper >= row->needed) hold(query, *work, row->held);
+        if (row->upper >= row->needed) hold(*row->query, *work, row->held);
     }
     return true;
 }

@@ -82,11 +82,13 @@ void Search::decide(const Query& query, const Part& part, int64_t row, const std
     }
 }
 
-double Search::exact_score(const Query& query, const Part& part, const Pending& row, int64_t local) const {
+double Search::exact_score(const Pending& row) const {
     thread_local std::vector<double> maxima;
     thread_local std::vector<int32_t> winners;
     maxima.clear(), winners.clear();
-    decide(query, part, local, row.held, row.similarities.data(), maxima, winners);
+    int64_t local;
+    const Part& part = part_of(row.row, &local);
+    decide(*row.query, part, local, row.held, row.similarities.data(), maxima, winners);
     return pool(maxima.data(), static_cast<int64_t>(maxima.size()), plan_.pooling, plan_.temperature);
 }
 

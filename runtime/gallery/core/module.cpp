@@ -390,9 +390,9 @@ PyObject* search_best(PyObject* object, PyObject* args) {
     if (allowed != Py_None && !mask.take(allowed, "allowed", call.search().rows())) return nullptr;
     std::vector<chan::Answer> answers;
     if (!call.run([&](const chan::Search::TouchFunction& touch) {
-            answers = call.search().best(call.queries(), call.starts(), call.count(), k,
-                                         allowed == Py_None ? nullptr : mask.as<const uint8_t>(),
-                                         least.as<const double>(), touch, call.threads());
+            call.search().best(call.queries(), call.starts(), call.count(), k,
+                               allowed == Py_None ? nullptr : mask.as<const uint8_t>(), least.as<const double>(), touch,
+                               call.threads(), answers);
         }))
         return nullptr;
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(answers.size()));

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int DIGIT = 7;                     // bits of the low digit
 constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
+constexpr int SUMS = 4;                      // that a sum is split into, so that additions need not wait for each other
 constexpr double COARSE = 0.02;              // share of a level's bound that the query's own rounding may take
 
 // tiled: LANES vectors a tile, as the kernels for single rows read them; the last vector is repeated in a last tile.
@@ -20,36 +21,38 @@ Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width
     const int64_t groups = width / GROUP;
     std::vector<char> two(groups, 0);
     for (int64_t v = 0; v < vectors; ++v)
-        for (int64_t i = 0; i < width; ++i)
-            if (std::abs(integers[v * width + i]) > 127) two[i / GROUP] = 1;
-    Packed packed;
-    std::vector<char> high;
-    for (int64_t g = 0; g < groups; ++g)
-        if (two[g]) {
-            packed.program.push_back({int32_t(g), 0});
-            high.push_back(1);
+        for (int64_t g = 0; g < groups; ++g) {
+            const int32_t* mine = &integers[v * width + g * GROUP];
+            int32_t beyond = 0;
+            for (int i = 0; i < GROUP; ++i) beyond |= mine[i] > 127 || mine[i] < -127;
+            two[g] |= static_cast<char>(beyond);
         }
-    const bool shift = !packed.program.empty();
-    for (int64_t g = 0; g < groups; ++g) {
-        packed.program.push_back({int32_t(g), shift && g == 0 ? DIGIT : 0});
-        high.push_back(0);
-    }
-    const int64_t steps = static_cast<int64_t>(packed.program.size());
+    Packed packed;
+    for (int64_t g = 0; g < groups; ++g)
+        if (two[g]) packed.program.push_back({int32_t(g), 0});
+    const int64_t high = static_cast<int64_t>(packed.program.size()), steps = high + groups;
+    for (int64_t g = 0; g < groups; ++g) packed.program.push_back({int32_t(g), high && g == 0 ? DIGIT : 0});
     const int64_t places = tiled ? (vectors + LANES - 1) / LANES * LANES : vectors;
-    packed.digits.assign(places * steps * GROUP, 0);
+    packed.digits.resize(places * steps * GROUP);
     for (int64_t place = 0; place < places; ++place) {
         const int32_t* mine = &integers[std::min(place, vectors - 1) * width];
-        for (int64_t step = 0; step < steps; ++step) {
-            const int64_t group = packed.program[step].group;
-            for (int64_t i = 0; i < GROUP; ++i) {
-                const int32_t integer = mine[group * GROUP + i];
-                const int32_t top = two[group] ? (integer + 64) >> DIGIT : 0;
-                const int32_t digit = high[step] ? top : integer - (top << DIGIT);
-                const int64_t at = tiled ? place / LANES * steps * GROUP * LANES +
-                                               ((step * GROUP + i) / FOUR * LANES + place % LANES) * FOUR + i % FOUR
-                                         : (place * steps + step) * GROUP + i;
-                packed.digits[at] = static_cast<int8_t>(digit);
+        // four digits of a step lie side by side, then those of the tile's other vectors
+        int8_t* out = &packed.digits[tiled ? (place / LANES * steps * GROUP * LANES + place % LANES * FOUR)
+                                           : place * steps * GROUP];
+        const int64_t four_stride = tiled ? FOUR * LANES : FOUR;
+        const auto put = [&](int64_t step, const int8_t (&digits)[GROUP]) {
+            for (int64_t four = 0; four < GROUP / FOUR; ++four)
+                std::memcpy(out + (step * (GROUP / FOUR) + four) * four_stride, digits + four * FOUR, FOUR);
+        };
+        for (int64_t g = 0, step = 0; g < groups; ++g) {
+            int8_t low[GROUP], top[GROUP];
+            for (int i = 0; i < GROUP; ++i) {
+                const int32_t integer = mine[g * GROUP + i], upper = two[g] ? (integer + 64) >> DIGIT : 0;
+                top[i] = static_cast<int8_t>(upper);
+                low[i] = static_cast<int8_t>(integer - upper * (1 << DIGIT));
             }
+            if (two[g]) put(step++, top);
+            put(high + g, low);
         }
     }
     return packed;
@@ -167,30 +170,34 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
     // for the int8 codes of all coordinates
     const int64_t stride = parts_.empty() ? 0 : parts_[0].stride;
     std::vector<int32_t> integers(count * stride, 0);
-    std::vector<float> lost(count * query.padded, 0);
+    const bool keep_lost = !plan_.edges.empty() && plan_.digits == 1;
+    std::vector<float> lost(keep_lost ? count * query.padded : 0);
     std::vector<double> totals(count);
     const auto code_all = [&](int64_t w) {
         const float* mine = &query.vectors[w * query.padded];
-        double largest = 0, total = 0;
+        float largest = 0;
+        double sizes[SUMS] = {}, squares[SUMS] = {};
         for (int64_t i = 0; i < dim; ++i) {
-            largest = std::max(largest, double(std::abs(mine[i])));
-            total += std::abs(mine[i]);
+            largest = std::max(largest, std::abs(mine[i]));
+            sizes[i % SUMS] += std::abs(mine[i]);
         }
-        double scale = std::max(largest / (plan_.digits == 1 ? 127 : LARGEST), least_scale(largest, total, stride));
+        double scale = largest / (plan_.digits == 1 ? 127.0 : double(LARGEST));
+        scale = std::max(scale, least_scale(largest, sizes[0] + sizes[1] + sizes[2] + sizes[3], stride));
         if (!(scale > 0)) scale = 1;
-        double offset = 0, square = 0;
+        const double inverse = 1 / scale;
+        int32_t* out = &integers[w * stride];
+        for (int64_t i = 0; i < dim; ++i) out[i] = nearest(mine[i] * inverse);
+        int64_t sum = 0, size = 0;
+        for (int64_t i = 0; i < dim; ++i) sum += out[i], size += std::abs(out[i]);
         for (int64_t i = 0; i < dim; ++i) {
-            const int32_t integer = nearest(mine[i] / scale);
-            const double rounded = mine[i] - scale * integer;
-            integers[w * stride + i] = integer;
-            lost[w * query.padded + i] = static_cast<float>(rounded);
-            offset -= 128.0 * integer;
-            square += rounded * rounded;
-            totals[w] += std::abs(integer);
+            const double rounded = mine[i] - scale * out[i];
+            squares[i % SUMS] += rounded * rounded;
+            if (keep_lost) lost[w * query.padded + i] = static_cast<float>(rounded);
         }
-        query.lost.push_back(std::sqrt(square) * MORE);
+        totals[w] = double(size);
+        query.lost.push_back(std::sqrt(squares[0] + squares[1] + squares[2] + squares[3]) * MORE);
         query.codes.scale.push_back(scale);
-        query.codes.offset.push_back(scale * offset);
+        query.codes.offset.push_back(scale * (-128.0 * double(sum)));
     };
 
     const std::function<void(int64_t)> half = [&](int64_t which) {

@@ -16,6 +16,7 @@ constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a fi
 constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
 constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
 constexpr int64_t TOGETHER = 8;     // rows that a thread brings closer bounds of at a time
+constexpr int64_t PAIRS = 1 << 15;   // of a query and a row that are looked at before others are
 constexpr int64_t TURN = 64;        // queries that are scanned together
 constexpr int64_t TURN_BYTES = 64 << 20;  // of their upper bounds
 
@@ -86,107 +87,125 @@ std::vector<int64_t> largest_rows(const float* values, int64_t rows, int64_t cou
 
 }  // namespace
 
-void Search::finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, double floor,
-                    const TouchFunction& touch, Threads& threads, Answer& answer) const {
-    std::atomic<bool> stopped{false};
-    Reads reads;
-    const auto in_pieces = [&](int64_t count, int64_t piece, const std::function<bool(int64_t)>& work) {
-        threads.run((count + piece - 1) / piece, [&](int64_t which) {
-            for (int64_t i = which * piece; i < std::min(count, (which + 1) * piece) && !stopped; ++i)
-                if (!work(i)) stopped = true;
-        });
-        return !stopped;
-    };
-    const auto score = [&](Pending& each) {
-        int64_t local;
-        const Part& part = part_of(each.row, &local);
-        if (!ready(part, local, FINE, touch)) return false;
-        score_fine(query, part, local, each.held, each.similarities, &each.low, &each.high);
-        return true;
-    };
+bool Search::score(Pending& row, const TouchFunction& touch) const {
+    int64_t local;
+    const Part& part = part_of(row.row, &local);
+    if (!ready(part, local, FINE, touch)) return false;
+    score_fine(*row.query, part, local, row.held, row.similarities, &row.low, &row.high);
+    return true;
+}
 
-    // The rows that look best give a first threshold: the fine copy of k of them, and the others' codes.
-    std::vector<Pending> best, pending;
+// Narrow the bounds of pairs of a query and a row, in the order in which they come: where pairs with one row follow each
+// other, its codes are read from memory once. `each` is called, on any thread, for those whose upper bound still reaches
+// what they need. False where it or `touch` failed.
+bool Search::narrow_all(const std::vector<Pending*>& pairs, const TouchFunction& touch, Threads& threads,
+                        const std::function<bool(Pending&)>& each) const {
+    const auto count = static_cast<int64_t>(pairs.size());
+    std::atomic<bool> well{true};
+    threads.run((count + TOGETHER - 1) / TOGETHER, [&](int64_t piece) {
+        Pending* const* some = &pairs[piece * TOGETHER];
+        const int64_t here = std::min(TOGETHER, count - piece * TOGETHER);
+        if (well && !narrow(some, here, touch)) well = false;
+        for (int64_t i = 0; i < here && well; ++i)
+            if (some[i]->upper >= some[i]->needed && !each(*some[i])) well = false;
+    });
+    return well;
+}
+
+// Narrow the bounds of all pairs whose upper bound `upper` [queries][rows] reaches what `needed` asks for; rows in rising
+// order, and of each all its queries. What `each` leaves of a pair is not kept.
+bool Search::narrow_rows(std::vector<Query>& queries, const float* upper,
+                         const std::function<double(int64_t, int64_t)>& needed, const TouchFunction& touch,
+                         Threads& threads, const std::function<bool(Pending&)>& each) const {
+    const auto count = static_cast<int64_t>(queries.size());
+    std::vector<Pending> pairs;
+    std::vector<Pending*> pointers;
+    const int64_t step = std::max<int64_t>(1, PAIRS / count);
+    for (int64_t first = 0; first < rows_; first += step) {
+        pairs.clear(), pointers.clear();
+        for (int64_t row = first; row < std::min(rows_, first + step); ++row)
+            for (int64_t i = 0; i < count; ++i) {
+                const float bound = upper[i * rows_ + row];
+                const double least = needed(i, row);
+                if (bound >= least) pairs.emplace_back(queries[i], row, bound, least);
+            }
+        for (Pending& pair : pairs) pointers.push_back(&pair);
+        if (!narrow_all(pointers, touch, threads, each)) return false;
+    }
+    return true;
+}
+
+// The rows that look best give a first threshold: the fine copy of k of them, and the others' codes. They become pending
+// ones, and NaN their upper bounds. False where `touch` failed.
+bool Search::begin(Contest& contest, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
+                   Threads& threads) const {
+    std::vector<Pending>& best = contest.pending;
     for (const int64_t row : largest_rows(upper, rows_, k + BEYOND, allowed)) {
-        if (!(upper[row] >= floor)) continue;
-        best.emplace_back().row = row;
-        best.back().needed = floor;
-        best.back().upper = upper[row];
+        if (!(upper[row] >= contest.threshold)) continue;
+        best.emplace_back(*contest.query, row, upper[row], contest.threshold);
+        upper[row] = std::numeric_limits<float>::quiet_NaN();
     }
     std::vector<Pending*> some;
     for (Pending& each : best) some.push_back(&each);
-    const auto narrow_some = [&] {
-        const auto left = static_cast<int64_t>(some.size());
-        return in_pieces((left + TOGETHER - 1) / TOGETHER, 1, [&](int64_t i) {
-            return narrow(query, &some[i * TOGETHER], std::min(TOGETHER, left - i * TOGETHER), touch, reads);
-        });
-    };
-    const auto score_some = [&] {
-        answer.fine += static_cast<int64_t>(some.size());
-        return in_pieces(static_cast<int64_t>(some.size()), 1, [&](int64_t i) { return score(*some[i]); });
-    };
-    const auto first_scores = [&] {
-        some.erase(std::remove_if(some.begin(), some.end(), [&](const Pending* each) { return !(each->upper >= floor); }),
-                   some.end());
-        if (static_cast<int64_t>(some.size()) > k) {
-            std::nth_element(some.begin(), some.begin() + k, some.end(),
-                             [](const Pending* a, const Pending* b) { return a->lower > b->lower; });
-            some.resize(k);
-        }
-        return score_some();
-    };
-    if (narrow_some() && first_scores()) {
-        double threshold = std::max(floor, kth_lower_bound(best, k));
-
-        // Every row whose upper bound reaches it, by more of its codes.
-        auto known = best.begin();
-        for (int64_t row = 0; row < rows_; ++row) {
-            if (!(upper[row] >= threshold) || (allowed && !allowed[row])) continue;
-            while (known != best.end() && known->row < row) ++known;
-            if (known != best.end() && known->row == row) {
-                pending.push_back(std::move(*known));
-                continue;
-            }
-            pending.emplace_back().row = row;
-            pending.back().needed = threshold;
-            pending.back().upper = upper[row];
-        }
-        some.clear();
-        for (Pending& each : pending)
-            if (each.held.empty() && each.upper >= threshold) some.push_back(&each);
-        narrow_some();
-
-        // By falling upper bound from the fine copy, until what is left cannot be among the best.
-        pending.erase(std::remove_if(pending.begin(), pending.end(),
-                                     [&](const Pending& each) { return !(each.upper >= threshold); }),
-                      pending.end());
-        std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
-            return a.upper != b.upper ? a.upper > b.upper : a.row < b.row;
-        });
-        threshold = std::max(threshold, kth_lower_bound(pending, k));
-        for (size_t next = 0; !stopped && next < pending.size() && pending[next].upper >= threshold;) {
-            some.clear();
-            for (; next < pending.size() && pending[next].upper >= threshold && some.size() < 8; ++next)
-                if (pending[next].similarities.empty()) some.push_back(&pending[next]);
-            if (!score_some()) break;
-            threshold = std::max(threshold, kth_lower_bound(pending, k));
-        }
-        for (const Pending& each : pending) {
-            if (stopped || each.similarities.empty()) continue;
-            if (!(each.low <= each.upper && each.lower <= each.high)) answer.contradiction = each.row;
-            if (!(each.high >= threshold)) continue;
-            int64_t local;
-            const Part& part = part_of(each.row, &local);
-            const auto begin = static_cast<int64_t>(answer.maxima.size());
-            decide(query, part, local, each.held, each.similarities.data(), answer.maxima, answer.winners);
-            answer.rows.push_back({each.row, begin, static_cast<int64_t>(answer.maxima.size()) - begin});
-        }
+    if (!narrow_all(some, touch, threads, [](Pending&) { return true; })) return false;
+    some.erase(std::remove_if(some.begin(), some.end(), [](const Pending* each) { return !(each->upper >= each->needed); }),
+               some.end());
+    if (static_cast<int64_t>(some.size()) > k) {
+        std::nth_element(some.begin(), some.begin() + k, some.end(),
+                         [](const Pending* a, const Pending* b) { return a->lower > b->lower; });
+        some.resize(k);
     }
-    answer.second = reads.second, answer.codes = reads.codes, answer.stopped = stopped;
+    if (!score_some(contest, some, touch, threads)) return false;
+    contest.threshold = std::max(contest.threshold, kth_lower_bound(best, k));
+    return true;
+}
+
+bool Search::score_some(Contest& contest, const std::vector<Pending*>& some, const TouchFunction& touch,
+                        Threads& threads) const {
+    contest.fine += static_cast<int64_t>(some.size());
+    std::atomic<bool> well{true};
+    threads.run(static_cast<int64_t>(some.size()), [&](int64_t i) {
+        if (well && !score(*some[i], touch)) well = false;
+    });
+    return well;
+}
+
+// By falling upper bound from the fine copy, until what is left cannot be among the best. False where `touch` failed.
+bool Search::finish(Contest& contest, int64_t k, const TouchFunction& touch, Threads& threads, Answer& answer) const {
+    std::vector<Pending>& pending = contest.pending;
+    double threshold = contest.threshold;
+    pending.erase(std::remove_if(pending.begin(), pending.end(),
+                                 [&](const Pending& each) { return !(each.upper >= threshold); }),
+                  pending.end());
+    std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
+        return a.upper != b.upper ? a.upper > b.upper : a.row < b.row;
+    });
+    threshold = std::max(threshold, kth_lower_bound(pending, k));
+    std::vector<Pending*> some;
+    for (size_t next = 0; next < pending.size() && pending[next].upper >= threshold;) {
+        some.clear();
+        for (; next < pending.size() && pending[next].upper >= threshold && some.size() < 8; ++next)
+            if (pending[next].similarities.empty()) some.push_back(&pending[next]);
+        if (!score_some(contest, some, touch, threads)) return false;
+        threshold = std::max(threshold, kth_lower_bound(pending, k));
+    }
+    for (const Pending& each : pending) {
+        if (each.similarities.empty()) continue;
+        if (!(each.low <= each.upper && each.lower <= each.high)) answer.contradiction = each.row;
+        if (!(each.high >= threshold)) continue;
+        int64_t local;
+        const Part& part = part_of(each.row, &local);
+        const auto begin = static_cast<int64_t>(answer.maxima.size());
+        decide(*each.query, part, local, each.held, each.similarities.data(), answer.maxima, answer.winners);
+        answer.rows.push_back({each.row, begin, static_cast<int64_t>(answer.maxima.size()) - begin});
+    }
+    answer.second = contest.query->second_read, answer.codes = contest.query->codes_read, answer.fine = contest.fine;
+    return true;
 }
 
 bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count, const uint8_t* allowed,
-                      Threads& threads, const std::function<bool(int64_t, const Query&, const float*)>& each) const {
+                      Threads& threads,
+                      const std::function<bool(int64_t, std::vector<Query>&, float*)>& each) const {
     std::unique_ptr<std::vector<float>> upper;
     {
         std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // in a forked process nobody may ever unlock it
@@ -210,7 +229,7 @@ bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count
         for (int64_t first = 0; first < units; first += size)
             pieces.push_back({&part, first, std::min(units, first + size)});
     }
-    std::atomic<bool> well{true};
+    bool well = true;
     for (int64_t begin = 0; begin < count && well; begin += turn) {
         const int64_t here = std::min(turn, count - begin);
         std::vector<Query> asked(here);
@@ -238,29 +257,47 @@ bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count
                     out = static_cast<float>(high + std::abs(high) * (2 * UNIT32) + FLT_MIN);
                 }
         });
-        const auto complete = [&](int64_t i) {
-            if (well && !each(begin + i, asked[i], upper->data() + i * rows_)) well = false;
-        };
-        if (here >= threads.count())
-            threads.run(here, complete);
-        else
-            for (int64_t i = 0; i < here; ++i) complete(i);
+        well = each(begin, asked, upper->data());
     }
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (lock) spare_.push_back(std::move(upper));
     return well;
 }
 
-std::vector<Answer> Search::best(const float* queries, const int64_t* starts, int64_t count, int64_t k,
-                                 const uint8_t* allowed, const double* floors, const TouchFunction& touch,
-                                 Threads& threads) const {
-    std::vector<Answer> answers(count);
-    if (rows_ && count)
-        in_turns(queries, starts, count, allowed, threads, [&](int64_t i, const Query& query, const float* upper) {
-            finish(query, upper, k, allowed, floors[i], touch, threads, answers[i]);
-            return !answers[i].stopped;
-        });
-    return answers;
+bool Search::best(const float* queries, const int64_t* starts, int64_t count, int64_t k, const uint8_t* allowed,
+                  const double* floors, const TouchFunction& touch, Threads& threads,
+                  std::vector<Answer>& answers) const {
+    answers.assign(count, {});
+    if (!rows_ || !count) return true;
+    return in_turns(queries, starts, count, allowed, threads, [&](int64_t first, std::vector<Query>& asked, float* upper) {
+        const auto here = static_cast<int64_t>(asked.size());
+        std::vector<Contest> contests(here);
+        std::atomic<bool> well{true};
+        for (int64_t i = 0; i < here; ++i) contests[i].query = &asked[i], contests[i].threshold = floors[first + i];
+        const auto for_each = [&](const std::function<bool(int64_t)>& work) {
+            const auto one = [&](int64_t i) {
+                if (well && !work(i)) well = false;
+            };
+            if (here >= threads.count())
+                threads.run(here, one);
+            else
+                for (int64_t i = 0; i < here; ++i) one(i);
+            return well.load();
+        };
+        if (!for_each([&](int64_t i) { return begin(contests[i], upper + i * rows_, k, allowed, touch, threads); }))
+            return false;
+        std::mutex mutex;
+        const auto needed = [&](int64_t i, int64_t row) {
+            return allowed && !allowed[row] ? INFINITE : contests[i].threshold;
+        };
+        const auto keep = [&](Pending& pair) {
+            std::lock_guard<std::mutex> lock(mutex);
+            contests[pair.query - asked.data()].pending.push_back(std::move(pair));
+            return true;
+        };
+        return narrow_rows(asked, upper, needed, touch, threads, keep) &&
+               for_each([&](int64_t i) { return finish(contests[i], k, touch, threads, answers[first + i]); });
+    });
 }
 
 bool Search::above(const float* queries, const int64_t* starts, int64_t count, const double* query_thresholds,
@@ -268,38 +305,32 @@ bool Search::above(const float* queries, const int64_t* starts, int64_t count, c
                    std::vector<std::vector<Scored>>& found) const {
     found.assign(count, {});
     if (!rows_ || !count) return true;
-    return in_turns(queries, starts, count, nullptr, threads, [&](int64_t i, const Query& query, const float* upper) {
-        Reads reads;
-        std::vector<Pending> rows(TOGETHER);
-        std::vector<Pending*> some;
-        const auto decide_some = [&] {
-            if (!narrow(query, some.data(), static_cast<int64_t>(some.size()), touch, reads)) return false;
-            for (Pending* each : some) {
-                if (each->upper < each->needed) continue;
-                const double mine = query_thresholds[i], its = row_thresholds[each->row];
-                double low = each->lower, high = each->upper;
-                const auto decided = [&] { return (low > mine || high < mine) && (low > its || high < its); };
-                int64_t local;
-                const Part& part = part_of(each->row, &local);
-                if (!decided()) {
-                    if (!ready(part, local, FINE, touch)) return false;
-                    score_fine(query, part, local, each->held, each->similarities, &low, &high);
-                }
-                const double score = decided() ? low : exact_score(query, part, *each, local);
-                if (score >= each->needed) found[i].push_back({each->row, score});
+    return in_turns(queries, starts, count, nullptr, threads, [&](int64_t first, std::vector<Query>& asked, float* upper) {
+        const auto needed = [&](int64_t i, int64_t row) {
+            return std::min(query_thresholds[first + i], row_thresholds[row]);
+        };
+        std::mutex mutex;
+        const auto decide_pair = [&](Pending& pair) {
+            const int64_t query = first + (pair.query - asked.data());
+            const double mine = query_thresholds[query], its = row_thresholds[pair.row];
+            double low = pair.lower, high = pair.upper;
+            const auto decided = [&] { return (low > mine || high < mine) && (low > its || high < its); };
+            if (!decided()) {
+                if (!score(pair, touch)) return false;
+                low = pair.low, high = pair.high;
             }
-            some.clear();
+            const double value = decided() ? low : exact_score(pair);
+            if (value < pair.needed) return true;
+            std::lock_guard<std::mutex> lock(mutex);
+            found[query].push_back({pair.row, value});
             return true;
         };
-        for (int64_t row = 0; row < rows_; ++row) {
-            const double least = std::min(query_thresholds[i], row_thresholds[row]);
-            if (!(upper[row] >= least)) continue;
-            Pending& each = rows[some.size()];
-            each.row = row, each.needed = least, each.lower = -INFINITE, each.upper = INFINITE;
-            some.push_back(&each);
-            if (static_cast<int64_t>(some.size()) == TOGETHER && !decide_some()) return false;
-        }
-        return some.empty() || decide_some();
+        if (!narrow_rows(asked, upper, needed, touch, threads, decide_pair)) return false;
+        threads.run(static_cast<int64_t>(asked.size()), [&](int64_t i) {
+            std::sort(found[first + i].begin(), found[first + i].end(),
+                      [](const Scored& a, const Scored& b) { return a.row < b.row; });
+        });
+        return true;
     });
 }
 
@@ -307,20 +338,18 @@ bool Search::scores(const float* queries, const int64_t* starts, int64_t count, 
                     const TouchFunction& touch, Threads& threads, double* out) const {
     std::atomic<bool> well{true};
     threads.run((count + 15) / 16, [&](int64_t piece) {
-        Pending row;
         for (int64_t i = piece * 16; i < std::min(count, (piece + 1) * 16) && well; ++i) {
             Query query;
             place(query, queries + starts[i] * plan_.dim, starts[i + 1] - starts[i]);
+            Pending row(query, rows[i], INFINITE, -INFINITE);
             int64_t local;
             const Part& part = part_of(rows[i], &local);
-            if (!ready(part, local, FINE, touch)) {
-                well = false;
-                return;
-            }
             row.held.resize(part.starts[local + 1] - part.starts[local]);
             std::iota(row.held.begin(), row.held.end(), 0);
-            score_fine(query, part, local, row.held, row.similarities, &row.low, &row.high);
-            out[i] = exact_score(query, part, row, local);
+            if (score(row, touch))
+                out[i] = exact_score(row);
+            else
+                well = false;
         }
     });
     return well;

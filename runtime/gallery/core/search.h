@@ -77,7 +77,6 @@ struct Answer {
     std::vector<int32_t> winners;  // the vector that reached each
     int64_t second = 0, codes = 0, fine = 0;  // rows whose second level, int8 codes, fine copy were read
     int64_t contradiction = -1;    // a row whose codes and fine copy have no score in common
-    bool stopped = false;          // `touch` failed
 };
 
 // A row and its score with a query.
@@ -96,12 +95,11 @@ class Search {
     int64_t rows() const { return rows_; }
     const Plan& plan() const { return plan_; }
 
-    // The best k rows of each query among those whose score is no less than the query's floor. queries [vectors][dim],
-    // query i being starts[i] to starts[i + 1]; allowed [rows] or null where all are; floors [count]. Rows that score
-    // less than the floor may be in the answer, too.
-    std::vector<Answer> best(const float* queries, const int64_t* starts, int64_t count, int64_t k,
-                             const uint8_t* allowed, const double* floors, const TouchFunction& touch,
-                             Threads& threads) const;
+    // The best k rows of each query among those whose score is no less than the query's floor; false where `touch`
+    // failed. queries [vectors][dim], query i being starts[i] to starts[i + 1]; allowed [rows] or null where all are;
+    // floors [count]. Rows that score less than the floor may be in the answer, too.
+    bool best(const float* queries, const int64_t* starts, int64_t count, int64_t k, const uint8_t* allowed,
+              const double* floors, const TouchFunction& touch, Threads& threads, std::vector<Answer>& answers) const;
 
     // Every row whose score with a query is no less than the query's threshold, or than the row's own; false where
     // `touch` failed. A score is exact where it could equal one of the two; otherwise it is some number on the same side
@@ -118,9 +116,7 @@ class Search {
     struct Query;
     struct Work;
     struct Pending;
-    struct Reads {  // rows of which these were read
-        std::atomic<int64_t> second{0}, codes{0};
-    };
+    struct Contest;
 
     void place(Query& query, const float* vectors, int64_t count) const;
     void prepare(Query& query, const float* vectors, int64_t count, Threads* threads) const;
@@ -135,19 +131,27 @@ class Search {
     void bound_codes(const Query& query, double threshold, Work& work, const Work* next, double* lower,
                      double* upper) const;
     void hold(const Query& query, const Work& work, std::vector<int32_t>& held) const;
-    bool narrow(const Query& query, Pending* const* rows, int64_t count, const TouchFunction& touch,
-                Reads& reads) const;
+    bool narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const;
+    bool narrow_all(const std::vector<Pending*>& pairs, const TouchFunction& touch, Threads& threads,
+                    const std::function<bool(Pending&)>& each) const;
+    bool narrow_rows(std::vector<Query>& queries, const float* upper,
+                     const std::function<double(int64_t, int64_t)>& needed, const TouchFunction& touch,
+                     Threads& threads, const std::function<bool(Pending&)>& each) const;
     static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);
     void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                     std::vector<float>& out, double* low, double* high) const;
     double float_error(const Query& query, const Part& part, int64_t row) const;
-    void finish(const Query& query, const float* upper, int64_t k, const uint8_t* allowed, double floor,
-                const TouchFunction& touch, Threads& threads, Answer& answer) const;
+    bool score(Pending& row, const TouchFunction& touch) const;
+    bool score_some(Contest& contest, const std::vector<Pending*>& some, const TouchFunction& touch,
+                    Threads& threads) const;
+    bool begin(Contest& contest, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
+               Threads& threads) const;
+    bool finish(Contest& contest, int64_t k, const TouchFunction& touch, Threads& threads, Answer& answer) const;
     void decide(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                 const float* similarities, std::vector<double>& maxima, std::vector<int32_t>& winners) const;
-    double exact_score(const Query& query, const Part& part, const Pending& row, int64_t local) const;
+    double exact_score(const Pending& row) const;
     bool in_turns(const float* queries, const int64_t* starts, int64_t count, const uint8_t* allowed, Threads& threads,
-                  const std::function<bool(int64_t, const Query&, const float*)>& each) const;
+                  const std::function<bool(int64_t, std::vector<Query>&, float*)>& each) const;
     const Part& part_of(int64_t row, int64_t* local) const;
     bool ready(const Part& part, int64_t local, uint8_t what, const TouchFunction& touch) const;
 

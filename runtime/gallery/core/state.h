@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <utility>
@@ -48,6 +49,7 @@ struct Search::Query {
     int64_t blocks = 0;                          // E: of axes at the int8 level
     std::vector<double> along, rest;             // ||B_j'q|| [count][E], R(q), of the leading axes
     std::vector<double> lost_along, lost;        // ||B_j'dq||, ||dq||
+    std::atomic<int64_t> second_read{0}, codes_read{0};  // rows of which these were read
 };
 
 // What a thread knows of a row while it narrows the row's bounds.
@@ -73,14 +75,26 @@ struct Search::Work {
     }
 };
 
-// A row that may be among the best.
+// A query and a row that may be among its best.
 struct Search::Pending {
-    int64_t row = 0;
-    double needed = -INFINITE;                   // what its upper bound must reach
-    double lower = -INFINITE, upper = INFINITE;  // by its codes
+    Pending(Query& query, int64_t row, double upper, double needed)
+        : query(&query), row(row), needed(needed), upper(upper) {}
+
+    Query* query;
+    int64_t row;
+    double needed;                               // what its upper bound must reach
+    double lower = -INFINITE, upper;             // by its codes
     double low = -INFINITE, high = INFINITE;     // by its fine copy in float32
-    std::vector<int32_t> held;                   // its vectors that can hold a maximum
+    std::vector<int32_t> held;                   // the row's vectors that can hold a maximum
     std::vector<float> similarities;             // of these with the query's, [held][words]; empty until it is scored
+};
+
+// A query whose best rows are looked for.
+struct Search::Contest {
+    Query* query = nullptr;
+    std::vector<Pending> pending;
+    double threshold = -INFINITE;  // at most the larger of the floor and the k-th largest true score
+    int64_t fine = 0;              // rows whose fine copy was read
 };
 
 }  // namespace chan
