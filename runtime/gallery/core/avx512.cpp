@@ -116,10 +116,10 @@ void with_count(int64_t count, const Function& function) {
     }
 }
 
-// Split the words evenly into as few tiles of at most SUMS as there can be: `each(first, count)`.
-template <typename Each>
+// Split the words evenly into as few tiles of at most MOST as there can be: `each(first, count)`.
+template <int MOST, typename Each>
 void in_tiles(int64_t words, const Each& each) {
-    const int64_t tiles = (words + SUMS - 1) / SUMS;
+    const int64_t tiles = (words + MOST - 1) / MOST;
     for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t first = words * tile / tiles;
         each(first, words * (tile + 1) / tiles - first);
@@ -141,7 +141,7 @@ struct OverRow {
 
 void block_over_row(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                     const int8_t* digits, int64_t words, int32_t* out) {
-    in_tiles(words, [&](int64_t first, int64_t count) {
+    in_tiles<SUMS>(words, [&](int64_t first, int64_t count) {
         with_count<SUMS>(count, OverRow{codes, vectors, width, program, steps, digits + first * steps * GROUP,
                                   out + first * LANES});
     });
@@ -164,7 +164,7 @@ struct OverQuery {
 void block_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                       const int8_t* digits, int64_t words, const float* scale, const float* offset, float* out) {
     std::fill(out, out + vectors * LANES, -std::numeric_limits<float>::infinity());
-    in_tiles(words, [&](int64_t first, int64_t count) {
+    in_tiles<SUMS>(words, [&](int64_t first, int64_t count) {
         with_count<SUMS>(count, OverQuery{codes, vectors, width, program, steps, digits + first * steps * GROUP,
                                     scale + first, offset + first, out});
     });
@@ -316,30 +316,32 @@ void some_products(const Value* vectors, int64_t dim, const float* query, int64_
         for (int w = 0; w < WORDS; ++w) out[v * words + w] = folded(sums[v][w]);
 }
 
+constexpr int PRODUCT_VECTORS = 4, PRODUCT_WORDS = 6;  // their sums fill 24 registers
+
+template <typename Value>
+struct WordProducts {
+    const Value* vectors;
+    int64_t count, dim;
+    const float* query;
+    int64_t padded, words;
+    float* out;
+    template <int WORDS>
+    void run() const {
+        int64_t vector = 0;
+        for (; vector + PRODUCT_VECTORS <= count; vector += PRODUCT_VECTORS)
+            some_products<PRODUCT_VECTORS, WORDS>(vectors + vector * dim, dim, query, padded, words, out + vector * words);
+        for (; vector < count; ++vector)
+            some_products<1, WORDS>(vectors + vector * dim, dim, query, padded, words, out + vector * words);
+    }
+};
+
 template <typename Value>
 void all_products(const Value* vectors, int64_t count, int64_t dim, const float* query, int64_t words, int64_t padded,
                   float* out) {
-    for (int64_t vector = 0; vector < count; vector += 4) {
-        const int64_t left = count - vector;
-        for (int64_t word = 0; word < words;) {
-            const Value* mine = vectors + vector * dim;
-            const float* theirs = query + word * padded;
-            float* here = out + vector * words + word;
-            const bool six = words - word >= 6;
-            if (left >= 4 && six)
-                some_products<4, 6>(mine, dim, theirs, padded, words, here);
-            else if (left >= 4)
-                some_products<4, 1>(mine, dim, theirs, padded, words, here);
-            else
-                for (int64_t each = 0; each < left; ++each) {
-                    if (six)
-                        some_products<1, 6>(mine + each * dim, dim, theirs, padded, words, here + each * words);
-                    else
-                        some_products<1, 1>(mine + each * dim, dim, theirs, padded, words, here + each * words);
-                }
-            word += six ? 6 : 1;
-        }
-    }
+    in_tiles<PRODUCT_WORDS>(words, [&](int64_t first, int64_t some) {
+        with_count<PRODUCT_WORDS>(
+            some, WordProducts<Value>{vectors, count, dim, query + first * padded, padded, words, out + first});
+    });
 }
 
 double dot(const float* left, const float* right, int64_t dim) {

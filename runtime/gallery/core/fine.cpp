@@ -7,10 +7,10 @@
 
 namespace chan {
 
-// A row's score from its fine copy in float32 lies between *low and *high. held: its vectors that can hold a maximum, in
-// rising order; out [held][words], their similarities.
-void Search::score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
-                        std::vector<float>& out, double* low, double* high) const {
+// A row's score from similarities in float32. held: its vectors that can hold a maximum, in rising order; out
+// [held][words], their similarities; values, those that are pooled.
+double Search::pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                         std::vector<float>& out, std::vector<double>& values) const {
     const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
     const auto vectors = static_cast<int64_t>(held.size());
     out.resize(vectors * words);
@@ -24,18 +24,24 @@ void Search::score_fine(const Query& query, const Part& part, int64_t row, const
             plan_.kernels->products(static_cast<const float*>(part.fine) + at, next - i, dim, query.vectors.data(),
                                     words, query.padded, &out[i * words]);
     }
-    thread_local std::vector<double> values;
     values.assign(plan_.pools_query ? words : vectors, -INFINITE);
     for (int64_t v = 0; v < vectors; ++v)
         for (int64_t w = 0; w < words; ++w) {
             double& value = values[plan_.pools_query ? w : v];
             value = std::max(value, double(out[v * words + w]));
         }
+    return pool(values.data(), static_cast<int64_t>(values.size()), plan_.pooling, plan_.temperature);
+}
+
+// A row's score from its fine copy in float32 lies between *low and *high; held and out are as in `pool_fine`.
+void Search::score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                        std::vector<float>& out, double* low, double* high) const {
+    thread_local std::vector<double> values;
+    const double score = pool_fine(query, part, row, held, out, values);
     const auto count = static_cast<int64_t>(values.size());
     const double size = query.largest * (double(part.norm[row]) + part.error[row]);
-    const double change = float_error(query, part, row) + rounding(size, dim, double(count), plan_.temperature);
+    const double change = float_error(query, part, row) + rounding(size, plan_.dim, double(count), plan_.temperature);
     const double spread = plan_.pooling == Pooling::softmax ? spread_of(values.data(), count) : 0;
-    const double score = pool(values.data(), count, plan_.pooling, plan_.temperature);
     const double radius = score_change(change, double(count), spread, plan_.pooling, plan_.temperature);
     *low = score - radius, *high = score + radius;
 }

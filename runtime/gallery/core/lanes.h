@@ -389,17 +389,20 @@ struct Lanes {
             const bool pair = count - vector >= 2;
             const Value* mine = vectors + vector * dim;
             float* here = out + vector * words;
-            int64_t word = 0;
-            for (; word + 3 <= words; word += 3)
-                if (pair)
-                    some_products<2, 3>(mine, dim, query + word * padded, padded, words, here + word);
+            const int64_t tiles = (words + 2) / 3;
+            for (int64_t tile = 0; tile < tiles; ++tile) {  // as even as can be
+                const int64_t word = words * tile / tiles, some = words * (tile + 1) / tiles - word;
+                const float* theirs = query + word * padded;
+                if (some == 3)
+                    pair ? some_products<2, 3>(mine, dim, theirs, padded, words, here + word)
+                         : some_products<1, 3>(mine, dim, theirs, padded, words, here + word);
+                else if (some == 2)
+                    pair ? some_products<2, 2>(mine, dim, theirs, padded, words, here + word)
+                         : some_products<1, 2>(mine, dim, theirs, padded, words, here + word);
                 else
-                    some_products<1, 3>(mine, dim, query + word * padded, padded, words, here + word);
-            for (; word < words; ++word)
-                if (pair)
-                    some_products<2, 1>(mine, dim, query + word * padded, padded, words, here + word);
-                else
-                    some_products<1, 1>(mine, dim, query + word * padded, padded, words, here + word);
+                    pair ? some_products<2, 1>(mine, dim, theirs, padded, words, here + word)
+                         : some_products<1, 1>(mine, dim, theirs, padded, words, here + word);
+            }
             vector += pair ? 2 : 1;
         }
     }

@@ -442,10 +442,26 @@ PyObject* search_scores(PyObject* object, PyObject* args) {
     return bytes_of(scores.data(), scores.size() * 8);
 }
 
+PyObject* search_all_scores(PyObject* object, PyObject* args) {
+    PyObject *queries, *starts, *threads, *out;
+    if (!PyArg_ParseTuple(args, "OOOO", &queries, &starts, &threads, &out)) return nullptr;
+    Call call(object);
+    Bytes scores;
+    if (!call.take(queries, starts, threads) || !scores.take(out, "out", call.search().rows() * call.count() * 4, true))
+        return nullptr;
+    if (!call.run([&](const chan::Search::TouchFunction& touch) {
+            call.search().all_scores(call.queries(), call.starts(), call.count(), touch, call.threads(),
+                                     scores.as<float>());
+        }))
+        return nullptr;
+    Py_RETURN_NONE;
+}
+
 PyMethodDef SEARCH_METHODS[] = {
     {"best", search_best, METH_VARARGS, "best(queries, starts, k, allowed, floors, threads): see compiled.py."},
     {"above", search_above, METH_VARARGS, "above(queries, starts, query_thresholds, row_thresholds, threads)."},
     {"scores", search_scores, METH_VARARGS, "scores(queries, starts, rows, threads)."},
+    {"all_scores", search_all_scores, METH_VARARGS, "all_scores(queries, starts, threads, out)."},
     {nullptr, nullptr, 0, nullptr}};
 PyType_Slot SEARCH_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(search_new)},
                               {Py_tp_dealloc, reinterpret_cast<void*>(search_dealloc)},

@@ -16,6 +16,7 @@ constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a fi
 constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
 constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
 constexpr int64_t TOGETHER = 8;     // rows that a thread brings closer bounds of at a time
+constexpr int64_t NEAR = 4;          // rows whose fine copies stay in a cache
 constexpr int64_t PAIRS = 1 << 15;   // of a query and a row that are looked at before others are
 constexpr int64_t TURN = 64;        // queries that are scanned together
 constexpr int64_t TURN_BYTES = 64 << 20;  // of their upper bounds
@@ -351,6 +352,31 @@ bool Search::scores(const float* queries, const int64_t* starts, int64_t count, 
             else
                 well = false;
         }
+    });
+    return well;
+}
+
+bool Search::all_scores(const float* queries, const int64_t* starts, int64_t count, const TouchFunction& touch,
+                        Threads& threads, float* out) const {
+    std::vector<Query> asked(count);
+    threads.run(count, [&](int64_t i) { place(asked[i], queries + starts[i] * plan_.dim, starts[i + 1] - starts[i]); });
+    const int64_t across = (count + TURN - 1) / TURN, down = (rows_ + NEAR - 1) / NEAR;
+    std::atomic<bool> well{true};
+    threads.run(down * across, [&](int64_t piece) {
+        const int64_t first = piece / across * NEAR, last = std::min(rows_, first + NEAR);
+        const int64_t begin = piece % across * TURN, end = std::min(count, begin + TURN);
+        std::vector<float> similarities;
+        std::vector<double> values;
+        std::vector<int32_t> all(longest_);
+        for (int64_t i = begin; i < end && well; ++i)
+            for (int64_t row = first; row < last && well; ++row) {
+                int64_t local;
+                const Part& part = part_of(row, &local);
+                if (i == begin && !ready(part, local, FINE, touch)) well = false;
+                all.resize(part.starts[local + 1] - part.starts[local]);
+                std::iota(all.begin(), all.end(), 0);
+                if (well) out[row * count + i] = float(pool_fine(asked[i], part, local, all, similarities, values));
+            }
     });
     return well;
 }

@@ -112,6 +112,11 @@ class Search {
     bool scores(const float* queries, const int64_t* starts, int64_t count, const int64_t* rows,
                 const TouchFunction& touch, Threads& threads, double* out) const;
 
+    // out [rows][count]: the score of each query with each row, pooled from similarities in float32; false where `touch`
+    // failed. Only the rows' fine copies are used.
+    bool all_scores(const float* queries, const int64_t* starts, int64_t count, const TouchFunction& touch,
+                    Threads& threads, float* out) const;
+
   private:
     struct Query;
     struct Work;
@@ -138,6 +143,8 @@ class Search {
                      const std::function<double(int64_t, int64_t)>& needed, const TouchFunction& touch,
                      Threads& threads, const std::function<bool(Pending&)>& each) const;
     static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);
+    double pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+                     std::vector<float>& out, std::vector<double>& values) const;
     void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                     std::vector<float>& out, double* low, double* high) const;
     double float_error(const Query& query, const Part& part, int64_t row) const;
