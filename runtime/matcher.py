@@ -21,6 +21,8 @@ from .directions import read_directions
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, EngineError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
+from .gallery.all_scores import all_scores, can_score
+from .gallery.compiled import CoreThreads
 from .pictures.load import Picture, load_pixels
 from .regions import PictureBackbone, Regions, with_grid_boxes
 from .text import Tokenizer, load_tokenizer, pad_rows
@@ -70,6 +72,7 @@ class Matcher:
         self.backend_report: Mapping[str, str] = {}
         self._bundle = Path(bundle).resolve()  # graphs opened later are found after a change of the working directory
         self._threads = threads
+        self._core_threads = CoreThreads(threads)
         self._backbone = backbone
         self._backends = dict(backends)
         self.placement: Mapping[str, str] = {graph: backend.name for graph, backend in backends.items()}
@@ -221,13 +224,19 @@ class Matcher:
     def score(self, images: Embeddings, texts: Embeddings) -> NDArray[np.float32]:
         """Score every image with every caption, block by block in bounded memory; returns [I, C].
 
+        Where onnxruntime's float32 graph would run on the CPU, the compiled core computes the same scores sooner.
+
         Raises:
             TensorError: captions where images belong or the reverse; embeddings of another width, NaN or infinite,
                 or longer than the graph takes.
         """
-        scores = np.empty((len(images), len(texts)), np.float32)
-        for image_rows, text_rows, outputs in self._align("hard_alignment", images, texts):
-            scores[np.ix_(image_rows, text_rows)] = outputs["scores"]
+        if self._core_scores():
+            self._check_pair("hard_alignment", images, texts)
+            scores = all_scores(images, texts, self.alignment, self._core_threads)
+        else:
+            scores = np.empty((len(images), len(texts)), np.float32)
+            for image_rows, text_rows, outputs in self._align("hard_alignment", images, texts):
+                scores[np.ix_(image_rows, text_rows)] = outputs["scores"]
         if not np.isfinite(scores.sum(dtype=np.float64)) and not np.isfinite(scores).all():
             image, text = (int(index) for index in np.argwhere(~np.isfinite(scores))[0])
             raise BackendError(
@@ -302,6 +311,7 @@ class Matcher:
         """Close every graph; closing twice does no harm."""
         with self._opening:
             self._closed = True
+            self._core_threads.close()
             for backend in self._backends.values():
                 backend.close()
 
@@ -365,15 +375,29 @@ class Matcher:
             raise BackendError(f"{backend.name} at {self.precision} failed: {error}; use precision fp32") from error
         return encoded
 
-    def _align(
-        self, graph: str, images: Embeddings, texts: Embeddings
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], dict[str, Array]]]:
-        """Run a graph of (images, captions) in blocks: rows of images, rows of captions, outputs."""
+    def _core_scores(self) -> bool:
+        """Whether the compiled core scores in place of the graph: it computes what the float32 one does on the CPU."""
+        return (
+            self.backend == CPU_BACKEND
+            and self.manifest.resolve("hard_alignment", self.precision) == "fp32"
+            and can_score(self.alignment)
+        )
+
+    def _check_pair(self, graph: str, images: Embeddings, texts: Embeddings) -> Backend:
+        """The graph that takes these images and captions; the errors are those of `score`."""
         backend = self._open(graph)
         ranges = backend.ranges
         _check_kinds(images, texts)
         _check_embeddings("region_embeddings", images, self.manifest.embed_dim, ("R", ranges["R"].max))
         _check_embeddings("word_embeddings", texts, self.manifest.embed_dim, ("W", ranges["W"].max))
+        return backend
+
+    def _align(
+        self, graph: str, images: Embeddings, texts: Embeddings
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], dict[str, Array]]]:
+        """Run a graph of (images, captions) in blocks: rows of images, rows of captions, outputs."""
+        backend = self._check_pair(graph, images, texts)
+        ranges = backend.ranges
         dtypes = {tensor.name: tensor.dtype for tensor in backend.spec.inputs}
         captions = [
             Block.of(texts, rows, dtypes["word_embeddings"], ranges["W"], backend.step)

@@ -47,3 +47,5 @@ class Search:
         """
     def scores(self, queries: NDArray[Any], starts: NDArray[Any], rows: NDArray[Any], threads: Threads) -> bytes:
         """The score of each query with one row, float64."""
+    def all_scores(self, queries: NDArray[Any], starts: NDArray[Any], threads: Threads, out: NDArray[Any]) -> None:
+        """The score of each row with each query, float32 [rows, queries], from the rows' fine copies alone."""

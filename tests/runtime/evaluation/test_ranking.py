@@ -113,6 +113,59 @@ def test_equal_rows_tie_in_every_order(coding: str, pooling: str, different: int
     _check(images[copies], texts[said], owner, AlignmentConfig(coding, pooling))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_images_and_captions_that_are_equal_by_the_hundred(coding: str, pooling: str) -> None:
+    """More captions than are looked at together, all of two kinds, for images of two kinds."""
+    rng = np.random.default_rng(11)
+    images, texts = _split(13, np.arange(2), 70, 0.5)
+    owner = np.sort(np.arange(300) % 120)
+    _check_kinds(images, texts, owner, rng.integers(0, 2, 120), rng.integers(0, 2, 300), coding, pooling)
+
+
+def _check_kinds(
+    images: Embeddings, texts: Embeddings, owner: np.ndarray, shown: np.ndarray, said: np.ndarray, *alignment: str
+) -> None:
+    """Image i is a copy of the image shown[i], and caption c of the caption said[c]."""
+    config = AlignmentConfig(*alignment)  # type: ignore[arg-type]
+    found, scores = _standings(images[shown], texts[said], owner, config), _scores(images, texts, config)
+    for ties in TIES:
+        expected = metrics.ranks(scores[np.ix_(shown, said)], owner, ties)
+        for mine, theirs in zip(found.ranks(ties), expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs, err_msg=ties)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_vectors_of_any_kind(coding: str, pooling: str, seed: int) -> None:
+    """Zeros, one huge coordinate, a coarse grid, near copies, denormal numbers and any sizes, each pair of kinds."""
+    rng = np.random.default_rng(100 + seed)
+    dim, owner = int(rng.choice([1, 3, 17, 70, 300])), np.sort(np.r_[np.arange(12), rng.integers(0, 12, 18)])
+    images, texts = (_any_kind(rng, count, most, dim) for count, most in ((12, int(rng.integers(1, 8))), (30, 19)))
+    _check(images, texts, owner, AlignmentConfig(coding, pooling))  # type: ignore[arg-type]
+
+
+def _any_kind(rng: np.random.Generator, count: int, longest: int, dim: int) -> Embeddings:
+    vectors = rng.standard_normal((count, longest, dim))
+    match rng.integers(6):
+        case 0:
+            vectors[rng.random((count, longest)) < 0.5] = 0
+        case 1:
+            vectors[..., 0] = 1e6
+        case 2:
+            vectors = np.rint(vectors)
+        case 3:
+            vectors = vectors[:1, :1] + 1e-7 * vectors
+        case 4:
+            vectors *= 1e-40
+        case 5:
+            vectors *= 10.0 ** rng.integers(-6, 6, (count, 1, 1))
+    lengths = rng.integers(1, longest + 1, count).astype(np.int32)
+    vectors[np.arange(longest) >= lengths[:, None]] = 0
+    return Embeddings(vectors.astype(np.float32), lengths)
+
+
 @pytest.mark.parametrize("name", ["bigru_basic_vha_mean", "bigru_selfattention_vha_lse", "bigru_selfattention_ragged"])
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("pooling", [pooling for pooling in POOLINGS if pooling != "Softmax"])  # NaN, as published
