@@ -38,6 +38,7 @@ from ..runtime.backends.sidecar import (
     stem,
 )
 from ..runtime.backends.table import FLAVORS, Flavor
+from ..runtime.backends.tf32 import VARIABLE
 from ..runtime.checks import check_choice
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
 from ..runtime.errors import EngineError, InputError
@@ -303,13 +304,14 @@ def reproduce(request: Mapping[str, Any]) -> str:
         command += ["--version-compatible", "--exclude-lean-runtime"]
     if request["options"]["hardware_compatible"]:
         command += ["--hardware-compatibility-level", "ampere_plus"]
+    head = f"#!/bin/sh\nunset {VARIABLE}\n"  # as in `_build`
     if not rtx:  # polygraphy clears TF32 for TensorRT
-        return f"#!/bin/sh\n{shlex.join(command)} --verbose\n"
+        return f"{head}{shlex.join(command)} --verbose\n"
     numbers = [int(gpu.removeprefix("sm_")) for gpu in request["gpus"]]
     settings = _RTX_SETTINGS.format(gpus=numbers)
     command += ["--trt-config-postprocess-script", "engine_settings.py"]
     write = f"cat > engine_settings.py <<'END'\n{settings}END\n"
-    return f"#!/bin/sh\n{write}POLYGRAPHY_USE_TENSORRT_RTX=1 {shlex.join(command)} --verbose\n"
+    return f"{head}{write}POLYGRAPHY_USE_TENSORRT_RTX=1 {shlex.join(command)} --verbose\n"
 
 
 def _build(
@@ -318,7 +320,7 @@ def _build(
     """Run the worker; its report, or EngineError with the script that reproduces the failure."""
     (work / "request.json").write_text(json.dumps(request))
     environment = os.environ | {"POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
-    environment.pop("NVIDIA_TF32_OVERRIDE", None)  # it would enter the engine's bytes, but not its name
+    environment.pop(VARIABLE, None)  # it would enter the engine's bytes, but not its name
     environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request["flavor"] == "tensorrt_rtx" else "0"
     with open(work / "stderr", "w+") as stderr:
         command = [sys.executable, "-m", "chan_rt.export.engine_worker", str(work)]
