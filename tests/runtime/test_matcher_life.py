@@ -65,4 +65,4 @@ def test_the_log_tells_what_was_opened_and_what_auto_did_not_choose(
         messages = [record.getMessage() for record in caplog.records]
     assert f"opened {small.bundle} with {matcher.backend} at fp32" in messages
     if matcher.backend == "onnxruntime":
-        assert any(message.startswith("auto does not choose tensorrt: ") for message in messages)
+        assert any(message.startswith("auto takes onnxruntime and not tensorrt: ") for message in messages)

@@ -173,7 +173,7 @@ def test_a_key_that_no_row_has_is_named(tmp_path: Path, make_embeddings, make_se
     query = make_embeddings(9, 1)
     with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
         with Gallery.open(tmp_path / "g") as gallery:
-            assert gallery.search(query, where={"year": 1})[0].reason == "no row passes the filter"
+            assert gallery.search(query, where={"year": 1})[0].reason == "the gallery is empty"
         writer.add(["a"], make_embeddings(1, 1), [{"year": 2020}])
     with Gallery.open(tmp_path / "g") as gallery:
         with pytest.raises(InputError, match="no row has the key 'yaer'; similar keys are 'year'"):
