@@ -26,6 +26,7 @@ from ..runtime.files import publish
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, fingerprint
 from ..runtime.matcher import Matcher
 from ..runtime.pictures.draw import draw_explanation
+from ..runtime.session import gallery_directions
 from ..runtime.text import load_tokenizer, pad_rows
 from .dataset import write_scenes
 from .pointing import Pointing, chosen_regions, pointing_accuracy, read_boxes
@@ -175,6 +176,7 @@ def search(bundle: Path, data: Path, gallery: Path, picture: Path) -> Query:
         with GalleryWriter.create(gallery, settings) as writer:
             embeddings = matcher.encode_images(*source.regions(slice(None)))
             writer.add([path.name for path in paths], embeddings, [{"path": str(path)} for path in paths])
+            writer.prepare(directions=gallery_directions(writer))
         text = source.captions[caption]
         with Gallery.open(gallery) as opened:
             encode_ms, words = _timed(lambda: matcher.encode_texts([text]))
