@@ -12,7 +12,7 @@ that falls. A coded vector is one row of bytes, norms first:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -155,8 +155,14 @@ class Rotated:
 
 def rotate(vectors: NDArray[np.floating], axes: Axes, *, allow: bool = True) -> Rotated:
     """Vectors [V, D] along the axes; allow: for what float64 loses. Without it, what is lost counts as 0."""
-    centered = vectors.astype(np.float64) - axes.mean.astype(np.float64)
-    coordinates = centered @ axes.columns
+    return along_axes(vectors.astype(np.float64) - axes.mean.astype(np.float64), axes, allow=allow)
+
+
+def along_axes(
+    centered: Float64Array, axes: Axes, *, allow: bool = True, multiply: Callable[..., Any] = np.matmul
+) -> Rotated:
+    """Vectors [V, D] from which the mean was taken, or queries' vectors, along the axes; allow: as in `rotate`."""
+    coordinates = multiply(centered, axes.columns)
     square = np.square(centered).sum(axis=1)
     held = max(0.0, 1 - axes.deviation) * np.square(coordinates).sum(axis=1)
     unit = allow * 2 * np.sqrt(axes.count) * (centered.shape[1] + 8) * _UNIT64 * (1 + axes.deviation)

@@ -16,7 +16,7 @@ from ..kernels.blas import product
 from ..kernels.layout import OFFSET
 from .bounds import rounding
 from .pooling import Float64Array
-from .prefix import SearchPlan
+from .prefix import SearchPlan, along_axes
 from .quantize import LEVELS
 
 _MORE = 1 + 1e-9  # what float64 loses in a sum of squares and in a few operations after it
@@ -62,14 +62,11 @@ def weigh(
     assert level is not None
     dim = vectors.shape[1]
     norm = np.sqrt(np.square(vectors).sum(axis=1)) * _MORE  # [Q]
-    y = product(vectors, axes.columns)  # B'q, [Q, M]
+    rotated = along_axes(vectors, axes, multiply=product)
+    y, lost = rotated.coordinates, rotated.lost  # B'q, [Q, M]
     f = max(0.0, 1 - axes.deviation)
-    unit = 2 * np.sqrt(axes.count) * (dim + 8) * _UNIT64 * (1 + axes.deviation)
-    lost = unit * norm * _MORE  # no less than what float64 loses of the coordinates together
     along = np.sqrt(np.add.reduceat(np.square(y), level.edges[:-1], axis=1)) * _MORE + lost[:, None]
-    held = f * np.square(y).sum(axis=1)
-    rest = np.sqrt(np.maximum(np.square(norm) - held, 0) + 2 * unit * np.square(norm)) * _MORE
-    norms = np.concatenate([along, rest[:, None]], axis=1) * level.norm_step[:-1].astype(np.float64) * _MORE
+    norms = np.concatenate([along, rotated.rest[:, None]], axis=1) * level.norm_step[:-1].astype(np.float64) * _MORE
     products = f * y[:, : level.coordinates] * level.step.astype(np.float64)
     weights = np.zeros((len(vectors), level.width), np.float32)
     weights[:, : level.norms - 1] = norms
