@@ -63,6 +63,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     },
     "lmdb": {"lmdb": "lmdb"},
     "storage": {"obstore": "obstore"},
+    "ray": {"ray": "ray"},
     "otlp": {
         "opentelemetry-sdk": "opentelemetry",
         "opentelemetry-exporter-otlp-proto-http": "opentelemetry",

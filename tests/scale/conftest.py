@@ -1,4 +1,4 @@
-"""A server of S3's API in a process of its own, and small galleries to store there."""
+"""A server of S3's API in a process of its own, small galleries to store there, and a Ray cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
 import pytest
 
 from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 DIM = 16
 S3 = """
@@ -94,3 +98,23 @@ def gallery(tmp_path: Path) -> Path:
             writer.add(ids[: 40 - first], rows_of(first, len(ids)), [{"n": id} for id in ids], overwrite=True)
         writer.delete(["3", "35"])
     return path
+
+
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """Two nodes of one CPU each, on this machine; no driver is connected, and a test that removes a node adds another.
+
+    `ray_cluster.address` is that of the cluster, for `ray.init` and for commands.
+    """
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        cluster.add_node(**NODE)
+        yield cluster
+        cluster.shutdown()
