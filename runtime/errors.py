@@ -12,6 +12,7 @@ ChanError
 ├── ParityError             a parity check that could not be carried out (a miss is a verdict, not an error)
 └── GalleryError            a gallery that cannot be opened, written or trusted
     ├── GalleryLocked       another writer holds it
+    ├── GalleryIncomplete   shards do not answer now, and an answer without them is not wanted
     └── GalleryCorrupt      bytes on disk are not the bytes that were committed
 """
 
@@ -89,6 +90,10 @@ class GalleryError(ChanError):
 
 class GalleryLocked(GalleryError):
     """Another writer holds the gallery."""
+
+
+class GalleryIncomplete(GalleryError):
+    """Shards of a gallery do not answer now, and an answer without their rows is not wanted or cannot be given."""
 
 
 class GalleryCorrupt(GalleryError):

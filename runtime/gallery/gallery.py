@@ -27,6 +27,7 @@ from .proof.rows import pack_rows
 from .proof.true_score import true_row
 from .result import Hit, SearchResult
 from .scanner import ScanName, Scanner
+from .settings import GallerySettings
 from .sharded.manifest import is_sharded
 from .snapshot import Damaged, Snapshot
 from .store.rows import Row
@@ -272,17 +273,9 @@ class Gallery:
             GalleryCorrupt: bytes this search must read are not those that were committed.
         """
         k = check_positive("k", k)
-        if queries.dim != self.settings.dim:
-            raise InputError(f"queries: D must be this gallery's {self.settings.dim}, got {queries.dim}")
-        if queries.kind == self.settings.kind and not same_kind:
-            other = "captions" if queries.kind == "images" else "images"
-            rule = f"a gallery of {self.settings.kind} is searched with {other} unless same_kind is set"
-            raise InputError(f"queries: {rule}, got {queries.kind}")
+        split, least = check_queries(self.settings, queries, same_kind, at_least)
         wanted = None if ids is None else checked_ids(ids)
         condition = None if where is None else Filter.parse(where)
-        vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
-        split = np.split(vectors, starts[1:-1])
-        least = _least(at_least, len(split))
         attempts = _ATTEMPTS
         while attempts:
             view = self._view()
@@ -428,6 +421,31 @@ class _ShardFailed(Exception):
     def __init__(self, index: int, problem: str) -> None:
         super().__init__(problem)
         self.index = index
+
+
+def check_queries(
+    settings: GallerySettings,
+    queries: Embeddings,
+    same_kind: bool,
+    at_least: float | Sequence[float] | None,
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float64]]:
+    """The vectors of each query, and the least score that is wanted for each: float64 [queries].
+
+    Args:
+        settings: of the gallery that is searched.
+        queries, same_kind, at_least: as in `Gallery.search`.
+
+    Raises:
+        InputError, TensorError: as in `Gallery.search`.
+    """
+    if queries.dim != settings.dim:
+        raise InputError(f"queries: D must be this gallery's {settings.dim}, got {queries.dim}")
+    if queries.kind == settings.kind and not same_kind:
+        other = "captions" if queries.kind == "images" else "images"
+        rule = f"a gallery of {settings.kind} is searched with {other} unless same_kind is set"
+        raise InputError(f"queries: {rule}, got {queries.kind}")
+    vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
+    return np.split(vectors, starts[1:-1]), _least(at_least, len(queries))
 
 
 def _least(at_least: float | Sequence[float] | None, queries: int) -> NDArray[np.float64]:

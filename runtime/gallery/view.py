@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,12 +82,8 @@ class View:
 
     def lacks(self, path: Path) -> str:
         """What an answer from this view lacks, in words."""
-        first, texts = 0, []
-        for shard in self.shards:
-            count = 0 if shard.entry is None else shard.entry.rows
-            if shard.entry is not None and shard.snapshot is None:
-                texts.append(f"{shard.entry.name} with rows {first} to {first + count - 1} ({shard.problem})")
-            first += count
+        listed = [(shard.entry, shard) for shard in self.shards if shard.entry is not None]
+        texts = name_missing((entry, shard.problem if shard.snapshot is None else None) for entry, shard in listed)
         if not texts:
             return f"{self.lost} rows are lost to damage and were left out (chan gallery verify {path})"
         damaged = sum(snapshot.lost for snapshot in self.opened)
@@ -134,6 +130,20 @@ class View:
         return True in [snapshot.recheck() for snapshot in self.opened]
 
 
+def name_missing(shards: Iterable[tuple[ShardEntry, str | None]]) -> list[str]:
+    """The shards that an answer lacks, each with its rows and why.
+
+    Args:
+        shards: all of a gallery, in the order of their rows, each with what is wrong with it, or None.
+    """
+    first, texts = 0, []
+    for entry, problem in shards:
+        if problem is not None:
+            texts.append(f"{entry.name} with rows {first} to {first + entry.rows - 1} ({problem})")
+        first += entry.rows
+    return texts
+
+
 def newest_settings(folder: Path) -> GallerySettings:
     """The settings of the gallery in a folder.
 
@@ -168,6 +178,26 @@ def newest_view(folder: Path, before: View | None, damaged: Damaged, rank: Rank)
     if before is not None and replace(view.settings, bundle=None) != replace(before.settings, bundle=None):
         raise GalleryError(f"{folder} was replaced by another gallery; open it again")
     return view
+
+
+def pinned_view(folder: Path, entry: ShardEntry, settings: GallerySettings, before: View | None, rank: Rank) -> View:
+    """One shard at the commit that a manifest names.
+
+    Args:
+        folder: the gallery in shards.
+        entry: the shard, as the manifest names it.
+        settings: of the gallery.
+        before: an older view of the shard; what that has mapped is taken over.
+        rank: makes the ranker.
+
+    Raises:
+        FileNotFoundError: the shard does not have that commit, any more or yet.
+        GalleryError: it cannot be read, or another version wrote it.
+        GalleryCorrupt: a file of it is damaged.
+    """
+    known = {} if before is None else {snapshot.header.gallery: snapshot for snapshot in before.opened}
+    snapshot = _pinned(folder / entry.name, entry, settings, known, "refuse", rank)
+    return View(entry.header, settings, (Shard(entry, snapshot),))
 
 
 def _folder(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> View:

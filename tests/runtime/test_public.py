@@ -22,6 +22,7 @@ PUBLIC = [
     "Gallery",
     "GalleryCorrupt",
     "GalleryError",
+    "GalleryIncomplete",
     "GalleryLocked",
     "GallerySettings",
     "GalleryWriter",

@@ -1,0 +1,316 @@
+"""Searches of a gallery whose shards are in other processes: every shard is asked, and the answers are merged.
+
+All shards answer one search from one commit: a question names the commit of its shard, and where a shard does not have
+that any more, the newest manifest is read and all shards are asked again.
+
+A shard that does not answer (asking.py) is left out: the answer is not certified and names the rows that it lacks, or
+it is an error where only complete answers are wanted.
+
+The k-th best score that is known of a query goes to the shards that are asked later (runtime/gallery/merge.py). A batch
+of queries is cut so that each shard is asked first for some of them: then all shards work all the time, and for most
+queries they know a floor. A few queries are asked of all shards at once, because to wait for the first shard would take
+longer than its floor saves. A shard that is asked again, because it failed or is late, gets the floors of that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ..runtime.checks import check_positive
+from ..runtime.embeddings import Embeddings
+from ..runtime.errors import GalleryError, GalleryIncomplete, InputError
+from ..runtime.gallery.gallery import check_queries
+from ..runtime.gallery.merge import Floors, merge_results
+from ..runtime.gallery.result import SearchResult
+from ..runtime.gallery.sharded.manifest import ShardManifest, manifest_header, read_manifest
+from ..runtime.gallery.store.header import Header
+from ..runtime.gallery.store.rows import Row
+from ..runtime.gallery.values import checked_ids
+from ..runtime.gallery.view import name_missing
+from ..runtime.gallery.where import Filter, Where
+from .asking import Asker, Patience, Transport
+from .questions import Answer, Broken, DescribeShard, Description, FindRows, Found, Gone, Question, Rows, SearchShard
+
+T = TypeVar("T")
+Task = SearchShard | FindRows | DescribeShard
+_log = logging.getLogger(__name__)
+_COMMITS = 10  # times that a search begins again because a commit came between
+_NOTHING = SearchResult((), True, "", 0, 0)
+
+
+class Commits:
+    """The commits of the gallery in shards in a folder.
+
+    Raises:
+        GalleryError, GalleryCorrupt: as of `read_manifest`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._newest = read_manifest(folder)
+
+    def newest(self) -> tuple[Header, ShardManifest]:
+        """The newest one; raises as `read_manifest`, and GalleryError where another gallery took its place."""
+        header = manifest_header(self.folder)
+        if header.gallery != self._newest[0].gallery:
+            raise GalleryError(f"{self.folder} was replaced by another gallery; open it again")
+        if header != self._newest[0]:
+            self._newest = read_manifest(self.folder)
+            _log.debug("%s: read generation %d", self.folder, self._newest[0].generation)
+        return self._newest
+
+
+class Router:
+    """Answers from all shards of a gallery together; see the head of this module. Use it from one event loop.
+
+    Args:
+        commits: of the gallery.
+        transport: to the shards. Shard i of the manifest is in slot i modulo the number of slots.
+        patience: how long to wait.
+    """
+
+    def __init__(self, commits: Commits, transport: Transport, patience: Patience) -> None:
+        self._commits = commits
+        self._complete = patience.complete
+        self.asker = Asker(transport, patience)
+
+    async def close(self) -> None:
+        """Stop to watch the shards that are left out."""
+        await self.asker.close()
+
+    async def search(
+        self,
+        queries: Embeddings,
+        k: int = 10,
+        *,
+        ids: Iterable[str | int] | None = None,
+        where: Where | Filter | None = None,
+        same_kind: bool = False,
+        at_least: float | Sequence[float] | None = None,
+    ) -> list[SearchResult]:
+        """The k best rows for each query, as `Gallery.search`.
+
+        Raises:
+            InputError, TensorError: as `Gallery.search`.
+            GalleryIncomplete: a shard does not answer, and only complete answers are wanted.
+            GalleryError: commits followed each other faster than searches.
+        """
+        k = check_positive("k", k)
+        wanted = None if ids is None else tuple(checked_ids(ids))
+        condition = None if where is None else Filter.parse(where)
+
+        async def run(one: _Commit) -> list[SearchResult]:
+            least = check_queries(one.manifest.settings, queries, same_kind, at_least)[1]
+            return await _search(one, queries, k, wanted, condition, Floors(least, k))
+
+        return await self._at_one_commit(run, self._complete)
+
+    async def find(self, ids: Iterable[str | int], embeddings: bool = False) -> list[tuple[Row, Embeddings | None]]:
+        """Id and metadata of the rows with these ids, in the order of the ids, and their embeddings where wanted.
+
+        Raises:
+            InputError: an id that the gallery does not have.
+            GalleryIncomplete: a shard does not answer, and no other has one of the ids.
+        """
+        wanted = tuple(checked_ids(ids))
+
+        async def run(one: _Commit) -> list[tuple[Row, Embeddings | None]]:
+            found: dict[str, tuple[Row, Embeddings | None]] = {}
+            for answer in await one.ask_all(lambda: FindRows(wanted, embeddings)):
+                if isinstance(answer, Rows):
+                    found |= {id: (row, answer.embeddings.get(id)) for id, row in answer.rows.items()}
+            absent = _absent(wanted, found)
+            if absent and one.problems:
+                raise GalleryIncomplete(f"{one.lacks()}; one of them may be {absent}")
+            if absent:
+                raise InputError(f"ids: not in the gallery: {absent}")
+            return [found[id] for id in wanted]
+
+        return await self._at_one_commit(run, False)
+
+    async def describe(self) -> list[Description | None]:
+        """What each shard says of itself; None where it does not answer.
+
+        Raises:
+            GalleryIncomplete: a shard does not answer, and only complete answers are wanted.
+        """
+
+        async def run(one: _Commit) -> list[Description | None]:
+            answers = await one.ask_all(DescribeShard)
+            return [answer if isinstance(answer, Description) else None for answer in answers]
+
+        return await self._at_one_commit(run, self._complete)
+
+    async def _at_one_commit(self, run: Callable[[_Commit], Awaitable[T]], complete: bool) -> T:
+        """The result of something that asks all shards about one commit, which the shards still have."""
+        for _ in range(_COMMITS):
+            try:
+                return await run(_Commit(self._commits, self._commits.newest()[1], self.asker, complete))
+            except _Moved:
+                continue
+        raise GalleryError(f"{self._commits.folder}: it is changed faster than it is searched; try again")
+
+
+class _Moved(Exception):
+    """A shard does not have the commit that is searched any more."""
+
+
+@dataclass
+class _Commit:
+    """One commit, asked for one answer.
+
+    Attributes:
+        commits, manifest: the gallery's commits, and the one that is searched.
+        asker: asks the shards.
+        complete: whether a shard that does not answer is an error.
+        problems: index of each shard that is left out -> why.
+    """
+
+    commits: Commits
+    manifest: ShardManifest
+    asker: Asker
+    complete: bool
+    problems: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> range:
+        """Indexes of the shards."""
+        return range(len(self.manifest.shards))
+
+    def lacks(self, indexes: Collection[int] | None = None) -> str:
+        """What an answer lacks, in words.
+
+        indexes: shards that it lacks; None for all that are left out.
+        """
+        left = {i: self.problems[i] for i in (self.problems if indexes is None else indexes)}
+        shards = self.manifest.shards
+        texts = name_missing((shard, left.get(i)) for i, shard in enumerate(shards))
+        lost = sum(shards[i].rows for i in left)
+        return f"{lost} rows are lost and were left out: {', '.join(texts)}"
+
+    async def ask_all(self, task: Callable[[], Task]) -> list[Answer | None]:
+        """The answers of all shards to one task, as `ask`."""
+        return await _gather([self.ask(i, task) for i in self.shards])
+
+    async def ask(self, index: int, task: Callable[[], Task]) -> Answer | None:
+        """The answer of one shard; None where it is left out, and `problems` says why.
+
+        Args:
+            index: of the shard.
+            task: makes the task, each time that the shard is asked.
+
+        Raises:
+            _Moved: the shard does not have this commit any more.
+            GalleryIncomplete: it does not answer, and that is an error.
+        """
+        if index in self.problems:
+            return None
+        shard = self.manifest.shards[index]
+        answer = await self.asker.ask(
+            index % self.asker.slots, lambda: Question(self.manifest.generation, shard, task())
+        )
+        if isinstance(answer, Gone):
+            if self.commits.newest()[1].generation != self.manifest.generation:
+                raise _Moved
+            answer = Broken("it is missing")
+        if not isinstance(answer, Broken):
+            return answer
+        self.problems[index] = answer.problem
+        if self.complete:
+            raise GalleryIncomplete(self.lacks())
+        return None
+
+
+async def _search(
+    commit: _Commit,
+    queries: Embeddings,
+    k: int,
+    ids: tuple[str, ...] | None,
+    condition: Filter | None,
+    floors: Floors,
+) -> list[SearchResult]:
+    """The answer of one commit to each query."""
+    chosen = None if ids is None else await _choose(commit, ids)
+    asked = [i for i in commit.shards if i not in commit.problems and (chosen is None or chosen[i])]
+    parts: list[dict[int, SearchResult]] = [
+        {} for _ in range(len(queries))
+    ]  # of each query: index of the shard -> part
+    keys: list[frozenset[str]] = []
+
+    async def ask(index: int, rows: Sequence[int]) -> None:
+        def task() -> SearchShard:
+            least = tuple(float(floors.values[row]) for row in rows)
+            some = None if chosen is None else chosen[index]
+            where, hidden = (None, ()) if condition is None else (condition.text, condition.hidden)
+            return SearchShard(queries[rows], k, least, some, where, hidden)
+
+        answer = await commit.ask(index, task)
+        if isinstance(answer, Found):
+            for row, result in zip(rows, answer.results, strict=True):
+                parts[row][index] = result
+            floors.learn(answer.results, rows)
+            keys.extend([] if answer.keys is None else [answer.keys])
+
+    for wave in _waves(asked, len(queries)):
+        await _gather([ask(index, rows) for index, rows in wave])
+    if condition is not None and keys and not commit.problems:
+        condition.check_keys(frozenset().union(*keys))
+    return [_merge(commit, part, asked, k) for part in parts]
+
+
+def _waves(shards: Sequence[int], queries: int) -> list[list[tuple[int, list[int]]]]:
+    """Who is asked for which queries, and what after that; see the head of this module."""
+    everything = list(range(queries))
+    if len(shards) < 2 or queries < len(shards):
+        return [[(shard, everything) for shard in shards]]
+    first = {shard: everything[number :: len(shards)] for number, shard in enumerate(shards)}
+    return [
+        list(first.items()),
+        [(shard, [row for row in everything if row not in mine]) for shard, mine in first.items()],
+    ]
+
+
+def _merge(commit: _Commit, parts: Mapping[int, SearchResult], asked: Sequence[int], k: int) -> SearchResult:
+    """The answer to one query, with the reasons of `Gallery.search`."""
+    merged = merge_results([parts[i] for i in sorted(parts)] or [_NOTHING], k)
+    lacking = {i for i in commit.problems if i not in parts}
+    if lacking:
+        return replace(merged, certified=False, reason=commit.lacks(lacking))
+    if not merged.rows:
+        rows = sum(shard.rows for shard in commit.manifest.shards)
+        return replace(merged, reason="no row passes the filter" if rows else "the gallery is empty")
+    return merged
+
+
+async def _choose(commit: _Commit, ids: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Which of some ids each shard has.
+
+    Raises:
+        InputError: no shard has one of them, and all answered.
+    """
+    answers = await commit.ask_all(lambda: FindRows(ids))
+    chosen = [tuple(answer.rows) if isinstance(answer, Rows) else () for answer in answers]
+    absent = _absent(ids, {id for some in chosen for id in some})
+    if absent and not commit.problems:
+        raise InputError(f"ids: not in the gallery: {absent}")
+    return chosen
+
+
+def _absent(wanted: Sequence[str], found: Collection[str]) -> str:
+    return ", ".join([id for id in wanted if id not in found][:5])
+
+
+async def _gather(asked: Sequence[Awaitable[T]]) -> list[T]:
+    """The results of all; where one fails, the others are cancelled and the error is raised."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
