@@ -1,0 +1,179 @@
+"""Shards of a gallery as deployments of Ray Serve. Only this module imports ray, once it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.checks import check_positive
+from ..runtime.errors import BackendError, InputError
+from ..runtime.extras import needs
+from ..runtime.gallery.sharded.manifest import is_sharded, read_manifest
+from .asking import Patience
+from .questions import Answer, Question
+from .remote_gallery import RemoteGallery
+from .shard_host import ShardHost
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+_log = logging.getLogger(__name__)
+_ONGOING = 4  # questions at one replica: one is answered, the others wait there for the thread
+_CHECK = 2.0  # seconds between checks whether a replica lives
+_DRAIN = 5.0  # seconds that a replica has for questions when it ends
+
+
+@dataclass(frozen=True)
+class RayShards:
+    """How the shards of galleries are run on Ray.
+
+    Attributes:
+        address: of a running cluster, `auto` for the one of this machine; empty starts one that ends with this process.
+        replicas: processes of each shard.
+        max_replicas: as many processes of each shard when there is much to do; None for no more than `replicas`.
+        threads: CPU threads of each process, which Ray counts as its CPUs.
+        start_seconds: that the processes have to start.
+        patience: how long to wait for a shard.
+    """
+
+    address: str = ""
+    replicas: int = 1
+    max_replicas: int | None = None
+    threads: int = 1
+    start_seconds: float = 120.0
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        check_positive("replicas", self.replicas)
+        check_positive("threads", self.threads)
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise InputError(f"max_replicas must be at least replicas ({self.replicas}), got {self.max_replicas}")
+
+
+class ShardReplica:
+    """A `ShardHost` in a process of Ray Serve. It answers one question at a time, with all its threads.
+
+    Args:
+        folder: the gallery in shards.
+        threads: CPU threads for scans.
+    """
+
+    def __init__(self, folder: str, threads: int) -> None:
+        self._host = ShardHost(folder, threads)
+        self._thread = ThreadPoolExecutor(1, "chan-shard")
+
+    async def ask(self, question: Question) -> Answer:
+        """The answer to a question."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._host.answer, question)
+
+
+class RayTransport:
+    """Carries questions to deployments: one for each slot."""
+
+    def __init__(self, handles: list[DeploymentHandle[Any]]) -> None:
+        self._handles = handles
+
+    @property
+    def slots(self) -> int:
+        """Deployments."""
+        return len(self._handles)
+
+    async def ask(self, slot: int, question: Question) -> Answer:
+        """The answer of a replica of a deployment; raises what Ray raises where there is none."""
+        response = self._handles[slot].ask.remote(question)
+        try:
+            answer: Answer = await response
+            return answer
+        except asyncio.CancelledError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
+
+
+class RayCluster:
+    """A connection to a cluster, and the deployments that it has started there; close it to end them.
+
+    Args:
+        shards: how to run shards.
+
+    Raises:
+        MissingExtra: ray is not installed.
+        BackendError: there is no cluster at the address.
+    """
+
+    def __init__(self, shards: RayShards) -> None:
+        with needs("ray", "shards on Ray"):
+            import ray
+            from ray import serve
+        self._shards = shards
+        self._connected = not ray.is_initialized()
+        self._transports: dict[str, tuple[RayTransport, list[str]]] = {}
+        if self._connected:
+            try:
+                where = {"address": shards.address} if shards.address else {"include_dashboard": False}
+                ray.init(**where, log_to_driver=False, logging_level=logging.WARNING)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise BackendError(f"no Ray cluster answers at {shards.address}: {error}") from error
+        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
+
+    def open(self, name: str, folder: Path) -> RemoteGallery:
+        """A gallery whose shards are deployed here, which are started for the first one of its name.
+
+        Args:
+            name: of the deployments. A cluster has one server of a name: a second one takes the first one's place.
+            folder: the gallery in shards, which every node of the cluster must see at this path.
+
+        Raises:
+            InputError: the gallery is not in shards.
+            BackendError: the cluster has no room for the processes, or they fail.
+            GalleryError, GalleryCorrupt, GalleryIncomplete: as `RemoteGallery`.
+        """
+        folder = folder.absolute()
+        if not is_sharded(folder):
+            raise InputError(
+                f"{folder} is not a gallery in shards; make one with: chan gallery split GALLERY -o SHARDS"
+            )
+        if name not in self._transports:
+            self._transports[name] = self._deploy(name, folder)
+        return RemoteGallery(folder, self._transports[name][0], self._shards.patience)
+
+    def close(self) -> None:
+        """End the deployments, and leave the cluster."""
+        import ray
+        from ray import serve
+
+        for _, apps in self._transports.values():
+            for app in apps:
+                serve.delete(app, _blocking=False)
+        self._transports.clear()
+        if self._connected:
+            ray.shutdown()
+
+    def _deploy(self, name: str, folder: Path) -> tuple[RayTransport, list[str]]:
+        from ray import serve
+
+        options = self._shards
+        count = len(read_manifest(folder)[1].shards)
+        scaling: dict[str, Any] = {"num_replicas": options.replicas}
+        if options.max_replicas is not None:
+            bounds = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
+            scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": 1}}
+        deployment = serve.deployment(
+            name="shard",
+            ray_actor_options={"num_cpus": options.threads},
+            max_ongoing_requests=_ONGOING,
+            health_check_period_s=_CHECK,
+            health_check_timeout_s=5 * _CHECK,
+            graceful_shutdown_timeout_s=_DRAIN,
+            graceful_shutdown_wait_loop_s=0.2,
+            **scaling,
+        )(ShardReplica)
+        apps = [f"chan-{name}-{number}" for number in range(count)]
+        targets = [
+            serve.RunTarget(deployment.bind(str(folder), options.threads), name=app, route_prefix=None) for app in apps
+        ]
+        handles = serve.run_many(targets, wait_for_applications_running=False)
+        return RayTransport(handles), apps
