@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from . import options
 
+if TYPE_CHECKING:
+    from ..scale.ray_serve import RayShards
+
 _KEY = "CHAN_API_KEY"
+_OF_RAY = ("replicas", "max_replicas", "shard_threads", "hedge_seconds", "shard_seconds", "require_complete")
 
 
 def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
@@ -35,6 +40,52 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
     default="cpu",
     show_default=True,
     help="Device that scans galleries.",
+)
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Search each shard of the galleries in processes of its own on the Ray cluster at ADDRESS; `auto` is the one "
+    "of this machine. Without ADDRESS a cluster is started, which ends with the server. Every node must see the "
+    "galleries.",
+)
+@click.option(
+    "--replicas",
+    type=options.COUNT,
+    default=1,
+    show_default=True,
+    help="With --ray: number of processes of each shard.",
+)
+@click.option(
+    "--max-replicas",
+    type=options.COUNT,
+    help="With --ray: number of processes that each shard may grow to under load. By default it does not grow.",
+)
+@click.option(
+    "--shard-threads",
+    type=options.COUNT,
+    default=1,
+    show_default=True,
+    help="With --ray: CPU threads of each process, which Ray counts as its CPUs.",
+)
+@click.option(
+    "--hedge-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="With --ray: seconds after which a second process of a shard that is late is asked, too.",
+)
+@click.option(
+    "--shard-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="With --ray: seconds after which a shard is left out. The answer then names the rows that it lacks.",
+)
+@click.option(
+    "--require-complete", is_flag=True, help="With --ray: answer with an error in place of leaving a shard out."
 )
 @click.option(
     "--api-key-file",
@@ -88,6 +139,7 @@ def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path |
     from ..serve.logs import log_to_stderr
     from ..serve.settings import Limits, Settings, named_galleries
 
+    shards = _read_shards(flags)
     with needs("uvicorn", "chan serve"):
         import uvicorn  # noqa: F401 - before anything is opened
     limits = {name.removeprefix("max_"): flags.pop(name) for name in list(flags) if name.startswith("max_")}
@@ -95,12 +147,46 @@ def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path |
         raise click.UsageError("--uploads has no effect without --writable")
     key = _read_key(api_key_file)
     try:
+        if shards is not None and any("://" in place for _, _, place in map(_named, galleries)):
+            raise InputError("galleries must be folders where shards are searched on Ray, got a URL")
         local = [f"{name}{equals}{options.local_gallery(place)}" for name, equals, place in map(_named, galleries)]
-        settings = Settings(named_galleries(tuple(local)), moved, api_key=key, limits=Limits(**limits), **flags)
+        settings = Settings(
+            named_galleries(tuple(local)), moved, api_key=key, limits=Limits(**limits), ray=shards, **flags
+        )
     except InputError as error:
         raise click.UsageError(str(error)) from error
     log_to_stderr(settings.log)
     serve(settings)
+
+
+def _read_shards(flags: dict[str, Any]) -> RayShards | None:
+    """How shards are run on Ray, taken out of the flags; None where they are not.
+
+    Raises:
+        click.UsageError: a flag needs --ray and is given without it, or two do not fit together.
+        MissingExtra: Ray is not installed.
+    """
+    from ..runtime.errors import InputError
+    from ..runtime.extras import needs
+    from ..scale.asking import Patience
+    from ..scale.ray_serve import RayShards
+
+    address = flags.pop("address")
+    given = {name: flags.pop(name) for name in _OF_RAY}
+    if address is None:
+        source = click.get_current_context().get_parameter_source
+        for name in _OF_RAY:
+            if source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} has no effect without --ray")
+        return None
+    with needs("ray", "chan serve --ray"):
+        import ray.serve  # noqa: F401 - before anything is opened
+    try:
+        patience = Patience(given["hedge_seconds"], given["shard_seconds"], given["require_complete"])
+        counts = {"replicas": given["replicas"], "max_replicas": given["max_replicas"]}
+        return RayShards(address, threads=given["shard_threads"], patience=patience, **counts)
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _read_key(file: Path | None) -> str | None:

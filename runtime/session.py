@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +65,24 @@ def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter | 
     return writer
 
 
+class HasSettings(Protocol):
+    """A gallery that is open in any way.
+
+    Attributes:
+        path: the gallery's folder, absolute.
+        settings: what was fixed when the gallery was made.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> GallerySettings:
+        """See above."""
+        ...
+
+
 def open_matcher(
-    gallery: Gallery | GalleryWriter | ShardedWriter,
+    gallery: HasSettings,
     bundle: str | Path | None = None,
     backend: str = "auto",
     threads: int | None = None,

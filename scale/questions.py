@@ -91,10 +91,12 @@ class Description:
 
     Attributes:
         scan: as `Gallery.scan`.
+        process: id of the process that answers, on its machine.
         prepared: how search was prepared, in words; None if it was not, or that was not asked for.
     """
 
     scan: str
+    process: int
     prepared: str | None = None
 
 

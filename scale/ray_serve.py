@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,23 +114,27 @@ class RayCluster:
         self._connected = not ray.is_initialized()
         self._transports: dict[str, tuple[RayTransport, list[str]]] = {}
         if self._connected:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here sends nothing to Ray
             try:
                 where = {"address": shards.address} if shards.address else {"include_dashboard": False}
                 ray.init(**where, log_to_driver=False, logging_level=logging.WARNING)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise BackendError(f"no Ray cluster answers at {shards.address}: {error}") from error
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
 
-    def open(self, name: str, folder: Path) -> RemoteGallery:
+    def open(self, name: str, folder: Path, patience: Patience | None = None) -> RemoteGallery:
         """A gallery whose shards are deployed here, which are started for the first one of its name.
 
         Args:
             name: of the deployments. A cluster has one server of a name: a second one takes the first one's place.
             folder: the gallery in shards, which every node of the cluster must see at this path.
+            patience: in place of that of all galleries.
 
         Raises:
             InputError: the gallery is not in shards.
-            BackendError: the cluster has no room for the processes, or they fail.
+            BackendError: the cluster has no room for the processes, or they do not start.
             GalleryError, GalleryCorrupt, GalleryIncomplete: as `RemoteGallery`.
         """
         folder = folder.absolute()
@@ -138,16 +144,14 @@ class RayCluster:
             )
         if name not in self._transports:
             self._transports[name] = self._deploy(name, folder)
-        return RemoteGallery(folder, self._transports[name][0], self._shards.patience)
+        return RemoteGallery(folder, self._transports[name][0], patience or self._shards.patience)
 
     def close(self) -> None:
         """End the deployments, and leave the cluster."""
         import ray
-        from ray import serve
 
         for _, apps in self._transports.values():
-            for app in apps:
-                serve.delete(app, _blocking=False)
+            _delete(apps)
         self._transports.clear()
         if self._connected:
             ray.shutdown()
@@ -176,4 +180,38 @@ class RayCluster:
             serve.RunTarget(deployment.bind(str(folder), options.threads), name=app, route_prefix=None) for app in apps
         ]
         handles = serve.run_many(targets, wait_for_applications_running=False)
+        try:
+            self._wait_for(apps)
+        except BaseException:
+            _delete(apps)
+            raise
         return RayTransport(handles), apps
+
+    def _wait_for(self, apps: list[str]) -> None:
+        """Wait until deployments run; BackendError where they fail or have no room."""
+        from ray import serve
+
+        deadline = time.monotonic() + self._shards.start_seconds
+        while True:
+            found = serve.status().applications
+            states = {app: found[app].status.value if app in found else "NOT_STARTED" for app in apps}
+            if all(state == "RUNNING" for state in states.values()):
+                return
+            for app, state in states.items():
+                if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    raise BackendError(f"the processes of {app} do not start on Ray: {found[app].message}")
+            if time.monotonic() > deadline:
+                running = sum(state == "RUNNING" for state in states.values())
+                wanted = self._shards.threads * self._shards.replicas * len(apps)
+                raise BackendError(
+                    f"only {running} of {len(apps)} shards run on Ray after {self._shards.start_seconds:g} seconds: "
+                    f"give the cluster {wanted} CPUs for them, or ask for fewer replicas"
+                )
+            time.sleep(0.05)
+
+
+def _delete(apps: list[str]) -> None:
+    from ray import serve
+
+    for app in apps:
+        serve.delete(app, _blocking=False)

@@ -17,6 +17,7 @@ from ..runtime.gallery.store.rows import Row
 from ..runtime.gallery.values import checked_ids
 from ..runtime.gallery.where import Filter, Where
 from .asking import Patience, Transport
+from .questions import Description
 from .router import Commits, Router
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class RemoteGallery:
         self._thread.start()
         self._router = Router(self._commits, transport, patience)
         try:
-            described = [one for one in self._do(self._router.describe()) if one is not None]
+            described = [one for one in self.describe() if one is not None]
             if not described:
                 raise GalleryIncomplete(f"{self.path}: no shard answers")
         except BaseException:
@@ -79,8 +80,16 @@ class RemoteGallery:
     @property
     def prepared(self) -> str | None:
         """How search was prepared, in words; None if it was not, or not in every shard that answers."""
-        found = [one.prepared for one in self._do(self._router.describe()) if one is not None]
+        found = [one.prepared for one in self.describe() if one is not None]
         return found[0] if found and None not in found else None
+
+    def describe(self) -> list[Description | None]:
+        """What each shard says of itself; None where it does not answer.
+
+        Raises:
+            GalleryIncomplete: a shard does not answer, and only complete answers are wanted.
+        """
+        return self._do(self._router.describe())
 
     @property
     def left_out(self) -> dict[int, str]:

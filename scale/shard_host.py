@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class ShardHost:
         """Do what a question asks; a shard that cannot be read is an answer, too."""
         task = question.task
         if isinstance(task, DescribeShard) and not task.prepared:
-            return Description(self._scanner.name)
+            return Description(self._scanner.name, os.getpid())
         try:
             part = self._part(question)
             if isinstance(task, SearchShard):
@@ -59,7 +60,7 @@ class ShardHost:
             if isinstance(task, FindRows):
                 return _find(part, task)
             prepared = part.prepared
-            return Description(self._scanner.name, None if prepared is None else prepared.describe())
+            return Description(self._scanner.name, os.getpid(), None if prepared is None else prepared.describe())
         except FileNotFoundError:
             return Gone()
         except GalleryError as error:

@@ -71,7 +71,7 @@ class _Changes:
         await self._state.aside(self._state.galleries.reopen)
         if self._state.settings.workers > 1:
             os.kill(os.getppid(), signal.SIGHUP)  # the supervisor tells the other workers
-        return galleries_answer(self._state)
+        return await self._state.aside(galleries_answer, self._state)
 
     async def _put(self, name: str, body: bodies.PutRows) -> Response:
         check_count(self._state, "ids", body.ids)

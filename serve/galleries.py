@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime.gallery import Gallery, fingerprint
 from ..runtime.gallery.settings import NO_MODEL
@@ -15,6 +16,10 @@ from ..runtime.session import open_matcher
 from . import bodies
 from .problems import Refusal
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..scale.ray_serve import RayCluster
+    from ..scale.remote_gallery import RemoteGallery
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +55,9 @@ class OpenGallery(Held):
         gallery, matcher: open until the last holder lets go; no matcher where the embeddings came without a bundle.
     """
 
-    def __init__(self, name: str, gallery: Gallery, matcher: Matcher | None, close: Callable[[], object]) -> None:
+    def __init__(
+        self, name: str, gallery: Gallery | RemoteGallery, matcher: Matcher | None, close: Callable[[], object]
+    ) -> None:
         super().__init__(close)
         self.name = name
         self.gallery = gallery
@@ -85,6 +92,11 @@ class OpenGallery(Held):
         sizes = [spec.outputs[0].shape[1] for spec in specs if len(spec.outputs[0].shape) == 3]
         return next((size for size in sizes if isinstance(size, int)), 1)
 
+    @property
+    def left_out(self) -> int | None:
+        """How many shards do not answer now; None where shards are not in other processes."""
+        return len(self.gallery.left_out) if hasattr(self.gallery, "left_out") else None
+
     def info(self, writable: bool) -> bodies.GalleryInfo:
         """What `GET /v1/galleries` answers about it."""
         settings, prepared = self.gallery.settings, self.gallery.prepared
@@ -104,7 +116,7 @@ class OpenGallery(Held):
             takes_pictures=self.matcher is not None and self.matcher.manifest.preprocess is not None,
             max_words=0 if self.matcher is None else self.matcher.max_words,
             writable=writable,
-            prepared=None if prepared is None else prepared.describe(),
+            prepared=prepared if prepared is None or isinstance(prepared, str) else prepared.describe(),
         )
 
 
@@ -114,6 +126,7 @@ class Galleries:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._open: dict[str, OpenGallery] = {}
+        self._cluster: RayCluster | None = None
         self._reopening = threading.Lock()
 
     @property
@@ -130,6 +143,19 @@ class Galleries:
             found |= {} if bundle is None else {str(Path(bundle).absolute()): f"the bundle of {name}"}
         return found
 
+    def connect(self) -> None:
+        """Connect with the Ray cluster whose processes search shards, where there is one.
+
+        Call it from the main thread before it handles signals: Ray sets handlers of its own that end the process.
+
+        Raises:
+            MissingExtra, BackendError: as `RayCluster`.
+        """
+        if self._settings.ray is not None:
+            from ..scale.ray_serve import RayCluster
+
+            self._cluster = RayCluster(self._settings.ray)
+
     def reopen(self) -> None:
         """Open every gallery and bundle from its folder; those that were open go on until nobody uses them.
 
@@ -137,7 +163,7 @@ class Galleries:
             ChanError: one cannot be opened; then all stay as they were.
         """
         with self._reopening:
-            opened = _open_all(self._settings)
+            opened = _open_all(self._settings, self._cluster)
             before, self._open = self._open, opened
         for old in before.values():
             old.release()
@@ -148,6 +174,8 @@ class Galleries:
         before, self._open = self._open, {}
         for old in before.values():
             old.release()
+        if self._cluster is not None:
+            self._cluster.close()
 
     def hold(self, name: str | None) -> OpenGallery:
         """The gallery of a name, held for the caller, who must release it.
@@ -179,11 +207,11 @@ class Galleries:
         return dict(self._open)
 
 
-def _open_all(settings: Settings) -> dict[str, OpenGallery]:
+def _open_all(settings: Settings, cluster: RayCluster | None) -> dict[str, OpenGallery]:
     """Open each gallery once, and each bundle once."""
     matchers: dict[tuple[str, str | None], tuple[Matcher, Held]] = {}
 
-    def matcher_of(name: str, gallery: Gallery) -> tuple[Matcher, Held] | None:
+    def matcher_of(name: str, gallery: Gallery | RemoteGallery) -> tuple[Matcher, Held] | None:
         if gallery.settings.model == NO_MODEL:
             _log.info("%s holds embeddings of no known model: it is searched with embeddings or `like`", name)
             return None
@@ -200,7 +228,11 @@ def _open_all(settings: Settings) -> dict[str, OpenGallery]:
     opened: dict[str, OpenGallery] = {}
     with ExitStack() as undo:
         for name, path in settings.galleries.items():
-            gallery = Gallery.open(path, threads=settings.threads, device=settings.device)
+            gallery: Gallery | RemoteGallery
+            if cluster is None:
+                gallery = Gallery.open(path, threads=settings.threads, device=settings.device)
+            else:
+                gallery = cluster.open(name, path)
             with ExitStack() as on_error:
                 on_error.callback(gallery.close)
                 found = matcher_of(name, gallery)
@@ -212,7 +244,7 @@ def _open_all(settings: Settings) -> dict[str, OpenGallery]:
     return opened
 
 
-def _closer(gallery: Gallery, matcher: Held | None) -> Callable[[], None]:
+def _closer(gallery: Gallery | RemoteGallery, matcher: Held | None) -> Callable[[], None]:
     def close() -> None:
         gallery.close()
         if matcher is not None:

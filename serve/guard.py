@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.errors import ChanError
 from .logs import FACTS
-from .problems import Refusal, overloaded, problem_of, problem_response, unavailable
+from .problems import Refusal, overloaded, problem_of, problem_response, retry_headers, unavailable
 from .reading import CLOSE, READING, body_size
 from .state import State
 
@@ -150,7 +150,7 @@ class Guard:
             trace = None if isinstance(known, ChanError) else known
             _log.error("%s", known, exc_info=trace, extra={FACTS: {"request_id": facts["request_id"]}})
         if "status" not in facts:  # otherwise the answer has begun, and can only be cut off
-            headers = known.headers if isinstance(known, Refusal) else None
+            headers = known.headers if isinstance(known, Refusal) else retry_headers(problem.status)
             await problem_response(problem, headers)(scope, receive, send)
 
 

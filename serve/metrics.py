@@ -70,6 +70,10 @@ class Metrics:
         self.rows = Gauge(
             "chan_gallery_rows", "Rows of a gallery.", ["gallery"], registry=registry, multiprocess_mode="mostrecent"
         )
+        self.left_out = Gauge(
+            "chan_shards_left_out", "Groups of processes of shards that do not answer.", ["gallery"], registry=registry,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
 
     def batch(self, jobs: Sequence[Work]) -> None:
         """Count a batch that begins."""
@@ -101,6 +105,8 @@ class Metrics:
 
         for name, opened in galleries.items():
             self.rows.labels(name).set(len(opened.gallery))
+            if (left_out := opened.left_out) is not None:
+                self.left_out.labels(name).set(left_out)
         registry: CollectorRegistry = self._registry
         if SHARED in os.environ:
             registry = CollectorRegistry()

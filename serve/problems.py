@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from ..runtime.errors import (
     ChanError,
+    GalleryIncomplete,
     GalleryLocked,
     InputError,
     MissingExtra,
@@ -22,6 +23,7 @@ _DETAIL = 1000  # characters of an error's detail
 _STATUS: tuple[tuple[type[ChanError], int], ...] = (
     (InputError, 422),
     (GalleryLocked, 409),
+    (GalleryIncomplete, 503),
     (MissingExtra, 501),
     (ChanError, 500),
 )
@@ -52,6 +54,11 @@ def overloaded(detail: str, seconds: int = 1) -> Refusal:
 def unavailable(reason: str, detail: str, seconds: int = 1) -> Refusal:
     """503: the server cannot do this now."""
     return Refusal(503, reason, detail, {"Retry-After": str(seconds)})
+
+
+def retry_headers(status: int) -> dict[str, str]:
+    """Headers of an answer that carries an error of the library with this status."""
+    return {"Retry-After": "1"} if status == 503 else {}
 
 
 def problem_of(error: Exception, request_id: str, places: dict[str, str] | None = None) -> Problem:

@@ -110,7 +110,7 @@ class _Api:
 
     async def galleries(self, request: Request) -> Response:
         """List the galleries."""
-        return galleries_answer(self._state)
+        return await self._state.aside(galleries_answer, self._state)
 
     async def picture(self, request: Request) -> Response:
         """The picture of a row, by the row's id."""

@@ -36,6 +36,7 @@ def run_worker(
     """
     state = State(settings)
     try:
+        state.galleries.connect()
         config = uvicorn.Config(
             create_app(state),
             log_config=None,

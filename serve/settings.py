@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..runtime.checks import check_positive
 from ..runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from ..scale.ray_serve import RayShards
 
 LogFormat = Literal["text", "json"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -75,6 +78,7 @@ class Settings:
         grace: seconds that requests in flight have to finish after SIGTERM.
         log: form of the log.
         otlp_endpoint: URL of an OpenTelemetry collector (OTLP over HTTP); None sends nothing.
+        ray: how the shards of galleries are run on Ray; None searches galleries in this process.
     """
 
     galleries: Mapping[str, Path]
@@ -94,6 +98,7 @@ class Settings:
     grace: int = 30
     log: LogFormat = "text"
     otlp_endpoint: str | None = None
+    ray: RayShards | None = None
 
     def __post_init__(self) -> None:
         if not self.galleries:
@@ -107,6 +112,10 @@ class Settings:
         if self.api_key is not None and (not self.api_key or not self.api_key.isascii()):
             raise InputError("the API key must be at least one character of ASCII, got another text")
         check_positive("workers", self.workers)
+        if self.ray is not None and self.workers > 1:
+            raise InputError(f"workers must be 1 where shards are searched on Ray, got {self.workers}")
+        if self.ray is not None and self.device != "cpu":
+            raise InputError(f"device must be cpu where shards are searched on Ray, got {self.device}")
         check_positive("grace", self.grace)
 
 
