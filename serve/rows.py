@@ -14,12 +14,12 @@ from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryLocked, InputError
 from ..runtime.files import write_file
 from ..runtime.gallery import GalleryWriter, ShardedWriter, open_for_writing
+from ..runtime.pictures.received import sniff
 from ..runtime.regions import boxes_as_metadata
 from . import bodies
 from .answers import PRIVATE
 from .galleries import OpenGallery
 from .problems import Refusal
-from .uploads import sniff
 
 _SUFFIXES = {
     "JPEG": ".jpg",

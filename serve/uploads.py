@@ -1,14 +1,11 @@
-"""Pictures from clients: recognized by their first bytes, and bounded before they are decoded."""
+"""Pictures from clients, decoded; what the library refuses about them gets the status that HTTP has for it."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..runtime.errors import InputError
-from ..runtime.extras import needs
-from ..runtime.pictures.load import fit_picture
+from ..runtime.pictures.received import TooManyPixels, UnknownFormat, decode_picture
 from .problems import Refusal
 
 if TYPE_CHECKING:
@@ -16,69 +13,21 @@ if TYPE_CHECKING:
 
     from .galleries import OpenGallery
 
-# First bytes -> Pillow's name of the format. Pillow tries no other decoder than the one named here.
-_FORMATS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF87a", "GIF"),
-    (0, b"GIF89a", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\x00", "TIFF"),
-    (0, b"MM\x00*", "TIFF"),
-    (8, b"WEBP", "WEBP"),
-    (4, b"ftypavif", "AVIF"),
-)
-
-
-def sniff(data: bytes) -> str | None:
-    """Pillow's name of a picture's format, by the first bytes; None for what is no picture that is taken here."""
-    for place, start, name in _FORMATS:
-        if data[place : place + len(start)] == start and (name != "WEBP" or data[:4] == b"RIFF"):
-            return name
-    return None
-
-
-def decode_picture(data: bytes, size: int, pixels: int, name: str) -> Image.Image:
-    """Decode a picture from a client and resize it as the backbone reads it.
-
-    Args:
-        data: the file.
-        size: of the square that the backbone reads.
-        pixels: the most that the picture may have.
-        name: what to call it in an error.
-
-    Raises:
-        Refusal: it is no picture, or has too many pixels.
-        InputError: it is damaged.
-        MissingExtra: Pillow is not installed.
-    """
-    format = sniff(data)
-    if format is None:
-        raise Refusal(415, "picture", f"{name} must be a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file, got other bytes")
-    with needs("PIL", "reading pictures"):
-        from PIL import Image
-    try:
-        with Image.open(io.BytesIO(data), formats=[format]) as opened:
-            width, height = opened.size
-            if width * height > pixels:
-                raise Refusal(413, "pixels", f"{name} must have at most {pixels} pixels, got {width} x {height}")
-            return fit_picture(opened, size)
-    except (Refusal, InputError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise Refusal(413, "pixels", f"{name} must have at most {pixels} pixels, got more") from error
-    except Exception as error:  # Pillow's decoders report damage through many types, by format
-        raise InputError(f"{name} cannot be read as a picture: it is damaged, or no {format} file") from error
-
 
 def decode_pictures(opened: OpenGallery, files: Sequence[bytes], pixels: int) -> list[Image.Image]:
     """Decode the pictures of a request for a gallery.
 
     Raises:
-        Refusal, InputError, MissingExtra: as `decode_picture`; Refusal where the gallery's bundle takes no pictures.
+        Refusal: the gallery's bundle takes no pictures, or one is no picture or has too many pixels.
+        InputError, MissingExtra: as `decode_picture`.
     """
     preprocess = opened.need_matcher().manifest.preprocess
     if preprocess is None:
         detail = f"the bundle of the gallery {opened.name} has no backbone and takes no pictures: send embeddings"
         raise Refusal(422, "picture", detail)
-    return [decode_picture(data, preprocess.size, pixels, f"pictures[{i}]") for i, data in enumerate(files)]
+    try:
+        return [decode_picture(data, preprocess.size, pixels, f"pictures[{i}]") for i, data in enumerate(files)]
+    except UnknownFormat as error:
+        raise Refusal(415, "picture", str(error)) from error
+    except TooManyPixels as error:
+        raise Refusal(413, "pixels", str(error)) from error
