@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "search": "search",
     "explain": "explain",
     "serve": "serve",
+    "triton": "triton",
     "bench": "bench",
     "doctor": "doctor",
 }

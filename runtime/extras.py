@@ -64,6 +64,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "lmdb": {"lmdb": "lmdb"},
     "storage": {"obstore": "obstore"},
     "ray": {"ray": "ray"},
+    "triton-server": {"tritonclient": "tritonclient"},
     "otlp": {
         "opentelemetry-sdk": "opentelemetry",
         "opentelemetry-exporter-otlp-proto-http": "opentelemetry",

@@ -1,0 +1,231 @@
+"""NVIDIA's tritonserver as PyPI has it (`make test-triton`), with the Python backend only, and what it serves."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chan_rt.runtime import Embeddings, GalleryWriter, gallery_settings
+from chan_rt.scale.triton import write_repository
+
+SECONDS = 60  # that the server may take for anything
+WORDS = ("red", "strawberry", "green", "apple", "blue", "table", "white", "clouds")
+
+
+@dataclass
+class Triton:
+    """A server in a process of its own, that is started with a repository and answers at ports of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    http: int
+    grpc: int
+    metrics: int
+    clients: list[Any] = field(default_factory=list)
+
+    def client(self, protocol: str = "http") -> Any:
+        """A client of tritonclient."""
+        if protocol == "http":
+            import tritonclient.http as module
+
+            made = module.InferenceServerClient(f"127.0.0.1:{self.http}", network_timeout=SECONDS)
+        else:
+            import tritonclient.grpc as module
+
+            made = module.InferenceServerClient(f"127.0.0.1:{self.grpc}")
+        self.clients.append(made)
+        return made
+
+    def infer(self, protocol: str = "http", outputs: tuple[str, ...] = (), **inputs: Any) -> dict[str, Any]:
+        """The outputs of one request by name; `k` and `where` are its parameters, everything else is an input."""
+        module = tritonclient(protocol)
+        parameters = {name: inputs.pop(name) for name in ("k", "where", "other") if name in inputs}
+        given = []
+        for name, value in inputs.items():
+            kind = {"f": "FP32", "i": "INT32"}.get(value.dtype.kind, "BYTES")
+            given.append(module.InferInput(name, list(value.shape), kind))
+            given[-1].set_data_from_numpy(value)
+        wanted = [module.InferRequestedOutput(name) for name in outputs] or None
+        found = self.client(protocol).infer("chan_search", given, outputs=wanted, parameters=parameters or None)
+        listed = found.get_response()["outputs"] if protocol == "http" else found.get_response().outputs
+        names = [one["name"] if protocol == "http" else one.name for one in listed]
+        return {name: found.as_numpy(name) for name in names}
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that happens within SECONDS."""
+        wait_until(happened)
+
+    def statistics(self) -> tuple[int, int]:
+        """Queries that `chan_search` answered, and executions that this took."""
+        (found,) = self.client().get_inference_statistics("chan_search")["model_stats"]
+        return found["inference_count"], found["execution_count"]
+
+    def stub(self) -> int:
+        """The process that runs the model."""
+        own = str(self.process.pid)
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, rest = status.read_text().split("(", 1)[1].rsplit(")", 1)
+            except OSError:  # it ended meanwhile
+                continue
+            if name.startswith("triton_python") and rest.split()[1] == own:
+                return int(status.parent.name)
+        raise AssertionError("the model runs in no process")
+
+    def stop(self) -> int:
+        """End the server as a service manager does; returns its exit status."""
+        for client in self.clients:
+            client.close()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(SECONDS)
+
+
+def tritonclient(protocol: str) -> ModuleType:
+    """The module of a protocol's client."""
+    return importlib.import_module(f"tritonclient.{protocol}")
+
+
+@pytest.fixture(scope="session")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the server's backends: that of Python, with the stub for this version of it."""
+    pytest.importorskip("tritonclient", reason="tritonclient is not installed: make test-triton")
+    found = importlib.util.find_spec("pytriton")
+    if found is None or found.submodule_search_locations is None:
+        pytest.skip("nvidia-pytriton, which has the server, is not installed: make test-triton")
+    server = Path(found.submodule_search_locations[0], "tritonserver")
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        pytest.skip(f"nvidia-pytriton runs no models in Python {version}")
+    missing = re.findall(
+        r"(libpython\S+) => not found", subprocess.run(["ldd", stub], capture_output=True).stdout.decode()
+    )
+    if missing:
+        pytest.skip(f"no {missing[0]} is installed: apt-get install libpython{version}")
+    folder = tmp_path_factory.mktemp("backends")
+    shutil.copytree(server / "backends" / "python", folder / "python")
+    shutil.copy(stub, folder / "python")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start_triton(backends: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Triton]]:
+    """(repository, *flags) -> Triton that is ready; the flags are the server's."""
+    started: list[Triton] = []
+    package = Path(importlib.util.find_spec("pytriton").submodule_search_locations[0])  # type: ignore[union-attr,index]
+
+    def start(repository: Path, *flags: str) -> Triton:
+        ports = free_ports(3)
+        names = ("http", "grpc", "metrics")
+        listening = [
+            f"--{name}-{key}"
+            for name, port in zip(names, ports, strict=True)
+            for key in ("address=127.0.0.1", f"port={port}")
+        ]
+        command = [
+            package / "tritonserver" / "bin" / "tritonserver",
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            "--backend-config=python,shm-default-byte-size=8388608",
+            "--allow-gpu-metrics=false",
+            *listening,
+            *flags,
+        ]
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(package.parent / "nvidia_pytriton.libs"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        log = tmp_path_factory.mktemp("triton") / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen([str(part) for part in command], stdout=file, stderr=file, env=environment)
+        server = Triton(process, log, *ports)
+        started.append(server)
+        wait_until(lambda: b"Started Metrics Service" in log.read_bytes() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()[-4000:]
+        return server
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens at."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """Wait for something that happens within SECONDS."""
+    begin = time.monotonic()
+    while not happened():
+        assert time.monotonic() - begin < SECONDS, "it did not happen"
+        time.sleep(0.02)
+
+
+def make_gallery(path: Path, bundle: Path, kind: str = "images", rows: int = 400) -> Path:
+    """A gallery of random rows of 4 vectors; those of captions name two words of the vocabulary."""
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((rows, 4, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    metadata = [
+        {"n": row, "caption": f"{WORDS[row % 8]} {WORDS[row // 8 % 8]}", "path": f"/private/{row}.png"}
+        for row in range(rows)
+    ]
+    with GalleryWriter.create(path, gallery_settings(bundle, kind)) as writer:  # type: ignore[arg-type]
+        writer.add([f"row-{row}" for row in range(rows)], Embeddings(vectors, np.full(rows, 4, np.int32)), metadata)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(make_small_model: Callable[..., Any]) -> Path:
+    """A bundle with a backbone."""
+    return make_small_model(pictures=True).bundle  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def new_gallery() -> Callable[..., Path]:
+    """The function that makes a gallery."""
+    return make_gallery
+
+
+@pytest.fixture(scope="session")
+def gallery(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of images."""
+    return make_gallery(tmp_path_factory.mktemp("galleries") / "images", bundle)
+
+
+@pytest.fixture(scope="session")
+def repository(bundle: Path, gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository of the bundle and the gallery."""
+    out = tmp_path_factory.mktemp("repositories") / "images"
+    write_repository(bundle, out, gallery=gallery)
+    return out
+
+
+@pytest.fixture(scope="session")
+def triton(start_triton: Callable[..., Triton], repository: Path) -> Triton:
+    """A server of `chan_search`, which most tests share."""
+    return start_triton(repository, "--model-control-mode=explicit", "--load-model=chan_search")
