@@ -4,7 +4,7 @@ CPU_TESTS := -m pytest -n 2 -m 'not gpu and not nightly'
 PYTHONS ?= 3.11 3.12 3.13 3.14
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(wildcard runtime/gallery/core/*)
 
-.PHONY: help core demo test test-python test-oldest test-backbones test-gpu test-pages test-nightly lint bench bench-gpu clean
+.PHONY: help core demo test test-python test-oldest test-backbones test-triton test-gpu test-pages test-nightly lint bench bench-gpu clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -90,6 +90,21 @@ test-oldest: .venv-oldest/installed  ## the runtime's tests with the oldest NumP
 
 test-backbones: .venv-backbones/installed  ## the tests of timm's and torchvision's networks
 	.venv-backbones/bin/python -m pytest -m 'not nightly' tests/chan_ref/backbones
+
+# PyPI has a tritonserver of NVIDIA's that runs models in Python, without the other backends. What starts those models is
+# compiled against NumPy 1, and tritonclient needs a protobuf older than 7: so both stand in front of everything else, here.
+.venv-triton/installed: .venv/installed
+	test -x .venv-triton/bin/python || $(PY) -m venv .venv-triton
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check 'numpy==1.26.*' 'tritonclient[http,grpc]>=2.50'
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	.venv-triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $@.path
+	$(PY) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	  > "$$(cat $@.path)/rest.pth"
+	rm $@.path
+	touch $@
+
+test-triton: .venv-triton/installed  ## the tests of the model repository for NVIDIA Triton, against its server
+	.venv-triton/bin/python -m pytest tests/scale/triton
 
 test-gpu: .venv-gpu/installed  ## the tests that need an NVIDIA GPU
 	.venv-gpu/bin/python -m pytest -m gpu

@@ -1,0 +1,397 @@
+"""`chan_search` in NVIDIA's server: the library's answers to the bit, batches, and clear errors that it survives."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, Matcher
+from chan_rt.scale import push_gallery
+from chan_rt.scale.triton import Served, write_repository
+
+pytest.importorskip("tritonclient", reason="tritonclient is not installed: make test-triton")
+
+PROTOCOLS = ("http", "grpc")
+CAPTIONS = (
+    "a red strawberry",
+    "the green apple lie on a blue table under two white clouds",
+    "clouds",
+    "an unknown thing on a table",
+)
+
+
+def texts(*values: str | bytes) -> np.ndarray:
+    """A tensor [B, 1] of text or bytes."""
+    return np.array([[one.encode() if isinstance(one, str) else one] for one in values], object)
+
+
+def picture(seed: int, format: str = "PNG") -> bytes:
+    Image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def matcher(bundle: Path) -> Iterator[Matcher]:
+    with Matcher.open(bundle) as opened:
+        yield opened
+
+
+def check(found: dict[str, Any], gallery: Path, queries: Embeddings, k: int = 10, **how: Any) -> None:
+    """The outputs are those of `Gallery.search`, to the bit, and padded where a query has less."""
+    with Gallery.open(gallery) as opened:
+        wanted = opened.search(queries, k, same_kind=True, **how)
+    assert found["hits"].tolist() == [[len(one.hits)] for one in wanted]
+    assert found["certified"].tolist() == [[one.certified] for one in wanted]
+    assert [row[0].decode() for row in found["reason"]] == [one.reason for one in wanted]
+    for row, result in enumerate(wanted):
+        count = len(result.hits)
+        assert [id.decode() for id in found["ids"][row]] == [hit.id for hit in result.hits] + [""] * (
+            found["ids"].shape[1] - count
+        )
+        assert found["scores"][row, :count].tolist() == [hit.score for hit in result.hits]
+        assert not found["scores"][row, count:].any()
+        for column, hit in enumerate(result.hits):
+            words = len(hit.word_regions)
+            assert found["regions"][row, column, :words].tolist() == hit.word_regions.tolist()
+            assert (found["regions"][row, column, words:] == -1).all()
+            assert found["similarities"][row, column, :words].tobytes() == hit.word_scores.tobytes()
+            shown = {key: value for key, value in hit.metadata.items() if key != "path"}
+            assert json.loads(found["metadata"][row, column]) == shown
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_captions_find_what_the_library_finds(triton: Any, gallery: Path, matcher: Matcher, protocol: str) -> None:
+    found = triton.infer(protocol, caption=texts(*CAPTIONS), k=7)
+    check(found, gallery, matcher.encode_texts(CAPTIONS), 7)
+    assert found["certified"].all()
+    for row, caption in enumerate(CAPTIONS):
+        words = matcher.tokenizer.tokens(caption)
+        assert [word.decode() for word in found["words"][row]][: len(words)] == words
+    alone = triton.infer(protocol, caption=texts(CAPTIONS[0]))
+    check(alone, gallery, matcher.encode_texts(CAPTIONS[:1]))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_pictures_find_what_the_library_finds(
+    triton: Any, gallery: Path, matcher: Matcher, protocol: str, tmp_path: Path
+) -> None:
+    files = [picture(0), picture(1, "JPEG")]
+    paths = [tmp_path / "0.png", tmp_path / "1.jpg"]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    found = triton.infer(protocol, picture=texts(*files))
+    check(found, gallery, matcher.encode_pictures(paths))
+    assert found["words"].shape == (2, 0)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_embeddings_find_what_the_library_finds(triton: Any, gallery: Path, matcher: Matcher, protocol: str) -> None:
+    queries = matcher.encode_texts(CAPTIONS)
+    vectors = queries.vectors.copy()
+    for row, length in enumerate(queries.lengths):
+        vectors[row, length:] = np.nan  # padding may hold anything
+    found = triton.infer(protocol, embedding=vectors, length=queries.lengths[:, None], k=3)
+    check(found, gallery, queries, 3)
+    whole = triton.infer(protocol, embedding=queries.vectors[:1, : queries.lengths[0]].copy())
+    check(whole, gallery, queries[:1].trimmed())
+
+
+def test_a_filter_and_only_some_outputs(triton: Any, gallery: Path, matcher: Matcher) -> None:
+    queries = matcher.encode_texts(CAPTIONS)
+    found = triton.infer(caption=texts(*CAPTIONS), where='{"n": {"$lt": 4}}')
+    check(found, gallery, queries, where={"n": {"$lt": 4}})
+    assert found["ids"].shape == (4, 4)
+    none = triton.infer(caption=texts(*CAPTIONS), where='{"n": {"$lt": 0}}')
+    check(none, gallery, queries, where={"n": {"$lt": 0}})
+    assert none["ids"].shape == (4, 0)
+    assert triton.infer(outputs=("ids", "certified"), caption=texts("clouds")).keys() == {"ids", "certified"}
+
+
+def test_plain_json_over_http(triton: Any, gallery: Path, matcher: Matcher) -> None:
+    """What docs/triton.md sends with curl."""
+    body = {
+        "inputs": [{"name": "caption", "shape": [1, 1], "datatype": "BYTES", "data": [CAPTIONS[1]]}],
+        "parameters": {"k": 5},
+    }
+    url = f"http://127.0.0.1:{triton.http}/v2/models/chan_search/infer"
+    with urllib.request.urlopen(url, json.dumps(body).encode()) as answer:
+        outputs = {one["name"]: one["data"] for one in json.load(answer)["outputs"]}
+    with Gallery.open(gallery) as opened:
+        (wanted,) = opened.search(matcher.encode_texts([CAPTIONS[1]]), 5)
+    assert outputs["ids"] == [hit.id for hit in wanted.hits]
+    assert outputs["scores"] == [hit.score for hit in wanted.hits]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_many_requests_become_few_executions_and_the_same_bits(triton: Any, protocol: str) -> None:
+    captions = [f"{CAPTIONS[i % 4]} {'apple ' * (i % 9)}" for i in range(48)]
+    alone = [triton.infer(protocol, caption=texts(caption)) for caption in captions]
+    queries, executions = triton.statistics()
+    with ThreadPoolExecutor(48) as threads:
+        together = list(threads.map(lambda one: triton.infer(protocol, caption=texts(one)), captions))
+    more_queries, more_executions = triton.statistics()
+    assert more_queries - queries == 48
+    assert more_executions - executions <= 40
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[name].tolist() == other[name].tolist() for name in one)
+
+
+VECTORS = np.random.default_rng(1).standard_normal((2, 3, 16)).astype(np.float32)
+NAN = np.where(np.arange(16) == 4, np.float32(np.nan), VECTORS)
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no input": ({}, "request has 0 inputs"),
+    "two inputs": (
+        {"caption": texts("a"), "picture": texts("a")},
+        "a request must have one of caption, picture, embedding, got caption and picture",
+    ),
+    "length of a caption": ({"caption": texts("a"), "length": np.ones((1, 1), np.int32)}, "length is the number of"),
+    "another name": ({"captions": texts("a")}, "unexpected inference input 'captions'"),
+    "no axis of queries": ({"caption": texts("a")[0]}, r"Expected \[-1,1\], got \[1\]"),
+    "another shape": ({"caption": texts("a").repeat(2, axis=1)}, r"Expected \[-1,1\], got \[1,2\]"),
+    "no query": ({"caption": texts("a")[:0]}, "expected 1 string elements"),
+    "too many queries": ({"caption": texts("a").repeat(65, axis=0)}, "batch-size must be <= 64"),
+    "another type": ({"caption": np.ones((1, 1), np.int32)}, "data-type is 'INT32'.* expects 'BYTES'"),
+    "empty": ({"caption": texts("a", "")}, r"captions\[1\] must hold at least one word, got ''"),
+    "no word": ({"caption": texts(" \t")}, r"captions\[0\] must hold at least one word"),
+    "too many words": ({"caption": texts("apple " * 200)}, r"at most 128 words, start and end included.*, got 202"),
+    "too many characters": ({"caption": texts("apple" * 9000)}, "must have at most 10000 characters, got 45000"),
+    "no text": ({"caption": texts("a", b"\xff\xfe")}, r"captions\[1\] must be UTF-8 text, got other bytes at 0"),
+    "no picture": ({"picture": texts("a")}, r"pictures\[0\] must be a JPEG, PNG, .* got other bytes"),
+    "half a picture": ({"picture": texts(picture(0)[:300])}, r"pictures\[0\] cannot be read as a picture"),
+    "no bytes": ({"picture": texts("")}, r"pictures\[0\] must be a JPEG"),
+    "not finite": ({"embedding": NAN}, r"embedding\[0, 0, 4\]: must be finite, got nan"),
+    "another width": ({"embedding": VECTORS[:, :, :8].copy()}, "D must be this gallery's 16, got 8"),
+    "too long": (
+        {"embedding": VECTORS, "length": np.array([[3], [4]], np.int32)},
+        r"length\[1\]: must be between 1 and 3, got 4",
+    ),
+    "too few lengths": ({"embedding": VECTORS, "length": np.ones((1, 1), np.int32)}, "batch size does not match"),
+    "k": ({"caption": texts("a"), "k": 0}, "k must be positive, got 0"),
+    "large k": ({"caption": texts("a"), "k": 1001}, "k must be at most 1000, got 1001"),
+    "k as text": ({"caption": texts("a"), "k": "3"}, "k must be a positive integer, got '3'"),
+    "filter": ({"caption": texts("a"), "where": '{"n"'}, "where: it must be valid JSON"),
+    "private key": ({"caption": texts("a"), "where": '{"path": "/private/1.png"}'}, "no row has the key 'path'"),
+    "parameter": ({"caption": texts("a"), "other": 1}, "must be among k and where, got 'other'"),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_refused_and_the_server_goes_on(triton: Any, protocol: str, name: str) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    inputs, message = BAD[name]
+    with pytest.raises(InferenceServerException, match=message) as caught:
+        triton.infer(protocol, **inputs)
+    assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
+    assert triton.infer(protocol, caption=texts("clouds"))["certified"].all()
+
+
+def test_bad_requests_fail_alone(triton: Any, gallery: Path, matcher: Matcher) -> None:
+    """Those that are executed together with sound ones."""
+    from tritonclient.utils import InferenceServerException
+
+    def ask(number: int) -> str | None:
+        try:
+            found = triton.infer(caption=texts(("clouds", "apple " * 200, "")[number % 3]))
+        except InferenceServerException as error:
+            return str(error.status())
+        check(found, gallery, clouds)
+        return None
+
+    clouds = matcher.encode_texts(["clouds"])
+    with stopped(triton), ThreadPoolExecutor(30) as threads:
+        asked = [threads.submit(ask, number) for number in range(30)]
+        triton.wait_until(lambda: "pending" in metrics(triton) and metrics(triton)["pending"] >= 20)
+        os.kill(triton.stub(), signal.SIGCONT)
+        assert [one.result() for one in asked] == [None, "400", "400"] * 10
+
+
+@contextmanager
+def stopped(triton: Any) -> Iterator[None]:
+    """The process of the model stands still, until something lets it go on or the block ends."""
+    stub = triton.stub()
+    os.kill(stub, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(stub, signal.SIGCONT)
+
+
+def metrics(triton: Any) -> dict[str, float]:
+    """The server's metrics about `chan_search` by name; `pending` are the requests that wait."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{triton.metrics}/metrics") as answer:
+        text = answer.read().decode()
+    found = re.findall(r'^nv_inference_(\w+)\{.*?model="chan_search".*?\} (\S+)$', text, re.MULTILINE)
+    return {name.removesuffix("_request_count"): float(value) for name, value in found}
+
+
+def test_metrics_count_requests_and_executions(triton: Any) -> None:
+    before = metrics(triton)
+    triton.infer(caption=texts("clouds", "a table"))
+    after = metrics(triton)
+    assert after["request_success"] - before["request_success"] == 1
+    assert after["count"] - before["count"] == 2  # queries
+    assert after["exec_count"] - before["exec_count"] == 1
+    assert after["request_duration_us"] > before["request_duration_us"]
+
+
+def test_metadata_says_what_the_model_takes(triton: Any) -> None:
+    client = triton.client()
+    described = client.get_model_metadata("chan_search")
+    assert {one["name"]: (one["datatype"], one["shape"]) for one in described["inputs"]} == {
+        "caption": ("BYTES", [-1, 1]),
+        "picture": ("BYTES", [-1, 1]),
+        "embedding": ("FP32", [-1, -1, -1]),
+        "length": ("INT32", [-1, 1]),
+    }
+    parameters = client.get_model_config("chan_search")["parameters"]
+    assert parameters["chan_kind"]["string_value"] == "images"
+    assert parameters["chan_grid"]["string_value"] == "2"
+
+
+def test_a_commit_is_found_at_once(
+    start_triton: Callable[..., Any], bundle: Path, new_gallery: Callable[..., Path], matcher: Matcher, tmp_path: Path
+) -> None:
+    gallery = new_gallery(tmp_path / "gallery", bundle, rows=20)
+    write_repository(bundle, tmp_path / "repository", gallery=gallery)
+    server = start_triton(tmp_path / "repository", "--model-control-mode=explicit", "--load-model=chan_search")
+    queries = matcher.encode_texts(["a red strawberry"])
+    check(server.infer(caption=texts("a red strawberry")), gallery, queries)
+    with GalleryWriter.open(gallery) as writer:
+        vectors = queries.vectors[:, :4].copy()
+        writer.add(["new"], Embeddings(vectors, np.array([4], np.int32)), [{"n": 99}])
+        writer.delete(["row-3"])
+    found = server.infer(caption=texts("a red strawberry"), k=20)
+    check(found, gallery, queries, 20)
+    assert found["ids"][0, 0] == b"new"
+    assert b"row-3" not in found["ids"]
+    assert server.stop() == 0
+
+
+def test_a_gallery_in_object_storage_is_opened_again_by_loading(
+    start_triton: Callable[..., Any],
+    bundle: Path,
+    new_gallery: Callable[..., Path],
+    matcher: Matcher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    monkeypatch.setenv("CHAN_CACHE", str(tmp_path / "cache"))
+    gallery, url = new_gallery(tmp_path / "gallery", bundle, rows=20), f"file://{tmp_path}/stored"
+    push_gallery(gallery, url)
+    write_repository(bundle, tmp_path / "repository", gallery=gallery, gallery_place=url)
+    server = start_triton(tmp_path / "repository", "--model-control-mode=explicit", "--load-model=chan_search")
+    with GalleryWriter.open(gallery) as writer:
+        writer.delete([f"row-{row}" for row in range(15)])
+    push_gallery(gallery, url)
+    assert server.infer(caption=texts("clouds"), k=20)["hits"].tolist() == [[20]]
+    server.client().load_model("chan_search")
+    check(server.infer(caption=texts("clouds"), k=20), gallery, matcher.encode_texts(["clouds"]), 20)
+    assert server.stop() == 0
+
+
+def test_captions_are_found_with_a_picture(
+    start_triton: Callable[..., Any], bundle: Path, new_gallery: Callable[..., Path], matcher: Matcher, tmp_path: Path
+) -> None:
+    gallery = new_gallery(tmp_path / "gallery", bundle, "captions")
+    write_repository(bundle, tmp_path / "repository", gallery=gallery, served=Served(instances=2))
+    server = start_triton(tmp_path / "repository", "--model-control-mode=explicit", "--load-model=chan_search")
+    (tmp_path / "picture.png").write_bytes(picture(5))
+    found = server.infer(picture=texts(picture(5)), k=4)
+    check(found, gallery, matcher.encode_pictures([tmp_path / "picture.png"]), 4)
+    assert found["regions"].shape == (1, 4, 4)
+    assert server.stop() == 0
+
+
+def test_a_model_is_loaded_again_and_a_broken_one_is_not(
+    start_triton: Callable[..., Any], repository: Path, tmp_path: Path
+) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    copy = Path(shutil.copytree(repository, tmp_path / "repository"))
+    server = start_triton(copy, "--model-control-mode=explicit", "--load-model=chan_search")
+    config = copy / "chan_search" / "config.pbtxt"
+    sound = config.read_text()
+
+    def load(text: str) -> None:
+        config.write_text(text)
+        server.client().load_model("chan_search")
+
+    load(sound.replace('"1000"', '"5"'))
+    with pytest.raises(InferenceServerException, match="k must be at most 5, got 6"):
+        server.infer(caption=texts("clouds"), k=6)
+    place = re.findall(r'"(/[^"]*/images)"', sound)[0]
+    with pytest.raises(InferenceServerException, match="is not a gallery"):
+        load(sound.replace(place, "/nowhere"))
+    assert server.infer(caption=texts("clouds"), k=5)["hits"].tolist() == [[5]]
+    warmup = copy / "chan_search" / "warmup" / "caption"
+    kept = warmup.read_bytes()
+    warmup.write_bytes((1).to_bytes(4, "little") + b" ")
+    with pytest.raises(InferenceServerException, match="must hold at least one word"):
+        load(sound.replace('"1000"', '"6"'))
+    warmup.write_bytes(kept)
+    server.client().unload_model("chan_search")
+    server.wait_until(lambda: not server.client().is_model_ready("chan_search"))
+    with pytest.raises(InferenceServerException, match="no available versions"):
+        server.infer(caption=texts("clouds"))
+    load(sound)
+    assert server.infer(caption=texts("clouds"), k=400)["hits"].tolist() == [[400]]
+    server.process.kill()  # this version counts models that failed to load as alive, and waits 30 s for them
+
+
+def test_a_full_queue_refuses_and_a_request_may_wait_only_so_long(
+    start_triton: Callable[..., Any], bundle: Path, gallery: Path, tmp_path: Path
+) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    write_repository(bundle, tmp_path / "repository", gallery=gallery, served=Served(queue=2))
+    server = start_triton(tmp_path / "repository", "--model-control-mode=explicit", "--load-model=chan_search")
+
+    def ask(number: int) -> str | None:
+        try:
+            assert server.infer(caption=texts("clouds"))["certified"].all()
+        except InferenceServerException as error:
+            return f"{error.status()} {error.message()}"
+        return None
+
+    with stopped(server), ThreadPoolExecutor(16) as threads:
+        asked = [threads.submit(ask, number) for number in range(16)]
+        server.wait_until(lambda: sum(one.done() for one in asked) >= 8)  # refused while the model stands still
+        os.kill(server.stub(), signal.SIGCONT)
+        answers = [one.result() for one in asked]
+    refused = [one for one in answers if one is not None]
+    assert 8 <= len(refused) <= 13
+    assert all(re.match(r"503 .*[Ee]xceeds maximum queue size", one) for one in refused)
+    assert server.infer(caption=texts("clouds"))["certified"].all()
+    assert server.stop() == 0
+
+
+def test_sigterm_ends_the_server_after_the_requests_at_work(start_triton: Callable[..., Any], repository: Path) -> None:
+    server = start_triton(repository, "--model-control-mode=explicit", "--load-model=chan_search")
+    with stopped(server), ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(server.infer, caption=texts("clouds")) for _ in range(8)]
+        server.wait_until(lambda: metrics(server).get("pending", 0) >= 4)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_until(lambda: b"Signal (15) received" in server.log.read_bytes())
+        os.kill(server.stub(), signal.SIGCONT)
+        assert all(one.result()["certified"].all() for one in asked)
+    assert server.stop() == 0  # with the connections of clients, which it waits for, too
