@@ -1,8 +1,9 @@
-"""Run real samples through the float32 graphs of a bundle and record the ranges of the inputs of matrix products."""
+"""Run real samples through the float32 graphs of a bundle and record the ranges of what enters and leaves products."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,16 +21,18 @@ from ..runtime.errors import BundleError, InputError, reason_of
 from ..runtime.files import atomic_file, write_file
 from ..runtime.onnx_session import open_session
 from .bounds import known_bounds
-from .feeds import Feeds, Samples
+from .feeds import MIN_SAMPLES, Feeds, Samples
 from .qdq import find_sites
 from .ranges import Histogram, Method, TensorRange, choose_range
 from .recurrence import find_grus
 
+_log = logging.getLogger(__name__)
+
 SCHEMA = 1
 RANGES_FILE = "calibration/ranges.json"
 STATE_FILE = "calibration/state.npz"
-# graphs whose products are quantized; the last two take the outputs of the first two
-CALIBRATED: tuple[GraphName, ...] = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
+# graphs whose products are quantized; the last two take the outputs of the two encoders
+CALIBRATED: tuple[GraphName, ...] = ("backbone", "region_encoder", "text_encoder", "hard_alignment", "alignment_map")
 # of each encoder the embeddings, the lengths of its rows, and the name of their directions
 ENCODED: Mapping[str, tuple[str, str, str]] = {
     "region_encoder": ("region_embeddings", "region_lengths", "regions"),
@@ -98,8 +101,10 @@ def load_calibration(bundle: Path, manifest: Manifest) -> Calibration:
 
 
 def observed_tensors(model: onnx.ModelProto) -> list[str]:
-    """Return the tensors that need ranges, sorted: activations of products, inputs and states of GRUs."""
-    activations = {tensor for site in find_sites(model) for tensor in site.activations.values()}
+    """Return the tensors that need ranges, sorted: what products read, what Convs make, inputs and states of GRUs."""
+    sites = find_sites(model)
+    activations = {tensor for site in sites for tensor in site.activations.values()}
+    activations |= {site.output for site in sites if site.output is not None}
     return sorted(activations | {tensor for node in find_grus(model) for tensor in (node.input[0], node.output[0])})
 
 
@@ -125,6 +130,13 @@ class Observer:
         known = {item.name for item in (*model.graph.input, *model.graph.output)}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.histograms if name not in known)
         self._session = open_session(model.SerializeToString(), threads or None, purpose="calibrating")
+
+    def ranges(self, method: Method) -> dict[str, TensorRange]:
+        """Choose the range of each observed tensor; InputError if one has no values, or only zeros."""
+        return {
+            tensor: choose_range(tensor, histogram, method, bounds=self.bounds.get(tensor))
+            for tensor, histogram in self.histograms.items()
+        }
 
     def run(self, feeds: Feeds, count: bool = True) -> dict[str, np.ndarray]:
         """Run the graph and return its outputs; with `count`, count the values of every observed tensor."""
@@ -154,7 +166,8 @@ def calibrate(
 
     Args:
         bundle: folder of the bundle; it must have float32 graphs.
-        samples: real regions and captions.
+        samples: real regions and captions. A backbone is calibrated where there are pictures, too, and its regions are
+            a grid.
         method: how clipping ranges are chosen; see `calibration.ranges`.
         threads: number of threads of onnxruntime; 0 for one per CPU this process may use.
         progress: called with the graph, the number of finished batches, and the number of all batches.
@@ -168,6 +181,8 @@ def calibrate(
     """
     manifest = Manifest.load(bundle)
     names = [name for name in CALIBRATED if name in manifest.graphs]
+    if not _reads_pictures(manifest, samples):
+        names = [name for name in names if name != "backbone"]
     hashes = {name: manifest.graph(name, "fp32").sha256 for name in names}
     data = {
         "sha256": samples.sha256(),
@@ -185,7 +200,10 @@ def calibrate(
         for name in names
     }
     for name, observer in observers.items():
-        if name == "region_encoder":
+        if name == "backbone":
+            assert manifest.preprocess is not None
+            batches = samples.picture_feeds(manifest.preprocess)
+        elif name == "region_encoder":
             batches = samples.image_feeds()
         elif name == "text_encoder":
             batches = samples.caption_feeds()
@@ -195,21 +213,25 @@ def calibrate(
             observer.run(batches[index]())
             progress(name, index + 1, len(batches))
             state.save(name, observer, index + 1, last=index + 1 == len(batches))
-    graphs: dict[str, tuple[str, dict[str, TensorRange]]] = {
-        name: (
-            hashes[name],
-            {
-                tensor: choose_range(tensor, histogram, method, bounds=observer.bounds.get(tensor))
-                for tensor, histogram in observer.histograms.items()
-            },
-        )
-        for name, observer in observers.items()
-    }
+    graphs: dict[str, tuple[str, dict[str, TensorRange]]] = {}
+    for name, observer in observers.items():
+        try:
+            graphs[name] = hashes[name], observer.ranges(method)
+        except InputError as error:
+            if name != "backbone":
+                raise
+            _log.warning("the backbone is not calibrated, and will not be quantized: %s", error)
     calibration = Calibration(method, data, graphs)
     moments = {label: observers[name].moment for name, (_, _, label) in ENCODED.items() if name in observers}
     _record(bundle, manifest, calibration, {label: directions_of(moment) for label, moment in moments.items()})
     state.remove()
     return calibration
+
+
+def _reads_pictures(manifest: Manifest, samples: Samples) -> bool:
+    """Whether the backbone is calibrated. One that chooses regions would choose others with rounded numbers."""
+    preprocess = manifest.preprocess
+    return preprocess is not None and preprocess.grid is not None and len(samples.pictures) >= MIN_SAMPLES
 
 
 def _unit_inputs(manifest: Manifest) -> list[str]:

@@ -10,16 +10,22 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
+from ..runtime.contract import Preprocess, sha256_file
+from ..runtime.data.images import spread
 from ..runtime.errors import InputError
+from ..runtime.pictures.load import load_pixels
 from ..runtime.text import TokenBatch
 
 Feeds = Mapping[str, np.ndarray]
 
 MIN_SAMPLES = 16
 BATCH = 32
+PICTURES = 64  # that the backbone is run on: each costs a hundred times what a caption does
+PICTURE_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Samples:
         regions: function that reads the images in rows (int64 [n]): (regions float32 [n, R, F], lengths int32 [n]).
         num_images: number of images.
         tokens: token ids int32 [C, W] and lengths int32 [C] of the captions.
+        pictures: picture files for the backbone; at most 64 of them are read, spread evenly.
 
     Raises:
         InputError: there are fewer than 16 images or captions.
@@ -38,6 +45,7 @@ class Samples:
     regions: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     num_images: int
     tokens: TokenBatch
+    pictures: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for name, count in (("images", self.num_images), ("captions", len(self.tokens.lengths))):
@@ -76,6 +84,22 @@ class Samples:
         lengths = self.tokens.lengths[rows]
         return {"token_ids": np.ascontiguousarray(self.tokens.ids[rows, : lengths.max()]), "token_lengths": lengths}
 
+    def picture_feeds(self, preprocess: Preprocess) -> list[Callable[[], Feeds]]:
+        """Return functions that read one batch each for `backbone`."""
+        files = self._chosen_pictures
+        return [
+            partial(_pixels, files[start : start + PICTURE_BATCH], preprocess)
+            for start in range(0, len(files), PICTURE_BATCH)
+        ]
+
+    @cached_property
+    def _chosen_pictures(self) -> list[Path]:
+        """In the order of their contents, so that it does not depend on the order of the samples."""
+        if not self.pictures:
+            return []
+        chosen = [self.pictures[row] for row in spread(len(self.pictures), PICTURES)]
+        return sorted(chosen, key=sha256_file)
+
     def sha256(self) -> str:
         """Return the hash of the contents of all samples, in whichever order they are given."""
         digest = hashlib.sha256()
@@ -85,6 +109,8 @@ class Samples:
             for name, value in read().items():
                 digest.update(f"{name}{value.dtype}{value.shape}".encode())
                 digest.update(np.ascontiguousarray(value).data)
+        for file in self._chosen_pictures:
+            digest.update(sha256_file(file).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -104,6 +130,10 @@ class Samples:
     def _image_order(self) -> np.ndarray:
         """The images in the order of their hashes, so that batches do not depend on the order of the samples."""
         return np.array(sorted(range(self.num_images), key=self._surveyed[1].__getitem__), np.int64)
+
+
+def _pixels(files: list[Path], preprocess: Preprocess) -> Feeds:
+    return {"pixels": load_pixels(files, preprocess)}
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from .terminal import echo, print_json, progress_bar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..chan_ref.backbones.base import Backbone
     from ..export.bundle import ExportedGraph
 
 
@@ -32,9 +33,14 @@ if TYPE_CHECKING:
 )
 @options.backbone_options(
     "Network from pictures to regions that the bundle has. The default is efficientnet-lite0, where it is installed "
-    "and fits the model."
+    "and fits the model. With an int8 precision, the network that the bundle's backbone was exported from."
 )
-@click.option("--no-backbone", is_flag=True, help="Leave the backbone out. The bundle then reads region features only.")
+@click.option(
+    "--no-backbone",
+    is_flag=True,
+    help="Leave the backbone out. The bundle then reads region "
+    "features only. With an int8 precision, leave the backbone as it is.",
+)
 @click.option("--data", type=options.FOLDER, help="Data for the parity check that int8 graphs must pass.")
 @options.split_option("test", "Split of the data for the parity check of int8 graphs.")
 @options.samples_option(500)
@@ -80,27 +86,33 @@ def command(
     """Write the graphs, tokenizer and manifest of CHECKPOINT to a new bundle. Each graph is checked against PyTorch.
 
     With --precision int8 or int8_x86 the graphs of a bundle that `chan calibrate` has calibrated are quantized, and
-    added to it if they pass parity on --data. The verdict is recorded in the manifest.
+    added to it if they pass parity on --data. The verdict is recorded in the manifest. A backbone is quantized for
+    int8_x86, if it was calibrated and --data has pictures.
     """
     from ..chan_ref.checkpoint import read_config
-    from ..export.backbone import choose_backbone, included
+    from ..export.backbone import backbone_of, choose_backbone, included
     from ..export.bundle import export_bundle
     from ..export.int8 import SCHEMES
+    from ..runtime.contract import Manifest
 
+    if backbone is not None and no_backbone:
+        raise click.UsageError("give --backbone or --no-backbone, not both")
     if set(precisions) & set(SCHEMES):
         if not set(precisions) <= set(SCHEMES):
             raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, calibrate, then export int8")
         if data is None:
             raise click.UsageError("int8 graphs are kept only if they pass parity: give --data")
-        kept = ("backbone", "weights", "no_backbone", "max_regions", "max_words")
+        kept = ("max_regions", "max_words")
         options.refuse_given(context, kept, "with an int8 precision: the bundle keeps what it was exported with")
-        exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force)
-        _print(exported, out, "as it was", as_json)
+        network = options.open_backbone(context, backbone, weights)
+        if network is None and not no_backbone:
+            network = backbone_of(Manifest.load(out))
+        exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force, network)
+        quantized = any(item.name == "backbone" for item in exported)
+        _print(exported, out, "quantized for onnxruntime" if quantized else "as it was", as_json)
         return
     options.refuse_given(context, ("data", "split", "samples", "plan"), "without --precision int8 or int8_x86")
     region_dim = read_config(checkpoint).region_dim
-    if backbone is not None and no_backbone:
-        raise click.UsageError("give --backbone or --no-backbone, not both")
     network = options.open_backbone(context, backbone, weights)
     if network is None:
         network, decision = choose_backbone(region_dim, False if no_backbone else None)
@@ -153,6 +165,7 @@ def _add_int8(
     samples: int,
     plan: Path | None,
     force: bool,
+    backbone: Backbone | None,
 ) -> list[ExportedGraph]:
     from ..calibration.plan import Plan
     from ..export.int8 import export_int8
@@ -169,4 +182,5 @@ def _add_int8(
             chosen,
             force,
             lambda stage, done, total: progress(done, total, stage),
+            backbone,
         )

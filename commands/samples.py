@@ -16,4 +16,5 @@ def open_samples(bundle: Path, data: Path, split: str, count: int) -> tuple[Capt
     manifest = Manifest.load(bundle)
     tokenizer = load_tokenizer(bundle, manifest.tokenizer)
     images = fit_captions(open_sample(data, split, count, bundle), tokenizer, manifest.max_words)
-    return images, Samples(images.regions, images.num_images, tokenizer.encode(images.captions))
+    pictures = tuple(file for file in images.pictures() if file is not None)
+    return images, Samples(images.regions, images.num_images, tokenizer.encode(images.captions), pictures)

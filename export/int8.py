@@ -1,7 +1,8 @@
 """Add int8 graphs to a calibrated bundle, and keep them only when parity passes.
 
-`int8` holds the graphs for TensorRT (explicit Q/DQ), `int8_x86` those for onnxruntime. A graph in which nothing is
-quantized is in neither, and the runtime uses its next finer precision (`Manifest.resolve`). The files are in a folder
+`int8` holds the graphs for TensorRT (explicit Q/DQ), `int8_x86` those for onnxruntime, and a backbone is in the latter
+only. A graph in which nothing is quantized is in neither, and the runtime uses its next finer precision
+(`Manifest.resolve`). The files are in a folder
 named after their content, so the old manifest stays valid until the new one replaces it.
 """
 
@@ -19,12 +20,14 @@ import onnx
 from ..calibration.calibrate import CALIBRATED, load_calibration
 from ..calibration.plan import Plan, find_layers, to_int8
 from ..calibration.qdq import Scheme
+from ..chan_ref.backbones.base import Backbone
 from ..runtime.contract import Manifest, Precision, verified, write_manifest
 from ..runtime.data.images import CaptionedImages
 from ..runtime.errors import InputError, ParityError
 from ..runtime.files import publish
 from .bundle import ExportedGraph, describe, write_graph
 from .parity import check_parity, record_verdict
+from .parity.reference import pictures_of
 
 SCHEMES: Mapping[Precision, Scheme] = {"int8": "tensorrt", "int8_x86": "x86"}
 Prove = Callable[[Sequence[str]], Sequence[str]]
@@ -38,6 +41,7 @@ def export_int8(
     plan: Plan | None = None,
     force: bool = False,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    backbone: Backbone | None = None,
 ) -> list[ExportedGraph]:
     """Quantize a calibrated bundle's graphs and keep them if they pass parity; the verdict is in the manifest.
 
@@ -47,17 +51,20 @@ def export_int8(
         sample: what parity is checked on.
         precisions, plan, force: see `add_int8`.
         progress: of the parity check, see `check_parity`.
+        backbone: what the bundle's backbone was exported from. Without it, or where the sample has no pictures, nothing
+            could prove an int8 backbone, and the backbone stays as it is.
 
     Raises:
         BundleError, InputError, ParityError: see `add_int8` and `check_parity`.
     """
 
     def prove(added: Sequence[str]) -> list[str]:
-        report = check_parity(bundle, checkpoint, sample, ("onnxruntime",), added, progress=progress)
+        report = check_parity(bundle, checkpoint, sample, ("onnxruntime",), added, backbone, progress)
         record_verdict(bundle, report)
         return report.misses()
 
-    return add_int8(Path(bundle), prove, precisions, plan, force)
+    provable = backbone is not None and bool(pictures_of(sample))
+    return add_int8(Path(bundle), prove, precisions, plan, force, with_backbone=provable)
 
 
 def add_int8(
@@ -66,6 +73,7 @@ def add_int8(
     precisions: Sequence[str] = tuple(SCHEMES),
     plan: Plan | None = None,
     force: bool = False,
+    with_backbone: bool = False,
 ) -> list[ExportedGraph]:
     """Quantize a bundle's float32 graphs with the ranges it carries.
 
@@ -76,6 +84,7 @@ def add_int8(
         precisions: `int8`, `int8_x86` or both.
         plan: what stays float32; in a graph that it does not name, as with None, only products of two activations.
         force: keep graphs that missed, with the verdict in the manifest.
+        with_backbone: quantize the backbone too, for `int8_x86`, if it was calibrated.
 
     Raises:
         BundleError: the bundle is not calibrated, or was altered.
@@ -84,7 +93,7 @@ def add_int8(
     """
     before = Manifest.load(bundle)
     wanted = _int8_precisions(precisions)
-    exported = _write_graphs(bundle, before, wanted, plan)
+    exported = _write_graphs(bundle, before, wanted, plan, with_backbone)
     kept = False
     try:
         graphs = {name: dict(specs) for name, specs in before.graphs.items()}
@@ -101,9 +110,10 @@ def add_int8(
             write_manifest(bundle, before)
         _drop_unused(bundle)
     if not kept:
+        without = "leave the backbone as it is (--no-backbone), " * any(item.name == "backbone" for item in exported)
         raise ParityError(
             "the int8 graphs were not added, parity missed: " + "; ".join(misses) + ". Keep more layers in float32 "
-            "(chan sensitivity --max-rsum-drop ... --plan), or add them all the same with --force"
+            f"(chan sensitivity --max-rsum-drop ... --plan), {without}or add them all the same with --force"
         )
     return exported
 
@@ -118,7 +128,7 @@ def _int8_precisions(precisions: Sequence[str]) -> list[Precision]:
 
 
 def _write_graphs(
-    bundle: Path, manifest: Manifest, precisions: Sequence[Precision], plan: Plan | None
+    bundle: Path, manifest: Manifest, precisions: Sequence[Precision], plan: Plan | None, with_backbone: bool
 ) -> list[ExportedGraph]:
     """Write the new graphs into a folder that no manifest names yet."""
     calibration = load_calibration(bundle, manifest)
@@ -126,11 +136,14 @@ def _write_graphs(
         built = Path(scratch, "new")
         made = []
         digest = hashlib.sha256()
-        for name in CALIBRATED:
+        names = [name for name in CALIBRATED if name != "backbone" or (with_backbone and name in calibration.graphs)]
+        for name in names:
             spec = manifest.graph(name, "fp32")
             model = onnx.load(verified(bundle, spec.file, spec.sha256))
             exclude = (plan or Plan()).excluded(name, model)
             for precision in precisions:
+                if name == "backbone" and precision != "int8_x86":
+                    continue  # TensorRT's symmetric form loses 14 to 22 points of rsum (docs/int8.md)
                 if not set(find_layers(model, SCHEMES[precision])) - set(exclude):
                     continue
                 quantized = to_int8(model, calibration.ranges(name, spec.sha256), SCHEMES[precision], exclude)

@@ -194,8 +194,9 @@ class Manifest:
     def resolve(self, name: str, precision: str) -> str:
         """What a graph runs at when `precision` is asked for: that, or the next finer where it has no such form.
 
-        Only int8 falls back, and every precision of the backbone: a graph of which nothing was quantized, or which
-        makes the model's input, has no int8 file. BundleError where the bundle has no graph at `precision` at all.
+        Only int8 falls back, and every precision of the backbone: a graph of which nothing was quantized has no int8
+        file, nor has a backbone at the int8 of TensorRT, or without pictures to calibrate it on. BundleError where the
+        bundle has no graph at `precision` at all.
         """
         by_precision = self.graphs.get(name, {})
         falls_back = precision in ("int8", "int8_x86") or name == "backbone"

@@ -160,8 +160,7 @@ class Matcher:
     def encode_pictures(self, pictures: Sequence[Picture]) -> Embeddings:
         """Encode picture files or open Pillow images with the bundle's backbone.
 
-        The backbone runs at the matcher's precision where the bundle has it so, otherwise at the next finer: it is not
-        quantized, because the regions are the model's input.
+        The backbone runs at the matcher's precision where the bundle has it so, otherwise at the next finer.
 
         Returns:
             Embeddings with `boxes`, where the backbone returns a box for each region.

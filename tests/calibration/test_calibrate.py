@@ -7,13 +7,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
+from PIL import Image
 
 from chan_rt.calibration import calibrate as module
 from chan_rt.calibration.calibrate import RANGES_FILE, STATE_FILE, Calibration, calibrate, load_calibration
 from chan_rt.calibration.feeds import Samples
 from chan_rt.calibration.plan import Plan, find_layers, products_of_activations, to_int8
 from chan_rt.calibration.sensitivity import Sensitivity
-from chan_rt.runtime.contract import Manifest, verified
+from chan_rt.runtime.contract import GraphSpec, Manifest, Preprocess, sha256_file, verified, write_manifest
 from chan_rt.runtime.directions import DIRECTIONS_FILE, read_directions
 from chan_rt.runtime.errors import BundleError, InputError
 from chan_rt.runtime.text import TokenBatch
@@ -194,3 +196,49 @@ class TestSensitivity:
         (tmp_path / "plan.json").write_text("[]")
         with pytest.raises(InputError, match="not a plan written by chan sensitivity"):
             Plan.from_file(tmp_path / "plan.json")
+
+
+def test_a_backbone_of_zeros_is_left_out_and_the_encoders_are_calibrated(
+    bundle: Path, samples: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a network with random weights, whose last norms of residual blocks begin as zeros."""
+    weights = numpy_helper.from_array(np.zeros((4, 3, 8, 8), np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["pixels", "w"], ["c"], name="c", strides=[8, 8]),
+        helper.make_node("Relu", ["c"], ["regions"], name="r"),
+    ]
+    shapes = [("pixels", ["B", 3, 16, 16]), ("regions", ["B", 4, 2, 2])]
+    values = [helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes]
+    # the output of the graph is never quantized, so a second layer reads the zeros
+    nodes[1].output[0] = "z"
+    nodes.append(helper.make_node("Conv", ["z", "v"], ["regions"], name="d"))
+    second = numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "v")
+    graph = helper.make_graph(nodes, "backbone", values[:1], values[1:], [weights, second])
+    file = bundle / "graphs/fp32/backbone.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
+    manifest = Manifest.load(bundle)
+    spec = GraphSpec("graphs/fp32/backbone.onnx", sha256_file(file), 20, (), (), {})
+    pictured = replace(
+        manifest,
+        graphs={**manifest.graphs, "backbone": {"fp32": spec}},
+        preprocess=Preprocess(16, (0.5,) * 3, (0.5,) * 3, 2),
+    )
+    write_manifest(bundle, pictured)
+    files = []
+    for number in range(16):
+        files.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (20, 20), (number, 9, 99)).save(files[-1])
+    found = calibrate(bundle, replace(samples, pictures=tuple(files)), "minmax")
+    assert set(found.graphs) == {"region_encoder", "text_encoder", "hard_alignment", "alignment_map"}
+    assert "the backbone is not calibrated, and will not be quantized: calibration saw only zeros in" in caplog.text
+
+
+def test_pictures_enter_the_hash_in_any_order(samples: Samples, tmp_path: Path) -> None:
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (9, 9), (number, 9, 99)).save(files[-1])
+    hashes = [replace(samples, pictures=tuple(chosen)).sha256() for chosen in (files, files[::-1], files[:2], ())]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+    assert hashes[3] == samples.sha256()
