@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,8 @@ class GalleryWriter:
         path: the gallery's folder, absolute.
         settings: what was fixed when the gallery was made.
     """
+
+    _current: ClassVar[str] = CATALOGUE  # the file that holds the newest commit
 
     def __init__(self, path: Path, lock: WriterLock, header: Header, catalogue: Catalogue) -> None:
         self.path = path
@@ -445,7 +447,7 @@ class GalleryWriter:
         """Files that are removed again if what they are for fails."""
         self._lock.check()
         with write_errors(self.path, "; nothing of this change was kept"):
-            files = NewFiles(self.path, self._catalogue, permissions(self.path / CATALOGUE))
+            files = NewFiles(self.path, self._catalogue, permissions(self.path / self._current))
             try:
                 yield files
             except Unconfirmed:
@@ -457,7 +459,7 @@ class GalleryWriter:
     def _commit(self, files: NewFiles, keep: Collection[str] = (), **changes: Any) -> None:
         """Publish the next catalogue and remove the files it does not need, but for those of the names `keep`."""
         self._lock.check()
-        if read_header(self.path) != self._header:
+        if read_header(self.path, self._current) != self._header:
             raise GalleryLocked(f"{self.path} was changed or replaced by another process; open it again")
         files.sync()
         following = self._catalogue.followed_by(next_file=files.next_file, **changes)
@@ -475,7 +477,7 @@ class GalleryWriter:
         self._remove_dropped()
 
     def _publish(self, following: Catalogue) -> Header:
-        return publish(self.path, following, permissions(self.path / CATALOGUE))
+        return publish(self.path, following, permissions(self.path / self._current), self._current)
 
     def _remove_dropped(self) -> None:
         left = []

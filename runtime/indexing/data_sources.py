@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 
 from ..data.images import CaptionedImages
 from ..data.layout import find_split, is_data_folder
+from ..embeddings import Embeddings
 from ..errors import InputError
 from ..matcher import Matcher
 from .identity import Origin, Scope
-from .sources import Encoded, Source, caption_encoder, each_row, picture_source, text_source
+from .sources import Encode, Encoded, Source, caption_encoders, each_row, picture_source, text_source
 
 
 def open_source(paths: Sequence[str | Path], split: str = "test", *, captions: bool = False) -> Source:
@@ -55,21 +56,16 @@ def _data_images(path: Path, split: str) -> Source:
         if file is not None:
             metadata[-1]["path"] = os.path.realpath(file)
     ids = [f"{split}/{row}" for row in rows]
-    encode_rows = each_row(ids, lambda matcher, rows: matcher.encode_images(*data.regions(rows)))
-
-    def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
-        data.check_bundle(matcher.manifest, "the bundle")
-        encoded = encode_rows(matcher, rows)
-        return replace(encoded, boxes=data.boxes(encoded.rows))
-
+    opened = _Opened(path, split, data)
     return Source(
         "images",
         ids=ids,
         metadata=metadata,
-        encode=encode,
+        encode=_image_encoder(opened, ids, range(len(ids))),
+        encode_only=lambda chosen: _image_encoder(opened, [ids[row] for row in chosen], list(chosen)),
         queries=data.captions,
         skipped=data.skipped,
-        origins=_origins(path, split, rows, lambda position: _regions_digest(data, position)),
+        origins=_origins(path, split, rows, opened.regions_digest),
         whole=[Scope(path.resolve(), f"{split}/")],
     )
 
@@ -78,6 +74,7 @@ def _data_captions(path: Path, split: str) -> Source:
     data = CaptionedImages.open(path, split)
     rows, images = data.caption_rows.tolist(), data.image_rows[data.image_of_caption].tolist()
     ids = [f"{split}/{row}" for row in rows]
+    encode, encode_only = caption_encoders(ids, data.captions)
     return Source(
         "captions",
         ids=ids,
@@ -85,11 +82,56 @@ def _data_captions(path: Path, split: str) -> Source:
             {"caption": caption, "split": split, "row": image}
             for caption, image in zip(data.captions, images, strict=True)
         ],
-        encode=caption_encoder(ids, data.captions),
+        encode=encode,
+        encode_only=encode_only,
         skipped=data.skipped,
-        origins=_origins(path, split, rows, lambda place: hashlib.sha256(data.captions[place].encode()).hexdigest()),
+        origins=_origins(path, split, rows, _Opened(path, split, data).caption_digest),
         whole=[Scope(path.resolve(), f"{split}/")],
     )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A split that is open. Another process that gets it opens the split for itself, once."""
+
+    path: Path
+    split: str
+    data: CaptionedImages
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], _Opened], tuple[Path, str]]:
+        return _open_once, (self.path, self.split)
+
+    def regions_digest(self, position: int) -> str:
+        """SHA-256 of an image's regions, of their number, and of their boxes where these are known."""
+        regions, lengths = self.data.regions([position])
+        (boxes,) = self.data.boxes([position])
+        parts = [lengths, np.ascontiguousarray(regions), *([] if boxes is None else [boxes])]
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+    def caption_digest(self, position: int) -> str:
+        """SHA-256 of a caption."""
+        return hashlib.sha256(self.data.captions[position].encode()).hexdigest()
+
+
+@cache
+def _open_once(path: Path, split: Any) -> _Opened:
+    return _Opened(path, split, CaptionedImages.open(path, split))
+
+
+def _image_encoder(opened: _Opened, ids: Sequence[str], positions: Sequence[int]) -> Encode:
+    """The `encode` of a source whose rows are the images of a split at these positions."""
+
+    def regions(matcher: Matcher, rows: Sequence[int]) -> Embeddings:
+        return matcher.encode_images(*opened.data.regions([positions[row] for row in rows]))
+
+    encode_rows = each_row(ids, regions)
+
+    def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
+        opened.data.check_bundle(matcher.manifest, "the bundle")
+        encoded = encode_rows(matcher, rows)
+        return replace(encoded, boxes=opened.data.boxes([positions[row] for row in encoded.rows]))
+
+    return encode
 
 
 def _origins(path: Path, split: str, rows: Sequence[int], digest: Callable[[int], str]) -> list[Origin]:
@@ -104,11 +146,3 @@ def _origins(path: Path, split: str, rows: Sequence[int], digest: Callable[[int]
         Origin(root, f"{split}/{row}", None, size, mtime_ns, partial(digest, position))
         for position, row in enumerate(rows)
     ]
-
-
-def _regions_digest(data: CaptionedImages, row: int) -> str:
-    """SHA-256 of an image's regions, of their number, and of their boxes where these are known."""
-    regions, lengths = data.regions([row])
-    (boxes,) = data.boxes([row])
-    parts = [lengths, np.ascontiguousarray(regions), *([] if boxes is None else [boxes])]
-    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()

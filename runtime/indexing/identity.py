@@ -104,6 +104,20 @@ def add_digest(origin: Origin, source: dict[str, Any]) -> bool:
     return bool(source["sha256"])
 
 
+def same_content(origin: Origin, source: dict[str, Any], old: Mapping[str, Any] | None) -> bool:
+    """Whether an item is what a row was encoded from; puts the digest of its content into `source`.
+
+    Args:
+        origin: of the item.
+        source: of the item, as its row will keep it.
+        old: the same of the row as it is; None where it has none, and then an item that can be read is the row's.
+    """
+    if old is not None and (old["size"], old["mtime_ns"]) == (origin.size, origin.mtime_ns):
+        source["sha256"] = old["sha256"]
+        return True
+    return add_digest(origin, source) and (old is None or old["sha256"] == source["sha256"])
+
+
 def compare(
     origins: Sequence[Origin],
     metadata: Sequence[Mapping[str, Any]],
@@ -214,9 +228,7 @@ class _Planner:
         plan = self._plan
         old = row.metadata[SOURCE] if _root_of(row) is not None else None
         source = details[SOURCE]
-        if old is not None and (old["size"], old["mtime_ns"]) == (origin.size, origin.mtime_ns):
-            source["sha256"] = old["sha256"]
-        elif not add_digest(origin, source) or (old is not None and old["sha256"] != source["sha256"]):
+        if not same_content(origin, source, old):
             plan.refreshed.append(item)
             return
         plan.kept.add(row.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
@@ -90,7 +91,7 @@ def index_source(
     skipped = Skipped(max_bad)
     for left_out in source.skipped:
         skipped.add(left_out)
-    plan = _plan(writer, source)
+    plan = plan_source(writer, source)
     same = {item for item, id in enumerate(plan.ids) if id in plan.kept}
     old = {*plan.refreshed, *(same if replace else ())}
     writer.relabel([*plan.moved, *plan.touched], plan.roots)
@@ -98,19 +99,8 @@ def index_source(
     done = {True: 0, False: 0}  # rows encoded, by whether the gallery had them
     for begin in range(0, len(items), COMMIT_ROWS):
         part = items[begin : begin + COMMIT_ROWS]
-        if source.origins:
-            for item in part:  # before it is read to be encoded, so that the next run finds what changes from here on
-                add_digest(source.origins[item], plan.metadata[item][SOURCE])
-        encoded = source.encode(matcher, part)
-        if encoded.embeddings is not None:
-            places = zip(encoded.rows, encoded.places(), strict=True)
-            metadata = [plan.metadata[item] | place for item, place in places]
-            writer.add([plan.ids[item] for item in encoded.rows], encoded.embeddings, metadata, overwrite=True)
-            for item in encoded.rows:
-                done[item in old] += 1
-        for problem in encoded.problems:
-            _log.info("skipped %s: %s", problem.item, problem.reason)
-            skipped.add(problem)
+        for item in encode_items(writer, matcher, source, plan.ids, plan.metadata, part, skipped):
+            done[item in old] += 1
         _log.debug("committed items %d to %d of %d", begin + 1, begin + len(part), len(items))
         if progress is not None:
             progress(begin + len(part), len(items))
@@ -119,8 +109,7 @@ def index_source(
     if sum(done.values()) or (prune and plan.missing):
         writer.compact()
     elif skipped.items and not plan.kept:
-        first = skipped.items[0]
-        raise InputError(f"none of {len(skipped)} items could be read; the first: {first.item}: {first.reason}")
+        raise nothing_readable(skipped)
     return IndexResult(
         added=done[False],
         refreshed=done[True],
@@ -132,7 +121,53 @@ def index_source(
     )
 
 
-def _plan(writer: GalleryWriter | ShardedWriter, source: Source) -> Plan:
+def encode_items(
+    writer: GalleryWriter | ShardedWriter,
+    matcher: Matcher,
+    source: Source,
+    ids: Sequence[str],
+    metadata: Sequence[dict[str, Any]],
+    items: Sequence[int],
+    skipped: Skipped,
+) -> Sequence[int]:
+    """Encode some items of a source and add them in one commit.
+
+    Args:
+        writer: of a gallery of the source's kind.
+        matcher: of the gallery's model.
+        source: the rows.
+        ids, metadata: of all items of the source, as the gallery will keep them.
+        items: the numbers of those to encode.
+        skipped: gets those that cannot be encoded.
+
+    Returns:
+        The items that were added.
+
+    Raises:
+        InputError: more items than `skipped` allows cannot be encoded.
+        GalleryError: the gallery cannot be written.
+    """
+    if source.origins:
+        for item in items:  # before it is read to be encoded, so that the next run finds what changes from here on
+            add_digest(source.origins[item], metadata[item][SOURCE])
+    encoded = source.encode(matcher, items)
+    if encoded.embeddings is not None:
+        places = zip(encoded.rows, encoded.places(), strict=True)
+        details = [metadata[item] | place for item, place in places]
+        writer.add([ids[item] for item in encoded.rows], encoded.embeddings, details, overwrite=True)
+    for problem in encoded.problems:
+        _log.info("skipped %s: %s", problem.item, problem.reason)
+        skipped.add(problem)
+    return encoded.rows
+
+
+def nothing_readable(skipped: Skipped) -> InputError:
+    """The error of a run that could not encode a single item."""
+    first = skipped.items[0]
+    return InputError(f"none of {len(skipped)} items could be read; the first: {first.item}: {first.reason}")
+
+
+def plan_source(writer: GalleryWriter | ShardedWriter, source: Source) -> Plan:
     """What is new, changed, moved and missing; where the id is all there is to a row, a known id is the row."""
     if source.origins:
         known = (Known(row.id, row.metadata) for row in writer.rows())

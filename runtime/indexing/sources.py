@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,9 @@ class Encoded:
         return [] if self.embeddings is None else boxes_as_metadata(self.embeddings)
 
 
+Encode: TypeAlias = "Callable[[Matcher, Sequence[int]], Encoded]"
+
+
 @dataclass(frozen=True)
 class Source:
     """Rows that can be encoded.
@@ -56,6 +59,8 @@ class Source:
         ids: of the rows, unique.
         metadata: of each row.
         encode: a matcher and row numbers -> their embeddings, and the rows that could not be encoded.
+        encode_only: row numbers -> an `encode` of these rows alone, numbered from 0, which cloudpickle can send to
+            another process.
         queries: captions that belong to image rows, to measure fast search with; empty where there are none.
         origins: where each row comes from, so that changed, moved and missing items are known; empty for rows whose id
             is all there is to them.
@@ -67,12 +72,28 @@ class Source:
     kind: Kind
     ids: Sequence[str]
     metadata: Sequence[Mapping[str, Any]]
-    encode: Callable[[Matcher, Sequence[int]], Encoded]
+    encode: Encode
+    encode_only: Callable[[Sequence[int]], Encode]
     queries: Sequence[str] = ()
     origins: Sequence[Origin] = ()
     whole: Sequence[Scope] = ()
     skipped: Sequence[SkippedItem] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
+
+    def only(self, rows: Sequence[int]) -> Source:
+        """A source of some of the rows, which cloudpickle can send to another process."""
+        return Source(
+            self.kind,
+            ids=[self.ids[row] for row in rows],
+            metadata=[self.metadata[row] for row in rows],
+            encode=self.encode_only(rows),
+            encode_only=_no_part_of_a_part,
+            origins=[self.origins[row] for row in rows] if self.origins else (),
+        )
+
+
+def _no_part_of_a_part(rows: Sequence[int]) -> Encode:
+    raise NotImplementedError("a part of a source has no parts")
 
 
 def picture_source(paths: Sequence[str | Path]) -> Source:
@@ -102,29 +123,35 @@ def picture_source(paths: Sequence[str | Path]) -> Source:
         else:
             files[path] = file
     paths_by_row = list(files.values())
+    return Source(
+        "images",
+        ids=[f"{origin.root.name}/{origin.name}" for origin in origins],
+        metadata=[{"path": str(path)} for path in files],
+        encode=picture_encoder(paths_by_row),
+        encode_only=lambda rows: picture_encoder([paths_by_row[row] for row in rows]),
+        origins=origins,
+        whole=[Scope(root) for root in whole],
+        skipped=skipped,
+        passed_over=found.passed_over,
+    )
+
+
+def picture_encoder(files: Sequence[Path]) -> Encode:
+    """The `encode` of a source whose rows are picture files."""
 
     def encode(matcher: Matcher, rows: Sequence[int]) -> Encoded:
         preprocess = matcher.preprocess
         pictures, problems = {}, []
         for row in rows:  # resized at once: a picture as it was taken is a thousand times larger
             try:
-                pictures[row] = fit_picture(paths_by_row[row], preprocess.size)
+                pictures[row] = fit_picture(files[row], preprocess.size)
             except InputError as error:
-                name = str(paths_by_row[row])
+                name = str(files[row])
                 problems.append(SkippedItem(name, str(error).removeprefix(f"{name} ")))
         embeddings = matcher.encode_pictures(list(pictures.values())) if pictures else None
         return Encoded(list(pictures), embeddings, problems)
 
-    return Source(
-        "images",
-        ids=[f"{origin.root.name}/{origin.name}" for origin in origins],
-        metadata=[{"path": str(path)} for path in files],
-        encode=encode,
-        origins=origins,
-        whole=[Scope(root) for root in whole],
-        skipped=skipped,
-        passed_over=found.passed_over,
-    )
+    return encode
 
 
 def _picture_origin(file: Path, path: Path, whole: Sequence[Path]) -> Origin:
@@ -151,17 +178,23 @@ def text_source(paths: Sequence[str | Path]) -> Source:
     """
     check_paths("paths", paths)
     lines = list(dict.fromkeys(line for path in paths for line in read_lines(path)))
-    return Source("captions", lines, [{"caption": line} for line in lines], caption_encoder(lines, lines))
+    return Source("captions", lines, [{"caption": line} for line in lines], *caption_encoders(lines, lines))
 
 
-def caption_encoder(ids: Sequence[str], captions: Sequence[str]) -> Callable[[Matcher, Sequence[int]], Encoded]:
-    """The `encode` of a source whose rows are captions."""
+def caption_encoders(ids: Sequence[str], captions: Sequence[str]) -> tuple[Encode, Callable[[Sequence[int]], Encode]]:
+    """The `encode` and the `encode_only` of a source whose rows are captions."""
+
+    def only(rows: Sequence[int]) -> Encode:
+        return _caption_encoder([ids[row] for row in rows], [captions[row] for row in rows])
+
+    return _caption_encoder(ids, captions), only
+
+
+def _caption_encoder(ids: Sequence[str], captions: Sequence[str]) -> Encode:
     return each_row(ids, lambda matcher, rows: matcher.encode_texts([captions[row] for row in rows]))
 
 
-def each_row(
-    ids: Sequence[str], encode: Callable[[Matcher, Sequence[int]], Embeddings]
-) -> Callable[[Matcher, Sequence[int]], Encoded]:
+def each_row(ids: Sequence[str], encode: Callable[[Matcher, Sequence[int]], Embeddings]) -> Encode:
     """The `encode` of a source from a function that fails as a whole where one row cannot be encoded.
 
     Where it fails, halves of the rows are tried again, so that one bad row among n costs log2(n) further calls.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,17 @@ from ..store.rows import Relabel, Row
 from ..values import checked_ids, checked_roots
 from ..writer import check_relabels, check_rows_fit, write_errors
 from .arrange import Source, shard_folders, write_shards
-from .manifest import ShardManifest, is_sharded, manifest_header, read_manifest, shard_number, write_manifest
+from .manifest import (
+    ShardEntry,
+    ShardManifest,
+    is_sharded,
+    manifest_header,
+    read_manifest,
+    shard_number,
+    write_manifest,
+)
 from .shard_writer import ShardWriter
+from .staged import StagedShard
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +62,12 @@ class ShardedWriter:
         self._shards: list[ShardWriter] = []
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, *, keep_staged: bool = False) -> Self:
         """Open the gallery in shards in a folder for writing, and finish or remove what an interrupted change left.
+
+        Args:
+            path: the gallery's folder.
+            keep_staged: keep shards that no commit names (`StagedShard`), for a run that goes on filling them.
 
         Raises:
             GalleryLocked: another process, or this one, is already writing.
@@ -70,11 +84,94 @@ class ShardedWriter:
             writer = cls(folder, lock, header, manifest)
             with write_errors(folder):
                 writer._open_shards()
-                writer._sweep()
+                if not keep_staged:
+                    writer._sweep()
             return writer
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        lock: WriterLock,
+        settings: GallerySettings,
+        staged: Sequence[StagedShard],
+        roots: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Make a gallery of shards that were filled in its folder, in one commit, and open it for writing.
+
+        Args:
+            path: the folder, which holds no gallery yet.
+            lock: of the folder; the writer gives it back.
+            settings: of every shard.
+            staged: in the order of their rows, one at least. They are closed.
+            roots: as of `roots`.
+
+        Raises:
+            GalleryError: it cannot be written; the shards are as they were.
+        """
+        folder = Path(path).absolute()
+        entries = tuple(shard.entry for shard in staged)
+        name = hashlib.sha256("".join(entry.header.digest for entry in entries).encode()).hexdigest()[:32]
+        following = 1 + max(number for entry in entries if (number := shard_number(entry.name)) is not None)
+        manifest = ShardManifest(name, 0, settings, entries, following, checked_roots(roots or {}))
+        lock.check()
+        with write_errors(folder):
+            writer = cls(folder, lock, write_manifest(folder, manifest), manifest)
+            for shard in staged:
+                shard.close()
+            writer._open_shards()
+            writer._sweep()
+        return writer
+
+    def adopt(
+        self, staged: Sequence[StagedShard], delete: Collection[str] = (), roots: Mapping[str, str] | None = None
+    ) -> None:
+        """Put shards that were filled in the gallery's folder behind the others, and remove rows, all in one commit.
+
+        Args:
+            staged: in the order of their rows, of the gallery's settings; numbers from `next_shard` on. They are
+                closed.
+            delete: ids of rows that go, such as those that rows of the new shards replace.
+            roots: what `roots` becomes; None leaves it.
+
+        Raises:
+            InputError: an id of a new row would be there twice, or one of `delete` is not there.
+            GalleryError: it cannot be written; nothing was changed.
+        """
+        gone = set(delete)
+        known = [shard.ids(gone) for shard in self._shards]
+        missing = sorted(gone - set().union(*known))
+        if missing:
+            raise InputError(f"delete: not in the gallery: {', '.join(missing[:5])}")
+        twice = sorted(set().union(*(self.ids(row.id for row in shard.rows()) for shard in staged)) - gone)
+        if twice:
+            raise InputError(f"ids: already in the gallery: {', '.join(twice[:5])}")
+        entries = tuple(shard.entry for shard in staged)
+        numbers = [shard_number(entry.name) or 0 for entry in entries]
+        kept = self.roots if roots is None else checked_roots(roots)
+        following = max([self._manifest.next_shard, *(number + 1 for number in numbers)])
+        with self._change(entries, roots=kept, next_shard=following):
+            for shard, some in zip(self._shards, known, strict=True):
+                if some:
+                    shard.delete(sorted(some))
+        with write_errors(self.path):
+            for new, entry in zip(staged, entries, strict=True):
+                new.close()
+                self._shards.append(ShardWriter.open_shard(self.path / entry.name, entry, self.settings))
+            self._sweep()
+
+    @property
+    def next_shard(self) -> int:
+        """The number of the next new shard; no commit has named a shard of this number or a higher one."""
+        return self._manifest.next_shard
+
+    @property
+    def gallery(self) -> str:
+        """32 hex digits that tell the gallery from every other one."""
+        return self._manifest.gallery
 
     def close(self) -> None:
         """Give the locks back; twice does no harm."""
@@ -245,18 +342,18 @@ class ShardedWriter:
                 shutil.rmtree(entry.path)
 
     @contextmanager
-    def _change(self, **changes: Any) -> Iterator[None]:
-        """What the shards stage in the block becomes one commit; if anything fails, none of it."""
+    def _change(self, new: Sequence[ShardEntry] = (), **changes: Any) -> Iterator[None]:
+        """What the shards stage in the block, and new shards, become one commit; if anything fails, none of it."""
         self._lock.check()
         try:
             yield
-            entries = tuple(shard.entry for shard in self._shards)
+            entries = (*(shard.entry for shard in self._shards), *new)
             if changes or entries != self._manifest.shards:
                 with write_errors(self.path, "; nothing of this change was kept"):
                     self._publish(shards=entries, **changes)
         finally:
             # Ctrl-C may come between the moment the manifest is there and the next line: what it names decides
-            committed = tuple(shard.entry for shard in self._shards) == self._manifest.shards
+            committed = (*(shard.entry for shard in self._shards), *new) == self._manifest.shards
             for shard in self._shards:
                 if committed:
                     with write_errors(self.path, "; this change is in the gallery, and the next writer finishes it"):

@@ -167,14 +167,14 @@ def no_gallery(folder: Path) -> GalleryError:
     return GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o {folder}")
 
 
-def read_header(folder: Path) -> Header:
-    """What the newest commit's first line says.
+def read_header(folder: Path, name: str = CATALOGUE) -> Header:
+    """What the first line says of the newest commit, or of the one that a file of another name holds.
 
     Raises:
         GalleryError: there is no gallery, its catalogue cannot be read, or this version does not know its schema.
         GalleryCorrupt: the line is not what was committed.
     """
-    return _parse_line(folder, read_head(folder / CATALOGUE, LINE))
+    return _parse_line(folder, read_head(folder / name, LINE))
 
 
 def read_catalogue(folder: Path, name: str = CATALOGUE) -> tuple[Header, Catalogue]:
