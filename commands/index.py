@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from . import options
-from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, warn
+from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, warn
 
 if TYPE_CHECKING:
     from ..runtime.contract import Coding, Pooling
@@ -63,6 +63,24 @@ if TYPE_CHECKING:
 )
 @options.backbone_options("Network that turns pictures into regions, in place of the backbone of BUNDLE.")
 @options.queries_option
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="",
+    metavar="[HOST:PORT]",
+    help="Encode on the Ray cluster at this address, into a gallery in shards. All nodes must reach BUNDLE, SOURCES "
+    "and OUT by the same paths. Without an address, the cluster of this machine is used, or one is started for it.",
+)
+@click.option(
+    "--actors",
+    type=options.COUNT,
+    help="Number of processes that encode, with --ray. The default is one for each GPU of the cluster, or for each CPU "
+    "if it has no GPU.",
+)
+@click.option(
+    "--shard-rows", type=options.COUNT, help="Number of rows in each shard, with --ray. The default is 16384."
+)
 @options.backend_option
 @options.precision_option
 @options.skipping_options
@@ -84,6 +102,9 @@ def command(
     backbone: str | None,
     weights: str,
     queries: Path | None,
+    address: str | None,
+    actors: int | None,
+    shard_rows: int | None,
     backend: str,
     precision: str,
     max_bad: int,
@@ -95,6 +116,7 @@ def command(
     \b
     chan index BUNDLE photos/ -o GALLERY
     chan index --embeddings pages.safetensors -o GALLERY
+    chan index BUNDLE photos/ -o GALLERY --ray 10.0.0.1:6379
 
     SOURCES are pictures and folders of pictures, or one data folder in the precomp layout. With --captions they are a
     data folder or text files.
@@ -108,8 +130,8 @@ def command(
     inner products as they are. The gallery knows no words: search it with `chan search GALLERY --embeddings FILE`.
     """
     if embeddings:
-        refused = ("split", "replace", "prune", "backbone", "weights", "backend", "precision")
-        options.refuse_given(context, refused, "with --embeddings")
+        encoding = ("split", "replace", "prune", "backbone", "weights", "backend", "precision")
+        options.refuse_given(context, (*encoding, "address", "actors", "shard_rows"), "with --embeddings")
         alignment = coding, pooling
         _index_embeddings(arguments, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
         return
@@ -118,6 +140,9 @@ def command(
     if not bundle.is_dir() or not sources:
         raise click.UsageError("give BUNDLE SOURCES..., where BUNDLE is a folder, or --embeddings FILES...")
 
+    if address is None:
+        options.refuse_given(context, ("actors", "shard_rows"), "without --ray")
+
     from ..runtime.indexing.data_sources import open_source
     from ..runtime.indexing.index import index_source, prepare_search
     from ..runtime.indexing.metadata_file import read_metadata, with_metadata
@@ -125,25 +150,54 @@ def command(
     from ..runtime.matcher import Matcher
     from ..runtime.session import gallery_settings, open_writer
 
-    network = options.open_backbone(context, backbone, weights)
     settings = gallery_settings(bundle, "captions" if captions else "images", precision=precision, fine=fine)
     source = open_source(sources, split, captions=captions)
     unmatched: list[str] = []
     if metadata is not None:
         source, unmatched = with_metadata(source, read_metadata(metadata))
     texts = source.queries if queries is None else read_lines(queries)
-    with open_writer(out, settings) as writer, Matcher.open(bundle, backend, precision, backbone=network) as matcher:
-        with progress_bar("index", len(source.ids)) as progress:
-            result = index_source(
-                writer, matcher, source, replace=replace, prune=prune, max_bad=max_bad, progress=progress
+    earlier = None  # rows that an interrupted run on the cluster had encoded
+    if address is not None:
+        from ..scale.bulk import SHARD_ROWS, index_on_cluster
+
+        make_network = options.backbone_maker(context, backbone, weights)
+        # Ray prints about nodes that it lost
+        with stdout_to_stderr(), progress_bar("index", len(source.ids)) as progress:
+            ran = index_on_cluster(
+                bundle,
+                source,
+                out,
+                settings,
+                address=address or None,
+                actors=actors,
+                shard_rows=shard_rows or SHARD_ROWS,
+                backend=backend,
+                backbone=make_network,
+                queries=texts,
+                replace_rows=replace,
+                prune=prune,
+                max_bad=max_bad,
+                progress=progress,
             )
-        prepared = prepare_search(writer, matcher, texts)
-        held = writer.describe()
+        result, prepared, held, earlier = ran.rows, ran.prepared, ran.held, ran.earlier
+    else:
+        network = options.open_backbone(context, backbone, weights)
+        with (
+            open_writer(out, settings) as writer,
+            Matcher.open(bundle, backend, precision, backbone=network) as matcher,
+        ):
+            with progress_bar("index", len(source.ids)) as progress:
+                result = index_source(
+                    writer, matcher, source, replace=replace, prune=prune, max_bad=max_bad, progress=progress
+                )
+            prepared = prepare_search(writer, matcher, texts)
+            held = writer.describe()
     if as_json:
         print_json(
             {
                 "gallery": str(out),
-                "encoded": result.encoded,
+                "encoded": result.encoded - (earlier or 0),
+                **({} if earlier is None else {"encoded_earlier": earlier}),
                 "added": result.added,
                 "refreshed": result.refreshed,
                 "moved": result.moved,
@@ -157,8 +211,9 @@ def command(
             }
         )
     else:
-        echo(f"{result.encoded} encoded, {result.unchanged} already there")
+        echo(f"{result.encoded - (earlier or 0)} encoded, {result.unchanged} already there")
         for count, text in (
+            (earlier or 0, "encoded by an earlier run, which was interrupted"),
             (result.refreshed, "of these encoded again, because the content changed or --replace was given"),
             (result.moved, "renamed, because the same content lies elsewhere now"),
             (len(result.missing) * prune, "removed, because the item is gone"),

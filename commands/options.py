@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -275,6 +276,16 @@ def open_backbone(context: click.Context, name: str | None, weights: str) -> Bac
     from ..chan_ref.backbones.choose import open_backbone
 
     return open_backbone(name, weights)
+
+
+def backbone_maker(context: click.Context, name: str | None, weights: str) -> Callable[[], Backbone] | None:
+    """What opens the backbone of `open_backbone` in another process; None where no backbone is given."""
+    if name is None:
+        refuse_given(context, ("weights",), "without --backbone")
+        return None
+    from ..chan_ref.backbones.choose import open_backbone
+
+    return partial(open_backbone, name, weights)
 
 
 def vector_readers() -> Readers:

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -68,6 +68,13 @@ def print_json(data: object) -> None:
     unicode = _encoding(err=False).lower().replace("-", "").startswith("utf")
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=not unicode)
     click.echo(_UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text))
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """For a block in which a library prints: its lines go to stderr, so that stdout has the command's result alone."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import ChanError, GalleryError, GalleryLocked, InputError
+from ..runtime.errors import BackendError, ChanError, GalleryError, GalleryLocked, InputError
 from ..runtime.gallery.settings import GallerySettings
 from ..runtime.gallery.sharded.manifest import ShardEntry
 from ..runtime.gallery.sharded.staged import StagedShard
-from ..runtime.indexing.identity import SOURCE, add_digest, same_content
+from ..runtime.gallery.store.rows import Relabel
+from ..runtime.gallery.writer import write_errors
+from ..runtime.indexing.identity import SOURCE, same_content
 from ..runtime.indexing.index import COMMIT_ROWS, encode_items
 from ..runtime.indexing.sources import Source
 from ..runtime.matcher import Matcher
@@ -27,6 +29,7 @@ from ..runtime.regions import PictureBackbone
 from ..runtime.skipped import Skipped, SkippedItem
 
 RUN = ".run"  # in OUT while it is filled: who fills it
+ATTEMPTS = 20  # that may end with their actor or node before a shard has one more row; more is a fault of the rows
 LOCK_SECONDS = 60.0  # that a shard may stay locked by the process that filled it before
 
 
@@ -38,7 +41,7 @@ class Job:
         out: the folder of the gallery.
         run: what `OUT/.run` holds while this run lasts.
         version: of this package, where the run was started.
-        bundle, backend, precision, threads: as of `Matcher.open`.
+        bundle, backend, precision: as of `Matcher.open`. Each actor uses one CPU thread.
         backbone: makes what takes the place of the bundle's backbone.
         settings: of every shard.
         max_bad: how many rows may be unreadable.
@@ -50,7 +53,6 @@ class Job:
     bundle: Path
     backend: str
     precision: str
-    threads: int
     backbone: Callable[[], PictureBackbone] | None
     settings: GallerySettings
     max_bad: int
@@ -131,9 +133,7 @@ class Encoder:
         if self._matcher is None:
             job = self._job
             backbone = None if job.backbone is None else job.backbone()
-            self._matcher = Matcher.open(
-                job.bundle, job.backend, job.precision, job.threads, backbone, batch=COMMIT_ROWS
-            )
+            self._matcher = Matcher.open(job.bundle, job.backend, job.precision, 1, backbone, batch=COMMIT_ROWS)
         return self._matcher
 
 
@@ -146,13 +146,13 @@ def fill_shard(matcher: Matcher, job: Job, work: Work) -> Filled:
     Raises:
         GalleryError: it cannot be written; what was committed is kept.
         InputError: more than `job.max_bad` rows cannot be encoded.
+        BackendError: the processes that tried this before were ended again and again.
     """
     rows, skipped = work.rows, Skipped(job.max_bad)
     metadata = [dict(row) for row in rows.metadata]
     with _open_shard(work, job.settings, rows.ids) as shard:
-        todo, gone = _missing(shard, rows, metadata)
-        if gone:
-            shard.delete(gone)
+        _count_attempt(job, shard)
+        todo = _todo(shard, rows, metadata)
         encoded = 0
         for begin in range(0, len(rows.ids), COMMIT_ROWS):
             items = [item for item in todo[begin : begin + COMMIT_ROWS] if item >= 0]
@@ -162,16 +162,37 @@ def fill_shard(matcher: Matcher, job: Job, work: Work) -> Filled:
         return Filled(shard.entry, encoded, skipped.items)
 
 
-def _missing(shard: StagedShard, rows: Source, metadata: Sequence[dict[str, Any]]) -> tuple[list[int], list[str]]:
-    """For each item its number where it must be encoded and -1 where it is there, and ids of rows of other items."""
+def _count_attempt(job: Job, shard: StagedShard) -> None:
+    """Note that a process begins; Ray would start one after the other for rows that end each."""
+    note = job.out / f"{RUN}-{shard.path.name}"
+    with write_errors(job.out):
+        earlier = note.read_text().split() if note.exists() else []
+        begun = 1 + (int(earlier[1]) if earlier[:1] == [str(len(shard))] else 0)
+        note.write_text(f"{len(shard)} {begun}")
+    if begun > ATTEMPTS:
+        raise BackendError(
+            f"{ATTEMPTS} actors ended while they encoded the rows of {shard.path.name} after the first {len(shard)}: "
+            "the logs of Ray have the reason, such as memory that ran out"
+        )
+
+
+def _todo(shard: StagedShard, rows: Source, metadata: Sequence[dict[str, Any]]) -> list[int]:
+    """For each item its number where it must be encoded, and -1 where it is there; rows of other items are removed."""
     known = {row.id: row.metadata for row in shard.rows()}
-    todo = []
+    todo, relabeled = [], []
     for item, id in enumerate(rows.ids):
         same = id in known
         if same and rows.origins:
             same = same_content(rows.origins[item], metadata[item][SOURCE], known[id][SOURCE])
+        if same and (details := {**known[id], **metadata[item]}) != known[id]:
+            relabeled.append(Relabel(id, id, details))
         todo.append(-1 if same else item)
-    return todo, sorted(known.keys() - set(rows.ids))
+    gone = sorted(known.keys() - set(rows.ids))
+    if gone:
+        shard.delete(gone)
+    if relabeled:
+        shard.relabel(relabeled)
+    return todo
 
 
 def _open_shard(work: Work, settings: GallerySettings, ids: Sequence[str]) -> StagedShard:

@@ -99,7 +99,7 @@ class _Opened:
     data: CaptionedImages
 
     def __reduce__(self) -> tuple[Callable[[Path, str], _Opened], tuple[Path, str]]:
-        return _open_once, (self.path, self.split)
+        return _open_once, (self.path.absolute(), self.split)
 
     def regions_digest(self, position: int) -> str:
         """SHA-256 of an image's regions, of their number, and of their boxes where these are known."""

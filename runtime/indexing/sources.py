@@ -128,7 +128,7 @@ def picture_source(paths: Sequence[str | Path]) -> Source:
         ids=[f"{origin.root.name}/{origin.name}" for origin in origins],
         metadata=[{"path": str(path)} for path in files],
         encode=picture_encoder(paths_by_row),
-        encode_only=lambda rows: picture_encoder([paths_by_row[row] for row in rows]),
+        encode_only=lambda rows: picture_encoder([paths_by_row[row].absolute() for row in rows]),
         origins=origins,
         whole=[Scope(root) for root in whole],
         skipped=skipped,

@@ -1,20 +1,27 @@
 """docs/scale.md runs as it stands, from top to bottom, beside an S3 server and a gallery of 1,200 rows.
 
-The server of the tests stands for the page's, and a bucket of its for `s3://bucket`.
+The server of the tests stands for the page's, a bucket of its for `s3://bucket`, and the cluster of the tests for the
+page's.
 """
+
+from __future__ import annotations
 
 import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from chan_rt import cli
 from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, gallery_settings
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -23,12 +30,16 @@ BLOCKS = re.findall(r"^```(python)?\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL
 
 @pytest.fixture
 def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_small_model) -> Path:
-    """What the page takes for granted: `gallery`, whose bundle is there."""
+    """What the page takes for granted: `bundle`, `gallery`, which was made with it, and `photos`."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
+    Path("bundle").symlink_to(make_small_model(pictures=True).bundle)
+    Path("photos").mkdir()
+    for i in range(260):
+        Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8)).save(f"photos/{i:03}.png")
     vectors = rng.standard_normal((1200, 4, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    with GalleryWriter.create("gallery", gallery_settings(make_small_model(pictures=True).bundle)) as writer:
+    with GalleryWriter.create("gallery", gallery_settings("bundle")) as writer:
         writer.add([f"photos/{i}.png" for i in range(1200)], Embeddings(vectors, np.full(1200, 4, np.int32)))
     return tmp_path / "gallery"
 
@@ -39,11 +50,11 @@ def run(line: str) -> str:
     return result.stdout
 
 
-def test_every_block_runs(gallery: Path, bucket: str) -> None:
+def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster) -> None:
     names: dict[str, Any] = {}
     printed: dict[str, str] = {}
     for number, (language, text) in enumerate(BLOCKS):
-        block = text.replace("s3://bucket", bucket)
+        block = text.replace("s3://bucket", bucket).replace("10.0.0.1:6379", ray_cluster.address)
         if language:
             exec(compile(block, f"{PAGE.name} block {number}", "exec"), names)
         elif block.startswith("chan ") and "--skip-damaged" in block:
@@ -71,6 +82,8 @@ def test_every_block_runs(gallery: Path, bucket: str) -> None:
         assert len(pulled) == 1200
         assert [row.id for row in shards.rows()] == [row.id for row in merged.rows()]
         assert len(shards) == 1200
+    with Gallery.open("fleet") as fleet:
+        assert list(fleet.info()["shards"].values()) == [100, 100, 60]
     (folder,) = (block for _, block in BLOCKS if block.startswith("shards/shards"))
     named = {re.sub(r"shard-\d+/", "shard-N/", line.split()[0]) for line in folder.splitlines()}
     there = {f"shards/{path.name}{'/' * path.is_dir()}" for path in Path("shards").iterdir()}

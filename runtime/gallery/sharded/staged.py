@@ -78,7 +78,7 @@ def staged_rows(folder: Path) -> int:
 
 def check_only_staged(folder: Path) -> None:
     """GalleryError unless a folder without a gallery holds nothing but what an interrupted run left there."""
-    for entry in os.scandir(folder):
+    for entry in list(os.scandir(folder)):
         if entry.name == LOCK or entry.name.startswith("."):
             continue
         if shard_number(entry.name) is None or os.path.lexists(Path(entry.path, CATALOGUE)):
@@ -96,7 +96,7 @@ def _last_commit(folder: Path, settings: GallerySettings, gallery: str) -> tuple
 
 
 def _clear(folder: Path) -> None:
-    for entry in os.scandir(folder):
+    for entry in list(os.scandir(folder)):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
         elif entry.name != LOCK:

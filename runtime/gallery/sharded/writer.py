@@ -152,6 +152,9 @@ class ShardedWriter:
         entries = tuple(shard.entry for shard in staged)
         numbers = [shard_number(entry.name) or 0 for entry in entries]
         kept = self.roots if roots is None else checked_roots(roots)
+        if not staged and not gone and kept == self.roots:
+            self._sweep()
+            return
         following = max([self._manifest.next_shard, *(number + 1 for number in numbers)])
         with self._change(entries, roots=kept, next_shard=following):
             for shard, some in zip(self._shards, known, strict=True):

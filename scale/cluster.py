@@ -1,0 +1,144 @@
+"""Work of `bulk.py` on a Ray cluster: finding it, checking its nodes, and a pool of actors."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..runtime.backends import BACKENDS
+from ..runtime.errors import BackendError, ChanError, GalleryError, InputError
+from ..runtime.extras import needs
+from .bulk_worker import Encoder, Filled, Job, Work, check_node
+
+_CONNECT_SECONDS = 5.0
+_CHECK_SECONDS = 120.0  # a node may have to start a process, which imports this package
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Be connected to a cluster for a block.
+
+    Args:
+        address: HOST:PORT, `auto` or what else `ray.init` takes; None for the one that Ray finds, or else one on this
+            machine that is started and ends with the block.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        InputError: there is no cluster at the address.
+    """
+    with needs("ray", "encoding on a cluster"):
+        import ray
+        import ray.data
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is not None:
+            _check_answers(address)
+            ray.init(address, **quiet)
+        else:
+            try:
+                ray.init("auto", **quiet)
+            except ConnectionError:
+                ray.init("local", include_dashboard=False, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"ray: there is no Ray cluster at {address or 'this machine'}: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """ConnectionError unless something answers at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"nothing answers ({error}); start one with: ray start --head") from error
+
+
+def fill(job: Job, works: Sequence[Work], actors: int | None = None) -> Iterator[Filled]:
+    """Fill shards, each by one actor of a pool, and yield what became of each, in the order in which they are ready.
+
+    Args:
+        job: what all nodes are told.
+        works: the shards.
+        actors: how many; None for one for each GPU, or for each CPU where the cluster has no GPU or the backend uses
+            none.
+
+    Raises:
+        GalleryError: a node cannot take part, or a shard cannot be written.
+        InputError: more rows than the job allows cannot be encoded.
+        BackendError: no actor can be started, or one shard's work was lost again and again.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    gpu = (job.backend == "auto" or BACKENDS[job.backend].gpu) and ray.cluster_resources().get("GPU", 0) >= 1
+    resource = "GPU" if gpu else "CPU"
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource, 0) >= 1]
+    places = sum(int(node["Resources"][resource]) for node in nodes)
+    if not places:
+        raise BackendError(f"the cluster has no free {resource} for an actor")
+    if actors is not None and actors > places:
+        raise InputError(f"actors must be at most {places}, the {resource}s of the cluster, got {actors}")
+    _check_nodes(job, nodes)
+    count = min(len(works), places if actors is None else actors)
+    context = DataContext.get_current()
+    kept = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        dataset = ray.data.from_items(
+            [{"work": ray.cloudpickle.dumps(work)} for work in works], override_num_blocks=len(works)
+        ).map_batches(
+            Encoder,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=1),
+            num_cpus=0 if gpu else 1,
+            num_gpus=1 if gpu else 0,
+        )
+        for row in dataset.iter_rows():
+            found: Filled | ChanError = pickle.loads(row["done"])
+            if isinstance(found, ChanError):
+                raise found
+            yield found
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise BackendError(f"the Ray cluster could not finish: {reason}; run the command again to continue") from error
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = kept
+
+
+def _check_nodes(job: Job, nodes: Sequence[dict[str, Any]]) -> None:
+    """GalleryError unless every node can take part."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    check = ray.remote(num_cpus=0, max_retries=0)(check_node)
+    asked = {
+        node["NodeManagerAddress"]: check.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(job)
+        for node in nodes
+    }
+    for name, answer in asked.items():
+        try:
+            reason = ray.get(answer, timeout=_CHECK_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            reason = f"it did not answer within {_CHECK_SECONDS:.0f} seconds"
+        except ray.exceptions.RayError as error:
+            last = str(error).strip().rpartition("\n")[2]
+            reason = f"it does not run chan-rt, which every node needs with the extra ray ({last})"
+        if reason is not None:
+            raise GalleryError(f"the node {name} cannot take part: {reason}")

@@ -1,0 +1,336 @@
+"""Encoding on a cluster: the same gallery whatever the number of actors, whatever is killed, and by whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from chan_rt import cli
+from chan_rt.runtime import Gallery
+from chan_rt.runtime.errors import GalleryError
+from chan_rt.runtime.gallery.sharded.manifest import shard_name
+from chan_rt.runtime.gallery.sharded.staged import staged_rows
+from chan_rt.runtime.indexing.data_sources import open_source
+from chan_rt.runtime.indexing.index import COMMIT_ROWS
+from chan_rt.runtime.session import gallery_settings
+from chan_rt.scale.bulk_worker import Encoder, Job, Work, check_node
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+COUNT, ROWS = 700, 300  # pictures, and rows of a shard: 300, 300 and 100
+QUERIES = ["two red apples on a table", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8)).save(folder / f"{i:04}.png")
+    (folder / "0299.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(make_small_model: Callable[..., Any]) -> Path:
+    return make_small_model(pictures=True).bundle
+
+
+def chan(*arguments: object) -> Any:
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    assert result.exit_code != 0
+    return " ".join(result.output.split())
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "writer.lock"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Cluster, bundle: Path, photos: Path) -> Path:
+    """What one actor makes undisturbed."""
+    out = tmp_path_factory.mktemp("one") / "gallery"
+    result = chan(
+        "index", bundle, photos, "-o", out, "--ray", ray_cluster.address, "--actors", 1, "--shard-rows", ROWS, "--json"
+    )
+    assert result["encoded"] == COUNT - 1
+    assert len(result["skipped"]) == 1
+    return out
+
+
+def test_two_actors_make_the_same_bytes(
+    whole: Path, tmp_path: Path, ray_cluster: Cluster, bundle: Path, photos: Path
+) -> None:
+    out = tmp_path / "gallery"
+    chan("index", bundle, photos, "-o", out, "--ray", ray_cluster.address, "--shard-rows", ROWS, "--json")
+    assert bytes_of(out) == bytes_of(whole)
+
+
+def test_the_answers_are_those_of_an_index_on_one_machine(
+    whole: Path, tmp_path: Path, bundle: Path, photos: Path
+) -> None:
+    chan("index", bundle, photos, "-o", tmp_path / "plain", "--json")
+    with Gallery.open(tmp_path / "plain") as plain, Gallery.open(whole) as shards:
+        assert [(row.id, row.metadata) for row in shards.rows()] == [(row.id, row.metadata) for row in plain.rows()]
+        ids = [row.id for row in plain.rows()]
+        assert np.array_equal(shards.embeddings(ids).vectors, plain.embeddings(ids).vectors)
+        assert list(shards.info()["shards"].values()) == [ROWS - 1, ROWS, COUNT - 2 * ROWS]
+        assert shards.info()["prepared"] is not None
+    found = [chan("search", gallery, QUERIES[0], "--json") for gallery in (tmp_path / "plain", whole)]
+    assert found[0]["hits"] == found[1]["hits"]
+    assert found[1]["certified"] is True
+
+
+def test_a_second_run_encodes_nothing_and_a_change_only_what_changed(
+    tmp_path: Path, ray_cluster: Cluster, bundle: Path, photos: Path
+) -> None:
+    source, out = tmp_path / "photos", tmp_path / "gallery"
+    source.mkdir()
+    for path in sorted(photos.iterdir())[:40]:
+        (source / path.name).write_bytes(path.read_bytes())
+    command = ["index", bundle, source, "-o", out, "--ray", ray_cluster.address, "--shard-rows", 25, "--json"]
+    assert chan(*command)["added"] == 40
+    before = bytes_of(out)
+    again = chan(*command)
+    assert (again["encoded"], again["encoded_earlier"], again["already_there"]) == (0, 0, 40)
+    assert bytes_of(out) == before
+    (source / "0003.png").write_bytes((photos / "0500.png").read_bytes())
+    (source / "0999.png").write_bytes((photos / "0501.png").read_bytes())
+    (source / "0007.png").rename(source / "moved.png")
+    (source / "0008.png").unlink()
+    changed = chan(*command, "--prune")
+    names = ("encoded", "added", "refreshed", "moved", "removed", "already_there")
+    assert {name: changed[name] for name in names} == {
+        "encoded": 2,
+        "added": 1,
+        "refreshed": 1,
+        "moved": 1,
+        "removed": 1,
+        "already_there": 37,
+    }
+    chan("index", bundle, source, "-o", tmp_path / "plain", "--json")
+    with Gallery.open(tmp_path / "plain") as plain, Gallery.open(out) as shards:
+        assert {row.id for row in shards.rows()} == {row.id for row in plain.rows()}
+        ids = [row.id for row in plain.rows()]
+        assert np.array_equal(shards.embeddings(ids).vectors, plain.embeddings(ids).vectors)
+        assert [row.id for row in shards.rows()][-2:] == ["photos/0003.png", "photos/0999.png"]
+
+
+DRIVER = """
+import json, os, sys, time
+from pathlib import Path
+from chan_rt.runtime.contract import Preprocess
+from chan_rt.runtime.regions import Regions
+from chan_rt.runtime.session import gallery_settings
+from chan_rt.runtime.indexing.data_sources import open_source
+from chan_rt.scale.bulk import index_on_cluster
+
+class Slow:
+    preprocess = Preprocess(24, (0.5,) * 3, (0.25,) * 3, 2)
+    def __init__(self, seconds, pids):
+        self.seconds = seconds
+        with open(pids, "a") as file:
+            file.write(f"{os.getpid()} {os.getppid()}\\n")
+    def regions(self, pixels):
+        time.sleep(self.seconds)
+        features = pixels.reshape(len(pixels), 12, -1)[:, :, :4].transpose(0, 2, 1).copy()
+        return Regions.of_outputs({"regions": features}, self.preprocess, len(pixels))
+
+bundle, photos, out, address, seconds, rows = sys.argv[1:]
+pids = Path(out).with_name("pids")
+result = index_on_cluster(
+    bundle, open_source([photos]), out, gallery_settings(bundle), address=address, shard_rows=int(rows),
+    backbone=lambda: Slow(float(seconds), pids),
+)
+print(json.dumps({"added": result.rows.added, "earlier": result.earlier}))
+"""
+
+
+@pytest.fixture(scope="module")
+def drive(
+    tmp_path_factory: pytest.TempPathFactory, ray_cluster: Cluster, bundle: Path, photos: Path
+) -> Callable[[Path, float], subprocess.Popen[str]]:
+    """(OUT, seconds) -> a process that indexes the photos; its actors sleep after each two of them, and OUT/../pids
+    has the ids of their processes and of their nodes'."""
+    script = tmp_path_factory.mktemp("driver") / "driver.py"
+    script.write_text(DRIVER)
+
+    def start(out: Path, seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, script, bundle, photos, out, ray_cluster.address, str(seconds), str(ROWS)]
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, int]:
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return json.loads(out.splitlines()[-1])  # Ray prints of nodes that it lost
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, drive: Callable[..., Any]) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed") / "gallery"
+    assert finish(drive(out, 0)) == {"added": COUNT - 1, "earlier": 0}
+    return bytes_of(out)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def half_done(out: Path) -> int:
+    """Rows of the shards that are being filled, once there are some."""
+    return sum(staged_rows(out / shard_name(number)) for number in (1, 2, 3))
+
+
+def test_a_run_that_is_interrupted_and_killed_goes_on_with_the_same_bytes(
+    tmp_path: Path, drive: Callable[..., Any], undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "gallery"
+    for stop in (signal.SIGINT, signal.SIGKILL):
+        before = half_done(out)
+        with drive(out, 0.01) as process:
+            until(lambda before=before: half_done(out) > before)
+            process.send_signal(stop)
+            process.communicate(timeout=60)
+            assert process.returncode != 0
+        with pytest.raises(GalleryError):
+            Gallery.open(out)
+        with pytest.raises(GalleryError):
+            Gallery.open(out / shard_name(1))
+    there = half_done(out)
+    assert COMMIT_ROWS < there < COUNT
+    assert finish(drive(out, 0)) == {"added": COUNT - 1, "earlier": there}
+    assert bytes_of(out) == undisturbed
+
+
+def test_a_killed_actor_and_a_lost_node_cost_their_batches(
+    tmp_path: Path, ray_cluster: Cluster, drive: Callable[..., Any], undisturbed: dict[str, str]
+) -> None:
+    out, pids = tmp_path / "gallery", tmp_path / "pids"
+    node = ray_cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    raylet = str(node.all_processes["raylet"][0].process.pid)
+
+    def actors() -> list[list[str]]:
+        return [line.split() for line in pids.read_text().splitlines()] if pids.exists() else []
+
+    with drive(out, 0.02) as process:
+        lost = until(lambda: [pid for pid, parent in actors() if parent == raylet])
+        killed = until(lambda: [pid for pid, parent in actors() if parent != raylet])[0]
+        until(lambda: half_done(out))
+        os.kill(int(killed), signal.SIGKILL)
+        ray_cluster.remove_node(node, allow_graceful=False)
+        assert finish(process)["added"] == COUNT - 1
+    assert len(lost) == 1
+    assert len(actors()) > 3, "nobody took the place of the actor that was killed"
+    assert bytes_of(out) == undisturbed
+
+
+def test_what_travels_does_not_grow_with_the_vectors(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    """An actor returns a shard's name, counts and header; its pictures and vectors are read and written by itself."""
+    cloudpickle = pytest.importorskip("ray", reason="Ray is not installed").cloudpickle
+    source = open_source([photos])
+    out = tmp_path / "out"
+    settings = gallery_settings(bundle)
+    job = Job(out, "run", version("chan-rt"), bundle, "onnxruntime", "fp32", None, settings, 1000)
+    out.mkdir()
+    (out / ".run").write_text("run")
+    sizes = {}
+    for number, count in enumerate((4, 64), 1):
+        part = replace(source.only(range(count)), origins=())
+        work = cloudpickle.dumps(Work(out / shard_name(number), f"{number:032}", part))
+        answer = Encoder(job)({"work": np.array([work], object)})["done"][0]
+        filled = pickle.loads(answer)
+        assert (filled.entry.rows, filled.encoded) == (count, count)
+        sizes[count] = len(answer)
+    assert abs(sizes[64] - sizes[4]) < 16
+
+
+def test_errors_name_what_is_wrong(
+    tmp_path: Path, ray_cluster: Cluster, bundle: Path, photos: Path, make_small_model: Callable[..., Any], whole: Path
+) -> None:
+    command = ["index", bundle, photos, "--ray", ray_cluster.address, "-o"]
+    plain = tmp_path / "plain"
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "a.png").write_bytes((photos / "0000.png").read_bytes())
+    chan("index", bundle, few, "-o", plain, "--json")
+    assert f"chan gallery split {plain} -o NEW" in refused(*command, plain)
+    assert "there is no Ray cluster at 127.0.0.1:1:" in refused(
+        "index", bundle, photos, "-o", tmp_path / "new", "--ray", "127.0.0.1:1"
+    )
+    other = make_small_model(pictures=True, pooling="Sum").bundle
+    assert "was made with another model" in refused("index", other, photos, "-o", whole, "--ray", ray_cluster.address)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep")
+    assert "already exists and is not empty" in refused(*command, tmp_path / "mine")
+    assert "actors must be at most 2" in refused(*command, tmp_path / "new", "--actors", 3)
+    assert "--actors has no effect without --ray" in refused(
+        "index", bundle, photos, "-o", tmp_path / "new", "--actors", 3
+    )
+    result = refused(*command, tmp_path / "new", "--max-bad", 0)
+    assert "max_bad: at most 0 items may be unreadable" in result
+    assert "0299.png" in result
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": "0.0.1"}, "and 0.0.1 is needed"),
+        ({"out": Path("/nowhere/gallery")}, "cannot be written there (No such file or directory)"),
+        ({"run": "another"}, "is filled by another run, or is not the same folder there"),
+        ({"bundle": Path("/nowhere/bundle")}, "the bundle /nowhere/bundle is not there"),
+        ({}, None),
+    ],
+)
+def test_a_node_that_cannot_take_part(change: dict[str, Any], reason: str | None, tmp_path: Path, bundle: Path) -> None:
+    (tmp_path / ".run").write_text("run")
+    settings = gallery_settings(bundle)
+    job = Job(tmp_path, "run", version("chan-rt"), bundle, "auto", "fp32", None, settings, 0)
+    found = check_node(replace(job, **change))
+    assert found is None if reason is None else reason in str(found)
+    assert [path.name for path in tmp_path.iterdir()] == [".run"]
+
+
+def test_scale_does_not_need_ray() -> None:
+    code = (
+        "import sys, chan_rt.scale, chan_rt.scale.bulk, chan_rt.runtime.indexing.index; sys.exit('ray' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_ray_the_extra_is_named(
+    tmp_path: Path, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "chan-rt[ray]" in refused("index", bundle, photos, "-o", tmp_path / "new", "--ray")
