@@ -1,4 +1,4 @@
-"""`python -m chan_rt.bench.serve`: open-loop load on `chan serve`, beside the library in-process and LitServe.
+"""`python -m chan_rt.bench.serve`: open-loop load on `chan serve`, beside the library in-process, LitServe and Triton.
 
 The gallery is made up (serve_data.py) unless one is given. What a search reads depends on the gallery, so the share of
 rescored rows is printed. The load generator shares the cores with the server; what it takes of them is printed, and
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +30,25 @@ import numpy as np
 from ..runtime.gallery import Gallery
 from ..runtime.matcher import Matcher
 from ..runtime.session import open_gallery_with_matcher
+from ..scale.triton import write_repository
 from .load import Load, open_loop
 from .measure import machine
 from .search import K
 from .serve_data import make_captions, make_gallery
+from .triton_server import copy_backends, find_server, start_server
 
 PACKAGES = ("onnxruntime", "numpy", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "litserve")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server in a process of its own."""
+    """A server in a process of its own; `body` makes the body of a search from a caption."""
 
     name: str
     port: int
     path: str
     pid: int
+    body: Callable[[str], bytes]
 
 
 def in_process(gallery: Path, captions: Sequence[str], seconds: float) -> list[dict[str, float]]:
@@ -100,7 +103,7 @@ def chan_server(gallery: Path, workers: int) -> Iterator[Running]:
                 found = re.search(rb"listening at http://127\.0\.0\.1:(\d+)", Path(log.name).read_bytes())
                 if process.poll() is not None:
                     raise click.ClickException(Path(log.name).read_text())
-            running = Running("chan serve", int(found[1]), "/v1/search", process.pid)
+            running = Running("chan serve", int(found[1]), "/v1/search", process.pid, search_body)
             wait_until_it_answers(running)
             yield running
         finally:
@@ -116,7 +119,7 @@ def litserve_server(gallery: Path, python: str) -> Iterator[Running]:
     command = [python, "-m", "chan_rt.bench.serve_peer", str(gallery), str(port)]
     process = subprocess.Popen(command, start_new_session=True)
     try:
-        running = Running("LitServe", port, "/predict", process.pid)
+        running = Running("LitServe", port, "/predict", process.pid, search_body)
         wait_until_it_answers(running)
         yield running
     finally:
@@ -125,18 +128,49 @@ def litserve_server(gallery: Path, python: str) -> Iterator[Running]:
         process.wait()
 
 
+@contextlib.contextmanager
+def triton_server(gallery: Path, python: str) -> Iterator[Running]:
+    """NVIDIA's server with the repository that `chan triton` writes, its model run by a Python that has the server."""
+    bundle = Gallery.open(gallery).settings.bundle
+    assert bundle is not None
+    with tempfile.TemporaryDirectory(prefix="chan-triton-") as scratch:
+        place = Path(scratch)
+        write_repository(bundle, place / "repository", gallery=gallery)
+        try:
+            installed = find_server(python)
+            backends = copy_backends(installed, place / "backends")
+            flags = ["--model-control-mode=explicit", "--load-model=chan_search"]
+            started = start_server(installed, place / "repository", backends, place / "log", flags)
+        except (LookupError, RuntimeError) as error:
+            raise click.ClickException(str(error)) from error
+        try:
+            path = "/v2/models/chan_search/infer"
+            running = Running("Triton", started.http, path, started.process.pid, triton_body)
+            wait_until_it_answers(running)
+            yield running
+        finally:
+            started.process.kill()
+            started.process.wait()
+
+
 def wait_until_it_answers(server: Running, seconds: float = 120) -> None:
     """Search until the server answers with 200."""
     deadline = time.monotonic() + seconds
-    while open_loop("127.0.0.1", server.port, server.path, requests(make_captions(1, 3)), 100, 0.01).answered == 0:
+    while open_loop("127.0.0.1", server.port, server.path, [server.body("w1x0")], 100, 0.01).answered == 0:
         if time.monotonic() > deadline:
             raise click.ClickException(f"{server.name} did not answer within {seconds:.0f} seconds")
         time.sleep(0.1)
 
 
-def requests(captions: Sequence[str]) -> list[bytes]:
-    """Bodies of searches, one caption each."""
-    return [json.dumps({"captions": [caption], "k": K}).encode() for caption in captions]
+def search_body(caption: str) -> bytes:
+    """The body of a search of `chan serve` or LitServe."""
+    return json.dumps({"captions": [caption], "k": K}).encode()
+
+
+def triton_body(caption: str) -> bytes:
+    """The body of a search of Triton."""
+    given = {"name": "caption", "shape": [1, 1], "datatype": "BYTES", "data": [caption]}
+    return json.dumps({"inputs": [given], "parameters": {"k": K}}).encode()
 
 
 def memory(pid: int) -> int:
@@ -160,11 +194,13 @@ def busy_seconds() -> float:
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for disks
 
 
-def measure(server: Running, bodies: Sequence[bytes], start: float, seconds: float) -> dict[str, Any]:
+def measure(server: Running, captions: Sequence[str], start: float, seconds: float) -> dict[str, Any]:
     """Raise the rate until a tenth is not answered in time, then load with 70 % and twice with 500 % of the capacity.
 
     The second overload shows whether memory still grows once the first has filled what the server keeps.
     """
+
+    bodies = [server.body(caption) for caption in captions]
 
     def load(rate: float) -> dict[str, Any]:
         begin, own, busy = time.perf_counter(), cpu_seconds(server.pid), busy_seconds()
@@ -205,12 +241,15 @@ def show(name: str, load: Load, cores: float, others: float) -> None:
 @click.option(
     "--litserve", type=click.Path(exists=True), help="Python that has LitServe and this package, if this one has not."
 )
+@click.option(
+    "--triton", type=click.Path(exists=True), help="Python that has NVIDIA's server: .venv-triton/bin/python."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the figures to this file, as JSON.")
 def main(
     images: int, dim: int, gallery: Path | None, queries: Path | None, start: float, seconds: float, workers: int,
-    litserve: str | None, out: Path | None,
+    litserve: str | None, triton: str | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Measure `chan serve` under open-loop load: searches a second and latencies, beside the library and LitServe."""
+    """Measure `chan serve` under open-loop load: searches a second and latencies, beside the library and its peers."""
     record: dict[str, Any] = {"machine": machine(PACKAGES), "images": images, "dim": dim, "seconds": seconds}
     with tempfile.TemporaryDirectory(prefix="chan-bench-") as scratch:
         if gallery is None:
@@ -224,14 +263,18 @@ def main(
             )
         click.echo(f"{'':12} {'rate':>8} {'answered':>8} {'refused':>8} {'failed':>7} {'p50 ms':>9} {'p99':>9} "
                    f"{'p99.9':>9} {'late':>8} {'server':>8} {'client':>8} {'others':>8} cores")  # fmt: skip
-        bodies = requests(captions)
         with chan_server(gallery, workers) as server:
-            record["chan serve"] = ours = measure(server, bodies, start, seconds)
+            record["chan serve"] = ours = measure(server, captions, start, seconds)
         if litserve is None and importlib.util.find_spec("litserve") is None:
             click.echo("LitServe     not installed: pip install litserve")
         else:
             with litserve_server(gallery, litserve or sys.executable) as server:
-                record["LitServe"] = measure(server, bodies, start, seconds)
+                record["LitServe"] = measure(server, captions, start, seconds)
+        if triton is None:
+            click.echo("Triton       not measured: make .venv-triton/installed, and --triton .venv-triton/bin/python")
+        else:
+            with triton_server(gallery, triton) as server:
+                record["Triton"] = measure(server, captions, start, seconds)
         click.echo("next-plaid   no package of its server for pip; not measured")
     share = ours["peak"] / max(one["searches_a_second"] for one in library)
     kept = ours["overload"][1]["answered"] / ours["peak"]

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chan_rt.bench.triton_server import copy_backends, find_server, start_server
 from chan_rt.runtime import Embeddings, GalleryWriter, gallery_settings
 from chan_rt.scale.triton import write_repository
 
@@ -102,79 +98,27 @@ def tritonclient(protocol: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the server's backends: that of Python, with the stub for this version of it."""
-    pytest.importorskip("tritonclient", reason="tritonclient is not installed: make test-triton")
-    found = importlib.util.find_spec("pytriton")
-    if found is None or found.submodule_search_locations is None:
-        pytest.skip("nvidia-pytriton, which has the server, is not installed: make test-triton")
-    server = Path(found.submodule_search_locations[0], "tritonserver")
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        pytest.skip(f"nvidia-pytriton runs no models in Python {version}")
-    missing = re.findall(
-        r"(libpython\S+) => not found", subprocess.run(["ldd", stub], capture_output=True).stdout.decode()
-    )
-    if missing:
-        pytest.skip(f"no {missing[0]} is installed: apt-get install libpython{version}")
-    folder = tmp_path_factory.mktemp("backends")
-    shutil.copytree(server / "backends" / "python", folder / "python")
-    shutil.copy(stub, folder / "python")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def start_triton(backends: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Triton]]:
+def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Triton]]:
     """(repository, *flags) -> Triton that is ready; the flags are the server's."""
+    pytest.importorskip("tritonclient", reason="tritonclient is not installed: make test-triton")
+    try:
+        installed = find_server(sys.executable)
+    except LookupError as reason:
+        pytest.skip(str(reason))
+    backends = copy_backends(installed, tmp_path_factory.mktemp("backends"))
     started: list[Triton] = []
-    package = Path(importlib.util.find_spec("pytriton").submodule_search_locations[0])  # type: ignore[union-attr,index]
 
     def start(repository: Path, *flags: str) -> Triton:
-        ports = free_ports(3)
-        names = ("http", "grpc", "metrics")
-        listening = [
-            f"--{name}-{key}"
-            for name, port in zip(names, ports, strict=True)
-            for key in ("address=127.0.0.1", f"port={port}")
-        ]
-        command = [
-            package / "tritonserver" / "bin" / "tritonserver",
-            f"--model-repository={repository}",
-            f"--backend-directory={backends}",
-            "--backend-config=python,shm-default-byte-size=8388608",
-            "--allow-gpu-metrics=false",
-            *listening,
-            *flags,
-        ]
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": str(package.parent / "nvidia_pytriton.libs"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
         log = tmp_path_factory.mktemp("triton") / "log"
-        with log.open("wb") as file:
-            process = subprocess.Popen([str(part) for part in command], stdout=file, stderr=file, env=environment)
-        server = Triton(process, log, *ports)
-        started.append(server)
-        wait_until(lambda: b"Started Metrics Service" in log.read_bytes() or process.poll() is not None)
-        assert process.poll() is None, log.read_text()[-4000:]
-        return server
+        one = start_server(installed, repository, backends, log, flags)
+        started.append(Triton(one.process, log, one.http, one.grpc, one.metrics))
+        return started[-1]
 
     yield start
     for server in started:
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens at."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

@@ -35,7 +35,7 @@ def test_every_block_runs(
     monkeypatch.chdir(tmp_path)
     Path("bundle").symlink_to(bundle)
     Path("gallery").symlink_to(gallery)
-    commands, curl, python, image = (text for _, text in BLOCKS)
+    commands, curl, python, image, bench = (text for _, text in BLOCKS)
     write, validate, serve = (shlex.split(line, comments=True) for line in commands.splitlines())
     for line in (write, validate):
         done = CliRunner().invoke(cli.main, line[1:])
@@ -53,6 +53,7 @@ def test_every_block_runs(
     capsys.readouterr()
     exec(compile(python.replace(":8000", f":{server.http}"), PAGE.name, "exec"), {})
     assert repr(wanted.hits[0].id.encode()) in capsys.readouterr().out
+    assert bench.startswith("python -m chan_rt.bench.serve --triton ")  # tests/scale/triton/test_bench.py
     assert image.startswith("FROM nvcr.io/nvidia/tritonserver:")
 
 
