@@ -25,7 +25,7 @@ from ..runtime.files import write_file
 from ..runtime.gallery import ShardedWriter, is_gallery
 from ..runtime.gallery.prepare import Preparation
 from ..runtime.gallery.settings import GallerySettings
-from ..runtime.gallery.sharded.manifest import is_sharded, shard_name
+from ..runtime.gallery.sharded.manifest import is_sharded, shard_name, shard_number
 from ..runtime.gallery.sharded.staged import StagedShard, check_only_staged, staged_rows
 from ..runtime.gallery.store.lock import WriterLock
 from ..runtime.gallery.writer import write_errors
@@ -85,7 +85,7 @@ def index_on_cluster(
     content changed.
 
     Args:
-        bundle: the bundle's folder, which every node reaches.
+        bundle: the bundle's folder, which every node reaches by the same path.
         source: the rows; every node reaches its files.
         out: the gallery's folder, which every node reaches.
         settings: of the gallery (`gallery_settings`).
@@ -233,7 +233,9 @@ class _Target:
         """
         with ExitStack() as stack:
             shards = []
-            for entry in sorted((one.entry for one in done if one.entry.rows), key=lambda entry: entry.name):
+            for entry in sorted(
+                (one.entry for one in done if one.entry.rows), key=lambda entry: shard_number(entry.name) or 0
+            ):
                 with write_errors(self._folder):
                     shard = StagedShard.open_staged(self._folder / entry.name, self.settings, entry.header.gallery)
                 stack.callback(shard.close)

@@ -91,7 +91,7 @@ class RayTransport:
             answer: Answer = await response
             return answer
         except asyncio.CancelledError:
-            response.cancel()  # type: ignore[no-untyped-call]
+            response.cancel()
             raise
 
 
