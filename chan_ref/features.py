@@ -71,6 +71,8 @@ class Encoder:
     def record(self) -> np.dtype[Any]:
         """What is kept of a picture: `features` [R, F], and where these have boxes `boxes` [R, 4] and `length`.
 
+        Of a detector also `class_scores` [R, C].
+
         Raises:
             InputError: the backbone fails for a gray picture.
         """
@@ -80,6 +82,8 @@ class Encoder:
         kept: list[tuple[Any, ...]] = [("features", "<f4", (regions, width))]
         if found.boxes is not None:
             kept += [("boxes", "<f4", (regions, 4)), ("length", "<i4")]
+            if found.class_scores is not None:
+                kept.append(("class_scores", "<f4", (regions, found.class_scores.shape[2])))
         return np.dtype(kept)
 
     def encode_to(self, path: Path, pictures: Iterable[Picture], count: int) -> Iterator[int]:
@@ -112,8 +116,9 @@ class Encoder:
                 if found.boxes is None:
                     rows[done : done + len(batch)] = found.features
                 else:
-                    for features, boxes, length in zip(found.features, found.boxes, found.lengths, strict=True):
-                        flat.add(features[:length], boxes[:length])
+                    for row, length in enumerate(found.lengths):
+                        scores = None if found.class_scores is None else found.class_scores[row, :length]
+                        flat.add(found.features[row, :length], found.boxes[row, :length], scores)
                 done += len(batch)
                 yield len(batch)
             if done != count:
@@ -141,8 +146,8 @@ def write_features(
     """Encode picture files into OUT/ims.npy or OUT/ims.npz, with their paths by row in OUT/names.txt.
 
     Regions of a grid are `ims.npy`, an array [N, R, F]. Regions with boxes are `ims.npz`: `features` [T, F] of all
-    pictures one after the other, `pos_boxes` [N, 2], the first row of each picture and the row behind its last, and
-    `boxes` [T, 4], left, top, width and height as fractions of the picture.
+    pictures one after the other, `pos_boxes` [N, 2], the first row of each picture and the row behind its last,
+    `boxes` [T, 4], left, top, width and height as fractions of the picture, and of a detector `class_scores` [T, C].
 
     Rows are kept in hidden files in OUT as they are finished. After an interruption the same call continues from there,
     as long as the pictures are still those that were encoded, and the backbone is of the same name and weights.
@@ -275,6 +280,8 @@ class _Unfinished:
             rows["features"] = regions.features
             if regions.boxes is not None:
                 rows["boxes"], rows["length"] = regions.boxes, regions.lengths
+            if "class_scores" in (self._record.names or ()):
+                rows["class_scores"] = regions.class_scores
             self._row_file.write(rows.tobytes())
             self._row_file.flush()
         for file in files:
@@ -311,8 +318,11 @@ class _Unfinished:
     def _write_flat(self) -> None:
         rows = np.memmap(self._rows, self._record, "r", _HEADER, (len(self.names),))
         with FlatWriter(self._out / "ims.npz", np.array(rows["length"]), self._record["features"].shape[1]) as writer:
+            scored = "class_scores" in (self._record.names or ())
             for row in rows:
-                writer.add(row["features"][: row["length"]], row["boxes"][: row["length"]])
+                length = row["length"]
+                scores = row["class_scores"][:length] if scored else None
+                writer.add(row["features"][:length], row["boxes"][:length], scores)
 
 
 def _identity(file: Path) -> dict[str, Any]:

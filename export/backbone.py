@@ -6,6 +6,7 @@ import ast
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from ..chan_ref.backbone import LITES, REGION_DIM, load_backbone
-from ..chan_ref.backbones.base import Backbone, named
+from ..chan_ref.backbones.base import CLASS_SCORES, OUTPUTS, Backbone, frozen, named
 from ..chan_ref.backbones.onnx_files import OnnxModule
 from ..chan_ref.backbones.suppression import keep_boxes
 from ..runtime.contract import Manifest
@@ -85,6 +86,9 @@ def backbone(source: Backbone, region_dim: int) -> onnx.ModelProto:
     example = torch.zeros(2, 3, size, size)
     with torch.no_grad():
         found = named(source.module(example), source.name)
+    if CLASS_SCORES in found:
+        source = replace(source, module=frozen(_GraphOutputs(source.module, source.name)))
+        found = {name: tensor for name, tensor in found.items() if name != CLASS_SCORES}
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     count = shapes["regions"][1] if len(shapes["regions"]) == 3 else 0
     count = count if grid is None else grid**2
@@ -101,6 +105,20 @@ def backbone(source: Backbone, region_dim: int) -> onnx.ModelProto:
     if isinstance(source.module, OnnxModule):
         return _adopted(source.module.model, {name: wanted[name] for name in found})
     return _cleaned(_traced(source, example, list(found)), {name: wanted[name] for name in found}, source.module)
+
+
+class _GraphOutputs(nn.Module):
+    """A backbone without its class scores, which a gallery does not keep."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__()
+        self.module = module
+        self.name = name
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute what a graph returns."""
+        found = named(self.module(pixels), self.name)
+        return tuple(found[name] for name in OUTPUTS if name in found)
 
 
 def _traced(source: Backbone, example: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:

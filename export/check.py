@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..chan_ref import alignment
-from ..chan_ref.backbones.base import Backbone
+from ..chan_ref.backbones.base import OUTPUTS, Backbone
 from ..chan_ref.config import ModelConfig
 from ..chan_ref.model import ChanModel
 from ..runtime.backends import Array
@@ -65,7 +65,9 @@ def make_cases(name: GraphName, model: ChanModel, backbone: Backbone | None) -> 
         if name == "backbone":
             if backbone is None:
                 raise BundleError("the backbone's graph cannot be checked without the backbone")
-            return [Case({"pixels": pixels}, backbone.outputs(pixels)) for pixels in _pixels(backbone, rng)]
+            found = [(pixels, backbone.outputs(pixels)) for pixels in _pixels(backbone, rng)]
+            kept = [{key: array for key, array in outputs.items() if key in OUTPUTS} for _, outputs in found]
+            return [Case({"pixels": pixels}, want) for (pixels, _), want in zip(found, kept, strict=True)]
         return [_case(name, model, rng, *sizes) for sizes in SIZES]
 
 

@@ -231,6 +231,8 @@ def build_engine(
     """
     spec = Manifest.load(bundle).graph(graph, precision)
     onnx = verified(bundle, spec.file, spec.sha256)
+    if graph == "backbone" and target.flavor == "tensorrt_rtx":
+        _check_operators(onnx, f"{graph} at {precision}")
     profiles = default_profiles(spec) if profiles is None else profiles
     shapes = [{name: asdict(shape) for name, shape in profile.items()} for profile in profiles]
     decided = asdict(options) | {"tf32": False}
@@ -290,6 +292,17 @@ def build_engine(
             text.write_text(record.to_json(), encoding="utf-8")
             publish(text, sidecar)
     return BuiltEngine(path, record, False, replaced)
+
+
+def _check_operators(file: Path, what: str) -> None:
+    """Refuse early what would not build after minutes: TensorRT-RTX 1.7 has no NonMaxSuppression."""
+    from onnx import load
+
+    if any(node.op_type == "NonMaxSuppression" for node in load(file).graph.node):
+        raise EngineError(
+            f"{what} has NonMaxSuppression, as detectors do, and TensorRT-RTX does not build it: onnxruntime runs the "
+            "backbone beside the engines of the other graphs. Build without --graph backbone"
+        )
 
 
 def reproduce(request: Mapping[str, Any]) -> str:

@@ -28,11 +28,13 @@ class Regions:
         lengths: [B] int32, 1 <= length <= R.
         boxes: [B, R, 4] float32: left, top, width and height as fractions of the picture, zeros past each length. None
             where the regions are a grid.
+        class_scores: [B, R, C] float32, the probability of each of a detector's classes. None for other backbones.
     """
 
     features: NDArray[np.float32]
     lengths: NDArray[np.int32]
     boxes: NDArray[np.float32] | None
+    class_scores: NDArray[np.float32] | None = None
 
     @classmethod
     def of_outputs(cls, outputs: Mapping[str, NDArray[Any]], preprocess: Preprocess, count: int) -> Regions:
@@ -40,13 +42,14 @@ class Regions:
 
         Args:
             outputs: `regions` [B, R, F]; without a grid `boxes` [B, R, 4]; `region_lengths` [B] where the number of
-                regions varies.
+                regions varies; perhaps `class_scores` [B, R, C].
             preprocess: of the backbone.
             count: number of pictures that were encoded (B).
 
         Raises:
             TensorError: an output is missing, has another rank, type or size, a length outside 1 to R, a number that
-                is not finite, a box outside the picture, or a number of regions that is not grid * grid.
+                is not finite, a box outside the picture, a class score outside 0 to 1, or a number of regions that is
+                not grid * grid.
         """
         features = _output(outputs, "regions", (count, None, None))
         regions = features.shape[1]
@@ -59,15 +62,17 @@ class Regions:
             lengths = np.full(count, regions, np.int32)
         check_lengths("region_lengths", lengths, (count, regions))
         check_finite("regions", features, lengths)
+        scores = _class_scores(outputs, lengths, regions)
         if preprocess.grid is None:
-            return cls(features, lengths, _checked_boxes(_output(outputs, "boxes", (count, regions, 4)), lengths))
+            boxes = _checked_boxes(_output(outputs, "boxes", (count, regions, 4)), lengths)
+            return cls(features, lengths, boxes, scores)
         if "boxes" in outputs:
             raise TensorError("boxes", "must not be returned by a backbone whose regions are a grid", "some")
         wrong = np.flatnonzero(lengths != preprocess.grid**2)
         if regions != preprocess.grid**2 or wrong.size:
             got = regions if not wrong.size else int(lengths[wrong[0]])
             raise TensorError("regions", f"must be {preprocess.grid**2}, grid x grid, for each picture", got)
-        return cls(features, lengths, None)
+        return cls(features, lengths, None, scores)
 
 
 class PictureBackbone(Protocol):
@@ -156,6 +161,24 @@ def _output(outputs: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | N
     if 0 in array.shape:
         raise TensorError(name, f"shape must be {wanted}, none of them 0", list(array.shape))
     return array.astype(np.float32, copy=False)
+
+
+def _class_scores(
+    outputs: Mapping[str, NDArray[Any]], lengths: NDArray[np.int32], regions: int
+) -> NDArray[np.float32] | None:
+    if "class_scores" not in outputs:
+        return None
+    scores = _output(outputs, "class_scores", (len(lengths), regions, None))
+    check_finite("class_scores", scores, lengths)
+    real = np.arange(regions) < lengths[:, None]
+    wrong = real & ((scores < 0) | (scores > 1)).any(2)
+    if wrong.any():
+        row, region = (int(index) for index in np.argwhere(wrong)[0])
+        found = scores[row, region]
+        raise TensorError(
+            f"class_scores[{row}, {region}]", "must be from 0 to 1", [float(found.min()), float(found.max())]
+        )
+    return scores
 
 
 def _checked_boxes(boxes: NDArray[np.float32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:

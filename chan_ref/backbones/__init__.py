@@ -6,7 +6,9 @@ A backbone is a torch module in evaluation mode and the preprocessing of its pix
                                 -> regions [B, R, F], boxes [B, R, 4]                           R boxes
                                 -> regions [B, R, F], boxes [B, R, 4], region_lengths [B]       up to R boxes
 
-A box is left, top, width and height as fractions of the picture.
+A box is left, top, width and height as fractions of the picture. A detector may return a dictionary of these names that
+has `class_scores` [B, R, C], too: the probability of each class but the background, from 0 to 1. `chan features` stores
+them; graphs and galleries do not have them.
 
 base            `Backbone`, and the check of what it returns
 choose          `open_backbone`: a backbone by its name

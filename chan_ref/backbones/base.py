@@ -16,6 +16,7 @@ from ...runtime.errors import InputError, TensorError
 from ...runtime.regions import Regions
 
 OUTPUTS = ("regions", "boxes", "region_lengths")
+CLASS_SCORES = "class_scores"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Backbone:
         """What the module makes of pixels, by the names of the graph's outputs.
 
         Raises:
-            InputError: the module fails, or returns something else than one to three tensors.
+            InputError: the module fails, or returns something that `named` refuses.
         """
         try:
             with torch.inference_mode():
@@ -67,17 +68,19 @@ def named(outputs: object, name: str) -> Mapping[str, Tensor]:
     """The tensors that a module returned, by their names.
 
     Args:
-        outputs: a tensor, or a tuple or list of two or three.
+        outputs: a tensor, a tuple or list of two or three, or a dictionary of tensors by their names.
         name: of the backbone, for the error.
 
     Raises:
         InputError: it is something else.
     """
+    if isinstance(outputs, Mapping):
+        return _by_name(outputs, name)
     tensors = [outputs] if isinstance(outputs, Tensor) else outputs
     if not isinstance(tensors, list | tuple) or not 1 <= len(tensors) <= 3:
         raise InputError(
             f"the backbone {name} must return regions [B, R, F], or a tuple of these, boxes [B, R, 4] and perhaps "
-            f"region_lengths [B], got {type(outputs).__name__}"
+            f"region_lengths [B], or a dictionary of these, got {type(outputs).__name__}"
         )
     for position, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
@@ -85,6 +88,23 @@ def named(outputs: object, name: str) -> Mapping[str, Tensor]:
                 f"the backbone {name} must return tensors, got {type(tensor).__name__} as {OUTPUTS[position]}"
             )
     return dict(zip(OUTPUTS, tensors, strict=False))
+
+
+def _by_name(outputs: Mapping[object, object], name: str) -> Mapping[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, tensor in outputs.items():
+        if not isinstance(key, str) or key not in (*OUTPUTS, CLASS_SCORES) or not isinstance(tensor, Tensor):
+            known = ", ".join((*OUTPUTS, CLASS_SCORES))
+            raise InputError(
+                f"the backbone {name} must return regions, and all else, as tensors with names among {known}, got "
+                f"{type(tensor).__name__} as {key!r}"
+            )
+        found[key] = tensor
+    if OUTPUTS[0] not in found:
+        raise InputError(
+            f"the backbone {name} must return regions, got a dictionary with {', '.join(found) or 'nothing'}"
+        )
+    return found
 
 
 def frozen(module: nn.Module) -> nn.Module:

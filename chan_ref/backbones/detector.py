@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...runtime.errors import InputError
+from .base import CLASS_SCORES
 from .suppression import keep_boxes
 
 REGIONS = 36
@@ -31,7 +32,7 @@ _SMALLEST = 1e-3  # pixels of a proposal's side, as in torchvision's RegionPropo
 
 
 class DetectorRegions(nn.Module):
-    """Pixels [B, 3, S, S] -> regions [B, 36, F] and boxes [B, 36, 4], by falling confidence.
+    """Pixels [B, 3, S, S] -> regions [B, 36, F], boxes [B, 36, 4] and class_scores [B, 36, C], by falling confidence.
 
     Args:
         detector: torchvision's FasterRCNN.
@@ -60,8 +61,8 @@ class DetectorRegions(nn.Module):
         self.pool = RegionPooling(pooling, [shapes[level] for level in self.read], size)
         self.choose = BestRegions(size)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the regions and boxes of each picture."""
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Compute the regions of each picture."""
         found: Mapping[str, Tensor] = self.backbone(pixels)
         levels = list(found.values())
         objectness, deltas = self.rpn_head(levels)
@@ -71,7 +72,7 @@ class DetectorRegions(nn.Module):
         logits, _ = self.box_predictor(features)  # [B N, classes]
         count = proposals.shape[1]
         rows, chances = features.reshape(-1, count, features.shape[1]), logits.reshape(-1, count, logits.shape[1])
-        best: tuple[Tensor, Tensor] = self.choose(rows, chances, proposals)
+        best: dict[str, Tensor] = self.choose(rows, chances, proposals)
         return best
 
 
@@ -175,7 +176,7 @@ class BestRegions(nn.Module):
         super().__init__()
         self.size = float(size)
 
-    def forward(self, features: Tensor, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """Choose the regions of each picture; class 0 is the background."""
         scores = logits.softmax(dim=2)[:, :, 1:].transpose(1, 2)  # [B, C, N]
         kept = keep_boxes(boxes, scores, OVERLAP)
@@ -184,7 +185,11 @@ class BestRegions(nn.Module):
         index = index[:, :, None]
         found = boxes.gather(1, index.expand(-1, -1, 4)) / self.size
         start, end = found[:, :, :2], found[:, :, 2:]
-        return features.gather(1, index.expand(-1, -1, features.shape[2])), torch.cat([start, end - start], dim=2)
+        return {
+            "regions": features.gather(1, index.expand(-1, -1, features.shape[2])),
+            "boxes": torch.cat([start, end - start], dim=2),
+            CLASS_SCORES: scores.transpose(1, 2).gather(1, index.expand(-1, -1, scores.shape[1])),
+        }
 
 
 def move_boxes(boxes: Tensor, deltas: Tensor) -> Tensor:

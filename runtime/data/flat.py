@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import atomic_file
 
-FEATURES, SPANS, BOXES = "features", "pos_boxes", "boxes"
+FEATURES, SPANS, BOXES, CLASS_SCORES = "features", "pos_boxes", "boxes", "class_scores"
 
 
 class FlatWriter:
-    """Writes `features` [T, F], `pos_boxes` [N, 2] and, where there are some, `boxes` [T, 4], image by image.
+    """Writes `features` [T, F], `pos_boxes` [N, 2] and, where there are some, `boxes` [T, 4] and `class_scores` [T, C].
 
-    Only the boxes are held in memory. The file gets its name when the writer is left without an error.
+    It is given one image after the other. Only boxes and class scores are held in memory. The file gets its name when
+    the writer is left without an error.
 
     Args:
         path: of the .npz file.
@@ -36,6 +37,7 @@ class FlatWriter:
         self._lengths: list[int] = []
         self._width, self._dtype = width, np.dtype(dtype)
         self._boxes: list[NDArray[Any]] = []
+        self._scores: list[NDArray[Any]] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -63,12 +65,17 @@ class FlatWriter:
         """Whether images with boxes were written."""
         return bool(self._boxes)
 
-    def add(self, features: NDArray[np.floating], boxes: NDArray[np.float32] | None = None) -> None:
-        """Write the next image: features [r, F] and perhaps boxes [r, 4], fractions of the picture.
+    def add(
+        self,
+        features: NDArray[np.floating],
+        boxes: NDArray[np.float32] | None = None,
+        class_scores: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Write the next image: features [r, F], perhaps boxes [r, 4], fractions of the picture, and scores [r, C].
 
         Raises:
             InputError: more regions than there is room for, another width, features that are not finite, or an image
-                with boxes among others without.
+                with boxes, or class scores, among others without.
         """
         image = len(self._lengths)
         if image >= len(self._room):
@@ -79,12 +86,15 @@ class FlatWriter:
             raise InputError(f"{self._path}: image {image} must have {wanted}, got {list(features.shape)}")
         if not np.isfinite(features).all():
             raise InputError(f"{self._path}: the features of image {image} must be finite, got NaN or infinity")
-        if image and (boxes is not None) != bool(self._boxes):
-            differs = "has none" if self._boxes else "is the first that has some"
-            raise InputError(f"{self._path}: all images must have boxes, or none, and image {image} {differs}")
+        for what, given, held in (("boxes", boxes, self._boxes), ("class scores", class_scores, self._scores)):
+            if image and (given is not None) != bool(held):
+                differs = "has none" if held else "is the first that has some"
+                raise InputError(f"{self._path}: all images must have {what}, or none, and image {image} {differs}")
         self._stream.write(_filled(features, room, self._dtype).tobytes())
         if boxes is not None:
             self._boxes.append(_filled(boxes.reshape(len(features), 4), room, np.dtype(np.float32)))
+        if class_scores is not None:
+            self._scores.append(_filled(class_scores, room, np.dtype(np.float32)))
         self._lengths.append(len(features))
 
     def _finish(self) -> None:
@@ -94,6 +104,8 @@ class FlatWriter:
         arrays: dict[str, NDArray[np.generic]] = {SPANS: np.stack([starts, starts + self._lengths], axis=1)}
         if self._boxes:
             arrays[BOXES] = np.concatenate(self._boxes)
+        if self._scores:
+            arrays[CLASS_SCORES] = np.concatenate(self._scores)
         for name, array in arrays.items():
             content = io.BytesIO()
             np.save(content, array)

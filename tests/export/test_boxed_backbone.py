@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from chan_rt.export.bundle import export_bundle
 from chan_rt.export.check import check_graph, make_cases
 from chan_rt.export.region_match import match_regions
 from chan_rt.runtime.backends import open_graphs
-from chan_rt.runtime.contract import Manifest, Preprocess
+from chan_rt.runtime.contract import Manifest, Preprocess, sha256_file, write_manifest
+from chan_rt.runtime.data.regions import open_features
 from chan_rt.runtime.errors import BundleError, EngineError, InputError
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.matcher import Matcher
@@ -63,6 +66,19 @@ def make() -> Backbone:
 
 def make_ragged() -> Backbone:
     return Backbone(Ragged().eval().requires_grad_(False), PREPROCESS, "test:ragged")
+
+
+class Scored(Ragged):
+    """Likewise, with the scores of five classes."""
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        regions, boxes, lengths = super().forward(pixels)
+        scores = regions[:, :, :5].sigmoid()
+        return {"class_scores": scores, "regions": regions, "boxes": boxes, "region_lengths": lengths}
+
+
+def make_scored() -> Backbone:
+    return Backbone(Scored().eval().requires_grad_(False), PREPROCESS, "test:scored")
 
 
 def make_nothing() -> Backbone:
@@ -464,3 +480,62 @@ def test_a_backbone_without_an_engine_runs_with_onnxruntime(
         with pytest.raises(EngineError):
             other._open("alignment_map")
         other.close()
+
+
+def test_class_scores_are_stored_with_the_features_and_not_in_a_bundle(
+    make_small_model: Callable[..., Any], pictures: Path, tmp_path: Path
+) -> None:
+    run("features", pictures, "-o", tmp_path / "out", "--backbone", f"{__name__}:make_scored")
+    run("features", pictures, "-o", tmp_path / "plain", "--backbone", f"{__name__}:make_ragged")
+    with np.load(tmp_path / "out/ims.npz") as held, np.load(tmp_path / "plain/ims.npz") as plain:
+        scores, features, spans = held["class_scores"], held["features"], held["pos_boxes"]
+        assert {name: held[name].tobytes() for name in plain} == {name: plain[name].tobytes() for name in plain}
+    assert scores.shape == (len(features), 5)
+    real = np.concatenate([np.arange(start, end) for start, end in spans])
+    np.testing.assert_allclose(scores[real], 1 / (1 + np.exp(-features[real, :5])), atol=1e-6)
+    store = open_features(tmp_path / "out/ims.npz")  # those of a split may have them
+    assert store.region_dim == DIM
+
+    checkpoint = make_small_model().bundle.parent / "checkpoint"
+    export_bundle(checkpoint, tmp_path / "bundle", ("fp32",), make_scored())
+    export_bundle(checkpoint, tmp_path / "ragged", ("fp32",), make_ragged())
+    outputs = [item.name for item in Manifest.load(tmp_path / "bundle").graph("backbone", "fp32").outputs]
+    assert outputs == ["regions", "boxes", "region_lengths"]
+    with Matcher.open(tmp_path / "bundle") as one, Matcher.open(tmp_path / "ragged") as other:
+        files = [pictures / "a.png"]
+        np.testing.assert_array_equal(one.encode_pictures(files).vectors, other.encode_pictures(files).vectors)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"regions": torch.zeros(1, 3, 4), "scores": torch.zeros(1)}, "among .*class_scores, got Tensor as 'scores'"),
+        ({"regions": [1.0]}, "got list as 'regions'"),
+        ({"boxes": torch.zeros(1, 3, 4)}, "must return regions, got a dictionary with boxes"),
+        ({}, "must return regions, got a dictionary with nothing"),
+    ],
+)
+def test_a_dictionary_has_the_names_of_outputs(returned: dict[str, Any], message: str) -> None:
+    class Named(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> dict[str, Any]:
+            return returned
+
+    with pytest.raises(InputError, match=message):
+        Backbone(Named(), PREPROCESS, "test:named").outputs(np.zeros((1, 3, SIZE, SIZE), np.float32))
+
+
+def test_a_detector_is_refused_before_tensorrt_rtx_builds_it(world: tuple[Any, ...], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(world[1], bundle)
+    manifest = Manifest.load(bundle)
+    spec = manifest.graph("backbone", "fp32")
+    model = onnx.load(bundle / spec.file)
+    model.graph.node.append(onnx.helper.make_node("NonMaxSuppression", ["boxes", "scores"], ["kept"], name="nms"))
+    onnx.save(model, bundle / spec.file)
+    changed = replace(spec, sha256=sha256_file(bundle / spec.file))
+    backbones = {**manifest.graphs["backbone"], "fp32": changed}
+    write_manifest(bundle, replace(manifest, graphs={**manifest.graphs, "backbone": backbones}))
+    target: Any = SimpleNamespace(flavor="tensorrt_rtx")
+    with pytest.raises(EngineError, match="TensorRT-RTX does not build it: onnxruntime runs the backbone beside"):
+        engines.build_engine(bundle, "backbone", "fp32", target)
+    assert not (bundle / "engines").exists()

@@ -166,7 +166,8 @@ def test_the_36_best_by_the_published_rule(backbone: Backbone) -> None:
     boxes = torch.cat([start, start + 24 * torch.rand(1, 60, 2, generator=generator)], dim=2)
     logits, features = torch.randn(1, 60, 5, generator=generator) * 3, torch.randn(1, 60, 7, generator=generator)
     module: Any = backbone.module
-    found, places = module.choose(features, logits, boxes)
+    chosen = module.choose(features, logits, boxes)
+    found, places = chosen["regions"], chosen["boxes"]
     scores = logits[0].softmax(1)
     confidence = np.zeros(60)
     for label in range(1, 5):  # as the published tool does, class by class
@@ -176,6 +177,7 @@ def test_the_36_best_by_the_published_rule(backbone: Backbone) -> None:
     best = np.argsort(-confidence, kind="stable")[:36]
     torch.testing.assert_close(found[0], features[0, torch.from_numpy(best)])
     np.testing.assert_allclose(places[0, :, :2] * SIZE, boxes[0, best, :2], rtol=1e-5)
+    torch.testing.assert_close(chosen["class_scores"][0], scores[torch.from_numpy(best), 1:])
 
 
 @needs_torchvision
@@ -186,6 +188,7 @@ def test_the_graph_finds_the_same_regions(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = convert(graph_of(backbone, 1024))
+    assert [item.name for item in model.graph.output] == ["regions", "boxes"]
     onnx.save(model, tmp_path / "x.onnx")
     session = open_session(tmp_path / "x.onnx")
     pixels = squares(3)
@@ -201,4 +204,6 @@ def test_the_graph_finds_the_same_regions(
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
 def test_a_picture_of_one_color_has_regions_too(backbone: Backbone, value: float) -> None:
     found = backbone.regions(np.full((1, 3, SIZE, SIZE), value, np.float32))
+    assert found.class_scores is not None
+    assert found.class_scores.shape == (1, 36, 4)
     assert found.features.shape == (1, 36, 1024)
