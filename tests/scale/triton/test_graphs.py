@@ -61,7 +61,7 @@ def served(start_triton: Callable[..., Any], repository: Path, tmp_path_factory:
         if folder.is_dir() and 'backend: "onnxruntime"' in config.read_text():
             config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "python"'))
             (folder / "1" / "model.py").write_text(STAND_IN)
-    return start_triton(copy)
+    return start_triton(copy, "--disable-auto-complete-config")  # nothing that a configuration lacks is guessed
 
 
 def ask(server: Any, model: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
 import sys
 import types
@@ -21,7 +22,7 @@ from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange, host_os
 from chan_rt.runtime.contract import sha256_file
 from chan_rt.runtime.errors import BundleError, EngineError, GalleryCorrupt, GalleryError, InputError
 from chan_rt.scale.triton import Served, check_repository, write_repository
-from chan_rt.scale.triton.configs import batch_symbol
+from chan_rt.scale.triton.configs import SEARCH_OUTPUTS, batch_symbol
 from chan_rt.scale.triton.onnx_tensors import read_tensors
 from chan_rt.scale.triton.pbtxt import Symbol, mapping, to_text
 from chan_rt.scale.triton.search import Limits, Searcher
@@ -292,6 +293,63 @@ def test_requests_that_want_the_same_share_a_search(searcher: Searcher, monkeypa
     assert sorted(searches) == [2, 4, 5]
     assert [len(one.results) for one in requests] == [2, 2, 2, 2, 2, 1]
     assert [len(one.results[0].hits) for one in requests] == [10, 10, 3, 3, 1, 10]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_mixture_of_requests_is_answered_as_each_alone(gallery: Path, bundle: Path, seed: int) -> None:
+    """Random batches of captions, pictures and embeddings, some of them wrong; `write` gives the same bits."""
+    rng = np.random.default_rng(seed)
+    words = ["red", "strawberry", "green", "apple", "blue", "table", "white", "clouds", "thing"]
+
+    def text() -> str:
+        return " ".join(rng.choice(words, rng.integers(0, 6)))
+
+    def some() -> dict[str, np.ndarray]:
+        count, kind = int(rng.integers(1, 4)), rng.integers(0, 3)
+        if kind == 0:
+            return {"caption": texts(*(text() for _ in range(count)))}
+        if kind == 1:
+            return {"picture": np.array([[png(rng)] for _ in range(count)], object)}
+        shape = (count, int(rng.integers(1, 4)), int(rng.choice([16, 16, 16, 8])))
+        return {"embedding": rng.standard_normal(shape).astype(np.float32)}
+
+    def answer(searcher: Searcher, asked: list[tuple[dict[str, np.ndarray], str]]) -> list[Any]:
+        found: list[Any] = []
+        for tensors, parameters in asked:
+            try:
+                found.append(searcher.read(tensors, parameters))
+            except InputError as error:
+                found.append(str(error))
+        sound = [one for one in found if not isinstance(one, str)]
+        searcher.run(sound)
+        outputs = [name for name, _, _ in SEARCH_OUTPUTS]
+        return [
+            one if isinstance(one, str) else str(one.error) if one.error else searcher.write(one, outputs)
+            for one in found
+        ]
+
+    parameters = ["", '{"k": 1}', '{"k": 60}', '{"where": "{\\"n\\": {\\"$lt\\": 7}}"}', '{"where": "{\\"m\\": 1}"}']
+    asked = [(some(), str(rng.choice(parameters))) for _ in range(40)]
+    with Gallery.open(gallery) as opened, Matcher.open(bundle) as matcher:
+        searcher = Searcher(opened, matcher, Limits())
+        together = answer(searcher, asked)
+        alone = [answer(searcher, [one])[0] for one in asked]
+    assert 5 < sum(isinstance(one, str) for one in together) < 35
+    for one, other in zip(together, alone, strict=True):
+        if isinstance(one, str):
+            assert one == other
+            continue
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            assert one[name].tolist() == other[name].tolist(), name
+
+
+def png(rng: np.random.Generator) -> bytes:
+    Image = pytest.importorskip("PIL.Image")
+    out = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
 
 
 def test_one_request_that_fails_does_not_fail_others(searcher: Searcher) -> None:

@@ -38,11 +38,19 @@ def texts(*values: str | bytes) -> np.ndarray:
     return np.array([[one.encode() if isinstance(one, str) else one] for one in values], object)
 
 
-def picture(seed: int, format: str = "PNG") -> bytes:
+def picture(seed: int, format: str = "PNG", size: tuple[int, int] = (30, 40)) -> bytes:
     Image = pytest.importorskip("PIL.Image")
-    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, format)
+    return out.getvalue()
+
+
+def wide() -> bytes:
+    """A small file of 64 million pixels."""
+    Image = pytest.importorskip("PIL.Image")
+    out = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(out, "PNG")
     return out.getvalue()
 
 
@@ -112,6 +120,15 @@ def test_embeddings_find_what_the_library_finds(triton: Any, gallery: Path, matc
     check(whole, gallery, queries[:1].trimmed())
 
 
+def test_a_request_larger_than_the_shared_memory_at_the_start(
+    triton: Any, gallery: Path, matcher: Matcher, tmp_path: Path
+) -> None:
+    data = picture(7, size=(2000, 2400))
+    assert len(data) > 8 << 20
+    (tmp_path / "picture.png").write_bytes(data)
+    check(triton.infer(picture=texts(data)), gallery, matcher.encode_pictures([tmp_path / "picture.png"]))
+
+
 def test_a_filter_and_only_some_outputs(triton: Any, gallery: Path, matcher: Matcher) -> None:
     queries = matcher.encode_texts(CAPTIONS)
     found = triton.infer(caption=texts(*CAPTIONS), where='{"n": {"$lt": 4}}')
@@ -175,6 +192,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"caption": texts("a", b"\xff\xfe")}, r"captions\[1\] must be UTF-8 text, got other bytes at 0"),
     "no picture": ({"picture": texts("a")}, r"pictures\[0\] must be a JPEG, PNG, .* got other bytes"),
     "half a picture": ({"picture": texts(picture(0)[:300])}, r"pictures\[0\] cannot be read as a picture"),
+    "too many pixels": ({"picture": texts(wide())}, "must have at most 50000000 pixels, got 8000 x 8000"),
     "no bytes": ({"picture": texts("")}, r"pictures\[0\] must be a JPEG"),
     "not finite": ({"embedding": NAN}, r"embedding\[0, 0, 4\]: must be finite, got nan"),
     "another width": ({"embedding": VECTORS[:, :, :8].copy()}, "D must be this gallery's 16, got 8"),
@@ -356,6 +374,27 @@ def test_a_model_is_loaded_again_and_a_broken_one_is_not(
     load(sound)
     assert server.infer(caption=texts("clouds"), k=400)["hits"].tolist() == [[400]]
     server.process.kill()  # this version counts models that failed to load as alive, and waits 30 s for them
+
+
+def test_a_process_that_was_killed_is_replaced_by_loading(
+    start_triton: Callable[..., Any], bundle: Path, gallery: Path, matcher: Matcher, tmp_path: Path
+) -> None:
+    """As docs/triton.md warns: this version of the server does not notice, and calls the model ready."""
+    from tritonclient.utils import InferenceServerException
+
+    out = tmp_path / "repository"
+    write_repository(bundle, out, gallery=gallery)
+    server = start_triton(out, "--model-control-mode=explicit", "--load-model=chan_search")
+    os.kill(server.stub(), signal.SIGKILL)
+    with pytest.raises(InferenceServerException, match="is not healthy"):
+        server.infer(caption=texts("clouds"))
+    assert server.client().is_model_ready("chan_search")
+    write_repository(bundle, out, gallery=gallery, served=Served(queue=3), force=True)  # replaced while it is served
+    server.client().load_model("chan_search")
+    check(server.infer(caption=texts("clouds")), gallery, matcher.encode_texts(["clouds"]))
+    batcher = server.client().get_model_config("chan_search")["dynamic_batching"]
+    assert batcher["default_queue_policy"]["max_queue_size"] == 3
+    server.process.kill()  # it would wait for the process that is gone
 
 
 def test_a_full_queue_refuses_and_a_request_may_wait_only_so_long(
