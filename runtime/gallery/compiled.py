@@ -28,6 +28,7 @@ from .proof.rows import Part
 from .proof.true_score import TrueRow
 from .settings import GallerySettings
 
+_FORMS = {"float32": 0, "float16": 1, "uint8": 2}  # of a fine copy, by how it is stored; search.h has the same numbers
 _AT_ONCE = 64  # queries of one call to the core, which scans them together
 
 
@@ -273,7 +274,7 @@ def _part(part: Part, plan: SearchPlan | None) -> dict[str, Any]:
         "rows": len(part.starts) - 1,
         "starts": part.starts,
         "stride": arrays.codes.shape[1],
-        "half": arrays.fine.dtype == np.float16,
+        "form": _FORMS[arrays.fine.dtype.name],
         "codes": arrays.codes,
         "scale": np.ascontiguousarray(part.scale),
         "error": np.ascontiguousarray(part.error),

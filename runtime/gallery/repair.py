@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from ..errors import GalleryCorrupt, GalleryError
 from .kernels.layout import stored_width
 from .prepare import load_preparation
+from .proof.fixed16 import join_bytes
 from .proof.prefix import SearchPlan
 from .proof.rows import array_part
-from .settings import GallerySettings
+from .settings import FINE_DTYPES, GallerySettings
 from .sharded.manifest import is_sharded
 from .sharded.writer import ShardedWriter
 from .store.catalogue import CATALOGUE, Catalogue, PreparedRecord, SegmentRecord, permissions, read_catalogue
@@ -206,11 +207,16 @@ def _saved(
         return None, lost
     ids, metadata = [texts[position][0] for position in kept], [texts[position][1] for position in kept]
     joined = {name: np.concatenate([rows[position][name] for position in kept]) for name in rows[kept[0]]}
-    lengths = np.array([len(rows[position][_vectors_of(settings)]) for position in kept], np.int64)
+    lengths = np.array([len(rows[position][_needed(settings)[0]]) for position in kept], np.int64)
     if settings.fine == "none":
         return Piece(lengths, joined, None, ids, metadata), lost
     starts = np.r_[0, np.cumsum(lengths)]
-    part = array_part(joined["fine"].astype(np.float32), starts, settings.fine, plan)
+    if settings.fine == "fixed16":
+        codes, scale = joined["codes"][:, : settings.dim], np.repeat(joined["scale"], lengths)
+        vectors = join_bytes(codes, joined["fine"], scale)
+    else:
+        vectors = joined["fine"].astype(np.float32)
+    part = array_part(vectors, starts, settings.fine, plan)
     return Piece.of_part(part, ids, metadata), lost
 
 
@@ -235,32 +241,38 @@ def _table(folder: Path, record: SegmentRecord) -> MappedRows | None:
         return None
 
 
-def _vectors_of(settings: GallerySettings) -> str:
-    """The array that a row's vectors are saved from."""
-    return "codes" if settings.fine == "none" else "fine"
+def _needed(settings: GallerySettings) -> tuple[str, ...]:
+    """The arrays that a row's vectors are saved from: one of them, and what it says nothing without."""
+    if settings.fine == "none":
+        return "codes", "scale", "error", "norm"
+    return ("fine", "codes", "scale") if settings.fine == "fixed16" else ("fine",)
 
 
 def _arrays(folder: Path, record: SegmentRecord, settings: GallerySettings) -> dict[int, dict[str, NDArray[Any]]]:
     """What a row is saved from, for each row where that is intact."""
-    name, rows = _vectors_of(settings), dict[int, dict[str, NDArray[Any]]]()
-    measures = ("scale", "error", "norm") if settings.fine == "none" else ()
-    width = stored_width(settings.dim) if settings.fine == "none" else settings.dim
-    dtype = np.uint8 if settings.fine == "none" else np.dtype(settings.fine).type
+    names, rows = _needed(settings), dict[int, dict[str, NDArray[Any]]]()
     try:
         file = MappedFile(folder, record.vectors)
         file.expect("starts", np.int64, len(record.live) + 1)
         starts = file.read("starts")
         if starts[0] != 0 or (np.diff(starts) < 1).any():
             return rows
-        file.expect(name, dtype, int(starts[-1]), width)
-        for measure in measures:
-            file.expect(measure, np.float32, len(record.live))
+        for name in names:
+            if name == "codes":
+                file.expect(name, np.uint8, int(starts[-1]), stored_width(settings.dim))
+            elif name == "fine":
+                file.expect(name, FINE_DTYPES[settings.fine], int(starts[-1]), settings.dim)
+            else:
+                file.expect(name, np.float32, len(record.live))
     except (FileNotFoundError, GalleryCorrupt):
         return rows
     for position in np.flatnonzero(record.live).tolist():
         with suppress(GalleryCorrupt):
-            found = {name: file.read(name, int(starts[position]), int(starts[position + 1]))}
-            found |= {measure: file.read(measure, position, position + 1) for measure in measures}
+            vectors = int(starts[position]), int(starts[position + 1])
+            found = {
+                name: file.read(name, *(vectors if name in ("codes", "fine") else (position, position + 1)))
+                for name in names
+            }
             if all(np.isfinite(array).all() for array in found.values()):
                 rows[position] = found
     return rows

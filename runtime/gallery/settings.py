@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from operator import index
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from ..checks import check_choice
 from ..contract import AlignmentConfig, Manifest
 from ..errors import ChanError, GalleryError, InputError
 
 Kind = Literal["images", "captions"]
-Precision = Literal["float32", "float16", "none"]
+Precision = Literal["float32", "fixed16", "float16", "none"]
+# As it is stored; of fixed16 the lower bytes, whose upper ones are the codes (proof/fixed16.py).
+FINE_DTYPES: Mapping[str, type[np.generic]] = {"float32": np.float32, "fixed16": np.uint8, "float16": np.float16}
 MIN_TEMPERATURE = 1e-6  # below it, and above its inverse, scores leave what float64 can order
 NO_MODEL = ""  # the model of embeddings that came from elsewhere: nobody knows it
 MAX_DIM = 32768  # (255 + 128) * 127 * 32768 < 2^31: an int32 cannot overflow

@@ -32,9 +32,9 @@ class Exported:
 
     Attributes:
         rows, vectors: how many.
-        dtype: of the numbers: that of the gallery's fine copy, or float32 where it has none.
+        dtype: of the numbers: float16 where that is what the gallery keeps, otherwise float32.
         error: the largest distance between a vector that was added and the one that was written: 0 where the fine copy
-            is float32, not known (None) where it is float16, and measured where there are only codes.
+            is float32, not known (None) where it is float16 or fixed16, and measured where there are only codes.
     """
 
     rows: int
@@ -46,7 +46,7 @@ class Exported:
 def export_embeddings(gallery: Gallery, file: str | Path, where: Where | None = None) -> Exported:
     """Write the ids, metadata and vectors of a gallery's rows to a file, in the order of addition.
 
-    Vectors are written as the gallery keeps them: those of a float32 or float16 fine copy bit for bit, and without one
+    Vectors are written as the gallery keeps them: those of the fine copy bit for bit, and without one
     what the int8 codes stand for. Rows are read some 64 MB at a time.
 
     Args:
@@ -73,7 +73,7 @@ def export_embeddings(gallery: Gallery, file: str | Path, where: Where | None = 
         _WRITERS[path.suffix](path, pieces)
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {reason_of(error)}") from error
-    bounds = {"float32": 0.0, "float16": None}
+    bounds = {"float32": 0.0, "float16": None, "fixed16": None}
     bound = bounds[gallery.settings.fine] if gallery.settings.fine in bounds else gallery.code_error()
     return Exported(len(rows), int(lengths.sum()), dtype, bound)
 

@@ -14,7 +14,7 @@ from ..gallery import Gallery, GalleryWriter, ShardedWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..gallery.proof.bounds import MAX_VALUE
-from ..gallery.proof.quantize import quantize
+from ..gallery.proof.rows import kept_vectors
 from ..gallery.store.rows import Relabel
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .embedding_source import BYTES_AT_ONCE, EmbeddingRow, EmbeddingSource
@@ -156,11 +156,7 @@ class _Run:
         return gallery.embeddings([row.id for row in rows]).rows() if rows else []
 
     def _as_kept(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the gallery gives back of a row's vectors, once it holds them."""
-        if self._writer.settings.fine != "none":
-            return vectors.astype(self._writer.settings.fine).astype(np.float32)
-        coarse = quantize(vectors, np.array([0, len(vectors)]))
-        return coarse.codes.astype(np.float32) * coarse.scale
+        return kept_vectors(vectors, np.array([0, len(vectors)]), self._writer.settings.fine)
 
 
 def vectors_of(row: EmbeddingRow) -> NDArray[np.float32]:

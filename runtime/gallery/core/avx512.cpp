@@ -29,6 +29,7 @@ namespace chan {
 namespace {
 
 #include "pool_lanes.h"
+#include "widen_fixed.h"
 
 // Registers of sums at a time: vpdpbusd takes 4 or 5 cycles, and one or two start in each.
 constexpr int SUMS = 14;
@@ -370,8 +371,8 @@ void widen(const uint16_t* half, int64_t count, float* out) {
 }
 
 const Kernels KERNELS = {"avx512_vnni",  block_over_row,      block_over_query,       row_sums,
-                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, pool_lanes,
-                         open_lanes};
+                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, widen_fixed,
+                         pool_lanes,     open_lanes};
 
 }  // namespace
 

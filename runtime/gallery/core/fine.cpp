@@ -7,6 +7,25 @@
 
 namespace chan {
 
+// `count` vectors of a row's fine copy as float32 [count][dim], from the vector `first` of the part on; until the next
+// call of the same thread.
+const float* Search::in_float32(const Part& part, int64_t row, int64_t first, int64_t count) const {
+    const int64_t dim = plan_.dim;
+    if (part.form == Fine::float32) return static_cast<const float*>(part.fine) + first * dim;
+    thread_local std::vector<float> widened;
+    widened.resize(count * dim);
+    if (part.form == Fine::float16) {
+        plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + first * dim, count * dim, widened.data());
+        return widened.data();
+    }
+    const float unit = part.scale[row] / 256;
+    for (int64_t i = 0; i < count; ++i)
+        plan_.kernels->widen_fixed(part.codes + (first + i) * part.stride,
+                                   static_cast<const uint8_t*>(part.fine) + (first + i) * dim, dim, unit,
+                                   &widened[i * dim]);
+    return widened.data();
+}
+
 // A row's score from similarities in float32. held: its vectors that can hold a maximum, in rising order; out
 // [held][words], their similarities; values, those that are pooled.
 double Search::pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
@@ -17,12 +36,12 @@ double Search::pool_fine(const Query& query, const Part& part, int64_t row, cons
     for (int64_t i = 0, next; i < vectors; i = next) {  // those that follow each other at once
         for (next = i + 1; next < vectors && held[next] == held[next - 1] + 1;) ++next;
         const int64_t at = (first + held[i]) * dim;
-        if (part.half)
+        if (part.form == Fine::float16)
             plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + at, next - i, dim,
                                          query.vectors.data(), words, query.padded, &out[i * words]);
         else
-            plan_.kernels->products(static_cast<const float*>(part.fine) + at, next - i, dim, query.vectors.data(),
-                                    words, query.padded, &out[i * words]);
+            plan_.kernels->products(in_float32(part, row, first + held[i], next - i), next - i, dim,
+                                    query.vectors.data(), words, query.padded, &out[i * words]);
     }
     values.assign(plan_.pools_query ? words : vectors, -INFINITE);
     for (int64_t v = 0; v < vectors; ++v)
@@ -60,16 +79,8 @@ void Search::decide(const Query& query, const Part& part, int64_t row, const std
     const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
     const auto vectors = static_cast<int64_t>(held.size());
     const double slack = 2 * float_error(query, part, row);
-    thread_local std::vector<float> widened;
     const auto exact = [&](int64_t vector, int64_t word) {
-        const int64_t at = (first + vector) * dim;
-        const float* fine = static_cast<const float*>(part.fine) + at;
-        if (part.half) {
-            widened.resize(dim);
-            plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + at, dim, widened.data());
-            fine = widened.data();
-        }
-        return plan_.kernels->dot(fine, &query.vectors[word * query.padded], dim);
+        return plan_.kernels->dot(in_float32(part, row, first + vector, 1), &query.vectors[word * query.padded], dim);
     };
     const int64_t outer = plan_.pools_query ? words : vectors, inner = plan_.pools_query ? vectors : words;
     const int64_t outer_stride = plan_.pools_query ? 1 : words, inner_stride = plan_.pools_query ? words : 1;

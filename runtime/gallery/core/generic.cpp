@@ -11,6 +11,7 @@ namespace chan {
 namespace {
 
 #include "pool_lanes.h"
+#include "widen_fixed.h"
 
 int32_t shifted(int32_t sum, int32_t bits) { return static_cast<int32_t>(static_cast<uint32_t>(sum) << bits); }
 
@@ -136,8 +137,8 @@ void widen(const uint16_t* half, int64_t count, float* out) {
 }
 
 const Kernels KERNELS = {"generic",      block_over_row,      block_over_query,       row_sums,
-                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, pool_lanes,
-                         open_lanes};
+                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, widen_fixed,
+                         pool_lanes,     open_lanes};
 
 }  // namespace
 

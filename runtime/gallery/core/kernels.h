@@ -57,6 +57,8 @@ struct Kernels {
 
     // float16 to float32, exactly.
     void (*widen)(const uint16_t* half, int64_t count, float* out);
+    // The same of fixed-point numbers of 16 bits, in units of `unit`. See widen_fixed.h.
+    void (*widen_fixed)(const uint8_t* codes, const uint8_t* low, int64_t count, float unit, float* out);
 
     // Upper bounds of LANES scores, given upper bounds of what is pooled: values [count][LANES], of which lane l has the
     // first counts[l]. See pool_lanes.h.

@@ -30,6 +30,7 @@ namespace chan {
 namespace {
 
 #include "pool_lanes.h"
+#include "widen_fixed.h"
 
 #define CHAN_INLINE inline __attribute__((always_inline))
 
@@ -431,7 +432,8 @@ struct Lanes {
 
     static constexpr Kernels kernels(const char* name) {
         return {name,           block_over_row,  block_over_query,   row_sums,
-                row_over_query, products<float>, products<uint16_t>, dot,      widen, pool_lanes, open_lanes};
+                row_over_query, products<float>, products<uint16_t>, dot,
+                widen,          widen_fixed,     pool_lanes,         open_lanes};
     }
 };
 

@@ -208,12 +208,19 @@ bool read_part(PyObject* dictionary, const chan::Plan& plan, Held& held, chan::P
     if (reader.failed()) return false;
     const int64_t vectors = part.starts[part.rows];
     part.stride = reader.integer("stride");
-    part.half = reader.integer("half") != 0;
     part.codes = reader.array<const uint8_t>("codes", vectors * part.stride);
     part.scale = reader.array<const float>("scale", part.rows);
     part.error = reader.array<const float>("error", part.rows);
     part.norm = reader.array<const float>("norm", part.rows);
-    part.fine = reader.array<const uint8_t>("fine", vectors * plan.dim * (part.half ? 2 : 4));
+    static constexpr int64_t BYTES[] = {4, 2, 1};
+    const int64_t form = reader.integer("form");
+    if (reader.failed()) return false;
+    if (form < 0 || form > 2) {
+        PyErr_SetString(PyExc_ValueError, "form must be 0, 1 or 2");
+        return false;
+    }
+    part.form = static_cast<chan::Fine>(form);
+    part.fine = reader.array<const uint8_t>("fine", vectors * plan.dim * BYTES[form]);
     part.checked = reader.array<uint8_t>("checked", part.rows, true);
     part.order = reader.array<const int64_t>("order", part.rows);
     int64_t stored = 0;

@@ -42,6 +42,8 @@ struct Plan {
     Level first, second;          // first.coordinates is 0 where every row's int8 codes are scanned
 };
 
+enum class Fine { float32, float16, fixed16 };  // compiled.py has the same numbers
+
 // Consecutive rows.
 struct Part {
     int64_t rows = 0;
@@ -49,8 +51,8 @@ struct Part {
     const uint8_t* codes = nullptr;   // [vectors][stride]
     int64_t stride = 0;
     const float *scale = nullptr, *error = nullptr, *norm = nullptr;  // [rows]
-    const void* fine = nullptr;       // [vectors][D]
-    bool half = false;                // the fine copy is float16
+    Fine form = Fine::float32;        // of the fine copy
+    const void* fine = nullptr;       // [vectors][D]; of fixed16 the lower bytes, whose upper ones are the codes
     uint8_t* checked = nullptr;       // [rows], bits of Touch whose bytes were checked
     // where the part was prepared:
     const uint8_t* first = nullptr;   // blocks of LANES rows
@@ -143,6 +145,7 @@ class Search {
                      const std::function<double(int64_t, int64_t)>& needed, const TouchFunction& touch,
                      Threads& threads, const std::function<bool(Pending&)>& each) const;
     static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);
+    const float* in_float32(const Part& part, int64_t row, int64_t first, int64_t count) const;
     double pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                      std::vector<float>& out, std::vector<double>& values) const;
     void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,

@@ -50,13 +50,24 @@ def quantize(vectors: NDArray[np.floating], starts: NDArray[np.int64], levels: i
     scale = (np.maximum.reduceat(peak, starts[:-1]) / levels).astype(np.float32)
     step = scale.astype(np.float64)[group_of, None]
     codes = np.empty(vectors.shape, np.int8)
-    error = np.empty(len(vectors), np.float64)
-    norm = np.empty(len(vectors), np.float64)
     for begin in range(0, len(vectors), 4096):  # float64 copies of a piece at a time
         piece = slice(begin, begin + 4096)
         exact = vectors[piece].astype(np.float64)
         ratio = np.divide(exact, step[piece], out=np.zeros_like(exact), where=step[piece] > 0)
         codes[piece] = np.clip(np.rint(ratio), -levels, levels)
+    return measure(vectors, codes, scale, starts)
+
+
+def measure(
+    vectors: NDArray[np.floating], codes: NDArray[np.int8], scale: NDArray[np.float32], starts: NDArray[np.int64]
+) -> Quantized:
+    """What codes [V, D] with each group's scale [G] lose of vectors [V, D], whoever chose them."""
+    step = np.repeat(scale.astype(np.float64), np.diff(starts))[:, None]
+    error = np.empty(len(vectors), np.float64)
+    norm = np.empty(len(vectors), np.float64)
+    for begin in range(0, len(vectors), 4096):  # float64 copies of a piece at a time
+        piece = slice(begin, begin + 4096)
+        exact = vectors[piece].astype(np.float64)
         restored = codes[piece] * step[piece]
         error[piece] = np.sqrt(np.square(exact - restored).sum(axis=1))
         norm[piece] = np.sqrt(np.square(restored).sum(axis=1))
@@ -65,6 +76,8 @@ def quantize(vectors: NDArray[np.floating], starts: NDArray[np.int64], levels: i
 
 def _upper(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float32]:
     """The largest value of each group, rounded up: float64's own rounding (a part in 10^12 at most) and float32's."""
+    if len(starts) == 1:
+        return np.zeros(0, np.float32)
     largest = np.maximum.reduceat(values, starts[:-1]) * (1 + 1e-12)
     with np.errstate(over="ignore"):  # past float32's range the bound is infinite: useless, and still true
         return np.nextafter(largest.astype(np.float32), np.float32(np.inf))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,10 @@ from ...errors import TensorError
 from ..kernels.layout import store_codes
 from ..settings import MAX_DIM, Precision
 from .bounds import MAX_VALUE, block_edges, block_norms, gallery_norms, no_axes
+from .fixed16 import from_fixed, round_to_fixed, split_bytes
 from .pooling import Float64Array
 from .prefix import SearchPlan, block_order, code_vectors, pack_blocks, rotate
-from .quantize import quantize
+from .quantize import Quantized, measure, quantize
 
 CODES, FINE, SECOND = 2, 4, 1  # what `Part.check` checks; kernels.h has the same numbers
 
@@ -25,7 +26,7 @@ class PartArrays:
 
     Attributes:
         codes: uint8 [V, S].
-        fine: float32 or float16 [V, D].
+        fine: [V, D], as it is stored: float32, float16, or uint8, the lower bytes of fixed-point numbers.
         checked: uint8 [n], of each row what `Part.check` has checked.
         measures: float32 [n, 2 J + 1], `blocks` and `norms` side by side; None where search was not prepared.
         first: uint8, the first level's codes in blocks of rows, checked; with `order` int64 [n] and `loose` uint8 [n].
@@ -33,7 +34,7 @@ class PartArrays:
     """
 
     codes: NDArray[np.uint8]
-    fine: NDArray[np.floating]
+    fine: NDArray[Any]
     checked: NDArray[np.uint8]
     measures: NDArray[np.float32] | None = None
     first: NDArray[np.uint8] | None = None
@@ -104,7 +105,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayPart:
-    """Rows held in memory."""
+    """Rows held in memory; `low` is what fixed16 stores of `exact` besides the codes."""
 
     starts: NDArray[np.int64]
     scale: NDArray[np.float32]
@@ -116,6 +117,7 @@ class ArrayPart:
     norms: NDArray[np.float32]
     plan: SearchPlan | None = None
     coded: PrefixCodes | None = None
+    low: NDArray[np.uint8] | None = None
 
     @property
     def has_fine(self) -> bool:
@@ -142,7 +144,8 @@ class ArrayPart:
         """Every array."""
         if self.exact is None:
             raise LookupError("this part has no fine copy")
-        arrays = PartArrays(self.stored, self.exact, np.full(len(self.scale), CODES | FINE | SECOND, np.uint8))
+        fine = self.exact if self.low is None else self.low
+        arrays = PartArrays(self.stored, fine, np.full(len(self.scale), CODES | FINE | SECOND, np.uint8))
         if self.plan is not None:
             arrays = replace(arrays, measures=np.concatenate([self.blocks, self.norms], axis=1))
         if self.coded is not None:
@@ -214,18 +217,39 @@ def array_part(
         precision: of the fine copy; the codes' errors are measured against what it holds.
         plan: to also code the rows along the gallery's axes; without a fine copy they are not.
     """
-    exact = None if precision == "none" else vectors.astype(precision, copy=False)
-    if exact is not None and not np.isfinite(exact).all():
-        raise TensorError("vectors", "must fit float16, or keep the fine copy as float32", float(np.abs(vectors).max()))
-    coarse = quantize(vectors if exact is None else exact, starts)
+    kept, coarse, low = _coded(vectors, starts, precision)
+    exact = None if precision == "none" else kept
     if exact is None:
         plan = None
     axes = no_axes(vectors.shape[1]) if plan is None else plan.axes.leading
-    blocks = errors_along(axes, vectors if exact is None else exact, coarse.codes, coarse.scale, starts)
+    blocks = errors_along(axes, kept, coarse.codes, coarse.scale, starts)
     norms = norms_along(axes, coarse.codes, coarse.scale, starts)
     coded = None if plan is None or exact is None else code_rows(exact, starts, plan)
     stored = store_codes(coarse.codes)
-    return ArrayPart(starts, coarse.scale, coarse.error, coarse.norm, stored, exact, blocks, norms, plan, coded)
+    return ArrayPart(starts, coarse.scale, coarse.error, coarse.norm, stored, exact, blocks, norms, plan, coded, low)
+
+
+def kept_vectors(vectors: NDArray[np.float32], starts: NDArray[np.int64], precision: Precision) -> NDArray[np.float32]:
+    """What a gallery gives back of rows' vectors [V, D], once it holds them; TensorError as from `array_part`."""
+    kept, coarse, _ = _coded(vectors, starts, precision)
+    if precision != "none":
+        return kept.astype(np.float32, copy=False)
+    return coarse.codes.astype(np.float32) * np.repeat(coarse.scale, np.diff(starts))[:, None]
+
+
+def _coded(
+    vectors: NDArray[np.float32], starts: NDArray[np.int64], precision: Precision
+) -> tuple[NDArray[np.floating], Quantized, NDArray[np.uint8] | None]:
+    """The vectors that the codes are measured against, the codes, and the bytes below them at fixed16."""
+    if precision == "fixed16":
+        integers, scale = round_to_fixed(vectors, starts)
+        codes, low = split_bytes(integers)
+        kept = from_fixed(integers, np.repeat(scale, np.diff(starts)))
+        return kept, measure(kept, codes, scale, starts), low
+    exact = vectors if precision == "none" else vectors.astype(precision, copy=False)
+    if not np.isfinite(exact).all():
+        raise TensorError("vectors", "must fit float16, or keep the fine copy as float32", float(np.abs(vectors).max()))
+    return exact, quantize(exact, starts), None
 
 
 def code_rows(vectors: NDArray[np.floating], starts: NDArray[np.int64], plan: SearchPlan) -> PrefixCodes | None:

@@ -80,8 +80,9 @@ class Piece:
             "error": part.error,
             "norm": part.norm,
         }
-        if part.exact is not None:
-            vectors["fine"] = part.exact
+        fine = part.exact if part.low is None else part.low
+        if fine is not None:
+            vectors["fine"] = fine
         prepared = None if part.plan is None else prepared_arrays(part)
         return cls(np.diff(part.starts), vectors, prepared, ids, metadata)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...errors import GalleryCorrupt
 from ..kernels.layout import OFFSET, stored_width
 from ..proof.bounds import block_edges, no_axes
+from ..proof.fixed16 import join_bytes
 from ..proof.prefix import (
     LANES,
     SearchPlan,
@@ -23,7 +24,7 @@ from ..proof.prefix import (
     unpack_blocks,
 )
 from ..proof.rows import CODES, FINE, SECOND, ArrayPart, PartArrays, array_part, measured
-from ..settings import GallerySettings
+from ..settings import FINE_DTYPES, GallerySettings
 from .catalogue import SegmentRecord
 from .files import FileRecord, MappedFile
 from .rows import MappedRows, RowTable
@@ -92,7 +93,7 @@ class Segment:
         file.expect("codes", np.uint8, vectors, stored_width(settings.dim))
         file.check_alignment("codes")
         if settings.fine != "none":
-            file.expect("fine", np.dtype(settings.fine).type, vectors, settings.dim)
+            file.expect("fine", FINE_DTYPES[settings.fine], vectors, settings.dim)
         elif "fine" in file:
             raise GalleryCorrupt(f"{file.path}: there must be no fine copy in this gallery")
         self.scale, self.error, self.norm = (file.read(name) for name in ("scale", "error", "norm"))
@@ -143,11 +144,18 @@ class Segment:
 
     def fine(self, row: int) -> NDArray[np.floating]:
         """The fine copy of one row."""
-        fine = self._file.read("fine", int(self.starts[row]), int(self.starts[row + 1]))
+        fine = self._read_fine(row, row + 1)
         if not self._finite[row]:
             self._check_finite(fine, f"row {row}")
             self._finite[row] = 1
         return fine
+
+    def _read_fine(self, first: int, last: int) -> NDArray[np.floating]:
+        fine = self._file.read("fine", int(self.starts[first]), int(self.starts[last]))
+        if self._settings.fine != "fixed16":
+            return fine
+        scale = np.repeat(self.scale[first:last], np.diff(self.starts[first : last + 1]))
+        return join_bytes(self.codes(first, last)[:, : self._settings.dim], fine, scale)
 
     def second(self, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """The second level's codes of rows first..last - 1, and which rows they bound."""
@@ -182,13 +190,12 @@ class Segment:
 
     def vectors(self, first: int, last: int) -> NDArray[np.float32]:
         """Vectors of rows first..last - 1 as float32, from the fine copy or else from the codes: [vectors, D]."""
-        begin, end = int(self.starts[first]), int(self.starts[last])
         if self.has_fine:
-            fine: NDArray[np.float32] = self._file.read("fine", begin, end).astype(np.float32, copy=False)
+            fine: NDArray[np.float32] = self._read_fine(first, last).astype(np.float32, copy=False)
             self._check_finite(fine, f"rows {first} to {last - 1}")
             return fine
         scale = np.repeat(self.scale[first:last], np.diff(self.starts[first : last + 1]))
-        codes = self._file.read("codes", begin, end)[:, : self._settings.dim].astype(np.float32)
+        codes = self.codes(first, last)[:, : self._settings.dim].astype(np.float32)
         codes -= OFFSET
         codes *= scale[:, None]
         return codes

@@ -195,6 +195,25 @@ void widenings(const Kernels& kernels) {
     report(kernels.name, "widen");
 }
 
+void fixed(const Kernels& kernels) {
+    begin();
+    Guarded<uint8_t> codes(1 << 16), low(1 << 16);
+    Guarded<float> out(1 << 16);
+    for (int64_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i >> 8), low[i] = static_cast<uint8_t>(i);
+    for (const float unit : {1.0f, 0x1.02p-20f, 0x1.fep-108f}) {
+        kernels.widen_fixed(codes.get(), low.get(), codes.size(), unit, out.get());
+        add_to_hash(out);
+    }
+    for (int64_t count = 0; count < 40; ++count) {
+        Guarded<uint8_t> upper(count), lower(count);
+        Guarded<float> wide(count);
+        fill_codes(upper, NONE), fill_codes(lower, NONE);
+        kernels.widen_fixed(upper.get(), lower.get(), count, 0x1.8p-9f, wide.get());
+        add_to_hash(wide);
+    }
+    report(kernels.name, "widen_fixed");
+}
+
 void poolings(const Kernels& kernels) {
     begin();
     for (const Pooling pooling : {Pooling::max, Pooling::mean, Pooling::sum, Pooling::lse, Pooling::softmax})
@@ -240,6 +259,7 @@ int main() {
         products<uint16_t>(kernels, "half_products", kernels.half_products);
         dots(kernels);
         widenings(kernels);
+        fixed(kernels);
         poolings(kernels);
         openings(kernels);
     }

@@ -161,9 +161,10 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
     queries = [np.ascontiguousarray(query, np.float32) for query in (*others, *near)]
     plan = fitted(rng, rows, np.concatenate(queries))
     cuts = [0, *sorted(rng.integers(0, count + 1, rng.integers(0, 3)).tolist()), count]
-    half = data in ("unit", "trained", "grid", "equal", "near", "zero", "sparse") and bool(rng.integers(2))
+    fits_half = data in ("unit", "trained", "grid", "equal", "near", "zero", "sparse")
+    precision = str(rng.choice(["float32", "fixed16", *(["float16", "float16"] if fits_half else [])]))
     pieces = [rows[a:b] for a, b in itertools.pairwise(cuts) if a < b]
-    parts = [part_of(piece, plan if rng.integers(4) else None, "float16" if half else "float32") for piece in pieces]
+    parts = [part_of(piece, plan if rng.integers(4) else None, precision) for piece in pieces]
     temperature = float(rng.choice([1e-6, 0.02, 0.1, 1.0, 1e6]))
     alignment = AlignmentConfig(coding, pooling, 0.1, temperature)
     gallery = GalleryRows(parts, str(rng.choice(["images", "captions"])), alignment)

@@ -17,6 +17,7 @@ from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
 from chan_rt.runtime.gallery import writer as writer_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
 from chan_rt.runtime.gallery.prepare import Preparation
+from chan_rt.runtime.gallery.proof.rows import kept_vectors
 from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 from chan_rt.runtime.gallery.store.files import MappedFile
 from chan_rt.runtime.gallery.store.segments import Segment
@@ -148,7 +149,7 @@ def test_ties_go_to_the_row_added_first_and_survive_compaction(tmp_path: Path, m
             assert ids(gallery.search(make_embeddings(2, 1), k=3)[0]) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("fine", ["float32", "float16", "none"])
+@pytest.mark.parametrize("fine", ["float32", "fixed16", "float16", "none"])
 def test_fine_copies(tmp_path: Path, make_embeddings, make_settings, fine: str) -> None:
     rows, query = make_embeddings(1, 20), make_embeddings(2, 1)
     with GalleryWriter.create(tmp_path / "g", make_settings(fine=fine)) as writer:
@@ -157,7 +158,9 @@ def test_fine_copies(tmp_path: Path, make_embeddings, make_settings, fine: str) 
         result = gallery.search(query, k=20)[0]
     assert result.certified == (fine != "none")
     assert ("no fine copy" in result.reason) == (fine == "none")
-    kept = rows if fine == "none" else type(rows)(rows.vectors.astype(fine).astype(np.float32), rows.lengths)
+    starts = np.r_[0, np.cumsum(rows.lengths)]
+    held = kept_vectors(np.concatenate(rows.rows()), starts, "float32" if fine == "none" else fine)
+    kept = type(rows).padded(np.split(held, starts[1:-1]), rows.kind)
     truth = scores_of(kept, query.vectors[0, : query.lengths[0]])
     if fine == "none":
         np.testing.assert_allclose([h.score for h in result.hits], truth[[int(h.id) for h in result.hits]], atol=0.5)

@@ -100,7 +100,7 @@ def live(rng: np.random.Generator, path: Path, coding: str, pooling: str) -> int
     """Live one gallery's life; returns how many queries were compared."""
     dim, longest = log_uniform(rng, 8192), log_uniform(rng, 300)
     count = max(3, min(log_uniform(rng, 400), NUMBERS // (dim * longest)))
-    kind, fine = str(rng.choice(KINDS)), str(rng.choice(["float32", "float32", "float16"]))
+    kind, fine = str(rng.choice(KINDS)), str(rng.choice(["float32", "fixed16", "float16"]))
     other = KINDS[kind == "images"]
     alignment = AlignmentConfig(coding, pooling, float(rng.choice([0.05, 0.1])), float(rng.choice([0.02, 0.1, 1.0])))
     lengths = np.full(count, longest) if rng.integers(2) else rng.integers(1, longest + 1, count)

@@ -152,7 +152,7 @@ def test_a_flipped_bit_loses_the_rows_it_lies_in(
         assert gallery.prepared is not None
 
 
-@pytest.mark.parametrize("path", ["none", "float16"], indirect=True)
+@pytest.mark.parametrize("path", ["none", "float16", "fixed16"], indirect=True)
 def test_other_fine_copies(path: Path, make_embeddings) -> None:
     queries = make_embeddings(99, 3)
     with Gallery.open(path) as gallery:

@@ -62,7 +62,7 @@ def check_same(one: Path, many: Path, queries: Embeddings, k: int, scan: Any = "
     kind=st.sampled_from(["images", "captions"]),
     coding=st.sampled_from(["VHA", "THA", "VSA"]),
     pooling=st.sampled_from(["Max", "Mean", "Sum", "LSE", "Softmax"]),
-    fine=st.sampled_from(["float32", "float32", "float16"]),
+    fine=st.sampled_from(["float32", "fixed16", "float16"]),
     scan=st.sampled_from(["auto", "auto", "numpy"]),
     cuts=st.lists(st.integers(1, 7), min_size=1, max_size=2),
 )
