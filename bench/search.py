@@ -30,6 +30,8 @@ from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
 from ..runtime.gallery.kernels.layout import stored_width
+from ..runtime.gallery.settings import FINE_DTYPES
+from ..runtime.session import open_writer
 from . import published
 from .measure import Latency, machine, read_bandwidth, take_turns
 
@@ -48,17 +50,19 @@ class Concepts:
     """
 
     def __init__(self, seed: int, dim: int = DIM) -> None:
-        self._rng = np.random.default_rng(seed)
+        self._seed, self._rng = seed, np.random.default_rng(seed)
         axes = np.linalg.qr(self._rng.standard_normal((dim, 64)))[0].astype(np.float32)  # [D, 64]
         fall = 1 / np.arange(1, 64, dtype=np.float32)
         own = self._rng.standard_normal((81, 63), np.float32) * np.sqrt(fall / fall.sum())
         self.table = np.sqrt(np.float32(0.83)) * axes[:, 0] + np.sqrt(np.float32(0.15)) * (own @ axes[:, 1:].T)
 
-    def images(self, count: int, regions: int = REGIONS) -> Embeddings:
-        """Region embeddings [count, regions, D]."""
+    def images(self, count: int, regions: int = REGIONS, part: int | None = None) -> Embeddings:
+        """Region embeddings [count, regions, D]: others at each call, or those of a numbered part."""
+        if part is not None:
+            self._rng = np.random.default_rng([self._seed, part])
         shown = self._rng.integers(1, 61, (count, 4))
-        part = self._rng.integers(0, 8, (count, regions))  # half of the regions are background
-        named = np.where(part < 4, np.take_along_axis(shown, part % 4, axis=1), 0)
+        chosen = self._rng.integers(0, 8, (count, regions))  # half of the regions are background
+        named = np.where(chosen < 4, np.take_along_axis(shown, chosen % 4, axis=1), 0)
         return self._embed(named, np.full(count, regions, np.int32))
 
     def captions(self, lengths: NDArray[np.int32]) -> Embeddings:
@@ -228,7 +232,7 @@ def rows_read(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
             "histogram": {key: value for key, value in histogram.items() if value},
         }
     info = gallery.info()
-    codes, fine = stored_width(info["dim"]), info["dim"] * np.dtype(info["fine"]).itemsize
+    codes, fine = stored_width(info["dim"]), info["dim"] * np.dtype(FINE_DTYPES[info["fine"]]).itemsize
     widths = {"second": 0, "codes": codes, "rescored": fine}
     first = codes  # bytes of each row's vectors that every search reads
     if prepared is not None and prepared.plan.first is not None and prepared.plan.second is not None:
@@ -237,26 +241,28 @@ def rows_read(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
     return found | {"bytes_a_vector": read, "share_of_int8": read / codes}
 
 
-def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
-    """Time, memory and bytes per image as a gallery grows.
+def growth(counts: list[int], source: Concepts, kept: Path | None) -> list[dict[str, Any]]:
+    """Time, memory and bytes per image as a gallery grows, in the folder `kept` from the rows on that are there.
 
     Images are made a thousand at a time, so they take little of that memory. Search is prepared at the first size,
     and rows that are added later are written for it.
     """
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, "g")
-        settings = GallerySettings("images", DIM, AlignmentConfig(), model="bench", fine="float16")
-        captions = source.captions(np.full(100, WORDS, np.int32))
-        with GalleryWriter.create(folder, settings) as writer:
+        folder = Path(scratch, "g") if kept is None else kept
+        settings = GallerySettings("images", DIM, AlignmentConfig(), model="bench", fine="fixed16")
+        captions, others = (source.captions(np.full(count, WORDS, np.int32)) for count in (100, 200))
+        with open_writer(folder, settings) as writer:
             for count in counts:
                 start = time.perf_counter()
                 for first in range(len(writer), count, 1000):
-                    part = source.images(min(1000, count - first))
+                    part = source.images(min(1000, count - first), part=first)
                     writer.add([str(i) for i in range(first, first + len(part))], part)
                 adding = time.perf_counter() - start
-                if count == counts[0]:
-                    writer.prepare(source.captions(np.full(200, WORDS, np.int32)))
+                with Gallery.open(folder) as gallery:
+                    prepared = gallery.prepared
+                if prepared is None:
+                    writer.prepare(others)
                 start = time.perf_counter()
                 with Gallery.open(folder) as gallery:
                     opening = time.perf_counter() - start
@@ -268,7 +274,8 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
                     size = gallery.info()["bytes"]
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # mapped pages count
                 rows.append(
-                    {"images": count, "bytes_an_image": size / count, "add_s": adding, "open_ms": opening * 1e3,
+                    {"images": count, "fine": settings.fine, "bytes_an_image": size / count, "add_s": adding,
+                     "open_ms": opening * 1e3,
                      "first_ms": first_search * 1e3, "exact_ms": latency["exact"].p50,
                      "peak_resident_bytes": peak, **read}
                 )  # fmt: skip
@@ -296,6 +303,9 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
     help="Numbers of captions and images of the bulk search.",
 )
 @click.option("--grow", multiple=True, type=int, help="Measure how a gallery grows to these sizes instead; repeatable.")
+@click.option(
+    "--kept", type=click.Path(path_type=Path), help="Folder of the gallery that grows, to be kept and continued."
+)
 @click.option("--gallery", type=click.Path(exists=True, path_type=Path), help="Measure this gallery of images instead.")
 @click.option(
     "--queries", type=click.Path(exists=True, path_type=Path), help="File of captions for --gallery, one per line."
@@ -303,7 +313,7 @@ def growth(counts: list[int], source: Concepts) -> list[dict[str, float]]:
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(
     sizes: tuple[int, ...], threads: int, seconds: float, bulk_size: tuple[int, int], grow: tuple[int, ...],
-    gallery: Path | None, queries: Path | None, out: Path | None,
+    kept: Path | None, gallery: Path | None, queries: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure search on this machine."""
     source = Concepts(0)
@@ -311,7 +321,7 @@ def main(
     if gallery is not None:
         report["gallery"] = _real(gallery, queries, threads, seconds)
     elif grow:
-        report["growth"] = growth(sorted(grow), source)
+        report["growth"] = growth(sorted(grow), source, kept)
     else:
         bandwidth = read_bandwidth(threads)
         report["read_bytes_a_second"] = bandwidth
