@@ -7,6 +7,8 @@ that nothing but the term in question separates their bounds from their scores.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,51 @@ def test_products_that_underflow(pruned_by: str, kind: str) -> None:
     row = np.float32(1e15) * b
     one = level([0, 1], [1e15 / 127], [1e8, 1e12, 1])
     assert lost_rows(both(axis(b), one, pruned_by), row[None], [q[None]], "Max", kind) == 0
+
+
+@needs_core
+@each_kind
+@PRUNED_BY
+def test_weights_of_norms_are_rounded_up(pruned_by: str, kind: str) -> None:
+    """A row of which only a norm is known, and queries in whose units the norm's weight is no integer."""
+    one = level([0, 1, 2], [1 / 127], [1e-7, (1 + 2e-7) / 255, 1e-4, 1])
+    weights = np.random.default_rng(12).uniform(0.5, 1, (30, 2))
+    queries = [(50 * w[0] * unit(16, 0) + w[1] * unit(16, 1))[None].astype(np.float32) for w in weights]
+    plan = both(axis(unit(16, 0), unit(16, 1)), one, pruned_by)
+    assert lost_rows(plan, unit(16, 1)[None], queries, "Max", kind) == 0
+
+
+@needs_core
+def test_a_maximum_of_products_that_underflow() -> None:
+    """Float32 drops each product of the second region, whose sum is the larger one."""
+    query = np.full((1, 64), 1e-20, np.float32)
+    regions = np.zeros((2, 64), np.float32)
+    regions[0, 0], regions[1] = 2.8e-24, 6e-26
+    part = array_part(regions, np.array([0, 2]), "float32")
+    gallery = GalleryRows([part], "images", AlignmentConfig("VHA", "Max"))
+    expected = (regions.astype(np.float64) @ query[0].astype(np.float64)).max()
+    for name in core.features():
+        search = CompiledSearch(gallery, None, THREADS, name)
+        np.testing.assert_allclose(search.scores([query], np.array([0])), expected, rtol=1e-12)
+        np.testing.assert_allclose(search.rank([query], 1)[0].scores, expected, rtol=1e-12)
+
+
+@needs_core
+@each_kind
+def test_a_row_of_which_nothing_is_known_is_scored(kind: str) -> None:
+    """Infinite errors, as a file may claim them, make no bound: pooling them is not a number."""
+    rows = np.random.default_rng(13).standard_normal((20, 16)).astype(np.float32)
+    part = array_part(rows, np.arange(21), "float32")
+    unknown = replace(part, error=np.full_like(part.error, np.inf))
+    alignment = AlignmentConfig("VHA", "LSE")
+    query = rows[3:4]
+    for name in core.features():
+        found, expected = (
+            CompiledSearch(GalleryRows([one], kind, alignment), None, THREADS, name).rank([query], 5)[0]
+            for one in (unknown, part)
+        )
+        assert found.rows.tolist() == expected.rows.tolist()
+        assert found.scores.tolist() == expected.scores.tolist()
 
 
 @needs_core
