@@ -2,12 +2,14 @@
 
 The column of embeddings has lists of lists of floating-point numbers, or lists for one vector a row; lists of a fixed
 size are read alike. The column `id` has the ids, and a text column `metadata` may hold JSON objects, as `chan gallery
-export` writes them. Every other column is metadata by its name; what is null is left out.
+export` writes them. Every other column is metadata by its name; what is null is left out, and dates and times become
+text in the form of ISO 8601.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +147,19 @@ def _dicts(batch: Any, file: Path) -> Iterator[dict[str, Any]]:
     return (_metadata(row, file) for row in batch.to_pylist())
 
 
+def _as_json(value: Any) -> Any:
+    """A value with its dates and times as ISO 8601 text, those inside lists and structs too."""
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    return value
+
+
 def _metadata(row: dict[str, Any], file: Path) -> dict[str, Any]:
-    found = {name: value for name, value in row.items() if value is not None and name != METADATA}
+    found = {name: _as_json(value) for name, value in row.items() if value is not None and name != METADATA}
     inside = row.get(METADATA)
     if isinstance(inside, str):
         try:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # with the extra heif
 
+_MOST = 65535  # of a pixel of 16 bits
+
 Picture: TypeAlias = "str | Path | Image.Image"
 
 
@@ -79,16 +81,16 @@ def open_picture(picture: Picture) -> Image.Image:
 
     Raises:
         InputError: the file is missing, corrupt or truncated, is not a regular file, or has more pixels than Pillow
-            accepts (178 million).
+            accepts (178 million). Its pixels are floating-point numbers, or beyond 16 bits, whose range is not known.
     """
     pillow = _pillow()
     from PIL import ImageOps
 
     if not isinstance(picture, str | Path):
-        return _flatten(ImageOps.exif_transpose(picture))
+        return _flatten(ImageOps.exif_transpose(picture), "a picture")
     try:
         with _opened(picture) as file, pillow.open(file) as opened:
-            return _flatten(ImageOps.exif_transpose(opened))
+            return _flatten(ImageOps.exif_transpose(opened), str(picture))
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders report damage through many types, by format
@@ -182,11 +184,17 @@ def _reason(error: Exception, path: Path) -> str:
     return str(error) or type(error).__name__
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image, name: str) -> Image.Image:
     from PIL import Image
 
+    if image.mode == "F":  # from 0 to 1, to 255 or to anything: Pillow's own conversion clips, and 0 to 1 is black
+        raise InputError(f"{name} has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16- and 32-bit gray: Pillow's own conversion to RGB clips instead of scaling
-        gray = np.asarray(image, np.float32) / np.float32(257)
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > _MOST):
+            found = f"{values.min()} to {values.max()}"
+            raise InputError(f"{name} must have pixels from 0 to {_MOST}, got {found}: save it with 8 or 16 bits")
+        gray = values.astype(np.float32) / np.float32(257)
         return Image.fromarray(gray.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -5,6 +5,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,16 @@ def test_columns_of_parquet_are_ids_and_metadata(tmp_path: Path) -> None:
     assert source.ids == ["4", "5", "6", "7"]
     found = [dict(row.metadata) for row in source.read()]
     assert found == [{"year": 2020, "tags": ["a"]}, {"tags": []}, {"year": 2022}, {"year": 2023, "tags": ["b"]}]
+
+
+def test_dates_and_times_of_parquet_are_text(tmp_path: Path) -> None:
+    at = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
+    columns = {"when": [at] * 4, "day": [at.date()] * 4, "hour": [at.time()] * 4, "days": [[at.date()], [], None, []]}
+    write_lists(tmp_path / "x.parquet", rows_of(), id=[4, 5, 6, 7], **columns)
+    found = [dict(row.metadata) for row in embedding_source([tmp_path / "x.parquet"]).read()]
+    each = {"when": "2026-11-26T09:30:00+00:00", "day": "2026-11-26", "hour": "09:30:00"}
+    assert found[0] == {**each, "days": ["2026-11-26"]}
+    assert found[2] == each
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,25 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(load_pixels([image], IDENTITY), np.full((1, 3, 8, 8), expected), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((8, 8), 0.5, np.float32), "has floating-point pixels, whose range is not known: save it with 8 or 16"),
+        (np.full((8, 8), 200, np.float32), "has floating-point pixels"),
+        (np.full((8, 8), 1 << 20, np.int32), "must have pixels from 0 to 65535, got 1048576 to 1048576"),
+        (np.full((8, 8), -1, np.int32), "must have pixels from 0 to 65535, got -1 to -1"),
+    ],
+)
+def test_pixels_of_an_unknown_range_are_refused(pixels: np.ndarray, message: str, tmp_path: Path) -> None:
+    """Pillow would clip them: floating-point numbers from 0 to 1 would be a black picture."""
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "x.tiff")
+    with pytest.raises(InputError, match=f"^a picture {message}"):
+        load_pixels([image], IDENTITY)
+    with pytest.raises(InputError, match=f"x.tiff {message}"):
+        load_pixels([tmp_path / "x.tiff"], IDENTITY)
+
+
 def test_palette_with_transparent_color_is_laid_over_white(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 0)
     image.putpalette([0, 0, 0, 255, 0, 0])
