@@ -12,7 +12,6 @@ from ..errors import InputError
 from ..files import write_file
 from .flat import FlatWriter
 from .regions import open_features
-from .store import RegionStore
 
 _AT_ONCE = 64
 
@@ -65,13 +64,14 @@ def convert_features(
     out.mkdir(parents=True, exist_ok=True)
     with FlatWriter(file, lengths, store.region_dim) as writer:
         for start in range(0, store.count, _AT_ONCE):
-            _copy(store, writer, np.arange(start, min(start + _AT_ONCE, store.count)))
+            rows = np.arange(start, min(start + _AT_ONCE, store.count))
+            places = [None] * len(rows) if store.boxes is None else store.boxes(rows)
+            for row, features, boxes in zip(rows, store.read(rows), places, strict=True):
+                try:
+                    writer.add(np.asarray(features, np.float32), boxes)
+                except InputError as error:
+                    reason = str(error).removeprefix(f"{file}: ")
+                    raise InputError(f"{source}, image id {names[row]}: {reason}") from error
             progress(min(start + _AT_ONCE, store.count), store.count)
     write_file(ids, "".join(f"{name}\n" for name in names))
     return Converted(file, store.count, int(lengths.sum()), writer.boxed)
-
-
-def _copy(store: RegionStore, writer: FlatWriter, rows: np.ndarray) -> None:
-    places = [None] * len(rows) if store.boxes is None else store.boxes(rows)
-    for features, boxes in zip(store.read(rows), places, strict=True):
-        writer.add(np.asarray(features, np.float32), boxes)

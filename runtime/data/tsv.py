@@ -79,7 +79,8 @@ def _columns(where: str, line: bytes) -> tuple[str, int, bytes]:
         regions = int(columns[3])
         name = columns[0].decode()
     except ValueError as error:
-        raise InputError(f"{where}: image_id must be text and num_boxes a number: {error}") from error
+        given = f"got {columns[0].decode(errors='replace')!r} and {columns[3].decode(errors='replace')!r}"
+        raise InputError(f"{where}: image_id must be text and num_boxes a number, {given}") from error
     if regions < 0:
         raise InputError(f"{where}: num_boxes must not be negative, got {regions}")
     return name, regions, columns[5]

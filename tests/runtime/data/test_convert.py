@@ -274,3 +274,21 @@ def test_a_flat_file_has_every_image_and_every_box(tmp_path: Path) -> None:
         writer.add(one, boxes)
     (tmp_path / "y.npz").unlink()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_names_the_source_and_the_image(tmp_path: Path) -> None:
+    features = np.ones((3, 2, 4), np.float32)
+    features[1, 0, 0] = np.nan
+    np.save(tmp_path / "source.npy", features)
+    with pytest.raises(InputError, match=r"source\.npy, image id 1: the features of image 1 must be finite, got NaN"):
+        convert_features(tmp_path / "source.npy", tmp_path / "out")
+    assert not (tmp_path / "out/ims.npz").exists()
+
+
+def test_a_tsv_with_a_header_is_refused_in_plain_words(tmp_path: Path) -> None:
+    names = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+    (tmp_path / "x.tsv").write_text("\t".join(names) + "\n")
+    with pytest.raises(
+        InputError, match=r"line 1: image_id must be text and num_boxes a number, got .* and 'num_boxes'$"
+    ):
+        convert_features(tmp_path / "x.tsv", tmp_path / "out")
