@@ -8,11 +8,13 @@ from chan_rt.export.parity.measures import (
     ChoiceMeter,
     ErrorMeter,
     compare_ranks,
+    compare_recalls,
     compare_scores,
     kendall,
     misses,
 )
 from chan_rt.runtime.errors import ParityError
+from chan_rt.runtime.evaluation.metrics import Metrics, Recalls
 
 
 def test_errors_over_blocks_are_those_of_the_whole():
@@ -139,3 +141,12 @@ def test_bounds_hold_in_the_direction_of_their_measure():
     assert misses({"max_abs": 2e-5}, {"max_abs": 1e-5}) == ["max_abs is 2e-05, more than 1e-05"]
     assert misses({"cosine_min": 0.9}, {"cosine_min": 0.99}) == ["cosine_min is 0.9, less than 0.99"]
     assert misses({"max_abs": float("nan")}, {"max_abs": 1e-5}) == ["max_abs is nan, more than 1e-05"]
+
+
+def test_a_change_of_one_point_is_not_more_than_one():
+    """Of 500 captions each is 0.2 points, and their percentages are no exact float64 numbers."""
+    for first in range(500):
+        recalls = [100 * (first + more) / 500 for more in (0, 5)]
+        reference, candidate = (Metrics(Recalls(r, 0, 0, 1, 1), Recalls(33.3, 0.1, 0.2, 1, 1)) for r in recalls)
+        assert compare_recalls(reference, candidate) == {"recall_change": 1, "rsum_change": 1}
+        assert compare_recalls(candidate, reference) == {"recall_change": 1, "rsum_change": 1}
