@@ -98,23 +98,32 @@ def verify(gallery: Path) -> None:
 
 @command.command("repair")
 @options.gallery_argument
+@click.option(
+    "--give-up-missing",
+    is_flag=True,
+    help="Take shards that are missing, or whose catalogue is damaged, out of GALLERY. Their rows are lost.",
+)
 @options.json_option
-def repair(gallery: Path, as_json: bool) -> None:
+def repair(gallery: Path, give_up_missing: bool, as_json: bool) -> None:
     """Save the readable rows of damaged files, and list the ids of the rows that are lost.
 
     Damaged files are moved to the folder `damaged` in GALLERY. Nothing is changed where nothing is damaged.
     """
     from ..runtime.gallery import repair_gallery
 
-    result = repair_gallery(gallery)
+    result = repair_gallery(gallery, give_up_missing=give_up_missing)
     if as_json:
         print_json(asdict(result))
         return
+    for text in result.given_up:
+        echo(f"given up: {visible(text)}")
     for text in result.damage:
         echo(f"damaged: {visible(text)}")
     for id in result.lost:
         echo(f"lost: {visible(id)}")
     changes = f"{len(result.lost)} lost, {result.saved} written again" if result.damage else "nothing was damaged"
+    if result.given_up:
+        changes += f"; {len(result.given_up)} shard{'s'[: len(result.given_up) != 1]} given up"
     echo(f"{gallery}: {result.kept} rows; {changes}")
 
 

@@ -37,7 +37,7 @@ class RayShards:
         address: of a running cluster, `auto` for the one of this machine; empty starts one that ends with this process.
         replicas: processes of each shard.
         max_replicas: as many processes of each shard when there is much to do; None for no more than `replicas`.
-        threads: CPU threads of each process, which Ray counts as its CPUs.
+        threads: CPU threads of each process, which Ray counts as its CPUs on a cluster that is there already.
         start_seconds: that the processes have to start.
         patience: how long to wait for a shard.
     """
@@ -146,13 +146,16 @@ class RayCluster:
             self._transports[name] = self._deploy(name, folder)
         return RemoteGallery(folder, self._transports[name][0], patience or self._shards.patience)
 
+    def end(self, name: str) -> None:
+        """End the deployments of a gallery, which nobody may search any more."""
+        _delete(self._transports.pop(name)[1])
+
     def close(self) -> None:
         """End the deployments, and leave the cluster."""
         import ray
 
-        for _, apps in self._transports.values():
-            _delete(apps)
-        self._transports.clear()
+        for name in list(self._transports):
+            self.end(name)
         if self._connected:
             ray.shutdown()
 
@@ -167,7 +170,8 @@ class RayCluster:
             scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": 1}}
         deployment = serve.deployment(
             name="shard",
-            ray_actor_options={"num_cpus": options.threads},
+            # A cluster that is this machine alone has nothing to place, and may have fewer cores than shards.
+            ray_actor_options={"num_cpus": options.threads if options.address else 0},
             max_ongoing_requests=_ONGOING,
             health_check_period_s=_CHECK,
             health_check_timeout_s=5 * _CHECK,

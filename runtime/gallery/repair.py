@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GalleryCorrupt, GalleryError
+from ..errors import GalleryCorrupt, GalleryError, InputError
 from .kernels.layout import stored_width
 from .prepare import load_preparation
 from .proof.fixed16 import join_bytes
 from .proof.prefix import SearchPlan
 from .proof.rows import array_part
 from .settings import FINE_DTYPES, GallerySettings
+from .sharded import give_up
 from .sharded.manifest import is_sharded
 from .sharded.writer import ShardedWriter
 from .store.catalogue import CATALOGUE, Catalogue, PreparedRecord, SegmentRecord, permissions, read_catalogue
@@ -45,6 +46,7 @@ class Repair:
         saved: rows among them whose files were written again.
         lost: the rows that could not be read: their ids, or their places where the id is lost too.
         moved: damaged files, which lie in GALLERY/damaged now. A better copy of one may be there one day.
+        given_up: shards that are no longer part of the gallery, each with its rows and why, in words.
     """
 
     damage: tuple[str, ...]
@@ -52,23 +54,33 @@ class Repair:
     saved: int
     lost: tuple[str, ...]
     moved: tuple[str, ...]
+    given_up: tuple[str, ...] = ()
 
 
-def repair_gallery(path: str | Path) -> Repair:
+def repair_gallery(path: str | Path, *, give_up_missing: bool = False) -> Repair:
     """Write the readable rows of damaged files to new files, in one commit, and leave the rest of a gallery as it is.
 
     A row is saved where its id, its metadata and its fine copy are intact (its codes and what was measured of them, in
     a gallery without fine copies); codes are computed again. Damage of what preparing added loses no row.
 
+    Args:
+        path: the gallery.
+        give_up_missing: first take the shards that are missing, or whose catalogue is damaged, out of a gallery in
+            shards, in a commit of its own. Their rows are lost.
+
     Raises:
+        InputError: shards are to be given up in a gallery that is not in shards.
         GalleryLocked: a writer is at work.
         GalleryCorrupt: the catalogue itself is damaged, so that nothing says which files belong together; a shard is
-            missing.
+            missing, and is not to be given up.
         GalleryError: there is no gallery, or it cannot be written; nothing was changed.
     """
     folder = Path(path).absolute()
     if is_sharded(folder):
-        return _repair_shards(folder)
+        given_up = give_up.give_up_missing(folder, DAMAGED) if give_up_missing else []
+        return replace(_repair_shards(folder), given_up=tuple(given_up))
+    if give_up_missing:
+        raise InputError(f"give_up_missing: must be False for a gallery that is not in shards, got True for {folder}")
     lock = WriterLock(folder)
     try:
         check_folder(folder / SEGMENTS)

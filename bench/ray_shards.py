@@ -1,0 +1,217 @@
+"""`python -m chan_rt.bench.ray_shards`: the cost of searching shards in processes of Ray, and of one that is killed.
+
+The same embeddings are searched by one process and by one process for each shard, with the same hits. Then two clients
+search while a shard's process is killed. The times of the single answers are kept for bench/simulate_shards.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ..runtime.contract import AlignmentConfig
+from ..runtime.embeddings import Embeddings
+from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, split_gallery
+from ..runtime.gallery.merge import merge_results
+from ..runtime.gallery.sharded.manifest import read_manifest
+from ..scale.asking import Patience
+from ..scale.questions import Answer, Question, SearchShard
+from ..scale.ray_serve import RayCluster, RayShards
+from ..scale.remote_gallery import RemoteGallery
+from ..scale.router import Commits, Router
+from ..scale.shard_host import ShardHost
+from .measure import machine
+from .search import DIM, WORDS, Concepts
+
+K = 10
+Hits = list[list[tuple[str, float]]]
+
+
+def measure(images: int, queries: int, shards: Sequence[int], seconds: float, dim: int = DIM) -> dict[str, Any]:
+    """Times and answers of searches of shards in processes of their own.
+
+    Args:
+        images: rows, with the regions of `Concepts.images`.
+        queries: captions of 12 words; as many others fit search before the gallery is cut.
+        shards: numbers of shards.
+        seconds: of the load during which a process is killed, for the largest number of shards.
+        dim: D.
+    """
+    concepts = Concepts(0, dim)
+    lengths = np.full(queries, WORDS, np.int32)
+    fitted, asked = concepts.captions(lengths), concepts.captions(lengths)
+    found: dict[str, Any] = {"machine": machine(("numpy", "ray")), "images": images, "dim": dim, "queries": queries}
+    with tempfile.TemporaryDirectory(prefix="chan-bench-") as scratch, ExitStack() as closing:
+        one = Path(scratch, "one")
+        with GalleryWriter.create(one, GallerySettings("images", dim, AlignmentConfig(), "bench")) as writer:
+            for first in range(0, images, 500):
+                rows = range(first, min(first + 500, images))
+                writer.add([str(row) for row in rows], concepts.images(len(rows)))
+            writer.prepare(fitted)
+        cluster = RayCluster(RayShards())
+        closing.callback(cluster.close)
+        found["shards"] = {}
+        for count in shards:
+            many = Path(scratch, f"shards-{count}")
+            split_gallery(one, many, count)
+            remote = cluster.open(f"bench-{count}", many)
+            try:
+                with Gallery.open(many, threads=1) as gallery:
+                    figures = _compare(gallery, remote, asked)
+                figures["batch_cpu_ms"] = _batches(many, asked)
+                figures["shard_ms"] = _shard_times(many, asked)
+                found["shards"][count] = figures
+                if count == max(shards):
+                    found["killed"] = _kill(remote, asked, seconds, many)
+            finally:
+                remote.close()
+                cluster.end(f"bench-{count}")
+    return found
+
+
+def _compare(gallery: Gallery, remote: RemoteGallery, queries: Embeddings) -> dict[str, Any]:
+    """Milliseconds of single queries, one after the other, by this process and by the router; the hits must agree."""
+    here, here_ms = _timed(lambda query: gallery.search(query, K)[0], queries)
+    there, there_ms = _timed(lambda query: remote.search(query, K)[0], queries)
+    if here != there:
+        raise AssertionError("the shards on Ray found other hits than one process")
+    return {"one_process_ms": _percentiles(here_ms), "ray_ms": _percentiles(there_ms)}
+
+
+def _timed(search: Callable[[Embeddings], SearchResult], queries: Embeddings) -> tuple[Hits, list[float]]:
+    search(queries[0])  # what is read once is read now
+    results, times = [], []
+    for query in range(len(queries)):
+        begin = time.perf_counter()
+        results.append(search(queries[query]))
+        times.append(1e3 * (time.perf_counter() - begin))
+    if not all(result.certified for result in results):
+        raise AssertionError("an answer is not certified")
+    return [[(hit.id, hit.score) for hit in result.hits] for result in results], times
+
+
+class _Here:
+    """Hosts of shards in this process, so that its CPU time is that of all."""
+
+    def __init__(self, folder: Path, slots: int) -> None:
+        self.slots = slots
+        self._host = ShardHost(folder, 1)
+
+    async def ask(self, slot: int, question: Question) -> Answer:
+        return self._host.answer(question)
+
+
+def _batches(folder: Path, queries: Embeddings) -> dict[str, float]:
+    """CPU milliseconds a query of a batch: where each shard is asked first for some of it, and where none knows any."""
+    entries = read_manifest(folder)[1].shards
+    router = Router(Commits(folder), _Here(folder, len(entries)), Patience(1e6, 1e6))
+    host = ShardHost(folder, 1)
+
+    def alone() -> list[SearchResult]:
+        nothing = tuple([-np.inf] * len(queries))
+        answers = [host.answer(Question(0, entry, SearchShard(queries, K, nothing))) for entry in entries]
+        return [merge_results(list(parts), K) for parts in zip(*(one.results for one in answers), strict=True)]  # type: ignore[union-attr]
+
+    ways: dict[str, Callable[[], list[SearchResult]]] = {
+        "in two waves": lambda: asyncio.run(router.search(queries, K)),
+        "all at once": alone,
+    }
+    hits, found = [], {}
+    for way, search in ways.items():
+        search()
+        begin = time.process_time()
+        results = search()
+        found[way] = 1e3 * (time.process_time() - begin) / len(queries)
+        hits.append([[(hit.id, hit.score) for hit in result.hits] for result in results])
+    if hits[0] != hits[1]:
+        raise AssertionError("the two ways found other hits")
+    host.close()
+    return found
+
+
+def _shard_times(folder: Path, queries: Embeddings) -> list[float]:
+    """Milliseconds in which the first shard answers each query that comes alone, and nothing else is at work."""
+    entry = read_manifest(folder)[1].shards[0]
+    host, times = ShardHost(folder, 1), []
+    for query in [0, *range(len(queries))]:
+        begin = time.perf_counter()
+        host.answer(Question(0, entry, SearchShard(queries[query], K, (-np.inf,))))
+        times.append(round(1e3 * (time.perf_counter() - begin), 3))
+    host.close()
+    return times[1:]
+
+
+def _kill(remote: RemoteGallery, queries: Embeddings, seconds: float, folder: Path) -> dict[str, Any]:
+    """What two clients see while the process of a shard is killed a third into the load."""
+    with Gallery.open(folder, threads=1) as gallery:
+        expected = [[(hit.id, hit.score) for hit in one.hits] for one in gallery.search(queries, K)]
+    began, answers, wrong = time.perf_counter(), [], []
+
+    def ask(first: int) -> None:
+        number = first
+        while (start := time.perf_counter()) - began < seconds:
+            row = number % len(queries)
+            (result,) = remote.search(queries[row], K)
+            answers.append((start - began, time.perf_counter() - start, result.certified))
+            if result.certified and [(hit.id, hit.score) for hit in result.hits] != expected[row]:
+                wrong.append(row)
+            number += 2
+
+    clients = [threading.Thread(target=ask, args=(first,)) for first in range(2)]
+    for client in clients:
+        client.start()
+    time.sleep(seconds / 3)
+    process = next(one.process for one in remote.describe() if one is not None)
+    killed = time.perf_counter() - began
+    os.kill(process, signal.SIGKILL)
+    for client in clients:
+        client.join()
+    if wrong:
+        raise AssertionError(f"certified answers were wrong for queries {wrong}")
+    before = [took for at, took, _ in answers if at + took < killed]
+    after = [(at, took, certified) for at, took, certified in answers if at + took >= killed]
+    late = [at + took for at, took, certified in after if not certified or took > 10 * float(np.median(before))]
+    return {
+        "answers_before": len(before),
+        "answers_after": len(after),
+        "ms_before": _percentiles([1e3 * took for took in before]),
+        "longest_answer_ms": 1e3 * max(took for _, took, _ in after),
+        "not_certified": sum(not certified for *_, certified in answers),
+        "seconds_until_as_before": max(late, default=killed) - killed,
+    }
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(values, p)), 3) for p in (50, 90, 99)}
+
+
+@click.command()
+@click.option("--images", default=4000, show_default=True, help="Number of images.")
+@click.option("--queries", default=100, show_default=True, help="Number of captions.")
+@click.option("--shards", multiple=True, type=int, default=(1, 2, 4), show_default=True, help="Numbers of shards.")
+@click.option("--seconds", default=30.0, show_default=True, help="Length of the load during which a process is killed.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the record.")
+def main(images: int, queries: int, shards: tuple[int, ...], seconds: float, out: Path | None) -> None:
+    """Measure searches of shards in processes of Ray."""
+    found = measure(images, queries, shards, seconds)
+    for count, figures in found["shards"].items():
+        click.echo(f"{count} shards: " + json.dumps({name: figures[name] for name in figures if name != "shard_ms"}))
+    click.echo("a process was killed: " + json.dumps(found["killed"]))
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

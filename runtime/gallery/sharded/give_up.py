@@ -1,0 +1,63 @@
+"""Giving up shards of which the commit that counts cannot be read any more."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import GalleryCorrupt
+from ..store.lock import WriterLock
+from ..store.mapping import describe
+from ..view import name_missing
+from ..writer import write_errors
+from .manifest import read_manifest, read_pinned, write_manifest
+
+
+def give_up_missing(folder: Path, damaged: str) -> list[str]:
+    """Take the shards that are missing, or whose catalogue is damaged, out of a gallery, in one commit.
+
+    What is left of such a shard is moved to a folder of the gallery, because the next writer removes every shard that
+    no commit names.
+
+    Args:
+        folder: the gallery in shards.
+        damaged: name of the folder for what is left.
+
+    Returns:
+        Each shard that was given up, with its rows and why; nothing was changed where there is none.
+
+    Raises:
+        GalleryLocked: a writer is at work.
+        GalleryCorrupt: the manifest is damaged, or no shard can be read.
+        GalleryError: there is no gallery in shards, or it cannot be written.
+    """
+    lock = WriterLock(folder)
+    try:
+        _, manifest = read_manifest(folder)
+        problems = {}
+        for shard in manifest.shards:
+            try:
+                read_pinned(folder / shard.name, shard.header)
+            except FileNotFoundError:
+                there = (folder / shard.name).is_dir()
+                problems[shard.name] = "it has another commit" if there else f"{folder / shard.name} is missing"
+            except GalleryCorrupt as error:
+                problems[shard.name] = describe(error)
+        if not problems:
+            return []
+        if len(problems) == len(manifest.shards):
+            raise GalleryCorrupt(f"{folder}: no shard can be read, so there is nothing to keep")
+        left = [name for name in problems if (folder / name).is_dir()]
+        kept = tuple(shard for shard in manifest.shards if shard.name not in problems)
+        with write_errors(folder), ExitStack() as undo:
+            for name in left:
+                (folder / damaged).mkdir(exist_ok=True)
+                os.rename(folder / name, folder / damaged / name)
+                undo.callback(os.rename, folder / damaged / name, folder / name)
+            write_manifest(folder, replace(manifest, generation=manifest.generation + 1, shards=kept))
+            undo.pop_all()
+        return name_missing((shard, problems.get(shard.name)) for shard in manifest.shards)
+    finally:
+        lock.release()
