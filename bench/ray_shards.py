@@ -6,7 +6,6 @@ search while a shard's process is killed. The times of the single answers are ke
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -24,13 +23,11 @@ import numpy as np
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, split_gallery
-from ..runtime.gallery.merge import merge_results
-from ..runtime.gallery.sharded.manifest import read_manifest
-from ..scale.asking import Patience
-from ..scale.questions import Answer, Question, SearchShard
+from ..runtime.gallery.merge import Floors
+from ..runtime.gallery.sharded.manifest import ShardEntry, read_manifest
+from ..scale.questions import Found, Question, SearchShard
 from ..scale.ray_serve import RayCluster, RayShards
 from ..scale.remote_gallery import RemoteGallery
-from ..scale.router import Commits, Router
 from ..scale.shard_host import ShardHost
 from .measure import machine
 from .search import DIM, WORDS, Concepts
@@ -70,7 +67,7 @@ def measure(images: int, queries: int, shards: Sequence[int], seconds: float, di
             try:
                 with Gallery.open(many, threads=1) as gallery:
                     figures = _compare(gallery, remote, asked)
-                figures["batch_cpu_ms"] = _batches(many, asked)
+                figures["cpu_ms"] = _waves(many, asked)
                 figures["shard_ms"] = _shard_times(many, asked)
                 found["shards"][count] = figures
                 if count == max(shards):
@@ -84,10 +81,16 @@ def measure(images: int, queries: int, shards: Sequence[int], seconds: float, di
 def _compare(gallery: Gallery, remote: RemoteGallery, queries: Embeddings) -> dict[str, Any]:
     """Milliseconds of single queries, one after the other, by this process and by the router; the hits must agree."""
     here, here_ms = _timed(lambda query: gallery.search(query, K)[0], queries)
+    begin = time.process_time()
     there, there_ms = _timed(lambda query: remote.search(query, K)[0], queries)
+    router = 1e3 * (time.process_time() - begin) / (len(queries) + 1)
     if here != there:
         raise AssertionError("the shards on Ray found other hits than one process")
-    return {"one_process_ms": _percentiles(here_ms), "ray_ms": _percentiles(there_ms)}
+    return {
+        "one_process_ms": _percentiles(here_ms),
+        "ray_ms": _percentiles(there_ms),
+        "router_cpu_ms": round(router, 3),
+    }
 
 
 def _timed(search: Callable[[Embeddings], SearchResult], queries: Embeddings) -> tuple[Hits, list[float]]:
@@ -102,55 +105,51 @@ def _timed(search: Callable[[Embeddings], SearchResult], queries: Embeddings) ->
     return [[(hit.id, hit.score) for hit in result.hits] for result in results], times
 
 
-class _Here:
-    """Hosts of shards in this process, so that its CPU time is that of all."""
+def _waves(folder: Path, queries: Embeddings) -> dict[str, float]:
+    """Milliseconds of CPU time of single queries: all shards at once, and the first one before the others.
 
-    def __init__(self, folder: Path, slots: int) -> None:
-        self.slots = slots
-        self._host = ShardHost(folder, 1)
-
-    async def ask(self, slot: int, question: Question) -> Answer:
-        return self._host.answer(question)
-
-
-def _batches(folder: Path, queries: Embeddings) -> dict[str, float]:
-    """CPU milliseconds a query of a batch: where each shard is asked first for some of it, and where none knows any."""
-    entries = read_manifest(folder)[1].shards
-    router = Router(Commits(folder), _Here(folder, len(entries)), Patience(1e6, 1e6))
+    `work` is that of all shards together, `path` of those that an answer has to wait for: the slowest shard, or the
+    first one and the slowest of the others.
+    """
     host = ShardHost(folder, 1)
+    first, *others = entries = read_manifest(folder)[1].shards
+    found: dict[str, list[float]] = {}
+    for query in [0, *range(len(queries))]:  # the first one reads what is read once
+        times = [_cpu(host, entry, queries[query], None)[0] for entry in entries]
+        results = _cpu(host, first, queries[query], None)[1]
+        floors = Floors(np.array([-np.inf]), K)
+        floors.learn(results)
+        later = [_cpu(host, entry, queries[query], float(floors.values[0]))[0] for entry in others]
+        found.setdefault("at_once_work", []).append(sum(times))
+        found.setdefault("at_once_path", []).append(max(times))
+        found.setdefault("first_before_work", []).append(times[0] + sum(later))
+        found.setdefault("first_before_path", []).append(times[0] + max(later, default=0.0))
+    host.close()
+    return {name: round(float(np.median(times[1:])), 3) for name, times in found.items()}
 
-    def alone() -> list[SearchResult]:
-        nothing = tuple([-np.inf] * len(queries))
-        answers = [host.answer(Question(0, entry, SearchShard(queries, K, nothing))) for entry in entries]
-        return [merge_results(list(parts), K) for parts in zip(*(one.results for one in answers), strict=True)]  # type: ignore[union-attr]
 
-    ways: dict[str, Callable[[], list[SearchResult]]] = {
-        "in two waves": lambda: asyncio.run(router.search(queries, K)),
-        "all at once": alone,
-    }
-    hits, found = [], {}
-    for way, search in ways.items():
-        search()
-        begin = time.process_time()
-        results = search()
-        found[way] = 1e3 * (time.process_time() - begin) / len(queries)
-        hits.append([[(hit.id, hit.score) for hit in result.hits] for result in results])
-    if hits[0] != hits[1]:
-        raise AssertionError("the two ways found other hits")
+def _cpu(
+    host: ShardHost, entry: ShardEntry, query: Embeddings, floor: float | None
+) -> tuple[float, tuple[SearchResult, ...]]:
+    begin = time.process_time()
+    answer = host.answer(Question(0, entry, SearchShard(query, K, (-np.inf if floor is None else floor,))))
+    if not isinstance(answer, Found):
+        raise AssertionError(f"a shard answered {answer}")
+    return 1e3 * (time.process_time() - begin), answer.results
+
+
+def _shard_times(folder: Path, queries: Embeddings) -> list[list[float]]:
+    """Milliseconds in which each shard answers each query that comes alone, one after the other in this process."""
+    host, found = ShardHost(folder, 1), []
+    for entry in read_manifest(folder)[1].shards:
+        times = []
+        for query in [0, *range(len(queries))]:  # the first one reads what is read once
+            begin = time.perf_counter()
+            host.answer(Question(0, entry, SearchShard(queries[query], K, (-np.inf,))))
+            times.append(round(1e3 * (time.perf_counter() - begin), 3))
+        found.append(times[1:])
     host.close()
     return found
-
-
-def _shard_times(folder: Path, queries: Embeddings) -> list[float]:
-    """Milliseconds in which the first shard answers each query that comes alone, and nothing else is at work."""
-    entry = read_manifest(folder)[1].shards[0]
-    host, times = ShardHost(folder, 1), []
-    for query in [0, *range(len(queries))]:
-        begin = time.perf_counter()
-        host.answer(Question(0, entry, SearchShard(queries[query], K, (-np.inf,))))
-        times.append(round(1e3 * (time.perf_counter() - begin), 3))
-    host.close()
-    return times[1:]
 
 
 def _kill(remote: RemoteGallery, queries: Embeddings, seconds: float, folder: Path) -> dict[str, Any]:

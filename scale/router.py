@@ -6,17 +6,16 @@ that any more, the newest manifest is read and all shards are asked again.
 A shard that does not answer (asking.py) is left out: the answer is not certified and names the rows that it lacks, or
 it is an error where only complete answers are wanted.
 
-The k-th best score that is known of a query goes to the shards that are asked later (runtime/gallery/merge.py). A batch
-of queries is cut so that each shard is asked first for some of them: then all shards work all the time, and for most
-queries they know a floor. A few queries are asked of all shards at once, because to wait for the first shard would take
-longer than its floor saves. A shard that is asked again, because it failed or is late, gets the floors of that moment.
+All shards are asked at once. A shard that is asked again, because it failed or is late, gets the k-th best scores of
+what the others have answered by then, so it has less to read (runtime/gallery/merge.py). To ask one shard before the
+others was measured (docs/scale.md): it saves little work, and an answer takes longer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -182,15 +181,11 @@ class _Commit:
         """Indexes of the shards."""
         return range(len(self.manifest.shards))
 
-    def lacks(self, indexes: Collection[int] | None = None) -> str:
-        """What an answer lacks, in words.
-
-        indexes: shards that it lacks; None for all that are left out.
-        """
-        left = {i: self.problems[i] for i in (self.problems if indexes is None else indexes)}
+    def lacks(self) -> str:
+        """What the answer lacks, in words."""
         shards = self.manifest.shards
-        texts = name_missing((shard, left.get(i)) for i, shard in enumerate(shards))
-        lost = sum(shards[i].rows for i in left)
+        texts = name_missing((shard, self.problems.get(i)) for i, shard in enumerate(shards))
+        lost = sum(shards[i].rows for i in self.problems)
         return f"{lost} rows are lost and were left out: {', '.join(texts)}"
 
     async def ask_all(self, task: Callable[[], Task]) -> list[Answer | None]:
@@ -237,50 +232,31 @@ async def _search(
     """The answer of one commit to each query."""
     chosen = None if ids is None else await _choose(commit, ids)
     asked = [i for i in commit.shards if i not in commit.problems and (chosen is None or chosen[i])]
-    parts: list[dict[int, SearchResult]] = [
-        {} for _ in range(len(queries))
-    ]  # of each query: index of the shard -> part
-    keys: list[frozenset[str]] = []
+    where, hidden = (None, ()) if condition is None else (condition.text, condition.hidden)
 
-    async def ask(index: int, rows: Sequence[int]) -> None:
+    async def ask(index: int) -> Found | None:
         def task() -> SearchShard:
-            least = tuple(float(floors.values[row]) for row in rows)
             some = None if chosen is None else chosen[index]
-            where, hidden = (None, ()) if condition is None else (condition.text, condition.hidden)
-            return SearchShard(queries[rows], k, least, some, where, hidden)
+            return SearchShard(queries, k, tuple(floors.values.tolist()), some, where, hidden)
 
         answer = await commit.ask(index, task)
-        if isinstance(answer, Found):
-            for row, result in zip(rows, answer.results, strict=True):
-                parts[row][index] = result
-            floors.learn(answer.results, rows)
-            keys.extend([] if answer.keys is None else [answer.keys])
+        if not isinstance(answer, Found):
+            return None
+        floors.learn(answer.results)
+        return answer
 
-    for wave in _waves(asked, len(queries)):
-        await _gather([ask(index, rows) for index, rows in wave])
+    found = [answer for answer in await _gather([ask(index) for index in asked]) if answer is not None]
+    keys = [answer.keys for answer in found if answer.keys is not None]
     if condition is not None and keys and not commit.problems:
         condition.check_keys(frozenset().union(*keys))
-    return [_merge(commit, part, asked, k) for part in parts]
+    return [_merge(commit, [answer.results[row] for answer in found], k) for row in range(len(queries))]
 
 
-def _waves(shards: Sequence[int], queries: int) -> list[list[tuple[int, list[int]]]]:
-    """Who is asked for which queries, and what after that; see the head of this module."""
-    everything = list(range(queries))
-    if len(shards) < 2 or queries < len(shards):
-        return [[(shard, everything) for shard in shards]]
-    first = {shard: everything[number :: len(shards)] for number, shard in enumerate(shards)}
-    return [
-        list(first.items()),
-        [(shard, [row for row in everything if row not in mine]) for shard, mine in first.items()],
-    ]
-
-
-def _merge(commit: _Commit, parts: Mapping[int, SearchResult], asked: Sequence[int], k: int) -> SearchResult:
+def _merge(commit: _Commit, parts: Sequence[SearchResult], k: int) -> SearchResult:
     """The answer to one query, with the reasons of `Gallery.search`."""
-    merged = merge_results([parts[i] for i in sorted(parts)] or [_NOTHING], k)
-    lacking = {i for i in commit.problems if i not in parts}
-    if lacking:
-        return replace(merged, certified=False, reason=commit.lacks(lacking))
+    merged = merge_results(parts or [_NOTHING], k)
+    if commit.problems:
+        return replace(merged, certified=False, reason=commit.lacks())
     if not merged.rows:
         rows = sum(shard.rows for shard in commit.manifest.shards)
         return replace(merged, reason="no row passes the filter" if rows else "the gallery is empty")

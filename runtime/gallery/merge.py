@@ -29,10 +29,9 @@ class Floors:
         self._k = k
         self._best = [np.zeros(0)] * len(least)
 
-    def learn(self, results: Sequence[SearchResult], queries: Sequence[int] | None = None) -> None:
-        """Take in a shard's answers: one for each query, or for each of those whose numbers are given."""
-        numbers = range(len(results)) if queries is None else queries
-        for i, result in zip(numbers, results, strict=True):
+    def learn(self, results: Sequence[SearchResult]) -> None:
+        """Take in a shard's answers, one for each query."""
+        for i, result in enumerate(results):
             best = np.sort(np.append(self._best[i], [hit.score for hit in result.hits]))[::-1][: self._k]
             self._best[i] = best
             if len(best) == self._k:

@@ -71,12 +71,8 @@ def test_answers_are_those_of_one_gallery(seed: int, shards: int, count: int, k:
             "at_least": {"at_least": 0.1},
             "no row": {"where": {"n": -1}},
         }[choice]
-        found, _, asked = search(folder, lambda slot, number: float(rng.random()) * 0.5, queries, k, **given_as)
+        found, *_ = search(folder, lambda slot, number: float(rng.random()) * 0.5, queries, k, **given_as)
         assert plain(found) == answers_of(folder, queries, k, **given_as)
-        if choice == "all" and shards > 1 and count >= shards and k == 1:
-            floors = [q.task.at_least for _, q in asked[shards:] if isinstance(q.task, SearchShard)]
-            assert all(np.isfinite(least).all() for least in floors)
-            assert len(floors) == shards
 
 
 @dataclass
