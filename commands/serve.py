@@ -46,10 +46,10 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
     "address",
     is_flag=False,
     flag_value="",
-    metavar="[ADDRESS]",
-    help="Search each shard of the galleries in processes of its own on the Ray cluster at ADDRESS; `auto` is the one "
-    "of this machine. Without ADDRESS a cluster is started, which ends with the server. Every node must see the "
-    "galleries.",
+    metavar="[HOST:PORT]",
+    help="Search each shard of the galleries in processes of its own on the Ray cluster at this address. All nodes "
+    "must reach the galleries by the same paths. Without an address, the cluster of this machine is used, or one is "
+    "started for the server.",
 )
 @click.option(
     "--replicas",
@@ -68,7 +68,7 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
     type=options.COUNT,
     default=1,
     show_default=True,
-    help="With --ray: CPU threads of each process, which Ray counts as its CPUs.",
+    help="With --ray: CPU threads of each process.",
 )
 @click.option(
     "--hedge-seconds",
@@ -184,7 +184,7 @@ def _read_shards(flags: dict[str, Any]) -> RayShards | None:
     try:
         patience = Patience(given["hedge_seconds"], given["shard_seconds"], given["require_complete"])
         counts = {"replicas": given["replicas"], "max_replicas": given["max_replicas"]}
-        return RayShards(address, threads=given["shard_threads"], patience=patience, **counts)
+        return RayShards(address or None, threads=given["shard_threads"], patience=patience, **counts)
     except InputError as error:
         raise click.UsageError(str(error)) from error
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +11,8 @@ from ..runtime.backends import BACKENDS
 from ..runtime.errors import BackendError, ChanError, GalleryError, InputError
 from ..runtime.extras import needs
 from .bulk_worker import Encoder, Filled, Job, Work, check_node
+from .connection import connected
 
-_CONNECT_SECONDS = 5.0
 _CHECK_SECONDS = 120.0  # a node may have to start a process, which imports this package
 
 
@@ -31,39 +29,9 @@ def cluster(address: str | None) -> Iterator[None]:
         InputError: there is no cluster at the address.
     """
     with needs("ray", "encoding on a cluster"):
-        import ray
-        import ray.data
-    if ray.is_initialized():
+        import ray.data  # noqa: F401 - before anything is opened
+    with connected(address):
         yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address is not None:
-            _check_answers(address)
-            ray.init(address, **quiet)
-        else:
-            try:
-                ray.init("auto", **quiet)
-            except ConnectionError:
-                ray.init("local", include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"ray: there is no Ray cluster at {address or 'this machine'}: {reason}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """ConnectionError unless something answers at HOST:PORT; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or "/" in host:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ConnectionError(f"nothing answers ({error}); start one with: ray start --head") from error
 
 
 def fill(job: Job, works: Sequence[Work], actors: int | None = None) -> Iterator[Filled]:

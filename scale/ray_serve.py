@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..runtime.errors import BackendError, InputError
 from ..runtime.extras import needs
 from ..runtime.gallery.sharded.manifest import is_sharded, read_manifest
 from .asking import Patience
+from .connection import connected
 from .questions import Answer, Question
 from .remote_gallery import RemoteGallery
 from .shard_host import ShardHost
@@ -34,7 +35,8 @@ class RayShards:
     """How the shards of galleries are run on Ray.
 
     Attributes:
-        address: of a running cluster, `auto` for the one of this machine; empty starts one that ends with this process.
+        address: of a running cluster; None for the one of this machine, or one that is started and ends when the
+            `RayCluster` is closed.
         replicas: processes of each shard.
         max_replicas: as many processes of each shard when there is much to do; None for no more than `replicas`.
         threads: CPU threads of each process, which Ray counts as its CPUs on a cluster that is there already.
@@ -42,7 +44,7 @@ class RayShards:
         patience: how long to wait for a shard.
     """
 
-    address: str = ""
+    address: str | None = None
     replicas: int = 1
     max_replicas: int | None = None
     threads: int = 1
@@ -103,23 +105,16 @@ class RayCluster:
 
     Raises:
         MissingExtra: ray is not installed.
-        BackendError: there is no cluster at the address.
+        InputError: there is no cluster at the address.
     """
 
     def __init__(self, shards: RayShards) -> None:
         with needs("ray", "shards on Ray"):
-            import ray
             from ray import serve
         self._shards = shards
-        self._connected = not ray.is_initialized()
         self._transports: dict[str, tuple[RayTransport, list[str]]] = {}
-        if self._connected:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here sends nothing to Ray
-            try:
-                where = {"address": shards.address} if shards.address else {"include_dashboard": False}
-                ray.init(**where, log_to_driver=False, logging_level=logging.WARNING)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise BackendError(f"no Ray cluster answers at {shards.address}: {error}") from error
+        self._connection = ExitStack()
+        self._alone = self._connection.enter_context(connected(shards.address))
         logging.getLogger("ray").setLevel(logging.WARNING)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
@@ -152,12 +147,9 @@ class RayCluster:
 
     def close(self) -> None:
         """End the deployments, and leave the cluster."""
-        import ray
-
         for name in list(self._transports):
             self.end(name)
-        if self._connected:
-            ray.shutdown()
+        self._connection.close()
 
     def _deploy(self, name: str, folder: Path) -> tuple[RayTransport, list[str]]:
         from ray import serve
@@ -171,7 +163,7 @@ class RayCluster:
         deployment = serve.deployment(
             name="shard",
             # A cluster that is this machine alone has nothing to place, and may have fewer cores than shards.
-            ray_actor_options={"num_cpus": options.threads if options.address else 0},
+            ray_actor_options={"num_cpus": 0 if self._alone else options.threads},
             max_ongoing_requests=_ONGOING,
             health_check_period_s=_CHECK,
             health_check_timeout_s=5 * _CHECK,

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -26,9 +22,9 @@ from chan_rt.scale.remote_gallery import RemoteGallery
 
 from .conftest import NODE
 from .fake_shards import answers_of, make_shards, plain, rows_of
+from .served import SECONDS, serving, until
 
 QUICK = Patience(hedge=0.3, limit=1.5)
-SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +57,6 @@ def remote(on_ray: RayCluster, shards: Path) -> Iterator[RemoteGallery]:
     found.close()
 
 
-def until(found: Callable[[], Any]) -> Any:
-    """Wait until something is so."""
-    deadline = time.monotonic() + SECONDS
-    while not (value := found()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return value
-
-
 def is_right(result: Any, expected: Any) -> bool:
     """Whether an answer is the certified one, or is not certified and lacks one shard."""
     if result.certified:
@@ -85,30 +72,15 @@ def processes(remote: RemoteGallery) -> list[int]:
 
 def test_the_command_serves_shards_and_ends(ray_cluster: Any, tmp_path: Path) -> None:
     folder = make_shards(tmp_path, 2, rows_of(np.random.default_rng(9), 20, ties=False))
-    code = "from chan_rt.cli import main; main()"
-    serve = [sys.executable, "-c", code, "serve", f"shards={folder}", "--port", "0", "--ray", ray_cluster.address]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    log = tmp_path / "log"
-    with open(log, "w") as stderr:
-        server = subprocess.Popen([*serve, "--require-complete"], stderr=stderr, env=environment)
-    try:
-        url = until(lambda: re.search(r"listening at (http://\S+)", log.read_text()))[1]
-        with httpx.Client(base_url=url, timeout=60) as client:
-            until(lambda: server.poll() is not None or client.get("/readyz").status_code == 200)
-            found = client.post("/v1/search", json={"like": "r7", "k": 3}).json()["results"][0]
-            assert found["certified"]
-            assert found["rows"] == 20
-            assert 'chan_shards_left_out{gallery="shards"} 0.0' in client.get("/metrics").text
-            assert client.get("/v1/galleries").json()["galleries"][0]["rows"] == 20
-            with ShardedWriter.open(folder) as writer:
-                writer.delete(["r3"])
-            assert client.post("/v1/search", json={"like": "r7"}).json()["results"][0]["rows"] == 19
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(SECONDS) == 0, log.read_text()
-        assert "SIGTERM received" not in log.read_text()
-    finally:
-        server.kill()
-        server.wait()
+    with serving(tmp_path / "log", f"shards={folder}", "--ray", ray_cluster.address, "--require-complete") as client:
+        found = client.post("/v1/search", json={"like": "r7", "k": 3}).json()["results"][0]
+        assert found["certified"]
+        assert found["rows"] == 20
+        assert 'chan_shards_left_out{gallery="shards"} 0.0' in client.get("/metrics").text
+        assert client.get("/v1/galleries").json()["galleries"][0]["rows"] == 20
+        with ShardedWriter.open(folder) as writer:
+            writer.delete(["r3"])
+        assert client.post("/v1/search", json={"like": "r7"}).json()["results"][0]["rows"] == 19
 
 
 def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path) -> None:
