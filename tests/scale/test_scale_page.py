@@ -6,6 +6,7 @@ page's.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -20,9 +21,13 @@ from PIL import Image
 from chan_rt import cli
 from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, gallery_settings
 
+from .conftest import NODE
+from .served import serving
+
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
+CAPTION = "two red apples on a table"
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python)?\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -50,7 +55,8 @@ def run(line: str) -> str:
     return result.stdout
 
 
-def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster) -> None:
+def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)  # it is the cluster of this machine
     names: dict[str, Any] = {}
     printed: dict[str, str] = {}
     for number, (language, text) in enumerate(BLOCKS):
@@ -63,6 +69,18 @@ def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster) -> N
             shutil.move("shards/shard-000009", "elsewhere")
             printed["lacking"] = run(block)
             shutil.move("elsewhere", "shards/shard-000009")
+        elif block.startswith("chan serve"):
+            run("chan gallery rebalance shards --shards 2")  # fewer processes to start
+            node = ray_cluster.add_node(**NODE | {"num_cpus": 8})
+            for line in block.splitlines():
+                with serving(gallery.parent / "log", *shlex.split(line, comments=True)[2:]) as client:
+                    served = client.post("/v1/search", json={"captions": [CAPTION]}).json()["results"][0]
+                expected = json.loads(run(f'chan search shards "{CAPTION}" --json'))["hits"]
+                assert [(hit["id"], hit["score"]) for hit in served["hits"]] == [
+                    (hit["id"], hit["score"]) for hit in expected
+                ]
+                assert served["certified"]
+            ray_cluster.remove_node(node)
         elif block.startswith("chan "):
             for line in block.splitlines():
                 printed[line.partition(" #")[0].strip()] = run(line)
