@@ -19,6 +19,7 @@ import numpy as np
 from ...runtime.contract import Manifest, TensorSpec, sha256_file, verified
 from ...runtime.errors import ChanError, InputError, reason_of
 from ...runtime.extras import needs
+from ...runtime.files import recover
 from ...runtime.gallery import Gallery, fingerprint
 from .configs import DATA_TYPES, MODEL_FILES, RANGES, SEARCH, SEARCH_INPUTS, SEARCH_OUTPUTS, SHA256
 from .onnx_tensors import read_tensors
@@ -54,6 +55,7 @@ def check_repository(path: str | Path) -> list[ModelCheck]:
     path = Path(path)
     with needs("tritonclient", "checking a model repository"):
         import tritonclient.grpc.model_config_pb2  # noqa: F401 - before anything is read
+    recover(path)
     if not is_repository(path):
         raise InputError(f"{path} is not a repository of chan triton: make one with: chan triton BUNDLE -o REPOSITORY")
     return [_check_model(folder) for folder in sorted(path.iterdir()) if folder.is_dir()]

@@ -23,7 +23,7 @@ from ...runtime.backends.sidecar import Engine, read_sidecars, stem
 from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, GraphSpec, Manifest, has_keys, sha256_file, verified, write_manifest
 from ...runtime.errors import EngineError, InputError
-from ...runtime.files import atomic_folder, write_file
+from ...runtime.files import atomic_folder, recover, write_file
 from ...runtime.gallery import Gallery, fingerprint
 from .configs import MODEL_FILES, SEARCH, ModelFolder, Served, batch_symbol, graph_model, search_model
 from .pbtxt import to_text
@@ -113,6 +113,7 @@ def is_repository(path: Path) -> bool:
 
 
 def _check_place(out: Path, force: bool) -> None:
+    recover(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_repository(out):

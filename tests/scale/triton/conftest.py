@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +27,30 @@ SECONDS = 60  # that the server may take for anything
 WORDS = ("red", "strawberry", "green", "apple", "blue", "table", "white", "clouds")
 
 
+# A stopped process would be taken for a dead one after a second, so this one waits where its work begins.
+HOLDING = """
+import os
+import time
+
+from chan_rt.scale.triton import search_model
+
+HOLD = {hold!r}
+
+
+class TritonPythonModel(search_model.TritonPythonModel):
+    def execute(self, requests):
+        while os.path.exists(HOLD):
+            open(HOLD + ".reached", "w").close()
+            time.sleep(0.005)
+        return super().execute(requests)
+"""
+
+
 @dataclass
 class Triton:
     """A server in a process of its own, that is started with a repository and answers at ports of its own."""
 
+    repository: Path
     process: subprocess.Popen[bytes]
     log: Path
     http: int
@@ -48,8 +71,13 @@ class Triton:
         self.clients.append(made)
         return made
 
-    def infer(self, protocol: str = "http", outputs: tuple[str, ...] = (), **inputs: Any) -> dict[str, Any]:
-        """The outputs of one request by name; `k` and `where` are its parameters, everything else is an input."""
+    def infer(
+        self, protocol: str = "http", outputs: tuple[str, ...] = (), timeout: int | None = None, **inputs: Any
+    ) -> dict[str, Any]:
+        """The outputs of one request by name; `k` and `where` are its parameters, everything else is an input.
+
+        timeout: microseconds that it may wait.
+        """
         module = tritonclient(protocol)
         parameters = {name: inputs.pop(name) for name in ("k", "where", "other") if name in inputs}
         given = []
@@ -58,10 +86,32 @@ class Triton:
             given.append(module.InferInput(name, list(value.shape), kind))
             given[-1].set_data_from_numpy(value)
         wanted = [module.InferRequestedOutput(name) for name in outputs] or None
-        found = self.client(protocol).infer("chan_search", given, outputs=wanted, parameters=parameters or None)
+        found = self.client(protocol).infer(
+            "chan_search", given, outputs=wanted, timeout=timeout, parameters=parameters or None
+        )
         listed = found.get_response()["outputs"] if protocol == "http" else found.get_response().outputs
         names = [one["name"] if protocol == "http" else one.name for one in listed]
         return {name: found.as_numpy(name) for name in names}
+
+    @contextmanager
+    def holding(self, ask: Callable[[], Any]) -> Iterator[Future[Any]]:
+        """Make the model, whose repository `let_hold` has changed, wait with the request of `ask` until the block ends.
+
+        What is asked within the block waits in the server's queue. The block has the future of the request.
+        """
+        hold = self.repository / "hold"
+        reached = self.repository / "hold.reached"
+        hold.touch()
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                asked = thread.submit(ask)
+                wait_until(lambda: reached.exists() or asked.done())
+                try:
+                    yield asked
+                finally:
+                    hold.unlink()
+        finally:
+            reached.unlink(missing_ok=True)
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that happens within SECONDS."""
@@ -111,7 +161,7 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     def start(repository: Path, *flags: str) -> Triton:
         log = tmp_path_factory.mktemp("triton") / "log"
         one = start_server(installed, repository, backends, log, flags)
-        started.append(Triton(one.process, log, one.http, one.grpc, one.metrics))
+        started.append(Triton(repository, one.process, log, one.http, one.grpc, one.metrics))
         return started[-1]
 
     yield start
@@ -156,6 +206,12 @@ def new_gallery() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def holding_repository() -> Callable[[Path], Path]:
+    """The function that changes a repository for `Triton.holding`."""
+    return let_hold
+
+
+@pytest.fixture(scope="session")
 def gallery(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A gallery of images."""
     return make_gallery(tmp_path_factory.mktemp("galleries") / "images", bundle)
@@ -169,7 +225,14 @@ def repository(bundle: Path, gallery: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
+def let_hold(repository: Path) -> Path:
+    """Change a repository so that `Triton.holding` can make its model wait."""
+    (repository / "chan_search" / "1" / "model.py").write_text(HOLDING.format(hold=str(repository / "hold")))
+    return repository
+
+
 @pytest.fixture(scope="session")
-def triton(start_triton: Callable[..., Triton], repository: Path) -> Triton:
-    """A server of `chan_search`, which most tests share."""
+def triton(start_triton: Callable[..., Triton], repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Triton:
+    """A server of `chan_search`, which most tests share, and whose model can be made to wait."""
+    repository = let_hold(Path(shutil.copytree(repository, tmp_path_factory.mktemp("holding") / "repository")))
     return start_triton(repository, "--model-control-mode=explicit", "--load-model=chan_search")

@@ -8,10 +8,10 @@ import os
 import re
 import shutil
 import signal
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +160,13 @@ def test_many_requests_become_few_executions_and_the_same_bits(triton: Any, prot
     captions = [f"{CAPTIONS[i % 4]} {'apple ' * (i % 9)}" for i in range(48)]
     alone = [triton.infer(protocol, caption=texts(caption)) for caption in captions]
     queries, executions = triton.statistics()
-    with ThreadPoolExecutor(48) as threads:
-        together = list(threads.map(lambda one: triton.infer(protocol, caption=texts(one)), captions))
+    with ThreadPoolExecutor(47) as threads:
+        with triton.holding(lambda: triton.infer(protocol, caption=texts(captions[0]))) as held:
+            asked = [threads.submit(triton.infer, protocol, caption=texts(one)) for one in captions[1:]]
+            triton.wait_until(lambda: metrics(triton)["pending"] == 47)
+        together = [held.result(), *(one.result() for one in asked)]
     more_queries, more_executions = triton.statistics()
-    assert more_queries - queries == 48
-    assert more_executions - executions <= 40
+    assert (more_queries - queries, more_executions - executions) == (48, 2)
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys()
         assert all(one[name].tolist() == other[name].tolist() for name in one)
@@ -235,22 +237,13 @@ def test_bad_requests_fail_alone(triton: Any, gallery: Path, matcher: Matcher) -
         return None
 
     clouds = matcher.encode_texts(["clouds"])
-    with stopped(triton), ThreadPoolExecutor(30) as threads:
-        asked = [threads.submit(ask, number) for number in range(30)]
-        triton.wait_until(lambda: "pending" in metrics(triton) and metrics(triton)["pending"] >= 20)
-        os.kill(triton.stub(), signal.SIGCONT)
+    with ThreadPoolExecutor(30) as threads:
+        executions = triton.statistics()[1]
+        with triton.holding(lambda: ask(0)):
+            asked = [threads.submit(ask, number) for number in range(30)]
+            triton.wait_until(lambda: metrics(triton)["pending"] == 30)
         assert [one.result() for one in asked] == [None, "400", "400"] * 10
-
-
-@contextmanager
-def stopped(triton: Any) -> Iterator[None]:
-    """The process of the model stands still, until something lets it go on or the block ends."""
-    stub = triton.stub()
-    os.kill(stub, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(stub, signal.SIGCONT)
+    assert triton.statistics()[1] - executions == 2  # the one that was held, and all others together
 
 
 def metrics(triton: Any) -> dict[str, float]:
@@ -397,40 +390,75 @@ def test_a_process_that_was_killed_is_replaced_by_loading(
     server.process.kill()  # it would wait for the process that is gone
 
 
-def test_a_full_queue_refuses_and_a_request_may_wait_only_so_long(
-    start_triton: Callable[..., Any], bundle: Path, gallery: Path, tmp_path: Path
+def test_a_full_queue_refuses_what_comes(
+    start_triton: Callable[..., Any],
+    bundle: Path,
+    gallery: Path,
+    holding_repository: Callable[[Path], Path],
+    tmp_path: Path,
 ) -> None:
     from tritonclient.utils import InferenceServerException
 
     write_repository(bundle, tmp_path / "repository", gallery=gallery, served=Served(queue=2))
-    server = start_triton(tmp_path / "repository", "--model-control-mode=explicit", "--load-model=chan_search")
+    repository = holding_repository(tmp_path / "repository")
+    server = start_triton(repository, "--model-control-mode=explicit", "--load-model=chan_search")
 
-    def ask(number: int) -> str | None:
+    def ask() -> str | None:
         try:
             assert server.infer(caption=texts("clouds"))["certified"].all()
         except InferenceServerException as error:
             return f"{error.status()} {error.message()}"
         return None
 
-    with stopped(server), ThreadPoolExecutor(16) as threads:
-        asked = [threads.submit(ask, number) for number in range(16)]
-        server.wait_until(lambda: sum(one.done() for one in asked) >= 8)  # refused while the model stands still
-        os.kill(server.stub(), signal.SIGCONT)
+    with ThreadPoolExecutor(16) as threads:
+        with server.holding(ask) as held:
+            asked = [threads.submit(ask) for _ in range(16)]
+            server.wait_until(lambda: sum(one.done() for one in asked) >= 12)
         answers = [one.result() for one in asked]
+    assert held.result() is None
     refused = [one for one in answers if one is not None]
-    assert 8 <= len(refused) <= 13
+    assert 12 <= len(refused) <= 14  # two wait in the queue; the server may have taken two more out of it
     assert all(re.match(r"503 .*[Ee]xceeds maximum queue size", one) for one in refused)
     assert server.infer(caption=texts("clouds"))["certified"].all()
     assert server.stop() == 0
 
 
-def test_sigterm_ends_the_server_after_the_requests_at_work(start_triton: Callable[..., Any], repository: Path) -> None:
-    server = start_triton(repository, "--model-control-mode=explicit", "--load-model=chan_search")
-    with stopped(server), ThreadPoolExecutor(8) as threads:
-        asked = [threads.submit(server.infer, caption=texts("clouds")) for _ in range(8)]
-        server.wait_until(lambda: metrics(server).get("pending", 0) >= 4)
-        server.process.send_signal(signal.SIGTERM)
-        server.wait_until(lambda: b"Signal (15) received" in server.log.read_bytes())
-        os.kill(server.stub(), signal.SIGCONT)
-        assert all(one.result()["certified"].all() for one in asked)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_request_waits_only_as_long_as_it_may(triton: Any, protocol: str) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    def ask(**how: Any) -> bool:
+        return bool(triton.infer(protocol, caption=texts("clouds"), **how)["certified"].all())
+
+    with ThreadPoolExecutor(8) as threads:
+        with triton.holding(ask) as held:
+            patient = [threads.submit(ask) for _ in range(4)]
+            triton.wait_until(lambda: metrics(triton)["pending"] == 4)
+            hurried = [threads.submit(ask, timeout=100_000) for _ in range(4)]
+            triton.wait_until(lambda: metrics(triton)["pending"] == 8)
+            time.sleep(0.2)
+        assert held.result()
+        assert all(one.result() for one in patient)
+        for one in hurried:
+            with pytest.raises(InferenceServerException, match="Request timeout expired"):
+                one.result()
+
+
+def test_sigterm_ends_the_server_after_the_requests_at_work(
+    start_triton: Callable[..., Any], repository: Path, holding_repository: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    copy = holding_repository(Path(shutil.copytree(repository, tmp_path / "repository")))
+    server = start_triton(copy, "--model-control-mode=explicit", "--load-model=chan_search")
+
+    def ask() -> bool:
+        return bool(server.infer(caption=texts("clouds"))["certified"].all())
+
+    with ThreadPoolExecutor(8) as threads:
+        with server.holding(ask) as held:
+            asked = [threads.submit(ask) for _ in range(8)]
+            server.wait_until(lambda: metrics(server)["pending"] == 8)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_until(lambda: b"HTTP service connections" in server.log.read_bytes())
+        assert held.result()
+        assert all(one.result() for one in asked)
     assert server.stop() == 0  # with the connections of clients, which it waits for, too
