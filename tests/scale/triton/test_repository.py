@@ -21,6 +21,7 @@ from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, Manifest, Matche
 from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange, host_os
 from chan_rt.runtime.contract import sha256_file
 from chan_rt.runtime.errors import BundleError, EngineError, GalleryCorrupt, GalleryError, InputError
+from chan_rt.scale import push_gallery
 from chan_rt.scale.triton import Served, check_repository, write_repository
 from chan_rt.scale.triton.configs import SEARCH_OUTPUTS, batch_symbol
 from chan_rt.scale.triton.onnx_tensors import read_tensors
@@ -238,6 +239,20 @@ def test_the_command_writes_and_prints(bundle: Path, gallery: Path, tmp_path: Pa
     again = run(bundle, "-o", tmp_path / "out", "--gallery", gallery, "--force", "--json")
     models = json.loads(again.stdout)["models"]
     assert {model["name"]: model["batch"] for model in models}["chan_search"] == 64
+
+
+def test_a_gallery_in_object_storage_is_named_by_its_address(
+    bundle: Path, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    monkeypatch.setenv("CHAN_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/stored"
+    push_gallery(gallery, url)
+    done = run(bundle, "-o", tmp_path / "out", "--gallery", url)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out" / "chan_search" / "config.pbtxt").read_text()
+    assert f'string_value: "{url}"' in text
+    assert str(tmp_path / "cache") not in text
 
 
 @pytest.mark.parametrize(
