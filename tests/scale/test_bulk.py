@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from chan_rt import cli
+from chan_rt.bench.bulk import measure
 from chan_rt.runtime import Gallery
 from chan_rt.runtime.errors import GalleryError
 from chan_rt.runtime.gallery.sharded.manifest import shard_name
@@ -334,3 +335,34 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "chan-rt[ray]" in refused("index", bundle, photos, "-o", tmp_path / "new", "--ray")
+
+
+def test_the_benchmark_compares_galleries_of_the_same_rows(ray_cluster: Cluster, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("\n".join(f"a dog {i}" for i in range(60)))
+    source = open_source([tmp_path / "captions.txt"], captions=True)
+    found = measure(bundle, source, actors=(2,), shard_rows=30, runs=1, address=ray_cluster.address)
+    assert list(found["ways"]) == ["one process, one thread", "one process, all threads", "2 actors"]
+    assert all(way["rows_per_second"] * way["seconds"] == pytest.approx(60) for way in found["ways"].values())
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_a_data_folder_in_hdf5(
+    captions: bool, tmp_path: Path, ray_cluster: Cluster, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its regions or its captions, given by a path that means something else on a node."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    monkeypatch.chdir(tmp_path)
+    Path("data/precomp").mkdir(parents=True)
+    with h5py.File("data/precomp/test_ims.h5", "w") as file:
+        file["features"] = np.random.default_rng(0).random((30, 2, 12), np.float32)
+    Path("data/precomp/test_caps.txt").write_text("".join(f"a dog {i}\n" for i in range(30)))
+    flags = ["--captions"] * captions
+    chan("index", bundle, "data", "-o", "plain", *flags, "--json")
+    command = ["index", bundle, "data", "-o", "shards", *flags, "--ray", ray_cluster.address, "--shard-rows", 20]
+    assert chan(*command, "--json")["encoded"] == 30
+    assert chan(*command, "--json")["encoded"] == 0
+    with Gallery.open("plain") as plain, Gallery.open("shards") as shards:
+        rows = [(row.id, row.metadata) for row in plain.rows()]
+        assert [(row.id, row.metadata) for row in shards.rows()] == rows
+        ids = [id for id, _ in rows]
+        assert np.array_equal(shards.embeddings(ids).vectors, plain.embeddings(ids).vectors)
