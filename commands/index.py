@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "arguments",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=options.Source(),
     metavar="BUNDLE SOURCES... | --embeddings FILES...",
 )
 @click.option(
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     context: click.Context,
-    arguments: tuple[Path, ...],
+    arguments: tuple[Path | str, ...],
     embeddings: bool,
     coding: Any,
     pooling: Any,
@@ -119,8 +119,8 @@ def command(
     chan index --embeddings pages.safetensors -o GALLERY
     chan index BUNDLE photos/ -o GALLERY --ray 10.0.0.1:6379
 
-    SOURCES are pictures and folders of pictures, or one data folder in the precomp layout. With --captions they are a
-    data folder or text files.
+    SOURCES are pictures and folders of pictures, or one data folder in the precomp layout, or one address of pictures
+    in object storage, such as s3://bucket/photos. With --captions they are a data folder or text files.
 
     Run the same command again to continue after an interruption and to bring the gallery up to date: what is new is
     added, what changed is encoded again, what moved within SOURCES is renamed, and with --prune what is gone is
@@ -134,11 +134,12 @@ def command(
         encoding = ("split", "replace", "prune", "backbone", "weights", "backend", "precision")
         options.refuse_given(context, (*encoding, "address", "actors", "shard_rows"), "with --embeddings")
         alignment = coding, pooling
-        _index_embeddings(arguments, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
+        files = [Path(file) for file in arguments]
+        _index_embeddings(files, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
         return
     options.refuse_given(context, ("coding", "pooling"), "without --embeddings: the bundle decides it")
     bundle, *sources = arguments
-    if not bundle.is_dir() or not sources:
+    if isinstance(bundle, str) or not bundle.is_dir() or not sources:
         raise click.UsageError("give BUNDLE SOURCES..., where BUNDLE is a folder, or --embeddings FILES...")
 
     if address is None:
@@ -152,7 +153,14 @@ def command(
     from ..runtime.session import gallery_settings, open_writer
 
     settings = gallery_settings(bundle, "captions" if captions else "images", precision=precision, fine=fine)
-    source = open_source(sources, split, captions=captions)
+    if any(isinstance(path, str) for path in sources):
+        from ..scale.bucket import bucket_source
+
+        if len(sources) > 1 or captions:
+            raise click.UsageError("an address must be the only source, and it holds pictures")
+        source = bucket_source(str(sources[0]))
+    else:
+        source = open_source(sources, split, captions=captions)
     unmatched: list[str] = []
     if metadata is not None:
         source, unmatched = with_metadata(source, read_metadata(metadata))

@@ -148,6 +148,19 @@ class Gallery(click.Path):
         return super().convert(local_gallery(value) if isinstance(value, str) else value, parameter, context)
 
 
+class Source(click.Path):
+    """A file or folder that exists, as a Path, or an address in object storage, as text."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, path_type=Path)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The path, or the address as it is."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        return super().convert(value, parameter, context)
+
+
 def local_gallery(text: str) -> str:
     """A path as it is; for an address in object storage the folder of a copy in the cache."""
     if "://" not in text:

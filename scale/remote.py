@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,15 @@ _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 def is_url(text: str) -> bool:
     """Whether a text is an address, not a path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object: its name below the address, its bytes, and when it was written, in nanoseconds."""
+
+    name: str
+    size: int
+    mtime_ns: int
 
 
 class Remote:
@@ -73,6 +83,20 @@ class Remote:
         with self._errors("listed", folder):
             found = [meta for batch in self._obstore.list(self._store, folder) for meta in batch]
         return {meta["path"].rpartition("/")[2]: meta["size"] for meta in found}
+
+    def objects(self) -> list[StoredObject]:
+        """All objects below the address, by name.
+
+        Raises:
+            GalleryError: the storage refuses.
+        """
+        with self._errors("listed"):
+            found = [meta for batch in self._obstore.list(self._store) for meta in batch]
+        objects = [
+            StoredObject(meta["path"], meta["size"], int(meta["last_modified"].timestamp() * 1e6) * 1000)
+            for meta in found
+        ]
+        return sorted(objects, key=lambda stored: stored.name)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; those that are not there are no error."""

@@ -9,6 +9,7 @@ moved as a whole keeps its ids.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,7 @@ class _Planner:
             below = root.relative_to(roots[name]).as_posix()
             return name, "" if below == "." else f"{below}/"
         name = root.name or "root"
-        if name in roots and Path(roots[name]).exists():
+        if name in roots and (_is_address(roots[name]) or Path(roots[name]).exists()):
             name = _free(name, set(roots))
         roots[name] = str(root)
         return name, ""
@@ -234,6 +235,11 @@ class _Planner:
         plan.kept.add(row.id)
         if details != dict(row.metadata):
             plan.touched.append(Relabel(row.id, row.id, details))
+
+
+def _is_address(root: str) -> bool:
+    """Whether a root lies in object storage; a path has lost a slash of its address."""
+    return re.match(r"[a-z][a-z0-9+.-]*:/", root) is not None
 
 
 def _is_below(row: Known, scope: Scope, root: str, prefix: str) -> bool:

@@ -7,10 +7,11 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
@@ -94,7 +95,34 @@ def open_picture(picture: Picture) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders report damage through many types, by format
-        raise InputError(f"{picture} cannot be read as a picture: {_reason(error, Path(picture))}") from error
+        path = Path(picture)
+        reason = _reason(error, path, lambda: path.stat().st_size == 0)
+        raise InputError(f"{picture} cannot be read as a picture: {reason}") from error
+
+
+def fit_encoded(data: bytes, name: str, size: int) -> Image.Image:
+    """The picture that a file of these bytes holds, as `fit_picture` returns it.
+
+    Args:
+        data: the bytes.
+        name: of the file, for errors.
+        size: of the result.
+
+    Raises:
+        InputError: as `open_picture`.
+    """
+    pillow = _pillow()
+    from PIL import ImageOps
+
+    try:
+        with pillow.open(BytesIO(data)) as opened:
+            image = _flatten(ImageOps.exif_transpose(opened), name)
+    except InputError:
+        raise
+    except Exception as error:  # as in `open_picture`
+        reason = _reason(error, Path(name), lambda: not data)
+        raise InputError(f"{name} cannot be read as a picture: {reason}") from error
+    return fit_picture(image, size)
 
 
 @dataclass(frozen=True)
@@ -170,7 +198,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Path, is_empty: Callable[[], bool]) -> str:
     """Why a picture could not be read, in words."""
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror
@@ -180,7 +208,7 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, pillow.UnidentifiedImageError):
         if path.suffix.lower() in HEIF_SUFFIXES and path.suffix.lower() not in picture_suffixes():
             return str(missing("pillow_heif", "reading HEIC"))
-        return "it is empty" if path.stat().st_size == 0 else "it is in no format that Pillow knows, or damaged"
+        return "it is empty" if is_empty() else "it is in no format that Pillow knows, or damaged"
     return str(error) or type(error).__name__
 
 

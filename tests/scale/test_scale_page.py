@@ -20,6 +20,7 @@ from PIL import Image
 
 from chan_rt import cli
 from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, gallery_settings
+from chan_rt.scale.remote import Remote
 
 from .conftest import NODE
 from .served import serving
@@ -58,6 +59,8 @@ def run(line: str) -> str:
 def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)  # it is the cluster of this machine
     names: dict[str, Any] = {}
+    for path in Path("photos").iterdir():
+        Remote(f"{bucket}/photos").put(path.name, path.read_bytes())
     printed: dict[str, str] = {}
     for number, (language, text) in enumerate(BLOCKS):
         block = text.replace("s3://bucket", bucket).replace("10.0.0.1:6379", ray_cluster.address)
@@ -100,7 +103,8 @@ def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster, monk
         assert len(pulled) == 1200
         assert [row.id for row in shards.rows()] == [row.id for row in merged.rows()]
         assert len(shards) == 1200
-    with Gallery.open("fleet") as fleet:
+    with Gallery.open("fleet") as fleet, Gallery.open("from-bucket") as from_bucket:
+        assert [row.id for row in from_bucket.rows()] == [row.id for row in fleet.rows()]
         assert list(fleet.info()["shards"].values()) == [100, 100, 60]
     (folder,) = (block for _, block in BLOCKS if block.startswith("shards/shards"))
     named = {re.sub(r"shard-\d+/", "shard-N/", line.split()[0]) for line in folder.splitlines()}
