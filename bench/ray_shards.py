@@ -57,7 +57,7 @@ def measure(images: int, queries: int, shards: Sequence[int], seconds: float, di
                 rows = range(first, min(first + 500, images))
                 writer.add([str(row) for row in rows], concepts.images(len(rows)))
             writer.prepare(fitted)
-        cluster = RayCluster(RayShards())
+        cluster = RayCluster(RayShards("local"))
         closing.callback(cluster.close)
         found["shards"] = {}
         for count in shards:
@@ -139,15 +139,11 @@ def _cpu(
 
 
 def _shard_times(folder: Path, queries: Embeddings) -> list[list[float]]:
-    """Milliseconds in which each shard answers each query that comes alone, one after the other in this process."""
+    """Milliseconds of CPU time in which each shard answers each query that comes alone."""
     host, found = ShardHost(folder, 1), []
     for entry in read_manifest(folder)[1].shards:
-        times = []
-        for query in [0, *range(len(queries))]:  # the first one reads what is read once
-            begin = time.perf_counter()
-            host.answer(Question(0, entry, SearchShard(queries[query], K, (-np.inf,))))
-            times.append(round(1e3 * (time.perf_counter() - begin), 3))
-        found.append(times[1:])
+        _cpu(host, entry, queries[0], None)  # what is read once is read now
+        found.append([round(_cpu(host, entry, queries[query], None)[0], 3) for query in range(len(queries))])
     host.close()
     return found
 

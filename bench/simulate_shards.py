@@ -10,8 +10,9 @@ record of the simulation as such:
 - Each node has one shard, or one replica of it, and searches it with all its cores with an efficiency of `efficiency`.
 - A node keeps the levels and the int8 codes in memory (docs/search.md has their bytes), and reads the rest from disk.
 - One answer in `1 / straggling` takes `slowdown` times as long: a collection of garbage, a neighbor, a lost packet.
-- Queries come at random (Poisson) at `load` of what the busiest part can do, each node answers one after the other, and
-  a late shard is asked again at its replica after `hedge` times the median answer.
+- Queries come at random (Poisson) at `load` of what the busiest part can do, and each node answers one after the other.
+  A shard that is late is asked again at its replica after `hedge` times the 99th percentile of the recorded times, and
+  what has not begun when the other replica answers is never begun.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Assumed:
         efficiency: of a search with all cores of a node.
         image_bytes, disk_bytes: of an image in memory (levels and int8 codes) and on the disk (all).
         straggling, slowdown: share of answers that take this many times as long.
-        hedge: a shard is late after this many times its median answer.
+        hedge: a shard is late after this many times the 99th percentile of its recorded times.
         load: share of what the busiest part can do.
     """
 
@@ -52,7 +53,7 @@ class Assumed:
     disk_bytes: int = 124_600
     straggling: float = 0.001
     slowdown: float = 10.0
-    hedge: float = 3.0
+    hedge: float = 2.0
     load: float = 0.5
 
 
@@ -111,7 +112,7 @@ def simulate(
     mean = median * float(recorded.spread.mean()) * (1 + assumed.straggling * (assumed.slowdown - 1))
     router = recorded.router_fixed + recorded.router_per_shard * shards
     every = max(mean / replicas, router) / assumed.load
-    hedge = assumed.hedge * median
+    hedge = assumed.hedge * median * float(np.percentile(recorded.spread, 99))
     waiting = np.zeros((replicas, shards))  # milliseconds of work that each replica has left
     behind = 0.0  # that the router has left
     times, again = np.empty(queries), 0
@@ -127,12 +128,15 @@ def simulate(
         answer = waiting[first, everyone].copy()
         if hedged and replicas > 1:
             late = np.flatnonzero(answer > hedge)
-            again += len(late)
             second = (first[late] + 1) % replicas
-            more = _service(rng, recorded, assumed, median, query, len(late))
-            there = np.maximum(0.0, waiting[second, late] - hedge)
-            answer[late] = np.minimum(answer[late], hedge + there + more)
-            waiting[second, late] += more
+            begins = np.maximum(hedge, waiting[second, late])
+            late, second, begins = (some[begins < answer[late]] for some in (late, second, begins))
+            ends = begins + _service(rng, recorded, assumed, median, query, len(late))
+            again += len(late)
+            waiting[second, late] = ends
+            spared = ends < answer[late] - work[late]  # the first replica has not begun, and need not any more
+            waiting[first[late[spared]], late[spared]] -= work[late[spared]]
+            answer[late] = np.minimum(answer[late], ends)
         times[number] = behind + answer.max()
     nodes = shards * replicas
     rate = 1e3 / every
@@ -183,10 +187,11 @@ def table(recorded: Recorded, assumed: Assumed, queries: int) -> list[dict[str, 
 @click.option("--cores", default=Assumed.cores, show_default=True, help="Cores of a node.")
 @click.option("--memory-gb", default=Assumed.memory_gb, show_default=True, help="Memory of a node.")
 @click.option("--price", default=Assumed.price, show_default=True, help="Dollars that a node costs in an hour.")
+@click.option("--load", default=Assumed.load, show_default=True, help="Load as a share of what the nodes can do.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the record.")
-def main(record: Path, queries: int, cores: int, memory_gb: float, price: float, out: Path | None) -> None:
+def main(record: Path, queries: int, cores: int, memory_gb: float, price: float, load: float, out: Path | None) -> None:
     """Simulate galleries of 10^6 to 10^9 images on many nodes."""
-    assumed = Assumed(cores=cores, memory_gb=memory_gb, price=price)
+    assumed = Assumed(cores=cores, memory_gb=memory_gb, price=price, load=load)
     recorded = Recorded.read(record)
     found = table(recorded, assumed, queries)
     names = [name for name in found[0] if name != "hedged"]

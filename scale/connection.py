@@ -33,7 +33,7 @@ def connected(address: str | None) -> Iterator[bool]:
         yield False
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    alone = False
+    alone = address == "local"
     try:
         if address is not None:
             _check_answers(address)

@@ -7,7 +7,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +139,10 @@ class RayCluster:
             )
         if name not in self._transports:
             self._transports[name] = self._deploy(name, folder)
-        return RemoteGallery(folder, self._transports[name][0], patience or self._shards.patience)
+        patience = patience or self._shards.patience
+        if (self._shards.max_replicas or self._shards.replicas) == 1:  # the one process would do the work twice
+            patience = replace(patience, hedge=patience.limit)
+        return RemoteGallery(folder, self._transports[name][0], patience)
 
     def end(self, name: str) -> None:
         """End the deployments of a gallery, which nobody may search any more."""

@@ -35,7 +35,7 @@ class RemoteGallery:
 
     Raises:
         GalleryError, GalleryCorrupt: there is no gallery in shards, or its manifest is damaged.
-        GalleryIncomplete: a shard does not answer, and only complete answers are wanted.
+        GalleryIncomplete: no shard answers, or one does not and only complete answers are wanted.
     """
 
     def __init__(self, path: Path, transport: Transport, patience: Patience) -> None:
@@ -46,13 +46,15 @@ class RemoteGallery:
         self._thread.start()
         self._router = Router(self._commits, transport, patience)
         try:
-            described = [one for one in self.describe() if one is not None]
-            if not described:
-                raise GalleryIncomplete(f"{self.path}: no shard answers")
+            described = self.describe()
+            silent = [str(i + 1) for i, one in enumerate(described) if one is None]
+            if len(silent) == len(described) or (silent and patience.complete):
+                listed = f"{', '.join(silent)} of {len(described)}"
+                raise GalleryIncomplete(f"{self.path}: shards that do not answer: {listed}; the log has the reason")
         except BaseException:
             self.close()
             raise
-        self.scan = described[0].scan
+        self.scan = next(one.scan for one in described if one is not None)
 
     def close(self) -> None:
         """End the router; twice does no harm."""
@@ -84,11 +86,7 @@ class RemoteGallery:
         return found[0] if found and None not in found else None
 
     def describe(self) -> list[Description | None]:
-        """What each shard says of itself; None where it does not answer.
-
-        Raises:
-            GalleryIncomplete: a shard does not answer, and only complete answers are wanted.
-        """
+        """What each shard says of itself; None where it does not answer."""
         return self._do(self._router.describe())
 
     @property

@@ -133,17 +133,13 @@ class Router:
         return await self._at_one_commit(run, False)
 
     async def describe(self) -> list[Description | None]:
-        """What each shard says of itself; None where it does not answer.
-
-        Raises:
-            GalleryIncomplete: a shard does not answer, and only complete answers are wanted.
-        """
+        """What each shard says of itself; None where it does not answer."""
 
         async def run(one: _Commit) -> list[Description | None]:
             answers = await one.ask_all(DescribeShard)
             return [answer if isinstance(answer, Description) else None for answer in answers]
 
-        return await self._at_one_commit(run, self._complete)
+        return await self._at_one_commit(run, False)
 
     async def _at_one_commit(self, run: Callable[[_Commit], Awaitable[T]], complete: bool) -> T:
         """The result of something that asks all shards about one commit, which the shards still have."""

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chan_rt.runtime import Gallery, ShardedWriter
+from chan_rt.runtime import AlignmentConfig, Gallery, ShardedWriter
 from chan_rt.runtime.errors import GalleryError, GalleryIncomplete, InputError
 from chan_rt.runtime.gallery.sharded.manifest import read_manifest
 from chan_rt.scale.asking import Patience
 from chan_rt.scale.questions import Broken, Gone, Question, SearchShard
+from chan_rt.scale.remote_gallery import RemoteGallery
 from chan_rt.scale.router import Commits, Router
 from chan_rt.scale.shard_host import ShardHost
 
@@ -310,3 +311,22 @@ def test_a_host_answers_from_the_commit_that_is_named(shards: Path, query: Any) 
     assert host.answer(Question(before.generation, before.shards[0], task)) == Gone()
     host.close()
     fresh.close()
+
+
+def test_a_gallery_opens_without_a_silent_shard_unless_answers_must_be_complete(shards: Path, query: Any) -> None:
+    transport = FakeTransport(shards, 3, lambda slot, number: OSError("killed") if slot == 1 else 0.0)
+    with pytest.raises(GalleryIncomplete, match="shards that do not answer: 2 of 3"):
+        RemoteGallery(shards, transport, Patience(complete=True))
+    remote = RemoteGallery(shards, transport, Patience())
+    (result,) = remote.search(query, 5, same_kind=True)
+    assert (result.certified, result.rows, len(remote)) == (False, 20, 30)
+    assert remote.left_out == {1: "its process failed"}
+    assert remote.prepared is None
+    assert remote.alignment == AlignmentConfig.maxsim()
+    remote.check_model(remote.settings.model)
+    remote.close()
+    remote.close()
+    with pytest.raises(GalleryError, match="this gallery is closed"):
+        remote.search(query)
+    with pytest.raises(GalleryIncomplete, match="1, 2, 3 of 3"):
+        RemoteGallery(shards, FakeTransport(shards, 3, lambda *_: OSError("killed")), Patience())

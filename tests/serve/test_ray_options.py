@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +39,14 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setitem(sys.modules, "ray", None)
     result = CliRunner().invoke(command, [str(tmp_path), "--ray"])
     assert "chan serve --ray needs ray: pip install 'chan-rt[ray]'" in str(result.exception)
+
+
+def test_server_and_shards_load_no_ray_before_it_is_used() -> None:
+    modules = (
+        "chan_rt.serve.server, chan_rt.serve.galleries, chan_rt.scale, chan_rt.scale.ray_serve, chan_rt.scale.router"
+    )
+    code = f"import sys; sys.modules['ray'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
 
 
 def test_settings_name_what_ray_cannot_do() -> None:
