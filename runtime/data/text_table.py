@@ -14,6 +14,8 @@ from typing import Any
 
 from ..errors import InputError, reason_of
 
+DELIMITERS = ",;\t|"  # Flickr30K's results.csv is separated by |
+
 
 @contextmanager
 def open_table(file: Path) -> Iterator[Iterator[str]]:
@@ -52,6 +54,11 @@ def json_lines(file: Path, text: Iterator[str]) -> Iterator[tuple[str, dict[str,
         if not isinstance(row, dict):
             raise InputError(f"{place(file, number)}: must be a JSON object, got {type(row).__name__}")
         yield place(file, number), row
+
+
+def csv_delimiter(header: str) -> str:
+    """What separates the cells of CSV: of `DELIMITERS` the one that gives the header the most columns."""
+    return max(DELIMITERS, key=lambda delimiter: len(csv_columns(header, delimiter)))  # of equal ones the first
 
 
 def csv_columns(header: str, delimiter: str = ",", *, quotes: bool = True) -> list[str]:

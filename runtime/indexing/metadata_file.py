@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.parquet import read_parquet_rows
-from ..data.text_table import csv_columns, csv_rows, json_lines, open_table, place
+from ..data.text_table import csv_columns, csv_delimiter, csv_rows, json_lines, open_table, place
 from ..errors import InputError
 from ..gallery.values import checked_metadata
 from .identity import SOURCE
@@ -37,8 +37,9 @@ def read_metadata(path: str | Path) -> dict[str, dict[str, Any]]:
 def read_table(path: str | Path, key: str, *, needed: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """The lines of a file of metadata, each with its place in words.
 
-    A file whose name ends in `.csv` is CSV with a header; its numbers, `true` and `false` become such values, and empty
-    cells are left out. In `.parquet`, nulls are. Every other file holds one JSON object a line.
+    A file whose name ends in `.csv` is CSV with a header, separated by commas, semicolons, tabs or `|`; its numbers,
+    `true` and `false` become such values, and empty cells are left out. In `.parquet`, nulls are. Every other file
+    holds one JSON object a line.
 
     Args:
         path: the file.
@@ -97,10 +98,12 @@ def _lines(file: Path, key: str, needed: bool) -> Iterator[tuple[str, dict[str, 
 
 
 def _csv_lines(file: Path, text: Iterator[str], key: str, needed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    columns = csv_columns(next(text, ""))
+    header = next(text, "")
+    delimiter = csv_delimiter(header)
+    columns = csv_columns(header, delimiter)
     if not columns or (needed and key not in columns):
         raise InputError(f"{place(file, 1)}: the header must have a column `{key}`, got {columns or 'nothing'}")
-    for where, row in csv_rows(file, text, columns):
+    for where, row in csv_rows(file, text, columns, delimiter):
         cells = zip(columns, row, strict=True)
         yield where, {name: cell if name == key else _typed(cell) for name, cell in cells if cell != ""}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..data.text_table import csv_columns, csv_rows, json_lines, open_table, place
+from ..data.text_table import DELIMITERS, csv_columns, csv_delimiter, csv_rows, json_lines, open_table, place
 from ..errors import InputError
 from ..pictures.load import PICTURE_SUFFIXES
 from .entries import Entry, split_named
@@ -18,8 +18,6 @@ from .entries import Entry, split_named
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "image_path", "image_name", "image")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "comment", "description", "title")
 SPLIT_COLUMNS = ("split",)
-
-_DELIMITERS = ",;\t|"  # Flickr30K's results.csv is separated by |
 
 
 def read_table(file: Path, path_column: str | None = None, caption_column: str | None = None) -> Iterator[Entry]:
@@ -85,12 +83,12 @@ def _check_quotes(where: str, row: Sequence[str], delimiter: str) -> None:
 
 
 def _delimiter(header: str, path: str | None, caption: str | None) -> str:
-    """The separator under which the header has both columns."""
-    for delimiter in _DELIMITERS:
+    """The separator under which the header has both columns; where none is such, that of the most columns."""
+    for delimiter in DELIMITERS:
         names = {name.strip().strip('"').lower() for name in header.strip().split(delimiter)}
         if names & _wanted(path, PATH_COLUMNS) and names & _wanted(caption, CAPTION_COLUMNS):
             return delimiter
-    return ","
+    return csv_delimiter(header)
 
 
 def _wanted(given: str | None, usual: Sequence[str]) -> set[str]:

@@ -48,3 +48,22 @@ def test_a_row_is_named_by_its_first_line(tmp_path: Path) -> None:
 def test_metadata_have_the_names_of_their_columns_without_blanks(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text('path, year\na.jpg,2020\n\n"b.jpg",\n')
     assert read_metadata(tmp_path / "m.csv") == {"a.jpg": {"year": 2020}, "b.jpg": {}}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_metadata_may_be_separated_as_captions_are(tmp_path: Path, delimiter: str) -> None:
+    """A CSV of a spreadsheet has semicolons where the comma is the decimal sign; one column was read of it before."""
+    text = f'\ufeffpath{delimiter}year{delimiter}note\na.jpg{delimiter}2020{delimiter}"one{delimiter} two"\n'
+    (tmp_path / "m.csv").write_text(text, encoding="utf-8")
+    assert read_metadata(tmp_path / "m.csv") == {"a.jpg": {"year": 2020, "note": f"one{delimiter} two"}}
+
+
+def test_one_column_is_separated_by_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path\na.jpg\n", encoding="utf-8")
+    assert read_metadata(tmp_path / "m.csv") == {"a.jpg": {}}
+
+
+def test_the_columns_of_a_header_without_known_names_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("wo|was\na.jpg|A dog\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"there must be a column of the path .* got 'wo', 'was': give --path-column"):
+        list(read_table(tmp_path / "t.csv"))
