@@ -5,9 +5,11 @@ The benchmark and the tests start it, with the Python of an environment that has
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -120,12 +122,20 @@ def start_server(
         "PATH": f"{installed.python.absolute().parent}{os.pathsep}{os.environ['PATH']}",
     }
     with log.open("wb") as file:
-        process = subprocess.Popen([str(part) for part in command], stdout=file, stderr=file, env=environment)
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=file, stderr=file, env=environment, start_new_session=True
+        )
     deadline = time.monotonic() + SECONDS
     while b"Started Metrics Service" not in log.read_bytes():
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            process.wait()
+            kill_server(process)
             raise RuntimeError(f"tritonserver does not answer:\n{log.read_text(errors='replace')[-4000:]}")
         time.sleep(0.02)
     return Started(process, *ports)
+
+
+def kill_server(process: subprocess.Popen[bytes]) -> None:
+    """End a server at once, with the processes of its models, which may outlive it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chan_rt.bench.triton_server import copy_backends, find_server, start_server
+from chan_rt.bench.triton_server import copy_backends, find_server, kill_server, start_server
 from chan_rt.runtime import Embeddings, GalleryWriter, gallery_settings
 from chan_rt.scale.triton import write_repository
 
@@ -166,9 +166,7 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     yield start
     for server in started:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
+        kill_server(server.process)
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

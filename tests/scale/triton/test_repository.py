@@ -91,7 +91,9 @@ def test_the_search_of_a_gallery(bundle: Path, gallery: Path, tmp_path: Path) ->
     folder = tmp_path / "out" / "chan_search"
     text = (folder / "config.pbtxt").read_text()
     assert '"/galleries/here"' in text
-    assert (folder / "warmup" / "caption").read_bytes() == b"\x01\x00\x00\x00a"  # the form of text in Triton
+    assert (
+        folder / "warmup" / "caption"
+    ).read_bytes() == b"\x01\x00\x00\x00a"  # text as Triton reads it: its length first
     assert str(gallery) not in text
     with Matcher.open(folder / "1" / "bundle") as copied, Matcher.open(bundle) as own:  # it needs nothing else
         assert np.array_equal(copied.encode_texts(["red"]).vectors, own.encode_texts(["red"]).vectors)

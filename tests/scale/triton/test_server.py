@@ -378,7 +378,7 @@ def test_a_model_is_loaded_again_and_a_broken_one_is_not(
     load(sound)
     assert executed.read_bytes() == b"a\n"  # by the request that warms it up
     assert server.infer(caption=texts("clouds"), k=400)["hits"].tolist() == [[400]]
-    server.process.kill()  # this version counts models that failed to load as alive, and waits 30 s for them
+    # It is not stopped: this version counts models that failed to load as alive, and waits 30 s for them.
 
 
 def test_a_process_that_was_killed_is_replaced_by_loading(
@@ -399,7 +399,7 @@ def test_a_process_that_was_killed_is_replaced_by_loading(
     check(server.infer(caption=texts("clouds")), gallery, matcher.encode_texts(["clouds"]))
     batcher = server.client().get_model_config("chan_search")["dynamic_batching"]
     assert batcher["default_queue_policy"]["max_queue_size"] == 3
-    server.process.kill()  # it would wait for the process that is gone
+    # It is not stopped: it would wait for the process that is gone.
 
 
 def test_a_full_queue_refuses_what_comes(
