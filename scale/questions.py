@@ -41,12 +41,7 @@ class FindRows:
 
 @dataclass(frozen=True)
 class DescribeShard:
-    """What searches a shard, and how search was prepared.
-
-    prepared: whether that is wanted, for which the shard is opened. Without it this asks whether the host lives.
-    """
-
-    prepared: bool = True
+    """What searches a shard, and how search was prepared."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +87,12 @@ class Description:
     Attributes:
         scan: as `Gallery.scan`.
         process: id of the process that answers, on its machine.
-        prepared: how search was prepared, in words; None if it was not, or that was not asked for.
+        prepared: how search was prepared, in words; None if it was not.
     """
 
     scan: str
     process: int
-    prepared: str | None = None
+    prepared: str | None
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,15 @@ class Commits:
 
     def newest(self) -> tuple[Header, ShardManifest]:
         """The newest one; raises as `read_manifest`, and GalleryError where another gallery took its place."""
-        header = manifest_header(self.folder)
-        if header.gallery != self._newest[0].gallery:
+        before = self._newest
+        if manifest_header(self.folder) == before[0]:
+            return before
+        newest = read_manifest(self.folder)
+        if newest[0].gallery != before[0].gallery:
             raise GalleryError(f"{self.folder} was replaced by another gallery; open it again")
-        if header != self._newest[0]:
-            self._newest = read_manifest(self.folder)
-            _log.debug("%s: read generation %d", self.folder, self._newest[0].generation)
-        return self._newest
+        _log.debug("%s: read generation %d", self.folder, newest[0].generation)
+        self._newest = newest
+        return newest
 
 
 class Router:
@@ -206,7 +208,7 @@ class _Commit:
             index % self.asker.slots, lambda: Question(self.manifest.generation, shard, task())
         )
         if isinstance(answer, Gone):
-            if self.commits.newest()[1].generation != self.manifest.generation:
+            if self.commits.newest()[1] != self.manifest:
                 raise _Moved
             answer = Broken("it is missing")
         if not isinstance(answer, Broken):
@@ -227,7 +229,8 @@ async def _search(
 ) -> list[SearchResult]:
     """The answer of one commit to each query."""
     chosen = None if ids is None else await _choose(commit, ids)
-    asked = [i for i in commit.shards if i not in commit.problems and (chosen is None or chosen[i])]
+    # with a filter all are asked, because the keys that it names may be in any of them
+    asked = [i for i in commit.shards if chosen is None or condition is not None or chosen[i]]
     where, hidden = (None, ()) if condition is None else (condition.text, condition.hidden)
 
     async def ask(index: int) -> Found | None:

@@ -13,7 +13,7 @@ from ..runtime.errors import GalleryError
 from ..runtime.gallery.sharded.manifest import ShardEntry
 from ..runtime.gallery.sharded.part import ShardPart, open_scanner
 from ..runtime.gallery.where import Filter
-from .questions import Answer, Broken, DescribeShard, Description, FindRows, Found, Gone, Question, Rows, SearchShard
+from .questions import Answer, Broken, Description, FindRows, Found, Gone, Question, Rows, SearchShard
 
 _log = logging.getLogger(__name__)
 _KEPT = 2  # commits that stay open: searches of the last one end while the next one is asked for
@@ -37,7 +37,8 @@ class ShardHost:
         self._folder = Path(folder).absolute()
         self._scanner = open_scanner(self._folder, threads)
         self._parts: dict[ShardEntry, ShardPart] = {}
-        self._asked: dict[ShardEntry, int] = {}  # the newest generation that a part was asked for
+        self._asked: dict[ShardEntry, int] = {}  # the generation that a part was last asked for
+        self._recent: list[int] = []  # generations that were asked for last, the newest question's at the end
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -51,8 +52,6 @@ class ShardHost:
     def answer(self, question: Question) -> Answer:
         """Do what a question asks; a shard that cannot be read is an answer, too."""
         task = question.task
-        if isinstance(task, DescribeShard) and not task.prepared:
-            return Description(self._scanner.name, os.getpid())
         try:
             part = self._part(question)
             if isinstance(task, SearchShard):
@@ -74,10 +73,11 @@ class ShardHost:
             if entry not in self._parts:
                 before = next((part for old, part in reversed(self._parts.items()) if old.name == entry.name), None)
                 self._parts[entry] = ShardPart.open_at(self._folder, entry, self._scanner, before)
-            self._asked[entry] = max(self._asked.get(entry, 0), question.generation)
-            found = self._parts[entry]
-            oldest = sorted(set(self._asked.values()))[-_KEPT:][0]
-            for old in [old for old, generation in self._asked.items() if generation < oldest]:
+            found, now = self._parts[entry], question.generation
+            self._asked[entry] = now
+            # by the order of the questions, because a gallery that is restored from a copy goes back to an older one
+            self._recent = [*(one for one in self._recent if one != now), now][-_KEPT:]
+            for old in [old for old, generation in self._asked.items() if generation not in self._recent]:
                 del self._parts[old], self._asked[old]  # its files are let go when the last search of it ends
             return found
 
