@@ -147,7 +147,7 @@ class Asker:
     async def _wait_for(self, slot: int, question: Question) -> None:
         while True:
             try:
-                await self._transport.ask(slot, question)
+                await asyncio.wait_for(self._transport.ask(slot, question), self._patience.limit)
                 break
             except Exception:  # whatever it is, the slot stays out
                 await asyncio.sleep(_PAUSE)

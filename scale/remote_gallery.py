@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,8 @@ class RemoteGallery:
     def __init__(self, path: Path, transport: Transport, patience: Patience) -> None:
         self.path = path.absolute()
         self._commits = Commits(self.path)
+        self._lock = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chan-router", daemon=True)
         self._thread.start()
@@ -57,10 +60,12 @@ class RemoteGallery:
         self.scan = next(one.scan for one in described if one is not None)
 
     def close(self) -> None:
-        """End the router; twice does no harm."""
-        if self._loop.is_closed():
-            return
-        self._do(self._router.close())
+        """End the router; twice does no harm. What other threads ask meanwhile raises GalleryError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -134,8 +139,23 @@ class RemoteGallery:
         choice: dict[str, Any] = {"ids": ids, "where": where, "same_kind": same_kind, "at_least": at_least}
         return self._do(self._router.search(queries, k, **choice))
 
+    async def _end(self) -> None:
+        await self._router.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
-            work.close()
-            raise GalleryError(f"{self.path}: this gallery is closed; open it again")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        closed = GalleryError(f"{self.path}: this gallery is closed; open it again")
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise closed
+            asked = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return asked.result()
+        except CancelledError:
+            raise closed from None
+        finally:
+            asked.cancel()  # where Ctrl-C ends the wait

@@ -1,0 +1,98 @@
+"""A gallery whose shards other processes search, as a server uses it: from many threads, and closed at any moment."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chan_rt.runtime import AlignmentConfig
+from chan_rt.runtime.errors import GalleryError, GalleryIncomplete
+from chan_rt.scale.asking import Patience
+from chan_rt.scale.remote_gallery import RemoteGallery
+
+from .fake_shards import FakeTransport, make_shards, rows_of
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A gallery of 30 rows in 3 shards."""
+    return make_shards(tmp_path, 3, rows_of(np.random.default_rng(0), 30, ties=False))
+
+
+@pytest.fixture
+def query() -> Any:
+    return rows_of(np.random.default_rng(1), 1, ties=False)
+
+
+def test_a_gallery_opens_without_a_silent_shard_unless_answers_must_be_complete(shards: Path, query: Any) -> None:
+    transport = FakeTransport(shards, 3, lambda slot, number: OSError("killed") if slot == 1 else 0.0)
+    with pytest.raises(GalleryIncomplete, match="shards that do not answer: 2 of 3"):
+        RemoteGallery(shards, transport, Patience(complete=True))
+    remote = RemoteGallery(shards, transport, Patience())
+    (result,) = remote.search(query, 5, same_kind=True)
+    assert (result.certified, result.rows, len(remote)) == (False, 20, 30)
+    assert remote.left_out == {1: "its process failed"}
+    assert remote.prepared is None
+    assert remote.alignment == AlignmentConfig.maxsim()
+    remote.check_model(remote.settings.model)
+    remote.close()
+    remote.close()
+    with pytest.raises(GalleryError, match="this gallery is closed"):
+        remote.search(query)
+    with pytest.raises(GalleryIncomplete, match="1, 2, 3 of 3"):
+        RemoteGallery(shards, FakeTransport(shards, 3, lambda *_: OSError("killed")), Patience())
+
+
+def test_what_is_asked_while_it_closes_is_an_error_and_never_waits(shards: Path, query: Any) -> None:
+    slow = [False]
+    transport = FakeTransport(shards, 3, lambda slot, number: 100.0 if slow[0] else 0.0)
+    remote = RemoteGallery(shards, transport, Patience(hedge=50.0, limit=100.0))
+    slow[0] = True
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            while True:
+                remote.search(query, 5, same_kind=True)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(transport.asked) < 3 + 4 * 3:
+        threading.Event().wait(0.01)
+    remote.close()
+    for thread in threads:
+        thread.join(10.0)
+    assert [type(error) for error in errors] == [GalleryError] * 4
+    assert all("this gallery is closed" in str(error) for error in errors)
+    transport.close()
+
+
+def test_a_slot_whose_watcher_gets_no_answer_is_asked_again(shards: Path, query: Any) -> None:
+    lost = [False]
+
+    def behave(slot: int, number: int) -> Any:
+        return 1e6 if slot == 1 and lost[0] else 0.0
+
+    transport = FakeTransport(shards, 3, behave)
+    remote = RemoteGallery(shards, transport, Patience(hedge=0.2, limit=0.2))
+    lost[0] = True
+    assert not remote.search(query, 5, same_kind=True)[0].certified
+    asked = len(transport.asked)
+    while len(transport.asked) == asked:  # the watcher's question, which is lost, too
+        threading.Event().wait(0.01)
+    lost[0] = False
+    end = threading.Event()
+    for _ in range(100):
+        if not remote.left_out or end.wait(0.1):
+            break
+    assert remote.left_out == {}
+    assert remote.search(query, 5, same_kind=True)[0].certified
+    remote.close()
+    transport.close()
