@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.checks import check_positive
 from ..runtime.errors import BackendError, InputError
 from ..runtime.extras import needs
-from ..runtime.gallery.sharded.manifest import is_sharded, read_manifest
+from ..runtime.gallery.sharded.manifest import is_sharded, manifest_header, read_manifest
 from .asking import Patience
 from .connection import connected
 from .questions import Answer, Question
@@ -97,6 +98,21 @@ class RayTransport:
             raise
 
 
+@dataclass(frozen=True)
+class _Deployed:
+    """The deployments of a gallery.
+
+    Attributes:
+        gallery: as in its manifest; another one that takes its folder is deployed again.
+        transport: to them.
+        apps: their names on the cluster.
+    """
+
+    gallery: str
+    transport: RayTransport
+    apps: list[str]
+
+
 class RayCluster:
     """A connection to a cluster, and the deployments that it has started there; close it to end them.
 
@@ -112,7 +128,7 @@ class RayCluster:
         with needs("ray", "shards on Ray"):
             from ray import serve
         self._shards = shards
-        self._transports: dict[str, tuple[RayTransport, list[str]]] = {}
+        self._deployed: dict[str, _Deployed] = {}
         self._connection = ExitStack()
         self._alone = self._connection.enter_context(connected(shards.address))
         logging.getLogger("ray").setLevel(logging.WARNING)
@@ -137,24 +153,26 @@ class RayCluster:
             raise InputError(
                 f"{folder} is not a gallery in shards; make one with: chan gallery split GALLERY -o SHARDS"
             )
-        if name not in self._transports:
-            self._transports[name] = self._deploy(name, folder)
+        gallery = manifest_header(folder).gallery
+        deployed = self._deployed.get(name)
+        if deployed is None or deployed.gallery != gallery:
+            deployed = self._deployed[name] = self._deploy(name, folder, gallery)
         patience = patience or self._shards.patience
         if (self._shards.max_replicas or self._shards.replicas) == 1:  # the one process would do the work twice
             patience = replace(patience, hedge=patience.limit)
-        return RemoteGallery(folder, self._transports[name][0], patience)
+        return RemoteGallery(folder, deployed.transport, patience)
 
     def end(self, name: str) -> None:
         """End the deployments of a gallery, which nobody may search any more."""
-        _delete(self._transports.pop(name)[1])
+        _delete(self._deployed.pop(name).apps)
 
     def close(self) -> None:
         """End the deployments, and leave the cluster."""
-        for name in list(self._transports):
+        for name in list(self._deployed):
             self.end(name)
         self._connection.close()
 
-    def _deploy(self, name: str, folder: Path) -> tuple[RayTransport, list[str]]:
+    def _deploy(self, name: str, folder: Path, gallery: str) -> _Deployed:
         from ray import serve
 
         options = self._shards
@@ -184,7 +202,9 @@ class RayCluster:
         except BaseException:
             _delete(apps)
             raise
-        return RayTransport(handles), apps
+        left = re.compile(re.escape(f"chan-{name}-") + r"\d+")  # by a server that was killed
+        _delete([app for app in serve.status().applications if left.fullmatch(app) and app not in apps])
+        return _Deployed(gallery, RayTransport(handles), apps)
 
     def _wait_for(self, apps: list[str]) -> None:
         """Wait until deployments run; BackendError where they fail or have no room."""

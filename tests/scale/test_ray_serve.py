@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chan_rt.runtime import ShardedWriter
-from chan_rt.runtime.errors import BackendError, GalleryIncomplete, InputError
+from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter, ShardedWriter, split_gallery
+from chan_rt.runtime.errors import BackendError, GalleryError, GalleryIncomplete, InputError
 from chan_rt.scale.asking import Patience
 from chan_rt.scale.ray_serve import RayCluster, RayShards
 from chan_rt.scale.remote_gallery import RemoteGallery
@@ -93,6 +95,32 @@ def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path) -> No
             BackendError, match=r"only 0 of 2 shards run on Ray after 1 seconds: give the cluster 80 CPUs"
         ):
             cluster.open("many", shards)
+
+
+def test_a_gallery_that_takes_the_place_of_another_is_served_and_nothing_else_is_left(
+    ray_cluster: Any, tmp_path: Path
+) -> None:
+    from ray import serve
+
+    folder = make_shards(tmp_path / "old", 2, rows_of(np.random.default_rng(3), 20))
+    with _connected(ray_cluster.address) as cluster:
+        before = cluster.open("replaced", folder)
+        shutil.rmtree(folder)
+        with GalleryWriter.create(tmp_path / "new", dim=8, alignment=AlignmentConfig("VHA", "Max")) as writer:
+            rows = np.random.default_rng(4).standard_normal((9, 3, 8)).astype(np.float32)
+            writer.add(range(9), Embeddings(rows, np.full(9, 3, np.int32)))
+        split_gallery(tmp_path / "new", folder, 1)
+        with pytest.raises(GalleryError, match="was replaced by another gallery; open it again"):
+            before.search(rows_of(np.random.default_rng(5), 1), same_kind=True)
+        after = cluster.open("replaced", folder)
+        queries = after.embeddings(["3", "7"])
+        assert plain(after.search(queries, 4, same_kind=True)) == answers_of(folder, queries, 4)
+        deadline = time.monotonic() + 30
+        while "chan-replaced-1" in serve.status().applications:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        before.close()
+        after.close()
 
 
 def test_answers_are_those_of_one_gallery_whatever_is_committed(ray_cluster: Any, tmp_path: Path) -> None:
