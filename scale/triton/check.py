@@ -8,6 +8,8 @@ held against the files beside it: an ONNX graph's tensors, the sizes they may ta
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +23,7 @@ from ...runtime.errors import ChanError, InputError, reason_of
 from ...runtime.extras import needs
 from ...runtime.files import recover
 from ...runtime.gallery import Gallery, fingerprint
-from .configs import DATA_TYPES, MODEL_FILES, RANGES, SEARCH, SEARCH_INPUTS, SEARCH_OUTPUTS, SHA256
+from .configs import DATA_TYPES, LIMITS, MODEL_FILES, RANGES, SEARCH, SEARCH_INPUTS, SEARCH_OUTPUTS, SHA256
 from .onnx_tensors import read_tensors
 from .repository import CONFIG, MODEL_PY, is_repository
 
@@ -177,6 +179,10 @@ def _warmup(
         for tensor in inputs:
             given = sample.inputs[tensor.name]
             axes = tensor.shape[1:] if batched else tensor.shape
+            data_type = _enum(given, "data_type")
+            if data_type != DATA_TYPES[tensor.dtype]:
+                yield f"{where}: data_type of {tensor.name} must be {DATA_TYPES[tensor.dtype]}, got {data_type}"
+                continue
             if len(given.dims) != max(1, len(axes)):
                 yield f"{where}: {tensor.name} must have {max(1, len(axes))} axes, got {list(given.dims)}"
                 continue
@@ -205,8 +211,12 @@ def _search(folder: Path, config: Any, unchecked: list[str]) -> Iterator[str]:
         for name, kind, dims in sorted(set(wanted) ^ found):
             kept = "is missing" if (name, kind, dims) in wanted else "is not what chan_search has"
             yield f"{side} {name}: {kind} {list(dims)} {kept}"
+    for name in LIMITS:
+        limit = _parameter(config, name) or ""
+        if not re.fullmatch(r"[1-9]\d{0,17}", limit):
+            yield f"{name} must be a whole number from 1 on, got {limit[:80]!r}"
     for version in _versions(folder):
-        if (version / MODEL_FILES["python"]).read_text(encoding="utf-8") != MODEL_PY:
+        if (version / MODEL_FILES["python"]).read_bytes() != MODEL_PY.encode():
             yield f"{version.name}/{MODEL_FILES['python']} was altered: write the repository again"
         try:
             manifest = Manifest.load(version / "bundle")
@@ -215,7 +225,7 @@ def _search(folder: Path, config: Any, unchecked: list[str]) -> Iterator[str]:
                 verified(version / "bundle", file, sha256)
             model = fingerprint(manifest, _parameter(config, "chan_precision") or "fp32")
             place = _parameter(config, "gallery") or ""
-            if "://" not in place and Path(place).is_dir():
+            if "://" not in place and os.path.isdir(place):
                 Gallery.open(place, model=model).close()
             else:
                 unchecked.append(f"the gallery {place}, which is not on this machine")
@@ -227,8 +237,8 @@ def _ranges(config: Any) -> dict[str, tuple[int, int, int]]:
     text = _parameter(config, RANGES)
     try:
         return {str(name): (int(low), int(opt), int(high)) for name, (low, opt, high) in json.loads(text or "").items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{RANGES} must be an object of lists of three sizes, got {text!r}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{RANGES} must be an object of lists of three sizes, got {text and text[:200]!r}") from error
 
 
 def _parameter(config: Any, name: str) -> str | None:
@@ -237,7 +247,9 @@ def _parameter(config: Any, name: str) -> str | None:
 
 def _enum(message: Any, name: str) -> str:
     field = message.DESCRIPTOR.fields_by_name[name]
-    return str(field.enum_type.values_by_number[getattr(message, name)].name)
+    number = getattr(message, name)
+    known = field.enum_type.values_by_number.get(number)  # a configuration may hold any number
+    return str(number if known is None else known.name)
 
 
 def _versions(folder: Path) -> list[Path]:

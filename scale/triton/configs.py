@@ -36,6 +36,7 @@ DATA_TYPES: Mapping[str, str] = {
     "bool": "TYPE_BOOL",
 }
 _WARMUP_CAPTION = "a"
+LIMITS = ("max_k", "max_characters", "max_pixels")  # parameters of chan_search: the fields of `Limits`, in order
 
 # Inputs of chan_search, each a row for each query: name, type, dims, what it is. A request has one of the first three.
 SEARCH_INPUTS: tuple[tuple[str, str, tuple[int, ...]], ...] = (

@@ -18,7 +18,7 @@ from ...runtime.cpus import usable_cpus
 from ...runtime.errors import ChanError, InputError, MissingExtra
 from ...runtime.gallery import Gallery
 from ...runtime.session import open_matcher
-from .configs import SEARCH_INPUTS
+from .configs import LIMITS, SEARCH_INPUTS
 from .search import Limits, Request, Searcher
 
 _DETAIL = 1000  # characters of an error that a client is sent
@@ -34,7 +34,7 @@ class TritonPythonModel:
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
         instances = sum(max(1, group.get("count", 1)) for group in config.get("instance_group", [])) or 1
         threads = max(1, usable_cpus() // instances)
-        limits = Limits(*(int(values[name]) for name in ("max_k", "max_characters", "max_pixels")))
+        limits = Limits(*(int(values[name]) for name in LIMITS))
         self._opened = ExitStack()
         try:
             gallery = self._opened.enter_context(Gallery.open(_local(values["gallery"]), threads=threads))

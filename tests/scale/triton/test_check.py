@@ -62,6 +62,11 @@ WRONG = [
     ("hard_alignment", "dims: [-1, -1]", "dims: [-1]", r"scores: its shape must be \[-1, -1\], got \[-1\]"),
     ("search", "TYPE_FP64", "TYPE_FP32", r"output scores: TYPE_FP32 \[-1\] is not what chan_search has"),
     ("search", 'name: "caption"\n  data', 'name: "captions"\n  data', r"input caption: TYPE_STRING \[1\] is missing"),
+    (TEXT, "data_type: TYPE_INT32", "data_type: 99", "token_ids: data_type must be TYPE_INT32, got 99"),
+    (TEXT, "data_type: TYPE_INT32", "data_type: TYPE_STRING", "warmup.*: data_type of token_ids must be TYPE_INT32"),
+    (TEXT, r"\042W\042: [1, 16, 128]", r"\042W\042: [1, 16, 1e999]", "chan_ranges must be an object of lists of three"),
+    (TEXT, r"{\042B", "[" * 100_000, "chan_ranges must be an object of lists of three"),
+    ("search", 'string_value: "1000"', 'string_value: "1e3"', "max_k must be a whole number from 1 on, got '1e3'"),
     ("search", 'string_value: "fp32"', 'string_value: "fp16"', "was made with another model"),
 ]  # fmt: skip
 
@@ -88,12 +93,14 @@ def test_wrong_files_are_named(repository: Path, tmp_path: Path) -> None:
     (copy / "chan_hard_alignment/1/model.onnx").write_bytes(b"altered")
     (copy / "chan_backbone/config.pbtxt").unlink()
     (copy / "chan_search/1/bundle/tokenizer/vocab.json").write_bytes(b"{}")
+    (copy / "chan_search/1/model.py").write_bytes(b"\xff\xfe")
     found = {check.name: " ".join(check.problems) for check in check_repository(copy)}
     assert "version 1 has no model.onnx" in found["chan_text_encoder"]
     assert "there is no version" in found["chan_region_encoder"]
     assert "1/model.onnx was altered" in found["chan_hard_alignment"]
     assert "config.pbtxt cannot be read: No such file" in found["chan_backbone"]
     assert "vocab.json was altered" in found["chan_search"]
+    assert "1/model.py was altered" in found["chan_search"]
 
 
 def test_a_gallery_that_is_elsewhere_is_not_checked(bundle: Path, gallery: Path, tmp_path: Path) -> None:
@@ -101,6 +108,12 @@ def test_a_gallery_that_is_elsewhere_is_not_checked(bundle: Path, gallery: Path,
     (check,) = (check for check in check_repository(tmp_path / "out") if check.name == "chan_search")
     assert check.problems == ()
     assert check.unchecked == ("the gallery /galleries/photos, which is not on this machine",)
+
+
+def test_a_place_that_cannot_be_a_path_is_not_on_this_machine(bundle: Path, gallery: Path, tmp_path: Path) -> None:
+    write_repository(bundle, tmp_path / "out", gallery=gallery, gallery_place="/" + "x" * 5000)
+    (check,) = (check for check in check_repository(tmp_path / "out") if check.name == "chan_search")
+    assert (check.problems, len(check.unchecked)) == ((), 1)
 
 
 def test_the_command(repository: Path, tmp_path: Path) -> None:
