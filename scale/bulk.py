@@ -29,7 +29,7 @@ from ..runtime.gallery.sharded.manifest import is_sharded, shard_name, shard_num
 from ..runtime.gallery.sharded.staged import StagedShard, check_only_staged, staged_rows
 from ..runtime.gallery.store.lock import WriterLock
 from ..runtime.gallery.writer import write_errors
-from ..runtime.indexing.identity import Plan, compare
+from ..runtime.indexing.identity import SOURCE, Plan, compare
 from ..runtime.indexing.index import IndexResult, nothing_readable, plan_source, prepare_search
 from ..runtime.indexing.sources import Source
 from ..runtime.matcher import Matcher
@@ -131,7 +131,7 @@ def index_on_cluster(
         gone = plan.missing if prune else []
         replaced = target.commit(done, {plan.ids[item] for item in old}, gone, plan.roots)
         filled_rows, encoded = sum(one.entry.rows for one in done), sum(one.encoded for one in done)
-        if target.writer is None or (skipped.items and not plan.kept and not filled_rows):
+        if target.writer is None or (skipped.items and not (plan.kept or filled_rows or gone)):
             raise nothing_readable(skipped)
         if filled_rows or gone:
             target.writer.compact()
@@ -207,14 +207,16 @@ class _Target:
             self.writer.relabel([*plan.moved, *plan.touched], plan.roots)
 
     def cut(self, source: Source, plan: Plan, items: Sequence[int], rows: int) -> list[Work]:
-        """The items in shards of so many rows, in order; the same items make the same shards."""
+        """The items in shards of so many rows, in order; the same items of the same folders make the same shards."""
         first = 1 if self.writer is None else self.writer.next_shard
         whole = "" if self.writer is None else self.writer.gallery
         works = []
         for number, begin in enumerate(range(0, len(items), rows), first):
             part = items[begin : begin + rows]
             ids, metadata = [plan.ids[item] for item in part], [plan.metadata[item] for item in part]
-            gallery = sha256(f"{whole} {number} {self.settings.model}".encode()).hexdigest()[:32]
+            # a file of another folder is another one, even if its id, size and time are the same
+            roots = sorted({plan.roots[row[SOURCE]["root"]] for row in metadata}) if source.origins else []
+            gallery = sha256(f"{whole} {number} {self.settings.model} {roots}".encode()).hexdigest()[:32]
             only = replace(source.only(part), ids=ids, metadata=metadata)
             works.append(Work(self._folder / shard_name(number), gallery, only))
         return works

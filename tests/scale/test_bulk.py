@@ -29,8 +29,10 @@ from chan_rt.runtime.gallery.sharded.manifest import shard_name
 from chan_rt.runtime.gallery.sharded.staged import staged_rows
 from chan_rt.runtime.indexing.data_sources import open_source
 from chan_rt.runtime.indexing.index import COMMIT_ROWS
+from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.session import gallery_settings
-from chan_rt.scale.bulk_worker import Encoder, Job, Work, check_node
+from chan_rt.scale.bulk import _Target
+from chan_rt.scale.bulk_worker import Encoder, Job, Work, check_node, fill_shard
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -275,6 +277,38 @@ def test_what_travels_does_not_grow_with_the_vectors(bundle: Path, photos: Path,
         assert (filled.entry.rows, filled.encoded) == (count, count)
         sizes[count] = len(answer)
     assert abs(sizes[64] - sizes[4]) < 16
+
+
+def test_rows_of_another_folder_are_never_taken_for_those_of_an_interrupted_run(bundle: Path, tmp_path: Path) -> None:
+    settings, out = gallery_settings(bundle), tmp_path / "out"
+    job = Job(out, "run", version("chan-rt"), bundle, "onnxruntime", "fp32", None, settings, 0)
+    colors: dict[str, Any] = {"one": 10, "other": 200}
+    encoded = []
+    for name in ("one", "one", "other"):
+        picture = tmp_path / name / "photos" / "a.bmp"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((24, 24, 3), colors[name], np.uint8)).save(picture)
+        os.utime(picture, (0, 0))
+        source = open_source([picture.parent])
+        with _Target(out, settings) as target, Matcher.open(bundle) as matcher:
+            plan = target.plan(source)
+            (work,) = target.cut(source, plan, plan.added, 10)
+            encoded.append(fill_shard(matcher, job, work).encoded)
+    assert encoded == [1, 0, 1]
+
+
+def test_a_run_that_only_removes_rows_may_skip_others(
+    tmp_path: Path, ray_cluster: Cluster, bundle: Path, photos: Path
+) -> None:
+    source, out = tmp_path / "photos", tmp_path / "gallery"
+    source.mkdir()
+    (source / "a.png").write_bytes((photos / "0000.png").read_bytes())
+    command = ["index", bundle, source, "-o", out, "--ray", ray_cluster.address, "--prune", "--json"]
+    chan(*command)
+    (source / "a.png").rename(source / "b.png")
+    (source / "b.png").write_bytes(b"no picture")
+    result = chan(*command)
+    assert (result["removed"], len(result["skipped"])) == (1, 1)
 
 
 def test_errors_name_what_is_wrong(
