@@ -25,6 +25,14 @@ def command() -> None:
     """
 
 
+def _report(gallery: Path, as_json: bool, text: str, **facts: Any) -> None:
+    """Print what a command did with a gallery, in words or as JSON."""
+    if as_json:
+        print_json({"gallery": str(gallery), **facts})
+    else:
+        echo(text)
+
+
 @command.command("info")
 @options.read_gallery_argument
 @options.json_option
@@ -62,38 +70,47 @@ def list_rows(gallery: Path, where: Any, as_json: bool) -> None:
 @command.command("delete")
 @options.gallery_argument
 @click.argument("ids", nargs=-1, required=True)
-def delete(gallery: Path, ids: tuple[str, ...]) -> None:
+@options.json_option
+def delete(gallery: Path, ids: tuple[str, ...], as_json: bool) -> None:
     """Delete the rows with these IDS, all of them or none. `chan gallery compact` frees their bytes."""
     from ..runtime.gallery import open_for_writing
 
     with open_for_writing(gallery) as writer:
         writer.delete(list(ids))
-        echo(f"{len(set(ids))} deleted; {gallery}: {writer.describe()}")
+        text = f"{len(set(ids))} deleted; {visible(gallery)}: {writer.describe()}"
+        _report(gallery, as_json, text, deleted=len(set(ids)), rows=len(writer))
 
 
 @command.command("compact")
 @options.gallery_argument
-def compact(gallery: Path) -> None:
+@options.json_option
+def compact(gallery: Path, as_json: bool) -> None:
     """Merge small segments and drop deleted rows. This needs disk space for a second copy of what is rewritten."""
     from ..runtime.gallery import open_for_writing
 
     with open_for_writing(gallery) as writer:
         writer.compact()
-        echo(f"{gallery}: {writer.describe()}")
+        _report(gallery, as_json, f"{visible(gallery)}: {writer.describe()}", rows=len(writer))
 
 
 @command.command("verify")
 @options.read_gallery_argument
-def verify(gallery: Path) -> None:
+@options.json_option
+@click.pass_context
+def verify(context: click.Context, gallery: Path, as_json: bool) -> None:
     """Read every byte of GALLERY and name what is damaged. The exit status is 1 if anything is."""
     from ..runtime.errors import GalleryCorrupt
     from ..runtime.gallery import Gallery, verify_gallery
 
     damaged = verify_gallery(gallery)
-    if damaged:
+    if damaged and not as_json:
         raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
+    if damaged:
+        _report(gallery, as_json, "", damaged=damaged)
+        context.exit(1)
     with Gallery.open(gallery) as opened:
-        echo(f"{gallery}: {len(opened)} rows, every byte is as it was committed")
+        text = f"{visible(gallery)}: {len(opened)} rows, every byte is as it was committed"
+        _report(gallery, as_json, text, rows=len(opened), damaged=[])
 
 
 @command.command("repair")
@@ -131,7 +148,8 @@ def repair(gallery: Path, give_up_missing: bool, as_json: bool) -> None:
 @options.gallery_argument
 @options.queries_option
 @options.moved_bundle_option
-def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
+@options.json_option
+def prepare(gallery: Path, queries: Path | None, moved: Path | None, as_json: bool) -> None:
     """Fit search to GALLERY as it is now and to its queries, and measure what it reads.
 
     Without --queries, search is fitted to the directions that a calibrated bundle keeps, and nothing is measured.
@@ -152,7 +170,7 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None) -> None:
         else:
             with open_matcher(writer, moved) as matcher:
                 prepared = writer.prepare(encode_queries(matcher, read_lines(queries)))
-    echo(prepared.describe())
+    _report(gallery, as_json, prepared.describe(), prepared=prepared.describe())
 
 
 @command.command("export")
@@ -197,7 +215,8 @@ def export(gallery: Path, out: Path, where: Any, as_json: bool) -> None:
     type=options.GPU,
     help="Architecture of the GPU that will search; may be repeated. The default is the GPU of this machine.",
 )
-def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) -> None:
+@options.json_option
+def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...], as_json: bool) -> None:
     """Compile the GPU kernels of `chan search --device cuda` for GALLERY, with Triton.
 
     No GPU is needed where --gpu names one.
@@ -220,11 +239,16 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...]) ->
         if found.problem is not None:
             raise InputError(f"gpu must be one of {', '.join(GPUS)}: this machine has none to go by ({found.problem})")
         gpus = (found.gpus[0].architecture,)
+    kernels = []
     for precision in precisions:
         for gpu in gpus:
             record, cached = build_kernels(gallery, settings.dim, settings.alignment.pooling, precision, gpu)
-            how = "already there" if cached else f"compiled by triton {record.compiler}"
-            echo(f"{precision} for {gpu}: {record.stem}, {how}")
+            kernels.append({"precision": precision, "gpu": gpu, "name": record.stem, "compiled": not cached})
+            if not as_json:
+                how = "already there" if cached else f"compiled by triton {record.compiler}"
+                echo(f"{precision} for {gpu}: {record.stem}, {how}")
+    if as_json:
+        print_json({"gallery": str(gallery), "kernels": kernels})
 
 
 shards_option = click.option(
@@ -236,7 +260,8 @@ shards_option = click.option(
 @options.read_gallery_argument
 @options.out_option(options.NEW_FOLDER, "Folder of the new gallery in shards.")
 @shards_option
-def split(gallery: Path, out: Path, shards: int) -> None:
+@options.json_option
+def split(gallery: Path, out: Path, shards: int, as_json: bool) -> None:
     """Write the rows of GALLERY to a new gallery in shards, each an ordinary gallery in a folder of OUT.
 
     Nothing is encoded again, and every search of OUT finds what a search of GALLERY finds. Files that stay whole are
@@ -246,23 +271,27 @@ def split(gallery: Path, out: Path, shards: int) -> None:
 
     made = split_gallery(gallery, out, shards)
     rows = [shard.rows for shard in made.shards]
-    echo(f"{visible(out)}: {sum(rows)} rows in {len(rows)} shards of {min(rows)} to {max(rows)}")
+    text = f"{visible(out)}: {sum(rows)} rows in {len(rows)} shards of {min(rows)} to {max(rows)}"
+    _report(out, as_json, text, rows=sum(rows), shards={shard.name: shard.rows for shard in made.shards})
 
 
 @command.command("merge")
 @options.read_gallery_argument
 @options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
-def merge(gallery: Path, out: Path) -> None:
+@options.json_option
+def merge(gallery: Path, out: Path, as_json: bool) -> None:
     """Write the rows of a GALLERY in shards to a new gallery in one folder. Nothing is encoded again."""
     from ..runtime.gallery import merge_gallery
 
-    echo(f"{visible(out)}: {merge_gallery(gallery, out)} rows")
+    rows = merge_gallery(gallery, out)
+    _report(out, as_json, f"{visible(out)}: {rows} rows", rows=rows)
 
 
 @command.command("rebalance")
 @options.gallery_argument
 @shards_option
-def rebalance(gallery: Path, shards: int) -> None:
+@options.json_option
+def rebalance(gallery: Path, shards: int, as_json: bool) -> None:
     """Cut the rows of a GALLERY in shards into another number of shards, each with the same number of rows.
 
     Searches may go on meanwhile. They find the rows in the old shards or in the new ones, and the results are the same.
@@ -271,7 +300,7 @@ def rebalance(gallery: Path, shards: int) -> None:
 
     with ShardedWriter.open(gallery) as writer:
         writer.rebalance(shards)
-        echo(f"{visible(gallery)}: {writer.describe()}")
+        _report(gallery, as_json, f"{visible(gallery)}: {writer.describe()}", rows=len(writer), shards=shards)
 
 
 @command.command("push")
@@ -299,7 +328,8 @@ def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
 @command.command("pull")
 @click.argument("url")
 @options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
-def pull(url: str, out: Path) -> None:
+@options.json_option
+def pull(url: str, out: Path, as_json: bool) -> None:
     """Copy the gallery at URL to the new folder OUT. Every byte is checked. The same command continues after an
     interruption.
     """
@@ -307,4 +337,5 @@ def pull(url: str, out: Path) -> None:
 
     with progress_bar("pull", 0) as progress:
         head = pull_gallery(url, out, progress=progress)
-    echo(f"{visible(out)}: {head.rows} rows, {head.size / 1e6:.1f} MB")
+    text = f"{visible(out)}: {head.rows} rows, {head.size / 1e6:.1f} MB"
+    _report(out, as_json, text, url=url, rows=head.rows, bytes=head.size)
