@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ..runtime.errors import GalleryError, InputError
 from ..runtime.extras import needs
@@ -41,18 +44,21 @@ class Remote:
     AWS_ALLOW_HTTP, AWS_VIRTUAL_HOSTED_STYLE_REQUEST, GOOGLE_SERVICE_ACCOUNT and so on.
 
     Args:
-        url: `s3://`, `gs://`, `az://` or `file://`.
+        url: `s3://`, `gs://`, `az://` or `file:///`.
+        create: whether a folder that is missing is made; only for what writes.
 
     Raises:
         InputError: it is none of these.
         MissingExtra: obstore is not installed.
-        GalleryError: its settings in the environment are wrong.
+        GalleryError: its settings in the environment are wrong, or a folder is missing.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, create: bool = False) -> None:
         scheme = url.partition("://")[0]
         if not is_url(url) or scheme not in _SCHEMES:
             raise InputError(f"url must begin with {', '.join(f'{name}://' for name in _SCHEMES)}, got {url}")
+        if scheme == "file" and not url.startswith("file:///"):
+            raise InputError(f"url must have an absolute path, as in file:///mnt/gallery, got {url}")
         self.url = url.rstrip("/")
         with needs("obstore", "object storage"):
             import obstore
@@ -60,7 +66,9 @@ class Remote:
         self._obstore = obstore
         with self._errors("opened"):
             if scheme == "file":
-                self._store = from_url(self.url, mkdir=True)
+                if not create and not Path(url2pathname(urlsplit(self.url).path)).is_dir():
+                    raise GalleryError(f"{self.url} cannot be opened: there is no such folder")
+                self._store = from_url(self.url, mkdir=create)
             else:
                 options: Any = {"checksum_algorithm": "SHA256"} if scheme == "s3" else {}  # it checks what it receives
                 self._store = from_url(self.url, retry_config=_RETRIES, **options)

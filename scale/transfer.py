@@ -62,7 +62,7 @@ def push_gallery(path: str | Path, url: str, *, prune: bool = False, progress: P
         GalleryCorrupt: bytes to send are not those that were committed; the address is as it was.
         InputError, MissingExtra: as `Remote`.
     """
-    remote, folder = Remote(url), Path(path).absolute()
+    remote, folder = Remote(url, create=True), Path(path).absolute()
     for attempt in range(_ATTEMPTS):
         try:
             return _push(remote, folder, prune, progress)

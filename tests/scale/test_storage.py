@@ -243,7 +243,11 @@ def test_a_head_that_breaks_a_rule_is_an_error(bucket: str, gallery: Path, chang
 
 
 def test_addresses_that_cannot_be_used(bucket: str, gallery: Path, tmp_path: Path, make_rows) -> None:
-    for url, message in (("ftp://x/y", "url must begin with s3://"), ("gallery", "url must begin with s3://")):
+    for url, message in (
+        ("ftp://x/y", "url must begin with s3://"),
+        ("gallery", "url must begin with s3://"),
+        ("file://gallery", "url must have an absolute path, as in file:///mnt/gallery, got file://gallery"),
+    ):
         with pytest.raises(InputError, match=message):
             cached_gallery(url)
     with pytest.raises(GalleryError, match="s3://there-is-no-such-bucket/g holds no gallery"):
@@ -257,6 +261,10 @@ def test_addresses_that_cannot_be_used(bucket: str, gallery: Path, tmp_path: Pat
         push_gallery(tmp_path / "other", f"{bucket}/g")
     with pytest.raises(GalleryError, match="already exists and is not empty"):
         pull_gallery(f"{bucket}/g", gallery)
+    for read in (cached_gallery, lambda url: pull_gallery(url, tmp_path / "pulled")):
+        with pytest.raises(GalleryError, match="there is no such folder"):
+            read(f"file://{tmp_path}/store")
+    assert not (tmp_path / "store").exists()
     assert push_gallery(gallery, f"file://{tmp_path}/store").rows == 38
     assert cached_gallery(f"file://{tmp_path}/store").is_dir()
 
