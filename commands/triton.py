@@ -46,7 +46,7 @@ _WRITING = ("out", "gallery", "gallery_place", "precision", "backend", "instance
     type=options.COUNT,
     default=128,
     show_default=True,
-    help="Number of requests for a model that may wait. One more is refused.",
+    help="Number of requests that may wait for each model. One more is refused.",
 )
 @options.force_option("Replace a model repository at OUT.")
 @click.option(
@@ -84,8 +84,10 @@ def command(
         options.refuse_given(context, _WRITING, "with --validate")
         _validate(context, validate, as_json)
         return
-    if bundle is None or out is None:
-        raise click.UsageError("give BUNDLE and --out, or --validate")
+    if bundle is None:
+        raise click.UsageError("give BUNDLE and --out OUT, or --validate REPOSITORY")
+    if out is None:
+        raise click.UsageError("give --out OUT, the folder of the new model repository")
     if gallery is None:
         options.refuse_given(context, ("gallery_place",), "without --gallery")
     elif gallery_place is None and "://" in gallery:

@@ -119,7 +119,9 @@ def _check_place(out: Path, force: bool) -> None:
     if not is_repository(out):
         raise InputError(f"{out} exists and is not a repository of chan triton: choose another place or remove it")
     if not force:
-        raise InputError(f"{out} exists: --force replaces it, with what was changed in it")
+        raise InputError(
+            f"{out} already exists: choose another folder, or replace it and all changes in it with --force"
+        )
 
 
 def _write_graph(

@@ -112,7 +112,7 @@ def test_only_a_repository_is_replaced(bundle: Path, tmp_path: Path) -> None:
     out.mkdir()
     write_repository(bundle, out)  # an empty folder is taken
     before = files(out)
-    with pytest.raises(InputError, match="exists: --force replaces it, with what was changed in it"):
+    with pytest.raises(InputError, match="already exists: choose another folder, or replace it and all changes"):
         write_repository(bundle, out)
     (out / "chan_search").mkdir()
     write_repository(bundle, out, force=True)
@@ -261,8 +261,8 @@ def test_a_gallery_in_object_storage_is_named_by_its_address(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give BUNDLE and --out, or --validate"),
-        (("BUNDLE",), "give BUNDLE and --out, or --validate"),
+        ((), "give BUNDLE and --out OUT, or --validate REPOSITORY"),
+        (("BUNDLE",), "give --out OUT, the folder of the new model repository"),
         (("BUNDLE", "--validate", "BUNDLE"), "give BUNDLE or --validate, not both"),
         (("--validate", "BUNDLE", "--force"), "--force has no effect with --validate"),
         (("BUNDLE", "-o", "x", "--gallery-place", "/x"), "--gallery-place has no effect without --gallery"),
