@@ -72,7 +72,7 @@ class PictureFolders:
             raise InputError("it is a link to a file that does not exist")
         case = self._by_case.get((folder, _letters(below).casefold()))
         hint = f"; {case!r} differs in capital letters" if case else ""
-        raise InputError(f"there is no such file in {folder}{hint}")
+        raise InputError(f"there is no such file in {folder}{hint or '; --pictures names another folder'}")
 
     @cached_property
     def _by_letters(self) -> dict[tuple[Path, str], list[str]]:
