@@ -64,14 +64,9 @@ if TYPE_CHECKING:
 )
 @options.backbone_options("Network that turns pictures into regions, in place of the backbone of BUNDLE.")
 @options.queries_option
-@click.option(
-    "--ray",
-    "address",
-    is_flag=False,
-    flag_value="",
-    metavar="[HOST:PORT]",
-    help="Encode on the Ray cluster at this address, into a gallery in shards. All nodes must reach BUNDLE, SOURCES "
-    "and OUT by the same paths. Without an address, the cluster of this machine is used, or one is started for it.",
+@options.ray_option(
+    "Encode on the Ray cluster at this address, into a gallery in shards. All nodes must reach BUNDLE, SOURCES and OUT "
+    "by the same paths."
 )
 @click.option(
     "--actors",

@@ -132,6 +132,37 @@ SPLIT = Choice(_splits)
 CODING = Choice(_codings)
 POOLING = Choice(_poolings)
 
+
+class RayAddress(click.ParamType[str]):
+    """Where a Ray cluster is: HOST:PORT, or `auto` or `local` as Ray has them; empty where none was given."""
+
+    name = "address"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The address, if it can be one. An argument that stands behind the option is taken for an address."""
+        host, _, port = value.rpartition(":")
+        if not (value in ("", "auto", "local") or "://" in value or (host and port.isdecimal())):
+            rule = "an address must be HOST:PORT, auto or local"
+            self.fail(
+                f"{rule}, got {value}; --ray without an address must be last or before another option", param, ctx
+            )
+        return value
+
+
+def ray_option(purpose: str) -> Decorator:
+    """`--ray`, as `address`: None where it is not given, and empty where it is given without an address."""
+    return click.option(
+        "--ray",
+        "address",
+        is_flag=False,
+        flag_value="",
+        type=RayAddress(),
+        metavar="[HOST:PORT]",
+        help=f"{purpose} Without an address, the cluster that RAY_ADDRESS names or that runs on this machine is used, "
+        "or one is started here and ended afterwards. `--ray local` always starts one.",
+    )
+
+
 bundle_argument = click.argument("bundle", type=FOLDER)
 data_argument = click.argument("data", type=FOLDER)
 gallery_argument = click.argument("gallery", type=FOLDER)

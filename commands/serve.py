@@ -41,15 +41,9 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
     show_default=True,
     help="Device that scans galleries.",
 )
-@click.option(
-    "--ray",
-    "address",
-    is_flag=False,
-    flag_value="",
-    metavar="[HOST:PORT]",
-    help="Search each shard of the galleries in processes of its own on the Ray cluster at this address. All nodes "
-    "must reach the galleries by the same paths. Without an address, the cluster of this machine is used, or one is "
-    "started for the server.",
+@options.ray_option(
+    "Search each shard of the galleries in processes of its own on the Ray cluster at this address. All nodes must "
+    "reach the galleries by the same paths."
 )
 @click.option(
     "--replicas",

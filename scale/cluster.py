@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,7 @@ def cluster(address: str | None) -> Iterator[None]:
     """Be connected to a cluster for a block.
 
     Args:
-        address: HOST:PORT, `auto` or what else `ray.init` takes; None for the one that Ray finds, or else one on this
-            machine that is started and ends with the block.
+        address: as of `connected`.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -30,6 +30,7 @@ def cluster(address: str | None) -> Iterator[None]:
     """
     with needs("ray", "encoding on a cluster"):
         import ray.data  # noqa: F401 - before anything is opened
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     with connected(address):
         yield
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..runtime.errors import InputError
 
 _CONNECT_SECONDS = 5.0
+_VARIABLE = "RAY_ADDRESS"  # Ray's own
 
 
 @contextmanager
@@ -21,8 +22,8 @@ def connected(address: str | None) -> Iterator[bool]:
     A process that is connected already stays so.
 
     Args:
-        address: HOST:PORT, `auto` or what else `ray.init` takes; None for the one that Ray finds, or else one on this
-            machine that is started and ends with the block.
+        address: HOST:PORT, `auto`, or `local` to start one on this machine that ends with the block. None for the one
+            that the environment variable RAY_ADDRESS names or that Ray finds on this machine, or else `local`.
 
     Raises:
         InputError: there is no cluster at the address.
@@ -33,23 +34,24 @@ def connected(address: str | None) -> Iterator[bool]:
         yield False
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    alone = address == "local"
+    address = address or os.environ.get(_VARIABLE) or None
     try:
-        if address is not None:
-            _check_answers(address)
-            ray.init(address, **quiet)
-        else:
+        if address is None:
             try:
                 ray.init("auto", **quiet)
             except ConnectionError:
-                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is started here reports nothing to Ray
-                ray.init("local", include_dashboard=False, **quiet)
-                alone = True
+                address = "local"
+        if address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is started here reports nothing to Ray
+            ray.init(address, include_dashboard=False, **quiet)
+        elif address is not None:
+            _check_answers(address)
+            ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"ray: there is no Ray cluster at {address or 'this machine'}: {reason}") from error
     try:
-        yield alone
+        yield address == "local"
     finally:
         ray.shutdown()
 

@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from chan_rt import cli
 from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter, ShardedWriter, split_gallery
 from chan_rt.runtime.errors import BackendError, GalleryError, GalleryIncomplete, InputError
 from chan_rt.scale.asking import Patience
+from chan_rt.scale.connection import connected
 from chan_rt.scale.ray_serve import RayCluster, RayShards
 from chan_rt.scale.remote_gallery import RemoteGallery
 
@@ -121,6 +124,27 @@ def test_a_gallery_that_takes_the_place_of_another_is_served_and_nothing_else_is
             time.sleep(0.1)
         before.close()
         after.close()
+
+
+@pytest.mark.parametrize("command", [["index", "bundle", "photos", "-o", "out"], ["serve", "shards"]])
+def test_what_stands_behind_the_option_is_not_taken_for_an_address(command: list[str]) -> None:
+    name, *rest = command
+    done = CliRunner().invoke(cli.main, [name, "--ray", *rest])
+    assert done.exit_code == 2
+    assert f"an address must be HOST:PORT, auto or local, got {rest[0]}; --ray without an address" in done.output
+
+
+def test_the_environment_names_a_cluster_as_for_ray(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is `local` is this machine's alone, which places processes without counting CPUs."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:1: nothing answers"), connected(None):
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
+    with connected(None) as alone:
+        assert not alone
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with connected(None) as alone:
+        assert alone
 
 
 def test_answers_are_those_of_one_gallery_whatever_is_committed(ray_cluster: Any, tmp_path: Path) -> None:
