@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from . import options
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, warn
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "fixed16", "float16", "none"]),
     default="float32",
     show_default=True,
-    help="Copy of the vectors that exact search ranks by. fixed16 takes a quarter of float32's bytes, and loses less "
-    "than float16. With none only int8 codes are kept: nothing is certified.",
+    help="Copy of the vectors that exact search ranks by. fixed16 adds a quarter of float32's bytes to the int8 codes, "
+    "and loses less than float16. With none only the int8 codes are kept, and nothing is certified.",
 )
 @click.option("--prune", is_flag=True, help="Remove the rows of SOURCES whose picture or data row is gone.")
 @click.option(
@@ -122,9 +123,12 @@ def command(
     removed. The id of a row is the name of its folder and the path below it. A picture that cannot be read is skipped
     and listed at the end.
 
+    A gallery keeps its --fine, --precision, --coding and --pooling: they need not be given again.
+
     FILES hold one vector or several for each row, in the forms that docs/embeddings.md lists. A score is made of their
     inner products as they are. The gallery knows no words: search it with `chan search GALLERY --embeddings FILE`.
     """
+    coding, pooling, fine, precision = _as_before(context, out, coding, pooling, fine, precision)
     if embeddings:
         encoding = ("split", "replace", "prune", "backbone", "weights", "backend", "precision")
         options.refuse_given(context, (*encoding, "address", "actors", "shard_rows"), "with --embeddings")
@@ -235,6 +239,20 @@ def command(
     report_skipped(result.skipped, source.passed_over)
     if strict and result.skipped:
         raise click.exceptions.Exit(1)
+
+
+def _as_before(context: click.Context, out: Path, *choices: Any) -> tuple[Any, ...]:
+    """Coding, pooling, fine copy and precision: where they are not given, those of the gallery that is added to."""
+    from ..runtime.gallery import Gallery, is_gallery
+
+    if not is_gallery(out):
+        return choices
+    with Gallery.open(out) as opened:
+        kept = opened.settings
+    before = kept.alignment.coding, kept.alignment.pooling, kept.fine, kept.precision or choices[-1]
+    names = ("coding", "pooling", "fine", "precision")
+    given = [context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in names]
+    return tuple(choice if is_given else old for choice, old, is_given in zip(choices, before, given, strict=True))
 
 
 def _index_embeddings(

@@ -264,6 +264,21 @@ def test_pictures_find_pictures_and_captions_captions(desk: Path, make_small_mod
     assert "this search compares no caption with a picture" in result.output
 
 
+def test_what_a_gallery_keeps_need_not_be_given_again(desk: Path, make_small_model: Callable) -> None:
+    np.savez("docs.npz", **rows())
+    ok("index", "--embeddings", "docs.npz", "-o", "g", "--coding", "THA", "--pooling", "Mean", "--fine", "fixed16")
+    assert "0 added, 8 already there" in ok("index", "--embeddings", "docs.npz", "-o", "g")
+    result = chan("index", "--embeddings", "docs.npz", "-o", "g", "--pooling", "Sum")
+    assert "pooling must be this gallery's Mean, got Sum" in result.output
+    bundle = make_small_model(precisions=("fp32", "fp16")).bundle
+    Path("lines.txt").write_text("two red apples\na white cloud\n")
+    command = ("index", bundle, "lines.txt", "--captions", "-o", "captions")
+    ok(*command, "--precision", "fp16", "--fine", "float16")
+    assert "0 encoded, 2 already there" in ok(*command)
+    assert "fine must be this gallery's float16, got float32" in chan(*command, "--fine", "float32").output
+    assert "was made with another model" in chan(*command, "--precision", "fp32").output
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".parquet"])
 @pytest.mark.parametrize("fine", ["float32", "float16", "none"])
 def test_what_is_exported_is_what_the_gallery_keeps(
