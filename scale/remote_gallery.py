@@ -76,8 +76,8 @@ class RemoteGallery:
 
     @property
     def settings(self) -> GallerySettings:
-        """What was fixed when the gallery was made."""
-        return self._commits.newest()[1].settings
+        """What was fixed when the gallery was made, even if its files are damaged or gone by now."""
+        return self._commits.last[1].settings
 
     @property
     def alignment(self) -> AlignmentConfig:

@@ -45,24 +45,27 @@ _NOTHING = SearchResult((), True, "", 0, 0)
 class Commits:
     """The commits of the gallery in shards in a folder.
 
+    Attributes:
+        last: the newest one when the manifest was read last, which may be damaged or gone by now.
+
     Raises:
         GalleryError, GalleryCorrupt: as of `read_manifest`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._newest = read_manifest(folder)
+        self.last = read_manifest(folder)
 
     def newest(self) -> tuple[Header, ShardManifest]:
         """The newest one; raises as `read_manifest`, and GalleryError where another gallery took its place."""
-        before = self._newest
+        before = self.last
         if manifest_header(self.folder) == before[0]:
             return before
         newest = read_manifest(self.folder)
         if newest[0].gallery != before[0].gallery:
             raise GalleryError(f"{self.folder} was replaced by another gallery; open it again")
         _log.debug("%s: read generation %d", self.folder, newest[0].generation)
-        self._newest = newest
+        self.last = newest
         return newest
 
 

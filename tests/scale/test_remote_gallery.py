@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime import AlignmentConfig
-from chan_rt.runtime.errors import GalleryError, GalleryIncomplete
+from chan_rt.runtime.errors import GalleryCorrupt, GalleryError, GalleryIncomplete
 from chan_rt.scale.asking import Patience
 from chan_rt.scale.remote_gallery import RemoteGallery
 
@@ -93,6 +93,25 @@ def test_a_slot_whose_watcher_gets_no_answer_is_asked_again(shards: Path, query:
         if not remote.left_out or end.wait(0.1):
             break
     assert remote.left_out == {}
+    assert remote.search(query, 5, same_kind=True)[0].certified
+    remote.close()
+    transport.close()
+
+
+def test_settings_are_known_whatever_became_of_the_manifest(shards: Path, query: Any) -> None:
+    transport = FakeTransport(shards, 3, lambda slot, number: 0.0)
+    remote = RemoteGallery(shards, transport, Patience())
+    before = remote.settings
+    manifest = (shards / "shards").read_bytes()
+    (shards / "shards").write_bytes(b"damaged")
+    with pytest.raises(GalleryCorrupt):
+        remote.search(query, 5, same_kind=True)
+    assert remote.settings == before  # an error's handler asks for it
+    (shards / "shards").unlink()
+    with pytest.raises(GalleryError, match="is not a gallery"):
+        len(remote)
+    assert remote.settings == before
+    (shards / "shards").write_bytes(manifest)
     assert remote.search(query, 5, same_kind=True)[0].certified
     remote.close()
     transport.close()
