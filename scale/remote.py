@@ -78,11 +78,35 @@ class Remote:
         with self._errors("written", name):
             self._obstore.put(self._store, name, data, use_multipart=False)
 
+    def replace(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Write an object whole if it is still the one of a tag (`get_tagged`); with None, if there still is none.
+
+        Returns:
+            Whether it was written; if not, another process was faster. Files have no such condition: of two processes
+            that replace one at the same moment, the last one counts.
+        """
+        mode: Any = "create" if tag is None else {"e_tag": tag}
+        if tag is not None and self.url.startswith("file:"):
+            mode = "overwrite"
+        refused = self._obstore.exceptions.PreconditionError, self._obstore.exceptions.AlreadyExistsError
+        with self._errors("written", name):
+            try:
+                self._obstore.put(self._store, name, data, use_multipart=False, mode=mode)
+            except refused:
+                return False
+        return True
+
     def get(self, name: str) -> bytes | None:
         """An object; None where there is none."""
+        found = self.get_tagged(name)
+        return None if found is None else found[0]
+
+    def get_tagged(self, name: str) -> tuple[bytes, str | None] | None:
+        """An object and what tells it from the next one of its name; None where there is none."""
         try:
             with self._errors("read", name):
-                return bytes(self._obstore.get(self._store, name).bytes())
+                found = self._obstore.get(self._store, name)
+                return bytes(found.bytes()), found.meta["e_tag"]
         except FileNotFoundError:
             return None
 

@@ -25,7 +25,7 @@ from .remote import Remote
 
 Progress = Callable[[int, int], object]  # (bytes done, bytes in all)
 _AT_ONCE = 4  # pieces on their way: 256 MiB of memory at most
-_ATTEMPTS = 3  # to read a gallery that a writer changes
+_ATTEMPTS = 3  # to push a gallery that a writer changes, or that another process pushes too
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def push_gallery(path: str | Path, url: str, *, prune: bool = False, progress: P
         progress: called with the bytes that are done, and those of all files.
 
     Raises:
-        GalleryError: there is no gallery; another one is at the address; the storage refuses.
+        GalleryError: there is no gallery; another one is at the address; other processes push to it all the time; the
+            storage refuses.
         GalleryCorrupt: bytes to send are not those that were committed; the address is as it was.
         InputError, MissingExtra: as `Remote`.
     """
@@ -69,12 +70,18 @@ def push_gallery(path: str | Path, url: str, *, prune: bool = False, progress: P
         except FileNotFoundError as error:
             if attempt + 1 == _ATTEMPTS:
                 raise GalleryCorrupt(f"{error.filename} is missing: {folder} is incomplete") from error
-    raise AssertionError("unreachable")
+        except _Overtaken:
+            continue
+    raise GalleryError(f"{remote.url}: other processes push to this address at the same time; try again")
+
+
+class _Overtaken(Exception):
+    """Another process has pushed to the address, or pruned it, since this push began."""
 
 
 def _push(remote: Remote, folder: Path, prune: bool, progress: Progress | None) -> Pushed:
     commit = read_committed(folder)
-    there = remote.get(HEAD)
+    there, tag = remote.get_tagged(HEAD) or (None, None)
     if there is not None and parse_head(there, remote.url).gallery != commit.header.gallery:
         raise GalleryError(f"{remote.url} holds another gallery; push to another address")
     known = remote.sizes(PIECES)
@@ -99,9 +106,12 @@ def _push(remote: Remote, folder: Path, prune: bool, progress: Progress | None) 
                     progress(done, total)
             files.append(StoredFile(place, length, tuple(names)))
     head = Head(commit.header.gallery, commit.header.generation, commit.rows, tuple(files))
-    if there != (data := head.to_bytes()):
-        remote.put(HEAD, data)
     needed = head.pieces
+    if there != (data := head.to_bytes()):
+        if not needed.keys() <= remote.sizes(PIECES).keys() or not remote.replace(HEAD, data, tag):
+            raise _Overtaken
+    elif remote.get(HEAD) != data:
+        raise _Overtaken
     old = [name for name in known if name not in needed] if prune else []
     remote.delete(f"{PIECES}/{name}" for name in old)
     return Pushed(commit.rows, total, sent, len(old))

@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,15 +114,19 @@ def test_what_is_half_pushed_is_not_there(bucket: str, gallery: Path, tmp_path: 
     before = found(cached_gallery(url), queries)
     with GalleryWriter.open(gallery) as writer:
         writer.add(["new"], make_rows(5, 1))
-    put, sent, allowed = Remote.put, [], [0]
+    sent, allowed = [], [0]
 
-    def fail(self: Remote, name: str, data: bytes) -> None:
-        if len(sent) == allowed[0]:
-            raise GalleryError(f"{self.url}: refused")
-        sent.append(name)
-        put(self, name, data)
+    def failing(write: Callable[..., Any]) -> Callable[..., Any]:
+        def fail(self: Remote, name: str, *rest: Any) -> Any:
+            if len(sent) == allowed[0]:
+                raise GalleryError(f"{self.url}: refused")
+            sent.append(name)
+            return write(self, name, *rest)
 
-    monkeypatch.setattr(Remote, "put", fail)
+        return fail
+
+    for name in ("put", "replace"):
+        monkeypatch.setattr(Remote, name, failing(getattr(Remote, name)))
     written = []
     while "gallery" not in written:
         sent.clear()
@@ -162,6 +168,48 @@ def test_an_interrupted_pull_goes_on(bucket: str, large: Path, tmp_path: Path, m
     assert (tries, fetched[1], reasons) == (-(-pieces // 2), pieces, {"refused"})
     assert verify_gallery(tmp_path / "pulled") == []
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", ["s3", "file"])
+@pytest.mark.parametrize("other", [True, False])
+def test_of_two_galleries_that_are_pushed_at_once_one_is_refused(
+    bucket: str, gallery: Path, tmp_path: Path, make_rows, monkeypatch, kind: str, other: bool
+) -> None:
+    """At the worst moment: the second push comes in whole between the first one's look at the address and its end."""
+    url = f"{bucket}/at-once" if kind == "s3" else f"file://{tmp_path}/stored"
+    second = tmp_path / "second"
+    if other:
+        with GalleryWriter.create(second, dim=16, alignment=AlignmentConfig.maxsim()) as writer:
+            writer.add(["a"], make_rows(1, 1))
+    else:
+        push_gallery(gallery, url)
+        shutil.copytree(gallery, second)
+        with GalleryWriter.open(second) as writer:
+            writer.add(["new"], make_rows(1, 1))
+            writer.compact()
+    sizes, seen = Remote.sizes, []
+
+    def sizes_then_second(self: Remote, folder: str) -> dict[str, int]:
+        found = sizes(self, folder)
+        seen.append(folder)
+        if len(seen) == 1:
+            push_gallery(second, url, prune=True)
+        return found
+
+    if not other:  # so that it has something to put back
+        with GalleryWriter.open(gallery) as writer:
+            writer.delete(["7"])
+    monkeypatch.setattr(Remote, "sizes", sizes_then_second)
+    if other:
+        with pytest.raises(GalleryError, match="holds another gallery; push to another address"):
+            push_gallery(gallery, url)
+    else:
+        push_gallery(gallery, url)
+    monkeypatch.setattr(Remote, "sizes", sizes)
+    pull_gallery(url, tmp_path / "pulled")
+    with Gallery.open(tmp_path / "pulled") as pulled, Gallery.open(second if other else gallery) as expected:
+        assert pulled.rows() == expected.rows()
+        assert pulled.verify() == []
 
 
 def test_a_push_that_is_killed_goes_on(bucket: str, large: Path, tmp_path: Path, objects: Callable) -> None:
