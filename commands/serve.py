@@ -50,36 +50,36 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
     type=options.COUNT,
     default=1,
     show_default=True,
-    help="With --ray: number of processes of each shard.",
+    help="Number of processes of each shard, with --ray.",
 )
 @click.option(
     "--max-replicas",
     type=options.COUNT,
-    help="With --ray: number of processes that each shard may grow to under load. By default it does not grow.",
+    help="Largest number of processes of each shard under load, with --ray. The default is --replicas.",
 )
 @click.option(
     "--shard-threads",
     type=options.COUNT,
     default=1,
     show_default=True,
-    help="With --ray: CPU threads of each process.",
+    help="CPU threads of each process of a shard, with --ray.",
 )
 @click.option(
     "--hedge-seconds",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="With --ray: seconds after which a second process of a shard that is late is asked, too.",
+    help="Seconds to wait for a shard before a second process of it is asked as well, with --ray.",
 )
 @click.option(
     "--shard-seconds",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,
-    help="With --ray: seconds after which a shard is left out. The answer then names the rows that it lacks.",
+    help="Seconds to wait for a shard before it is left out, with --ray. The answer then names the rows that it lacks.",
 )
 @click.option(
-    "--require-complete", is_flag=True, help="With --ray: answer with an error in place of leaving a shard out."
+    "--require-complete", is_flag=True, help="Answer with an error instead of leaving a shard out, with --ray."
 )
 @click.option(
     "--api-key-file",
