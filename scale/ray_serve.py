@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _ONGOING = 4  # questions at one replica: one is answered, the others wait there for the thread
 _CHECK = 2.0  # seconds between checks whether a replica lives
+_LOG = 10.0  # seconds between lines of the log on shards that start
 _DRAIN = 5.0  # seconds that a replica has for questions when it ends
 
 
@@ -207,10 +209,11 @@ class RayCluster:
         return _Deployed(gallery, RayTransport(handles), apps)
 
     def _wait_for(self, apps: list[str]) -> None:
-        """Wait until deployments run; BackendError where they fail or have no room."""
+        """Wait until deployments run, and log how many do; BackendError where they fail or have no room."""
         from ray import serve
 
         deadline = time.monotonic() + self._shards.start_seconds
+        logged = -math.inf
         while True:
             found = serve.status().applications
             states = {app: found[app].status.value if app in found else "NOT_STARTED" for app in apps}
@@ -219,8 +222,11 @@ class RayCluster:
             for app, state in states.items():
                 if state in ("DEPLOY_FAILED", "UNHEALTHY"):
                     raise BackendError(f"the processes of {app} do not start on Ray: {found[app].message}")
+            running = sum(state == "RUNNING" for state in states.values())
+            if time.monotonic() > logged + _LOG:
+                logged = time.monotonic()
+                _log.info("%d of %d shards run on Ray; waiting for the others", running, len(apps))
             if time.monotonic() > deadline:
-                running = sum(state == "RUNNING" for state in states.values())
                 wanted = self._shards.threads * self._shards.replicas * len(apps)
                 raise BackendError(
                     f"only {running} of {len(apps)} shards run on Ray after {self._shards.start_seconds:g} seconds: "

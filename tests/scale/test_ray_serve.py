@@ -88,7 +88,8 @@ def test_the_command_serves_shards_and_ends(ray_cluster: Any, tmp_path: Path) ->
         assert client.post("/v1/search", json={"like": "r7"}).json()["results"][0]["rows"] == 19
 
 
-def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path) -> None:
+def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "chan_rt")
     with pytest.raises(InputError, match=r"max_replicas must be at least replicas \(3\), got 2"):
         RayShards(replicas=3, max_replicas=2)
     with _connected(ray_cluster.address, replicas=40, start_seconds=1.0) as cluster:
@@ -98,6 +99,7 @@ def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path) -> No
             BackendError, match=r"only 0 of 2 shards run on Ray after 1 seconds: give the cluster 80 CPUs"
         ):
             cluster.open("many", shards)
+        assert "0 of 2 shards run on Ray; waiting for the others" in caplog.messages
 
 
 def test_a_gallery_that_takes_the_place_of_another_is_served_and_nothing_else_is_left(
