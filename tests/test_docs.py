@@ -57,6 +57,13 @@ def test_command_and_options_exist(page: str, line: str) -> None:
     assert all(given.get(parameter.name) for parameter in command.params if parameter.required)
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".md")])
+def test_no_line_of_a_page_is_too_long(name: str) -> None:
+    """120 characters, but for the rows of tables, which Markdown cannot break."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    assert [f"{name}:{at}" for at, line in enumerate(lines, 1) if len(line) > 120 and not line.startswith("|")] == []
+
+
 @pytest.mark.parametrize("line", [line for _, line in LINES if line.startswith("chan import")])
 def test_an_import_does_not_go_where_its_file_lies(line: str) -> None:
     """That folder exists and is no checkpoint, so the command as told would be refused."""
