@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from ..runtime.indexing.sources import Source
 from ..runtime.matcher import Matcher
 from ..runtime.regions import PictureBackbone
 from ..runtime.skipped import Skipped, SkippedItem
+from .connection import other_version
 
 RUN = ".run"  # in OUT while it is filled: who fills it
 ATTEMPTS = 20  # that may end with their actor or node before a shard has one more row; more is a fault of the rows
@@ -90,9 +90,8 @@ class Filled:
 
 def check_node(job: Job) -> str | None:
     """Why this machine cannot take part in a run, in words; None where it can."""
-    here = version("chan-rt")
-    if here != job.version:
-        return f"it has chan-rt {here}, and {job.version} is needed"
+    if (problem := other_version(job.version)) is not None:
+        return problem
     try:
         if (job.out / RUN).read_text() != job.run:
             return f"{job.out} is filled by another run, or is not the same folder there"

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 from ..runtime.errors import InputError
@@ -54,6 +55,12 @@ def connected(address: str | None) -> Iterator[bool]:
         yield address == "local"
     finally:
         ray.shutdown()
+
+
+def other_version(wanted: str) -> str | None:
+    """What is wrong with this machine if it has another version of this package than who started the work."""
+    here = version("chan-rt")
+    return None if here == wanted else f"it has chan-rt {here}, and {wanted} is needed"
 
 
 def _check_answers(address: str) -> None:

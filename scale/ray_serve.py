@@ -6,19 +6,21 @@ import asyncio
 import logging
 import math
 import re
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.checks import check_positive
-from ..runtime.errors import BackendError, InputError
+from ..runtime.errors import BackendError, GalleryError, InputError
 from ..runtime.extras import needs
 from ..runtime.gallery.sharded.manifest import is_sharded, manifest_header, read_manifest
 from .asking import Patience
-from .connection import connected
+from .connection import connected, other_version
 from .questions import Answer, Question
 from .remote_gallery import RemoteGallery
 from .shard_host import ShardHost
@@ -67,9 +69,15 @@ class ShardReplica:
     Args:
         folder: the gallery in shards.
         threads: CPU threads for scans.
+        version: of this package, where the server was started.
+
+    Raises:
+        GalleryError: this node has another version, or cannot read the gallery.
     """
 
-    def __init__(self, folder: str, threads: int) -> None:
+    def __init__(self, folder: str, threads: int, version: str) -> None:
+        if (problem := other_version(version)) is not None:
+            raise GalleryError(f"the node {socket.gethostname()} cannot take part: {problem}")
         self._host = ShardHost(folder, threads)
         self._thread = ThreadPoolExecutor(1, "chan-shard")
 
@@ -196,7 +204,10 @@ class RayCluster:
         )(ShardReplica)
         apps = [f"chan-{name}-{number}" for number in range(count)]
         targets = [
-            serve.RunTarget(deployment.bind(str(folder), options.threads), name=app, route_prefix=None) for app in apps
+            serve.RunTarget(
+                deployment.bind(str(folder), options.threads, version("chan-rt")), name=app, route_prefix=None
+            )
+            for app in apps
         ]
         handles = serve.run_many(targets, wait_for_applications_running=False)
         try:

@@ -22,7 +22,7 @@ from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter, ShardedW
 from chan_rt.runtime.errors import BackendError, GalleryError, GalleryIncomplete, InputError
 from chan_rt.scale.asking import Patience
 from chan_rt.scale.connection import connected
-from chan_rt.scale.ray_serve import RayCluster, RayShards
+from chan_rt.scale.ray_serve import RayCluster, RayShards, ShardReplica
 from chan_rt.scale.remote_gallery import RemoteGallery
 
 from .conftest import NODE
@@ -86,6 +86,11 @@ def test_the_command_serves_shards_and_ends(ray_cluster: Any, tmp_path: Path) ->
         with ShardedWriter.open(folder) as writer:
             writer.delete(["r3"])
         assert client.post("/v1/search", json={"like": "r7"}).json()["results"][0]["rows"] == 19
+
+
+def test_a_node_with_another_version_searches_nothing(shards: Path) -> None:
+    with pytest.raises(GalleryError, match=r"cannot take part: it has chan-rt \S+, and 0\.0\.1 is needed"):
+        ShardReplica(str(shards), 1, "0.0.1")
 
 
 def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
