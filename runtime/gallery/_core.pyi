@@ -5,6 +5,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+INTERFACE: int
+
 def features() -> list[str]:
     """Names of the instruction sets that work on this CPU, the best first."""
 

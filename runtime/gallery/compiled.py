@@ -7,6 +7,7 @@ a handful of rows in float64, is left to pooling.py, so scores do not depend on 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from functools import cache, partial
@@ -28,16 +29,21 @@ from .proof.rows import Part
 from .proof.true_score import TrueRow
 from .settings import GallerySettings
 
+_log = logging.getLogger(__name__)
 _FORMS = {"float32": 0, "float16": 1, "uint8": 2}  # of a fine copy, by how it is stored; search.h has the same numbers
+_INTERFACE = 2  # of the core; core/module.cpp has the same number
 _AT_ONCE = 64  # queries of one call to the core, which scans them together
 
 
 @cache
 def open_core() -> ModuleType | None:
-    """The extension module; None where it was not built."""
+    """The extension module; None where it was not built, or was built from other sources than these."""
     try:
         from . import _core
     except ImportError:
+        return None
+    if getattr(_core, "INTERFACE", None) != _INTERFACE:
+        _log.warning("the compiled search is of another version, so a slower one is used; install this package again")
         return None
     return _core
 
@@ -47,8 +53,8 @@ def need_core() -> ModuleType:
     core = open_core()
     if core is None:
         raise BackendError(
-            "the compiled search was not built when this package was installed: install a C++17 compiler (Debian: apt "
-            "install g++), then install this package again"
+            "the compiled search was not built when this package was installed, or is of another version: install a "
+            "C++17 compiler (Debian: apt install g++), then install this package again"
         )
     return core
 

@@ -477,6 +477,8 @@ PyType_Slot SEARCH_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(search_new)},
 PyType_Spec SEARCH_SPEC = {"chan_rt.runtime.gallery._core.Search", sizeof(SearchObject), 0, Py_TPFLAGS_DEFAULT,
                            SEARCH_SLOTS};
 
+constexpr long INTERFACE = 2;  // what compiled.py expects; raise both where a dictionary or a function changes
+
 PyMethodDef METHODS[] = {
     {"features", features, METH_NOARGS, "Names of the instruction sets that work on this CPU, the best first."},
     {nullptr, nullptr, 0, nullptr}};
@@ -490,7 +492,8 @@ PyMODINIT_FUNC PyInit__core() {
     PyObject* threads = PyType_FromSpec(&THREADS_SPEC);
     PyObject* search = PyType_FromSpec(&SEARCH_SPEC);
     if (!threads || !search || PyModule_AddObjectRef(module, "Threads", threads) < 0 ||
-        PyModule_AddObjectRef(module, "Search", search) < 0)
+        PyModule_AddObjectRef(module, "Search", search) < 0 ||
+        PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0)
         Py_CLEAR(module);
     Py_XDECREF(threads);
     Py_XDECREF(search);

@@ -1,5 +1,6 @@
 """Damaged bytes, failing callbacks, threads and forks under the compiled search."""
 
+import importlib.util
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 from chan_rt.runtime.gallery.store.files import MappedFile
 from chan_rt.runtime.gallery.store.segments import Segment
 
-if open_core() is None:
+if importlib.util.find_spec("chan_rt.runtime.gallery._core") is None:
     pytest.skip("the search core is not compiled here", allow_module_level=True)
 
 DIM, ROWS = 256, 600
@@ -132,3 +133,21 @@ def test_deletions_filters_and_compactions_answer_as_numpy(prepared: Path, make_
                 assert answers(one, queries, k) == answers(other, queries, k)
                 where = {"n": {"$lt": 50}}
                 assert answers(one, queries, k, where=where) == answers(other, queries, k, where=where)
+
+
+def test_a_core_of_other_sources_is_not_used(
+    prepared: Path, make_embeddings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    queries = make_embeddings(7, 3, dim=DIM)
+    with Gallery.open(prepared) as gallery:
+        assert gallery.scan == "compiled"
+        expected = answers(gallery, queries)
+    monkeypatch.setattr("chan_rt.runtime.gallery._core.INTERFACE", 1)
+    open_core.cache_clear()
+    try:
+        with Gallery.open(prepared) as gallery:
+            assert gallery.scan != "compiled"
+            assert answers(gallery, queries) == expected
+        assert "the compiled search is of another version" in caplog.text
+    finally:
+        open_core.cache_clear()
