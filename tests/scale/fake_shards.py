@@ -83,11 +83,10 @@ def rows_of(rng: np.random.Generator, count: int, ties: bool = True) -> Embeddin
 
 
 def make_shards(folder: Path, shards: int, rows: Embeddings) -> Path:
-    """A gallery in shards below a folder; row i has the metadata {"n": i, "even": ...}; the last two, "late", too."""
+    """A gallery in shards below a folder; row i has the metadata {"n": i, "even": ...}."""
     with GalleryWriter.create(folder / "one", dim=DIM, alignment=AlignmentConfig.maxsim()) as writer:
         names = [f"r{i}" for i in range(len(rows))]
-        late = [{"late": True} if i > len(rows) - 3 else {} for i in range(len(rows))]
-        writer.add(names, rows, [{"n": i, "even": i % 2 == 0} | some for i, some in enumerate(late)])
+        writer.add(names, rows, [{"n": i, "even": i % 2 == 0} for i in range(len(rows))])
     split_gallery(folder / "one", folder / "many", shards)
     return folder / "many"
 

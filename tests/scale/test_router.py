@@ -61,6 +61,7 @@ def test_answers_are_those_of_one_gallery(seed: int, shards: int, count: int, k:
         folder = make_shards(Path(scratch), shards, rows_of(rng, 40, ties))
         with ShardedWriter.open(folder) as writer:
             writer.delete([f"r{i}" for i in rng.permutation(40)[:7]])
+            writer.add(["late"], rows_of(rng, 1, ties), [{"n": 40, "even": True, "late": True}])
         with Gallery.open(folder) as gallery:
             left = [row.id for row in gallery.rows()]
         queries = rows_of(rng, count, ties)
@@ -68,7 +69,7 @@ def test_answers_are_those_of_one_gallery(seed: int, shards: int, count: int, k:
             "all": {},
             "where": {"where": {"even": True}},
             "ids": {"ids": left[::2]},
-            "ids and where": {"ids": left[:4], "where": {"late": True}},  # only the last rows have the key
+            "ids and where": {"ids": left[:4], "where": {"late": True}},  # only the last row has the key
             "no ids": {"ids": [], "where": {"n": 1}},
             "at_least": {"at_least": 0.1},
             "no row": {"where": {"n": -1}},
