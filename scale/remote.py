@@ -23,6 +23,17 @@ _SCHEMES = ("s3", "gs", "az", "file")
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 
 
+# Where a machine in a cloud asks for the credentials of its role; obstore does so when the environment has none.
+_ROLES = re.compile(r"//(169\.254\.(169\.254|170\.2)|metadata(\.google\.internal)?)[:/]")
+
+
+_KEYS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+
+
 def is_url(text: str) -> bool:
     """Whether a text is an address, not a path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
@@ -151,5 +162,7 @@ class Remote:
             reason = str(error).partition("\n")[0]
             if "NoSuchBucket" in str(error):
                 reason = "there is no such bucket"
+            elif _ROLES.search(reason) and self.url.partition(":")[0] in _KEYS:
+                reason = f"no credentials, set {_KEYS[self.url.partition(':')[0]]} ({reason})"
             place = f"{self.url}/{name}" if name else self.url
             raise GalleryError(f"{place} cannot be {what}: {reason}") from error

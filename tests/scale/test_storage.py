@@ -400,6 +400,16 @@ with Gallery.open(cached_gallery({url!r})) as gallery:
 # -- commands
 
 
+@pytest.mark.parametrize("reason", ["http://169.254.169.254/latest/api/token", "http://metadata/computeMetadata/v1"])
+def test_credentials_that_are_missing_are_named(bucket: str, reason: str) -> None:
+    """Without any, obstore asks a server that only machines in a cloud have, and its error is about that server."""
+    message = (
+        "s3://.* cannot be read: no credentials, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY .*Error performing"
+    )
+    with pytest.raises(GalleryError, match=message), Remote(bucket)._errors("read"):
+        raise OSError(f"Generic S3 error: Error performing PUT {reason} in 1ms")
+
+
 def test_commands_take_addresses(bucket: str, gallery: Path, tmp_path: Path) -> None:
     url = f"{bucket}/g"
     assert "38 rows" in chan("gallery", "push", gallery, url)
