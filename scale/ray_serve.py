@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.checks import check_positive
 from ..runtime.errors import BackendError, GalleryError, InputError
 from ..runtime.extras import needs
-from ..runtime.gallery.sharded.manifest import is_sharded, manifest_header, read_manifest
+from ..runtime.gallery.sharded.manifest import is_sharded, manifest_header, not_sharded, read_manifest
 from .asking import Patience
 from .connection import connected, other_version
 from .questions import Answer, Question
@@ -154,15 +154,13 @@ class RayCluster:
             patience: in place of that of all galleries.
 
         Raises:
-            InputError: the gallery is not in shards.
             BackendError: the cluster has no room for the processes, or they do not start.
-            GalleryError, GalleryCorrupt, GalleryIncomplete: as `RemoteGallery`.
+            GalleryError: there is no gallery, or it is not in shards.
+            GalleryCorrupt, GalleryIncomplete: as `RemoteGallery`.
         """
         folder = folder.absolute()
         if not is_sharded(folder):
-            raise InputError(
-                f"{folder} is not a gallery in shards; make one with: chan gallery split GALLERY -o SHARDS"
-            )
+            raise not_sharded(folder)
         gallery = manifest_header(folder).gallery
         deployed = self._deployed.get(name)
         if deployed is None or deployed.gallery != gallery:

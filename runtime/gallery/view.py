@@ -225,7 +225,8 @@ def _shards(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> 
             if isinstance(errors[0], GalleryError) and "is missing" not in str(errors[0]):
                 raise errors[0]
             problem = next(shard.problem for shard in shards if shard.snapshot is None)
-            raise GalleryCorrupt(f"{folder} is incomplete: {problem}; restore the shard from a copy") from errors[0]
+            hint = "restore the shard from a copy, or search the others with --skip-damaged"
+            raise GalleryCorrupt(f"{folder} is incomplete: {problem}; {hint}") from errors[0]
         return View(header, manifest.settings, tuple(shards))
 
 

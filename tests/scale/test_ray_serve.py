@@ -98,7 +98,9 @@ def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path, caplo
     with pytest.raises(InputError, match=r"max_replicas must be at least replicas \(3\), got 2"):
         RayShards(replicas=3, max_replicas=2)
     with _connected(ray_cluster.address, replicas=40, start_seconds=1.0) as cluster:
-        with pytest.raises(InputError, match=r"is not a gallery in shards; make one with: chan gallery split"):
+        with pytest.raises(
+            GalleryError, match=r"is not a gallery in shards; make one with: chan gallery split \S+/one -o"
+        ):
             cluster.open("one", shards.parent / "one")
         with pytest.raises(
             BackendError, match=r"only 0 of 2 shards run on Ray after 1 seconds: give the cluster 80 CPUs"

@@ -28,9 +28,11 @@ from ..store.catalogue import (
     Catalogue,
     check_roots,
     corrupt,
+    is_gallery,
     json_integer,
     json_list,
     json_object,
+    no_gallery,
     permissions,
     plain_json,
     read_catalogue,
@@ -107,6 +109,13 @@ class ShardManifest:
 def is_sharded(folder: Path) -> bool:
     """Whether the gallery in a folder is one in shards."""
     return os.path.lexists(folder / MANIFEST)
+
+
+def not_sharded(folder: Path) -> GalleryError:
+    """The error of a folder that holds no gallery, or one that is not in shards."""
+    if not is_gallery(folder):
+        return no_gallery(folder)
+    return GalleryError(f"{folder} is not a gallery in shards; make one with: chan gallery split {folder} -o SHARDS")
 
 
 def is_shard(folder: Path) -> bool:

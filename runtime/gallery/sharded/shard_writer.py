@@ -37,7 +37,10 @@ class ShardWriter(GalleryWriter):
             OSError: it cannot be written.
         """
         if not folder.is_dir():
-            raise GalleryCorrupt(f"{folder} is missing: the gallery is incomplete; restore the shard from a copy")
+            instead = f"take it out with: chan gallery repair {folder.parent} --give-up-missing"
+            raise GalleryCorrupt(
+                f"{folder} is missing: the gallery is incomplete; restore the shard from a copy, or {instead}"
+            )
         lock = WriterLock(folder)
         try:
             try:

@@ -33,6 +33,7 @@ from .manifest import (
     ShardManifest,
     is_sharded,
     manifest_header,
+    not_sharded,
     read_manifest,
     shard_number,
     write_manifest,
@@ -76,8 +77,7 @@ class ShardedWriter:
         """
         folder = Path(path).absolute()
         if not is_sharded(folder):
-            made = f"make one with: chan gallery split GALLERY -o {folder}"
-            raise GalleryError(f"{folder} is not a gallery in shards; {made}")
+            raise not_sharded(folder)
         lock = WriterLock(folder)
         try:
             header, manifest = read_manifest(folder)
