@@ -41,7 +41,11 @@ if TYPE_CHECKING:
     help="Leave the backbone out. The bundle then reads region "
     "features only. With an int8 precision, leave the backbone as it is.",
 )
-@click.option("--data", type=options.FOLDER, help="Data for the parity check that int8 graphs must pass.")
+@click.option(
+    "--data",
+    type=options.FOLDER,
+    help="Data for the parity check that int8 graphs must pass. Needed with an int8 precision.",
+)
 @options.split_option("test", "Split of the data for the parity check of int8 graphs.")
 @options.samples_option(500)
 @click.option(
@@ -152,7 +156,8 @@ def _print(exported: Sequence[ExportedGraph], out: Path, backbone: str, as_json:
         size = one.size / 1e6
         error = "by parity" if one.error is None else f"{one.error:.1e}"
         echo(f"{one.name:<16}{one.precision:<10}{size:>9.2f}{error:>10}  {out / one.spec.file}")
-    echo("error: norm of the difference from PyTorch over PyTorch's norm, on random inputs")
+    if any(one.error is not None for one in exported):
+        echo("error: norm of the difference from PyTorch over PyTorch's norm, on random inputs")
     echo(f"backbone: {backbone}")
 
 

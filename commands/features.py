@@ -46,8 +46,9 @@ def command(
     """Encode IMAGES (picture files, and folders of them) into OUT.
 
     The default backbone writes OUT/ims.npy, an array [N, 36, 1280] of float32. A backbone whose regions have boxes
-    writes OUT/ims.npz with the boxes. OUT/names.txt has the path of the picture for each row. A picture that cannot be
-    read is skipped and listed at the end. The same command continues after an interruption.
+    writes OUT/ims.npz with the boxes, and with the class scores of a detector. OUT/names.txt has the path of the
+    picture for each row. A picture that cannot be read is skipped and listed at the end. The same command continues
+    after an interruption.
 
     IMAGES may also be a data folder that `chan data` wrote. Then OUT must be this folder, and each split gets its
     precomp/SPLIT_ims.npy, or .npz.

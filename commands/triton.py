@@ -19,7 +19,8 @@ _WRITING = ("out", "gallery", "gallery_place", "precision", "backend", "instance
 @click.option(
     "--gallery",
     metavar="GALLERY|URL",
-    help="Gallery that the model chan_search searches. Its rows were encoded with BUNDLE. The default is no search.",
+    help="Gallery that the model chan_search searches. Its rows must be encoded with BUNDLE. Without it, the "
+    "repository has no search.",
 )
 @click.option(
     "--gallery-place",
