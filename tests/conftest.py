@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import hypothesis
 import pytest
 import torch
 
@@ -23,6 +24,9 @@ from chan_rt.runtime.text import build_scan_vocabulary
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+hypothesis.settings.register_profile("chan", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("chan")
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]

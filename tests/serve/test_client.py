@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -167,8 +168,9 @@ def test_what_may_pass_is_tried_again(
     async def pause(seconds: float) -> None:
         seen.append(seconds)
 
-    monkeypatch.setattr("chan_rt.serve.client.time.sleep", seen.append)
-    monkeypatch.setattr("chan_rt.serve.client.asyncio.sleep", pause)
+    # in this module alone: threads of other tests may sleep, too
+    monkeypatch.setattr("chan_rt.serve.client.time", SimpleNamespace(sleep=seen.append))
+    monkeypatch.setattr("chan_rt.serve.client.asyncio", SimpleNamespace(sleep=pause))
     client = kind("http://x", http=http(transport=httpx.MockTransport(answers(statuses, seen, retry_after))))
     if status is None:
         assert client.galleries() == []

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery.proof.rows import kept_vectors
 from chan_rt.runtime.gallery.result import SearchResult
 
 KINDS = ("images", "captions")
@@ -136,7 +137,7 @@ def live(rng: np.random.Generator, path: Path, coding: str, pooling: str) -> int
                         continue
                     writer.add(list(new), packed(list(new.values()), kind))
                     added += len(new)
-                    alive |= {name: row.astype(fine) for name, row in new.items()}
+                    alive |= {name: kept_vectors(row, np.array([0, len(row)]), fine) for name, row in new.items()}
                 case 1 if len(alive) > 1:
                     gone = [name for name in list(alive)[1:] if rng.integers(4) == 0]
                     writer.delete(gone)
