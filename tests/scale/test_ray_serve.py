@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -151,9 +153,11 @@ def test_the_environment_names_a_cluster_as_for_ray(ray_cluster: Any, monkeypatc
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
     with connected(None) as alone:
         assert not alone
+    # in a process of its own: one that has started a cluster cannot ask Ray Serve on another one after that
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    with connected(None) as alone:
-        assert alone
+    code = "from chan_rt.scale.connection import connected\nwith connected(None) as alone: print(alone)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_answers_are_those_of_one_gallery_whatever_is_committed(ray_cluster: Any, tmp_path: Path) -> None:
