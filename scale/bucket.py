@@ -23,8 +23,8 @@ _summed: dict[str, bytes] = {}  # pictures that were read to be summed, until th
 def bucket_source(url: str) -> Source:
     """The pictures below an address; the id of a row is the last part of the address and the picture's name below it.
 
-    Which objects are pictures is known from the ends of their names. An object is read again only if its size or time
-    is another.
+    Which objects are pictures is known from the ends of their names. An object is read again only if its size, time
+    or ETag is another.
 
     Args:
         url: as of `Remote`, which finds credentials in the environment, on each machine that encodes.
@@ -54,7 +54,7 @@ def bucket_source(url: str) -> Source:
         encode=read(names),
         encode_only=lambda rows: read([names[row] for row in rows]),
         origins=[
-            Origin(root, one.name, None, one.size, one.mtime_ns, partial(_digest, remote.url, one.name))
+            Origin(root, one.name, None, one.size, one.mtime_ns, partial(_digest, remote.url, one.name), one.etag)
             for one in found
         ],
         whole=[Scope(root)],

@@ -41,11 +41,12 @@ def is_url(text: str) -> bool:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object: its name below the address, its bytes, and when it was written, in nanoseconds."""
+    """An object: its name below the address, its bytes, when it was written, in nanoseconds, and its ETag."""
 
     name: str
     size: int
     mtime_ns: int
+    etag: str
 
 
 class Remote:
@@ -136,7 +137,9 @@ class Remote:
         with self._errors("listed"):
             found = [meta for batch in self._obstore.list(self._store) for meta in batch]
         objects = [
-            StoredObject(meta["path"], meta["size"], int(meta["last_modified"].timestamp() * 1e6) * 1000)
+            StoredObject(
+                meta["path"], meta["size"], int(meta["last_modified"].timestamp() * 1e6) * 1000, meta["e_tag"] or ""
+            )
             for meta in found
         ]
         return sorted(objects, key=lambda stored: stored.name)

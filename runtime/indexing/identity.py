@@ -32,6 +32,7 @@ class Origin:
         path: the item's own file, absolute; None for an item that is a row of a larger file.
         size, mtime_ns: of the file that holds the item.
         digest: computes the SHA-256 of the item's content, in hexadecimal; OSError where it cannot be read.
+        version: changes with the content, where a storage has such a thing: the times of object storage are in seconds.
     """
 
     root: Path
@@ -40,6 +41,7 @@ class Origin:
     size: int
     mtime_ns: int
     digest: Callable[[], str]
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def same_content(origin: Origin, source: dict[str, Any], old: Mapping[str, Any] 
         source: of the item, as its row will keep it.
         old: the same of the row as it is; None where it has none, and then an item that can be read is the row's.
     """
-    if old is not None and (old["size"], old["mtime_ns"]) == (origin.size, origin.mtime_ns):
+    now = origin.size, origin.mtime_ns, origin.version
+    if old is not None and (old["size"], old["mtime_ns"], old.get("version", "")) == now:
         source["sha256"] = old["sha256"]
         return True
     return add_digest(origin, source) and (old is None or old["sha256"] == source["sha256"])
@@ -167,6 +170,8 @@ class _Planner:
         for item, (origin, row) in enumerate(zip(origins, found, strict=True)):
             root, prefix = places[origin.root]
             source: dict[str, Any] = {"root": root, "size": origin.size, "mtime_ns": origin.mtime_ns}
+            if origin.version:
+                source["version"] = origin.version
             details = {**({} if row is None else row.metadata), **metadata[item], SOURCE: source}
             if row is not None:
                 id = row.id
