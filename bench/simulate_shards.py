@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 _BUSY = 0.5
 _EARLY = 0.3  # of the 99th percentile, which is less than hard captions take everywhere
-RECORD = Path(__file__).parent / "results" / "ray-shards-zen4-2-cores-loaded.json"
+RECORD = Path(__file__).parent / "results" / "ray-shards-zen4-2-cores.json"
 
 
 @dataclass(frozen=True)
