@@ -87,12 +87,13 @@ def publish(finished: Path, path: Path) -> None:
     else:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch, _locked(Path(scratch)):
             old = Path(scratch, "old")
-            os.replace(path, old)
             try:
+                os.replace(path, old)
                 os.replace(finished, path)
             except BaseException:
-                shutil.rmtree(path, ignore_errors=True)
-                os.replace(old, path)
+                if old.exists():
+                    shutil.rmtree(path, ignore_errors=True)
+                    os.replace(old, path)
                 raise
     sync(path.parent)
 

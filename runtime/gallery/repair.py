@@ -23,7 +23,7 @@ from .sharded import give_up
 from .sharded.manifest import is_sharded
 from .sharded.writer import ShardedWriter
 from .store.catalogue import CATALOGUE, Catalogue, PreparedRecord, SegmentRecord, permissions, read_catalogue
-from .store.commit import NewFiles, Unconfirmed, publish, sweep
+from .store.commit import NewFiles, publish, sweep
 from .store.files import SEGMENTS, FileRecord, MappedFile
 from .store.lock import WriterLock
 from .store.mapping import check_folder, describe
@@ -89,14 +89,8 @@ def repair_gallery(path: str | Path, *, give_up_missing: bool = False) -> Repair
             _, catalogue = read_catalogue(folder)
             sweep(folder, replace(catalogue, dropped=()), catalogue.files)  # what an interrupted change left
             mode = permissions(folder / CATALOGUE)
-            files = NewFiles(folder, catalogue, mode)
-            try:
+            with NewFiles(folder, catalogue, mode) as files:
                 return _repair(folder, catalogue, files, mode, unsure)
-            except Unconfirmed:
-                raise
-            except BaseException:
-                files.discard()
-                raise
     finally:
         lock.release()
 

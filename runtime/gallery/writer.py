@@ -447,14 +447,9 @@ class GalleryWriter:
         """Files that are removed again if what they are for fails."""
         self._lock.check()
         with write_errors(self.path, "; nothing of this change was kept"):
-            files = NewFiles(self.path, self._catalogue, permissions(self.path / self._current))
-            try:
+            mode = permissions(self.path / self._current)
+            with NewFiles(self.path, self._catalogue, mode, self._current) as files:
                 yield files
-            except Unconfirmed:
-                raise
-            except BaseException:
-                files.discard()
-                raise
 
     def _commit(self, files: NewFiles, keep: Collection[str] = (), **changes: Any) -> None:
         """Publish the next catalogue and remove the files it does not need, but for those of the names `keep`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,13 +50,18 @@ def give_up_missing(folder: Path, damaged: str) -> list[str]:
             raise GalleryCorrupt(f"{folder}: no shard can be read, so there is nothing to keep")
         left = [name for name in problems if (folder / name).is_dir()]
         kept = tuple(shard for shard in manifest.shards if shard.name not in problems)
-        with write_errors(folder), ExitStack() as undo:
-            for name in left:
-                (folder / damaged).mkdir(exist_ok=True)
-                os.rename(folder / name, folder / damaged / name)
-                undo.callback(os.rename, folder / damaged / name, folder / name)
-            write_manifest(folder, replace(manifest, generation=manifest.generation + 1, shards=kept))
-            undo.pop_all()
+        with write_errors(folder):
+            try:
+                for name in left:
+                    (folder / damaged).mkdir(exist_ok=True)
+                    os.rename(folder / name, folder / damaged / name)
+                write_manifest(folder, replace(manifest, generation=manifest.generation + 1, shards=kept))
+            except BaseException:
+                if read_manifest(folder)[1] == manifest:
+                    for name in left:
+                        if not (folder / name).exists():
+                            os.rename(folder / damaged / name, folder / name)
+                raise
         return name_missing((shard, problems.get(shard.name)) for shard in manifest.shards)
     finally:
         lock.release()

@@ -23,9 +23,9 @@ from .manifest import NEXT, ShardEntry, check_shard, read_pinned
 
 
 class ShardWriter(GalleryWriter):
-    """Changes one shard. A change ends with `confirm`, once the manifest names it, or with `withdraw`."""
+    """Changes one shard. A change ends with `settle`."""
 
-    _before: tuple[Header, Catalogue] | None = None  # what `withdraw` goes back to
+    _before: tuple[Header, Catalogue] | None = None  # the commit before the staged one
 
     @classmethod
     def open_shard(cls, folder: Path, entry: ShardEntry, settings: GallerySettings) -> Self:
@@ -78,28 +78,25 @@ class ShardWriter(GalleryWriter):
         return RowsToPrepare(self._segments, self._catalogue.segments, files)
 
     def stage(self, files: NewFiles, keep: Collection[str] = (), **changes: Any) -> None:
-        """Make a change, which waits for `confirm`.
+        """Make a change, which waits for `settle`.
 
         keep: files that stay though the change does not need them.
         """
         self._commit(files, keep, **changes)
 
-    def confirm(self) -> None:
-        """The manifest names what was staged: give it its place, and remove the files that it does not need.
+    def settle(self, named: Collection[ShardEntry]) -> None:
+        """End a change: what was staged takes its place where the manifest names it, and else is taken back.
 
         Raises:
             OSError: the disk refuses; readers see the change all the same, and the next writer finishes it.
         """
         if self._before is None:
             return
-        self._before = None
-        os.replace(self.path / NEXT, self.path / CATALOGUE)
-        sync(self.path)
-        super()._remove_dropped()
-
-    def withdraw(self) -> None:
-        """Take back what was staged."""
-        if self._before is None:
+        if self._header != self._before[0] and self.entry in named:
+            self._before = None
+            os.replace(self.path / NEXT, self.path / CATALOGUE)
+            sync(self.path)
+            super()._remove_dropped()
             return
         (self._header, self._catalogue), self._before = self._before, None
         self._tables.clear()
@@ -108,10 +105,8 @@ class ShardWriter(GalleryWriter):
             sweep(self.path, self._catalogue, self._catalogue.files)
 
     def _publish(self, following: Catalogue) -> Header:
-        before = self._header, replace(self._catalogue, dropped=())
-        header = publish(self.path, following, permissions(self.path / CATALOGUE), NEXT)
-        self._before = before
-        return header
+        self._before = self._header, replace(self._catalogue, dropped=())
+        return publish(self.path, following, permissions(self.path / CATALOGUE), NEXT)
 
     def _remove_dropped(self) -> None:
         """Nothing is removed before the manifest names the change."""

@@ -310,7 +310,7 @@ class ShardedWriter:
                 entries = write_shards(sources, made)
                 self._publish(shards=tuple(entries), next_shard=first + shards)
         finally:
-            named = {shard.name for shard in self._manifest.shards}
+            named = {shard.name for shard in self._named()}
             for folder in made:
                 if folder.name not in named:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -337,6 +337,10 @@ class ShardedWriter:
             opened.pop_all()
         self._shards = shards
 
+    def _named(self) -> tuple[ShardEntry, ...]:
+        """The shards of the newest commit, from the disk: Ctrl-C may come after it and before this writer knows."""
+        return read_manifest(self.path)[1].shards
+
     def _sweep(self) -> None:
         """Remove the shards that no commit names."""
         named = {shard.name for shard in self._manifest.shards}
@@ -355,14 +359,10 @@ class ShardedWriter:
                 with write_errors(self.path, "; nothing of this change was kept"):
                     self._publish(shards=entries, **changes)
         finally:
-            # Ctrl-C may come between the moment the manifest is there and the next line: what it names decides
-            committed = (*(shard.entry for shard in self._shards), *new) == self._manifest.shards
+            named = self._named()
             for shard in self._shards:
-                if committed:
-                    with write_errors(self.path, "; this change is in the gallery, and the next writer finishes it"):
-                        shard.confirm()
-                else:
-                    shard.withdraw()
+                with write_errors(self.path, "; this change is in the gallery, and the next writer finishes it"):
+                    shard.settle(named)
 
     def _publish(self, **changes: Any) -> None:
         """Make the next manifest the newest commit."""

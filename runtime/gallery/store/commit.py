@@ -17,13 +17,14 @@ import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
 from ...errors import GalleryError
 from ...files import sync
-from .catalogue import CATALOGUE, Catalogue
+from .catalogue import CATALOGUE, Catalogue, read_catalogue
 from .files import SEGMENTS, FileRecord, write_arrays
 from .header import Header
 
@@ -32,15 +33,17 @@ NEW = f"{CATALOGUE}.new"  # the next catalogue while it is written
 
 
 class NewFiles:
-    """Files written for one commit; `discard` removes them again.
+    """Files written for one commit; a context manager that removes them again if the commit fails.
 
     Args:
         folder: the gallery.
         catalogue: the commit before.
         mode: permission bits of the files.
+        current: name of the file that holds the newest commit.
     """
 
-    def __init__(self, folder: Path, catalogue: Catalogue, mode: int | None) -> None:
+    def __init__(self, folder: Path, catalogue: Catalogue, mode: int | None, current: str = CATALOGUE) -> None:
+        self._current = folder / current
         self._folder = folder / SEGMENTS
         self._gallery = catalogue.gallery
         self._mode = mode
@@ -88,11 +91,27 @@ class NewFiles:
         if self._names:
             sync(self._folder)
 
-    def discard(self) -> None:
-        """Remove the files."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove the files, unless the newest commit names them: Ctrl-C may come after the moment of the commit."""
+        named: Collection[str] = ()
+        if os.path.lexists(self._current):
+            try:
+                named = read_catalogue(self._current.parent, self._current.name)[1].files
+            except GalleryError:
+                return  # nobody knows whether it names them; the next writer removes what it does not
         for name in self._names:
-            with contextlib.suppress(OSError):
-                (self._folder / name).unlink(missing_ok=True)
+            if name not in named:
+                with contextlib.suppress(OSError):
+                    (self._folder / name).unlink(missing_ok=True)
 
 
 def publish(folder: Path, catalogue: Catalogue, mode: int | None, name: str = CATALOGUE) -> Header:

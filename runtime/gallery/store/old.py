@@ -34,7 +34,7 @@ from .catalogue import (
     check_roots,
     permissions,
 )
-from .commit import NewFiles, Unconfirmed, publish, sweep
+from .commit import NewFiles, publish, sweep
 from .files import PAGE, FileRecord
 from .header import Header
 from .mapping import open_regular
@@ -115,19 +115,13 @@ def upgrade(folder: Path, *, keep_unsure: bool = False) -> list[str]:
     rows = {segment.rows.name for segment in catalogue.segments}  # which are in no file yet
     sweep(folder, replace(catalogue, dropped=()), catalogue.files.keys() - rows)  # what an interrupted upgrade left
     mode = permissions(folder / OLD_CATALOGUE)
-    files = NewFiles(folder, catalogue, mode)
-    try:
+    with NewFiles(folder, catalogue, mode) as files:
         segments = [
             replace(segment, rows=files.write(row_arrays(*table.texts())))
             for segment, table in zip(catalogue.segments, tables, strict=True)
         ]
         files.sync()
         publish(folder, replace(catalogue, segments=tuple(segments), next_file=files.next_file), mode)
-    except Unconfirmed:
-        raise
-    except BaseException:
-        files.discard()
-        raise
     _log.warning("%s was upgraded from schema %d; older versions of chan cannot read it any more", folder, _SCHEMA)
     return unsure
 

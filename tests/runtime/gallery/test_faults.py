@@ -1,7 +1,6 @@
 """Kills, full disks, read-only folders and flipped bits: acknowledged rows stay, half-done changes leave no trace."""
 
 import errno
-import json
 import os
 import random
 import shutil
@@ -20,27 +19,7 @@ from chan_rt.runtime.errors import ChanError, GalleryCorrupt, GalleryError
 from chan_rt.runtime.gallery import Gallery, GallerySettings, GalleryWriter, verify_gallery
 from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 
-CHILD = Path(__file__).with_name("kill_child.py")
-
-
-def run_child(path: Path, seed: int, line: int) -> list[dict]:
-    """The changes the child began and finished before it was killed at `line`."""
-    command = [sys.executable, str(CHILD), str(path), str(seed), str(line)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode in (0, -9), done.stderr
-    return [json.loads(text) for text in done.stdout.splitlines() if text.endswith("}")]
-
-
-def apply(state: dict[str, int], change: dict) -> dict[str, int]:
-    """The rows (id -> version) after a change."""
-    if change["kind"] == "add":
-        return {**state, **dict.fromkeys(change["ids"], change["version"])}
-    if change["kind"] == "relabel":
-        new = dict(zip(change["ids"], change["new"], strict=True))
-        return {new.get(id, id): version for id, version in state.items()}
-    if change["kind"] == "delete":
-        return {id: version for id, version in state.items() if id not in change["ids"]}
-    return state
+from .killed import possible_rows, run_child
 
 
 def stored(path: Path) -> dict[str, int]:
@@ -60,14 +39,7 @@ def stored(path: Path) -> dict[str, int]:
 def kill_and_check(tmp_path: Path, seed: int, line: int) -> None:
     path = tmp_path / f"gallery {seed} {line}"
     GalleryWriter.create(path, GallerySettings("images", 16, AlignmentConfig(), "m")).close()
-    state: dict[str, int] = {}
-    pending = None
-    for event in run_child(path, seed, line):
-        if event.get("phase") == "begin":
-            pending = event
-        elif event.get("phase") == "done":
-            state, pending = apply(state, event), None
-    possible = [state] if pending is None else [state, apply(state, pending)]
+    possible = possible_rows({}, run_child(path, seed, line))
     assert stored(path) in possible, "the gallery is neither before nor after the change that was killed"
     with GalleryWriter.open(path) as writer:  # the lock is free, orphans are swept, and work goes on
         assert {file.name for file in (path / "segments").iterdir()} == writer._catalogue.files.keys()

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +29,7 @@ from chan_rt.runtime.gallery import (
 from chan_rt.runtime.gallery.sharded import shard_writer
 from chan_rt.runtime.gallery.sharded.manifest import NEXT, read_manifest
 
-CHILD = Path(__file__).parents[1] / "kill_child.py"
+from ..killed import possible_rows, run_child
 
 
 @pytest.fixture
@@ -70,25 +68,6 @@ def stored(path: Path) -> dict[str, int]:
         return state
 
 
-def apply(state: dict[str, int], change: dict) -> dict[str, int]:
-    """The rows after a change."""
-    if change["kind"] == "add":
-        return {**state, **dict.fromkeys(change["ids"], change["version"])}
-    if change["kind"] == "relabel":
-        new = dict(zip(change["ids"], change["new"], strict=True))
-        return {new.get(id, id): version for id, version in state.items()}
-    if change["kind"] == "delete":
-        return {id: version for id, version in state.items() if id not in change["ids"]}
-    return state
-
-
-def run_child(path: Path, seed: int, line: int) -> list[dict]:
-    command = [sys.executable, str(CHILD), str(path), str(seed), str(line)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode in (0, -9), done.stderr
-    return [json.loads(text) for text in done.stdout.splitlines() if text.endswith("}")]
-
-
 def kill_at_points(tmp_path: Path, seed: int, count: int) -> None:
     start = tmp_path / f"start {seed}"
     with GalleryWriter.create(
@@ -104,13 +83,7 @@ def kill_at_points(tmp_path: Path, seed: int, count: int) -> None:
     for line in random.Random(seed).sample(range(1, lines), count):
         shutil.rmtree(path)
         shutil.copytree(start, path)
-        state, pending = dict(begin), None
-        for event in run_child(path, seed, line):
-            if event.get("phase") == "begin":
-                pending = event
-            elif event.get("phase") == "done":
-                state, pending = apply(state, event), None
-        possible = [state] if pending is None else [state, apply(state, pending)]
+        possible = possible_rows(begin, run_child(path, seed, line))
         assert stored(path) in possible, f"line {line}: neither before nor after the change that was killed"
         with ShardedWriter.open(path) as writer:  # the locks are free, what is left over is swept, and work goes on
             assert folders(path) == [entry.name for entry in read_manifest(path)[1].shards]
@@ -168,7 +141,7 @@ def test_a_disk_that_fails_leaves_the_shards_as_they_were_or_changed(
 def test_a_commit_whose_catalogues_wait_is_read_and_finished(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Gallery.open(shards) as gallery:
         with ShardedWriter.open(shards) as writer:
-            monkeypatch.setattr(shard_writer.ShardWriter, "confirm", lambda self: None)
+            monkeypatch.setattr(shard_writer.ShardWriter, "settle", lambda self, named: None)
             writer.delete(["1", "21"])
             monkeypatch.undo()
         assert (shards / "shard-000001" / NEXT).exists()
@@ -182,7 +155,7 @@ def test_a_commit_whose_catalogues_wait_is_read_and_finished(shards: Path, monke
 
 def test_a_commit_that_the_manifest_does_not_name_is_nothing(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ShardedWriter, "_publish", lambda self, **changes: os.kill(0, 0) or 1 / 0)
-    monkeypatch.setattr(shard_writer.ShardWriter, "withdraw", lambda self: None)
+    monkeypatch.setattr(shard_writer.ShardWriter, "settle", lambda self, named: None)
     with ShardedWriter.open(shards) as writer, pytest.raises(ZeroDivisionError):
         writer.delete(["1", "21"])
     monkeypatch.undo()
