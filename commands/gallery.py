@@ -89,7 +89,8 @@ def compact(gallery: Path, as_json: bool) -> None:
     from ..runtime.gallery import open_for_writing
 
     with open_for_writing(gallery) as writer:
-        writer.compact()
+        with progress_bar("compact", 0) as progress:
+            writer.compact(progress=progress)
         _report(gallery, as_json, f"{visible(gallery)}: {writer.describe()}", rows=len(writer))
 
 
@@ -102,7 +103,8 @@ def verify(context: click.Context, gallery: Path, as_json: bool) -> None:
     from ..runtime.errors import GalleryCorrupt
     from ..runtime.gallery import Gallery, verify_gallery
 
-    damaged = verify_gallery(gallery)
+    with progress_bar("verify", 0) as progress:
+        damaged = verify_gallery(gallery, progress=progress)
     if damaged and not as_json:
         raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
     if damaged:
@@ -161,15 +163,15 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None, as_json: bo
     from ..runtime.indexing.sources import read_lines
     from ..runtime.session import gallery_directions, open_matcher
 
-    with open_for_writing(gallery) as writer:
+    with open_for_writing(gallery) as writer, progress_bar("prepare", 0) as progress:
         if queries is None:
-            prepared = writer.prepare(directions=gallery_directions(writer, moved))
+            prepared = writer.prepare(directions=gallery_directions(writer, moved), progress=progress)
         elif writer.settings.model == NO_MODEL:
             _, asked = read_embeddings([queries], writer.settings.dim, options.vector_readers())
-            prepared = writer.prepare(asked)
+            prepared = writer.prepare(asked, progress=progress)
         else:
             with open_matcher(writer, moved) as matcher:
-                prepared = writer.prepare(encode_queries(matcher, read_lines(queries)))
+                prepared = writer.prepare(encode_queries(matcher, read_lines(queries)), progress=progress)
     _report(gallery, as_json, prepared.describe(), prepared=prepared.describe())
 
 
@@ -269,7 +271,8 @@ def split(gallery: Path, out: Path, shards: int, as_json: bool) -> None:
     """
     from ..runtime.gallery import split_gallery
 
-    made = split_gallery(gallery, out, shards)
+    with progress_bar("split", 0) as progress:
+        made = split_gallery(gallery, out, shards, progress=progress)
     rows = [shard.rows for shard in made.shards]
     text = f"{visible(out)}: {sum(rows)} rows in {len(rows)} shards of {min(rows)} to {max(rows)}"
     _report(out, as_json, text, rows=sum(rows), shards={shard.name: shard.rows for shard in made.shards})
@@ -283,7 +286,8 @@ def merge(gallery: Path, out: Path, as_json: bool) -> None:
     """Write the rows of a GALLERY in shards to a new gallery in one folder. Nothing is encoded again."""
     from ..runtime.gallery import merge_gallery
 
-    rows = merge_gallery(gallery, out)
+    with progress_bar("merge", 0) as progress:
+        rows = merge_gallery(gallery, out, progress=progress)
     _report(out, as_json, f"{visible(out)}: {rows} rows", rows=rows)
 
 
@@ -299,7 +303,8 @@ def rebalance(gallery: Path, shards: int, as_json: bool) -> None:
     from ..runtime.gallery import ShardedWriter
 
     with ShardedWriter.open(gallery) as writer:
-        writer.rebalance(shards)
+        with progress_bar("rebalance", 0) as progress:
+            writer.rebalance(shards, progress=progress)
         _report(gallery, as_json, f"{visible(gallery)}: {writer.describe()}", rows=len(writer), shards=shards)
 
 

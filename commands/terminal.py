@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -79,15 +80,16 @@ def stdout_to_stderr() -> Iterator[None]:
 
 @contextmanager
 def progress_bar(label: str, length: int = 1) -> Iterator[Progress]:
-    """A progress bar on stderr; it appears with the first progress."""
+    """A progress bar on stderr, where that is a terminal; it appears with the first progress."""
     with ExitStack() as stack:
         bar: Any = None
 
         def show(done: int, total: int, item: str = "") -> None:
             nonlocal bar
             if bar is None:
+                file = sys.stderr if sys.stderr.isatty() else StringIO()
                 new = click.progressbar(
-                    length=length, label=visible(label), file=sys.stderr, item_show_func=lambda shown: shown
+                    length=length, label=visible(label), file=file, item_show_func=lambda shown: shown
                 )
                 bar = stack.enter_context(new)
             bar.length = total

@@ -33,6 +33,7 @@ from ..runtime.indexing.identity import SOURCE, Plan, compare
 from ..runtime.indexing.index import IndexResult, nothing_readable, plan_source, prepare_search
 from ..runtime.indexing.sources import Source
 from ..runtime.matcher import Matcher
+from ..runtime.progress import Progress
 from ..runtime.regions import PictureBackbone
 from ..runtime.skipped import MAX_BAD, Skipped
 from .bulk_worker import RUN, Filled, Job, Work
@@ -77,7 +78,7 @@ def index_on_cluster(
     replace_rows: bool = False,
     prune: bool = False,
     max_bad: int = MAX_BAD,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> BulkResult:
     """Bring a gallery in shards up to date with a source, as `index_source` does, by the actors of a Ray cluster.
 
@@ -268,7 +269,7 @@ def _run(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _watched(works: Sequence[Work], total: int, progress: Callable[[int, int], object] | None) -> Iterator[None]:
+def _watched(works: Sequence[Work], total: int, progress: Progress | None) -> Iterator[None]:
     """Report the rows that were committed to the shards, from a thread, while a block runs."""
     if progress is None:
         yield

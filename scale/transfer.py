@@ -20,10 +20,10 @@ from ..runtime.files import publish, sync_tree
 from ..runtime.gallery import Gallery
 from ..runtime.gallery.sharded.committed import read_committed
 from ..runtime.gallery.store.files import PAGE, FileRecord
+from ..runtime.progress import Progress
 from .head import HEAD, PIECE_BYTES, PIECES, Head, StoredFile, parse_head
 from .remote import Remote
 
-Progress = Callable[[int, int], object]  # (bytes done, bytes in all)
 _AT_ONCE = 4  # pieces on their way: 256 MiB of memory at most
 _ATTEMPTS = 3  # to push a gallery that a writer changes, or that another process pushes too
 

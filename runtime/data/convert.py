@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import write_file
+from ..progress import Progress
 from .flat import FlatWriter
 from .regions import open_features
 
@@ -34,7 +34,7 @@ class Converted:
 
 
 def convert_features(
-    source: Path, out: Path, force: bool = False, progress: Callable[[int, int], object] = lambda done, total: None
+    source: Path, out: Path, force: bool = False, progress: Progress = lambda done, total: None
 ) -> Converted:
     """Write the features of SOURCE to OUT/ims.npz, as `regions` reads it, and the image ids to OUT/ids.txt.
 

@@ -8,7 +8,7 @@ measured. Where it does not pay, as with vectors that have no structure, every s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt
+from ..progress import WorkCounter
 from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches
 from .proof.gallery_rows import GalleryRows
 from .proof.prefix import SearchPlan, fit_axes, fit_level, largest_coordinates, level_widths, plan_of, rotate
@@ -73,8 +74,12 @@ def fit_plan(
     live: Sequence[NDArray[np.bool_]],
     queries: NDArray[np.float32] | None,
     settings: GallerySettings,
+    work: WorkCounter,
 ) -> SearchPlan:
-    """A plan for living rows' vectors, evenly sampled, and queries' vectors [Q, D]; with levels if D allows them."""
+    """A plan for living rows' vectors, evenly sampled, and queries' vectors [Q, D]; with levels if D allows them.
+
+    work: counts the rows, which are read once more for the levels.
+    """
     total = sum(int(s.starts[-1]) for s in segments)
     step = max(1, total // _SAMPLE)
     pieces = [np.zeros((0, settings.dim), np.float32)]
@@ -85,12 +90,15 @@ def fit_plan(
     sample = np.concatenate(pieces)
     if not len(sample):
         sample = np.zeros((1, settings.dim), np.float32)
-    everything = (
-        segment.vectors(begin, min(begin + 256, len(alive)))
-        for segment, alive in zip(segments, live, strict=True)
-        for begin in range(0, len(alive), 256)
-    )
-    return plan_for(sample, queries, everything)
+
+    def everything() -> Iterator[NDArray[np.float32]]:
+        for segment, alive in zip(segments, live, strict=True):
+            for begin in range(0, len(alive), 256):
+                end = min(begin + 256, len(alive))
+                yield segment.vectors(begin, end)
+                work.add(end - begin)
+
+    return plan_for(sample, queries, everything())
 
 
 def plan_for(
@@ -122,11 +130,13 @@ def unpadded(queries: Embeddings | Iterable[Embeddings] | None) -> list[NDArray[
 
 def choose(
     parts: Sequence[Part], live: NDArray[np.bool_], settings: GallerySettings, queries: Sequence[NDArray[np.float32]],
-    plan: SearchPlan,
+    plan: SearchPlan, work: WorkCounter,
 ) -> Preparation:  # fmt: skip
     """The fastest of what a plan allows, with and without its levels, one digit or two, timed on half of the queries.
 
     The other half measures how much is read. Without queries, or where nothing compiled runs, nothing is timed.
+
+    work: counts the rows, in shares of them for the queries that are timed.
     """
     if len(queries) < 2 or not live.any() or not core_is_fastest() or not core_searches(settings):
         return Preparation(plan)
@@ -136,11 +146,13 @@ def choose(
     candidates += [replace(candidate, first=None, second=None) for candidate in candidates]
     searches = [CompiledSearch(rows, candidate, CoreThreads(1)) for candidate in candidates]
     seconds: list[list[float]] = [[] for _ in candidates]
-    for query in [timed[0], *timed]:  # the first once more, so that all pages are in memory
+    begun = work.done
+    for number, query in enumerate([timed[0], *timed]):  # the first once more, so that all pages are in memory
         for search, found in zip(searches, seconds, strict=True):
             start = time.perf_counter()
             search.rank([query], _K, live)
             found.append(time.perf_counter() - start)
+        work.reach(begun + len(live) * (number + 1) // (len(timed) + 2))
     best = min(range(len(candidates)), key=lambda i: median(seconds[i][1:]))
     rankings = searches[best].rank(held_out, _K, live)
     count = len(held_out) * np.count_nonzero(live)

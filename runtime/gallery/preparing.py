@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
 from ..errors import InputError
+from ..progress import Progress, WorkCounter
 from .prepare import Preparation, choose, fit_plan, unpadded
 from .proof.prefix import SearchPlan, plan_arrays
 from .settings import GallerySettings
@@ -42,12 +43,12 @@ class RowsToPrepare:
         records = [record if plan is not None else replace(record, prepared=None) for record in self.records]
         return [Segment(self.folder, record, settings, plan) for record in records]
 
-    def write(self, plan: SearchPlan, settings: GallerySettings) -> None:
+    def write(self, plan: SearchPlan, settings: GallerySettings, work: WorkCounter) -> None:
         """Write the plan, and what it adds to each segment."""
         segments = self.segments(settings)
         self.plan_file = self.files.write(plan_arrays(plan))
         self.records = [
-            replace(record, prepared=self.files.write(segment.prepare(plan)))
+            replace(record, prepared=self.files.write(segment.prepare(plan, work)))
             for record, segment in zip(self.records, segments, strict=True)
         ]
         for segment in segments:
@@ -70,6 +71,7 @@ def prepare_rows(
     settings: GallerySettings,
     queries: Embeddings | Iterable[Embeddings] | None,
     directions: NDArray[np.float32] | None,
+    progress: Progress | None = None,
 ) -> tuple[Preparation, list[dict[str, Any]]]:
     """Fit one plan to all rows and their queries, and write what it adds to them; see `GalleryWriter.prepare`.
 
@@ -83,15 +85,19 @@ def prepare_rows(
     vectors = unpadded(queries)
     asked = np.concatenate(vectors) if vectors else directions
     alive = [record.live for some in rows for record in some.records]
-    plan = fit_plan([segment for some in rows for segment in some.segments(settings)], alive, asked, settings)
+    count = sum(map(len, alive))
+    work = WorkCounter(3 * count, progress)  # to fit the plan, to code the rows, to measure
+    plan = fit_plan([segment for some in rows for segment in some.segments(settings)], alive, asked, settings, work)
+    work.reach(count)
     for some in rows:
-        some.write(plan, settings)
+        some.write(plan, settings, work)
     parts = [part for some in rows for part in some.segments(settings, plan)]
     live = np.concatenate(alive) if alive else np.zeros(0, bool)
-    found = choose(parts, live, settings, vectors, plan)
+    found = choose(parts, live, settings, vectors, plan, work)
     if found.plan.first is None:
         for some in rows:
             some.leave_out_levels(found.plan, settings)
+    work.reach(3 * count)
     changes = [
         {"segments": tuple(some.records), "prepared": found.to_record(some.plan_file)}
         for some in rows

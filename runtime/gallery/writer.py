@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
+from ..progress import Progress, WorkCounter
 from .prepare import Preparation, load_preparation
 from .preparing import RowsToPrepare, prepare_rows
 from .proof.prefix import SearchPlan
@@ -327,24 +328,36 @@ class GalleryWriter:
         with self._new_files() as files:
             self._commit(files, segments=tuple(self._without(found.values())))
 
-    def compact(self) -> None:
+    def compact(self, *, progress: Progress | None = None) -> None:
         """Rewrite segments that hold deleted rows or are small, in one commit; rows keep their order.
 
         Needs room on the disk for the rewritten rows beside the old ones. Readers go on with the old files.
+
+        Args:
+            progress: called with the rows that are done, and those of all segments that are rewritten.
 
         Raises:
             GalleryCorrupt: a segment that must be rewritten is damaged; nothing was changed.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
+        self.compact_counted(WorkCounter(self.rows_to_compact, progress))
+
+    @property
+    def rows_to_compact(self) -> int:
+        """How many rows, deleted ones too, `compact` reads."""
+        return sum(len(record.live) for group in self._groups() if not _stays(group) for record in group)
+
+    def compact_counted(self, work: WorkCounter) -> None:
+        """As `compact`; `work` counts the rows."""
         records, plan = self._catalogue.segments, self._plan()
         segments: list[SegmentRecord] = []
         with self._new_files() as files:
-            for part in groups_to_compact([record.living_bytes for record in records], SEGMENT_BYTES):
-                group = records[part]
-                if len(group) == 1 and group[0].live.all():
+            for group in self._groups():
+                if _stays(group):
                     segments += group
                 else:
                     segments.append(write_piece(files, Piece.joined([self._stored(record, plan) for record in group])))
+                    work.add(sum(len(record.live) for record in group))
             if len(segments) < len(records) or any(a is not b for a, b in zip(segments, records, strict=True)):
                 self._commit(files, segments=tuple(segments))
 
@@ -352,6 +365,8 @@ class GalleryWriter:
         self,
         queries: Embeddings | Iterable[Embeddings] | None = None,
         directions: NDArray[np.float32] | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Preparation:
         """Fit search to the gallery as it is now and to its queries, in one commit; rows are not encoded again.
 
@@ -361,6 +376,8 @@ class GalleryWriter:
                 measure what it reads. Without queries nothing is measured.
             directions: [r, D], of queries that are not at hand (`read_directions`): they decide the axes where there
                 are no queries. Without either, the axes are the gallery's own.
+            progress: called with the work that is done and that of all: each row counts three times, as it is read to
+                fit axes, coded along them, and searched to measure.
 
         Raises:
             InputError: the gallery keeps no fine copy, so that nothing could be certified, or directions are of another
@@ -370,7 +387,7 @@ class GalleryWriter:
         """
         with self._new_files() as files:
             rows = RowsToPrepare(self._segments, self._catalogue.segments, files)
-            found, (changes,) = prepare_rows([rows], self.settings, queries, directions)
+            found, (changes,) = prepare_rows([rows], self.settings, queries, directions, progress)
             self._commit(files, **changes)
         return found
 
@@ -425,6 +442,11 @@ class GalleryWriter:
             _log.warning("small segments were not merged: %s", error)
             return records, piece
         return records[:-count], Piece.joined([*old, piece])
+
+    def _groups(self) -> list[tuple[SegmentRecord, ...]]:
+        """The segments as `compact` puts them together."""
+        records = self._catalogue.segments
+        return [records[part] for part in groups_to_compact([one.living_bytes for one in records], SEGMENT_BYTES)]
 
     def _stored(self, record: SegmentRecord, plan: SearchPlan | None) -> Piece:
         with _missing(self.path):
@@ -482,6 +504,11 @@ class GalleryWriter:
             except OSError:
                 left.append(name)
         self._catalogue = replace(self._catalogue, dropped=tuple(left))
+
+
+def _stays(group: Sequence[SegmentRecord]) -> bool:
+    """Whether compacting leaves these segments as they are."""
+    return len(group) == 1 and bool(group[0].live.all())
 
 
 def check_rows_fit(mine: GallerySettings, asked: GallerySettings, path: Path) -> None:

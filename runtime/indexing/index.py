@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..gallery import GalleryWriter, ShardedWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..matcher import Matcher
+from ..progress import Progress
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .identity import SOURCE, Known, Plan, add_digest, compare
 from .sources import Source
@@ -66,7 +67,7 @@ def index_source(
     replace: bool = False,
     prune: bool = False,
     max_bad: int = MAX_BAD,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> IndexResult:
     """Bring a gallery up to date with a source: add, refresh, rename, and with `prune` remove rows.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..gallery.prepare import Preparation
 from ..gallery.proof.bounds import MAX_VALUE
 from ..gallery.proof.rows import kept_vectors
 from ..gallery.store.rows import Relabel
+from ..progress import Progress
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .embedding_source import BYTES_AT_ONCE, EmbeddingRow, EmbeddingSource
 from .index import MIN_ROWS, QUERIES
@@ -49,7 +50,7 @@ def index_embeddings(
     source: EmbeddingSource,
     *,
     max_bad: int = MAX_BAD,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> IndexedEmbeddings:
     """Bring a gallery up to date with files of embeddings: add rows, and replace those whose vectors changed.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import InputError
+from ..progress import Progress
 from ..skipped import Skipped, SkippedItem
 from .alike import alike
 from .check import Checked, check_pictures
@@ -15,7 +16,6 @@ from .entries import Entry, Stray, clean, has_word
 from .find import PictureFolders
 from .splits import SPLITS, Shares
 
-Progress = Callable[[int, int], None]
 """Called with how many pictures were read, and how many there are."""
 
 # What a report calls the items that were left out or joined, in the order of the work.

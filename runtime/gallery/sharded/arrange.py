@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ...checks import check_positive
 from ...errors import GalleryCorrupt, GalleryError, InputError
 from ...files import atomic_folder
+from ...progress import Progress, WorkCounter
 from .. import writer
 from ..prepare import load_preparation
 from ..proof.prefix import SearchPlan
@@ -71,13 +72,14 @@ class _Rows:
         return piece
 
 
-def split_gallery(path: str | Path, out: str | Path, shards: int) -> ShardManifest:
+def split_gallery(path: str | Path, out: str | Path, shards: int, *, progress: Progress | None = None) -> ShardManifest:
     """Write the rows of a gallery to a new gallery in shards.
 
     Args:
         path: the gallery, in one folder or in shards.
         out: a folder that does not exist yet, or is empty.
         shards: how many; each gets the same number of rows, but for one row.
+        progress: called with the rows that are done, and all rows.
 
     Raises:
         InputError: there are fewer rows than shards.
@@ -86,22 +88,24 @@ def split_gallery(path: str | Path, out: str | Path, shards: int) -> ShardManife
     """
     sources, roots = _sources(Path(path).absolute())
     with _new_folder(Path(out)) as fresh:
-        entries = write_shards(sources, shard_folders(fresh, 1, shards))
+        entries = write_shards(sources, shard_folders(fresh, 1, shards), progress=progress)
         settings = sources[0].catalogue.settings
         manifest = ShardManifest(uuid4().hex, 0, settings, tuple(entries), shards + 1, roots)
         write_manifest(fresh, manifest)
     return manifest
 
 
-def merge_gallery(path: str | Path, out: str | Path) -> int:
+def merge_gallery(path: str | Path, out: str | Path, *, progress: Progress | None = None) -> int:
     """Write the rows of a gallery in shards to a new gallery in one folder, and return their number.
+
+    progress: called with the rows that are done, and all rows.
 
     Raises:
         GalleryError, GalleryCorrupt: as `split_gallery`.
     """
     sources, roots = _sources(Path(path).absolute())
     with _new_folder(Path(out)) as fresh:
-        (entry,) = write_shards(sources, [fresh], roots)
+        (entry,) = write_shards(sources, [fresh], roots, progress)
     return entry.rows
 
 
@@ -112,7 +116,10 @@ def shard_folders(folder: Path, first: int, count: int) -> list[Path]:
 
 
 def write_shards(
-    sources: Sequence[Source], folders: Sequence[Path], roots: Mapping[str, str] | None = None
+    sources: Sequence[Source],
+    folders: Sequence[Path],
+    roots: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> list[ShardEntry]:
     """Write all rows of some galleries to new ones, in order, and each of these gets as many rows as the others.
 
@@ -122,6 +129,7 @@ def write_shards(
         sources: of the same settings.
         folders: of the new galleries, which do not exist or are empty.
         roots: what each new gallery keeps as its roots.
+        progress: called with the rows that are done, and all rows.
 
     Raises:
         InputError: there are fewer rows than folders.
@@ -137,9 +145,10 @@ def write_shards(
     if len(folders) > max(1, total):
         raise InputError(f"shards: must be at most the number of rows, {total}, got {len(folders)}")
     together = _prepared_together(sources)
+    work = WorkCounter(total, progress)
     edges = [total * i // len(folders) for i in range(len(folders) + 1)]
     return [
-        _write(folder, _between(rows, first, last), sources[0], together, roots or {})
+        _write(folder, _between(rows, first, last), sources[0], together, roots or {}, work)
         for folder, (first, last) in zip(folders, pairwise(edges), strict=True)
     ]
 
@@ -156,7 +165,9 @@ def _between(rows: Sequence[_Rows], first: int, last: int) -> list[_Rows]:
     return found
 
 
-def _write(folder: Path, rows: Sequence[_Rows], source: Source, together: bool, roots: Mapping[str, str]) -> ShardEntry:
+def _write(
+    folder: Path, rows: Sequence[_Rows], source: Source, together: bool, roots: Mapping[str, str], work: WorkCounter
+) -> ShardEntry:
     """Make one gallery."""
     lock, _, catalogue = create_gallery(folder, source.catalogue.settings)
     try:
@@ -166,7 +177,7 @@ def _write(folder: Path, rows: Sequence[_Rows], source: Source, together: bool, 
         plan = None if loaded is None else loaded.plan
         if prepared is not None:
             prepared = replace(prepared, file=files.link(source.folder / SEGMENTS, prepared.file))
-        records = _records(files, rows, plan)
+        records = _records(files, rows, plan, work)
         files.sync()
         catalogue = catalogue.followed_by(
             segments=tuple(records), prepared=prepared, next_file=files.next_file, roots=dict(roots)
@@ -177,8 +188,8 @@ def _write(folder: Path, rows: Sequence[_Rows], source: Source, together: bool, 
         lock.release()
 
 
-def _records(files: NewFiles, rows: Sequence[_Rows], plan: SearchPlan | None) -> list[SegmentRecord]:
-    """The segments of a new gallery."""
+def _records(files: NewFiles, rows: Sequence[_Rows], plan: SearchPlan | None, work: WorkCounter) -> list[SegmentRecord]:
+    """The segments of a new gallery; `work` counts the rows that are read."""
     records: list[SegmentRecord] = []
     pieces: list[Piece] = []
 
@@ -195,11 +206,13 @@ def _records(files: NewFiles, rows: Sequence[_Rows], plan: SearchPlan | None) ->
             kept = record.prepared if plan is not None else None
             prepared = None if kept is None else files.link(folder, kept)
             records.append(SegmentRecord(record.live, vectors, texts, prepared))
+            work.add(len(record.live))
             continue
         piece = some.piece(plan)
         if sum(one.bytes for one in pieces) + piece.bytes > writer.SEGMENT_BYTES:
             write_pieces()
         pieces.append(piece)
+        work.add(len(piece.ids))
     write_pieces()
     return records
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...embeddings import Embeddings
 from ...errors import GalleryError, GalleryLocked, InputError
+from ...progress import Progress, WorkCounter
 from ..prepare import Preparation
 from ..preparing import prepare_rows
 from ..settings import GallerySettings
@@ -270,31 +271,38 @@ class ShardedWriter:
                 if some:
                     shard.delete(sorted(some))
 
-    def compact(self) -> None:
+    def compact(self, *, progress: Progress | None = None) -> None:
         """Rewrite the segments of each shard that hold deleted rows or are small, as `GalleryWriter.compact`."""
+        work = WorkCounter(sum(shard.rows_to_compact for shard in self._shards), progress)
         with self._change():
             for shard in self._shards:
-                shard.compact()
+                shard.compact_counted(work)
 
     def prepare(
         self,
         queries: Embeddings | Iterable[Embeddings] | None = None,
         directions: NDArray[np.float32] | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Preparation:
         """Fit search to the rows of all shards and their queries together, as `GalleryWriter.prepare`."""
         with self._change(), ExitStack() as stack:
             files = [stack.enter_context(shard.new_files()) for shard in self._shards]
             rows = [shard.to_prepare(new) for shard, new in zip(self._shards, files, strict=True)]
-            found, changes = prepare_rows(rows, self.settings, queries, directions)
+            found, changes = prepare_rows(rows, self.settings, queries, directions, progress)
             for shard, new, change in zip(self._shards, files, changes, strict=True):
                 shard.stage(new, **change)
         return found
 
-    def rebalance(self, shards: int) -> None:
+    def rebalance(self, shards: int, *, progress: Progress | None = None) -> None:
         """Cut the rows into this many shards of the same number of rows, in one commit; their order stays.
 
         Whole files are taken over; the rows at the edges of shards are written again, and so are small segments. Needs
         room on the disk for those, or for all of the gallery where the disk has no hard links.
+
+        Args:
+            shards: how many.
+            progress: called with the rows that are done, and all rows.
 
         Raises:
             InputError: there are fewer rows than shards.
@@ -307,7 +315,7 @@ class ShardedWriter:
         old, made = self._shards, shard_folders(self.path, first, shards)
         try:
             with write_errors(self.path, "; nothing of this change was kept"):
-                entries = write_shards(sources, made)
+                entries = write_shards(sources, made, progress=progress)
                 self._publish(shards=tuple(entries), next_shard=first + shards)
         finally:
             named = {shard.name for shard in self._named()}

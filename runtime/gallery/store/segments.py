@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt
+from ...progress import WorkCounter
 from ..kernels.layout import OFFSET, stored_width
 from ..proof.bounds import block_edges, no_axes
 from ..proof.fixed16 import join_bytes
@@ -217,8 +218,8 @@ class Segment:
             arrays["loose"] = self._prepared.read("loose")[live]
         return arrays
 
-    def prepare(self, plan: SearchPlan) -> dict[str, NDArray[Any]]:
-        """The arrays of a third file for this plan, made a piece of rows at a time."""
+    def prepare(self, plan: SearchPlan, work: WorkCounter) -> dict[str, NDArray[Any]]:
+        """The arrays of a third file for this plan, made a piece of rows at a time, which `work` counts."""
         made: dict[str, list[NDArray[Any]]] = {}
         for first in range(0, self._count, 256):
             last = min(first + 256, self._count)
@@ -226,10 +227,14 @@ class Segment:
             part = array_part(self.vectors(first, last), starts, self._settings.fine, plan)
             for name, array in prepared_arrays(part).items():
                 made.setdefault(name, []).append(array)
+            work.add(last - first)
         return stored_arrays({name: np.concatenate(pieces) for name, pieces in made.items()}, self.starts)
 
-    def check_bounds(self) -> None:
-        """GalleryCorrupt unless all that is stored of rows bounds what their codes lose of the fine copy."""
+    def check_bounds(self, work: WorkCounter) -> None:
+        """GalleryCorrupt unless all that is stored of rows bounds what their codes lose of the fine copy.
+
+        work: counts the rows whose measures are checked.
+        """
         if not self.has_fine:
             return
         for first in range(0, self._count, 256):
@@ -243,6 +248,7 @@ class Segment:
             stored = np.column_stack([self.error[rows], self.norm[rows], self._measures[rows]])
             wrong = np.maximum.reduceat(sizes, starts[:-1]) > stored * (1 + 1e-6)
             self._refuse(rows, np.logical_or.reduce(wrong, axis=1), self._file, "codes and measures")
+            work.add(rows.stop - first)
         if self._prepared is None or self.plan is None or self.plan.first is None or self.plan.second is None:
             return
         first_codes = unpack_blocks(self._prepared.read("first"), self.starts, self._order)
