@@ -380,10 +380,10 @@ def test_levels_that_do_not_pay_are_dropped_without_coding_rows_again(
 ) -> None:
     coded = []
     prepare = Segment.prepare
-    monkeypatch.setattr(Segment, "prepare", lambda segment, plan: coded.append(segment) or prepare(segment, plan))
+    monkeypatch.setattr(Segment, "prepare", lambda segment, *given: coded.append(segment) or prepare(segment, *given))
     monkeypatch.setattr(
         "chan_rt.runtime.gallery.preparing.choose",
-        lambda parts, live, settings, queries, plan: Preparation(replace(plan, first=None, second=None)),
+        lambda parts, live, settings, queries, plan, work: Preparation(replace(plan, first=None, second=None)),
     )
     path = tmp_path / "gallery"
     with GalleryWriter.create(path, make_settings(dim=192)) as writer:

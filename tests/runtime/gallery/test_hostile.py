@@ -34,6 +34,7 @@ from chan_rt.runtime.gallery.store.commit import NewFiles, publish
 from chan_rt.runtime.gallery.store.files import PAGE, SEGMENTS, FileRecord, MappedFile
 from chan_rt.runtime.gallery.store.header import digest_of
 from chan_rt.runtime.gallery.store.segments import Segment
+from chan_rt.runtime.progress import WorkCounter
 
 DEEP = json.loads("[" * 900 + "]" * 900)
 VALUES: list[Any] = [
@@ -368,9 +369,9 @@ def test_verify_finds_levels_along_other_axes(path: Path, monkeypatch: pytest.Mo
     """A writer that codes rows along axes which are not those that it keeps."""
     prepare = Segment.prepare
 
-    def along_others(segment: Segment, plan: SearchPlan) -> dict[str, np.ndarray]:
+    def along_others(segment: Segment, plan: SearchPlan, work: WorkCounter) -> dict[str, np.ndarray]:
         others = replace(plan.axes, basis=plan.axes.basis[::-1].copy())
-        return prepare(segment, replace(plan, axes=others))
+        return prepare(segment, replace(plan, axes=others), work)
 
     monkeypatch.setattr(Segment, "prepare", along_others)
     with GalleryWriter.open(path) as writer:
