@@ -191,8 +191,8 @@ def command(
     else:
         network = options.open_backbone(context, backbone, weights)
         with (
-            open_writer(out, settings) as writer,
             Matcher.open(bundle, backend, precision, backbone=network) as matcher,
+            open_writer(out, settings) as writer,
         ):
             with progress_bar("index", len(source.ids)) as progress:
                 result = index_source(

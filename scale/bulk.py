@@ -180,17 +180,17 @@ class _Target:
                 raise
             self.settings = self.writer.settings
         else:
-            with write_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                check_only_staged(folder)
-            self._lock = WriterLock(folder)
+            if folder.exists():
+                with write_errors(folder):
+                    check_only_staged(folder)
+            self._lock = WriterLock(folder, make=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.writer is not None:
             self.writer.close()
         elif self._lock is not None:
-            self._lock.release()
+            self._lock.discard()
 
     def plan(self, source: Source) -> Plan:
         """What there is to do, from what the gallery holds; shards that are not part of it yet do not count."""

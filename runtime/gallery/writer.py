@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -41,10 +41,10 @@ from .store.catalogue import (
     read_header,
 )
 from .store.commit import NewFiles, Unconfirmed, publish, sweep
-from .store.create import create_gallery
+from .store.create import create_gallery, undo_creation
 from .store.files import SEGMENTS, MappedFile
 from .store.header import Header
-from .store.lock import WriterLock
+from .store.lock import WriterLock, lock_to_open
 from .store.mapping import check_folder
 from .store.merging import Piece, groups_to_compact, segments_to_fold, write_piece
 from .store.newest import is_old, no_gallery
@@ -79,6 +79,7 @@ class GalleryWriter:
         self._header = header
         self._catalogue = catalogue
         self._tables: dict[str, MappedRows] = {}
+        self._is_new = False  # made by this writer
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -96,8 +97,7 @@ class GalleryWriter:
             raise in_shards(folder) if is_sharded(folder) else no_gallery(folder)
         if is_shard(folder):
             raise GalleryError(f"{folder} is a shard: change it through {folder.parent}, which its rows belong to")
-        lock = WriterLock(folder)
-        try:
+        with lock_to_open(folder) as lock:
             check_folder(folder / SEGMENTS)
             with write_errors(folder):
                 if is_old(folder):
@@ -110,9 +110,6 @@ class GalleryWriter:
                 for path in old_files(folder):  # that an upgrade left
                     path.unlink()
             return cls(folder, lock, header, replace(catalogue, dropped=()))
-        except BaseException:
-            lock.release()
-            raise
 
     @overload
     @classmethod
@@ -143,6 +140,8 @@ class GalleryWriter:
     ) -> Self:
         """Make an empty gallery, for a bundle's rows or for the embeddings of another model, and open it for writing.
 
+        As a context manager it removes the gallery again if an error ends the block while there are no rows.
+
         Args:
             path: a folder that does not exist yet, or is empty but for hidden files and what an interrupted creation
                 left.
@@ -167,7 +166,9 @@ class GalleryWriter:
         folder = Path(path).absolute()
         with write_errors(folder):
             lock, header, catalogue = create_gallery(folder, settings)
-        return cls(folder, lock, header, catalogue)
+        writer = cls(folder, lock, header, catalogue)
+        writer._is_new = True
+        return writer
 
     def close(self) -> None:
         """Give the lock back; twice does no harm."""
@@ -180,6 +181,10 @@ class GalleryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self._is_new and not self._catalogue.segments:
+            with suppress(GalleryError):
+                self._lock.check()
+                undo_creation(self.path, self._lock)
         self.close()
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The writer of one shard: what it commits is staged until the manifest names it."""
+"""The writer of one shard of a gallery: what it commits is staged until the manifest names it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,22 @@ from ..settings import GallerySettings
 from ..store.catalogue import CATALOGUE, Catalogue, permissions, read_header
 from ..store.commit import NewFiles, publish, sweep
 from ..store.header import Header
-from ..store.lock import WriterLock
+from ..store.lock import lock_to_open
 from ..store.mapping import check_folder
 from ..writer import GalleryWriter
 from .manifest import NEXT, ShardEntry, check_shard, read_pinned
 
 
-class ShardWriter(GalleryWriter):
+class OneShard(GalleryWriter):
+    """The writer of a shard that a manifest names, or will name."""
+
+    @property
+    def entry(self) -> ShardEntry:
+        """What the next manifest says of it."""
+        return ShardEntry(self.path.name, self._header, self._catalogue.count)
+
+
+class ShardWriter(OneShard):
     """Changes one shard. A change ends with `settle`."""
 
     _before: tuple[Header, Catalogue] | None = None  # the commit before the staged one
@@ -41,8 +50,7 @@ class ShardWriter(GalleryWriter):
             raise GalleryCorrupt(
                 f"{folder} is missing: the gallery is incomplete; restore the shard from a copy, or {instead}"
             )
-        lock = WriterLock(folder)
-        try:
+        with lock_to_open(folder) as lock:
             try:
                 header, catalogue = read_pinned(folder, entry.header)
             except FileNotFoundError as error:
@@ -55,14 +63,6 @@ class ShardWriter(GalleryWriter):
             (folder / NEXT).unlink(missing_ok=True)
             sweep(folder, catalogue, catalogue.files)
             return cls(folder, lock, header, replace(catalogue, dropped=()))
-        except BaseException:
-            lock.release()
-            raise
-
-    @property
-    def entry(self) -> ShardEntry:
-        """What the next manifest says of it."""
-        return ShardEntry(self.path.name, self._header, self._catalogue.count)
 
     @property
     def catalogue(self) -> Catalogue:

@@ -18,12 +18,13 @@ from ..store.catalogue import CATALOGUE, Catalogue, read_catalogue
 from ..store.commit import publish, sweep
 from ..store.files import SEGMENTS
 from ..store.header import Header
-from ..store.lock import LOCK, WriterLock
-from ..writer import GalleryWriter, write_errors
-from .manifest import NEXT, ShardEntry, shard_number
+from ..store.lock import LOCK, lock_to_open
+from ..writer import write_errors
+from .manifest import NEXT, shard_number
+from .shard_writer import OneShard
 
 
-class StagedShard(GalleryWriter):
+class StagedShard(OneShard):
     """The one writer of a shard that no manifest names yet; it has the methods of `GalleryWriter`."""
 
     _current = NEXT
@@ -42,10 +43,7 @@ class StagedShard(GalleryWriter):
             GalleryLocked: another process fills it.
             GalleryError: it cannot be written, or a manifest may name it.
         """
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        lock = WriterLock(folder)
-        try:
+        with lock_to_open(folder, make=True) as lock:
             if os.path.lexists(folder / CATALOGUE):
                 raise GalleryError(f"{folder} is a gallery, not a shard that is being filled; choose another folder")
             with write_errors(folder):
@@ -58,14 +56,6 @@ class StagedShard(GalleryWriter):
                 header, catalogue = found
                 sweep(folder, catalogue, catalogue.files)
             return cls(folder, lock, header, replace(catalogue, dropped=()))
-        except BaseException:
-            lock.release()
-            raise
-
-    @property
-    def entry(self) -> ShardEntry:
-        """What a manifest will say of it."""
-        return ShardEntry(self.path.name, self._header, self._catalogue.count)
 
 
 def staged_rows(folder: Path) -> int:

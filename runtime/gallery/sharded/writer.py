@@ -24,7 +24,7 @@ from ..preparing import prepare_rows
 from ..settings import GallerySettings
 from ..store.files import MANIFEST
 from ..store.header import Header
-from ..store.lock import WriterLock
+from ..store.lock import WriterLock, lock_to_open
 from ..store.rows import Relabel, Row
 from ..values import checked_ids, checked_roots
 from ..writer import check_relabels, check_rows_fit, write_errors
@@ -79,8 +79,7 @@ class ShardedWriter:
         folder = Path(path).absolute()
         if not is_sharded(folder):
             raise not_sharded(folder)
-        lock = WriterLock(folder)
-        try:
+        with lock_to_open(folder) as lock:
             header, manifest = read_manifest(folder)
             writer = cls(folder, lock, header, manifest)
             with write_errors(folder):
@@ -88,9 +87,6 @@ class ShardedWriter:
                 if not keep_staged:
                     writer._sweep()
             return writer
-        except BaseException:
-            lock.release()
-            raise
 
     @classmethod
     def create(

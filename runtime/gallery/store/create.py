@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from ...errors import GalleryError
 from ...files import sync
 from ..settings import GallerySettings
-from .catalogue import OLD_CATALOGUE, Catalogue, is_gallery
+from .catalogue import CATALOGUE, OLD_CATALOGUE, Catalogue, is_gallery
 from .commit import NEW, publish
 from .files import SEGMENTS
 from .header import Header
-from .lock import LOCK, WriterLock
+from .lock import LOCK, WriterLock, lock_to_open
 from .mapping import check_folder
 
 # What an interrupted creation leaves, by this version or the one of schema 2.
@@ -31,23 +32,31 @@ def create_gallery(folder: Path, settings: GallerySettings) -> tuple[WriterLock,
         GalleryLocked: another process is making a gallery there.
         OSError: it cannot be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_empty(folder)
-    lock = WriterLock(folder)
-    try:
+    if folder.exists():
+        _check_empty(folder)
+    with lock_to_open(folder, make=True) as lock:
         _check_empty(folder)  # again: whoever held the lock may have made one
-        for name in _OLD_NEW:
-            (folder / name).unlink(missing_ok=True)
-        (folder / SEGMENTS).mkdir(exist_ok=True)
-        catalogue = Catalogue(uuid.uuid4().hex, 0, settings)
-        header = publish(folder, catalogue, None)
-        for path in made:
-            sync(path.parent)
+        try:
+            for name in _OLD_NEW:
+                (folder / name).unlink(missing_ok=True)
+            (folder / SEGMENTS).mkdir(exist_ok=True)
+            catalogue = Catalogue(uuid.uuid4().hex, 0, settings)
+            header = publish(folder, catalogue, None)
+            for path in lock.made:
+                sync(path.parent)
+        except BaseException:
+            undo_creation(folder, lock)
+            raise
         return lock, header, catalogue
-    except BaseException:
-        lock.release()
-        raise
+
+
+def undo_creation(folder: Path, lock: WriterLock) -> None:
+    """Remove the gallery without rows that was made in a folder, or what there is of it, and give the lock back."""
+    with suppress(OSError):
+        for name in (CATALOGUE, NEW):
+            (folder / name).unlink(missing_ok=True)
+        (folder / SEGMENTS).rmdir()
+    lock.discard()
 
 
 def _check_empty(folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import GalleryError, GalleryLocked
@@ -12,23 +14,55 @@ from ...errors import GalleryError, GalleryLocked
 LOCK = "writer.lock"
 
 
+@contextmanager
+def lock_to_open(folder: Path, *, make: bool = False) -> Iterator[WriterLock]:
+    """The lock of a folder that a block opens for writing; it is given back if the block fails, and else stays held."""
+    lock = WriterLock(folder, make=make)
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
+
+
 class WriterLock:
     """Holds GALLERY/writer.lock until `release`, or until the process ends.
+
+    Args:
+        folder: the gallery.
+        make: make the folder where there is none.
 
     Raises:
         GalleryLocked: another process, or this one, is already writing.
         GalleryError: the folder cannot be written, or its file system has no locks.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, make: bool = False) -> None:
         self._folder = folder
         self._path = folder / LOCK
         self._descriptor: int | None = None
+        self.made = [path for path in (folder, *folder.parents) if not path.exists()] if make else []
         try:
-            descriptor = self._open()
-        except OSError as error:
+            if make:
+                folder.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+        except BaseException as error:
+            self._remove_made()
+            if not isinstance(error, OSError):
+                raise
             reason = "the lock is a link" if error.errno == errno.ELOOP else error.strerror
             raise GalleryError(f"{folder} cannot be written: {reason}") from error
+
+    def _acquire(self) -> None:
+        while self._descriptor is None:
+            descriptor = self._open()
+            self._lock(descriptor)
+            self._descriptor = descriptor
+            if not self._is_in_place():  # whoever held it has removed it
+                self.release()
+
+    def _lock(self, descriptor: int) -> None:
+        folder = self._folder
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -39,7 +73,6 @@ class WriterLock:
                 f"{folder} cannot be written: its file system does not lock files ({error.strerror}), so two writers "
                 "could not be kept apart; write the gallery on another file system and copy it"
             ) from error
-        self._descriptor = descriptor
 
     def _open(self) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -54,13 +87,29 @@ class WriterLock:
         """GalleryLocked unless the lock is still held and still the file at its place."""
         if self._descriptor is None:
             raise GalleryError(f"{self._folder}: this writer is closed; open another")
+        if not self._is_in_place():
+            raise GalleryLocked(f"{self._path} was removed or replaced, so another process may write; open it again")
+
+    def _is_in_place(self) -> bool:
+        assert self._descriptor is not None
         try:
             held, found = os.fstat(self._descriptor), os.stat(self._path, follow_symlinks=False)
-            same = (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
         except OSError:
-            same = False
-        if not same:
-            raise GalleryLocked(f"{self._path} was removed or replaced, so another process may write; open it again")
+            return False
+        return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
+
+    def discard(self) -> None:
+        """Give the lock of a folder without a gallery back, and remove its file and the folders that it has made."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                self._path.unlink()
+            self._remove_made()
+        self.release()
+
+    def _remove_made(self) -> None:
+        for path in self.made:
+            with suppress(OSError):  # something else is in it
+                path.rmdir()
 
     def release(self) -> None:
         """Give the lock back; twice does no harm."""
