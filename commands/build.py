@@ -32,6 +32,7 @@ from .terminal import echo, print_json, progress_bar
     "--profile",
     "profiles",
     multiple=True,
+    type=options.TEXT,
     metavar="SYMBOL=MIN:OPT:MAX,...",
     help="Optimization profile that replaces the default ones, for every graph that has its symbols; may be repeated.",
 )

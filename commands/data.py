@@ -29,7 +29,7 @@ def _share_option(split: str, use: str) -> options.Decorator:
 
 
 @click.command("data", short_help="Make a data folder from pictures and captions of your own, and report on it.")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCES...")
+@click.argument("sources", nargs=-1, required=True, type=options.TEXT, metavar="SOURCES...")
 @options.out_option(options.NEW_FOLDER, "Data folder to write.")
 @click.option(
     "--pictures",
@@ -37,8 +37,8 @@ def _share_option(split: str, use: str) -> options.Decorator:
     type=options.FOLDER,
     help="Folder below which the pictures of SOURCES lie; may be repeated. The default is the folder of each source.",
 )
-@click.option("--path-column", help="Column of a table that has the path of the picture.")
-@click.option("--caption-column", help="Column of a table that has the caption.")
+@click.option("--path-column", type=options.TEXT, help="Column of a table that has the path of the picture.")
+@click.option("--caption-column", type=options.TEXT, help="Column of a table that has the caption.")
 @click.option(
     "--first-line", is_flag=True, help="Use only the first line of each text file that lies beside a picture."
 )

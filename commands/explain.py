@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("explain", short_help="Show which part of a picture each word of a caption chose.")
 @options.bundle_argument
 @click.argument("image", type=options.FILE)
-@click.argument("caption")
+@click.argument("caption", type=options.TEXT)
 @click.option("-o", "--out", type=options.NEW_FILE, help="Draw the explanation to this file (.png or .jpg).")
 @click.option("--html", type=options.NEW_FILE, help="Also write the explanation to this file, as a page.")
 @options.backbone_options("Network that turns the picture into regions, in place of the backbone of BUNDLE.")

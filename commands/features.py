@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("features", short_help="Make region features from pictures, or convert those of bottom-up attention.")
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=options.PATH)
 @options.out_option(
     options.NEW_FOLDER, "Folder to write the features and the names of their rows to; of a data folder, that folder."
 )
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--from",
     "source",
-    type=click.Path(exists=True, path_type=Path),
+    type=options.EXISTING,
     help="Convert the features in this file or folder instead of making some: .tsv, .npz, .npy, .h5, an LMDB, or a "
     "folder of one .npz or .npy for each image.",
 )

@@ -310,7 +310,7 @@ def rebalance(gallery: Path, shards: int, as_json: bool) -> None:
 
 @command.command("push")
 @options.gallery_argument
-@click.argument("url")
+@click.argument("url", type=options.TEXT)
 @click.option("--prune", is_flag=True, help="Remove what is stored of earlier commits.")
 @options.json_option
 def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
@@ -331,7 +331,7 @@ def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
 
 
 @command.command("pull")
-@click.argument("url")
+@click.argument("url", type=options.TEXT)
 @options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
 @options.json_option
 def pull(url: str, out: Path, as_json: bool) -> None:

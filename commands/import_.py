@@ -11,12 +11,10 @@ from .terminal import echo, print_json
 
 
 @click.command("import", short_help="Read a published model_best.pth safely and strictly.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=options.PATH)
 @options.out_option(options.NEW_FOLDER, "Folder of the new checkpoint.")
-@click.option("--vocab", type=click.Path(path_type=Path), help="Vocabulary of a GRU model, a JSON file in SCAN's form.")
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="Folder with the tokenizer.json or vocab.txt of a BERT model."
-)
+@click.option("--vocab", type=options.PATH, help="Vocabulary of a GRU model, a JSON file in SCAN's form.")
+@click.option("--tokenizer", type=options.PATH, help="Folder with the tokenizer.json or vocab.txt of a BERT model.")
 @click.option(
     "--heads",
     type=click.IntRange(min=1),

@@ -15,7 +15,7 @@ WIDTH = 100  # columns
 
 
 @click.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", type=options.EXISTING)
 @options.json_option
 def command(path: Path, as_json: bool) -> None:
     """Show what is inside PATH: the folder of a bundle, an .engine file or an .onnx file.

@@ -27,10 +27,44 @@ class Decorator(Protocol):
         """The same command, with the option."""
 
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+def _refuse_empty(
+    kind: click.ParamType[Any], value: Any, parameter: click.Parameter | None, context: click.Context | None
+) -> None:
+    """A mistake of the command line where a value is empty, such as that of a shell's variable that is not set."""
+    if value == "":
+        kind.fail("must not be empty", parameter, context)
+
+
+class Text(click.ParamType[str]):
+    """Text that is not empty."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is."""
+        _refuse_empty(self, value, param, ctx)
+        return value
+
+
+class PathType(click.Path):
+    """A path that is not empty, as a Path; the arguments are those of `click.Path`."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        _refuse_empty(self, value, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+TEXT = Text()
+PATH = PathType()
+EXISTING = PathType(exists=True)
+FOLDER = PathType(exists=True, file_okay=False)
+FILE = PathType(exists=True, dir_okay=False)
+NEW_FILE = PathType(dir_okay=False)
+NEW_FOLDER = PathType(file_okay=False)
 COUNT = click.IntRange(min=1)
 
 
@@ -133,6 +167,9 @@ CODING = Choice(_codings)
 POOLING = Choice(_poolings)
 
 
+_NO_ADDRESS = "\0"  # what no command line can have
+
+
 class RayAddress(click.ParamType[str]):
     """Where a Ray cluster is: HOST:PORT, or `auto` or `local` as Ray has them; empty where none was given."""
 
@@ -140,8 +177,11 @@ class RayAddress(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The address, if it can be one. An argument that stands behind the option is taken for an address."""
+        if value == _NO_ADDRESS:
+            return ""
+        _refuse_empty(self, value, param, ctx)
         host, _, port = value.rpartition(":")
-        if not (value in ("", "auto", "local") or "://" in value or (host and port.isdecimal())):
+        if not (value in ("auto", "local") or "://" in value or (host and port.isdecimal())):
             rule = "an address must be HOST:PORT, auto or local"
             self.fail(
                 f"{rule}, got {value}; --ray without an address must be last or before another option", param, ctx
@@ -155,7 +195,7 @@ def ray_option(purpose: str) -> Decorator:
         "--ray",
         "address",
         is_flag=False,
-        flag_value="",
+        flag_value=_NO_ADDRESS,
         type=RayAddress(),
         metavar="[HOST:PORT]",
         help=f"{purpose} Without an address, the cluster that RAY_ADDRESS names or that runs on this machine is used, "
@@ -168,28 +208,28 @@ data_argument = click.argument("data", type=FOLDER)
 gallery_argument = click.argument("gallery", type=FOLDER)
 
 
-class Gallery(click.Path):
+class Gallery(PathType):
     """The folder of a gallery, or its address in object storage, which becomes the folder of a copy in the cache."""
 
     def __init__(self) -> None:
-        super().__init__(exists=True, file_okay=False, path_type=Path)
+        super().__init__(exists=True, file_okay=False)
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The folder."""
-        return super().convert(local_gallery(value) if isinstance(value, str) else value, parameter, context)
+        return super().convert(local_gallery(value) if isinstance(value, str) else value, param, ctx)
 
 
-class Source(click.Path):
+class Source(PathType):
     """A file or folder that exists, as a Path, or an address in object storage, as text."""
 
     def __init__(self) -> None:
-        super().__init__(exists=True, path_type=Path)
+        super().__init__(exists=True)
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, or the address as it is."""
         if isinstance(value, str) and "://" in value:
             return value
-        return super().convert(value, parameter, context)
+        return super().convert(value, param, ctx)
 
 
 def local_gallery(text: str) -> str:
@@ -248,6 +288,7 @@ def _conditions(context: click.Context, parameter: click.Parameter, words: tuple
 where_option = click.option(
     "--where",
     multiple=True,
+    type=TEXT,
     metavar="CONDITION",
     callback=_conditions,
     help="Use only rows whose metadata passes: KEY=VALUE, KEY!=VALUE, KEY<VALUE (also <=, >, >=), KEY~VALUE "
@@ -285,7 +326,7 @@ def samples_option(default: int) -> Decorator:
     )
 
 
-def out_option(type: click.Path, purpose: str) -> Decorator:
+def out_option(type: PathType, purpose: str) -> Decorator:
     """`-o` / `--out`, what the command writes."""
     return click.option("-o", "--out", required=True, type=type, help=purpose)
 
@@ -296,6 +337,7 @@ def backbone_options(purpose: str) -> Decorator:
     def decorate(command: Command) -> Command:
         command = click.option(
             "--weights",
+            type=TEXT,
             default="pretrained",
             show_default=True,
             metavar="FILE|pretrained|random",
@@ -304,6 +346,7 @@ def backbone_options(purpose: str) -> Decorator:
         )(command)
         return click.option(
             "--backbone",
+            type=TEXT,
             metavar="NAME",
             help=f"{purpose} NAME is efficientnet-lite0 (or 1, 2), timm:NAME, torchvision:NAME, onnx:FILE or "
             "MODULE:FUNCTION. The last imports MODULE, which runs its code.",

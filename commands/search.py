@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 
 @click.command("search", short_help="Find the images that fit a caption, or the captions that fit a picture.")
-@click.argument("arguments", nargs=-1, required=True, metavar="GALLERY|URL [CAPTION] | BUNDLE IMAGES... CAPTION")
+@click.argument(
+    "arguments", nargs=-1, required=True, type=options.TEXT, metavar="GALLERY|URL [CAPTION] | BUNDLE IMAGES... CAPTION"
+)
 @click.option("--image", type=options.FILE, help="Picture to search with: its captions, or pictures like it.")
-@click.option("--like", metavar="ID", help="Search with the row of this id, which is not among the hits.")
+@click.option(
+    "--like", type=options.TEXT, metavar="ID", help="Search with the row of this id, which is not among the hits."
+)
 @click.option(
     "--embeddings",
     "vectors",
-    type=click.Path(exists=True, path_type=Path),
+    type=options.EXISTING,
     help="File of embeddings to search with, one query for each of its rows, as `chan index --embeddings` reads them.",
 )
 @click.option("-k", default=10, show_default=True, type=options.COUNT, help="Number of hits to find.")

@@ -23,9 +23,9 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 
 
 @click.command("serve", short_help="Serve galleries over HTTP, with a page to search them.")
-@click.argument("galleries", nargs=-1, required=True, metavar="[NAME=]GALLERY|URL...")
+@click.argument("galleries", nargs=-1, required=True, type=options.TEXT, metavar="[NAME=]GALLERY|URL...")
 @options.moved_bundle_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--host", type=options.TEXT, default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
 )
@@ -99,7 +99,12 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
     help="Folder with pictures of rows; may be repeated. By default a picture is served wherever a gallery says it is.",
 )
 @click.option(
-    "--cors", "origins", multiple=True, metavar="ORIGIN", help="Web origin that may use the API; may be repeated."
+    "--cors",
+    "origins",
+    multiple=True,
+    type=options.TEXT,
+    metavar="ORIGIN",
+    help="Web origin that may use the API; may be repeated.",
 )
 @_limit("requests", 128, "Requests that may be at work in each worker. One more is answered with status 429.")
 @_limit("connections", 1024, "Connections that may be open in each worker.")
@@ -119,7 +124,12 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 @click.option(
     "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the log on stderr."
 )
-@click.option("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector to send traces to (OTLP over HTTP).")
+@click.option(
+    "--otlp-endpoint",
+    type=options.TEXT,
+    metavar="URL",
+    help="OpenTelemetry collector to send traces to (OTLP over HTTP).",
+)
 def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path | None, **flags: Any) -> None:
     """Serve GALLERIES that `chan index` made, and a page at / to search them.
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .options import COUNT, FOLDER, NEW_FOLDER, data_argument, out_option
+from .options import COUNT, FOLDER, NEW_FOLDER, TEXT, data_argument, out_option
 from .terminal import Progress, echo, progress_bar
 
 _COLLAPSED = (
@@ -159,7 +159,11 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard",
     help="Compute the encoders in bfloat16 (mixed precision). Weights, scores and losses stay in float32.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, to OUT/tensorboard.")
-@click.option("--device", help="Torch device to train on. The default is cuda where there is a GPU, and cpu elsewhere.")
+@click.option(
+    "--device",
+    type=TEXT,
+    help="Torch device to train on. The default is cuda where there is a GPU, and cpu elsewhere.",
+)
 @click.pass_context
 def command(
     context: click.Context,

@@ -18,12 +18,14 @@ _WRITING = ("out", "gallery", "gallery_place", "precision", "backend", "instance
 @click.option("-o", "--out", type=options.NEW_FOLDER, help="Folder of the new model repository.")
 @click.option(
     "--gallery",
+    type=options.TEXT,
     metavar="GALLERY|URL",
     help="Gallery that the model chan_search searches. Its rows must be encoded with BUNDLE. Without it, the "
     "repository has no search.",
 )
 @click.option(
     "--gallery-place",
+    type=options.TEXT,
     metavar="PATH|URL",
     help="Where the server finds the gallery, if that is not where this command finds it.",
 )

@@ -299,6 +299,36 @@ def test_json_is_safe_to_show_and_says_the_same(data: object) -> None:
     assert json.loads(result.output) == data
 
 
+IDS = {("gallery delete", "ids"), ("search", "like")}  # of rows, and a gallery may have one that is empty
+
+
+@pytest.mark.parametrize("words", EVERY)
+def test_no_value_may_be_empty(words: str) -> None:
+    """Whatever takes a path, a place, an address or a name refuses the value of a shell's variable that is not set."""
+    context = click.Context(EVERY[words])
+    for parameter in EVERY[words].params:
+        if (words, parameter.name) in IDS or getattr(parameter, "is_flag", False):
+            continue
+        with pytest.raises(click.BadParameter) as refused:
+            parameter.type("", parameter, context)
+        assert str(refused.value), parameter.name
+
+
+def test_an_empty_value_is_a_mistake_of_the_command_line(tmp_path: Path) -> None:
+    for words in (
+        ["triton", str(tmp_path), "-o", "repository", "--gallery-place", ""],
+        ["index", str(tmp_path), str(tmp_path), "-o", str(tmp_path / "g"), "--ray", ""],
+        ["gallery", "pull", "", "-o", "g"],
+        ["gallery", "verify", ""],
+        ["data", "", "-o", "data"],
+        ["serve", "g", "--host", ""],
+        ["search", "g", ""],
+    ):
+        result = CliRunner().invoke(cli.main, words)
+        assert result.exit_code == 2, result.output
+        assert "must not be empty" in result.output
+
+
 def run_fake(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], *before: str) -> Result:
     """What `chan fake` does, where `fake` is a command that does `work`."""
 
