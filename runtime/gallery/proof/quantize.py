@@ -8,6 +8,7 @@ is, for zero, tiny, huge and clipped vectors alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,29 +46,40 @@ def quantize(vectors: NDArray[np.floating], starts: NDArray[np.int64], levels: i
     if groups == 0:
         empty = np.zeros(0, np.float32)
         return Quantized(np.zeros(vectors.shape, np.int8), empty, empty, empty)
-    group_of = np.repeat(np.arange(groups), np.diff(starts))
     peak = np.abs(vectors).max(axis=1, initial=0).astype(np.float64)
     scale = (np.maximum.reduceat(peak, starts[:-1]) / levels).astype(np.float32)
-    step = scale.astype(np.float64)[group_of, None]
     codes = np.empty(vectors.shape, np.int8)
-    for begin in range(0, len(vectors), 4096):  # float64 copies of a piece at a time
-        piece = slice(begin, begin + 4096)
-        exact = vectors[piece].astype(np.float64)
-        ratio = np.divide(exact, step[piece], out=np.zeros_like(exact), where=step[piece] > 0)
-        codes[piece] = np.clip(np.rint(ratio), -levels, levels)
-    return measure(vectors, codes, scale, starts)
+
+    def code(exact: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float64]:
+        ratio = np.divide(exact, step, out=np.zeros_like(exact), where=step > 0)
+        return np.clip(np.rint(ratio), -levels, levels)
+
+    return _measured(vectors, codes, scale, starts, code)
 
 
 def measure(
     vectors: NDArray[np.floating], codes: NDArray[np.int8], scale: NDArray[np.float32], starts: NDArray[np.int64]
 ) -> Quantized:
     """What codes [V, D] with each group's scale [G] lose of vectors [V, D], whoever chose them."""
+    return _measured(vectors, codes, scale, starts)
+
+
+def _measured(
+    vectors: NDArray[np.floating],
+    codes: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    code: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> Quantized:
+    """As `measure`; `code` first writes the codes, from vectors [P, D] and their scales [P, 1]."""
     step = np.repeat(scale.astype(np.float64), np.diff(starts))[:, None]
     error = np.empty(len(vectors), np.float64)
     norm = np.empty(len(vectors), np.float64)
     for begin in range(0, len(vectors), 4096):  # float64 copies of a piece at a time
         piece = slice(begin, begin + 4096)
         exact = vectors[piece].astype(np.float64)
+        if code is not None:
+            codes[piece] = code(exact, step[piece])
         restored = codes[piece] * step[piece]
         error[piece] = np.sqrt(np.square(exact - restored).sum(axis=1))
         norm[piece] = np.sqrt(np.square(restored).sum(axis=1))
