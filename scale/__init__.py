@@ -8,6 +8,7 @@ with Gallery.open(cached_gallery("s3://bucket/gallery")) as gallery:
 """
 
 from .cache import cached_gallery
-from .transfer import Pushed, pull_gallery, push_gallery
+from .pull import pull_gallery
+from .push import Pushed, push_gallery
 
 __all__ = ["Pushed", "cached_gallery", "pull_gallery", "push_gallery"]

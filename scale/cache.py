@@ -19,8 +19,8 @@ from ..runtime.errors import GalleryError, InputError
 from ..runtime.gallery.store.lock import LOCK
 from ..runtime.progress import Progress
 from .head import Head, parse_head
+from .pull import fill, lock_file, read_head, remove_folder, write_errors
 from .remote import Remote
-from .transfer import fill, lock_file, read_head, remove_folder, write_errors
 
 CACHE = "CHAN_CACHE"  # environment variables: the folder, and its bytes
 CACHE_BYTES = "CHAN_CACHE_BYTES"

@@ -22,6 +22,7 @@ from ..runtime.gallery.store.header import LINE, parse_line, text_of, with_line
 HEAD = "gallery"
 PIECES = "pieces"
 PIECE_BYTES = 256 * PAGE  # 64 MiB
+AT_ONCE = 4  # pieces on their way: 256 MiB of memory at most
 HEAD_SCHEMA = 1
 _WORD = "chan-stored"  # that the head begins with
 _MAX_FILES = 1 << 20

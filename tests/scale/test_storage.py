@@ -32,7 +32,7 @@ from chan_rt.runtime.errors import GalleryCorrupt, GalleryError, InputError
 from chan_rt.runtime.gallery.store.files import PAGE
 from chan_rt.runtime.gallery.store.header import with_line
 from chan_rt.scale import cache as cache_module
-from chan_rt.scale import cached_gallery, head, pull_gallery, push_gallery, transfer
+from chan_rt.scale import cached_gallery, head, pull, pull_gallery, push, push_gallery
 from chan_rt.scale.remote import Remote
 
 
@@ -40,7 +40,8 @@ from chan_rt.scale.remote import Remote
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a page, so that files have several; and no gallery is held from the test before."""
     monkeypatch.setattr(head, "PIECE_BYTES", PAGE)
-    monkeypatch.setattr(transfer, "PIECE_BYTES", PAGE)
+    monkeypatch.setattr(push, "PIECE_BYTES", PAGE)
+    monkeypatch.setattr(pull, "PIECE_BYTES", PAGE)
     monkeypatch.setattr(cache_module, "_held", {})
 
 
@@ -157,7 +158,7 @@ def test_an_interrupted_pull_goes_on(bucket: str, large: Path, tmp_path: Path, m
         return get(self, name)
 
     monkeypatch.setattr(Remote, "get", fail)
-    monkeypatch.setattr(transfer, "_AT_ONCE", 1)
+    monkeypatch.setattr(pull, "AT_ONCE", 1)
     tries, reasons = 0, set[str]()
     while not (tmp_path / "pulled").exists():
         tries, fetched[0] = tries + 1, 0
@@ -216,16 +217,16 @@ def test_a_push_that_is_killed_goes_on(bucket: str, large: Path, tmp_path: Path,
     """The process ends in the middle; the next one sends the rest."""
     child = f"""
 import os, signal
-from chan_rt.scale import head, push_gallery, transfer
+from chan_rt.scale import head, push, push_gallery
 from chan_rt.scale.remote import Remote
-head.PIECE_BYTES = transfer.PIECE_BYTES = {PAGE}
+head.PIECE_BYTES = push.PIECE_BYTES = {PAGE}
 put, sent = Remote.put, []
 def kill(self, name, data):
     if len(sent) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     sent.append(name)
     put(self, name, data)
-Remote.put, transfer._AT_ONCE = kill, 1
+Remote.put, push.AT_ONCE = kill, 1
 push_gallery({str(large)!r}, {f"{bucket}/g"!r})
 """
     done = subprocess.run([sys.executable, "-c", child], timeout=120, check=False)
@@ -383,9 +384,9 @@ def test_processes_share_the_cache(bucket: str, large: Path, tmp_path: Path) -> 
 from chan_rt.runtime import Gallery
 from chan_rt.runtime.gallery.store.files import PAGE
 from chan_rt.runtime.gallery.store.header import with_line
-from chan_rt.scale import cached_gallery, head, transfer
+from chan_rt.scale import cached_gallery, head, pull
 from chan_rt.scale.remote import Remote
-head.PIECE_BYTES = transfer.PIECE_BYTES = {PAGE}
+head.PIECE_BYTES = pull.PIECE_BYTES = {PAGE}
 get, asked = Remote.get, []
 Remote.get = lambda self, name: asked.append(name) or get(self, name)
 with Gallery.open(cached_gallery({url!r})) as gallery:
