@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from . import options
-from .terminal import echo, print_json, progress_bar, visible
+from .gallery_shards import merge, rebalance, split
+from .gallery_storage import pull, push
+from .terminal import echo, print_json, print_result, progress_bar, visible
 
 
 @click.group(
@@ -23,14 +25,6 @@ def command() -> None:
 
     A URL is the address of a gallery in object storage, where `push` has put it.
     """
-
-
-def _report(gallery: Path, as_json: bool, text: str, **facts: Any) -> None:
-    """Print what a command did with a gallery, in words or as JSON."""
-    if as_json:
-        print_json({"gallery": str(gallery), **facts})
-    else:
-        echo(text)
 
 
 @command.command("info")
@@ -78,7 +72,7 @@ def delete(gallery: Path, ids: tuple[str, ...], as_json: bool) -> None:
     with open_for_writing(gallery) as writer:
         writer.delete(list(ids))
         text = f"{len(set(ids))} deleted; {visible(gallery)}: {writer.describe()}"
-        _report(gallery, as_json, text, deleted=len(set(ids)), rows=len(writer))
+        print_result(gallery, as_json, text, deleted=len(set(ids)), rows=len(writer))
 
 
 @command.command("compact")
@@ -91,7 +85,7 @@ def compact(gallery: Path, as_json: bool) -> None:
     with open_for_writing(gallery) as writer:
         with progress_bar("compact", 0) as progress:
             writer.compact(progress=progress)
-        _report(gallery, as_json, f"{visible(gallery)}: {writer.describe()}", rows=len(writer))
+        print_result(gallery, as_json, f"{visible(gallery)}: {writer.describe()}", rows=len(writer))
 
 
 @command.command("verify")
@@ -108,11 +102,11 @@ def verify(context: click.Context, gallery: Path, as_json: bool) -> None:
     if damaged and not as_json:
         raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
     if damaged:
-        _report(gallery, as_json, "", damaged=damaged)
+        print_result(gallery, as_json, "", damaged=damaged)
         context.exit(1)
     with Gallery.open(gallery) as opened:
         text = f"{visible(gallery)}: {len(opened)} rows, every byte is as it was committed"
-        _report(gallery, as_json, text, rows=len(opened), damaged=[])
+        print_result(gallery, as_json, text, rows=len(opened), damaged=[])
 
 
 @command.command("repair")
@@ -172,7 +166,7 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None, as_json: bo
         else:
             with open_matcher(writer, moved) as matcher:
                 prepared = writer.prepare(encode_queries(matcher, read_lines(queries)), progress=progress)
-    _report(gallery, as_json, prepared.describe(), prepared=prepared.describe())
+    print_result(gallery, as_json, prepared.describe(), prepared=prepared.describe())
 
 
 @command.command("export")
@@ -253,94 +247,5 @@ def kernel(gallery: Path, precisions: tuple[str, ...], gpus: tuple[str, ...], as
         print_json({"gallery": str(gallery), "kernels": kernels})
 
 
-shards_option = click.option(
-    "--shards", type=options.COUNT, required=True, help="Number of shards to cut the rows into."
-)
-
-
-@command.command("split")
-@options.read_gallery_argument
-@options.out_option(options.NEW_FOLDER, "Folder of the new gallery in shards.")
-@shards_option
-@options.json_option
-def split(gallery: Path, out: Path, shards: int, as_json: bool) -> None:
-    """Write the rows of GALLERY to a new gallery in shards, each an ordinary gallery in a folder of OUT.
-
-    Nothing is encoded again, and every search of OUT finds what a search of GALLERY finds. Files that stay whole are
-    not copied where the disk can hold them under two names.
-    """
-    from ..runtime.gallery import split_gallery
-
-    with progress_bar("split", 0) as progress:
-        made = split_gallery(gallery, out, shards, progress=progress)
-    rows = [shard.rows for shard in made.shards]
-    text = f"{visible(out)}: {sum(rows)} rows in {len(rows)} shards of {min(rows)} to {max(rows)}"
-    _report(out, as_json, text, rows=sum(rows), shards={shard.name: shard.rows for shard in made.shards})
-
-
-@command.command("merge")
-@options.read_gallery_argument
-@options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
-@options.json_option
-def merge(gallery: Path, out: Path, as_json: bool) -> None:
-    """Write the rows of a GALLERY in shards to a new gallery in one folder. Nothing is encoded again."""
-    from ..runtime.gallery import merge_gallery
-
-    with progress_bar("merge", 0) as progress:
-        rows = merge_gallery(gallery, out, progress=progress)
-    _report(out, as_json, f"{visible(out)}: {rows} rows", rows=rows)
-
-
-@command.command("rebalance")
-@options.gallery_argument
-@shards_option
-@options.json_option
-def rebalance(gallery: Path, shards: int, as_json: bool) -> None:
-    """Cut the rows of a GALLERY in shards into another number of shards, each with the same number of rows.
-
-    Searches may go on meanwhile. They find the rows in the old shards or in the new ones, and the results are the same.
-    """
-    from ..runtime.gallery import ShardedWriter
-
-    with ShardedWriter.open(gallery) as writer:
-        with progress_bar("rebalance", 0) as progress:
-            writer.rebalance(shards, progress=progress)
-        _report(gallery, as_json, f"{visible(gallery)}: {writer.describe()}", rows=len(writer), shards=shards)
-
-
-@command.command("push")
-@options.gallery_argument
-@click.argument("url", type=options.TEXT)
-@click.option("--prune", is_flag=True, help="Remove what is stored of earlier commits.")
-@options.json_option
-def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
-    """Copy the newest commit of GALLERY to object storage at URL: s3://, gs://, az:// or file://.
-
-    Only what is not there yet is sent, so the same command continues after an interruption and updates what is there.
-    Whoever opens URL finds the commit before until all of the new one is there.
-    """
-    from ..scale import push_gallery
-
-    with progress_bar("push", 0) as progress:
-        done = push_gallery(gallery, url, prune=prune, progress=progress)
-    if as_json:
-        print_json({"url": url, **asdict(done)})
-        return
-    removed = f", {done.removed} old pieces removed" if prune else ""
-    echo(f"{visible(url)}: {done.rows} rows, {done.bytes / 1e6:.1f} MB, {done.sent / 1e6:.1f} MB of it new{removed}")
-
-
-@command.command("pull")
-@click.argument("url", type=options.TEXT)
-@options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
-@options.json_option
-def pull(url: str, out: Path, as_json: bool) -> None:
-    """Copy the gallery at URL to the new folder OUT. Every byte is checked. The same command continues after an
-    interruption.
-    """
-    from ..scale import pull_gallery
-
-    with progress_bar("pull", 0) as progress:
-        head = pull_gallery(url, out, progress=progress)
-    text = f"{visible(out)}: {head.rows} rows, {head.size / 1e6:.1f} MB"
-    _report(out, as_json, text, url=url, rows=head.rows, bytes=head.size)
+for one in (split, merge, rebalance, push, pull):
+    command.add_command(one)

@@ -19,6 +19,7 @@ import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ..runtime.backends.placement import Placement
     from ..runtime.skipped import SkippedItem
@@ -69,6 +70,14 @@ def print_json(data: object) -> None:
     unicode = _encoding(err=False).lower().replace("-", "").startswith("utf")
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=not unicode)
     click.echo(_UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text))
+
+
+def print_result(gallery: Path, as_json: bool, text: str, **facts: Any) -> None:
+    """Print what a command did with a gallery, in words or as JSON."""
+    if as_json:
+        print_json({"gallery": str(gallery), **facts})
+    else:
+        echo(text)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt import cli
-from chan_rt.commands import gallery as commands
+from chan_rt.commands import gallery, gallery_shards, gallery_storage
 from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryWriter, split_gallery, verify_gallery
 from chan_rt.runtime.gallery import open_for_writing
 
@@ -76,7 +76,8 @@ def test_progress_goes_up_to_the_end(desk: Path, monkeypatch: pytest.MonkeyPatch
         assert label == COMMANDS[name][0]
         yield lambda done, total: shown.append((done, total))
 
-    monkeypatch.setattr(commands, "progress_bar", progress_bar)
+    for module in (gallery, gallery_shards, gallery_storage):
+        monkeypatch.setattr(module, "progress_bar", progress_bar)
     result = CliRunner().invoke(cli.main, ["gallery", *words(name, desk)])
     assert result.exit_code == 0, result.output
     assert len(shown) > 1 or name == "compact one", "one file is one step"
@@ -87,7 +88,7 @@ def test_progress_goes_up_to_the_end(desk: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_leaves_nothing_broken_and_the_command_can_run_again(desk: Path, name: str) -> None:
-    kept = {gallery: rows(desk / gallery) for gallery in ("one", "many")}
+    kept = {name: rows(desk / name) for name in ("one", "many")}
     arguments = words(name, desk)
     code = (
         "import os, signal, sys\n"
@@ -100,11 +101,11 @@ def test_ctrl_c_leaves_nothing_broken_and_the_command_can_run_again(desk: Path, 
     ended = subprocess.run(command, capture_output=True, text=True, cwd=desk, timeout=120, check=False)
     assert ended.returncode == 130, ended.stderr
     assert ended.stderr.splitlines()[-1] == "Interrupted."
-    assert {gallery: rows(desk / gallery) for gallery in kept} == kept
+    assert {name: rows(desk / name) for name in kept} == kept
     assert not (desk / "new").exists(), "a part of a gallery"
     again = CliRunner().invoke(cli.main, ["gallery", *arguments])
     assert again.exit_code == 0, again.output
-    assert {gallery: rows(desk / gallery) for gallery in kept} == kept
+    assert {name: rows(desk / name) for name in kept} == kept
     if (desk / "new").exists():
         assert set(rows(desk / "new")) >= set(kept["one"])
 
