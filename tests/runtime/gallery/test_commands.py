@@ -20,6 +20,7 @@ from chan_rt.runtime.gallery import writer as writer_module
 from chan_rt.runtime.indexing import index
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.pictures.load import picture_suffixes
+from chan_rt.runtime.session import gallery_settings
 
 CAPTION = "two red Clouds"
 WORDS = ["<start>", "two", "red", "clouds", "<end>"]
@@ -389,6 +390,8 @@ def test_mistakes_are_one_line(
         assert "Traceback" not in result.output
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert chan("index", bundle, tmp_path / "broken.png", "-o", tmp_path / "empty").exit_code == 1
+    assert not (tmp_path / "empty").exists()
+    GalleryWriter.create(tmp_path / "empty", gallery_settings(bundle)).close()
     empty = chan("search", tmp_path / "empty", CAPTION)
     assert (empty.exit_code, empty.output) == (1, "Error: the gallery is empty: chan index adds rows\n")
     moved = tmp_path / "moved"
