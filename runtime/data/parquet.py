@@ -9,6 +9,7 @@ text in the form of ISO 8601.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import date, time
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,34 @@ def open_parquet_vectors(file: Path) -> VectorFile:
         InputError: it is no Parquet file, or which column has the embeddings is not clear.
         MissingExtra: pyarrow is not installed.
     """
-    parquet = _open(file)
-    schema = parquet.schema_arrow
-    floats = {field.name: _depth(field.type) for field in schema if _depth(field.type)}
-    named = [name for name in _VECTORS if name in floats] or list(floats)
-    if len(named) != 1:
-        found = ", ".join(floats) or "none"
-        rule = "must have one column of lists of floating-point numbers, or name one of them `embeddings`"
-        raise InputError(f"{file} {rule}, got {found}")
-    if len(set(schema.names)) < len(schema.names):
-        raise InputError(f"{file}: each column must have a name of its own, got {', '.join(schema.names)}")
-    column, deep = named[0], floats[named[0]] > 1
-    ids = parquet.read([ID]).column(0).to_pylist() if ID in schema.names else None
+    with _reading(file) as parquet:
+        schema = parquet.schema_arrow
+        floats = {field.name: _depth(field.type) for field in schema if _depth(field.type)}
+        named = [name for name in _VECTORS if name in floats] or list(floats)
+        if len(named) != 1:
+            found = ", ".join(floats) or ", ".join(f"{one.name} ({one.type})" for one in schema) or "no column"
+            rule = "must have one column of lists of floating-point numbers, or name one of them `embeddings`"
+            raise InputError(f"{file} {rule}, got {found}")
+        if len(set(schema.names)) < len(schema.names):
+            raise InputError(f"{file}: each column must have a name of its own, got {', '.join(schema.names)}")
+        column, deep = named[0], floats[named[0]] > 1
+        about = parquet.metadata
+        count, grouped = about.num_rows, sum(about.row_group(group).num_rows for group in range(about.num_row_groups))
+        if count != grouped or count < 0:
+            raise InputError(
+                f"{file} cannot be read as Parquet: it claims {count} rows, and {grouped} are in its groups"
+            )
+        ids = parquet.read([ID]).column(0).to_pylist() if ID in schema.names else None
 
     def read() -> Iterator[StoredRow]:
-        for batch in _batches(file):
-            stored = batch.column(column)
-            others = _dicts(batch.drop_columns([name for name in (column, ID) if name in batch.schema.names]), file)
-            for row, metadata in enumerate(others):
-                yield _row(stored[row], deep, metadata)
+        with _reading(file) as parquet:
+            for batch in parquet.iter_batches(_ROWS):
+                stored = batch.column(column)
+                others = _dicts(batch.drop_columns([name for name in (column, ID) if name in batch.schema.names]), file)
+                for row, metadata in enumerate(others):
+                    yield _row(stored[row], deep, metadata)
 
-    return VectorFile(file, parquet.metadata.num_rows, str(schema.field(column).type), ids, False, read)
+    return VectorFile(file, count, str(schema.field(column).type), ids, False, read)
 
 
 def read_parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -64,8 +72,9 @@ def read_parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
         InputError: it is no Parquet file, or is damaged.
         MissingExtra: pyarrow is not installed.
     """
-    for batch in _batches(file):
-        yield from _dicts(batch, file)
+    with _reading(file) as parquet:
+        for batch in parquet.iter_batches(_ROWS):
+            yield from _dicts(batch, file)
 
 
 def write_parquet_vectors(
@@ -95,19 +104,18 @@ def write_parquet_vectors(
             writer.write_batch(pyarrow.record_batch([ids, lists, metadata], schema=schema))
 
 
-def _open(file: Path) -> Any:
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """The file, open, for a block that reads it: whatever pyarrow raises there is an InputError."""
     with needs("pyarrow", "reading Parquet"):
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     try:
-        return ParquetFile(file, memory_map=True)
-    except (OSError, ValueError) as error:  # pyarrow's errors are one of these
-        raise InputError(f"{file} cannot be read as Parquet: {reason_of(error)}") from error
-
-
-def _batches(file: Path) -> Iterator[Any]:
-    try:
-        yield from _open(file).iter_batches(_ROWS)
-    except (OSError, ValueError) as error:
+        with ParquetFile(file, memory_map=True) as parquet:
+            yield parquet
+    except InputError:
+        raise
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last of dates that Python lacks
         raise InputError(f"{file} cannot be read as Parquet: {reason_of(error)}") from error
 
 

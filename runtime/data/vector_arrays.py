@@ -15,6 +15,7 @@ from .vector_file import StoredRow, VectorFile
 
 _NAMES = ("embeddings", "embedding", "vectors")
 _ALIASES = {"doclens": "lengths", "attention_mask": "mask"}
+_LAST_LETTER = 0x10FFFF  # of Unicode
 _BESIDE = ("lengths", "mask", "offsets", "ids", "rows")
 
 
@@ -128,6 +129,11 @@ def _ids(file: Path, beside: Mapping[str, Any], count: int) -> tuple[list[Any] |
     ids = np.asarray(beside["ids"])
     if ids.shape != (count,) or ids.dtype.kind not in "iuUS":
         raise InputError(f"{file}: ids must be {count} texts or integers, got {found(ids)}")
+    if ids.dtype.kind == "U" and ids.dtype.itemsize:
+        letters = np.ascontiguousarray(ids, ids.dtype.newbyteorder("=")).view(np.uint32)  # tolist() fails at no letter
+        if letters.max() > _LAST_LETTER:
+            row = int(letters.argmax()) // (len(letters) // count)
+            raise InputError(f"{file}: ids must be text, got no letter, {letters.max():#x}, in row {row}")
     if ids.dtype.kind != "S":
         return ids.tolist(), None
     try:

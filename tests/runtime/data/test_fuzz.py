@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime.data.images import CaptionedImages
+from chan_rt.runtime.data.parquet import write_parquet_vectors
+from chan_rt.runtime.data.safetensors_file import Content, write_safetensors
 from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.indexing.embedding_source import embedding_source
 
 IMAGES, REGIONS, WIDTH = 3, 2, 2
 FEATURES = np.random.default_rng(0).standard_normal((IMAGES, REGIONS, WIDTH)).astype(np.float32)
@@ -155,5 +158,68 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path: Path, form
             assert lengths.min() > 0
             assert lengths.max() <= images.max_regions
             assert images.num_captions == len(images.image_of_caption) >= images.num_images
+    assert 0 < len(refused) < turns
+    assert all(str(tmp_path) in message for message in refused)
+
+
+def _vectors_npz(folder: Path) -> Path:
+    np.savez(folder / "x.npz", embeddings=FEATURES, lengths=COUNTS, ids=np.array(["a", "b", "c"]))
+    return folder / "x.npz"
+
+
+def _vectors_npy(folder: Path) -> Path:
+    np.save(folder / "x.npy", FEATURES)
+    return folder / "x.npy"
+
+
+def _vectors_by_name(folder: Path) -> Path:
+    np.savez_compressed(folder / "x.npz", **{str(row): features for row, features in enumerate(FEATURES)})
+    return folder / "x.npz"
+
+
+def _safetensors(folder: Path) -> Path:
+    arrays = {
+        "embeddings": Content(np.float32, FEATURES.shape, [FEATURES]),
+        "lengths": Content(np.int64, COUNTS.shape, [COUNTS]),
+    }
+    write_safetensors(folder / "x.safetensors", arrays, {})
+    return folder / "x.safetensors"
+
+
+def _parquet(folder: Path) -> Path:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    write_parquet_vectors(folder / "x.parquet", "float32", [(["a", "b", "c"], list(FEATURES), ['{"year": 1}'] * 3)])
+    return folder / "x.parquet"
+
+
+VECTORS: dict[str, Callable[[Path], Path]] = {
+    "npy": _vectors_npy,
+    "npz": _vectors_npz,
+    "npz, by name": _vectors_by_name,
+    "safetensors": _safetensors,
+    "parquet": _parquet,
+}
+
+
+@pytest.mark.parametrize("turns", [150, pytest.param(20_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("form", VECTORS)
+def test_damaged_embeddings_are_read_or_refused_and_nothing_else(tmp_path: Path, form: str, turns: int) -> None:
+    file = VECTORS[form](tmp_path)
+    assert [np.shape(row.vectors)[1] for row in embedding_source([file]).read()] == [WIDTH] * IMAGES
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    refused: list[str] = []
+    for _ in range(turns):
+        file.unlink()
+        file.write_bytes(damaged(whole, rng))
+        try:
+            rows = list(embedding_source([file]).read())
+        except InputError as error:
+            refused.append(str(error))
+        else:
+            for row in rows:
+                assert (row.vectors is None) == (row.problem is not None)
+                if row.vectors is not None:
+                    assert row.vectors.ndim == 2
+                    assert np.isfinite(row.vectors).all()
     assert 0 < len(refused) < turns
     assert all(str(tmp_path) in message for message in refused)

@@ -234,6 +234,11 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.npz", flat_with(lengths=[3, 7], ids=["a"]), "ids must be 2 texts or integers, got <U1 [1]"),
     ("x.npz", flat_with(lengths=[3, 7], ids=[0.5, 1]), "ids must be 2 texts or integers, got float64 [2]"),
     ("x.npz", flat_with(lengths=[3, 7], ids=np.array([b"a", b"\xff"])), "ids must be text in UTF-8, got b'\\xff'"),
+    (
+        "x.npz",
+        flat_with(lengths=[3, 7], ids=np.array([[97, 97], [97, 0x110000]], np.uint32).view("<U2")[:, 0]),
+        "ids must be text, got no letter, 0x110000, in row 1",
+    ),
     ("x.npz", flat_with(lengths=[3, 7], rows=lines(b'{"id": 1}\n{}')), "line 1 must be an object with id"),
     ("x.npz", flat_with(lengths=[3, 7], rows=lines(b'{"id": 1, "metadata": {}}')), "rows must have 2 lines, got 1"),
     ("x.npz", padded_with(lengths=[3, 1, 4, 7]), "lengths must be 4 integers up to 6, got 1 to 7"),
@@ -341,12 +346,29 @@ def test_a_row_of_parquet_that_is_none(tmp_path: Path, cells: Any, problem: str)
     assert bad.problem.startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("kind", "number"), [("timestamp[us, tz=Mars/Phobos]", 1), ("duration[s]", 2**62), ("timestamp[ms]", 2**60)]
+)
+def test_a_column_of_parquet_that_python_cannot_hold(tmp_path: Path, kind: str, number: int) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    unit, _, zone = kind.partition("[")[2].rstrip("]").partition(", tz=")
+    of = pa.duration(unit) if kind.startswith("duration") else pa.timestamp(unit, zone or None)
+    table = pa.table({"v": [[1.0, 2.0]], "when": pa.array([number], of)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet cannot be read as Parquet: "):
+        list(embedding_source([tmp_path / "x.parquet"]).read())
+    with pytest.raises(InputError, match=r"x\.parquet cannot be read as Parquet: "):
+        embedding_source([tmp_path / "x.parquet"], metadata=tmp_path / "x.parquet")
+
+
 def test_the_column_of_embeddings_must_be_clear(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import parquet
 
     vectors = pa.array([[1.0, 2.0]], pa.list_(pa.float32()))
-    for columns, found in (({"a": vectors, "b": vectors}, "a, b"), ({"a": [1]}, "none"), ({"a": ["x"]}, "none")):
+    for columns, found in (({"a": vectors, "b": vectors}, "a, b"), ({"a": [1]}, r"a \(int64\)"), ({}, "no column")):
         parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
         with pytest.raises(InputError, match=f"must have one column of lists of floating-point numbers.* got {found}$"):
             embedding_source([tmp_path / "x.parquet"])
