@@ -159,7 +159,9 @@ def checked_vectors(row: Any, place: str, *, drop_zeros: bool = False) -> NDArra
         vectors = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(vectors).all():
         vector, feature = (int(index) for index in np.argwhere(~np.isfinite(vectors))[0])
-        raise TensorError(f"{place}[{vector}, {feature}]", "must be finite", array[vector, feature])
+        value = array[vector, feature]
+        rule = "must be at most 3.4e+38 in size, as float32 is" if np.isfinite(value) else "must be finite"
+        raise TensorError(f"{place}[{vector}, {feature}]", rule, value)
     zero = ~vectors.any(axis=1)
     if not zero.any():
         return vectors

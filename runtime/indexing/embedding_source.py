@@ -142,7 +142,10 @@ def embedding_source(
         ids, beside = _with_lines(ids, all(have_ids), metadata)
     twice = [id for id, number in Counter(ids).items() if number > 1]
     if twice:
-        raise InputError(f"ids must be unique, got {', '.join(twice[:5])} more than once ({len(twice)} in all)")
+        places = (f"row {row} of {file.file}" for file in files for row in range(file.count))
+        where = [place for place, id in zip(places, ids, strict=True) if id == twice[0]]
+        others = f", and {len(twice) - 1} other ids more than once" if len(twice) > 1 else ""
+        raise InputError(f"ids must be unique, got {twice[0]!r} in {where[0]} and in {where[1]}{others}")
     return EmbeddingSource(files, ids, beside)
 
 
@@ -189,5 +192,7 @@ def _with_lines(ids: list[str], named: bool, metadata: str | Path) -> tuple[list
         by_id[id] = row
     lost = by_id.keys() - set(ids)
     if lost:
-        raise InputError(f"{metadata}: {len(lost)} lines have the id of no row, such as {min(lost)!r}")
+        raise InputError(
+            f"{metadata}: the id of each line must be that of a row, got {min(lost)!r} in {len(lost)} of {len(by_id)}"
+        )
     return ids, [by_id.get(id, {}) for id in ids]

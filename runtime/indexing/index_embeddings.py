@@ -149,7 +149,7 @@ class _Run:
 
     def _measure(self, rows: Sequence[EmbeddingRow]) -> None:
         for row in rows:
-            norms = np.linalg.norm(vectors_of(row), axis=1)
+            norms = np.linalg.norm(vectors_of(row).astype(np.float64), axis=1)  # squares may leave float32's range
             self.norms = min(self.norms[0], float(norms.min())), max(self.norms[1], float(norms.max()))
             self.padding += row.padding
 

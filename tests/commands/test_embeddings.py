@@ -92,6 +92,15 @@ def test_a_run_continues_and_brings_the_gallery_up_to_date(desk: Path) -> None:
         assert [row.id for row in gallery.rows({"year": 2020})] == ["doc-1"]
 
 
+def test_tiny_and_huge_numbers(desk: Path) -> None:
+    np.save("tiny.npy", np.full((2, 3, 4), 1e-30, np.float32))
+    assert "lengths from 2e-30 to 2e-30" in ok("index", "--embeddings", "tiny.npy", "-o", "h")
+    np.save("huge.npy", np.full((2, 3, 4), 1e200))
+    result = chan("index", "--embeddings", "huge.npy", "-o", "h")
+    assert result.exit_code == 1
+    assert "huge/1: vectors[0, 0]: must be at most 3.4e+38 in size, as float32 is, got 1e+200" in result.output
+
+
 @pytest.mark.parametrize("fine", ["float32", "float16", "none"])
 def test_what_a_gallery_keeps_of_vectors_is_known_to_be_there(desk: Path, fine: str) -> None:
     np.savez("docs.npz", **rows())
@@ -144,7 +153,7 @@ def test_lines_of_metadata_belong_to_ids_or_to_rows(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"id": "x"}\n', "m.jsonl: 1 lines have the id of no row, such as 'x'"),
+        ('{"id": "x"}\n', "m.jsonl: the id of each line must be that of a row, got 'x' in 1 of 1"),
         ('{"id": "doc-1"}\n{"id": "doc-1"}\n', "m.jsonl, line 2: each id must occur once, got 'doc-1' again"),
         ('{"year": 3}\n', "m.jsonl, line 1: must have an `id`, because the files of embeddings have ids"),
         ('{"id": null}\n', "m.jsonl, line 1: id[0]: must be text or an integer, got None"),
@@ -176,7 +185,12 @@ def test_mistakes_are_one_line(desk: Path) -> None:
     Path("photo.png").write_bytes(b"x")
     ok("index", "--embeddings", "docs.npz", "-o", "g")
     for arguments, code, message in (
-        (("index", "--embeddings", "docs.npz", "same.npz", "-o", "h"), 1, "ids must be unique, got doc-0, doc-1, "),
+        (
+            ("index", "--embeddings", "docs.npz", "same.npz", "-o", "h"),
+            1,
+            "ids must be unique, got 'doc-0' in row 0 of docs.npz and in row 0 of same.npz, and 7 other ids more than "
+            "once",
+        ),
         (("index", "--embeddings", "wide.npz", "-o", "g"), 1, f"dim must be this gallery's {DIM}, got {DIM + 1}"),
         (("index", "--embeddings", "docs.npz", "-o", "g", "--pooling", "Mean"), 1, "pooling must be this gallery's"),
         (("index", "--embeddings", "docs.npz", "-o", "g", "--prune"), 2, "--prune has no effect with --embeddings"),
