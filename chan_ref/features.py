@@ -54,14 +54,22 @@ class Encoder:
             self._layout = torch.channels_last
             self.backbone.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def encode(self, pictures: Sequence[Picture]) -> Regions:
+    def encode(self, pictures: Sequence[Picture], names: Sequence[Path] = ()) -> Regions:
         """Compute the regions of B pictures.
 
+        Args:
+            pictures: to encode.
+            names: the files that they are from, for errors, where `pictures` are not files.
+
         Raises:
-            InputError: a picture cannot be read (the message names it), or the backbone fails.
+            InputError: a picture cannot be read, or the backbone fails; the message names the file or files.
         """
         pixels = torch.from_numpy(load_pixels(pictures, self.preprocess))
-        return self.backbone.regions(pixels.contiguous(memory_format=self._layout).numpy())
+        try:
+            return self.backbone.regions(pixels.contiguous(memory_format=self._layout).numpy())
+        except InputError as error:
+            files = ", ".join(str(name) for name in names or pictures if isinstance(name, str | Path))
+            raise InputError(f"{files}: {error}" if files else str(error)) from error
 
     @property
     def boxed(self) -> bool:
@@ -188,7 +196,8 @@ def write_features(
                     pictures.append(fit_picture(file, encoder.preprocess.size))
                 except InputError as error:
                     reasons[file] = str(error).removeprefix(f"{file} ")
-            unfinished.add(batch, encoder.encode(pictures) if pictures else None, reasons)
+            sound = [file for file in batch if file not in reasons]
+            unfinished.add(batch, encoder.encode(pictures, sound) if pictures else None, reasons)
             for file, reason in reasons.items():
                 skipped.add(SkippedItem(str(file), reason))
             yield len(batch)

@@ -46,7 +46,8 @@ class Backbone:
         except InputError:
             raise
         except Exception as error:  # the module may be anybody's
-            raise InputError(f"the backbone {self.name} fails for pixels {list(pixels.shape)}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"the backbone {self.name} fails for pixels {list(pixels.shape)}: {reason}") from error
         return {name: tensor.cpu().numpy() for name, tensor in named(found, self.name).items()}
 
     def regions(self, pixels: NDArray[np.float32]) -> Regions:

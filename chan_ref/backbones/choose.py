@@ -11,6 +11,7 @@ from .base import Backbone, frozen
 from .weights import PRETRAINED
 
 FORMS = (*LITES, "timm:NAME", "torchvision:NAME", "onnx:FILE", "MODULE:FUNCTION")
+_FAMILIES = ("timm", "torchvision", "onnx")
 
 
 def open_backbone(name: str, weights: str | Path = PRETRAINED) -> Backbone:
@@ -29,7 +30,7 @@ def open_backbone(name: str, weights: str | Path = PRETRAINED) -> Backbone:
         MissingExtra: a library that it needs is not installed.
     """
     family, colon, rest = name.partition(":")
-    if colon and not rest:
+    if (colon or family in _FAMILIES) and not (family and rest):
         raise InputError(f"backbone must be {_forms()}, got {name!r}")
     if family == "timm":
         from .timm_models import open_timm
@@ -67,8 +68,8 @@ def _from_function(module: str, function: str) -> Backbone:
         ) from error
     try:
         backbone = made()
-    except Exception as error:  # the function is anybody's
-        raise InputError(f"backbone {name} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the function is anybody's
+        raise InputError(f"backbone {name} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(backbone, Backbone):
         wanted = "chan_rt.chan_ref.backbones.base.Backbone"
         raise InputError(f"backbone {name} must return a {wanted}, got {type(backbone).__name__}")

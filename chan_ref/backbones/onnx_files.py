@@ -74,6 +74,8 @@ def open_onnx(file: Path) -> Backbone:
     Raises:
         InputError: the file or its description cannot be read, or its inputs and outputs are not those of a backbone.
     """
+    if not file.is_file():
+        raise InputError(f"{file} must be an ONNX file, got {'a folder' if file.is_dir() else 'nothing there'}")
     about = file.with_suffix(".json")
     try:
         raw = read_json(about)
@@ -99,7 +101,7 @@ def open_onnx(file: Path) -> Backbone:
     try:
         module = OnnxModule(model)
     except Exception as error:  # onnxruntime's exceptions share no base
-        raise InputError(f"{file} does not run in onnxruntime: {error}") from error
+        raise InputError(f"{file} does not run in onnxruntime: {reason_of(error)}") from error
     return Backbone(module.eval(), preprocess, f"onnx:{file.name}")
 
 
@@ -112,10 +114,10 @@ def _size(model: onnx.ModelProto, file: Path) -> int:
     if len(inputs) != 1:
         raise InputError(f"{wanted}, got {[item.name for item in inputs]}")
     shape = shapes[0]
-    floats = inputs[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    kind = TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type).lower()
     fixed = len(shape) == 4 and shape[1] == 3 and isinstance(shape[2], int) and shape[2] == shape[3]
-    if not (floats and fixed and isinstance(shape[0], str)):
-        raise InputError(f"{wanted}, got {shape}")
+    if not (kind == "float" and fixed and isinstance(shape[0], str)):
+        raise InputError(f"{wanted}, got {shape} {'float32' if kind == 'float' else kind}")
     return int(shape[2])
 
 

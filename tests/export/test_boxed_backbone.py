@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -219,6 +220,29 @@ def test_features_with_boxes_are_written_and_continued(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ims.npz", "names.txt"]
 
 
+class _FailsInTheDark(Boxed):
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        regions, boxes = super().forward(pixels)
+        dark = (pixels.amax(dim=(1, 2, 3)) < -1.9)[:, None, None]
+        return torch.where(dark, torch.nan, regions), boxes
+
+
+def make_failing() -> Backbone:
+    return Backbone(_FailsInTheDark().eval(), PREPROCESS, "test:dark")
+
+
+def test_the_picture_that_a_backbone_fails_for_is_named_and_what_was_finished_is_kept(tmp_path: Path) -> None:
+    for number in range(5):
+        Image.new("RGB", (30, 30), "black" if number == 3 else "white").save(tmp_path / f"{number}.png")
+    arguments = ["features", str(tmp_path), "-o", str(tmp_path / "out"), "--backbone", f"{__name__}:make_failing"]
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 1
+    assert re.search(r"Error: \S+/2.png, \S+/3.png: the backbone .* regions\[1, 0, 0\]: must be finite", result.output)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "3.png")
+    assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+    assert len((tmp_path / "out/names.txt").read_text().splitlines()) == 5
+
+
 def test_an_onnx_file_is_a_backbone(world: tuple[Any, ...], pictures: Path, tmp_path: Path) -> None:
     backbone, bundle, bare = world
     model = onnx.load(bundle / "graphs/fp32/backbone.onnx")
@@ -309,8 +333,9 @@ def test_a_description_that_does_not_fit_is_refused(about: Any, message: str, sa
 def test_what_is_no_onnx_graph_of_a_backbone_is_refused(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps(RIGHT))
     file = tmp_path / "x.onnx"
-    with pytest.raises(InputError, match="cannot be read as an ONNX file"):
-        open_backbone(f"onnx:{file}")
+    for place, got in ((file, "nothing there"), (tmp_path, "a folder")):
+        with pytest.raises(InputError, match=f"{place} must be an ONNX file, got {got}"):
+            open_backbone(f"onnx:{place}")
     file.write_bytes(b"no graph")
     with pytest.raises(InputError, match="cannot be read as an ONNX file"):
         open_backbone(f"onnx:{file}")
@@ -327,6 +352,9 @@ def test_what_is_no_onnx_graph_of_a_backbone_is_refused(saved: Path, tmp_path: P
     [
         ("resnet", "backbone must be efficientnet-lite0"),
         ("timm:", "backbone must be efficientnet-lite0"),
+        ("timm", "backbone must be efficientnet-lite0.*, got 'timm'"),
+        (":make", "backbone must be efficientnet-lite0.*, got ':make'"),
+        ("sys:exit", "backbone sys:exit failed: SystemExit: "),
         ("", "backbone must be efficientnet-lite0"),
         ("no_such_module:make", "must name a function of a module that Python finds"),
         (f"{__name__}:missing", "must name a function of a module that Python finds"),
