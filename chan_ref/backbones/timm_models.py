@@ -47,7 +47,7 @@ def open_timm(name: str, weights: str | Path) -> Backbone:
         import timm
     if not timm.is_model(name.partition(".")[0]):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 3)
-        hint = f", perhaps {' or '.join(near)}" if near else ""
+        hint = f", perhaps {' or '.join(near)}" if near else "; `timm.list_models()` in Python lists them"
         raise InputError(f"timm has no network {name!r}{hint}")
     if weights == PRETRAINED:
         with from_hub(called, "huggingface.co"):

@@ -43,7 +43,8 @@ def open_torchvision(name: str, weights: str | Path) -> Backbone:
         from torchvision import models
     if name not in models.list_models():
         near = difflib.get_close_matches(name, models.list_models(), 3)
-        raise InputError(f"torchvision has no network {name!r}" + (f", perhaps {' or '.join(near)}" if near else ""))
+        hint = f", perhaps {' or '.join(near)}" if near else "; `torchvision.models.list_models()` in Python lists them"
+        raise InputError(f"torchvision has no network {name!r}{hint}")
     detector = name in models.list_models(models.detection)
     if detector and not name.startswith("fasterrcnn"):
         raise InputError(f"a torchvision detector must be a Faster R-CNN (fasterrcnn_...), got {name}")

@@ -73,7 +73,8 @@ def load_weights(module: nn.Module, file: Path, name: str, unused: tuple[str, ..
 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise InputError(f"{file} does not exist: weights must be a file, `{PRETRAINED}` or `{RANDOM}`")
+        got = "a folder" if file.is_dir() else "nothing there"
+        raise InputError(f"{file}: weights must be a file, `{PRETRAINED}` or `{RANDOM}`, got {got}")
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -85,8 +86,12 @@ def _read(file: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise InputError(
-            f"{file} must hold a state dict, the name and tensor of each weight, got {type(found).__name__}"
-        )
-    return {str(key).removeprefix("module."): value for key, value in found.items()}
+    state: dict[str, Tensor] = {}
+    for key, value in (found if isinstance(found, Mapping) else {"all of it": found}).items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise InputError(
+                f"{file} must hold a state dict, the name and tensor of each weight, got {kind} as {key!r}"
+            )
+        state[str(key).removeprefix("module.")] = value
+    return state

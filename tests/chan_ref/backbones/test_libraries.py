@@ -151,13 +151,17 @@ def test_weights_that_do_not_fit_are_named(change: dict[str, Any], message: str,
 
 def test_a_file_without_weights_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
-    with pytest.raises(InputError, match="does not exist: weights must be a file, `pretrained` or `random`"):
-        load_weights(_Two(), file, "two")
+    for place, got in ((file, "nothing there"), (tmp_path, "a folder")):
+        with pytest.raises(InputError, match=f"{place}: weights must be a file, `pretrained` or `random`, got {got}"):
+            load_weights(_Two(), place, "two")
     file.write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read as safetensors"):
         load_weights(_Two(), file, "two")
     torch.save([1, 2], tmp_path / "x.pth")
-    with pytest.raises(InputError, match="must hold a state dict"):
+    with pytest.raises(InputError, match=r"must hold a state dict, .* got list as 'all of it'"):
+        load_weights(_Two(), tmp_path / "x.pth", "two")
+    torch.save({"a": torch.ones(1), "epoch": 3}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"must hold a state dict, .* got int as 'epoch'"):
         load_weights(_Two(), tmp_path / "x.pth", "two")
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in _Two().state_dict().items()}}, tmp_path / "x.pth"
