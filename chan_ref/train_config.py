@@ -73,9 +73,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, get_args(LossKind))
         check_choice("bert_tuning", self.bert_tuning, get_args(BertTuning))
-        if (self.text_encoder == "bert") != (self.bert is not None):
-            rule = "must be given" if self.bert is None else "must not be given"
-            raise InputError(f"bert (folder of pretrained weights) {rule} for text_encoder {self.text_encoder!r}")
+        if self.text_encoder == "bert" and self.bert is None:
+            raise InputError("text_encoder 'bert' needs bert, the folder of a pretrained model (--bert FOLDER)")
+        if self.text_encoder != "bert" and self.bert is not None:
+            raise InputError(
+                f"bert is for text_encoder 'bert' only, got {self.bert} for {self.text_encoder!r} (--text-encoder bert)"
+            )
         if self.bert is None and self.bert_tuning != "all":
             raise InputError(f"bert_tuning must be 'all' without bert, got {self.bert_tuning!r}")
         positive = ("embed_dim", "word_dim", "epochs", "learning_rate", "bert_learning_rate", "loss_temperature")

@@ -144,11 +144,13 @@ def _print(counted: DataReport, out: Path) -> None:
         echo(f"The most frequent unknown words of other splits: {', '.join(map(visible, counted.examples))}")
     for name, split in counted.splits.items():
         if split.shared_captions:
-            warn(f"{split.shared_captions} captions of {name} describe more than one of its pictures")
+            warn(f"captions of {name} that describe more than one of its pictures: {split.shared_captions}")
         if split.in_train:
-            warn(f"{split.in_train} captions of {name} are captions of train, too: recalls on {name} are easier for it")
+            warn(f"captions of {name} that train has too, so that recalls on {name} are easier: {split.in_train}")
         if split.unknown_captions and name != "train":
-            warn(f"{split.unknown_captions} captions of {name} have no known word: use a lower --min-count, or BERT")
+            warn(
+                f"captions of {name} without a known word (use a lower --min-count, or BERT): {split.unknown_captions}"
+            )
     for kind, items in counted.left_out.items():
         _list(kind, items, out)
     if counted.alike:

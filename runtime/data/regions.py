@@ -48,7 +48,10 @@ def open_store(files: SplitFiles, ids: Sequence[str] | None) -> RegionStore:
     """
     found = [files.features(suffix) for suffix in FORMS if files.features(suffix).exists()]
     if not found:
-        raise InputError(f"{files.features()} is missing: expected float32 [N, regions, features], N = captions / 5")
+        raise InputError(
+            f"{files.features()} is missing: make it with `chan features DATA -o DATA`, or put features there that "
+            "were made elsewhere, float32 [N, regions, features] with N images"
+        )
     if len(found) > 1:
         forms = ", ".join(path.name for path in found)
         raise InputError(f"{files.folder} holds {files.features('').name} in several forms ({forms}): keep one")

@@ -190,7 +190,11 @@ def test_an_exploding_loss_is_an_error(data: Path, tmp_path: Path) -> None:
         ("learning_rate", float("nan"), "learning_rate must be positive, got nan"),
         ("region_drop", 1.0, r"region_drop must be in \[0, 1\), got 1.0"),
         ("loss", "mse", "loss must be one of hinge, infonce"),
-        ("bert", "somewhere", "must not be given for text_encoder 'bigru'"),
+        (
+            "bert",
+            "somewhere",
+            r"bert is for text_encoder 'bert' only, got somewhere for 'bigru' \(--text-encoder bert\)",
+        ),
         ("seed", -1, "seed must not be negative"),
     ],
 )

@@ -142,7 +142,7 @@ def test_region_counts_that_vary(tmp_path: Path, store: object) -> None:
     [
         (
             lambda f: (f / "test_ims.npy").unlink(),
-            r"test_ims.npy is missing: expected float32 \[N, regions, features\]",
+            r"test_ims.npy is missing: make it with `chan features DATA -o DATA`, or put features there",
         ),
         (lambda f: (f / "test_caps.txt").unlink(), "test_caps.txt is missing .*no split is there"),
         (lambda f: (f / "test_caps.txt").rename(f / "dev_caps.txt"), "the splits there are: dev"),

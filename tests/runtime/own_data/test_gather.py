@@ -532,8 +532,8 @@ def test_the_report_counts(tmp_path: Path) -> None:
     shown = chan_data(file, "-o", tmp_path / "data", "--min-count", "2", "--force").output
     for line in (
         "train has 5 different words, of which 3 occur at least 2 times",
-        "2 captions of train describe more than one of its pictures",
-        "1 captions of test are captions of train, too",
-        "1 captions of test have no known word",
+        "captions of train that describe more than one of its pictures: 2",
+        "captions of test that train has too, so that recalls on test are easier: 1",
+        "captions of test without a known word (use a lower --min-count, or BERT): 1",
     ):
         assert line in shown
