@@ -115,4 +115,4 @@ def reason_of(error: BaseException) -> str:
         return f"keys are missing: {missing[1]}"
     if isinstance(error, TypeError | AttributeError | IndexError):
         return "a value is of the wrong kind"
-    return text or "it is damaged"
+    return " ".join(text.split()) or "it is damaged"

@@ -1,5 +1,6 @@
 """What the errors of missing and unreadable files say: the path and the system's words, nothing that is Python's."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Record:
         (lambda: [].items(), "a value is of the wrong kind"),
         (lambda: Record(*5), "a value is of the wrong kind"),
         (lambda: int("x"), "invalid literal for int() with base 10: 'x'"),
+        (lambda: json.loads("{}\n["), "Extra data: line 2 column 1 (char 3)"),
+        (lambda: exec("raise ValueError('two\\n\\n  lines')"), "two lines"),
     ],
 )
 def test_a_reason_is_in_words(cause: Callable[[], object], expected: str) -> None:
