@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,31 @@ def run_child(path: Path, seed: int, line: int) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in (0, -9), done.stderr
     return [json.loads(text) for text in done.stdout.splitlines() if text.endswith("}")]
+
+
+def killed_at(step: int, work: Callable[[], object]) -> bool:
+    """Do some work in a child that is killed before its call number `step` that changes the disk; whether it was."""
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **kwargs)
+
+            return call
+
+        for name in ("fsync", "replace", "unlink", "mkdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def possible_rows(rows: Rows, events: Iterable[dict[str, Any]]) -> list[Rows]:

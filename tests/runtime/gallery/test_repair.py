@@ -1,7 +1,6 @@
 """A gallery with damaged files: all damage is named, intact rows are searched on request, and repair saves them."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,8 @@ from chan_rt.runtime.gallery.store import catalogue as catalogue_module
 from chan_rt.runtime.gallery.store import files as files_module
 from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, SegmentRecord, read_catalogue
 from chan_rt.runtime.gallery.store.files import MappedFile
+
+from .killed import killed_at
 
 ROWS = 3000
 PAGE = 4096  # instead of 256 KiB: small files of many pages
@@ -176,26 +177,7 @@ def test_a_repair_that_was_killed_is_done_again(path: Path, kill_at: int) -> Non
     whole = path.with_name("whole")
     shutil.copytree(path, whole)
     right = repair_gallery(whole)
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def counted(real):
-            def call(*args, **kwargs):
-                nonlocal calls
-                calls += 1
-                if calls == kill_at:
-                    os.kill(os.getpid(), 9)
-                return real(*args, **kwargs)
-
-            return call
-
-        os.fsync, os.replace, os.unlink, os.mkdir = map(counted, (os.fsync, os.replace, os.unlink, os.mkdir))
-        try:
-            repair_gallery(path)
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+    killed_at(kill_at, lambda: repair_gallery(path))
     assert repair_gallery(path).kept == right.kept
     assert verify_gallery(path) == []
     with Gallery.open(path) as one, Gallery.open(whole) as other:

@@ -1,7 +1,6 @@
 """Galleries that the version of schema 2 wrote (folder schema2): read as they are, upgraded by a writer."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
+
+from .killed import killed_at
 
 STORED = Path(__file__).with_name("schema2")
 ANSWERS = json.loads((STORED / "answers.json").read_text())
@@ -79,26 +80,7 @@ def read_names(path: Path) -> set[str]:
 @pytest.mark.parametrize("kill_at", range(1, 12))
 def test_an_upgrade_that_was_killed_is_done_again(old: Path, name: str, kill_at: int) -> None:
     """Killed at each call that changes the disk."""
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def counted(real):
-            def call(*args, **kwargs):
-                nonlocal calls
-                calls += 1
-                if calls == kill_at:
-                    os.kill(os.getpid(), 9)
-                return real(*args, **kwargs)
-
-            return call
-
-        os.fsync, os.replace, os.unlink = counted(os.fsync), counted(os.replace), counted(os.unlink)
-        try:
-            GalleryWriter.open(old).close()
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+    killed_at(kill_at, lambda: GalleryWriter.open(old).close())
     check_answers(old, name)
     GalleryWriter.open(old).close()
     check_answers(old, name)

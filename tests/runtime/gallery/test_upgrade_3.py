@@ -19,6 +19,8 @@ from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
 from chan_rt.runtime.gallery.compiled import open_core
 from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 
+from .killed import killed_at
+
 STORED = Path(__file__).with_name("schema3")
 ANSWERS = json.loads((STORED / "answers.json").read_text())
 OTHER = {"images": "captions", "captions": "images"}
@@ -146,37 +148,13 @@ def test_a_reader_goes_on_beside_the_upgrade_and_the_changes_after_it(
     check_answers(old, name, scan)
 
 
-def killed_at(path: Path, step: int) -> bool:
-    """Open a writer in a child that is killed before its call number `step` that changes the disk; whether it was."""
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def counted(real):
-            def call(*args, **kwargs):
-                nonlocal calls
-                calls += 1
-                if calls == step:
-                    os.kill(os.getpid(), 9)
-                return real(*args, **kwargs)
-
-            return call
-
-        os.fsync, os.replace, os.unlink = counted(os.fsync), counted(os.replace), counted(os.unlink)
-        try:
-            GalleryWriter.open(path).close()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 def test_an_upgrade_that_was_killed_is_done_again(name: str, tmp_path: Path) -> None:
     """Killed at each call that changes the disk, one after another, until it is not."""
     step, schemas = 1, set()
     while True:
         path = tmp_path / str(step)
         shutil.copytree(STORED / name, path)
-        if not killed_at(path, step):
+        if not killed_at(step, lambda path=path: GalleryWriter.open(path).close()):
             break
         schemas.add(schema(path))
         check_answers(path, name, "numpy")
