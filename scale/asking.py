@@ -79,7 +79,7 @@ class Asker:
         return dict(self._down)
 
     async def close(self) -> None:
-        """Stop to watch the slots that are down."""
+        """Stop watching the slots that are down."""
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)

@@ -84,7 +84,7 @@ class Router:
         self.asker = Asker(transport, patience)
 
     async def close(self) -> None:
-        """Stop to watch the shards that are left out."""
+        """Stop watching the shards that are left out."""
         await self.asker.close()
 
     async def search(

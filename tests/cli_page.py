@@ -27,10 +27,10 @@ An error is one line on stderr that names the argument, the rule and the value.
 
 ## Output
 
-Results go to stdout; progress, warnings and errors go to stderr. With `--json` a command prints its result as one JSON
-document to stdout. With `-v` before the name of the command, the library logs what it does to stderr; with `-vv` also
-the details. Control characters in file names, captions and ids are shown as `\\x1b` and the like, never sent to the
-terminal.
+Results go to stdout; progress, warnings and errors go to stderr. Progress is shown only where stderr is a terminal.
+With `--json` a command prints its result as one JSON document to stdout. With `-v` before the name of the command, the
+library logs what it does to stderr; with `-vv` also the details. Control characters in file names, captions and ids are
+shown as `\\x1b` and the like, never sent to the terminal.
 
 ## Shell completion
 
