@@ -28,7 +28,7 @@ from ..runtime.gallery.settings import GallerySettings
 from ..runtime.gallery.sharded.manifest import is_sharded, shard_name, shard_number
 from ..runtime.gallery.sharded.staged import StagedShard, check_only_staged, staged_rows
 from ..runtime.gallery.store.lock import WriterLock
-from ..runtime.gallery.writer import write_errors
+from ..runtime.gallery.store.refusals import write_errors
 from ..runtime.indexing.identity import SOURCE, Plan, compare
 from ..runtime.indexing.index import IndexResult, nothing_readable, plan_source, prepare_search
 from ..runtime.indexing.sources import Source

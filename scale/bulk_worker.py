@@ -18,8 +18,8 @@ from ..runtime.errors import BackendError, ChanError, GalleryError, GalleryLocke
 from ..runtime.gallery.settings import GallerySettings
 from ..runtime.gallery.sharded.manifest import ShardEntry
 from ..runtime.gallery.sharded.staged import StagedShard
+from ..runtime.gallery.store.refusals import write_errors
 from ..runtime.gallery.store.rows import Relabel
-from ..runtime.gallery.writer import write_errors
 from ..runtime.indexing.identity import SOURCE, same_content
 from ..runtime.indexing.index import COMMIT_ROWS, encode_items
 from ..runtime.indexing.sources import Source

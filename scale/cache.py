@@ -17,9 +17,10 @@ from pathlib import Path
 
 from ..runtime.errors import GalleryError, InputError
 from ..runtime.gallery.store.lock import LOCK
+from ..runtime.gallery.store.refusals import write_errors
 from ..runtime.progress import Progress
 from .head import Head, parse_head
-from .pull import fill, lock_file, read_head, remove_folder, write_errors
+from .pull import fill, lock_file, read_head, remove_folder
 from .remote import Remote
 
 CACHE = "CHAN_CACHE"  # environment variables: the folder, and its bytes

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..runtime.errors import GalleryCorrupt, GalleryError
 from ..runtime.files import publish, sync_tree
 from ..runtime.gallery import Gallery
+from ..runtime.gallery.store.refusals import write_errors
 from ..runtime.progress import Progress
 from .head import AT_ONCE, HEAD, PIECE_BYTES, PIECES, Head, StoredFile, parse_head
 from .remote import Remote
@@ -170,15 +171,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def write_errors(folder: Path) -> Iterator[None]:
-    """The system's refusals as the package's own error."""
-    try:
-        yield
-    except OSError as error:
-        raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def remove_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GalleryCorrupt, GalleryError, InputError
+from ..errors import GalleryCorrupt, InputError
 from .kernels.layout import stored_width
 from .prepare import load_preparation
 from .proof.fixed16 import join_bytes
@@ -30,6 +30,7 @@ from .store.mapping import check_folder, describe
 from .store.merging import Piece, write_piece
 from .store.newest import is_old
 from .store.old import upgrade
+from .store.refusals import write_errors
 from .store.rows import MappedRows
 from .store.segments import Segment
 
@@ -84,7 +85,7 @@ def repair_gallery(path: str | Path, *, give_up_missing: bool = False) -> Repair
     lock = WriterLock(folder)
     try:
         check_folder(folder / SEGMENTS)
-        with _write_errors(folder):
+        with write_errors(folder):
             unsure = upgrade(folder, keep_unsure=True) if is_old(folder) else []
             _, catalogue = read_catalogue(folder)
             sweep(folder, replace(catalogue, dropped=()), catalogue.files)  # what an interrupted change left
@@ -290,11 +291,3 @@ def _move(folder: Path, names: set[str]) -> Iterator[str]:
         if os.path.lexists(folder / SEGMENTS / name):
             os.replace(folder / SEGMENTS / name, folder / DAMAGED / name)
             yield name
-
-
-@contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise GalleryError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -76,6 +76,14 @@ class GallerySettings:
                 "their embeddings cannot be compared. Index again with this bundle"
             )
 
+    def check_rows(self, asked: GallerySettings, path: Path) -> None:
+        """Raise unless the gallery at `path` takes rows of the settings `asked`; see `GalleryWriter.check`."""
+        self.check_model(asked.model, path)
+        mine_by_name, asked_by_name = ({**asdict(one), **asdict(one.alignment)} for one in (self, asked))
+        for name in ("kind", "fine", "dim", *asdict(asked.alignment)):
+            if mine_by_name[name] != asked_by_name[name]:
+                raise InputError(f"{name} must be this gallery's {mine_by_name[name]}, got {asked_by_name[name]}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)

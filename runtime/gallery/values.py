@@ -6,13 +6,18 @@ value; everything else is refused with its place, before anything is written.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .store.rows import Relabel
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -171,3 +176,40 @@ class _Converter:
         if isinstance(value, list | tuple):
             return [self.value(item, f"{place}[{i}]", depth + 1) for i, item in enumerate(value)]
         raise InputError(f"{place}: must be a JSON value, got {value!r} ({type(value).__name__})")
+
+
+def check_relabels(
+    changes: Sequence[Relabel], there: Callable[[Sequence[str]], set[str]]
+) -> tuple[list[str], list[str]]:
+    """The ids of rows that are relabeled, and what they become.
+
+    Args:
+        changes: what is asked for.
+        there: returns those of some ids that the gallery has.
+
+    Raises:
+        InputError: an id that the gallery does not have, one that is changed twice, a new id that it has already.
+    """
+    ids = checked_ids((change.id for change in changes), "changes")
+    new_ids = checked_ids((change.new_id for change in changes), "changes")
+    found = there(ids)
+    missing = [id for id in ids if id not in found]
+    if missing:
+        raise InputError(f"changes: not in the gallery: {', '.join(missing[:5])}")
+    taken = there(new_ids) - set(ids)
+    if taken or len(set(new_ids)) < len(new_ids):
+        raise InputError(f"changes: a new id must be free, got {', '.join(sorted(taken)[:5]) or 'one twice'}")
+    check_unique(ids, "changes")
+    return ids, new_ids
+
+
+def check_unique(ids: Sequence[str], name: str) -> None:
+    """InputError where an id stands twice; `name` is what to call them."""
+    twice = [id for id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise InputError(f"{name}: must be unique, got {', '.join(sorted(twice)[:5])}")
+
+
+def as_json(metadata: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Checked metadata as it is stored."""
+    return [json.dumps(row, sort_keys=True, allow_nan=False) for row in metadata]

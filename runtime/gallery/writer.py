@@ -6,14 +6,11 @@ Small segments are merged as rows are added (store/merging.py), so a gallery nev
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, overload
@@ -46,12 +43,13 @@ from .store.files import SEGMENTS, MappedFile
 from .store.header import Header
 from .store.lock import WriterLock, lock_to_open
 from .store.mapping import check_folder
-from .store.merging import Piece, groups_to_compact, segments_to_fold, write_piece
+from .store.merging import Piece, groups_to_compact, pieces_of, segments_to_fold, without_rows, write_piece
 from .store.newest import is_old, no_gallery
 from .store.old import old_files, upgrade
+from .store.refusals import missing_files, write_errors
 from .store.rows import MappedRows, Relabel, Row, hash_ids, row_arrays
 from .store.segments import Segment
-from .values import checked_ids, checked_metadata, checked_roots
+from .values import as_json, check_relabels, check_unique, checked_ids, checked_metadata, checked_roots
 
 _log = logging.getLogger(__name__)
 SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
@@ -203,7 +201,7 @@ class GalleryWriter:
             InputError: it holds the other kind of rows, another fine copy, vectors of another width, or scores in
                 another way.
         """
-        check_rows_fit(self.settings, settings, self.path)
+        self.settings.check_rows(settings, self.path)
 
     def ids(self, among: Iterable[str | int]) -> set[str]:
         """Those of the given ids that the gallery has."""
@@ -239,7 +237,7 @@ class GalleryWriter:
         changes = list(changes)
         kept = self.roots if roots is None else checked_roots(roots)
         ids, new_ids = check_relabels(changes, self.ids)
-        texts = _as_json(checked_metadata([change.metadata for change in changes]))
+        texts = as_json(checked_metadata([change.metadata for change in changes]))
         found = self._find(ids)
         if not changes and kept == self.roots:
             return
@@ -294,7 +292,7 @@ class GalleryWriter:
             raise InputError(
                 f"ids, embeddings, metadata: must agree, got {len(ids)}, {len(embeddings)}, {len(details)}"
             )
-        _check_unique(ids, "ids")
+        check_unique(ids, "ids")
         if embeddings.kind not in (None, self.settings.kind):
             raise InputError(f"embeddings: must be of this gallery's {self.settings.kind}, got {embeddings.kind}")
         if embeddings.dim != self.settings.dim:
@@ -305,11 +303,11 @@ class GalleryWriter:
                 f"ids: already in the gallery (pass overwrite to replace them): {', '.join(list(existing)[:5])}"
             )
         vectors, starts = pack_rows(embeddings.vectors, embeddings.lengths, "embeddings")
-        texts = _as_json(details)
+        texts = as_json(details)
         plan = self._plan()
-        kept, written = self._without(existing.values()), []
+        kept, written = without_rows(self._catalogue.segments, existing.values()), []
         with self._new_files() as files:
-            for first, last in self._pieces(starts):
+            for first, last in pieces_of(starts, max(1, SEGMENT_BYTES // (4 * self.settings.dim))):
                 part_starts = starts[first : last + 1] - starts[first]
                 part = array_part(vectors[starts[first] : starts[last]], part_starts, self.settings.fine, plan)
                 piece = Piece.of_part(part, ids[first:last], texts[first:last])
@@ -331,7 +329,7 @@ class GalleryWriter:
         if missing:
             raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
         with self._new_files() as files:
-            self._commit(files, segments=tuple(self._without(found.values())))
+            self._commit(files, segments=tuple(without_rows(self._catalogue.segments, found.values())))
 
     def compact(self, *, progress: Progress | None = None) -> None:
         """Rewrite segments that hold deleted rows or are small, in one commit; rows keep their order.
@@ -412,27 +410,15 @@ class GalleryWriter:
     def _table(self, record: SegmentRecord) -> MappedRows:
         table = self._tables.get(record.rows.name)
         if table is None:
-            with _missing(self.path):
+            with missing_files(self.path):
                 table = MappedRows(MappedFile(self._segments, record.rows), len(record.live))
             self._tables[record.rows.name] = table
         return table
 
     def _plan(self) -> SearchPlan | None:
-        with _missing(self.path):
+        with missing_files(self.path):
             prepared = load_preparation(self._catalogue.prepared, self._segments, self.settings.dim)
         return None if prepared is None else prepared.plan
-
-    def _without(self, places: Iterable[_Place]) -> list[SegmentRecord]:
-        """The segments once the rows at these places are deleted; those with no row left are gone."""
-        records = list(self._catalogue.segments)
-        dead: dict[int, list[int]] = {}
-        for index, position in places:
-            dead.setdefault(index, []).append(position)
-        for index, positions in dead.items():
-            live = records[index].live.copy()
-            live[positions] = False
-            records[index] = replace(records[index], live=live)
-        return [record for record in records if record.live.any()]
 
     def _fold(
         self, records: list[SegmentRecord], piece: Piece, plan: SearchPlan | None
@@ -454,20 +440,11 @@ class GalleryWriter:
         return [records[part] for part in groups_to_compact([one.living_bytes for one in records], SEGMENT_BYTES)]
 
     def _stored(self, record: SegmentRecord, plan: SearchPlan | None) -> Piece:
-        with _missing(self.path):
+        with missing_files(self.path):
             segment = Segment(self._segments, record, self.settings, plan)
             piece = Piece.of_segment(segment, record.live)
         segment.check_untouched()
         return piece
-
-    def _pieces(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Rows in pieces of at most SEGMENT_BYTES of fine vectors, one row at least."""
-        limit = max(1, SEGMENT_BYTES // (4 * self.settings.dim))
-        edges = [0]
-        while edges[-1] < len(starts) - 1:
-            stop = int(np.searchsorted(starts, starts[edges[-1]] + limit, side="right")) - 1
-            edges.append(max(edges[-1] + 1, stop))
-        return list(pairwise(edges))
 
     @contextmanager
     def _new_files(self) -> Iterator[NewFiles]:
@@ -514,65 +491,3 @@ class GalleryWriter:
 def _stays(group: Sequence[SegmentRecord]) -> bool:
     """Whether compacting leaves these segments as they are."""
     return len(group) == 1 and bool(group[0].live.all())
-
-
-def check_rows_fit(mine: GallerySettings, asked: GallerySettings, path: Path) -> None:
-    """Raise unless rows of the settings `asked` may be added to a gallery of the settings `mine`; see `check`."""
-    mine.check_model(asked.model, path)
-    mine_by_name, asked_by_name = ({**asdict(one), **asdict(one.alignment)} for one in (mine, asked))
-    for name in ("kind", "fine", "dim", *asdict(asked.alignment)):
-        if mine_by_name[name] != asked_by_name[name]:
-            raise InputError(f"{name} must be this gallery's {mine_by_name[name]}, got {asked_by_name[name]}")
-
-
-def check_relabels(
-    changes: Sequence[Relabel], there: Callable[[Sequence[str]], set[str]]
-) -> tuple[list[str], list[str]]:
-    """The ids of rows that are relabeled, and what they become.
-
-    Args:
-        changes: what is asked for.
-        there: returns those of some ids that the gallery has.
-
-    Raises:
-        InputError: an id that the gallery does not have, one that is changed twice, a new id that it has already.
-    """
-    ids = checked_ids((change.id for change in changes), "changes")
-    new_ids = checked_ids((change.new_id for change in changes), "changes")
-    found = there(ids)
-    missing = [id for id in ids if id not in found]
-    if missing:
-        raise InputError(f"changes: not in the gallery: {', '.join(missing[:5])}")
-    taken = there(new_ids) - set(ids)
-    if taken or len(set(new_ids)) < len(new_ids):
-        raise InputError(f"changes: a new id must be free, got {', '.join(sorted(taken)[:5]) or 'one twice'}")
-    _check_unique(ids, "changes")
-    return ids, new_ids
-
-
-def _check_unique(ids: Sequence[str], name: str) -> None:
-    twice = [id for id, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise InputError(f"{name}: must be unique, got {', '.join(sorted(twice)[:5])}")
-
-
-def _as_json(metadata: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [json.dumps(row, sort_keys=True, allow_nan=False) for row in metadata]
-
-
-@contextmanager
-def write_errors(folder: Path, also: str = "") -> Iterator[None]:
-    """The system's refusals as the package's own error."""
-    try:
-        yield
-    except OSError as error:
-        raise GalleryError(f"{folder} cannot be written: {error.strerror or error}{also}") from error
-
-
-@contextmanager
-def _missing(folder: Path) -> Iterator[None]:
-    """A file that is not there as damage: the writer holds the lock, so nobody may have removed it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise GalleryCorrupt(f"{error.filename} is missing: {folder} is incomplete") from error

@@ -9,8 +9,8 @@ from pathlib import Path
 from ...errors import GalleryCorrupt
 from ..store.lock import WriterLock
 from ..store.mapping import describe
+from ..store.refusals import write_errors
 from ..view import name_missing
-from ..writer import write_errors
 from .manifest import read_manifest, read_pinned, write_manifest
 
 

@@ -19,7 +19,7 @@ from ..store.commit import publish, sweep
 from ..store.files import SEGMENTS
 from ..store.header import Header
 from ..store.lock import LOCK, lock_to_open
-from ..writer import write_errors
+from ..store.refusals import write_errors
 from .manifest import NEXT, shard_number
 from .shard_writer import OneShard
 

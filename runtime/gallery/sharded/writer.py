@@ -25,9 +25,9 @@ from ..settings import GallerySettings
 from ..store.files import MANIFEST
 from ..store.header import Header
 from ..store.lock import WriterLock, lock_to_open
+from ..store.refusals import write_errors
 from ..store.rows import Relabel, Row
-from ..values import checked_ids, checked_roots
-from ..writer import check_relabels, check_rows_fit, write_errors
+from ..values import check_relabels, checked_ids, checked_roots
 from .arrange import Source, shard_folders, write_shards
 from .manifest import (
     ShardEntry,
@@ -201,7 +201,7 @@ class ShardedWriter:
 
     def check(self, settings: GallerySettings) -> None:
         """Raise unless rows of these settings may be added here; see `GalleryWriter.check`."""
-        check_rows_fit(self.settings, settings, self.path)
+        self.settings.check_rows(settings, self.path)
 
     def ids(self, among: Iterable[str | int]) -> set[str]:
         """Those of the given ids that the gallery has."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,28 @@ def groups_to_compact(sizes: Sequence[float], limit: float) -> Iterator[slice]:
         total += size
     if first < len(sizes):
         yield slice(first, len(sizes))
+
+
+def without_rows(segments: Sequence[SegmentRecord], places: Iterable[tuple[int, int]]) -> list[SegmentRecord]:
+    """The segments once the rows at these places (segment, position) are deleted; those with no row left are gone."""
+    records = list(segments)
+    dead: dict[int, list[int]] = {}
+    for index, position in places:
+        dead.setdefault(index, []).append(position)
+    for index, positions in dead.items():
+        live = records[index].live.copy()
+        live[positions] = False
+        records[index] = replace(records[index], live=live)
+    return [record for record in records if record.live.any()]
+
+
+def pieces_of(starts: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
+    """Rows (first, behind the last) in pieces of at most `limit` vectors, but of one row at least."""
+    edges = [0]
+    while edges[-1] < len(starts) - 1:
+        stop = int(np.searchsorted(starts, starts[edges[-1]] + limit, side="right")) - 1
+        edges.append(max(edges[-1] + 1, stop))
+    return list(pairwise(edges))
 
 
 @dataclass(frozen=True)
