@@ -23,7 +23,7 @@ from typing import TypeVar
 from ..runtime.checks import check_positive
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryError, GalleryIncomplete, InputError
-from ..runtime.gallery.gallery import check_queries
+from ..runtime.gallery.answer import check_queries
 from ..runtime.gallery.merge import Floors, merge_results
 from ..runtime.gallery.result import SearchResult
 from ..runtime.gallery.sharded.manifest import ShardManifest, manifest_header, read_manifest

@@ -19,17 +19,14 @@ from ..contract import AlignmentConfig
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
+from .answer import answer, check_queries
 from .cuda import ScanPrecision
 from .merge import Floors, merge_results
 from .prepare import Preparation
-from .proof.certify import Ranking
-from .proof.rows import pack_rows
-from .proof.true_score import true_row
-from .result import Hit, SearchResult
+from .result import SearchResult
 from .scanner import ScanName, Scanner
-from .settings import GallerySettings
 from .sharded.manifest import is_sharded
-from .snapshot import Damaged, Snapshot
+from .snapshot import Damaged
 from .store.rows import Row
 from .values import checked_ids
 from .verify import verify_gallery
@@ -352,7 +349,7 @@ class Gallery:
         floors, parts = Floors(least, k), []
         for index, (snapshot, rows) in enumerate(zip(view.opened, allowed, strict=True)):
             with self._may_fail(view, index):
-                parts.append(self._answer(snapshot, queries, k, rows, floors.values))
+                parts.append(answer(snapshot, self.settings, queries, k, rows, floors.values, self._scanner.reason))
             floors.learn(parts[-1])
         nothing = SearchResult((), True, "", 0, 0)
         results = [merge_results([part[i] for part in parts] or [nothing], k) for i in range(len(queries))]
@@ -365,51 +362,6 @@ class Gallery:
             results = [replace(one, certified=one.certified and not view.lost, reason=reason) for one in results]
         return results
 
-    def _answer(
-        self,
-        snapshot: Snapshot,
-        queries: Sequence[NDArray[np.float32]],
-        k: int,
-        allowed: NDArray[np.bool_],
-        floors: NDArray[np.float64],
-    ) -> list[SearchResult]:
-        """A shard's answer to each query."""
-        rankings = snapshot.ranker.exact(queries, k, allowed, floors)
-        rows = int(np.count_nonzero(allowed))
-        return [
-            SearchResult(
-                self._hits(snapshot, query, ranking),
-                ranking.certified,
-                self._scanner.reason,
-                rows,
-                ranking.rescored,
-                ranking.second,
-                ranking.codes,
-            )
-            for query, ranking in zip(queries, rankings, strict=True)
-        ]
-
-    def _hits(self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking) -> tuple[Hit, ...]:
-        """A ranking with ids, metadata and words."""
-        hits = []
-        for i, row in enumerate(ranking.rows):
-            found = snapshot.row(int(row))
-            regions, similarities = self._words(snapshot, query, ranking, i)
-            hits.append(Hit(found.id, float(ranking.scores[i]), found.metadata, regions, similarities))
-        return tuple(hits)
-
-    def _words(
-        self, snapshot: Snapshot, query: NDArray[np.float32], ranking: Ranking, i: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Each word's region and similarity."""
-        if self.alignment.coding == "VHA" and ranking.details is not None:
-            detail = ranking.details[i]
-        else:
-            index, position = snapshot.locate(int(ranking.rows[i]))
-            vectors = snapshot.segments[index].vectors(position, position + 1)
-            detail = true_row(vectors, query, self.settings.kind, AlignmentConfig("VHA", "Max"))
-        return detail.winners, detail.maxima.astype(np.float32)
-
 
 class _ShardFailed(Exception):
     """A shard was found to be damaged while it was searched.
@@ -421,40 +373,3 @@ class _ShardFailed(Exception):
     def __init__(self, index: int, problem: str) -> None:
         super().__init__(problem)
         self.index = index
-
-
-def check_queries(
-    settings: GallerySettings,
-    queries: Embeddings,
-    same_kind: bool,
-    at_least: float | Sequence[float] | None,
-) -> tuple[list[NDArray[np.float32]], NDArray[np.float64]]:
-    """The vectors of each query, and the least score that is wanted for each: float64 [queries].
-
-    Args:
-        settings: of the gallery that is searched.
-        queries, same_kind, at_least: as in `Gallery.search`.
-
-    Raises:
-        InputError, TensorError: as in `Gallery.search`.
-    """
-    if queries.dim != settings.dim:
-        raise InputError(f"queries: D must be this gallery's {settings.dim}, got {queries.dim}")
-    if queries.kind == settings.kind and not same_kind:
-        other = "captions" if queries.kind == "images" else "images"
-        rule = f"a gallery of {settings.kind} is searched with {other} unless same_kind is set"
-        raise InputError(f"queries: {rule}, got {queries.kind}")
-    vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
-    return np.split(vectors, starts[1:-1]), _least(at_least, len(queries))
-
-
-def _least(at_least: float | Sequence[float] | None, queries: int) -> NDArray[np.float64]:
-    """The least score that is wanted for each query: float64 [queries]."""
-    if at_least is None:
-        return np.full(queries, -np.inf)
-    least = np.asarray(at_least, np.float64)
-    if least.shape not in ((), (queries,)):
-        raise InputError(f"at_least: must be one number or one for each of {queries} queries, got {list(least.shape)}")
-    if np.isnan(least).any():
-        raise InputError("at_least: must be numbers, got NaN")
-    return np.full(queries, least) if least.ndim == 0 else least.copy()

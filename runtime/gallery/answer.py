@@ -1,0 +1,116 @@
+"""Queries as a search takes them, and what becomes of a ranking: hits with ids, metadata and words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contract import AlignmentConfig
+from ..embeddings import Embeddings
+from ..errors import InputError
+from .proof.certify import Ranking
+from .proof.rows import pack_rows
+from .proof.true_score import true_row
+from .result import Hit, SearchResult
+from .settings import GallerySettings
+from .snapshot import Snapshot
+
+
+def check_queries(
+    settings: GallerySettings,
+    queries: Embeddings,
+    same_kind: bool,
+    at_least: float | Sequence[float] | None,
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float64]]:
+    """The vectors of each query, and the least score that is wanted for each: float64 [queries].
+
+    Args:
+        settings: of the gallery that is searched.
+        queries, same_kind, at_least: as in `Gallery.search`.
+
+    Raises:
+        InputError, TensorError: as in `Gallery.search`.
+    """
+    if queries.dim != settings.dim:
+        raise InputError(f"queries: D must be this gallery's {settings.dim}, got {queries.dim}")
+    if queries.kind == settings.kind and not same_kind:
+        other = "captions" if queries.kind == "images" else "images"
+        rule = f"a gallery of {settings.kind} is searched with {other} unless same_kind is set"
+        raise InputError(f"queries: {rule}, got {queries.kind}")
+    vectors, starts = pack_rows(queries.vectors, queries.lengths, "queries")
+    return np.split(vectors, starts[1:-1]), _least(at_least, len(queries))
+
+
+def _least(at_least: float | Sequence[float] | None, queries: int) -> NDArray[np.float64]:
+    """The least score that is wanted for each query: float64 [queries]."""
+    if at_least is None:
+        return np.full(queries, -np.inf)
+    least = np.asarray(at_least, np.float64)
+    if least.shape not in ((), (queries,)):
+        raise InputError(f"at_least: must be one number or one for each of {queries} queries, got {list(least.shape)}")
+    if np.isnan(least).any():
+        raise InputError("at_least: must be numbers, got NaN")
+    return np.full(queries, least) if least.ndim == 0 else least.copy()
+
+
+def answer(
+    snapshot: Snapshot,
+    settings: GallerySettings,
+    queries: Sequence[NDArray[np.float32]],
+    k: int,
+    allowed: NDArray[np.bool_],
+    floors: NDArray[np.float64],
+    reason: str,
+) -> list[SearchResult]:
+    """One folder's answer to each query.
+
+    Args:
+        snapshot: its commit.
+        settings: of the gallery.
+        queries: float32 [vectors, D] each.
+        k: length of the rankings.
+        allowed: bool [rows], which rows take part.
+        floors: float64 [queries]; rows that score less are not wanted.
+        reason: why results are certified, or why not.
+    """
+    rankings = snapshot.ranker.exact(queries, k, allowed, floors)
+    rows = int(np.count_nonzero(allowed))
+    return [
+        SearchResult(
+            _hits(snapshot, settings, query, ranking),
+            ranking.certified,
+            reason,
+            rows,
+            ranking.rescored,
+            ranking.second,
+            ranking.codes,
+        )
+        for query, ranking in zip(queries, rankings, strict=True)
+    ]
+
+
+def _hits(
+    snapshot: Snapshot, settings: GallerySettings, query: NDArray[np.float32], ranking: Ranking
+) -> tuple[Hit, ...]:
+    """A ranking with ids, metadata and words."""
+    hits = []
+    for i, row in enumerate(ranking.rows):
+        found = snapshot.row(int(row))
+        regions, similarities = _words(snapshot, settings, query, ranking, i)
+        hits.append(Hit(found.id, float(ranking.scores[i]), found.metadata, regions, similarities))
+    return tuple(hits)
+
+
+def _words(
+    snapshot: Snapshot, settings: GallerySettings, query: NDArray[np.float32], ranking: Ranking, i: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Each word's region and similarity."""
+    if settings.alignment.coding == "VHA" and ranking.details is not None:
+        detail = ranking.details[i]
+    else:
+        index, position = snapshot.locate(int(ranking.rows[i]))
+        vectors = snapshot.segments[index].vectors(position, position + 1)
+        detail = true_row(vectors, query, settings.kind, AlignmentConfig("VHA", "Max"))
+    return detail.winners, detail.maxima.astype(np.float32)
