@@ -12,6 +12,7 @@ from pathlib import Path
 from ...errors import GalleryError, GalleryLocked
 
 LOCK = "writer.lock"
+_ATTEMPTS = 100  # to lock a file that others remove
 
 
 @contextmanager
@@ -54,12 +55,14 @@ class WriterLock:
             raise GalleryError(f"{folder} cannot be written: {reason}") from error
 
     def _acquire(self) -> None:
-        while self._descriptor is None:
+        for _ in range(_ATTEMPTS):
             descriptor = self._open()
             self._lock(descriptor)
             self._descriptor = descriptor
-            if not self._is_in_place():  # whoever held it has removed it
-                self.release()
+            if self._is_in_place():
+                return
+            self.release()  # whoever held it has removed it
+        raise GalleryLocked(f"{self._path} is removed or replaced all the time; try again")
 
     def _lock(self, descriptor: int) -> None:
         folder = self._folder

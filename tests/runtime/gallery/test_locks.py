@@ -59,6 +59,12 @@ def test_a_lock_whose_file_was_removed_before_it_was_held_is_taken_again(tmp_pat
     lock.release()
 
 
+def test_a_lock_that_is_never_in_place_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, how: (tmp_path / LOCK).unlink())
+    with pytest.raises(GalleryLocked, match=r"writer\.lock is removed or replaced all the time"):
+        WriterLock(tmp_path)
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["new folder", "empty folder"])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_gallery_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch, there: bool, call: str) -> None:
