@@ -22,6 +22,7 @@ from ..chan_ref.backbones.suppression import keep_boxes
 from ..runtime.contract import Manifest
 from ..runtime.errors import BundleError, MissingExtra
 from .builder import FP32_SCOPES, IR_VERSION, OPSET, PRODUCER
+from .fold import fold_batch_norms
 
 _op = onnxscript.values.Opset("", OPSET)
 
@@ -215,7 +216,10 @@ def _modules(node: onnx.NodeProto) -> list[str]:
 
 
 def _adopted(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
-    """Somebody's graph as a bundle has graphs: named nodes, constants as initializers, the batch called B."""
+    """Somebody's graph as a bundle has graphs: named nodes, constants as initializers, the batch called B.
+
+    Batch norms are folded into Convs, as torch's exporter does with what it traces.
+    """
     graph = onnx.GraphProto(name="backbone")
     weights = {item.name for item in model.graph.initializer}
     graph.initializer.extend(model.graph.initializer)
@@ -226,12 +230,15 @@ def _adopted(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> o
             graph.initializer[-1].name = node.output[0]
             continue
         graph.node.append(node)
-        graph.node[-1].name = "backbone/" + node.output[0]
-        graph.node[-1].ClearField("doc_string")
     graph.input.extend(item for item in model.graph.input if item.name not in weights)
     graph.output.extend(model.graph.output)
     graph.input[0].type.tensor_type.shape.dim[0].dim_param = "B"
-    return _finished(graph, shapes, list(model.opset_import))
+    adopted = _finished(graph, shapes, list(model.opset_import))
+    fold_batch_norms(adopted)
+    for node in adopted.graph.node:
+        node.name = "backbone/" + node.output[0]
+        node.ClearField("doc_string")
+    return adopted
 
 
 def _finished(
