@@ -31,7 +31,7 @@ from .settings import GallerySettings
 
 _log = logging.getLogger(__name__)
 _FORMS = {"float32": 0, "float16": 1, "uint8": 2}  # of a fine copy, by how it is stored; search.h has the same numbers
-_INTERFACE = 2  # of the core; core/module.cpp has the same number
+_INTERFACE = 3  # of the core; core/module.cpp has the same number
 _AT_ONCE = 64  # queries of one call to the core, which scans them together
 
 
@@ -172,6 +172,34 @@ class CompiledSearch:
         return [
             self._ranking(answer, k, candidates).reaching(floor)
             for answer, floor in zip(answers, least.tolist(), strict=True)
+        ]
+
+    def rank_listed(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        k: int,
+        listed: Sequence[NDArray[np.int64]],
+        floors: NDArray[np.float64],
+    ) -> list[Ranking]:
+        """The certified top k of each query's vectors [Q_i, D] among rows of its own.
+
+        Args:
+            queries: of n queries.
+            k: how many rows are wanted.
+            listed: of each query the rows to choose among, in ascending order.
+            floors: float64 [n], as of `rank`.
+
+        Raises:
+            GalleryCorrupt: as of `rank`.
+        """
+        vectors, starts = _packed(queries)
+        edges = np.cumsum([0] + [len(rows) for rows in listed], dtype=np.int64)
+        rows = np.ascontiguousarray(np.concatenate(listed), np.int64)
+        least = np.ascontiguousarray(floors, np.float64)
+        answers = self._opened().best_listed(vectors, starts, k, rows, edges, least, self._threads.started())
+        return [
+            self._ranking(answer, k, len(own)).reaching(floor)
+            for answer, own, floor in zip(answers, listed, least.tolist(), strict=True)
         ]
 
     def above(

@@ -316,6 +316,15 @@ PyObject* answer_of(const chan::Answer& answer) {
                          static_cast<long long>(answer.fine), static_cast<long long>(answer.contradiction));
 }
 
+PyObject* list_of(const std::vector<chan::Answer>& answers) {
+    PyObject* list = PyList_New(static_cast<Py_ssize_t>(answers.size()));
+    for (size_t i = 0; list && i < answers.size(); ++i) {
+        PyObject* item = answer_of(answers[i]);
+        if (!item || PyList_SetItem(list, static_cast<Py_ssize_t>(i), item) < 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
 // What the methods of a search share: its queries, and the call to Python that checks bytes.
 class Call {
   public:
@@ -402,12 +411,27 @@ PyObject* search_best(PyObject* object, PyObject* args) {
                                call.threads(), answers);
         }))
         return nullptr;
-    PyObject* list = PyList_New(static_cast<Py_ssize_t>(answers.size()));
-    for (size_t i = 0; list && i < answers.size(); ++i) {
-        PyObject* item = answer_of(answers[i]);
-        if (!item || PyList_SetItem(list, static_cast<Py_ssize_t>(i), item) < 0) Py_CLEAR(list);
-    }
-    return list;
+    return list_of(answers);
+}
+
+PyObject* search_best_listed(PyObject* object, PyObject* args) {
+    PyObject *queries, *starts, *listed, *edges, *floors, *threads;
+    long long k;
+    if (!PyArg_ParseTuple(args, "OOLOOOO", &queries, &starts, &k, &listed, &edges, &floors, &threads)) return nullptr;
+    Call call(object);
+    Bytes rows, places, least;
+    if (!call.take(queries, starts, threads) || !least.take(floors, "floors", call.count() * 8) ||
+        !places.take(edges, "edges", (call.count() + 1) * 8) ||
+        !rows.take(listed, "listed", places.as<const int64_t>()[call.count()] * 8))
+        return nullptr;
+    std::vector<chan::Answer> answers;
+    if (!call.run([&](const chan::Search::TouchFunction& touch) {
+            call.search().best_listed(call.queries(), call.starts(), call.count(), k, rows.as<const int64_t>(),
+                                      places.as<const int64_t>(), least.as<const double>(), touch, call.threads(),
+                                      answers);
+        }))
+        return nullptr;
+    return list_of(answers);
 }
 
 PyObject* search_above(PyObject* object, PyObject* args) {
@@ -466,6 +490,7 @@ PyObject* search_all_scores(PyObject* object, PyObject* args) {
 
 PyMethodDef SEARCH_METHODS[] = {
     {"best", search_best, METH_VARARGS, "best(queries, starts, k, allowed, floors, threads): see compiled.py."},
+    {"best_listed", search_best_listed, METH_VARARGS, "best_listed(queries, starts, k, listed, edges, floors, threads)."},
     {"above", search_above, METH_VARARGS, "above(queries, starts, query_thresholds, row_thresholds, threads)."},
     {"scores", search_scores, METH_VARARGS, "scores(queries, starts, rows, threads)."},
     {"all_scores", search_all_scores, METH_VARARGS, "all_scores(queries, starts, threads, out)."},
@@ -477,7 +502,7 @@ PyType_Slot SEARCH_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(search_new)},
 PyType_Spec SEARCH_SPEC = {"chan_rt.runtime.gallery._core.Search", sizeof(SearchObject), 0, Py_TPFLAGS_DEFAULT,
                            SEARCH_SLOTS};
 
-constexpr long INTERFACE = 2;  // what compiled.py expects; raise both where a dictionary or a function changes
+constexpr long INTERFACE = 3;  // what compiled.py expects; raise both where a dictionary or a function changes
 
 PyMethodDef METHODS[] = {
     {"features", features, METH_NOARGS, "Names of the instruction sets that work on this CPU, the best first."},

@@ -136,16 +136,21 @@ bool Search::narrow_rows(std::vector<Query>& queries, const float* upper,
     return true;
 }
 
-// The rows that look best give a first threshold: the fine copy of k of them, and the others' codes. They become pending
-// ones, and NaN their upper bounds. False where `touch` failed.
+// The rows that look best become pending ones, NaN their upper bounds, and the first threshold is theirs. False where
+// `touch` failed.
 bool Search::begin(Contest& contest, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
                    Threads& threads) const {
-    std::vector<Pending>& best = contest.pending;
     for (const int64_t row : largest_rows(upper, rows_, k + BEYOND, allowed)) {
         if (!(upper[row] >= contest.threshold)) continue;
-        best.emplace_back(*contest.query, row, upper[row], contest.threshold);
+        contest.pending.emplace_back(*contest.query, row, upper[row], contest.threshold);
         upper[row] = std::numeric_limits<float>::quiet_NaN();
     }
+    return raise_threshold(contest, k, touch, threads);
+}
+
+// Pending rows give a first threshold: the fine copy of k of them, and the others' codes. False where `touch` failed.
+bool Search::raise_threshold(Contest& contest, int64_t k, const TouchFunction& touch, Threads& threads) const {
+    std::vector<Pending>& best = contest.pending;
     std::vector<Pending*> some;
     for (Pending& each : best) some.push_back(&each);
     if (!narrow_all(some, touch, threads, [](Pending&) { return true; })) return false;
@@ -299,6 +304,29 @@ bool Search::best(const float* queries, const int64_t* starts, int64_t count, in
         return narrow_rows(asked, upper, needed, touch, threads, keep) &&
                for_each([&](int64_t i) { return finish(contests[i], k, touch, threads, answers[first + i]); });
     });
+}
+
+bool Search::best_listed(const float* queries, const int64_t* starts, int64_t count, int64_t k, const int64_t* listed,
+                         const int64_t* edges, const double* floors, const TouchFunction& touch, Threads& threads,
+                         std::vector<Answer>& answers) const {
+    answers.assign(count, {});
+    const bool many = count >= threads.count();
+    std::atomic<bool> well{true};
+    const auto one = [&](int64_t i) {
+        if (!well) return;
+        Query query;
+        prepare(query, queries + starts[i] * plan_.dim, starts[i + 1] - starts[i], many ? nullptr : &threads);
+        Contest contest;
+        contest.query = &query, contest.threshold = floors[i];
+        for (int64_t place = edges[i]; place < edges[i + 1]; ++place)
+            contest.pending.emplace_back(query, listed[place], INFINITE, contest.threshold);
+        if (!raise_threshold(contest, k, touch, threads) || !finish(contest, k, touch, threads, answers[i])) well = false;
+    };
+    if (many)
+        threads.run(count, one);
+    else
+        for (int64_t i = 0; i < count; ++i) one(i);
+    return well;
 }
 
 bool Search::above(const float* queries, const int64_t* starts, int64_t count, const double* query_thresholds,

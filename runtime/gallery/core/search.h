@@ -103,6 +103,11 @@ class Search {
     bool best(const float* queries, const int64_t* starts, int64_t count, int64_t k, const uint8_t* allowed,
               const double* floors, const TouchFunction& touch, Threads& threads, std::vector<Answer>& answers) const;
 
+    // The same among some rows of each query's own: listed[edges[i]] to listed[edges[i + 1]] are query i's.
+    bool best_listed(const float* queries, const int64_t* starts, int64_t count, int64_t k, const int64_t* listed,
+                     const int64_t* edges, const double* floors, const TouchFunction& touch, Threads& threads,
+                     std::vector<Answer>& answers) const;
+
     // Every row whose score with a query is no less than the query's threshold, or than the row's own; false where
     // `touch` failed. A score is exact where it could equal one of the two; otherwise it is some number on the same side
     // of both as the score.
@@ -156,6 +161,7 @@ class Search {
                     Threads& threads) const;
     bool begin(Contest& contest, float* upper, int64_t k, const uint8_t* allowed, const TouchFunction& touch,
                Threads& threads) const;
+    bool raise_threshold(Contest& contest, int64_t k, const TouchFunction& touch, Threads& threads) const;
     bool finish(Contest& contest, int64_t k, const TouchFunction& touch, Threads& threads, Answer& answer) const;
     void decide(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                 const float* similarities, std::vector<double>& maxima, std::vector<int32_t>& winners) const;

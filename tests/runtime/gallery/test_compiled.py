@@ -182,6 +182,13 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
         for found, expected, floor in zip(search.rank(queries, k, allowed, floors), true, floors, strict=True):
             check(found, expected, k, allowed, floor)
             compared += 1
+        masks = rng.random((len(queries), count)) < rng.choice([0.1, 0.7])
+        listed = [np.flatnonzero(mask) for mask in masks]
+        for found, expected, floor, mask in zip(
+            search.rank_listed(queries, k, listed, floors), true, floors, masks, strict=True
+        ):
+            check(found, expected, k, mask, floor)
+            compared += 1
         for query in queries:
             check_bounds(search, query, count)
     kernel = open_kernel("numpy")
