@@ -19,10 +19,12 @@ from ..runtime.gallery.cuda.kernels import (
     GPUS,
     GROUPS,
     KERNELS,
+    LIST_ROWS,
+    PAIR_ROWS,
     POOLINGS,
     PRECISIONS,
     ROWS_A_GROUP,
-    ROWS_A_PROGRAM,
+    SCAN_ROWS,
     SLOTS,
     UNIT,
     WORD_TILES,
@@ -34,19 +36,18 @@ from ..runtime.gallery.cuda.kernels import (
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.proof.bounds import MOST_BLOCKS
 
-_STAGES = 3
+_STAGES, _WARPS = 3, 4
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
 _TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A kernel to compile: its arguments' types by name, its constants, and warps of a block."""
+    """A kernel to compile: its arguments' types by name, and its constants."""
 
     kernel: str
     types: Mapping[str, str]
     constants: Mapping[str, Any]
-    warps: int = 4
 
 
 def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: str) -> tuple[KernelRecord, bool]:
@@ -109,36 +110,30 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
         "terms": "*fp64",
     }
     listed = {"thresholds": "*fp64", "found": "*i32", "listed_rows": "*i32", "listed_scores": "*fp64"}
-    row_bytes = 128  # of a vector, read at a time: a line of the level-2 cache, where the width divides into such
-    step = row_bytes if precision == "int8" and width % row_bytes == 0 else 64
     size = UNIT if precision == "int8" else UNIT // 2
-    constants = {
-        "WIDTH": width,
-        "UNIT": size,
-        "PLANES": planes,
-        "POOLING": pooling,
-        "ROWS": ROWS_A_PROGRAM,
-        "BLOCK_R": _VECTORS,
-    }
-    jobs = {
-        f"scan_{words}": _Job(
-            "scan", scan_types, {**constants, "BLOCK_W": words, "BLOCK_K": step}, 4 if words < 64 else 8
-        )
-        for words in WORD_TILES
-    }
+    constants = {"WIDTH": width, "UNIT": size, "PLANES": planes, "POOLING": pooling, "BLOCK_R": _VECTORS}
+
+    def step(most: int) -> int:
+        """Values of a vector that are read at a time: `most` bytes, less where the width does not divide into such."""
+        return next(each // (UNIT // size) for each in (256, 128, 64) if each <= most and width % each == 0)
+
+    jobs = {}
+    for words, most in zip(WORD_TILES, (256, 128), strict=True):
+        tile = {"ROWS": SCAN_ROWS, "BLOCK_W": words, "BLOCK_K": step(most)}
+        jobs[f"scan_{words}"] = _Job("scan", scan_types, {**constants, **tile})
     pair_types = {name: type for name, type in scan_types.items() if name not in ("word_starts", "words")}
     names = [*list(scan_types)[:6], "counts", "word_scale", "scores", "rows", "queries", "tiles", "temperature"]
     pair_types = {**pair_types, "counts": "*i32", "tiles": "i32"}
     pair_types = {name: pair_types[name] for name in names}
-    tile = {"BLOCK_W": WORDS_A_TILE, "BLOCK_K": 64}
+    tile = {"ROWS": PAIR_ROWS, "BLOCK_W": WORDS_A_TILE, "BLOCK_K": step(128)}
     for slot in SLOTS:
-        jobs[f"pairs_{slot}"] = _Job("pairs", pair_types, {**constants, "SLOT": slot, **tile}, 8)
+        jobs[f"pairs_{slot}"] = _Job("pairs", pair_types, {**constants, "SLOT": slot, **tile})
     numbers = dict.fromkeys(("rows", "groups", "queries"), "i32")
     sizes = {"GROUPS": GROUPS, "SIZE": ROWS_A_GROUP}
     best = {"scores": "*fp64", "maxima": "*fp64", "owners": "*i32"}
     jobs["best_rows"] = _Job("best_rows", {**best, **numbers}, sizes)
     numbers = dict.fromkeys(("rows", "capacity", "queries", "num_plans"), "i32")
-    sizes = {"SIZE": GROUPS * ROWS_A_GROUP, "BLOCKS": MOST_BLOCKS}
+    sizes = {"SIZE": LIST_ROWS, "BLOCKS": MOST_BLOCKS}
     jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, sizes)
     return jobs
 
@@ -157,7 +152,7 @@ def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes
     source = ASTSource(getattr(scan_kernels, job.kernel), types, dict(job.constants), aligned)
     target = GPUTarget("cuda", int(gpu.removeprefix("sm_")), 32)
     # Fused multiply-adds would round otherwise than the kernels of a gallery on the CPU, if never more often.
-    options = {"num_warps": job.warps, "num_stages": _STAGES, "enable_fp_fusion": False}
+    options = {"num_warps": _WARPS, "num_stages": _STAGES, "enable_fp_fusion": False}
     try:
         compiled = triton.compile(source, target=target, options=options)
     except Exception as error:  # the compiler and ptxas raise errors of many kinds

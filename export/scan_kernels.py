@@ -46,45 +46,50 @@ def scan(
     begin = tl.load(word_starts + which)
     end = tl.load(word_starts + which + 1)
     k = tl.arange(0, BLOCK_K)
+    vectors_at_once: tl.constexpr = ROWS * BLOCK_R
+    columns: tl.constexpr = PLANES * BLOCK_W
+    steps: tl.constexpr = WIDTH // BLOCK_K
     sum_type: tl.constexpr = tl.int32 if PLANES == 2 else tl.float32
     peak = tl.full([ROWS], float("-inf"), tl.float64)
     total = tl.full([ROWS], 0.0, tl.float64)
+    turns = tl.cdiv(tl.max(count, axis=0), BLOCK_R) * steps
     for tile in range(begin, end, BLOCK_W):
+        column = tl.arange(0, columns)
+        column_word = tile + column % BLOCK_W
+        column_at = column // BLOCK_W * words + column_word  # all planes of these words, side by side
+        query_at = query + column_at[None, :].to(tl.int64) * WIDTH + k[:, None]
+        valid_column = column_word < end
+        best = tl.full([ROWS, BLOCK_W], float("-inf"), tl.float32)
+        sums = tl.zeros([vectors_at_once, columns], sum_type)
+        for turn in range(turns):  # one loop over every row's vectors and their values, so that loads never pause
+            step = turn % steps * BLOCK_K
+            place = turn // steps * BLOCK_R + tl.arange(0, BLOCK_R)
+            vector = tl.reshape(first[:, None] * UNIT + place[None, :] * WIDTH, [vectors_at_once])
+            vector = tl.multiple_of(vector, [UNIT])  # Triton 3.6 does not see it, and would read a byte at a time
+            valid = tl.reshape(place[None, :] < count[:, None], [vectors_at_once])
+            codes = tl.load(vectors + vector[:, None] + k[None, :] + step, mask=valid[:, None], other=0)
+            plane = tl.load(query_at + step, mask=valid_column[None, :], other=0)
+            sums = tl.dot(codes, plane, sums, out_dtype=sum_type)
+            if step == WIDTH - BLOCK_K:
+                product = sums.to(tl.float32)
+                if PLANES == 2:
+                    high, low = tl.split(tl.trans(tl.reshape(product, [vectors_at_once, PLANES, BLOCK_W]), 0, 2, 1))
+                    product = high * 254.0 + low
+                product = tl.where(valid[:, None], product, float("-inf"))
+                best = tl.maximum(best, tl.max(tl.reshape(product, [ROWS, BLOCK_R, BLOCK_W]), axis=1))
+                sums = tl.zeros([vectors_at_once, columns], sum_type)
         word = tile + tl.arange(0, BLOCK_W)
         valid_word = word < end
-        query_at = query + word[:, None].to(tl.int64) * WIDTH + k[None, :]
-        best = tl.full([BLOCK_W, ROWS], float("-inf"), tl.float32)
-        for piece in range(0, tl.max(count, axis=0), BLOCK_R):  # of every row's vectors
-            place = piece + tl.arange(0, BLOCK_R)
-            begins = first[:, None] * UNIT + place[None, :] * WIDTH
-            vector = tl.reshape(begins, [ROWS * BLOCK_R])
-            valid = tl.reshape(place[None, :] < count[:, None], [ROWS * BLOCK_R])
-            vector_at = vectors + vector[None, :] + k[:, None]
-            high = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
-            low = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
-            for step in range(0, WIDTH, BLOCK_K):
-                codes = tl.load(vector_at + step, mask=valid[None, :], other=0)
-                plane = tl.load(query_at + step, mask=valid_word[:, None], other=0)
-                high = tl.dot(plane, codes, high, out_dtype=sum_type)
-                if PLANES == 2:
-                    second = words.to(tl.int64) * WIDTH + step
-                    plane = tl.load(query_at + second, mask=valid_word[:, None], other=0)
-                    low = tl.dot(plane, codes, low, out_dtype=sum_type)
-            product = high.to(tl.float32)
-            if PLANES == 2:
-                product = product * 254.0 + low.to(tl.float32)
-            product = tl.where(valid[None, :], product, float("-inf"))
-            best = tl.maximum(best, tl.max(tl.reshape(product, [BLOCK_W, ROWS, BLOCK_R]), axis=2))
-        value = best.to(tl.float64) * tl.load(word_scale + word, mask=valid_word, other=0.0)[:, None] * scale[None, :]
+        value = best.to(tl.float64) * tl.load(word_scale + word, mask=valid_word, other=0.0)[None, :] * scale[:, None]
         if POOLING == "LSE":
-            value = tl.where(valid_word[:, None], value / temperature, float("-inf"))
-            top = tl.maximum(peak, tl.max(value, axis=0))
-            total = total * tl.exp(peak - top) + tl.sum(tl.exp(value - top[None, :]), axis=0)
+            value = tl.where(valid_word[None, :], value / temperature, float("-inf"))
+            top = tl.maximum(peak, tl.max(value, axis=1))
+            total = total * tl.exp(peak - top) + tl.sum(tl.exp(value - top[:, None]), axis=1)
             peak = top
         elif POOLING == "Max":
-            peak = tl.maximum(peak, tl.max(tl.where(valid_word[:, None], value, float("-inf")), axis=0))
+            peak = tl.maximum(peak, tl.max(tl.where(valid_word[None, :], value, float("-inf")), axis=1))
         else:
-            total += tl.sum(tl.where(valid_word[:, None], value, 0.0), axis=0)
+            total += tl.sum(tl.where(valid_word[None, :], value, 0.0), axis=1)
     if POOLING == "LSE":
         total = tl.log(total) + peak
     elif POOLING == "Max":
@@ -140,7 +145,8 @@ def pairs(
         place = piece + tl.arange(0, BLOCK_R)
         begins = first[:, None] * UNIT + place[None, :] * WIDTH
         valid = tl.reshape(place[None, :] < count[:, None], [ROWS * BLOCK_R])
-        vector_at = vectors + tl.reshape(begins, [ROWS * BLOCK_R])[None, :] + k[:, None]
+        vector = tl.multiple_of(tl.reshape(begins, [ROWS * BLOCK_R]), [UNIT])
+        vector_at = vectors + vector[None, :] + k[:, None]
         high = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
         low = tl.zeros([BLOCK_W, ROWS * BLOCK_R], sum_type)
         for step in range(0, WIDTH, BLOCK_K):

@@ -40,7 +40,7 @@ def test_code_for_the_architecture_is_made_without_a_gpu(tmp_path: Path, gpu: st
         assert code[name][:4] == b"\x7fELF"
         assert int.from_bytes(code[name][18:20], "little") == 190, "the machine an ELF file is for: NVIDIA CUDA"
         assert function.symbol.encode() in code[name]
-        assert function.threads == (256 if name == "scan_64" or name.startswith("pairs") else 128)
+        assert function.threads == 128
         assert function.shared <= 160 << 10, "what an Ampere block may have"
         assert function.hidden == 2, "Triton 3.9's pointers to scratch memory, unused here"
     assert record.functions["scan_16"].symbol == "scan"
@@ -62,7 +62,7 @@ def test_int8_products_are_integers_on_the_tensor_cores(monkeypatch: pytest.Monk
     monkeypatch.setattr(triton, "compile", lambda *args, **more: made.append(real(*args, **more)) or made[-1])
     kernels._compile("scan_16", kernels._jobs("int8", 1024, "LSE")["scan_16"], "sm_90", "x.cubin")
     ptx = made[0].asm["ptx"]
-    assert "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32" in ptx
+    assert re.search(r"wgmma\.mma_async\.sync\.aligned\.m64n32k32\.s32\.s8\.s8", ptx)
     assert "fma.rn.f32" not in ptx
     assert "ex2.approx" not in ptx
     assert "fma.rn.f64" in ptx, "libdevice's exponential"

@@ -25,12 +25,13 @@ POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in 
 # Architectures that Triton compiles for; older ones lack the int8 products of tensor cores.
 GPUS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
-WORDS_A_TILE = 128  # query vectors that a program of `pairs` takes, of several queries
+WORDS_A_TILE = 64  # query vectors that a program of `pairs` takes, of several queries
 SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned for one by one
-ROWS_A_PROGRAM = 8  # rows a program of `scan` takes, so that it reads the query once for all of them
+SCAN_ROWS, PAIR_ROWS = 4, 8  # rows a program of `scan` and of `pairs` takes, so that it reads the queries once for all
 UNIT = 64  # bytes; where a row's vectors begin is counted in these
 ROWS_A_GROUP = 16  # rows of which the best one is looked at when the threshold is looked for
-GROUPS = 64  # groups that one program of `best_rows` and `shortlist` takes
+GROUPS = 64  # groups that a program of `best_rows` takes
+LIST_ROWS = 256  # rows that a program of `shortlist` takes
 
 
 _ORIN = (8, 7)
