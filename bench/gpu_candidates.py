@@ -22,9 +22,11 @@ from ..export.kernels import build_kernels
 from ..runtime.backends.table import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
-from ..runtime.gallery.cuda import GpuEstimator, ResidentScan
+from ..runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
+from ..runtime.gallery.cuda import GpuEstimator, ResidentScan, ResidentSearch
 from ..runtime.gallery.cuda.kernels import Function, KernelRecord, ScanPrecision, find_kernels
 from ..runtime.gallery.cuda.scan import KernelScan, Listed
+from ..runtime.gallery.estimate import CpuEstimator
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
@@ -142,11 +144,15 @@ class _Counting:
 
 
 def _resident(scan: ResidentScan, images: ResidentImages, where: Where) -> Iterator[Search]:
-    pool = Pool()
+    pool, threads = Pool(), CoreThreads()
     try:
-        rows, kernel = images.rows, open_kernel()
-        estimator = GpuEstimator(rows, _Counting(scan, where), Certifier(rows, kernel, pool))
-        ranker = Ranker(rows, estimator, kernel, pool)
+        rows, kernel, counting = images.rows, open_kernel(), _Counting(scan, where)
+        if scan.certified and open_core() is not None:
+            compiled = CompiledSearch(rows, images.parts[0].plan, threads)
+            codes = CpuEstimator(rows, kernel, pool)
+            ranker = Ranker(rows, codes, kernel, pool, ResidentSearch(rows, counting, compiled))
+        else:
+            ranker = Ranker(rows, GpuEstimator(rows, counting, Certifier(rows, kernel, pool)), kernel, pool)
         everything = np.ones(images.count, bool)
 
         def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:
@@ -157,6 +163,7 @@ def _resident(scan: ResidentScan, images: ResidentImages, where: Where) -> Itera
         yield search
     finally:
         scan.close()
+        threads.close()
         pool.close()
 
 

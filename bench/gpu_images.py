@@ -93,8 +93,8 @@ class Case:
             vectors = slice(first * regions, last * regions)
             starts = np.arange(last - first + 1, dtype=np.int64) * regions
             scale, error, norm = (arrays[name][first:last] for name in _MEASURES)
-            stored, exact, blocks = arrays["stored"][vectors], arrays["exact"][vectors], arrays["blocks"][first:last]
-            norms = np.zeros((last - first, 0), np.float32)  # of queries in one plane, which a GPU does not take
+            stored, exact = arrays["stored"][vectors], arrays["exact"][vectors]
+            blocks, norms = arrays["blocks"][first:last], arrays["norms"][first:last]
             parts.append(ArrayPart(starts, scale, error, norm, stored, exact, blocks, norms, plan))
         return cls(ResidentImages(tuple(parts), regions), list(arrays["captions"]), list(arrays["truth"]))
 
@@ -113,7 +113,7 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
         create("exact", (count * regions, dim), np.float16),
     )
     measures = {name: create(name, (count,), np.float32) for name in _MEASURES}
-    blocks = create("blocks", (count, _blocks(plan)), np.float32)
+    blocks, norms = (create(name, (count, width), np.float32) for name, width in _widths(plan).items())
 
     def piece(number: int) -> None:
         first = number * _PIECE
@@ -122,7 +122,7 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
         part = array_part(own, np.arange(rows + 1, dtype=np.int64) * regions, "float16", plan=plan)
         stored[first * regions : (first + rows) * regions] = part.stored
         exact[first * regions : (first + rows) * regions] = ResidentImages.fine(part)
-        blocks[first : first + rows] = part.blocks
+        blocks[first : first + rows], norms[first : first + rows] = part.blocks, part.norms
         for name, array in measures.items():
             array[first : first + rows] = getattr(part, name)
 
@@ -158,7 +158,7 @@ def _own(source: Concepts, number: int) -> Concepts:
     return own
 
 
-def _blocks(plan: SearchPlan) -> int:
-    """J."""
-    dim = plan.axes.basis.shape[1]
-    return int(array_part(np.zeros((1, dim), np.float32), np.array([0, 1]), "float16", plan=plan).blocks.shape[1])
+def _widths(plan: SearchPlan) -> dict[str, int]:
+    """How many blocks and norms each row has."""
+    one = array_part(np.zeros((1, plan.axes.basis.shape[1]), np.float32), np.array([0, 1]), "float16", plan=plan)
+    return {"blocks": one.blocks.shape[1], "norms": one.norms.shape[1]}

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import CompiledSearch
 from .kernels.base import WIDE, Kernel
 from .kernels.pool import Pool
 from .proof.certify import Certifier, Ranking, empty_ranking, rank_by_codes
@@ -47,6 +46,15 @@ class Estimator(Protocol):
         """
 
 
+class Search(Protocol):
+    """A whole search in one call: `CompiledSearch`, or `ResidentSearch`."""
+
+    def rank(
+        self, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: NDArray[np.float64] | None
+    ) -> list[Ranking]:
+        """What `Ranker.exact` returns."""
+
+
 class Ranker:
     """Ranks the rows of a gallery; immutable, so any number of threads may use one.
 
@@ -55,7 +63,7 @@ class Ranker:
         estimator: what bounds their scores.
         kernel: what rescores them.
         pool: the threads that rankings are computed on.
-        compiled: what does all of it instead, where it can: see compiled.py.
+        search: what does all of it instead, where it can.
     """
 
     def __init__(
@@ -64,9 +72,9 @@ class Ranker:
         estimator: Estimator,
         kernel: Kernel,
         pool: Pool,
-        compiled: CompiledSearch | None = None,
+        search: Search | None = None,
     ) -> None:
-        self._compiled = compiled
+        self._search = search
         self._gallery = gallery
         self._estimator = estimator
         self._certifier = Certifier(gallery, kernel, pool)
@@ -82,8 +90,8 @@ class Ranker:
         """
         if not allowed.any():
             return [empty_ranking() for _ in queries]
-        if self._compiled is not None:
-            return self._compiled.rank(queries, k, allowed, floors)
+        if self._search is not None:
+            return self._search.rank(queries, k, allowed, floors)
         rows = np.flatnonzero(allowed)
         least = [-np.inf] * len(queries) if floors is None else floors.tolist()
         if self._gallery.has_fine and self._gallery.alignment.coding == "VSA":

@@ -11,7 +11,7 @@ from typing import Literal, Self, get_args
 from ..checks import check_choice
 from ..gpu import device_index
 from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches, need_core
-from .cuda import GpuEstimator, ResidentScan, ScanPrecision, open_resident
+from .cuda import GpuEstimator, ResidentScan, ResidentSearch, ScanPrecision, open_resident
 from .estimate import CpuEstimator
 from .kernels.base import Kernel
 from .kernels.choose import open_kernel
@@ -34,7 +34,7 @@ class Scanner:
     Attributes:
         settings: of the gallery.
         kernel, pool: what scans and rescores on the CPU.
-        core: threads of the compiled search, where that searches.
+        core: threads of the compiled search, where that searches, or ranks what the GPU lists.
         resident: the rows in a GPU's memory, where they are.
     """
 
@@ -65,7 +65,7 @@ class Scanner:
             need_core()
         kernel = open_kernel("auto" if scan == "compiled" else scan)
         takes_core = scan == "compiled" or (scan == "auto" and core_is_fastest())
-        core = CoreThreads(threads) if takes_core and gpu is None and core_searches(settings) else None
+        core = CoreThreads(threads) if takes_core and core_searches(settings) else None
         with ExitStack() as opened:
             pool = Pool(threads)
             opened.callback(pool.close)
@@ -96,6 +96,9 @@ class Scanner:
         rows = GalleryRows(segments, self.settings.kind, self.settings.alignment)
         if self.resident is not None:
             certifier = Certifier(rows, self.kernel, self.pool)
+            if self.core is not None and self.resident.certified:
+                search = ResidentSearch(rows, self.resident, CompiledSearch(rows, plan, self.core))
+                return Ranker(rows, CpuEstimator(rows, self.kernel, self.pool), self.kernel, self.pool, search)
             return Ranker(rows, GpuEstimator(rows, self.resident, certifier), self.kernel, self.pool)
         compiled = None if self.core is None else CompiledSearch(rows, plan, self.core)
         codes = CpuEstimator(rows, self.kernel, self.pool, 2 if plan is None else plan.digits)

@@ -13,8 +13,17 @@ from ..settings import GallerySettings
 from .estimate import GpuEstimator
 from .kernels import POOLINGS, PRECISIONS, ScanPrecision, find_kernels
 from .scan import KernelScan, ResidentScan
+from .search import ResidentSearch
 
-__all__ = ["PRECISIONS", "GpuEstimator", "ResidentScan", "ScanPrecision", "check_settings", "open_resident"]
+__all__ = [
+    "PRECISIONS",
+    "GpuEstimator",
+    "ResidentScan",
+    "ResidentSearch",
+    "ScanPrecision",
+    "check_settings",
+    "open_resident",
+]
 
 
 def check_settings(settings: GallerySettings) -> None:

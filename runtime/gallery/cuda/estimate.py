@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..proof.bounds import quantize_query
+from ..proof.bounds import quantize_queries
 from ..proof.certify import Certifier
 from ..proof.gallery_rows import GalleryRows
 from ..proof.intervals import Intervals, score_radius, similarity_changes
@@ -38,7 +38,7 @@ class GpuEstimator:
     ) -> Callable[[int], Intervals]:
         """See `Estimator.intervals`: those of `rows` that the scan lists."""
         gallery = self._gallery
-        quantized = [quantize_query(query, per_vector=True) for query in queries]
+        quantized = quantize_queries(queries, per_vector=True)
         allowed = np.zeros(gallery.count, bool)
         allowed[rows] = True
 

@@ -30,7 +30,18 @@ from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
-from .kernels import GROUPS, ROWS_A_GROUP, ROWS_A_PROGRAM, SLOTS, UNIT, WORD_TILES, WORDS_A_TILE, KernelRecord
+from .kernels import (
+    GROUPS,
+    LIST_ROWS,
+    PAIR_ROWS,
+    ROWS_A_GROUP,
+    SCAN_ROWS,
+    SLOTS,
+    UNIT,
+    WORD_TILES,
+    WORDS_A_TILE,
+    KernelRecord,
+)
 from .memory import INSTEAD, Arena, gib
 
 CAPACITY = 4096  # rows a query's list holds; where more qualify, all scores are taken to the CPU
@@ -277,33 +288,48 @@ class KernelScan:
         arena, count, stride = self._arena, len(queries), rows.count
         scores = arena.scratch("scores", 8 * count * stride)
         self._score(rows, queries, allowed, scores)
-        reached = self._reached(scores, stride, count, k, thresholds)
+        groups = self._best_rows(scores, stride, count)
+        terms = arena.send("terms", self._terms(queries, rows.axes))  # computed while the GPU scans
+        reached = self._reached(*groups, count, k, thresholds)
 
         capacity = min(CAPACITY, stride)
-        terms = arena.send("terms", self._terms(queries, rows.axes))
         found = arena.send("found", np.zeros(count, np.int32))
         listed = arena.scratch("rows", 4 * count * capacity)
         values = arena.scratch("values", 8 * count * capacity)
         tops = arena.send("thresholds", reached)
         bounds = (scores, rows.error, rows.norm, rows.blocks, rows.plans, terms, tops, found, listed, values)
-        blocks = -(-stride // _BLOCK) * count
+        blocks = -(-stride // LIST_ROWS) * count
         self._launch("shortlist", blocks, bounds, stride, capacity, count, len(rows.axes))
         fetched = arena.fetch("found", found, count, np.int32)
         arena.wait()
-        counts = fetched.copy()
-        fetch = partial(self._fetch, scores, listed, values, stride, capacity)
-        return [fetch(which, int(number)) for which, number in enumerate(counts)]
+        counts = fetched.tolist()
+        held = arena.fetch("rows", listed, count * capacity, np.int32).reshape(count, capacity)
+        their = arena.fetch("values", values, count * capacity, np.float64).reshape(count, capacity)
+        arena.wait()
+        lists = [_in_order(own[:number], its[:number]) for own, its, number in zip(held, their, counts, strict=True)]
+        for which in [which for which, number in enumerate(counts) if number > capacity]:
+            lists[which] = self._every_row(scores, stride, which)
+        return lists
 
-    def _reached(self, scores: int, stride: int, count: int, k: int, thresholds: Thresholds) -> Float64Array:
-        """What the k-th largest true score of each query reaches: [queries]; of float16 the k-th largest by half."""
+    def _best_rows(self, scores: int, stride: int, count: int) -> tuple[Float64Array, NDArray[np.int32]]:
+        """Queue the largest score of each group and the row that has it: [queries, groups] each, after `wait`."""
         arena, groups = self._arena, -(-stride // ROWS_A_GROUP)
         maxima = arena.scratch("maxima", 8 * count * groups)
         owners = arena.scratch("owners", 4 * count * groups)
         blocks = -(-stride // _BLOCK) * count
         self._launch("best_rows", blocks, (scores, maxima, owners), stride, groups, count)
         largest = arena.fetch("maxima", maxima, count * groups, np.float64).reshape(count, groups)
-        best = arena.fetch("owners", owners, count * groups, np.int32).reshape(count, groups)
-        arena.wait()
+        return largest, arena.fetch("owners", owners, count * groups, np.int32).reshape(count, groups)
+
+    def _reached(
+        self, largest: Float64Array, best: NDArray[np.int32], count: int, k: int, thresholds: Thresholds
+    ) -> Float64Array:
+        """What the k-th largest true score of each query reaches: [queries]; of float16 the k-th largest by half.
+
+        largest, best: what `_best_rows` queued.
+        """
+        self._arena.wait()
+        groups = largest.shape[1]
         if not self.certified:
             return _kth_largest(largest, k)
         found = np.full(count, -np.inf)
@@ -317,20 +343,12 @@ class KernelScan:
         found[[i for i, _ in asked]] = thresholds(asked)
         return found
 
-    def _fetch(self, scores: int, rows: int, values: int, stride: int, capacity: int, which: int, count: int) -> Listed:
-        """One query's list; where it overflowed, every row with its score."""
-        arena = self._arena
-        if count > capacity:
-            every = arena.fetch("scores", scores + 8 * which * stride, stride, np.float64)
-            arena.wait()
-            listed = np.flatnonzero(every > -np.inf)
-            return listed, every[listed]
-        first = which * capacity
-        found = arena.fetch("rows", rows + 4 * first, count, np.int32)
-        values_found = arena.fetch("values", values + 8 * first, count, np.float64)
-        arena.wait()
-        order = np.argsort(found)
-        return found[order].astype(np.int64), values_found[order]
+    def _every_row(self, scores: int, stride: int, which: int) -> Listed:
+        """Every row of a query whose list overflowed, with its score."""
+        every = self._arena.fetch("scores", scores + 8 * which * stride, stride, np.float64)
+        self._arena.wait()
+        listed = np.flatnonzero(every > -np.inf)
+        return listed, every[listed]
 
     def _score(self, rows: _Rows, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int) -> None:
         """Queue the scan of every row: of many queries as one product, of few one by one."""
@@ -339,7 +357,6 @@ class KernelScan:
         together = slot is not None and len(queries) * slot >= WORDS_A_TILE
         places = rows.base, rows.places, rows.lengths, rows.scale, arena.send("allowed", allowed)
         temperature = float(self._alignment.pooling_temperature)
-        blocks = -(-rows.count // ROWS_A_PROGRAM)
         lengths = [query.count for query in queries]
         if slot is not None and together:
             tiles = -(-len(queries) * slot // WORDS_A_TILE)
@@ -348,8 +365,9 @@ class KernelScan:
             counts = np.zeros(tiles * WORDS_A_TILE // slot, np.int32)
             counts[: len(queries)] = lengths
             sent = arena.send("query", planes), arena.send("word_starts", counts), arena.send("word_scale", scale)
+            blocks = -(-rows.count // PAIR_ROWS) * tiles
             self._launch(
-                f"pairs_{slot}", blocks * tiles, (*places, *sent, scores), rows.count, len(queries), tiles, temperature
+                f"pairs_{slot}", blocks, (*places, *sent, scores), rows.count, len(queries), tiles, temperature
             )
             return
         words = sum(lengths)
@@ -358,7 +376,8 @@ class KernelScan:
         sent = arena.send("query", planes), arena.send("word_starts", starts), arena.send("word_scale", scale)
         tile = next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
         numbers = (rows.count, words, len(queries), temperature)
-        self._launch(f"scan_{tile}", blocks * len(queries), (*places, *sent, scores), *numbers)
+        blocks = -(-rows.count // SCAN_ROWS) * len(queries)
+        self._launch(f"scan_{tile}", blocks, (*places, *sent, scores), *numbers)
 
     def _planes(
         self, queries: Sequence[QuantizedQuery], at: NDArray[np.int64], size: int
@@ -409,6 +428,12 @@ class KernelScan:
         arguments += [np.uint64(0)] * function.hidden
         if blocks:
             self._device.launch_kernel(self._kernels[name], blocks, function.threads, arguments, self._arena.stream)
+
+
+def _in_order(rows: NDArray[np.int32], scores: Float64Array) -> Listed:
+    """A list as a scan returns it, from the order in which the GPU appended to it."""
+    order = np.argsort(rows)
+    return rows[order].astype(np.int64), scores[order]
 
 
 def _slot(queries: Sequence[QuantizedQuery]) -> int | None:

@@ -139,24 +139,46 @@ class QuantizedQuery:
 
 
 def quantize_query(vectors: NDArray[np.float32], *, per_vector: bool, planes: int = 2) -> QuantizedQuery:
-    """Quantize one query's vectors [Q, D].
+    """Quantize one query's vectors [Q, D]; see `quantize_queries`."""
+    return quantize_queries([vectors], per_vector=per_vector, planes=planes)[0]
+
+
+def quantize_queries(
+    queries: Sequence[NDArray[np.float32]], *, per_vector: bool, planes: int = 2
+) -> list[QuantizedQuery]:
+    """Quantize the vectors [Q_i, D] of some queries.
 
     per_vector: one scale for each vector. The maximum over a query's vectors is taken on integers, so where the coding
         takes it (`pools_query` is False) they share one scale.
     planes: 1 or 2, of 8 bits each.
     """
-    exact = vectors.astype(np.float64)
+    exact = np.concatenate(queries).astype(np.float64)
+    ends = np.cumsum([len(query) for query in queries]).tolist()
+    spans = [slice(end - len(query), end) for query, end in zip(queries, ends, strict=True)]
     peak = np.abs(exact).max(axis=1, keepdims=True)
-    scale = (peak if per_vector else np.full_like(peak, peak.max())) / (LEVELS * _WEIGHTS[planes][0])
+    if not per_vector:
+        for span in spans:
+            peak[span] = peak[span].max()
+    scale = peak / (LEVELS * _WEIGHTS[planes][0])
     rest = np.divide(exact, scale, out=np.zeros_like(exact), where=scale > 0)
     codes = []
     for weight in _WEIGHTS[planes]:
         codes.append(np.clip(np.rint(rest / weight), -LEVELS, LEVELS))
         rest = rest - weight * codes[-1]
     lost = exact - scale * sum(weight * plane for weight, plane in zip(_WEIGHTS[planes], codes, strict=True))
-    return QuantizedQuery(
-        np.stack(codes).astype(np.int8), scale[:, 0], exact, lost, largest_norm(vectors), largest_norm(lost)
-    )
+    stacked = np.stack(codes).astype(np.int8)
+    norms, errors = _norms(exact), _norms(lost)
+    return [
+        QuantizedQuery(
+            stacked[:, span],
+            scale[span, 0],
+            exact[span],
+            lost[span],
+            float(norms[span].max(initial=0.0)),
+            float(errors[span].max(initial=0.0)),
+        )
+        for span in spans
+    ]
 
 
 def largest_norm(vectors: NDArray[np.floating]) -> float:

@@ -25,13 +25,15 @@ from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, GpuMemoryError, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import scanner as scanner_module
-from chan_rt.runtime.gallery.cuda import GpuEstimator, check_settings, open_resident
+from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
+from chan_rt.runtime.gallery.cuda import GpuEstimator, ResidentSearch, check_settings, open_resident
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import (
     GROUPS,
+    PAIR_ROWS,
     POOLINGS,
     ROWS_A_GROUP,
-    ROWS_A_PROGRAM,
+    SCAN_ROWS,
     UNIT,
     WORDS_A_TILE,
     Function,
@@ -66,7 +68,7 @@ class Model:
 
     def scan(self, device, blocks, vectors, row_places, lengths, scale, allowed, query, word_starts, word_scale, scores,
              rows, words, queries, temperature) -> None:  # fmt: skip
-        assert blocks == -(-rows // ROWS_A_PROGRAM) * queries
+        assert blocks == -(-rows // SCAN_ROWS) * queries
         word_starts = device.array(word_starts, np.int32)[: queries + 1]
         places = [np.arange(*ends) for ends in itertools.pairwise(word_starts)]
         stored, starts = self._stored(device, vectors, row_places, lengths, rows)
@@ -74,7 +76,7 @@ class Model:
 
     def pairs(self, device, blocks, vectors, row_places, lengths, scale, allowed, query, counts, word_scale, scores,
               rows, queries, tiles, temperature, slot=0) -> None:  # fmt: skip
-        assert blocks == -(-rows // ROWS_A_PROGRAM) * tiles
+        assert blocks == -(-rows // PAIR_ROWS) * tiles
         assert tiles == -(-queries * slot // WORDS_A_TILE)
         words = tiles * WORDS_A_TILE
         counts = device.array(counts, np.int32)[: words // slot]
@@ -185,6 +187,13 @@ def rankers(parts: list, kind: str, alignment: AlignmentConfig, scan: Any) -> tu
     return tuple(Ranker(rows, made, kernel, POOL) for made in (gpu, CpuEstimator(rows, kernel, POOL)))
 
 
+def compiled_ranker(parts: list, kind: str, alignment: AlignmentConfig, scan: Any) -> Ranker:
+    """The ranker of a scan whose lists the compiled search ranks."""
+    rows, kernel = GalleryRows(parts, kind, alignment), open_kernel("numpy")
+    search = ResidentSearch(rows, scan, CompiledSearch(rows, parts[0].plan, CoreThreads(2)))
+    return Ranker(rows, CpuEstimator(rows, kernel, POOL), kernel, POOL, search)
+
+
 def listing(scan: KernelScan, parts: list, queries: list, k: int) -> list:
     """What a scan lists of all rows of parts."""
     rows, kernel = GalleryRows(parts, "images", scan._alignment), open_kernel("numpy")
@@ -238,16 +247,17 @@ def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, wor
     allowed = np.random.default_rng(1).random(count) < 0.8
     scan, device = open_scan("int8", dim, alignment)
     ours, cpu = rankers(parts, kind, alignment, scan)
-    for k in (1, 5, count + 1):
+    compiled = compiled_ranker(parts, kind, alignment, scan) if open_core() else ours
+    for k, ranker in itertools.product((1, 5, count + 1), (ours, compiled)):
         expected = cpu.exact(queries, k, allowed)
-        found = ours.exact(queries, k, allowed)
+        found = ranker.exact(queries, k, allowed)
         for one, other in zip(found, expected, strict=True):
             assert one.certified
             assert one.rows.tolist() == other.rows.tolist()
             assert one.scores.tolist() == other.scores.tolist()
             assert [d.winners.tolist() for d in one.details] == [d.winners.tolist() for d in other.details]
             assert one.candidates == other.candidates
-    del ours
+    del ours, compiled, ranker
     scan.close()
     assert device.empty
 
@@ -379,11 +389,11 @@ def test_a_list_of_one_row_too_many_is_made_on_the_cpu(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("lengths", "launched"),
     [
-        ((12,) * 7, ["scan_16"]),
-        ((12,) * 8, ["pairs_16"]),
-        ((12,) * 7 + (17,), ["scan_16", "scan_64"]),
-        ((12, 30) * 8, ["pairs_16", "pairs_32"]),
-        ((12,) * 8 + (60, 64, 65), ["pairs_16", "pairs_64", "scan_64"]),
+        ((12,) * 3, ["scan_16"]),
+        ((12,) * 4, ["pairs_16"]),
+        ((12,) * 3 + (17,), ["scan_16", "scan_64"]),
+        ((12, 30) * 4, ["pairs_16", "pairs_32"]),
+        ((12,) * 4 + (60, 64, 65), ["pairs_16", "pairs_64", "scan_64"]),
     ],
 )
 def test_queries_that_fill_a_tile_are_scanned_together(lengths: tuple[int, ...], launched: list[str]) -> None:
@@ -691,7 +701,7 @@ def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_
     with Gallery.open(tmp_path / "g") as cpu, Gallery.open(tmp_path / "g", device="cuda", resident=precision) as gpu:
         for query in queries:
             assert answers(gpu, query) == answers(cpu, query)
-        scan = gpu._resident
+        scan = gpu._scanner.resident
         assert isinstance(scan, KernelScan)
         warm = scan.allocations
         for query in queries:

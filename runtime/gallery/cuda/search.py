@@ -1,0 +1,73 @@
+"""The certified search on a GPU: it lists the rows that could be the best, and the compiled search ranks those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..compiled import CompiledSearch
+from ..proof.bounds import quantize_queries
+from ..proof.certify import Ranking
+from ..proof.gallery_rows import GalleryRows
+from .scan import ResidentScan
+
+_SCORE_BYTES = 128 << 20  # of the scores on the GPU; more queries are served in turns
+_TURN = 512  # queries of a turn at most
+
+
+class ResidentSearch:
+    """Ranks the rows of a gallery whose codes a GPU holds; any number of threads may use one.
+
+    Args:
+        gallery: the rows; uploaded here, and freed with this search.
+        scan: where they are held; a certified one.
+        compiled: what ranks the rows that the scan lists.
+
+    Raises:
+        BackendError: the GPU's memory does not suffice.
+    """
+
+    def __init__(self, gallery: GalleryRows, scan: ResidentScan, compiled: CompiledSearch) -> None:
+        self._scan, self._compiled = scan, compiled
+        self._count = gallery.count
+        self._rows = scan.gather([scan.hold(part) for part in gallery.parts])
+
+    def rank(
+        self,
+        queries: Sequence[NDArray[np.float32]],
+        k: int,
+        allowed: NDArray[np.bool_],
+        floors: NDArray[np.float64] | None = None,
+    ) -> list[Ranking]:
+        """The certified top k of each query's vectors; see `CompiledSearch.rank`."""
+        least = np.full(len(queries), -np.inf) if floors is None else floors
+        candidates = int(np.count_nonzero(allowed))
+        turn = max(1, min(_TURN, _SCORE_BYTES // (8 * self._count)))
+        return [
+            replace(ranking, candidates=candidates)
+            for first in range(0, len(queries), turn)
+            for ranking in self._turn(queries[first : first + turn], k, allowed, least[first : first + turn])
+        ]
+
+    def _turn(
+        self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_], floors: NDArray[np.float64]
+    ) -> list[Ranking]:
+        reached = floors.copy()  # what the k-th largest true score of each query reaches, or the floor
+
+        def thresholds(asked: Sequence[tuple[int, NDArray[np.int64]]]) -> list[float]:
+            if not asked:
+                return []
+            numbers = [i for i, _ in asked]
+            few = [queries[i] for i in numbers]
+            rankings = self._compiled.rank_listed(few, k, [rows for _, rows in asked], floors[numbers])
+            for i, ranking in zip(numbers, rankings, strict=True):
+                if len(ranking.scores) == k:
+                    reached[i] = max(reached[i], ranking.scores[-1])
+            return [float(reached[i]) for i in numbers]
+
+        quantized = quantize_queries(queries, per_vector=True)
+        listed = self._scan.shortlist(self._rows, quantized, k, allowed, thresholds)
+        return self._compiled.rank_listed(queries, k, [rows for rows, _ in listed], reached)
