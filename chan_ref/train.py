@@ -83,15 +83,16 @@ def train(
         on_step, on_epoch: callbacks that report progress.
 
     Raises:
-        InputError: the data or RUN break a rule.
+        InputError: the data or RUN break a rule, or torch cannot use the device.
     """
     run = Path(run)
     if (run / "last").exists() or (run / "log.jsonl").exists():
         raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
+    place = usable_device(device)
     data = TrainData.open(data_dir)
     torch.manual_seed(config.seed)
     model, files = _new_model(config, data)
-    return _Run(run, data, config, model, files, device, on_step, on_epoch).go(tensorboard)
+    return _Run(run, data, config, model, files, place, on_step, on_epoch).go(tensorboard)
 
 
 def resume(
@@ -118,10 +119,11 @@ def resume(
         The log of the best epoch.
 
     Raises:
-        InputError: RUN has no finished epoch, or the data are not those it was trained on.
+        InputError: RUN has no finished epoch, the data are not those it was trained on, or torch cannot use the device.
         CheckpointError: its files cannot be read.
     """
     run = Path(run)
+    place = usable_device(device)
     recover(run / "last")
     if not (run / "last").is_dir():
         raise InputError(f"{run} has no finished epoch to resume from: leave --resume out")
@@ -142,9 +144,26 @@ def resume(
         epochs=config.epochs if epochs is None else epochs,
         patience=config.patience if patience is None else patience,
     )
-    going = _Run(run, data, config, last.model, last.tokenizer_files, device, on_step, on_epoch)
+    going = _Run(run, data, config, last.model, last.tokenizer_files, place, on_step, on_epoch)
     going.restore(epoch, [EpochLog.from_dict(line) for line in logs])
     return going.go(tensorboard)
+
+
+def usable_device(device: str | None) -> str:
+    """The torch device of that name; for None the GPU if torch finds one, else the CPU.
+
+    Raises:
+        InputError: there is no such device, or this torch cannot compute on it.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch raises its own, and AssertionError where it was built without CUDA
+        raise InputError(
+            f"device must be one that torch can use here, such as cpu, got {device!r}: {reason_of(error)}"
+        ) from error
+    return device
 
 
 def last_epoch(run: str | Path) -> int | None:
@@ -206,12 +225,12 @@ class _Run:
         config: TrainConfig,
         model: ChanModel,
         tokenizer_files: Mapping[str, bytes],
-        device: str | None,
+        device: str,
         on_step: OnStep | None,
         on_epoch: OnEpoch | None,
     ) -> None:
         self.folder, self.data, self.config = folder, data, config
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
         self.tokenizer_files, self.on_step, self.on_epoch = tokenizer_files, on_step, on_epoch
         self.model = model.to(self.device)
         if config.bert_tuning == "frozen":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, reason_of
+from ..strict_json import show
 from .entries import Entry, Stray, split_named
 
 _MAX_BYTES = 2 << 30
@@ -49,7 +50,10 @@ def read_json(file: Path) -> Iterator[Entry | Stray]:
 def _karpathy(where: str, image: dict[str, Any]) -> Entry:
     name, folder, sentences = image.get("filename"), image.get("filepath"), image.get("sentences")
     if not isinstance(name, str) or not isinstance(sentences, list) or not isinstance(folder, str | None):
-        raise InputError(f"{where} must have a filename and a list of sentences, as Karpathy's splits have them")
+        got = f"filename {show(name)}, filepath {show(folder)} and sentences {show(sentences)}"
+        raise InputError(
+            f"{where} must have a filename and a list of sentences, as Karpathy's splits have them, got {got}"
+        )
     captions, numbers = [], []
     for number, sentence in enumerate(sentences):
         raw = sentence.get("raw") if isinstance(sentence, dict) else None

@@ -263,5 +263,5 @@ def _check_sizes(pictures: Sequence[OwnPicture], shares: Shares, given: bool) ->
 
 def _first(notes: _Notes) -> str:
     for kind, items in notes.kinds.items():
-        return f"; {len(items)} {kind}, the first: {items[0].item}: {items[0].reason}"
+        return f"; {kind}: {len(items)}, the first: {items[0].item}: {items[0].reason}"
     return ""

@@ -45,8 +45,10 @@ def _json_rows(file: Path, text: Iterator[str], path: str | None, caption: str |
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise InputError(f"{where}: the caption must be text or a list of texts, got {texts!r}")
-        if not isinstance(name, str) or not isinstance(split, str | None):
-            raise InputError(f"{where}: path and split must be text, got {name!r} and {split!r}")
+        if not isinstance(name, str):
+            raise InputError(f"{where}: the path must be text, got {name!r}")
+        if not isinstance(split, str | None):
+            raise InputError(f"{where}: the split must be text, got {split!r}")
         yield _entry(where, name, texts, split)
 
 

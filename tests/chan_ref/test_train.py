@@ -203,6 +203,17 @@ def test_options_that_make_no_sense_are_named(field: str, value: object, message
         TrainConfig(**{**vars(SMALL), field: value})
 
 
+@pytest.mark.parametrize("device", ["nope", "meta", "cuda:99", "cpu:x"])
+def test_a_device_that_torch_cannot_use_is_named_before_anything_is_written(
+    device: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"device must be one that torch can use here, such as cpu, got '{device}': "):
+        train(data, tmp_path / "run", SMALL, device=device)
+    with pytest.raises(InputError, match=f"device must be one that torch can use here, such as cpu, got '{device}': "):
+        resume(data, tmp_path / "run", device=device)
+    assert not (tmp_path / "run").exists()
+
+
 def test_defaults_are_the_published_ones() -> None:
     config = TrainConfig()
     assert (config.epochs, config.drop_epoch, config.learning_rate, config.pairs_per_step) == (25, 15, 5e-4, 384)

@@ -91,8 +91,8 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, content: str | byt
         ("[1]", "line 2: must be a JSON object, got list"),
         ('{"image": "a.jpg"}', "line 2: there must be a column of the caption"),
         ('{"image": "a.jpg", "caption": [1]}', r"line 2: the caption must be text or a list of texts, got \[1\]"),
-        ('{"image": 5, "caption": "A dog."}', "line 2: path and split must be text, got 5 and None"),
-        ('{"image": "a.jpg", "caption": "A dog.", "split": 1}', "line 2: path and split must be text"),
+        ('{"image": 5, "caption": "A dog."}', "line 2: the path must be text, got 5"),
+        ('{"image": "a.jpg", "caption": "A dog.", "split": 1}', "line 2: the split must be text, got 1"),
     ],
 )
 def test_json_lines_that_are_wrong(tmp_path: Path, line: str, message: str) -> None:
