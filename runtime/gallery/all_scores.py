@@ -67,7 +67,8 @@ def _unpadded(embeddings: Embeddings) -> tuple[NDArray[np.float32], NDArray[np.i
 
 def _plan(dim: int, alignment: AlignmentConfig, instructions: str | None) -> dict[str, Any]:
     """What core/module.cpp reads of a plan without axes and levels."""
-    level = {"norms": 0, "coordinates": 0, "edges": [], "step": None, "norm_step": None, "norm_typical": None}
+    level: dict[str, Any] = {"norms": 0, "coordinates": 0, "again": 0, "edges": []}
+    level |= dict.fromkeys(("steps", "norm_step", "norm_typical"))
     return {
         "instructions": instructions,
         "dim": dim,

@@ -292,8 +292,8 @@ def _plan(gallery: GalleryRows, plan: SearchPlan | None, instructions: str | Non
 
 
 def _level(name: str, level: PrefixLevel | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"norms": 0, "coordinates": 0, "edges": [], "step": None}
-    facts |= {"norm_step": None, "norm_typical": None}
+    facts: dict[str, Any] = {"norms": 0, "coordinates": 0, "again": 0, "edges": []}
+    facts |= dict.fromkeys(("steps", "norm_step", "norm_typical"))
     if level is not None:
         facts = {key: getattr(level, key) for key in facts} | {"edges": level.edges.tolist()}
     return {f"{name}_{key}": value for key, value in facts.items()}

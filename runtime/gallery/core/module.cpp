@@ -194,9 +194,10 @@ void read_level(Reader& reader, const char* prefix, chan::Level& level) {
     const std::string name(prefix);
     level.norms = reader.integer((name + "_norms").c_str());
     level.coordinates = reader.integer((name + "_coordinates").c_str());
-    level.width = (level.norms + level.coordinates + chan::GROUP - 1) / chan::GROUP * chan::GROUP;
+    level.codes = level.coordinates + reader.integer((name + "_again").c_str());
+    level.width = (level.norms + level.codes + chan::GROUP - 1) / chan::GROUP * chan::GROUP;
     level.edges = reader.integers((name + "_edges").c_str());
-    level.step = reader.array<const float>((name + "_step").c_str(), level.coordinates);
+    level.steps = reader.array<const float>((name + "_steps").c_str(), level.codes);
     level.norm_step = reader.array<const float>((name + "_norm_step").c_str(), level.norms);
     level.norm_typical = reader.array<const float>((name + "_norm_typical").c_str(), level.norms);
 }

@@ -14,7 +14,7 @@ namespace {
 constexpr int DIGIT = 7;                     // bits of the low digit
 constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
 constexpr int SUMS = 4;                      // that a sum is split into, so that additions need not wait for each other
-constexpr double COARSE = 0.02;              // share of a level's bound that the query's own rounding may take
+constexpr double COARSE = 0.05;              // share of a level's bound that the query's own rounding may take
 
 // tiled: LANES vectors a tile, as the kernels for single rows read them; the last vector is repeated in a last tile.
 Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width, bool tiled) {
@@ -115,13 +115,14 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
 
     const auto code = [&](const Level& level, Coded& coded, bool tiled) {
         std::vector<int32_t> integers(count * level.width, 0);
-        std::vector<double> weight(level.norms), totals(count), product(level.coordinates);
+        std::vector<double> weight(level.norms), totals(count), product(level.codes);
         double steps = 0;
-        for (int64_t i = 0; i < level.coordinates; ++i) steps += level.step[i];
+        for (int64_t i = 0; i < level.codes; ++i) steps += level.steps[i];
         for (int64_t w = 0; w < count; ++w) {
             double largest = 0, total = 0, bound = 0;
-            for (int64_t i = 0; i < level.coordinates; ++i) {
-                product[i] = f * y[i * count + w] * level.step[i];
+            for (int64_t i = 0; i < level.codes; ++i) {
+                const int64_t axis = i < level.coordinates ? i : i - level.coordinates;
+                product[i] = f * y[axis * count + w] * level.steps[i];
                 largest = std::max(largest, std::abs(product[i]));
                 total += std::abs(product[i]);
             }
@@ -134,14 +135,14 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
                 total += weight[j] * level.norm_step[j];
             }
             const int64_t last = level.norms - 1;
-            const double spread = std::sqrt(double(level.coordinates) / 12);
+            const double spread = std::sqrt(double(level.codes) / 12);
             double scale = COARSE * bound / std::max(spread * level.norm_typical[last], DBL_MIN);
             scale = std::min(scale, coordinates / 127);
-            scale = std::max(scale, least_scale(largest, total, level.width + level.coordinates));
+            scale = std::max(scale, least_scale(largest, total, level.width + level.codes));
             if (!(scale > 0)) scale = 1;
             int32_t* mine = &integers[w * level.width];
             double lost = 0, offset = 0, used = 0;
-            for (int64_t i = 0; i < level.coordinates; ++i) {
+            for (int64_t i = 0; i < level.codes; ++i) {
                 const int32_t integer = nearest(product[i] / scale);
                 mine[level.norms + i] = integer;
                 const double rounded = product[i] - scale * integer;

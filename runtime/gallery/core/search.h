@@ -15,13 +15,15 @@
 
 namespace chan {
 
-// A coding of rows along the gallery's axes: the first coordinates at int8, and norms of what is lost.
+// A coding of rows along the gallery's axes: the first coordinates at int8, what that leaves of the first few of them at
+// int8 once more, and norms of what is lost.
 struct Level {
     int64_t norms = 0;            // J: of each block of axes, R of (3), and of the codes themselves
     int64_t coordinates = 0;      // P
-    int64_t width = 0;            // bytes of a vector: norms, then coordinates, then zeros up to a multiple of GROUP
+    int64_t codes = 0;            // P + K: those of the coordinates, and second ones of the first K
+    int64_t width = 0;            // bytes of a vector: norms, then codes, then zeros up to a multiple of GROUP
     std::vector<int64_t> edges;   // where blocks of axes begin, and the number of axes at the end: J - 1 of them
-    const float* step = nullptr;  // [P], of each coordinate's codes
+    const float* steps = nullptr;  // [P + K], of each code
     const float* norm_step = nullptr;     // [J], of each norm's codes
     const float* norm_typical = nullptr;  // [J], of the gallery: decides how finely a query is coded, and nothing else
 };

@@ -33,21 +33,23 @@ eigenvalue, so Cauchy-Schwarz holds for the product that it defines, with R(v)^2
 
     q.(x - m) - f y.c = q'(1 - f BB')(x - m) <= R(q) R(x - m).                                              (3')
 
-Keep the first P coordinates of c as steps s times integer codes n; c_hat has these and zeros behind them. Then
-y.c = y.c_hat + y.(c - c_hat), and the last product splits along blocks of axes:
+Keep the first P coordinates of c as steps times integer codes, and what that leaves of the first K of them as finer
+steps times codes once more: code n_i with the step s_i is of the coordinate a(i). Let c_hat be what all codes stand
+for, with zeros behind the first P coordinates. Then y.c = y.c_hat + y.(c - c_hat), and the last product splits along
+blocks of axes:
 
-    q.x <= q.m + f sum_(i <= P) y_i s_i n_i + sum_j ||y_j|| ||c_j - c_hat_j|| + R(q) R(x - m).              (3)
+    q.x <= q.m + f sum_(i <= P + K) y_a(i) s_i n_i + sum_j ||y_j|| ||c_j - c_hat_j|| + R(q) R(x - m).       (3)
 
 The norms of c - c_hat in each block, R(x - m) and one more are the row's: measured when it is coded, rounded up to a
 byte each (prefix.py). The factors before them are the query's. So the right side is one inner product of bytes with
 numbers of the query, plus a constant: an upper bound of every similarity, for each word and each region, by the same
 integer kernels. With x in place of x - m, (3') also gives (1') with R(q) in place of ||q_rest||, as R(dx) <= ||dx||.
 
-The query's numbers become integers as well: t k_i in place of w_i = f y_i s_i. What that changes is at most
+The query's numbers become integers as well: t k_i in place of w_i = f y_a(i) s_i. What that changes is at most
 ||w - t k|| ||n||, and ||n|| is the row's last norm. Factors of norms are rounded up. The integers have one digit of 7
 bits or two; a step t is chosen so that no sum of products leaves int32, and so that the query's own rounding adds
 little (core/query.cpp). A factor of ||n|| that does not fit two digits is cut off: ||w - t k|| ||n|| is at most
-t sqrt(P) / 2 * 127 sqrt(P), which is less than t times their largest integer for P <= 256.
+t sqrt(N) / 2 * 127 sqrt(N) for N codes, which is less than t times their largest integer for N <= 256.
 
 y is computed in float32. If every coordinate is within e of B'q, then the sum in (3) is within e sum_i s_i |n_i| <=
 127 e sum_i s_i, and each block norm within e sqrt(axes of the block); all of that is added.

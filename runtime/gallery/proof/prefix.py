@@ -7,13 +7,17 @@ that falls. A coded vector is one row of bytes, norms first:
     J norms    what is lost of the vector along each block of axes, R of what the axes leave, and the size of the
                codes themselves; unsigned, each times a step of its own, rounded up
     P codes    the first P coordinates, each divided by its step and rounded, plus 128
+    K codes    what that leaves of the first K coordinates, each divided by a finer step and rounded, plus 128
     zeros      up to a multiple of 16 bytes
+
+The leading coordinates of vectors and of queries are by far the largest, so what rounding loses of them is much of what
+is lost at all: hence their second codes. docs/search.md has what these save.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -30,6 +34,7 @@ GROUP = 16  # bytes that the kernels multiply at a time
 LANES = 16  # rows that lie side by side in a block
 _INSIDE = (0, 1, 4, 16)  # where blocks of axes within the codes begin: there the rounding of the codes is lost
 _BEYOND = (0, 16, 48)  # and blocks beyond them, from the last coordinate on: there all of the vector is
+_AGAIN = 16  # one coordinate has a second code for so many bytes of a level
 _ROOM = 1.25  # how much larger than any norm of the sample a norm may become before its row is never excluded
 _MORE = 1 + 1e-9  # what float64 loses in a sum of squares and in a few operations after it
 _UNIT64 = 2.0**-53
@@ -76,12 +81,14 @@ class PrefixLevel:
         step: float32 [P], of each coordinate's codes.
         norm_step: float32 [J], of each norm's codes.
         norm_typical: float32 [J], means of the gallery's norms; they decide how finely queries are coded, and no bound.
+        finer: float32 [K], of the second codes of the first K coordinates; plans of earlier versions have none.
     """
 
     edges: NDArray[np.int64]
     step: FloatArray
     norm_step: FloatArray
     norm_typical: FloatArray
+    finer: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def coordinates(self) -> int:
@@ -94,9 +101,29 @@ class PrefixLevel:
         return len(self.norm_step)
 
     @property
+    def again(self) -> int:
+        """Number of coordinates with a second code (K)."""
+        return len(self.finer)
+
+    @property
+    def steps(self) -> FloatArray:
+        """The step of each code: float32 [P + K]."""
+        return np.concatenate([self.step, self.finer])
+
+    @property
+    def coordinate_of(self) -> NDArray[np.int64]:
+        """Which coordinate each code is of: int64 [P + K]."""
+        return np.concatenate([np.arange(self.coordinates), np.arange(self.again)])
+
+    @property
+    def codes(self) -> slice:
+        """Where the codes are in a coded vector."""
+        return slice(self.norms, self.norms + self.coordinates + self.again)
+
+    @property
     def width(self) -> int:
         """Bytes of a coded vector."""
-        return -(-(self.norms + self.coordinates) // GROUP) * GROUP
+        return -(-self.codes.stop // GROUP) * GROUP
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,16 +215,19 @@ def largest_coordinates(vectors: NDArray[np.floating], axes: Axes) -> FloatArray
 def fit_level(rotated: Rotated, largest: FloatArray, width: int) -> PrefixLevel:
     """A level of that many bytes for vectors like a sample's; largest: of each coordinate of all vectors, [M]."""
     axes = rotated.coordinates.shape[1]
-    count, edges = 0, [0]
+    count, again, edges = 0, 0, [0]
     for count in range(min(width, axes), 0, -1):
         edges = [e for e in _INSIDE if e < count] + [count + e for e in _BEYOND if count + e < axes] + [axes]
-        if count + len(edges) + 1 <= width:
+        again = min(count, width // _AGAIN)
+        if count + again + len(edges) + 1 <= width:
             break
     step = np.maximum(1.05 * largest[:count] / LEVELS, 1e-30).astype(np.float32)
-    level = PrefixLevel(np.array(edges, np.int64), step, np.ones(len(edges) + 1, np.float32), np.zeros(0, np.float32))
+    finer = step[:again] / np.float32(2 * LEVELS)  # rounding leaves at most half a step
+    unit = np.ones(len(edges) + 1, np.float32)
+    level = PrefixLevel(np.array(edges, np.int64), step, unit, np.zeros(0, np.float32), finer)
     norms = _norms(rotated, _codes(rotated, level), level)
     norm_step = np.maximum(norms.max(axis=0, initial=0) * _ROOM / 255, 1e-30).astype(np.float32)
-    return PrefixLevel(level.edges, step, norm_step, norms.mean(axis=0).astype(np.float32))
+    return replace(level, norm_step=norm_step, norm_typical=norms.mean(axis=0).astype(np.float32))
 
 
 def code_vectors(rotated: Rotated, level: PrefixLevel) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -206,7 +236,7 @@ def code_vectors(rotated: Rotated, level: PrefixLevel) -> tuple[NDArray[np.uint8
     numbers = np.ceil(_norms(rotated, codes, level) / level.norm_step.astype(np.float64) * _MORE)
     stored = np.zeros((len(codes), level.width), np.uint8)
     stored[:, : level.norms] = np.minimum(numbers, 255)
-    stored[:, level.norms : level.norms + level.coordinates] = codes + OFFSET
+    stored[:, level.codes] = codes + OFFSET
     return stored, np.asarray((numbers > 255).any(axis=1))
 
 
@@ -215,21 +245,33 @@ def unbounded(rotated: Rotated, stored: NDArray[np.uint8], level: PrefixLevel) -
 
     rotated: with no allowance; a writer that allows for what float64 loses stores no less on any machine.
     """
-    codes = stored[:, level.norms : level.norms + level.coordinates].astype(np.float64) - OFFSET
+    codes = stored[:, level.codes].astype(np.float64) - OFFSET
     held = stored[:, : level.norms] * level.norm_step.astype(np.float64)
     return np.asarray((_norms(rotated, codes, level) > held).any(axis=1))
 
 
 def _codes(rotated: Rotated, level: PrefixLevel) -> Float64Array:
-    """Codes of the coordinates, [V, P]."""
-    first = rotated.coordinates[:, : level.coordinates]
-    return np.clip(np.rint(first / level.step.astype(np.float64)), -LEVELS, LEVELS)
+    """Codes of the coordinates, [V, P + K]."""
+    codes = np.zeros((len(rotated.coordinates), 0))
+    for steps in (level.step, level.finer):
+        left = rotated.coordinates[:, : len(steps)] - _held(codes, level)[:, : len(steps)]
+        codes = np.concatenate([codes, np.clip(np.rint(left / steps.astype(np.float64)), -LEVELS, LEVELS)], axis=1)
+    return codes
+
+
+def _held(codes: Float64Array, level: PrefixLevel) -> Float64Array:
+    """What codes stand for [V, P + K], or their first ones [V, P] or [V, 0]: coordinates [V, P]."""
+    held = np.zeros((len(codes), level.coordinates))
+    for first, steps in ((0, level.step), (level.coordinates, level.finer)):
+        if codes.shape[1] > first:
+            held[:, : len(steps)] += codes[:, first : first + len(steps)] * steps.astype(np.float64)
+    return held
 
 
 def _norms(rotated: Rotated, codes: Float64Array, level: PrefixLevel) -> Float64Array:
-    """The norms of (3) where the coordinates are coded like this [V, P]: [V, J]."""
+    """The norms of (3) where the coordinates are coded like this [V, P + K]: [V, J]."""
     lost = rotated.coordinates.copy()
-    lost[:, : level.coordinates] -= codes * level.step.astype(np.float64)
+    lost[:, : level.coordinates] -= _held(codes, level)
     along = np.sqrt(np.add.reduceat(np.square(lost), level.edges[:-1], axis=1)) * _MORE + rotated.lost[:, None]
     sizes = np.sqrt(np.square(codes).sum(axis=1))[:, None] * _MORE
     return np.concatenate([along, rotated.rest[:, None], sizes], axis=1)
@@ -286,7 +328,7 @@ def packed_vectors(starts: NDArray[np.int64], order: NDArray[np.int64]) -> int:
 
 # -- a plan as a file keeps it
 
-_LEVEL = {"edges": np.int64, "step": np.float32, "norm_step": np.float32, "norm_typical": np.float32}
+_LEVEL = ("edges", "step", "norm_step", "norm_typical", "finer")
 
 
 def plan_arrays(plan: SearchPlan) -> dict[str, NDArray[Any]]:
@@ -323,12 +365,14 @@ def plan_of(arrays: Mapping[str, NDArray[Any]], dim: int, digits: int) -> Search
 def _level_of(arrays: Mapping[str, NDArray[Any]], name: str, axes: int) -> PrefixLevel | None:
     if f"{name}_step" not in arrays:
         return None
-    level = PrefixLevel(**{key: arrays.get(f"{name}_{key}", np.zeros(0)) for key in _LEVEL})
+    level = PrefixLevel(**{key: arrays.get(f"{name}_{key}", np.zeros(0, np.float32)) for key in _LEVEL})
     edges = level.edges
     if not 1 <= level.coordinates <= axes or len(edges) < 2 or edges[0] != 0 or edges[-1] != axes:
         raise ValueError(f"{name}: blocks must cover the axes, and coordinates be some of them")
+    if level.again > level.coordinates or len(level.steps) > AXES:
+        raise ValueError(f"{name}: second codes must be of some of the coordinates, and codes at most {AXES}")
     if (np.diff(edges) <= 0).any() or level.norms != len(edges) + 1 or len(level.norm_typical) != level.norms:
         raise ValueError(f"{name}: edges must rise, with a norm for each block and two more")
-    if not ((level.step > 0).all() and (level.norm_step > 0).all() and (level.norm_typical >= 0).all()):
+    if not ((level.steps > 0).all() and (level.norm_step > 0).all() and (level.norm_typical >= 0).all()):
         raise ValueError(f"{name}: steps must be positive")
     return level

@@ -67,13 +67,13 @@ def weigh(
     f = max(0.0, 1 - axes.deviation)
     along = np.sqrt(np.add.reduceat(np.square(y), level.edges[:-1], axis=1)) * _MORE + lost[:, None]
     norms = np.concatenate([along, rotated.rest[:, None]], axis=1) * level.norm_step[:-1].astype(np.float64) * _MORE
-    products = f * y[:, : level.coordinates] * level.step.astype(np.float64)
+    products = f * y[:, level.coordinate_of] * level.steps.astype(np.float64)
     weights = np.zeros((len(vectors), level.width), np.float32)
     weights[:, : level.norms - 1] = norms
-    weights[:, level.norms : level.norms + level.coordinates] = products
+    weights[:, level.codes] = products
     total = _BYTE * (norms.sum(axis=1) + np.abs(products).sum(axis=1)) * _MORE
     in_float32 = 1.01 * (level.width + 4) * _UNIT32 * total + 512 * level.width * _TINY32
-    sizes = np.sqrt(np.square(level.step.astype(np.float64)).sum()) * LEVELS * _MORE  # no less than ||s n||
+    sizes = np.sqrt(np.square(level.steps.astype(np.float64)).sum()) * LEVELS * _MORE  # no less than ||s n||
     mean = axes.mean.astype(np.float64)
     in_float64 = 4 * (dim + level.width) * _UNIT64 * (norm * np.linalg.norm(mean) * _MORE + total)
     constant = (

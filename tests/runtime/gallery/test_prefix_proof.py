@@ -14,6 +14,7 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
+from chan_rt.runtime.gallery.prepare import plan_for
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.prefix import (
     Axes,
@@ -24,6 +25,8 @@ from chan_rt.runtime.gallery.proof.prefix import (
     fit_axes,
     fit_level,
     largest_coordinates,
+    plan_arrays,
+    plan_of,
     rotate,
 )
 from chan_rt.runtime.gallery.proof.prefix_bounds import weigh
@@ -53,12 +56,16 @@ def axes_of(count: int = 8, **stretched: float) -> Axes:
     return Axes(np.zeros(DIM, np.float32), basis, deviation_of(basis))
 
 
-def level_of(steps: list[float], norm_steps: list[float], typical: float = 0.0) -> PrefixLevel:
-    """Four coordinates of eight axes: norms along e0, along e1 to e3, along e4 to e7, of the rest, and of the codes."""
+def level_of(
+    steps: list[float], norm_steps: list[float], typical: float = 0.0, finer: tuple[float, ...] = ()
+) -> PrefixLevel:
+    """Four coordinates of eight axes: norms along e0, along e1 to e3, along e4 to e7, of the rest, and of the codes.
+
+    finer: steps of second codes of the first of them.
+    """
     norm_typical = np.full(5, typical, np.float32)
-    return PrefixLevel(
-        np.array([0, 1, 4, 8]), np.array(steps, np.float32), np.array(norm_steps, np.float32), norm_typical
-    )
+    arrays = [np.array(values, np.float32) for values in (steps, norm_steps)]
+    return PrefixLevel(np.array([0, 1, 4, 8]), *arrays, norm_typical, np.array(finer, np.float32))
 
 
 def best_row(
@@ -86,6 +93,20 @@ PREFIX_TRAPS = {
         vector(e0=10, e1=0.25),
         vector(e0=10.49),
         vector(e0=1, e1=1),
+    ),
+    "lost inside by second codes": (
+        axes_of(),
+        level_of([1, 0.1, 1, 1], [0.01] * 4 + [1], finer=(0.25, 0.01)),
+        vector(e0=10, e1=0.3),
+        vector(e0=10.37),
+        vector(e0=1, e1=1),
+    ),
+    "the query's rounding of second codes": (
+        axes_of(),
+        level_of([1, 1, 0.25, 1], FINE, typical=1e6, finer=(1 / 256, 1 / 256)),  # the first codes' factors are exact
+        vector(e0=10, e2=0.25),
+        vector(e0=10, e1=0.49),
+        vector(e0=127 / 128, e1=126 / 128, e2=1),
     ),
     "lost beyond the codes' axes": (
         axes_of(),
@@ -259,11 +280,11 @@ def upper_bounds(queries: np.ndarray, stored: np.ndarray, level: PrefixLevel, ax
     exact, mean = queries.astype(np.float64), axes.mean.astype(np.float64)
     y = exact @ axes.columns
     numbers = stored[:, : level.norms] * level.norm_step.astype(np.float64)
-    codes = stored[:, level.norms : level.norms + level.coordinates].astype(np.float64) - 128
+    codes = stored[:, level.codes].astype(np.float64) - 128
     f = max(0.0, 1 - axes.deviation)
     along = np.sqrt(np.add.reduceat(np.square(y), level.edges[:-1], axis=1))
     rest = np.sqrt(np.square(exact).sum(axis=1, keepdims=True) - f * np.square(y).sum(axis=1, keepdims=True))
-    middle = (exact @ mean)[:, None] + f * (y[:, : level.coordinates] * level.step) @ codes.T
+    middle = (exact @ mean)[:, None] + f * (y[:, level.coordinate_of] * level.steps) @ codes.T
     return middle + np.concatenate([along, rest], axis=1) @ numbers[:, :-1].T
 
 
@@ -318,6 +339,44 @@ def checked_pairs(rng: np.random.Generator) -> int:
     assert (found >= true)[bounded].all()
     assert (found <= bounds + 1e-3 * sizes.max(axis=1, keepdims=True) + 1e-12).all(), "float32 costs next to nothing"
     return int(bounded.sum())
+
+
+def test_second_codes_leave_less_of_the_first_coordinates() -> None:
+    """One coordinate has them at 16 bytes; of rows with one large coordinate that is where the loss is."""
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal((400, 64)) * np.r_[8.0, np.full(63, 0.01)]).astype(np.float32)
+    axes = fit_axes(x, None)
+    rotated = rotate(x, axes)
+    level = fit_level(rotated, largest_coordinates(x, axes), 16)
+    assert level.again == 1
+    stored, loose = code_vectors(rotated, level)
+    assert not loose.any()
+    assert (stored[:, 0] * level.norm_step[0] <= level.step[0] / 500).all(), "half of a finer step, rounded up"
+    without = replace(level, finer=np.zeros(0, np.float32))
+    assert code_vectors(rotated, without)[1].mean() > 0.9, "norms as small as these do not hold what is lost"
+
+
+def test_a_plan_of_an_earlier_version_has_no_second_codes() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((200, 256)).astype(np.float32)
+    plan = plan_for(x, None, [x])
+    assert plan.first is not None
+    arrays = plan_arrays(plan)
+    older = {name: array for name, array in arrays.items() if not name.endswith("finer")}
+    levels = [plan_of(each, 256, 2).first for each in (arrays, older)]
+    assert [(level.again, level.coordinates) for level in levels if level] == [
+        (4, plan.first.coordinates),
+        (0, plan.first.coordinates),
+    ]
+
+
+@pytest.mark.parametrize(("again", "problem"), [(200, "second codes must be of some"), (0, "steps must be positive")])
+def test_second_codes_that_a_file_cannot_have_are_refused(again: int, problem: str) -> None:
+    x = np.random.default_rng(7).standard_normal((200, 256)).astype(np.float32)
+    arrays = plan_arrays(plan_for(x, None, [x]))
+    arrays["second_finer"] = np.ones(again, np.float32) if again else np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match=problem):
+        plan_of(arrays, 256, 2)
 
 
 def test_a_product_in_float32_that_rounds_down_is_allowed_for() -> None:
