@@ -9,12 +9,14 @@ embeddings, so the ranks are those of `metrics.ranks` of the whole float64 matri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
+from ..cpus import usable_cpus
 from ..data.images import CaptionedImages
 from ..gallery.compiled import CompiledSearch, CoreThreads, open_core
 from ..gallery.prepare import plan_for
@@ -178,7 +180,8 @@ def _search(
     """A gallery whose parts are the entries of `regions`, with bounds that are fitted to them and to the words."""
     vectors = [packed for packed, _ in regions]
     plan = plan_for(_sample(vectors), _sample(words), vectors)
-    parts = [array_part(packed, starts, plan=plan) for packed, starts in regions]
+    with ThreadPoolExecutor(usable_cpus()) as pool:  # numpy computes without Python's lock, on one core
+        parts = list(pool.map(lambda piece: array_part(piece[0], piece[1], plan=plan), regions))
     return CompiledSearch(GalleryRows(parts, "images", alignment), plan, threads)
 
 

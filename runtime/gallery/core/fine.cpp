@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <cstring>
 
 #include "state.h"
 
@@ -14,35 +15,56 @@ const float* Search::in_float32(const Part& part, int64_t row, int64_t first, in
     if (part.form == Fine::float32) return static_cast<const float*>(part.fine) + first * dim;
     thread_local std::vector<float> widened;
     widened.resize(count * dim);
-    if (part.form == Fine::float16) {
-        plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + first * dim, count * dim, widened.data());
-        return widened.data();
-    }
-    const float unit = part.scale[row] / 256;
-    for (int64_t i = 0; i < count; ++i)
-        plan_.kernels->widen_fixed(part.codes + (first + i) * part.stride,
-                                   static_cast<const uint8_t*>(part.fine) + (first + i) * dim, dim, unit,
-                                   &widened[i * dim]);
+    for (int64_t i = 0; i < count; ++i) widen_vector(part, row, first + i, &widened[i * dim]);
     return widened.data();
+}
+
+// A vector of a row's fine copy, the part's vector `at`: out [dim].
+void Search::widen_vector(const Part& part, int64_t row, int64_t at, float* out) const {
+    const int64_t dim = plan_.dim;
+    switch (part.form) {
+        case Fine::float32:
+            std::memcpy(out, static_cast<const float*>(part.fine) + at * dim, dim * sizeof(float));
+            break;
+        case Fine::float16:
+            plan_.kernels->widen(static_cast<const uint16_t*>(part.fine) + at * dim, dim, out);
+            break;
+        case Fine::fixed16:
+            plan_.kernels->widen_fixed(part.codes + at * part.stride, static_cast<const uint8_t*>(part.fine) + at * dim,
+                                       dim, part.scale[row] / 256, out);
+    }
+}
+
+// Similarities in float32 of some of a row's vectors, in rising order, with the query's: out [vectors][words].
+void Search::multiply_fine(const Query& query, const Part& part, int64_t row, const int32_t* held, int64_t vectors,
+                           float* out) const {
+    const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
+    if (!vectors) return;
+    const float* fine;
+    if (held[vectors - 1] - held[0] + 1 == vectors) {  // they follow each other
+        if (part.form == Fine::float16) {
+            const auto* half = static_cast<const uint16_t*>(part.fine) + (first + held[0]) * dim;
+            plan_.kernels->half_products(half, vectors, dim, query.vectors.data(), words, query.padded, out);
+            return;
+        }
+        fine = in_float32(part, row, first + held[0], vectors);
+    } else {
+        thread_local std::vector<float> gathered;
+        gathered.resize(vectors * dim);
+        for (int64_t i = 0; i < vectors; ++i) widen_vector(part, row, first + held[i], &gathered[i * dim]);
+        fine = gathered.data();
+    }
+    plan_.kernels->products(fine, vectors, dim, query.vectors.data(), words, query.padded, out);
 }
 
 // A row's score from similarities in float32. held: its vectors that can hold a maximum, in rising order; out
 // [held][words], their similarities; values, those that are pooled.
 double Search::pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                          std::vector<float>& out, std::vector<double>& values) const {
-    const int64_t words = query.count, dim = plan_.dim, first = part.starts[row];
+    const int64_t words = query.count;
     const auto vectors = static_cast<int64_t>(held.size());
     out.resize(vectors * words);
-    for (int64_t i = 0, next; i < vectors; i = next) {  // those that follow each other at once
-        for (next = i + 1; next < vectors && held[next] == held[next - 1] + 1;) ++next;
-        const int64_t at = (first + held[i]) * dim;
-        if (part.form == Fine::float16)
-            plan_.kernels->half_products(static_cast<const uint16_t*>(part.fine) + at, next - i, dim,
-                                         query.vectors.data(), words, query.padded, &out[i * words]);
-        else
-            plan_.kernels->products(in_float32(part, row, first + held[i], next - i), next - i, dim,
-                                    query.vectors.data(), words, query.padded, &out[i * words]);
-    }
+    multiply_fine(query, part, row, held.data(), vectors, out.data());
     values.assign(plan_.pools_query ? words : vectors, -INFINITE);
     for (int64_t v = 0; v < vectors; ++v)
         for (int64_t w = 0; w < words; ++w) {

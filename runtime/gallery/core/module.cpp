@@ -503,7 +503,7 @@ PyType_Slot SEARCH_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(search_new)},
 PyType_Spec SEARCH_SPEC = {"chan_rt.runtime.gallery._core.Search", sizeof(SearchObject), 0, Py_TPFLAGS_DEFAULT,
                            SEARCH_SLOTS};
 
-constexpr long INTERFACE = 3;  // what compiled.py expects; raise both where a dictionary or a function changes
+constexpr long INTERFACE = 4;  // what compiled.py expects; raise both where a dictionary or a function changes
 
 PyMethodDef METHODS[] = {
     {"features", features, METH_NOARGS, "Names of the instruction sets that work on this CPU, the best first."},

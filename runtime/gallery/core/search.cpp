@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t BEYOND = 22;      // rows beyond k that are looked at for a first threshold
 constexpr int64_t CHUNK = 8;        // blocks that a thread scans at a time
 constexpr int64_t ROWS = 64;        // rows that a thread scans at a time where there are no blocks
-constexpr int64_t TOGETHER = 8;     // rows that a thread brings closer bounds of at a time
 constexpr int64_t NEAR = 4;          // rows whose fine copies stay in a cache
 constexpr int64_t PAIRS = 1 << 15;   // of a query and a row that are looked at before others are
 constexpr int64_t TURN = 64;        // queries that are scanned together
@@ -113,11 +112,11 @@ bool Search::narrow_all(const std::vector<Pending*>& pairs, const TouchFunction&
     return well;
 }
 
-// Narrow the bounds of all pairs whose upper bound `upper` [queries][rows] reaches what `needed` asks for; rows in rising
-// order, and of each all its queries. What `each` leaves of a pair is not kept.
-bool Search::narrow_rows(std::vector<Query>& queries, const float* upper,
-                         const std::function<double(int64_t, int64_t)>& needed, const TouchFunction& touch,
-                         Threads& threads, const std::function<bool(Pending&)>& each) const {
+// Collect the pairs whose upper bound `upper` [queries][rows] reaches what `needed` asks for, rows in rising order and of
+// each all its queries, and call `each` with some of them at a time. They are gone after it. False where `each` is.
+bool Search::for_pairs(std::vector<Query>& queries, const float* upper,
+                       const std::function<double(int64_t, int64_t)>& needed,
+                       const std::function<bool(const std::vector<Pending*>&)>& each) const {
     const auto count = static_cast<int64_t>(queries.size());
     std::vector<Pending> pairs;
     std::vector<Pending*> pointers;
@@ -131,7 +130,7 @@ bool Search::narrow_rows(std::vector<Query>& queries, const float* upper,
                 if (bound >= least) pairs.emplace_back(queries[i], row, bound, least);
             }
         for (Pending& pair : pairs) pointers.push_back(&pair);
-        if (!narrow_all(pointers, touch, threads, each)) return false;
+        if (!each(pointers)) return false;
     }
     return true;
 }
@@ -301,7 +300,10 @@ bool Search::best(const float* queries, const int64_t* starts, int64_t count, in
             contests[pair.query - asked.data()].pending.push_back(std::move(pair));
             return true;
         };
-        return narrow_rows(asked, upper, needed, touch, threads, keep) &&
+        const auto narrow_them = [&](const std::vector<Pending*>& pairs) {
+            return narrow_all(pairs, touch, threads, keep);
+        };
+        return for_pairs(asked, upper, needed, narrow_them) &&
                for_each([&](int64_t i) { return finish(contests[i], k, touch, threads, answers[first + i]); });
     });
 }
@@ -327,40 +329,6 @@ bool Search::best_listed(const float* queries, const int64_t* starts, int64_t co
     else
         for (int64_t i = 0; i < count; ++i) one(i);
     return well;
-}
-
-bool Search::above(const float* queries, const int64_t* starts, int64_t count, const double* query_thresholds,
-                   const double* row_thresholds, const TouchFunction& touch, Threads& threads,
-                   std::vector<std::vector<Scored>>& found) const {
-    found.assign(count, {});
-    if (!rows_ || !count) return true;
-    return in_turns(queries, starts, count, nullptr, threads, [&](int64_t first, std::vector<Query>& asked, float* upper) {
-        const auto needed = [&](int64_t i, int64_t row) {
-            return std::min(query_thresholds[first + i], row_thresholds[row]);
-        };
-        std::mutex mutex;
-        const auto decide_pair = [&](Pending& pair) {
-            const int64_t query = first + (pair.query - asked.data());
-            const double mine = query_thresholds[query], its = row_thresholds[pair.row];
-            double low = pair.lower, high = pair.upper;
-            const auto decided = [&] { return (low > mine || high < mine) && (low > its || high < its); };
-            if (!decided()) {
-                if (!score(pair, touch)) return false;
-                low = pair.low, high = pair.high;
-            }
-            const double value = decided() ? low : exact_score(pair);
-            if (value < pair.needed) return true;
-            std::lock_guard<std::mutex> lock(mutex);
-            found[query].push_back({pair.row, value});
-            return true;
-        };
-        if (!narrow_rows(asked, upper, needed, touch, threads, decide_pair)) return false;
-        threads.run(static_cast<int64_t>(asked.size()), [&](int64_t i) {
-            std::sort(found[first + i].begin(), found[first + i].end(),
-                      [](const Scored& a, const Scored& b) { return a.row < b.row; });
-        });
-        return true;
-    });
 }
 
 bool Search::scores(const float* queries, const int64_t* starts, int64_t count, const int64_t* rows,

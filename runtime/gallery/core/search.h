@@ -148,11 +148,16 @@ class Search {
     bool narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const;
     bool narrow_all(const std::vector<Pending*>& pairs, const TouchFunction& touch, Threads& threads,
                     const std::function<bool(Pending&)>& each) const;
-    bool narrow_rows(std::vector<Query>& queries, const float* upper,
-                     const std::function<double(int64_t, int64_t)>& needed, const TouchFunction& touch,
-                     Threads& threads, const std::function<bool(Pending&)>& each) const;
+    bool for_pairs(std::vector<Query>& queries, const float* upper,
+                   const std::function<double(int64_t, int64_t)>& needed,
+                   const std::function<bool(const std::vector<Pending*>&)>& each) const;
+    bool narrow_fine(Pending& pair, double mine, double its, bool second, const Pending& next,
+                     const TouchFunction& touch) const;
     static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);
     const float* in_float32(const Part& part, int64_t row, int64_t first, int64_t count) const;
+    void widen_vector(const Part& part, int64_t row, int64_t at, float* out) const;
+    void multiply_fine(const Query& query, const Part& part, int64_t row, const int32_t* held, int64_t vectors,
+                       float* out) const;
     double pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
                      std::vector<float>& out, std::vector<double>& values) const;
     void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,

@@ -14,6 +14,8 @@
 
 namespace chan {
 
+constexpr int64_t TOGETHER = 8;  // pairs of a query and a row that a thread brings closer bounds of at a time
+
 // Integers of some vectors, [vectors][width], as digits, and the program that multiplies them.
 struct Packed {
     std::vector<Step> program;
@@ -59,6 +61,7 @@ struct Search::Work {
     bool levels = false;           // whether `second` bounds the row's similarities
     std::vector<int32_t> second;   // sums of the second level, [vectors][places]
     std::vector<int32_t> codes;    // sums of the int8 codes of the vectors in `listed`, [listed][places]
+    std::vector<float> similarities;  // from the fine copy
     std::vector<int32_t> highest;  // of each word's sums
     std::vector<int32_t> listed;   // vectors
     std::vector<char> chosen;      // [vectors], whether it is in `listed`
@@ -85,6 +88,11 @@ struct Search::Pending {
     double needed;                               // what its upper bound must reach
     double lower = -INFINITE, upper;             // by its codes
     double low = -INFINITE, high = INFINITE;     // by its fine copy in float32
+
+    // Whether bounds by its fine copy leave no doubt on which side of two limits its score is.
+    bool decided(double mine, double its) const {
+        return (low > mine || high < mine) && (low > its || high < its);
+    }
     std::vector<int32_t> held;                   // the row's vectors that can hold a maximum
     std::vector<float> similarities;             // of these with the query's, [held][words]; empty until it is scored
 };

@@ -79,6 +79,11 @@ more exact arithmetic of (1). Let L be a word's largest lower bound by (1) over 
 upper bound. A vector whose bound by (3) is at most U cannot raise the word's upper bound, and one whose bound is below
 L cannot hold its maximum. core/bounds.cpp multiplies int8 codes, and core/fine.cpp the fine copy, of no others.
 
+**Between limits.** Whether a score reaches a limit needs no codes between (3) and the fine copy (core/above.cpp). Of
+some of a row's vectors, let s be a word's largest similarity in float32, which is within e of the float64 one, and U
+the word's largest bound by (3) over the other vectors. Its maximum then lies between s - e and max(s + e, U). Once the
+limit lies outside of what these pool to, the other vectors do not matter.
+
 **Certificate.** Let t be at most the k-th largest true score. A row whose upper bound is below t is strictly worse than
 k rows: it cannot be among the best k, nor tie with one. All other rows are scored again from the fine copy, in float32
 with a proven distance, and those that float32 leaves undecided in float64. So the result is that of scoring every row

@@ -118,12 +118,12 @@ class PrefixLevel:
     @property
     def codes(self) -> slice:
         """Where the codes are in a coded vector."""
-        return slice(self.norms, self.norms + self.coordinates + self.again)
+        return slice(self.norms, self.norms + len(self.steps))
 
     @property
     def width(self) -> int:
         """Bytes of a coded vector."""
-        return -(-self.codes.stop // GROUP) * GROUP
+        return -(-(self.norms + len(self.steps)) // GROUP) * GROUP
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,11 +102,28 @@ def test_ranks_are_those_of_every_score(coding: str, pooling: str, own: float) -
 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("different", [1, 5])
-def test_equal_rows_tie_in_every_order(coding: str, pooling: str, different: int) -> None:
+@pytest.mark.parametrize("own", [0.0, 1.0])  # levels exclude nothing, and most pairs
+def test_levels_bound_rows_of_many_vectors(coding: str, pooling: str, own: float) -> None:
+    """Images of up to 45 regions, much alike, so that some vectors of a row decide a pair and others are left out."""
+    rng = np.random.default_rng(17)
+    owner = np.repeat(np.arange(24), 3)
+    spectrum = (1.0 if own == 0 else np.arange(1, 193) ** -0.7) * np.ones(192)
+    lengths = rng.integers(1, 46, 24), rng.integers(1, 7, len(owner))
+    middle = rng.standard_normal((24, 1, 192))
+    images = _unit((middle + 0.7 * rng.standard_normal((24, 45, 192))) * spectrum, lengths[0])
+    shown = images.vectors[owner[:, None], rng.integers(0, lengths[0][owner][:, None], (len(owner), 6))]
+    noise = rng.standard_normal((len(owner), 6, 192)) * spectrum
+    texts = _unit(own * shown + noise / 4 / np.linalg.norm(spectrum), lengths[1])
+    _check(images, texts, owner, AlignmentConfig(coding, pooling, pooling_temperature=0.07))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(("different", "dim"), [(1, 32), (5, 32), (5, 192)])  # the last with levels
+def test_equal_rows_tie_in_every_order(coding: str, pooling: str, different: int, dim: int) -> None:
     """40 images are copies of `different` ones, and so are their captions, in any order."""
     rng = np.random.default_rng(different)
-    images, texts = _split(3, np.arange(different), 32, 1.0)
+    images, texts = _split(3, np.arange(different), dim, 1.0)
     copies = rng.integers(0, different, 40)
     owner = np.sort(np.arange(100) % 40)
     said = np.where(rng.random(100) < 0.8, copies[owner], rng.integers(0, different, 100))
