@@ -148,7 +148,15 @@ def picture_encoder(files: Sequence[Path]) -> Encode:
             except InputError as error:
                 name = str(files[row])
                 problems.append(SkippedItem(name, str(error).removeprefix(f"{name} ")))
-        embeddings = matcher.encode_pictures(list(pictures.values())) if pictures else None
+        try:
+            embeddings = matcher.encode_pictures(list(pictures.values())) if pictures else None
+        except InputError:  # of a backbone that runs beside the bundle, and may be anybody's
+            for row, picture in pictures.items():
+                try:
+                    matcher.encode_pictures([picture])
+                except InputError as error:
+                    raise InputError(f"{files[row]}: {error}") from error
+            raise
         return Encoded(list(pictures), embeddings, problems)
 
     return encode

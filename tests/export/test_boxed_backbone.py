@@ -243,6 +243,22 @@ def test_the_picture_that_a_backbone_fails_for_is_named_and_what_was_finished_is
     assert len((tmp_path / "out/names.txt").read_text().splitlines()) == 5
 
 
+def test_the_picture_that_cannot_be_indexed_is_named_and_what_was_committed_is_kept(
+    make_small_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    for number in range(5):
+        Image.new("RGB", (30, 30), "black" if number == 3 else "white").save(tmp_path / f"{number}.png")
+    arguments = ["index", make_small_model().bundle, tmp_path, "-o", tmp_path / "g"]
+    own = ["--backbone", f"{__name__}:make_failing"]
+    result = CliRunner().invoke(cli.main, list(map(str, [*arguments, *own])))
+    assert result.exit_code == 1
+    assert re.search(r"Error: \S+/3.png: the backbone .* regions\[0, 0, 0\]: must be finite", result.output)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "3.png")
+    run(*arguments, *own)
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert len(gallery) == 5
+
+
 def test_an_onnx_file_is_a_backbone(world: tuple[Any, ...], pictures: Path, tmp_path: Path) -> None:
     backbone, bundle, bare = world
     model = onnx.load(bundle / "graphs/fp32/backbone.onnx")
