@@ -53,7 +53,8 @@ Record = dict[str, Any]
     show_default=True, help="Gallery sizes; may be repeated.")  # fmt: skip
 @click.option("--pairs", type=(click.IntRange(min=K), click.IntRange(min=1)), default=(1000, 5000), show_default=True,
     help="Numbers of images and captions whose pairs are all scored.")  # fmt: skip
-@click.option("--candidates", "names", help="Candidates to run, by a part of their names. The default is all.")
+@click.option("--candidates", "names", multiple=True,
+    help="Candidates to run, by a part of their names; may be repeated. The default is all.")  # fmt: skip
 @click.option("--seconds", default=3.0, show_default=True, help="Seconds of timed searches of each candidate.")
 @click.option("--demo", type=click.Path(file_okay=False, path_type=Path), default=DEMO, show_default=True,
     help="Folder of the demo, for the section parity; the demo is run where the folder is missing.")  # fmt: skip
@@ -66,7 +67,7 @@ def main(
     without: str | None,
     sizes: tuple[int, ...],
     pairs: tuple[int, int],
-    names: str | None,
+    names: tuple[str, ...],
     seconds: float,
     demo: Path,
     out: Path | None,
@@ -80,7 +81,7 @@ def main(
     if out is None:
         out = RESULTS / f"gpu-{gpu.gpus[0].name.lower().replace(' ', '-') if gpu.gpus else 'interpreted'}.json"
     run = Run(head(gpu), out, None if interpreted else gpu.gpus[0].capability)
-    chosen = [name for name in candidates() if names is None or names in name]
+    chosen = [name for name in candidates() if not names or any(part in name for part in names)]
     shape = (4, 4, 64) if interpreted else (REGIONS, WORDS, DIM)  # Triton's interpreter is slow
     for section in sections:
         click.echo(f"\n== {section}")

@@ -51,11 +51,14 @@ def search(request: Record) -> Record:
     with candidates()[request["candidate"]](case.images, where) as find:
         flush = getattr(where.device, "flush", None) or _flusher(where)
         times = timed(find, case.captions, request["seconds"], flush)
-        return {
+        found: Record = {
             "search_ms": asdict(Latency.of(times)),
             "kernels_ms": kernel_times(find, case.captions, where.device),
             "agreement": agreement(find, case),
         }
+        if where.listed:
+            found["rows"] = {"listed": float(np.median(where.listed)), "rescored": float(np.median(where.rescored))}
+        return found
 
 
 def shortlist(request: Record) -> Record:
