@@ -147,7 +147,7 @@ def _resident(scan: ResidentScan, images: ResidentImages, where: Where) -> Itera
     pool, threads = Pool(), CoreThreads()
     try:
         rows, kernel, counting = images.rows, open_kernel(), _Counting(scan, where)
-        if scan.certified and open_core() is not None:
+        if open_core() is not None:
             compiled = CompiledSearch(rows, images.parts[0].plan, threads)
             codes = CpuEstimator(rows, kernel, pool)
             ranker = Ranker(rows, codes, kernel, pool, ResidentSearch(rows, counting, compiled))

@@ -96,7 +96,7 @@ class Scanner:
         rows = GalleryRows(segments, self.settings.kind, self.settings.alignment)
         if self.resident is not None:
             certifier = Certifier(rows, self.kernel, self.pool)
-            if self.core is not None and self.resident.certified:
+            if self.core is not None:
                 search = ResidentSearch(rows, self.resident, CompiledSearch(rows, plan, self.core))
                 return Ranker(rows, CpuEstimator(rows, self.kernel, self.pool), self.kernel, self.pool, search)
             return Ranker(rows, GpuEstimator(rows, self.resident, certifier), self.kernel, self.pool)

@@ -1,4 +1,4 @@
-"""The certified search on a GPU: it lists the rows that could be the best, and the compiled search ranks those."""
+"""The search on a GPU: it lists the rows that could be the best, and the compiled search ranks those."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ResidentSearch:
 
     Args:
         gallery: the rows; uploaded here, and freed with this search.
-        scan: where they are held; a certified one.
+        scan: where they are held.
         compiled: what ranks the rows that the scan lists.
 
     Raises:
@@ -42,7 +42,7 @@ class ResidentSearch:
         allowed: NDArray[np.bool_],
         floors: NDArray[np.float64] | None = None,
     ) -> list[Ranking]:
-        """The certified top k of each query's vectors; see `CompiledSearch.rank`."""
+        """The top k of each query's vectors, certified where the scan is; see `CompiledSearch.rank`."""
         least = np.full(len(queries), -np.inf) if floors is None else floors
         candidates = int(np.count_nonzero(allowed))
         turn = max(1, min(_TURN, _SCORE_BYTES // (8 * self._count)))
@@ -70,4 +70,7 @@ class ResidentSearch:
 
         quantized = quantize_queries(queries, per_vector=True)
         listed = self._scan.shortlist(self._rows, quantized, k, allowed, thresholds)
+        if not self._scan.certified:  # its own best k: their true scores and winners, and no proof
+            best = [np.sort(rows[np.lexsort((rows, -scores))[:k]]) for rows, scores in listed]
+            return [replace(each, certified=False) for each in self._compiled.rank_listed(queries, k, best, floors)]
         return self._compiled.rank_listed(queries, k, [rows for rows, _ in listed], reached)
