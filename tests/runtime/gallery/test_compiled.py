@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
+from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, _fastest, open_core
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
@@ -202,6 +202,15 @@ def search_some(rng: np.random.Generator, coding: str, pooling: str) -> int:
             check(found, expected, k, allowed, floor)
             compared += 1
     return compared
+
+
+def test_amx_scans_where_every_row_is_scanned() -> None:
+    """As it measured: AVX-512 is as fast where levels exclude most rows."""
+    vectors = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    features = ["avx512_vnni", "amx", "generic"]
+    levels, none = plan_for(vectors, None), plan_for(vectors, None, widths=None)
+    assert [_fastest(features, plan) for plan in (levels, none, None)] == ["avx512_vnni", "amx", "amx"]
+    assert _fastest(["avx2", "generic"], None) == "avx2"
 
 
 @pytest.mark.parametrize(("coding", "pooling"), EACH)
