@@ -86,21 +86,21 @@ class Choice(click.Choice[str]):
 
 
 class Device(click.ParamType[str]):
-    """A device that scans galleries: cpu, cuda or cuda:N."""
+    """A device that scans galleries: cpu, cuda, cuda:N or cuda:N,M."""
 
     name = "device"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """As the help shows it."""
-        return "[cpu|cuda|cuda:N]"
+        return "[cpu|cuda|cuda:N,...]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name, if it is one."""
         from ..runtime.errors import InputError
-        from ..runtime.gpu import device_index
+        from ..runtime.gpu import device_indices
 
         try:
-            device_index(value)
+            device_indices(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
         return value

@@ -29,17 +29,22 @@ class Gpu:
         return architecture(self.capability)
 
 
-def device_index(device: str) -> int | None:
-    """The number of the GPU that `cuda` (the first) or `cuda:N` names, as CUDA counts those it shows; None for `cpu`.
+def device_indices(device: str) -> tuple[int, ...]:
+    """The numbers of the GPUs that a name stands for, as CUDA counts those it shows; none for `cpu`.
+
+    device: `cpu`, `cuda` for the first GPU, `cuda:N`, or several as in `cuda:0,1`.
 
     Raises:
-        InputError: any other name.
+        InputError: any other name, or one GPU twice.
     """
     if device == "cpu":
-        return None
-    if (named := re.fullmatch(r"cuda(?::(\d{1,3}))?", device)) is None:
-        raise InputError(f"device must be cpu, cuda or cuda:N, got {device!r}")
-    return int(named[1] or 0)
+        return ()
+    if (named := re.fullmatch(r"cuda(?::(\d{1,3}(?:,\d{1,3})*))?", device)) is None:
+        raise InputError(f"device must be cpu, cuda, cuda:N or cuda:N,M, got {device!r}")
+    numbers = tuple(int(number) for number in (named[1] or "0").split(","))
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"device must name each GPU once, got {device!r}")
+    return numbers
 
 
 def architecture(capability: tuple[int, int]) -> str:

@@ -128,7 +128,7 @@ def test_names_that_a_table_lists_are_choices() -> None:
 def test_a_device_that_is_none_is_a_mistake_of_the_command_line(command: str) -> None:
     result = CliRunner().invoke(cli.main, [command, "--device", "cuda:one"])
     assert result.exit_code == 2
-    assert "Invalid value for '--device': device must be cpu, cuda or cuda:N, got 'cuda:one'" in result.output
+    assert "Invalid value for '--device': device must be cpu, cuda, cuda:N or cuda:N,M, got 'cuda:one'" in result.output
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

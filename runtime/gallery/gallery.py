@@ -90,7 +90,8 @@ class Gallery:
                 has no fine copy, the others do.
             threads: number of threads for scans; every core by default.
             device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md); `cuda:1`
-                in the second one's, and so on, of the GPUs that CUDA_VISIBLE_DEVICES leaves.
+                in the second one's, and so on, of the GPUs that CUDA_VISIBLE_DEVICES leaves; `cuda:0,1` spreads the
+                segments over both.
             resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
             damaged: `refuse` raises GalleryCorrupt where a search meets damaged bytes, or a shard is missing. `skip`
                 reads every byte when it opens, leaves out the rows and the shards that cannot be read, and certifies no

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 from ..checks import check_choice
-from ..gpu import device_index
+from ..gpu import device_indices
 from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches, need_core
-from .cuda import GpuEstimator, ResidentScan, ResidentSearch, ScanPrecision, open_resident
+from .cuda import GpuEstimator, ResidentScan, ResidentSearch, ScanPrecision, SplitScan, open_resident
 from .estimate import CpuEstimator
 from .kernels.base import Kernel
 from .kernels.choose import open_kernel
@@ -35,7 +35,7 @@ class Scanner:
         settings: of the gallery.
         kernel, pool: what scans and rescores on the CPU.
         core: threads of the compiled search, where that searches, or ranks what the GPU lists.
-        resident: the rows in a GPU's memory, where they are.
+        resident: the rows in the memory of one GPU or several, where they are.
     """
 
     settings: GallerySettings
@@ -59,7 +59,7 @@ class Scanner:
         Raises:
             InputError, BackendError: as `Gallery.open`.
         """
-        gpu = device_index(device)
+        gpus = device_indices(device)
         check_choice("scan", scan, ("auto", *get_args(ScanName)))
         if scan == "compiled":
             need_core()
@@ -69,7 +69,11 @@ class Scanner:
         with ExitStack() as opened:
             pool = Pool(threads)
             opened.callback(pool.close)
-            held = None if gpu is None else open_resident(folder, settings, resident, gpu)
+            scans = []
+            for gpu in gpus:
+                scans.append(open_resident(folder, settings, resident, gpu))
+                opened.callback(scans[-1].close)
+            held = SplitScan(scans) if len(scans) > 1 else next(iter(scans), None)
             opened.pop_all()
         return cls(settings, kernel, pool, core, held)
 

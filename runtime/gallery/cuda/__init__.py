@@ -14,6 +14,7 @@ from .estimate import GpuEstimator
 from .kernels import POOLINGS, PRECISIONS, ScanPrecision, find_kernels
 from .scan import KernelScan, ResidentScan
 from .search import ResidentSearch
+from .split import SplitScan
 
 __all__ = [
     "PRECISIONS",
@@ -21,6 +22,7 @@ __all__ = [
     "ResidentScan",
     "ResidentSearch",
     "ScanPrecision",
+    "SplitScan",
     "check_settings",
     "open_resident",
 ]

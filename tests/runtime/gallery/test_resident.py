@@ -26,7 +26,7 @@ from chan_rt.runtime.errors import BackendError, GpuMemoryError, InputError, Ten
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import scanner as scanner_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
-from chan_rt.runtime.gallery.cuda import GpuEstimator, ResidentSearch, check_settings, open_resident
+from chan_rt.runtime.gallery.cuda import GpuEstimator, ResidentSearch, SplitScan, check_settings, open_resident
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import (
     GROUPS,
@@ -52,7 +52,7 @@ from chan_rt.runtime.gallery.proof.intervals import score_radius, similarity_cha
 from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
-from chan_rt.runtime.gpu import Gpu, GpuReport, device_index, examine_gpu
+from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "shortlist")
@@ -539,6 +539,79 @@ def test_close_frees_what_is_still_held_and_refuses_more() -> None:
     del held
 
 
+# -- on several GPUs
+
+
+@pytest.mark.parametrize("case", ["plain", "ties", "near", "zero"])
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+@pytest.mark.parametrize("gpus", [2, 3, 7])
+def test_rankings_of_several_gpus_are_those_of_the_cpu(case: str, precision: str, gpus: int) -> None:
+    """More GPUs than parts, too; GPUs none of whose rows are allowed; floors; as many rows as there are."""
+    dim, count, alignment = 70, 60, AlignmentConfig()
+    rows, rng = made_up(case, 5, count, 7, dim), np.random.default_rng(1)
+    queries = [rng.standard_normal((n, dim)).astype(np.float32) for n in (1, 12, 16, 3, 20)]
+    parts = make_parts(rows, (10, 25, 45), plan=SearchPlan(fit_axes(queries[0], None), None, None, 2))
+    opened = [open_scan(precision, dim, alignment) for _ in range(gpus)]
+    split = SplitScan([scan for scan, _ in opened])
+    assert split.certified == (precision == "int8")
+    assert split.name == f"triton {precision} on {gpus} GPUs"
+    ours, cpu = rankers(parts, "images", alignment, split)
+    compiled = compiled_ranker(parts, "images", alignment, split) if open_core() else ours
+    for allowed in (np.ones(count, bool), rng.random(count) < 0.5, np.arange(count) < 10):
+        for k, ranker in itertools.product((1, 5, count + 1), (ours, compiled)):
+            expected = cpu.exact(queries, k, allowed)
+            floors = np.array([ranking.scores[len(ranking.scores) // 2] for ranking in expected])
+            for least in (None, floors):
+                expected = cpu.exact(queries, k, allowed, least)
+                for one, other in zip(ranker.exact(queries, k, allowed, least), expected, strict=True):
+                    assert one.certified == split.certified
+                    if split.certified or case == "plain":  # half cannot tell the others apart
+                        assert one.rows.tolist() == other.rows.tolist()
+                        assert one.scores.tolist() == other.scores.tolist()
+    del ours, compiled, ranker
+    split.close()
+    assert all(device.empty for _, device in opened)
+
+
+def test_parts_are_spread_by_their_vectors_and_stay_where_they_are() -> None:
+    scans = [open_scan("int8", 24, AlignmentConfig())[0] for _ in range(2)]
+    split = SplitScan(scans)
+    parts = make_parts(made_up("plain", 3, 60, 5, 24), (30, 40, 50))
+    first = [split.hold(part) for part in parts]
+    assert [share.place for share in first] == [0, 1, 1, 1]
+    assert [split.hold(part) for part in parts] == first
+    again = first[1:]
+    del first
+    (more,) = make_parts(made_up("plain", 4, 20, 5, 24))
+    assert split.hold(more).place == 0, "what was freed no longer counts"
+    assert [split.hold(part) for part in parts[1:]] == again
+    split.close()
+
+
+def test_an_error_of_one_gpu_is_raised_and_all_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = [open_scan("int8", 24, AlignmentConfig()) for _ in range(2)]
+    split = SplitScan([scan for scan, _ in opened])
+    _, cpu = rankers(parts := make_parts(made_up("plain", 3, 60, 5, 24), (30,)), "images", AlignmentConfig(), split)
+    ours, _ = rankers(parts, "images", AlignmentConfig(), split)
+    query = np.random.default_rng(0).standard_normal((4, 24)).astype(np.float32)
+    assert (
+        ours.exact([query], 3, np.ones(60, bool))[0].rows.tolist()
+        == cpu.exact([query], 3, np.ones(60, bool))[0].rows.tolist()
+    )
+
+    def fails(*arguments: Any) -> None:
+        raise BackendError("CUDA: cuLaunchKernel failed: an illegal memory access was encountered")
+
+    monkeypatch.setattr(opened[1][1], "launch_kernel", fails)
+    with pytest.raises(BackendError, match="illegal memory access"):
+        ours.exact([query], 3, np.ones(60, bool))
+    monkeypatch.setattr(opened[1][1], "unload_kernel", fails)
+    with pytest.raises(BackendError, match="illegal memory access"):
+        split.close()
+    assert not opened[0][1].memory
+    assert not opened[1][1].memory
+
+
 # -- through a gallery on disk
 
 
@@ -555,6 +628,15 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevice]:
 
     monkeypatch.setattr(scanner_module, "open_resident", fake)
     return devices
+
+
+def test_a_gallery_is_spread_over_the_gpus_that_are_named(gallery_path: Path, make_embeddings, on_fake) -> None:
+    queries = make_embeddings(99, 3)
+    with Gallery.open(gallery_path) as cpu, Gallery.open(gallery_path, device="cuda:1,0") as gpu:
+        assert gpu.scan == "triton int8 on 2 GPUs"
+        assert answers(gpu, queries) == answers(cpu, queries)
+        assert [len(device.launched) > 0 for device in on_fake] == [True, True]
+    assert all(device.empty for device in on_fake)
 
 
 def answers(gallery: Gallery, queries: Embeddings, **how: Any) -> list:
@@ -628,23 +710,31 @@ def test_every_pooling_is_tested() -> None:
 
 
 def test_unknown_devices_and_precisions_are_refused(gallery_path: Path) -> None:
-    with pytest.raises(InputError, match="device must be cpu, cuda or cuda:N, got 'tpu'"):
+    with pytest.raises(InputError, match="device must be cpu, cuda, cuda:N or cuda:N,M, got 'tpu'"):
         Gallery.open(gallery_path, device="tpu")
     with pytest.raises(InputError, match="resident must be one of int8, float16, got 'fp8'"):
         Gallery.open(gallery_path, device="cuda", resident="fp8")
 
 
 @pytest.mark.parametrize(
-    ("device", "index"), [("cpu", None), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:12", 12)]
+    ("device", "indices"),
+    [("cpu", ()), ("cuda", (0,)), ("cuda:0", (0,)), ("cuda:1", (1,)), ("cuda:12", (12,)), ("cuda:2,0", (2, 0))],
 )
-def test_devices_are_named_as_torch_names_them(device: str, index: int | None) -> None:
-    assert device_index(device) == index
+def test_devices_are_named_as_torch_names_them(device: str, indices: tuple[int, ...]) -> None:
+    assert device_indices(device) == indices
 
 
-@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:1.5", "cuda:x", "CUDA", "cuda:9999", "cpu:0"])
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "cuda:", "cuda:-1", "cuda:1.5", "cuda:x", "CUDA", "cuda:9999", "cpu:0", "cuda:0,", "cuda:0,x"]
+)
 def test_other_names_of_devices_are_refused(device: str) -> None:
-    with pytest.raises(InputError, match="device must be cpu, cuda or cuda:N, got "):
-        device_index(device)
+    with pytest.raises(InputError, match="device must be cpu, cuda, cuda:N or cuda:N,M, got "):
+        device_indices(device)
+
+
+def test_a_gpu_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="device must name each GPU once, got 'cuda:1,0,1'"):
+        device_indices("cuda:1,0,1")
 
 
 def test_a_gpu_that_cuda_does_not_show_is_refused_with_those_it_shows(

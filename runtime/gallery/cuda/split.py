@@ -1,0 +1,118 @@
+"""A gallery on several GPUs: each holds some of its parts, and lists those of its own rows that could be the best."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.pool import Pool
+from ..proof.bounds import QuantizedQuery
+from ..proof.rows import Part
+from .scan import Listed, ResidentScan, Thresholds
+
+
+@dataclass(eq=False)
+class _Share:
+    """A part, the number of the GPU that holds it, and what that GPU's scan knows it by."""
+
+    part: Part
+    place: int
+    held: Any
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors it has."""
+        return int(self.part.starts[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Local:
+    """The rows on one GPU, and their numbers [n] among all rows, ascending."""
+
+    rows: Any
+    numbers: NDArray[np.int64]
+
+
+class SplitScan:
+    """A `ResidentScan` over several GPUs, which scan at the same time.
+
+    A part goes whole to the GPU that holds the fewest vectors then, and stays there. Each GPU lists by a threshold of
+    its own rows, which the k-th best of all rows is no less than, so the lists together hold every row of the top k.
+
+    Args:
+        scans: of one gallery, each on a GPU of its own; closed with this one.
+    """
+
+    def __init__(self, scans: Sequence[ResidentScan]) -> None:
+        self.name = f"{scans[0].name} on {len(scans)} GPUs"
+        self.certified = all(scan.certified for scan in scans)
+        self._scans = scans
+        self._pool = Pool(len(scans))
+        self._turn = threading.Lock()
+        self._known: weakref.WeakValueDictionary[int, _Share] = weakref.WeakValueDictionary()
+
+    def hold(self, part: Part) -> _Share:
+        """See `ResidentScan.hold`."""
+        with self._turn:
+            share = self._known.get(id(part))
+            if share is None:
+                loads = [0] * len(self._scans)
+                for each in self._known.values():
+                    loads[each.place] += each.vectors
+                place = loads.index(min(loads))
+                share = _Share(part, place, self._scans[place].hold(part))
+                self._known[id(part)] = share  # the part lives as long as its share, so its id is its own
+            return share
+
+    def gather(self, held: Sequence[_Share]) -> list[_Local]:
+        """See `ResidentScan.gather`."""
+        counts = [len(share.part.starts) - 1 for share in held]
+        places = np.repeat([share.place for share in held], counts)
+        return [
+            _Local(scan.gather([share.held for share in held if share.place == place]), np.flatnonzero(places == place))
+            for place, scan in enumerate(self._scans)
+        ]
+
+    def shortlist(
+        self,
+        rows: Sequence[_Local],
+        queries: Sequence[QuantizedQuery],
+        k: int,
+        allowed: NDArray[np.bool_],
+        thresholds: Thresholds,
+    ) -> list[Listed]:
+        """See `ResidentScan.shortlist`; `thresholds` is asked once for each query and GPU at most."""
+
+        def listed(place: int) -> list[Listed]:
+            local = rows[place]
+            if not len(local.numbers):
+                return [(local.numbers, np.zeros(0)) for _ in queries]
+
+            def of_all(asked: Sequence[tuple[int, NDArray[np.int64]]]) -> Sequence[float]:
+                return thresholds([(i, local.numbers[few]) for i, few in asked])
+
+            found = self._scans[place].shortlist(local.rows, queries, k, allowed[local.numbers], of_all)
+            return [(local.numbers[own], scores) for own, scores in found]
+
+        return [_joined(lists) for lists in zip(*self._pool.map(listed, len(self._scans)), strict=True)]
+
+    def close(self) -> None:
+        """See `ResidentScan.close`."""
+        with ExitStack() as closing:
+            closing.callback(self._pool.close)
+            for scan in self._scans:
+                closing.callback(scan.close)
+
+
+def _joined(lists: Sequence[Listed]) -> Listed:
+    """Lists of different rows as one, its rows in order."""
+    rows = np.concatenate([own for own, _ in lists])
+    order = np.argsort(rows)
+    return rows[order], np.concatenate([scores for _, scores in lists])[order]
