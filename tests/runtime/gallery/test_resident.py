@@ -639,6 +639,22 @@ def test_a_gallery_is_spread_over_the_gpus_that_are_named(gallery_path: Path, ma
     assert all(device.empty for device in on_fake)
 
 
+def test_a_gpu_that_does_not_open_frees_those_that_did(gallery_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+
+    def opened(path: Path, settings: Any, precision: str, index: int) -> KernelScan:
+        if index == 1:
+            raise BackendError("no usable int8 kernels")
+        return scan
+
+    monkeypatch.setattr(scanner_module, "open_resident", opened)
+    with pytest.raises(BackendError, match="no usable int8 kernels"):
+        Gallery.open(gallery_path, device="cuda:0,1")
+    assert device.empty
+    with pytest.raises(BackendError, match="was closed"):
+        scan.hold(make_parts(made_up("plain", 3, 3, 5, 24))[0])
+
+
 def answers(gallery: Gallery, queries: Embeddings, **how: Any) -> list:
     return [
         [(hit.id, hit.score, hit.metadata, hit.word_regions.tolist()) for hit in result.hits]
