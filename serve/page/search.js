@@ -431,12 +431,12 @@ function fillForm(state, gallery, picture) {
 // What is asked before the server has named its galleries waits for that.
 async function submit(changes = {}) {
   scrollTo(0, 0);
-  const q = find("caption").value.trim();
+  const q = find("caption").value.trim(), k = Number(find("k").value) || 20;
   await begun;
   const gallery = find("gallery").value;
   const named = !galleryOf({ gallery }).takes_captions && q; // where nothing reads words, an id is typed
   return go({
-    gallery, q: named ? "" : q, like: named || (q ? "" : readAddress().like), k: Number(find("k").value) || 20,
+    gallery, q: named ? "" : q, like: named || (q ? "" : readAddress().like), k,
     where: readConditions(), off: [], open: "", vs: "", ...changes });
 }
 
@@ -504,7 +504,9 @@ function listen() {
 }
 
 async function start() {
-  find("caption").value = new URLSearchParams(location.search).get("q") ?? "";
+  const fields = [find("caption"), find("k")];
+  fields[0].value = new URLSearchParams(location.search).get("q") ?? "";
+  const before = fields.map((field) => field.value);
   listen();
   try {
     ({ galleries, limits } = await (await request("/v1/galleries")).json());
@@ -532,7 +534,11 @@ async function start() {
   const { style } = document.documentElement;
   new ResizeObserver(() => style.setProperty("--top", `${top.offsetHeight - 1}px`)).observe(top);
   if (!location.search) find("caption").focus();
+  const typed = fields.map((field) => field.value); // while the galleries were asked for, which stays
   const first = render();
+  fields.forEach((field, i) => {
+    if (typed[i] !== before[i]) field.value = typed[i];
+  });
   begin();
   await first;
 }

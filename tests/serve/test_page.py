@@ -397,6 +397,19 @@ def test_what_is_asked_before_the_page_is_ready_is_done(open_page: Open, site: s
     page.keyboard.press("Enter")
     held.pop().continue_()
     assert ids(page) == found
+    page.goto(site)
+    page.fill("#k", "3")
+    page.fill("#caption", CAPTION)
+    page.keyboard.press("Enter")
+    held.pop().continue_()
+    page.wait_for_selector(".hit")
+    assert ids(page) == found[:3]
+    page.goto(site)
+    page.fill("#k", "3")
+    page.fill("#caption", CAPTION)
+    held.pop().continue_()
+    page.wait_for_selector("#gallery option", state="attached")
+    assert (page.input_value("#k"), page.input_value("#caption")) == ("3", CAPTION), "what was typed stays"
     page.goto(f"{site}/?q={quote(CAPTION)}")
     drop(page, photos[4])
     held.pop().continue_()
