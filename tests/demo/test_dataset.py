@@ -183,11 +183,11 @@ def test_features_continue_after_an_interruption(data: Path, tmp_path: Path, mon
     (folder / "1.png").write_bytes(b"no picture")
     encode, calls, limit = Encoder.encode, [], [3]
 
-    def stops(self: Encoder, batch: list[object]) -> np.ndarray:
+    def stops(self: Encoder, batch: list[object], names: list[Path]) -> np.ndarray:
         calls.append(len(batch))
         if len(calls) == limit[0]:
             raise KeyboardInterrupt
-        return encode(self, batch)  # type: ignore[arg-type]
+        return encode(self, batch, names)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "encode", stops)
     assert features(folder, "-o", out).exit_code == 130

@@ -70,7 +70,7 @@ def put(value: float) -> Any:
         ([], "rows: must hold at least one row, got none"),
         (broken(put(np.nan)), "rows[1][1, 2]: must be finite, got nan"),
         (broken(put(-np.inf)), "rows[1][1, 2]: must be finite, got -inf"),
-        ([made(2, dtype=np.float64)[0] * 1e300], "rows[0][0, 0]: must be finite, got "),
+        ([made(2, dtype=np.float64)[0] * 1e300], "rows[0][0, 0]: must be at most 3.4e+38 in size, as float32 is, got "),
         (broken(lambda rows: rows[1].__setitem__(0, 0)), "rows[1][0]: must not be a vector of zeros"),
         (broken(lambda rows: rows.append(np.zeros((0, 4), np.float32))), "rows[2]: must be vectors [L, D], neither 0"),
         (broken(lambda rows: rows.append(made(2, dim=5)[0])), "rows[2]: D must be 4, as in the rows before, got 5"),

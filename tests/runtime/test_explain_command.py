@@ -60,7 +60,7 @@ def test_json_is_what_the_matcher_says(bundle: Path, picture: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["", "--json"], "captions[0] must hold at least one word, got ''"),
+        ([" ", "--json"], "captions[0] must hold at least one word, got ' '"),
         ([CAPTION, "--precision", "fp16"], "not in this bundle at precision 'fp16'; it has fp32"),
     ],
 )
