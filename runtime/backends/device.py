@@ -35,7 +35,7 @@ class Device(Protocol):
         """Bytes of device memory that nobody has allocated."""
 
     def free(self, address: int) -> None:
-        """Give memory of `malloc` back."""
+        """Give memory of `malloc` back, on any thread, whose device stays the same; nothing in a forked process."""
 
     def malloc_host(self, size: int) -> Array:
         """`size` bytes of pinned host memory, as uint8."""
@@ -132,7 +132,16 @@ class CudaDevice:
 
     def free(self, address: int) -> None:
         """See `Device.free`."""
-        self._give_back("cudaFree", address)
+        if self._process != os.getpid():
+            return
+        current = int(self._call("cudaGetDevice"))  # of this thread, which may be in the middle of another GPU's work
+        try:
+            if current != self.index:
+                self._call("cudaSetDevice", self.index)
+            self._call("cudaFree", address)
+        finally:
+            if current != self.index:
+                self._call("cudaSetDevice", current)
 
     def malloc_host(self, size: int) -> Array:
         """See `Device.malloc_host`."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cpus import usable_cpus
-from ..errors import BackendError
+from ..errors import BackendError, InputError
 from ..forks import now_and_after_fork
 from .proof.bounds import block_edges
 from .proof.certify import Ranking, contradiction
@@ -274,6 +274,9 @@ def _check(parts: Sequence[Part], part: int, row: int, what: int) -> None:
 
 def _packed(queries: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The vectors of all queries [Q, D], and where each query's begin [n + 1]."""
+    for i, query in enumerate(queries):
+        if not len(query):
+            raise InputError(f"queries[{i}] must hold at least one vector, got none")
     starts = np.cumsum([0] + [len(query) for query in queries], dtype=np.int64)
     vectors = queries[0] if len(queries) == 1 else np.concatenate(queries)
     return np.ascontiguousarray(vectors, np.float32), starts

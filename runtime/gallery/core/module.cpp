@@ -60,6 +60,17 @@ class Bytes {
         return static_cast<Value*>(view_.buf);
     }
     int64_t size() const { return view_.len; }
+    // Whether the first `count` int64 are numbers from 0 to below `limit`.
+    bool are_below(int64_t limit, int64_t count, const char* name) const {
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t each = as<const int64_t>()[i];
+            if (each >= 0 && each < limit) continue;
+            PyErr_Format(PyExc_ValueError, "%s must be numbers from 0 to below %lld, got %lld", name,
+                         static_cast<long long>(limit), static_cast<long long>(each));
+            return false;
+        }
+        return true;
+    }
 
   private:
     Py_buffer view_{};
@@ -423,7 +434,8 @@ PyObject* search_best_listed(PyObject* object, PyObject* args) {
     Bytes rows, places, least;
     if (!call.take(queries, starts, threads) || !least.take(floors, "floors", call.count() * 8) ||
         !places.take(edges, "edges", (call.count() + 1) * 8) ||
-        !rows.take(listed, "listed", places.as<const int64_t>()[call.count()] * 8))
+        !rows.take(listed, "listed", places.as<const int64_t>()[call.count()] * 8) ||
+        !rows.are_below(call.search().rows(), places.as<const int64_t>()[call.count()], "listed"))
         return nullptr;
     std::vector<chan::Answer> answers;
     if (!call.run([&](const chan::Search::TouchFunction& touch) {
@@ -464,7 +476,9 @@ PyObject* search_scores(PyObject* object, PyObject* args) {
     if (!PyArg_ParseTuple(args, "OOOO", &queries, &starts, &rows, &threads)) return nullptr;
     Call call(object);
     Bytes wanted;
-    if (!call.take(queries, starts, threads) || !wanted.take(rows, "rows", call.count() * 8)) return nullptr;
+    if (!call.take(queries, starts, threads) || !wanted.take(rows, "rows", call.count() * 8) ||
+        !wanted.are_below(call.search().rows(), call.count(), "rows"))
+        return nullptr;
     std::vector<double> scores(call.count());
     if (!call.run([&](const chan::Search::TouchFunction& touch) {
             call.search().scores(call.queries(), call.starts(), call.count(), wanted.as<const int64_t>(), touch,

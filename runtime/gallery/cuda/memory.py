@@ -143,5 +143,4 @@ class Arena:
         for address in addresses:
             if address in self._addresses:
                 self._addresses.remove(address)
-                self.device.activate()
                 self.device.free(address)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ...backends.device import Device
 from ...contract import AlignmentConfig
 from ...errors import BackendError, TensorError
+from ...forks import now_and_after_fork
 from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes
 from ..proof.pooling import Float64Array
@@ -143,7 +144,7 @@ class KernelScan:
         self._device = device
         device.activate()
         self._arena = Arena(device)
-        self._turn = threading.Lock()
+        now_and_after_fork(self._make_lock)
         self._kernels: dict[str, Any] = {}
         self._known: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
         try:
@@ -152,6 +153,9 @@ class KernelScan:
         except BaseException:
             self.close()
             raise
+
+    def _make_lock(self) -> None:
+        self._turn = threading.Lock()
 
     @property
     def allocations(self) -> int:

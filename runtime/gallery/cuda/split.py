@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import BackendError
+from ...forks import now_and_after_fork
 from ..kernels.pool import Pool
 from ..proof.bounds import QuantizedQuery
 from ..proof.rows import Part
@@ -55,8 +57,12 @@ class SplitScan:
         self.certified = all(scan.certified for scan in scans)
         self._scans = scans
         self._pool = Pool(len(scans))
-        self._turn = threading.Lock()
+        self._closed = False
+        now_and_after_fork(self._make_lock)
         self._known: weakref.WeakValueDictionary[int, _Share] = weakref.WeakValueDictionary()
+
+    def _make_lock(self) -> None:
+        self._turn = threading.Lock()
 
     def hold(self, part: Part) -> _Share:
         """See `ResidentScan.hold`."""
@@ -90,6 +96,9 @@ class SplitScan:
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`; `thresholds` is asked once for each query and GPU at most."""
 
+        if self._closed:
+            raise BackendError("the gallery was closed")
+
         def listed(place: int) -> list[Listed]:
             local = rows[place]
             if not len(local.numbers):
@@ -105,6 +114,7 @@ class SplitScan:
 
     def close(self) -> None:
         """See `ResidentScan.close`."""
+        self._closed = True
         with ExitStack() as closing:
             closing.callback(self._pool.close)
             for scan in self._scans:

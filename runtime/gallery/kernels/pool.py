@@ -44,9 +44,15 @@ class Pool:
         finally:
             waiting.clear()
             wait([future for future in futures if not future.cancel()])  # one that never began found nothing to do
-        for future in futures:
-            if not future.cancelled():
-                future.result()
+        errors = [future.exception() for future in futures if not future.cancelled()]
+        futures.clear()
+        error = next(filter(None, errors), None)
+        errors.clear()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame, which would keep it and all that it refers to alive
 
     def map(self, function: Callable[[int], Result], count: int) -> list[Result]:
         """function(0), ..., function(count - 1) on the threads; a single call is no piece of work of its own."""

@@ -73,7 +73,8 @@ def weigh(
     weights[:, level.codes] = products
     total = _BYTE * (norms.sum(axis=1) + np.abs(products).sum(axis=1)) * _MORE
     in_float32 = 1.01 * (level.width + 4) * _UNIT32 * total + 512 * level.width * _TINY32
-    sizes = np.sqrt(np.square(level.steps.astype(np.float64)).sum()) * LEVELS * _MORE  # no less than ||s n||
+    steps, finer = level.step.astype(np.float64), level.finer.astype(np.float64)
+    sizes = (np.linalg.norm(steps) + np.linalg.norm(finer)) * LEVELS * _MORE  # no less than ||s n||, in two digits
     mean = axes.mean.astype(np.float64)
     in_float64 = 4 * (dim + level.width) * _UNIT64 * (norm * np.linalg.norm(mean) * _MORE + total)
     constant = (

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, _fastest, open_core
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
@@ -211,6 +212,20 @@ def test_amx_scans_where_every_row_is_scanned() -> None:
     levels, none = plan_for(vectors, None), plan_for(vectors, None, widths=None)
     assert [_fastest(features, plan) for plan in (levels, none, None)] == ["avx512_vnni", "amx", "amx"]
     assert _fastest(["avx2", "generic"], None) == "avx2"
+
+
+def test_rows_and_queries_that_are_none_are_refused() -> None:
+    vectors = np.random.default_rng(0).standard_normal((4, 3, 16)).astype(np.float32)
+    gallery = GalleryRows([part_of(list(vectors), None)], "images", AlignmentConfig())
+    search, floor = CompiledSearch(gallery, None, THREADS), np.full(1, -np.inf)
+    for row in (-1, 4, 10**12):
+        with pytest.raises(ValueError, match=f"must be numbers from 0 to below 4, got {row}"):
+            search.rank_listed([vectors[0]], 1, [np.array([0, row])], floor)
+        with pytest.raises(ValueError, match=f"must be numbers from 0 to below 4, got {row}"):
+            search.scores([vectors[0]], np.array([row]))
+    for call in (lambda of: search.rank(of, 1), lambda of: search.rank_listed(of, 1, [np.arange(4)] * 2, np.zeros(2))):
+        with pytest.raises(InputError, match=r"queries\[1\] must hold at least one vector"):
+            call([vectors[0], vectors[0][:0]])
 
 
 @pytest.mark.parametrize(("coding", "pooling"), EACH)

@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import threading
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.bench.interpreted import interpreted_kernels
 from chan_rt.bench.search import Concepts
+from chan_rt.runtime import forks
 from chan_rt.runtime.backends.fake import FakeDevice
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
@@ -610,6 +612,54 @@ def test_an_error_of_one_gpu_is_raised_and_all_are_closed(monkeypatch: pytest.Mo
         split.close()
     assert not opened[0][1].memory
     assert not opened[1][1].memory
+
+
+def test_memory_is_given_back_without_another_device_for_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that the collector runs on may be in the middle of another GPU's search."""
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    held = scan.hold(make_parts(made_up("plain", 3, 30, 5, 24))[0])
+    monkeypatch.setattr(device, "activate", lambda: pytest.fail("the thread's device was changed"))
+    before = len(device.memory)
+    del held
+    assert len(device.memory) < before
+    monkeypatch.undo()
+    scan.close()
+
+
+def test_an_error_keeps_nothing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a search that failed referred to is freed with it, before the collector looks for circles."""
+    opened = [open_scan("int8", 24, AlignmentConfig()) for _ in range(2)]
+    split = SplitScan([scan for scan, _ in opened])
+    ours, _ = rankers(make_parts(made_up("plain", 3, 60, 5, 24), (30,)), "images", AlignmentConfig(), split)
+    monkeypatch.setattr(opened[1][1], "launch_kernel", lambda *arguments: 1 / 0)
+    query = np.random.default_rng(0).standard_normal((4, 24)).astype(np.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            ours.exact([query], 3, np.ones(60, bool))
+        held = weakref.ref(ours._estimator)
+        del ours
+        assert held() is None
+    finally:
+        gc.enable()
+    split.close()
+
+
+def test_several_gpus_refuse_searches_once_they_are_closed() -> None:
+    split = SplitScan([open_scan("int8", 24, AlignmentConfig())[0] for _ in range(2)])
+    ours, _ = rankers(make_parts(made_up("plain", 3, 60, 5, 24), (30,)), "images", AlignmentConfig(), split)
+    split.close()
+    with pytest.raises(BackendError, match="the gallery was closed"):
+        ours.exact([np.ones((4, 24), np.float32)], 3, np.ones(60, bool))
+
+
+def test_a_fork_leaves_no_lock_of_a_scan_behind() -> None:
+    scan = open_scan("int8", 24, AlignmentConfig())[0]
+    for each in (scan, SplitScan([scan, scan])):
+        each._turn.acquire()
+        forks._call_all()
+        assert not each._turn.locked()
 
 
 # -- through a gallery on disk
