@@ -22,16 +22,14 @@ from ..export.kernels import build_kernels
 from ..runtime.backends.table import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
-from ..runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
-from ..runtime.gallery.cuda import GpuEstimator, ResidentScan, ResidentSearch
+from ..runtime.gallery.compiled import CoreThreads, open_core
+from ..runtime.gallery.cuda import ResidentScan
 from ..runtime.gallery.cuda.kernels import Function, KernelRecord, ScanPrecision, find_kernels
 from ..runtime.gallery.cuda.scan import KernelScan, Listed
-from ..runtime.gallery.estimate import CpuEstimator
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
-from ..runtime.gallery.proof.certify import Certifier
-from ..runtime.gallery.rank import Ranker
+from ..runtime.gallery.scanner import resident_ranker
 from ..runtime.gpu import architecture
 from .engine_scan import EngineScan
 from .gpu_images import Floats, K, ResidentImages
@@ -146,13 +144,9 @@ class _Counting:
 def _resident(scan: ResidentScan, images: ResidentImages, where: Where) -> Iterator[Search]:
     pool, threads = Pool(), CoreThreads()
     try:
-        rows, kernel, counting = images.rows, open_kernel(), _Counting(scan, where)
-        if open_core() is not None:
-            compiled = CompiledSearch(rows, images.parts[0].plan, threads)
-            codes = CpuEstimator(rows, kernel, pool)
-            ranker = Ranker(rows, codes, kernel, pool, ResidentSearch(rows, counting, compiled))
-        else:
-            ranker = Ranker(rows, GpuEstimator(rows, counting, Certifier(rows, kernel, pool)), kernel, pool)
+        core = None if open_core() is None else threads
+        plan, counting = images.parts[0].plan, _Counting(scan, where)
+        ranker = resident_ranker(images.rows, counting, plan, core, open_kernel(), pool)
         everything = np.ones(images.count, bool)
 
         def search(captions: Sequence[Floats]) -> list[NDArray[np.int64]]:

@@ -27,6 +27,21 @@ from .store.segments import Segment
 ScanName = Literal["compiled", "onnxruntime", "numpy"]
 
 
+def resident_ranker(
+    rows: GalleryRows,
+    scan: ResidentScan,
+    plan: SearchPlan | None,
+    core: CoreThreads | None,
+    kernel: Kernel,
+    pool: Pool,
+) -> Ranker:
+    """The ranker of rows that a GPU scans; its lists are ranked by the compiled search where `core` is given."""
+    if core is None:
+        return Ranker(rows, GpuEstimator(rows, scan, Certifier(rows, kernel, pool)), kernel, pool)
+    search = ResidentSearch(rows, scan, CompiledSearch(rows, plan, core))
+    return Ranker(rows, CpuEstimator(rows, kernel, pool), kernel, pool, search)
+
+
 @dataclass(frozen=True)
 class Scanner:
     """Makes the rankers of one gallery, which share their threads; see `Gallery.open` for what is chosen.
@@ -99,11 +114,7 @@ class Scanner:
         """The ranker of some segments' rows."""
         rows = GalleryRows(segments, self.settings.kind, self.settings.alignment)
         if self.resident is not None:
-            certifier = Certifier(rows, self.kernel, self.pool)
-            if self.core is not None:
-                search = ResidentSearch(rows, self.resident, CompiledSearch(rows, plan, self.core))
-                return Ranker(rows, CpuEstimator(rows, self.kernel, self.pool), self.kernel, self.pool, search)
-            return Ranker(rows, GpuEstimator(rows, self.resident, certifier), self.kernel, self.pool)
+            return resident_ranker(rows, self.resident, plan, self.core, self.kernel, self.pool)
         compiled = None if self.core is None else CompiledSearch(rows, plan, self.core)
         codes = CpuEstimator(rows, self.kernel, self.pool, 2 if plan is None else plan.digits)
         by_levels = self.kernel.name == "numpy" and plan is not None and plan.second is not None
