@@ -122,6 +122,27 @@ class _Rows:
     plans: int = 0
 
 
+@dataclass(frozen=True)
+class DeviceLists:
+    """Some queries' lists as they lie on the device, by address; the stream has to be waited for.
+
+    Attributes:
+        count: queries.
+        capacity: rows that each list holds.
+        scores: float64 [count, rows] of all rows, for a query whose list is longer than that.
+        found: int32 [count], how many rows each list would have.
+        rows: int32 [count, capacity], in no order.
+        values: float64 [count, capacity], their scores.
+    """
+
+    count: int
+    capacity: int
+    scores: int
+    found: int
+    rows: int
+    values: int
+
+
 class KernelScan:
     """A `ResidentScan` by the compiled kernels of kernels.py.
 
@@ -289,6 +310,28 @@ class KernelScan:
         allowed: NDArray[np.bool_],
         thresholds: Thresholds,
     ) -> list[Listed]:
+        arena, lists = self._arena, self._queue_lists(rows, queries, k, allowed, thresholds)
+        count, capacity = lists.count, lists.capacity
+        fetched = arena.fetch("found", lists.found, count, np.int32)
+        arena.wait()
+        counts = fetched.tolist()
+        held = arena.fetch("rows", lists.rows, count * capacity, np.int32).reshape(count, capacity)
+        their = arena.fetch("values", lists.values, count * capacity, np.float64).reshape(count, capacity)
+        arena.wait()
+        listed = [_in_order(own[:number], its[:number]) for own, its, number in zip(held, their, counts, strict=True)]
+        for which in [which for which, number in enumerate(counts) if number > capacity]:
+            listed[which] = self._every_row(lists.scores, rows.count, which)
+        return listed
+
+    def _queue_lists(
+        self,
+        rows: _Rows,
+        queries: Sequence[QuantizedQuery],
+        k: int,
+        allowed: NDArray[np.bool_],
+        thresholds: Thresholds,
+    ) -> DeviceLists:
+        """Queue all that makes the queries' lists."""
         arena, count, stride = self._arena, len(queries), rows.count
         scores = arena.scratch("scores", 8 * count * stride)
         self._score(rows, queries, allowed, scores)
@@ -304,16 +347,7 @@ class KernelScan:
         bounds = (scores, rows.error, rows.norm, rows.blocks, rows.plans, terms, tops, found, listed, values)
         blocks = -(-stride // LIST_ROWS) * count
         self._launch("shortlist", blocks, bounds, stride, capacity, count, len(rows.axes))
-        fetched = arena.fetch("found", found, count, np.int32)
-        arena.wait()
-        counts = fetched.tolist()
-        held = arena.fetch("rows", listed, count * capacity, np.int32).reshape(count, capacity)
-        their = arena.fetch("values", values, count * capacity, np.float64).reshape(count, capacity)
-        arena.wait()
-        lists = [_in_order(own[:number], its[:number]) for own, its, number in zip(held, their, counts, strict=True)]
-        for which in [which for which, number in enumerate(counts) if number > capacity]:
-            lists[which] = self._every_row(scores, stride, which)
-        return lists
+        return DeviceLists(count, capacity, scores, found, listed, values)
 
     def _best_rows(self, scores: int, stride: int, count: int) -> tuple[Float64Array, NDArray[np.int32]]:
         """Queue the largest score of each group and the row that has it: [queries, groups] each, after `wait`."""
