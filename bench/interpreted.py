@@ -7,6 +7,7 @@ before it was imported.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ _TYPES = {
     "*fp32": np.float32,
     "*fp64": np.float64,
 }
+_INTERPRETER = threading.Lock()  # it keeps the grid of the launch that runs in a variable of the process
 
 
 def interpreted_kernels(precision: ScanPrecision, width: int, pooling: str) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def interpreted_kernels(precision: ScanPrecision, width: int, pooling: str) -> d
             torch.from_numpy(device.array(int(value), _TYPES[kind])) if kind in _TYPES else value.item()
             for value, kind in zip(arguments, job.types.values(), strict=True)
         ]
-        getattr(scan_kernels, job.kernel)[(blocks,)](*given, **job.constants)
+        with _INTERPRETER:
+            getattr(scan_kernels, job.kernel)[(blocks,)](*given, **job.constants)
 
     return {name: partial(run, job) for name, job in compiled._jobs(precision, width, pooling).items()}
 

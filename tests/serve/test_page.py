@@ -23,7 +23,7 @@ from chan_rt.runtime import (
 )
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 Open = Callable[..., "Page"]
 Check = Callable[["Page"], list[str]]
@@ -89,6 +89,11 @@ def state(page: Page) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
+def wait_text(within: Page | Locator, selector: str, text: str | re.Pattern[str]) -> None:
+    """Wait until an element has this text in it: what the page shows follows its requests."""
+    within.locator(selector).filter(has_text=text).first.wait_for()
+
+
 def ids(page: Page) -> list[str]:
     """Names of the hits, best first."""
     page.wait_for_selector("#answer:not([aria-busy]) .hit")
@@ -121,7 +126,7 @@ def drop(page: Page, photo: Path, event: str = "drop") -> None:
 
 def test_a_search_shows_what_the_library_finds(open_page: Open, site: str, bundle: Path, photos: list[Path]) -> None:
     page = open_page(site)
-    assert page.locator("#start-title").inner_text() == "8 pictures to search"
+    wait_text(page, "#start-title", "8 pictures to search")
     assert page.evaluate("document.activeElement.id") == "caption"
     found = find(page)
     with open_matcher_of(bundle) as matcher:
@@ -130,16 +135,16 @@ def test_a_search_shows_what_the_library_finds(open_page: Open, site: str, bundl
         explained = matcher.explain(images[int(scores.argmax())], CAPTION)
     assert found == [photos[row].name for row in np.argsort(-scores)]
     assert page.locator(".word-bar").all_inner_texts()[0].split("\n") == WORDS
-    assert "certified" in page.locator("summary").inner_text()
+    wait_text(page, "summary", "certified")
     for word, match in enumerate(explained.words):
         page.hover(f".word-bar .chip >> nth={word}")
         assert lit(page)[0] == str(match.region)
-        assert page.locator(".tag.shown").first.inner_text() == f"{match.word} {match.similarity:.2f}"
+        wait_text(page, ".tag.shown", f"{match.word} {match.similarity:.2f}")
     page.hover(".hit:first-child .box >> nth=0")
     region = page.locator(".hit:first-child .box").first.get_attribute("data-region")
     chose = [match.word for match in explained.words if str(match.region) == region]
     assert page.locator(".word-bar .chip.lit").all_inner_texts() == chose
-    assert re.search(r"8 of 8 pictures; encoded in [\d.]+ ms, found in [\d.]+ ms", page.locator("#status").inner_text())
+    wait_text(page, "#status", re.compile(r"8 of 8 pictures; encoded in [\d.]+ ms, found in [\d.]+ ms"))
 
 
 @pytest.mark.parametrize("off", [3, 5])
@@ -201,10 +206,10 @@ def test_a_hit_opens_and_two_captions_are_compared(
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     dialog = page.locator("dialog[open]")
-    assert dialog.locator("h2").inner_text() == f"2. {found[1]}"
+    wait_text(dialog, "h2", f"2. {found[1]}")
     assert state(page)["open"] == f"photos/{found[1]}"
     assert dialog.locator("tbody tr").count() == 6
-    assert "year" in dialog.locator(".metadata").inner_text()
+    wait_text(dialog, ".metadata", "year")
     assert violations(page) == []
     dialog.locator(".compare-form input").fill("the green table")
     page.keyboard.press("Enter")
@@ -217,7 +222,7 @@ def test_a_hit_opens_and_two_captions_are_compared(
     shown = [float(text.split()[1]) for text in dialog.locator(".score-line").all_inner_texts()]
     np.testing.assert_allclose(shown, scores, atol=2e-4)
     better = "first" if scores[0] > scores[1] else "second"
-    assert dialog.locator(".verdict").inner_text().startswith(f"The {better} caption fits better")
+    wait_text(dialog, ".verdict", f"The {better} caption fits better")
     assert violations(page) == []
     link = page.url
     page.click("[aria-label='The next hit']")
@@ -251,7 +256,7 @@ def test_filters_count_and_are_in_the_address(open_page: Open, site: str) -> Non
     page.keyboard.press("Enter")
     page.wait_for_selector(".hit[aria-setsize='4']")
     assert state(page)["where"] == "year>=2022"
-    assert page.locator("#filters-button").inner_text() == "Filters (1)"
+    wait_text(page, "#filters-button", "Filters (1)")
     assert {int(name[0]) for name in ids(page)} == {4, 5, 6, 7}
     for condition, rows in (("year=2019", {1}), ("year!=2019", {0, 2, 3, 4, 5, 6, 7}), ("year", set(range(8)))):
         page.goto(f"{site}/?q=apple&where={quote(condition)}")
@@ -259,21 +264,20 @@ def test_filters_count_and_are_in_the_address(open_page: Open, site: str) -> Non
     whole = quote('{"year": {"$in": [2018, 2020]}}')
     page.goto(f"{site}/?q=apple&where={whole}&k=1")
     assert len(ids(page)) == 1
-    assert page.locator("summary").inner_text().startswith("certified")
+    wait_text(page, "summary", re.compile("^certified"))
 
 
 def test_mistakes_are_explained(browser: Any, site: str, violations: Check) -> None:
     page = browser.new_page()  # the console lists the statuses that are meant here
     page.goto(f"{site}/?q=apple&where=yeer%3D2019")
-    page.wait_for_selector(".problem")
-    assert "yeer" in page.locator(".problem").inner_text()
+    wait_text(page, ".problem", "yeer")
     assert violations(page) == []
     page.goto(f"{site}/?q=apple&where=%7B")
-    assert "is no JSON" in page.locator(".problem").inner_text()
+    wait_text(page, ".problem", "is no JSON")
     page.goto(f"{site}/?q=two+zyzzyva")
     page.wait_for_selector("#status:has-text('The model does not know zyzzyva.')")
     page.goto(f"{site}/?gallery=captions&q=apple")
-    assert "Search it with a picture" in page.locator(".problem").inner_text()
+    wait_text(page, ".problem", "Search it with a picture")
     page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.fill("#caption", "")
     page.keyboard.press("Enter")
@@ -337,8 +341,8 @@ def test_a_picture_of_ones_own_is_explained(open_page: Open, site: str, photos: 
     page.wait_for_selector("#explained .shares")
     with open_matcher_of(bundle) as matcher:
         explained = matcher.explain(matcher.encode_pictures([photos[4]]), CAPTION)
-    assert page.locator("#explained .score-line").inner_text() == f"Score {explained.score:.4f}"
-    assert page.locator("#picture").inner_text().startswith("own <b>.png")
+    wait_text(page, "#explained .score-line", f"Score {explained.score:.4f}")
+    wait_text(page, "#picture", "own <b>.png")
     page.click("#picture button")
     assert len(ids(page)) == PHOTOS
     page.go_back()
@@ -360,7 +364,7 @@ def test_a_hit_finds_rows_like_it(
     alike = [np.exp((row @ mine.T).max(axis=0) / 0.1).sum() for row in images.vectors.astype(np.float64)]
     names = [photos[row].name for row in np.argsort(alike)[::-1]]
     assert ids(page) == [name for name in names if name != found[0]]
-    assert page.locator("#picture").inner_text().startswith(f"like photos/{found[0]}")
+    wait_text(page, "#picture", f"like photos/{found[0]}")
     assert page.locator("#answer .box").count() == page.locator(".word-bar").count() == 0
     assert violations(page) == []
     page.go_back()
@@ -374,7 +378,7 @@ def test_a_hit_finds_rows_like_it(
 
 def test_a_gallery_without_a_bundle_is_searched_by_ids(open_page: Open, site: str, violations: Check) -> None:
     page = open_page(f"{site}/?gallery=vectors")
-    assert "it knows no words and no pictures" in page.locator("#start-text").inner_text()
+    wait_text(page, "#start-text", "it knows no words and no pictures")
     assert not page.locator("label[for=file]").is_visible()
     found = find(page, "page 7")
     assert found
