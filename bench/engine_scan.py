@@ -20,7 +20,7 @@ from ..runtime.backends.device import Device
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.errors import InputError, TensorError
 from ..runtime.gallery.cuda.memory import Arena
-from ..runtime.gallery.cuda.scan import Listed, Thresholds
+from ..runtime.gallery.cuda.scan import Listed
 from ..runtime.gallery.proof.bounds import QuantizedQuery
 from ..runtime.gallery.proof.rows import Part
 
@@ -88,7 +88,7 @@ class EngineScan:
         queries: Sequence[QuantizedQuery],
         k: int,
         allowed: NDArray[np.bool_],
-        thresholds: Thresholds,
+        floors: NDArray[np.float64],
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`.
 
@@ -189,7 +189,7 @@ def _best(rows: NDArray[np.int64], values: NDArray[np.float64], k: int, allowed:
     rows, values = rows[valid], values[valid]
     best = np.lexsort((rows, -values))[:k]
     best = best[np.argsort(rows[best])]
-    return rows[best], values[best]
+    return Listed(rows[best], values[best], np.zeros(len(best)), -np.inf)
 
 
 def _half(values: NDArray[np.floating], name: str) -> NDArray[np.float16]:

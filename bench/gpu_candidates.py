@@ -137,7 +137,7 @@ class _Counting:
     def shortlist(self, *arguments: Any) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
         found = self._scan.shortlist(*arguments)
-        self._where.listed += [len(rows) for rows, _ in found]
+        self._where.listed += [len(each.rows) for each in found]
         return found
 
 

@@ -18,12 +18,13 @@ from ..runtime.files import write_file
 from ..runtime.gallery.cuda.kernels import (
     GPUS,
     GROUPS,
+    GROUPS_AT_ONCE,
     KERNELS,
     LIST_ROWS,
     PAIR_ROWS,
     POOLINGS,
     PRECISIONS,
-    ROWS_A_GROUP,
+    ROWS_AT_ONCE,
     SCAN_ROWS,
     SLOTS,
     UNIT,
@@ -109,7 +110,9 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
         "plans": "*i32",
         "terms": "*fp64",
     }
-    listed = {"thresholds": "*fp64", "found": "*i32", "listed_rows": "*i32", "listed_scores": "*fp64"}
+    listed = {"thresholds": "*fp64", "found": "*i32", "listed_rows": "*i32", "listed_scores": "*fp64"} | {
+        "listed_radii": "*fp64"
+    }
     size = UNIT if precision == "int8" else UNIT // 2
     constants = {"WIDTH": width, "UNIT": size, "PLANES": planes, "POOLING": pooling, "BLOCK_R": _VECTORS}
 
@@ -128,10 +131,13 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
     tile = {"ROWS": PAIR_ROWS, "BLOCK_W": WORDS_A_TILE, "BLOCK_K": step(128)}
     for slot in SLOTS:
         jobs[f"pairs_{slot}"] = _Job("pairs", pair_types, {**constants, "SLOT": slot, **tile})
-    numbers = dict.fromkeys(("rows", "groups", "queries"), "i32")
-    sizes = {"GROUPS": GROUPS, "SIZE": ROWS_A_GROUP}
-    best = {"scores": "*fp64", "maxima": "*fp64", "owners": "*i32"}
-    jobs["best_rows"] = _Job("best_rows", {**best, **numbers}, sizes)
+    best = {"maxima": "*fp64", "owners": "*i32"}
+    numbers = dict.fromkeys(("rows", "size", "groups", "queries", "num_plans"), "i32")
+    sizes = {"GROUPS": GROUPS, "AT_ONCE": ROWS_AT_ONCE, "BLOCKS": MOST_BLOCKS}
+    jobs["best_rows"] = _Job("best_rows", {**bounds, **best, **numbers}, sizes)
+    numbers = dict.fromkeys(("groups", "k", "picks", "queries"), "i32")
+    sizes = {"GROUPS": GROUPS, "AT_ONCE": GROUPS_AT_ONCE}
+    jobs["kth_best"] = _Job("kth_best", {**best, "thresholds": "*fp64", "picked": "*i32", **numbers}, sizes)
     numbers = dict.fromkeys(("rows", "capacity", "queries", "num_plans"), "i32")
     sizes = {"SIZE": LIST_ROWS, "BLOCKS": MOST_BLOCKS}
     jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, sizes)

@@ -198,23 +198,73 @@ def radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans
 @triton.jit
 def best_rows(
     scores,  # float64 [queries, rows]
+    error,  # as of `shortlist`
+    norm,
+    blocks,
+    plans,
+    terms,
     maxima,  # float64 [queries, groups]
     owners,  # int32 [queries, groups]
     rows,
+    size,
     groups,
     queries,
+    num_plans,
     GROUPS: tl.constexpr,
-    SIZE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
-    """The largest score of each group of SIZE rows, and the row that has it."""
+    """The largest lower bound of each group of `size` rows, and the row that has it."""
     block = tl.program_id(0) // queries
     which = (tl.program_id(0) % queries).to(tl.int64)
     group = block * GROUPS + tl.arange(0, GROUPS)
-    row = group[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-    score = tl.load(scores + which * rows + row, mask=row < rows, other=float("-inf"))
-    largest, place = tl.max(score, axis=1, return_indices=True)
+    largest = tl.full([GROUPS], float("-inf"), tl.float64)
+    owner = group * size
+    for first in range(0, size, AT_ONCE):
+        place = first + tl.arange(0, AT_ONCE)
+        row = group[:, None] * size + place[None, :]
+        valid = (place < size)[None, :] & (row < rows)
+        lower = tl.load(scores + which * rows + row, mask=valid, other=float("-inf"))
+        lower -= radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans, BLOCKS)
+        most, at = tl.max(lower, axis=1, return_indices=True)
+        owner = tl.where(most > largest, group * size + first + at, owner)
+        largest = tl.maximum(largest, most)
     tl.store(maxima + which * groups + group, largest, mask=group < groups)
-    tl.store(owners + which * groups + group, group * SIZE + place, mask=group < groups)
+    tl.store(owners + which * groups + group, owner, mask=group < groups)
+
+
+@triton.jit
+def kth_best(
+    maxima,  # float64 [queries, groups]
+    owners,  # int32 [queries, groups]
+    thresholds,  # float64 [queries]; raised to the k-th largest of the maxima
+    picked,  # int32 [queries, picks]: the rows of the largest maxima, best first; -1 where there is none
+    groups,
+    k,
+    picks,
+    queries,
+    GROUPS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Sort groups by their maxima: each group counts those that are before it, the earlier ones of equal ones."""
+    block = tl.program_id(0) // queries
+    which = (tl.program_id(0) % queries).to(tl.int64)
+    own = maxima + which * groups
+    group = block * GROUPS + tl.arange(0, GROUPS)
+    valid = group < groups
+    value = tl.load(own + group, mask=valid, other=float("-inf"))
+    before = tl.zeros([GROUPS], tl.int32)
+    for first in range(0, groups, AT_ONCE):
+        other = first + tl.arange(0, AT_ONCE)
+        its = tl.load(own + other, mask=other < groups, other=float("-inf"))
+        ahead = (its[None, :] > value[:, None]) | ((its[None, :] == value[:, None]) & (other[None, :] < group[:, None]))
+        before += tl.sum(ahead.to(tl.int32), axis=1)
+    threshold = thresholds + which + tl.zeros([GROUPS], tl.int32)
+    kth = valid & (before == k - 1)
+    tl.store(threshold, tl.maximum(value, tl.load(threshold, mask=kth, other=0.0)), mask=kth)
+    owner = tl.load(owners + which * groups + group, mask=valid, other=0)
+    owner = tl.where(value > float("-inf"), owner, -1)
+    tl.store(picked + which * picks + before, owner, mask=valid & (before < picks))
 
 
 @triton.jit
@@ -229,6 +279,7 @@ def shortlist(
     found,  # int32 [queries], how many so far; counts on past the capacity
     listed_rows,  # int32 [queries, capacity], in no order
     listed_scores,  # float64 [queries, capacity]
+    listed_radii,  # float64 [queries, capacity], how far these can be off
     rows,
     capacity,
     queries,
@@ -236,16 +287,17 @@ def shortlist(
     SIZE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Append the rows whose upper bound reaches the query's threshold, with their scores."""
+    """Append the rows whose upper bound reaches the threshold, with their scores and how far these can be off."""
     block = tl.program_id(0) // queries
     which = (tl.program_id(0) % queries).to(tl.int64)
     row = block * SIZE + tl.arange(0, SIZE)
     valid = row < rows
     score = tl.load(scores + which * rows + row, mask=valid, other=float("-inf"))
-    upper = score + radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans, BLOCKS)
-    keep = (upper >= tl.load(thresholds + which)) & (score > float("-inf"))
+    off = radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans, BLOCKS)
+    keep = (score + off >= tl.load(thresholds + which)) & (score > float("-inf"))
     counted = keep.to(tl.int32)
     place = tl.atomic_add(found + which, tl.sum(counted, axis=0)) + tl.cumsum(counted, axis=0) - counted
     keep = keep & (place < capacity)
     tl.store(listed_rows + which * capacity + place, row, mask=keep)
     tl.store(listed_scores + which * capacity + place, score, mask=keep)
+    tl.store(listed_radii + which * capacity + place, off, mask=keep)

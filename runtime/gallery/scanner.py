@@ -17,7 +17,6 @@ from .kernels.base import Kernel
 from .kernels.choose import open_kernel
 from .kernels.pool import Pool
 from .prefix_estimate import PrefixEstimator
-from .proof.certify import Certifier
 from .proof.gallery_rows import GalleryRows
 from .proof.prefix import SearchPlan
 from .rank import Ranker
@@ -37,7 +36,7 @@ def resident_ranker(
 ) -> Ranker:
     """The ranker of rows that a GPU scans; its lists are ranked by the compiled search where `core` is given."""
     if core is None:
-        return Ranker(rows, GpuEstimator(rows, scan, Certifier(rows, kernel, pool)), kernel, pool)
+        return Ranker(rows, GpuEstimator(rows, scan), kernel, pool)
     search = ResidentSearch(rows, scan, CompiledSearch(rows, plan, core))
     return Ranker(rows, CpuEstimator(rows, kernel, pool), kernel, pool, search)
 

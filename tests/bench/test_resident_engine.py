@@ -21,7 +21,6 @@ from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.proof.bounds import quantize_query
-from chan_rt.runtime.gallery.proof.certify import Certifier
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
@@ -77,7 +76,7 @@ def part_of(rows: list[np.ndarray]):
 def rankers(parts: list, scan: EngineScan) -> tuple[Ranker, Ranker]:
     """The ranker of a scan, and the CPU's."""
     rows, kernel = GalleryRows(parts, "images", AlignmentConfig()), open_kernel("numpy")
-    gpu = GpuEstimator(rows, scan, Certifier(rows, kernel, POOL))
+    gpu = GpuEstimator(rows, scan)
     return tuple(Ranker(rows, made, kernel, POOL) for made in (gpu, CpuEstimator(rows, kernel, POOL)))
 
 
@@ -157,9 +156,9 @@ def test_what_the_engine_does_not_take_is_refused(built) -> None:
     held = [scan.hold(part_of(gallery(3)))]
     one = [quantize_query(queries_of(2)[0], per_vector=True)]
     with pytest.raises(InputError, match="k must be at most the engine's 6, got 7"):
-        scan.shortlist(held, one, 7, np.ones(3, bool), lambda asked: [])
+        scan.shortlist(held, one, 7, np.ones(3, bool), np.full(1, -np.inf))
     with pytest.raises(InputError, match="queries of at most 8 vectors, got 9"):
-        scan.shortlist(held, [SimpleNamespace(count=9)], 1, np.ones(3, bool), lambda asked: [])
+        scan.shortlist(held, [SimpleNamespace(count=9)], 1, np.ones(3, bool), np.full(1, -np.inf))
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The estimator on a GPU: rows are scored and listed there, and the intervals of those listed are computed here."""
+"""The estimator on a GPU: rows are scored and listed there, with their intervals."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..proof.bounds import quantize_queries
-from ..proof.certify import Certifier
 from ..proof.gallery_rows import GalleryRows
-from ..proof.intervals import Intervals, score_radius, similarity_changes
+from ..proof.intervals import Intervals
 from .scan import ResidentScan
 
 
 class GpuEstimator:
-    """Scores from what a GPU holds of the rows; its intervals are the CPU's where the scan is certified.
+    """Scores from what a GPU holds of the rows; its intervals hold the true scores where the scan is certified.
 
     Args:
         gallery: the rows; uploaded here, and freed with this estimator.
         scan: where they are held.
-        certifier: what scores a few rows again, for the threshold.
 
     Raises:
         BackendError: the GPU's memory does not suffice.
     """
 
-    def __init__(self, gallery: GalleryRows, scan: ResidentScan, certifier: Certifier) -> None:
+    def __init__(self, gallery: GalleryRows, scan: ResidentScan) -> None:
         self.certified = scan.certified
         self._gallery = gallery
         self._scan = scan
-        self._certifier = certifier
         self._rows = scan.gather([scan.hold(part) for part in gallery.parts])
 
     def intervals(
@@ -42,17 +39,12 @@ class GpuEstimator:
         allowed = np.zeros(gallery.count, bool)
         allowed[rows] = True
 
-        def thresholds(asked: Sequence[tuple[int, NDArray[np.int64]]]) -> list[float]:
-            return self._certifier.lower_bounds([(queries[i], few) for i, few in asked], k)
-
-        listed = self._scan.shortlist(self._rows, quantized, k, allowed, thresholds)
+        listed = self._scan.shortlist(self._rows, quantized, k, allowed, np.full(len(queries), -np.inf))
 
         def of(i: int) -> Intervals:
-            chosen, scores = listed[i]
+            rows, scores, radii, _ = listed[i]
             if not self.certified:  # the scan's own best k; their true scores and winners, nothing more
-                return Intervals.unknown(np.sort(chosen[np.lexsort((chosen, -scores))[:k]]))
-            change = similarity_changes(gallery, quantized[i : i + 1], chosen)[0]
-            radius = score_radius(gallery, quantized[i], change, np.zeros(len(chosen)), chosen)
-            return Intervals(chosen, scores, radius)
+                return Intervals.unknown(np.sort(rows[np.lexsort((rows, -scores))[:k]]))
+            return Intervals(rows, scores, radii)
 
         return of

@@ -18,7 +18,7 @@ from ...errors import BackendError, ChanError, reason_of
 from ...gpu import architecture
 
 KERNELS = "kernels"
-SCHEMA = 3
+SCHEMA = 4
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
@@ -29,8 +29,9 @@ WORDS_A_TILE = 64  # query vectors that a program of `pairs` takes, of several q
 SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned for one by one
 SCAN_ROWS, PAIR_ROWS = 4, 8  # rows a program of `scan` and of `pairs` takes, so that it reads the queries once for all
 UNIT = 64  # bytes; where a row's vectors begin is counted in these
-ROWS_A_GROUP = 16  # rows of which the best one is looked at when the threshold is looked for
-GROUPS = 64  # groups that a program of `best_rows` takes
+MOST_GROUPS = 4096  # of rows of which the best one is looked at when the threshold is looked for
+GROUPS = 16  # groups that a program of `best_rows` and of `kth_best` takes
+ROWS_AT_ONCE, GROUPS_AT_ONCE = 32, 256  # that it reads at once: of each of its groups, and to compare these with
 LIST_ROWS = 256  # rows that a program of `shortlist` takes
 
 
@@ -68,7 +69,7 @@ class KernelRecord:
         gpu: architecture, `sm_90` and the like.
         compiler: Triton's version.
         source_sha256: of the kernels' source.
-        functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `shortlist`.
+        functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `kth_best`, `shortlist`.
     """
 
     precision: ScanPrecision

@@ -90,10 +90,14 @@ class Arena:
 
     def send(self, name: str, array: NDArray[Any]) -> int:
         """Queue a copy of an array into the scratch of this name; its address."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        address = self.scratch(name, len(data))
-        self.device.copy_in(address, self._pinned(name, data), self.stream)
+        address = self.scratch(name, array.nbytes)
+        self.send_to(name, address, array)
         return address
+
+    def send_to(self, name: str, address: int, array: NDArray[Any]) -> None:
+        """Queue a copy of an array to an address, through pinned memory of this name."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.device.copy_in(address, self._pinned(name, data), self.stream)
 
     def fetch(self, name: str, address: int, count: int, dtype: Any) -> NDArray[Any]:
         """Queue a copy of `count` values from the device; they are there once `wait` returned, until the next fetch."""

@@ -1,9 +1,12 @@
 """A gallery in a GPU's memory: which rows could be among the best k for a query.
 
-int8 holds the gallery's codes. The GPU computes every row's score from them, in the numbers of bounds.py, and the CPU
-certifies those that it lists (estimate.py). It lists in two steps, as the search on the CPU does: the few rows of the
-best scores are scored again by their fine copy, and the k-th largest of these true scores is the threshold. Then every
-row is listed whose upper bound reaches it, by the narrow bound (1') of bounds.py, whose numbers lie beside the codes.
+int8 holds the gallery's codes. The GPU computes every row's score from them, in the numbers of bounds.py, and how far
+the true score can be from it, by the narrow bound (1'), whose numbers lie beside the codes. k rows reach the k-th
+largest lower bound, so that is the threshold: every row whose upper bound reaches it is listed, and the CPU ranks those
+(search.py, estimate.py). All of it is queued at once, and the CPU waits for the list alone.
+
+The k-th largest is taken of the largest lower bounds of groups of rows, at most MOST_GROUPS of them: of one row each in
+a small gallery. Where two of the best k share a group the threshold is a little lower, and the list a little longer.
 
 float16 holds a half-precision copy instead: twice the bytes, nothing proven, nothing to certify.
 
@@ -15,10 +18,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +36,8 @@ from ..proof.rows import Part
 from .kernels import (
     GROUPS,
     LIST_ROWS,
+    MOST_GROUPS,
     PAIR_ROWS,
-    ROWS_A_GROUP,
     SCAN_ROWS,
     SLOTS,
     UNIT,
@@ -45,15 +47,53 @@ from .kernels import (
 )
 from .memory import INSTEAD, Arena, gib
 
-CAPACITY = 4096  # rows a query's list holds; where more qualify, all scores are taken to the CPU
-_BEYOND = 22  # rows beyond k whose true scores make the threshold; rank.py begins with as many
+CAPACITY = 4096  # rows a query's list holds; where more qualify, it is made again with room for all
 _QUERIES = 512  # queries of one launch: their vectors and lists stay within some tens of MiB
-_BLOCK = GROUPS * ROWS_A_GROUP
 _PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
 
-Listed = tuple[NDArray[np.int64], Float64Array]  # rows that could be among the best, in order, and their scores
-# For some queries, by number, a few rows each -> what the k-th largest true score of these rows reaches.
-Thresholds = Callable[[Sequence[tuple[int, NDArray[np.int64]]]], Sequence[float]]
+
+class Listed(NamedTuple):
+    """The rows that could be among a query's best.
+
+    Attributes:
+        rows: int64 [n], ascending.
+        scores: float64 [n], from what the GPU holds of them.
+        radii: float64 [n], no less than how far these are from the true scores; 0 of a scan that is not certified.
+        threshold: k rows have true scores no less than that, or it is the floor, or -inf; only of a certified scan.
+    """
+
+    rows: NDArray[np.int64]
+    scores: Float64Array
+    radii: Float64Array
+    threshold: float
+
+
+@dataclass(frozen=True)
+class DeviceLists:
+    """Some queries' lists as they lie on the device, by address; complete once all that was queued is done.
+
+    Attributes:
+        count: queries.
+        capacity: rows that each list holds.
+        scores: float64 [count, N], every row's, for a query whose list is longer than that; -inf where a row cannot be
+            among the best.
+        thresholds: float64 [count].
+        found: int32 [count], how many rows each list would have.
+        rows: int32 [count, capacity], in no order.
+        values: float64 [count, capacity], their scores.
+        radii: float64 [count, capacity], how far these can be off.
+        terms: float64 [count, plans, 6 + MOST_BLOCKS], from which that follows; see `_terms`.
+    """
+
+    count: int
+    capacity: int
+    scores: int
+    thresholds: int
+    found: int
+    rows: int
+    values: int
+    radii: int
+    terms: int
 
 
 class ResidentScan(Protocol):
@@ -74,16 +114,16 @@ class ResidentScan(Protocol):
         """Parts as one sequence of rows, numbered on from part to part."""
 
     def shortlist(
-        self, rows: Any, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], thresholds: Thresholds
+        self, rows: Any, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], floors: Float64Array
     ) -> list[Listed]:
-        """For each query the rows that could be among the allowed ones' best k.
+        """For each query the rows that could be among the allowed ones' best k and reach its floor.
 
         Args:
             rows: what `gather` returned.
             queries: the quantized queries.
             k: how many rows are wanted.
             allowed: [N], the rows to choose among.
-            thresholds: is asked, once for each query at most, for the true scores of a few of the best rows.
+            floors: float64 [queries], true scores that rows must reach; a scan that is not certified ignores them.
         """
 
     def close(self) -> None:
@@ -122,32 +162,11 @@ class _Rows:
     plans: int = 0
 
 
-@dataclass(frozen=True)
-class DeviceLists:
-    """Some queries' lists as they lie on the device, by address; the stream has to be waited for.
-
-    Attributes:
-        count: queries.
-        capacity: rows that each list holds.
-        scores: float64 [count, rows] of all rows, for a query whose list is longer than that.
-        found: int32 [count], how many rows each list would have.
-        rows: int32 [count, capacity], in no order.
-        values: float64 [count, capacity], their scores.
-    """
-
-    count: int
-    capacity: int
-    scores: int
-    found: int
-    rows: int
-    values: int
-
-
 class KernelScan:
     """A `ResidentScan` by the compiled kernels of kernels.py.
 
     Device memory: the codes (or the half copy) and 48 bytes a row, for as long as they are held; for a call 8 bytes for
-    each pair of row and query (the ranker's turns keep them below 128 MiB), 48 KiB of lists a query, and the queries.
+    each pair of row and query (the ranker's turns keep them below 128 MiB), 80 KiB of lists a query, and the queries.
 
     Raises:
         BackendError: CUDA does not take a kernel.
@@ -210,7 +229,7 @@ class KernelScan:
             return self._gathered(held)
 
     def shortlist(
-        self, rows: _Rows, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], thresholds: Thresholds
+        self, rows: _Rows, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], floors: Float64Array
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
         found: dict[int, Listed] = {}
@@ -220,8 +239,8 @@ class KernelScan:
                 for begin in range(0, len(numbers), _QUERIES):
                     piece = numbers[begin : begin + _QUERIES]
                     own = [queries[i] for i in piece]
-                    listed = self._list(rows, own, k, allowed, partial(_renumbered, thresholds, piece))
-                    found |= zip(piece, listed, strict=True)
+                    lists = self._queue_lists(rows, own, k, allowed, floors[piece])
+                    found |= zip(piece, self._fetched(lists, rows), strict=True)
         return [found[i] for i in range(len(queries))]
 
     def close(self) -> None:
@@ -302,91 +321,82 @@ class KernelScan:
 
     # -- search
 
-    def _list(
-        self,
-        rows: _Rows,
-        queries: Sequence[QuantizedQuery],
-        k: int,
-        allowed: NDArray[np.bool_],
-        thresholds: Thresholds,
-    ) -> list[Listed]:
-        arena, lists = self._arena, self._queue_lists(rows, queries, k, allowed, thresholds)
-        count, capacity = lists.count, lists.capacity
-        fetched = arena.fetch("found", lists.found, count, np.int32)
-        arena.wait()
-        counts = fetched.tolist()
-        held = arena.fetch("rows", lists.rows, count * capacity, np.int32).reshape(count, capacity)
-        their = arena.fetch("values", lists.values, count * capacity, np.float64).reshape(count, capacity)
-        arena.wait()
-        listed = [_in_order(own[:number], its[:number]) for own, its, number in zip(held, their, counts, strict=True)]
-        for which in [which for which, number in enumerate(counts) if number > capacity]:
-            listed[which] = self._every_row(lists.scores, rows.count, which)
-        return listed
-
     def _queue_lists(
         self,
         rows: _Rows,
         queries: Sequence[QuantizedQuery],
         k: int,
         allowed: NDArray[np.bool_],
-        thresholds: Thresholds,
+        floors: Float64Array,
     ) -> DeviceLists:
-        """Queue all that makes the queries' lists."""
-        arena, count, stride = self._arena, len(queries), rows.count
-        scores = arena.scratch("scores", 8 * count * stride)
+        """Queue everything up to the lists."""
+        count = len(queries)
+        scores = self._arena.scratch("scores", 8 * count * rows.count)
         self._score(rows, queries, allowed, scores)
-        groups = self._best_rows(scores, stride, count)
-        terms = arena.send("terms", self._terms(queries, rows.axes))  # computed while the GPU scans
-        reached = self._reached(*groups, count, k, thresholds)
+        start = floors if self.certified else np.full(count, -np.inf)
+        lists = self._make_lists("lists", min(CAPACITY, rows.count), scores, start)
+        terms = self._terms(queries, rows.axes)  # computed while the GPU scans
+        lists = replace(lists, terms=self._arena.send("terms", terms))
+        self._raise_thresholds(lists, rows, k)
+        self._fill(lists, rows)
+        return lists
 
-        capacity = min(CAPACITY, stride)
-        found = arena.send("found", np.zeros(count, np.int32))
-        listed = arena.scratch("rows", 4 * count * capacity)
-        values = arena.scratch("values", 8 * count * capacity)
-        tops = arena.send("thresholds", reached)
-        bounds = (scores, rows.error, rows.norm, rows.blocks, rows.plans, terms, tops, found, listed, values)
-        blocks = -(-stride // LIST_ROWS) * count
-        self._launch("shortlist", blocks, bounds, stride, capacity, count, len(rows.axes))
-        return DeviceLists(count, capacity, scores, found, listed, values)
+    def _make_lists(self, name: str, capacity: int, scores: int, thresholds: Float64Array) -> DeviceLists:
+        """Empty lists: thresholds and how many rows are found, then radii, scores and rows."""
+        count = len(thresholds)
+        places, head = count * capacity, _head(count)
+        at = self._arena.scratch(name, head + 20 * places)
+        self._arena.send_to(name, at, np.concatenate([thresholds, np.zeros(-(-count // 2))]))
+        radii = at + head
+        return DeviceLists(
+            count, capacity, scores, at, at + 8 * count, radii + 16 * places, radii + 8 * places, radii, 0
+        )
 
-    def _best_rows(self, scores: int, stride: int, count: int) -> tuple[Float64Array, NDArray[np.int32]]:
-        """Queue the largest score of each group and the row that has it: [queries, groups] each, after `wait`."""
-        arena, groups = self._arena, -(-stride // ROWS_A_GROUP)
+    def _raise_thresholds(self, lists: DeviceLists, rows: _Rows, k: int) -> None:
+        """Queue that each query's threshold becomes the k-th largest lower bound of groups' best rows, or stays."""
+        arena, count = self._arena, lists.count
+        size = max(1, -(-rows.count // MOST_GROUPS))
+        groups = -(-rows.count // size)
         maxima = arena.scratch("maxima", 8 * count * groups)
         owners = arena.scratch("owners", 4 * count * groups)
-        blocks = -(-stride // _BLOCK) * count
-        self._launch("best_rows", blocks, (scores, maxima, owners), stride, groups, count)
-        largest = arena.fetch("maxima", maxima, count * groups, np.float64).reshape(count, groups)
-        return largest, arena.fetch("owners", owners, count * groups, np.int32).reshape(count, groups)
+        blocks = -(-groups // GROUPS) * count
+        addresses = *_bounds(lists, rows), maxima, owners
+        self._launch("best_rows", blocks, addresses, rows.count, size, groups, count, len(rows.axes))
+        self._launch("kth_best", blocks, (maxima, owners, lists.thresholds, owners), groups, k, 0, count)
 
-    def _reached(
-        self, largest: Float64Array, best: NDArray[np.int32], count: int, k: int, thresholds: Thresholds
-    ) -> Float64Array:
-        """What the k-th largest true score of each query reaches: [queries]; of float16 the k-th largest by half.
+    def _fill(self, lists: DeviceLists, rows: _Rows) -> None:
+        """Queue that lists take the rows whose upper bound reaches the threshold."""
+        addresses = *_bounds(lists, rows), lists.thresholds, lists.found, lists.rows, lists.values, lists.radii
+        blocks = -(-rows.count // LIST_ROWS) * lists.count
+        self._launch("shortlist", blocks, addresses, rows.count, lists.capacity, lists.count, len(rows.axes))
 
-        largest, best: what `_best_rows` queued.
-        """
+    def _fetched(self, lists: DeviceLists, rows: _Rows, name: str = "lists") -> list[Listed]:
+        """The lists, once everything that was queued is done; those that overflowed are made again."""
+        count, capacity, head = lists.count, lists.capacity, _head(lists.count)
+        places = 8 * count * capacity
+        data = self._arena.fetch(name, lists.thresholds, head + places // 2 * 5, np.uint8)
         self._arena.wait()
-        groups = largest.shape[1]
-        if not self.certified:
-            return _kth_largest(largest, k)
-        found = np.full(count, -np.inf)
-        wanted = min(groups, k + _BEYOND)
-        chosen = np.argpartition(largest, groups - wanted, axis=1)[:, groups - wanted :]
-        asked = []
-        for i, of_query in enumerate(chosen):
-            few = np.sort(best[i, of_query[largest[i, of_query] > -np.inf]].astype(np.int64))
-            if len(few) >= k:
-                asked.append((i, few))
-        found[[i for i, _ in asked]] = thresholds(asked)
+        thresholds = data[: 8 * count].view(np.float64)
+        counts = data[8 * count : 12 * count].view(np.int32).tolist()
+        radii, scores = data[head : head + 2 * places].view(np.float64).reshape(2, count, capacity)
+        listed = data[head + 2 * places :].view(np.int32).reshape(count, capacity)
+        found = []
+        for which, size in enumerate(counts):
+            if size > capacity:
+                found.append(self._listed_again(lists, rows, which, thresholds[which : which + 1]))
+                continue
+            order = np.argsort(listed[which, :size])
+            own = listed[which, order].astype(np.int64)
+            found.append(Listed(own, scores[which, order], radii[which, order], float(thresholds[which])))
         return found
 
-    def _every_row(self, scores: int, stride: int, which: int) -> Listed:
-        """Every row of a query whose list overflowed, with its score."""
-        every = self._arena.fetch("scores", scores + 8 * which * stride, stride, np.float64)
-        self._arena.wait()
-        listed = np.flatnonzero(every > -np.inf)
-        return listed, every[listed]
+    def _listed_again(self, lists: DeviceLists, rows: _Rows, which: int, threshold: Float64Array) -> Listed:
+        """The list of one query, with room for every row."""
+        long = self._make_lists("long list", rows.count, lists.scores + 8 * which * rows.count, threshold)
+        terms = lists.terms + 8 * which * len(rows.axes) * (6 + MOST_BLOCKS)
+        long = replace(long, terms=terms)
+        self._fill(long, rows)
+        return self._fetched(long, rows, "long list")[0]
 
     def _score(self, rows: _Rows, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int) -> None:
         """Queue the scan of every row: of many queries as one product, of few one by one."""
@@ -468,10 +478,14 @@ class KernelScan:
             self._device.launch_kernel(self._kernels[name], blocks, function.threads, arguments, self._arena.stream)
 
 
-def _in_order(rows: NDArray[np.int32], scores: Float64Array) -> Listed:
-    """A list as a scan returns it, from the order in which the GPU appended to it."""
-    order = np.argsort(rows)
-    return rows[order].astype(np.int64), scores[order]
+def _head(queries: int) -> int:
+    """Bytes before the lists of so many queries: a threshold each, and how many rows each list has."""
+    return 8 * queries + 4 * (queries + queries % 2)
+
+
+def _bounds(lists: DeviceLists, rows: _Rows) -> tuple[int, ...]:
+    """What a kernel reads to bound scores."""
+    return lists.scores, rows.error, rows.norm, rows.blocks, rows.plans, lists.terms
 
 
 def _slot(queries: Sequence[QuantizedQuery]) -> int | None:
@@ -490,19 +504,6 @@ def _alike(queries: Sequence[QuantizedQuery]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _renumbered(
-    thresholds: Thresholds, numbers: Sequence[int], asked: Sequence[tuple[int, NDArray[np.int64]]]
-) -> Sequence[float]:
-    return thresholds([(numbers[i], rows) for i, rows in asked])
-
-
 def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     """Arrays of the parts, one after another; of no parts, none."""
     return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
-
-
-def _kth_largest(values: Float64Array, k: int) -> Float64Array:
-    """The k-th largest of each row [queries, n]; -inf where there are fewer."""
-    if k > values.shape[1]:
-        return np.full(len(values), -np.inf)
-    return np.ascontiguousarray(np.partition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k])

@@ -55,22 +55,10 @@ class ResidentSearch:
     def _turn(
         self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_], floors: NDArray[np.float64]
     ) -> list[Ranking]:
-        reached = floors.copy()  # what the k-th largest true score of each query reaches, or the floor
-
-        def thresholds(asked: Sequence[tuple[int, NDArray[np.int64]]]) -> list[float]:
-            if not asked:
-                return []
-            numbers = [i for i, _ in asked]
-            few = [queries[i] for i in numbers]
-            rankings = self._compiled.rank_listed(few, k, [rows for _, rows in asked], floors[numbers])
-            for i, ranking in zip(numbers, rankings, strict=True):
-                if len(ranking.scores) == k:
-                    reached[i] = max(reached[i], ranking.scores[-1])
-            return [float(reached[i]) for i in numbers]
-
         quantized = quantize_queries(queries, per_vector=True)
-        listed = self._scan.shortlist(self._rows, quantized, k, allowed, thresholds)
+        listed = self._scan.shortlist(self._rows, quantized, k, allowed, floors)
         if not self._scan.certified:  # its own best k: their true scores and winners, and no proof
-            best = [np.sort(rows[np.lexsort((rows, -scores))[:k]]) for rows, scores in listed]
+            best = [np.sort(each.rows[np.lexsort((each.rows, -each.scores))[:k]]) for each in listed]
             return [replace(each, certified=False) for each in self._compiled.rank_listed(queries, k, best, floors)]
-        return self._compiled.rank_listed(queries, k, [rows for rows, _ in listed], reached)
+        reached = np.array([each.threshold for each in listed])
+        return self._compiled.rank_listed(queries, k, [each.rows for each in listed], reached)

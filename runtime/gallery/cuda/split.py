@@ -16,8 +16,9 @@ from ...errors import BackendError
 from ...forks import now_and_after_fork
 from ..kernels.pool import Pool
 from ..proof.bounds import QuantizedQuery
+from ..proof.pooling import Float64Array
 from ..proof.rows import Part
-from .scan import Listed, ResidentScan, Thresholds
+from .scan import Listed, ResidentScan
 
 
 @dataclass(eq=False)
@@ -92,9 +93,9 @@ class SplitScan:
         queries: Sequence[QuantizedQuery],
         k: int,
         allowed: NDArray[np.bool_],
-        thresholds: Thresholds,
+        floors: Float64Array,
     ) -> list[Listed]:
-        """See `ResidentScan.shortlist`; `thresholds` is asked once for each query and GPU at most."""
+        """See `ResidentScan.shortlist`."""
 
         if self._closed:
             raise BackendError("the gallery was closed")
@@ -102,13 +103,9 @@ class SplitScan:
         def listed(place: int) -> list[Listed]:
             local = rows[place]
             if not len(local.numbers):
-                return [(local.numbers, np.zeros(0)) for _ in queries]
-
-            def of_all(asked: Sequence[tuple[int, NDArray[np.int64]]]) -> Sequence[float]:
-                return thresholds([(i, local.numbers[few]) for i, few in asked])
-
-            found = self._scans[place].shortlist(local.rows, queries, k, allowed[local.numbers], of_all)
-            return [(local.numbers[own], scores) for own, scores in found]
+                return [Listed(local.numbers, np.zeros(0), np.zeros(0), -np.inf) for _ in queries]
+            found = self._scans[place].shortlist(local.rows, queries, k, allowed[local.numbers], floors)
+            return [each._replace(rows=local.numbers[each.rows]) for each in found]
 
         return [_joined(lists) for lists in zip(*self._pool.map(listed, len(self._scans)), strict=True)]
 
@@ -122,7 +119,8 @@ class SplitScan:
 
 
 def _joined(lists: Sequence[Listed]) -> Listed:
-    """Lists of different rows as one, its rows in order."""
-    rows = np.concatenate([own for own, _ in lists])
+    """Lists of different rows as one, its rows in order, and the largest threshold."""
+    rows = np.concatenate([each.rows for each in lists])
+    scores, radii = (np.concatenate([getattr(each, name) for each in lists]) for name in ("scores", "radii"))
     order = np.argsort(rows)
-    return rows[order], np.concatenate([scores for _, scores in lists])[order]
+    return Listed(rows[order], scores[order], radii[order], max(each.threshold for each in lists))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -129,19 +128,6 @@ class Certifier:
         best = tuple(details[i] for i in order)
         scores = np.array([d.score for d in best])
         return Ranking(chosen[order], scores, best, len(rows), done, certified=True).reaching(floor)
-
-    def lower_bounds(self, asked: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int) -> list[float]:
-        """For each query's vectors [Q, D] and some rows, what the k-th largest true score of these rows reaches."""
-
-        def bound(i: int) -> float:
-            query, rows = asked[i]
-            fine = self._gallery.fine(rows)
-            starts = np.cumsum([0] + [len(vectors) for vectors in fine])
-            similarities = self._kernel.products(fine, query)
-            score, radius = self._float32_scores(similarities, starts, rows, query, largest_norm(query))
-            return kth_largest(score - radius, k)
-
-        return self._pool.map(bound, len(asked))
 
     def exhaustive(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
         """Score every row from the fine copy: certified by construction (VSA, whose bounds prune nothing)."""

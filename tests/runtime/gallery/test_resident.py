@@ -32,9 +32,9 @@ from chan_rt.runtime.gallery.cuda import GpuEstimator, ResidentSearch, SplitScan
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import (
     GROUPS,
+    MOST_GROUPS,
     PAIR_ROWS,
     POOLINGS,
-    ROWS_A_GROUP,
     SCAN_ROWS,
     UNIT,
     WORDS_A_TILE,
@@ -48,7 +48,6 @@ from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.layout import stored_width
 from chan_rt.runtime.gallery.kernels.pool import Pool
 from chan_rt.runtime.gallery.proof.bounds import MOST_BLOCKS, Reach, int8_radius, no_axes, quantize_query
-from chan_rt.runtime.gallery.proof.certify import Certifier
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.intervals import score_radius, similarity_changes
 from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes
@@ -57,7 +56,7 @@ from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "shortlist")
+NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
 POOL = Pool(1)
 
 
@@ -117,20 +116,34 @@ class Model:
             }[self.pooling]
             self._score(device, scores, which, rows)[...] = np.where(mask, pooled, -np.inf)
 
-    def best_rows(self, device, blocks, scores, maxima, owners, rows, groups, queries) -> None:
-        assert groups == -(-rows // ROWS_A_GROUP)
-        assert blocks == -(-rows // (GROUPS * ROWS_A_GROUP)) * queries
+    def best_rows(self, device, blocks, scores, error, norm, around, plans, terms, maxima, owners, rows, size, groups,
+                  queries, num_plans) -> None:  # fmt: skip
+        assert groups == -(-rows // size) <= MOST_GROUPS
+        assert blocks == -(-groups // GROUPS) * queries
         for which in range(queries):
-            score = self._score(device, scores, which, rows)
-            best = [i + int(score[i : i + ROWS_A_GROUP].argmax()) for i in range(0, rows, ROWS_A_GROUP)]
+            radius = self._radius(device, error, norm, around, plans, terms, which, rows, num_plans)
+            lower = self._score(device, scores, which, rows) - radius
+            best = [i + int(lower[i : i + size].argmax()) for i in range(0, rows, size)]
             device.array(owners, np.int32)[which * groups :][:groups] = best
-            device.array(maxima, np.float64)[which * groups :][:groups] = score[best]
+            device.array(maxima, np.float64)[which * groups :][:groups] = lower[best]
+
+    def kth_best(self, device, blocks, maxima, owners, thresholds, picked, groups, k, picks, queries) -> None:
+        assert blocks == -(-groups // GROUPS) * queries
+        for which in range(queries):
+            own = device.array(maxima, np.float64)[which * groups :][:groups]
+            order = np.argsort(-own, kind="stable")
+            if k <= groups:
+                reached = device.array(thresholds, np.float64)
+                reached[which] = max(reached[which], own[order[k - 1]])
+            best = np.where(own > -np.inf, device.array(owners, np.int32)[which * groups :][:groups], -1)[order]
+            device.array(picked, np.int32)[which * picks :][: min(picks, groups)] = best[:picks]
 
     def shortlist(self, device, blocks, scores, error, norm, around, plans, terms, thresholds, found, listed_rows,
-                  listed_scores, rows, capacity, queries, num_plans) -> None:  # fmt: skip
+                  listed_scores, listed_radii, rows, capacity, queries, num_plans) -> None:  # fmt: skip
         for which in range(queries):
             score = self._score(device, scores, which, rows)
-            upper = score + self._radius(device, error, norm, around, plans, terms, which, rows, num_plans)
+            radius = self._radius(device, error, norm, around, plans, terms, which, rows, num_plans)
+            upper = score + radius
             keep = np.flatnonzero((upper >= device.array(thresholds, np.float64)[which]) & (score > -np.inf))[::-1]
             count = device.array(found, np.int32)
             place = count[which]
@@ -139,6 +152,7 @@ class Model:
             at = which * capacity + place
             device.array(listed_rows, np.int32)[at : at + len(keep)] = keep
             device.array(listed_scores, np.float64)[at : at + len(keep)] = score[keep]
+            device.array(listed_radii, np.float64)[at : at + len(keep)] = radius[keep]
 
     @staticmethod
     def _score(device, scores, which, rows) -> np.ndarray:
@@ -161,7 +175,7 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
     if not INTERPRETED:
         scans = {name: model.scan for name in NAMES if name.startswith("scan_")}
         pairs = {name: partial(model.pairs, slot=int(name[6:])) for name in NAMES if name.startswith("pairs_")}
-        return {**scans, **pairs, "best_rows": model.best_rows, "shortlist": model.shortlist}
+        return {**scans, **pairs, **{name: getattr(model, name) for name in NAMES[5:]}}
     return interpreted_kernels(precision, width, pooling)
 
 
@@ -185,7 +199,7 @@ def make_parts(rows: list[np.ndarray], cuts=(), **options):
 def rankers(parts: list, kind: str, alignment: AlignmentConfig, scan: Any) -> tuple[Ranker, Ranker]:
     """The ranker of a scan, and the CPU's."""
     rows, kernel = GalleryRows(parts, kind, alignment), open_kernel("numpy")
-    gpu = GpuEstimator(rows, scan, Certifier(rows, kernel, POOL))
+    gpu = GpuEstimator(rows, scan)
     return tuple(Ranker(rows, made, kernel, POOL) for made in (gpu, CpuEstimator(rows, kernel, POOL)))
 
 
@@ -198,14 +212,8 @@ def compiled_ranker(parts: list, kind: str, alignment: AlignmentConfig, scan: An
 
 def listing(scan: KernelScan, parts: list, queries: list, k: int) -> list:
     """What a scan lists of all rows of parts."""
-    rows, kernel = GalleryRows(parts, "images", scan._alignment), open_kernel("numpy")
-    certifier = Certifier(rows, kernel, POOL)
-
-    def thresholds(asked: list) -> list[float]:
-        return certifier.lower_bounds([(queries[i].vectors.astype(np.float32), few) for i, few in asked], k)
-
-    held = [scan.hold(part) for part in parts]
-    return scan.shortlist(scan.gather(held), queries, k, np.ones(rows.count, bool), thresholds)
+    rows = scan.gather([scan.hold(part) for part in parts])
+    return scan.shortlist(rows, queries, k, np.ones(rows.count, bool), np.full(len(queries), -np.inf))
 
 
 def made_up(case: str, seed: int, count: int, longest: int, dim: int) -> list[np.ndarray]:
@@ -274,7 +282,7 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     scan, _ = open_scan("int8", dim, alignment)
     (part,) = make_parts(rows)
     gallery, quantized = GalleryRows([part], "images", alignment), quantize_query(query, per_vector=True)
-    ((listed, scores),) = listing(scan, [part], [quantized], k)
+    ((listed, scores, radii, _),) = listing(scan, [part], [quantized], k)
     best = (np.stack(rows).astype(np.float64) @ query.T.astype(np.float64)).max(axis=1) / 0.1
     truth = np.log(np.exp(best - best.max(1, keepdims=True)).sum(1)) + best.max(1)
     assert set(np.argsort(-truth)[:k]) <= set(listed.tolist())
@@ -282,6 +290,8 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     change = similarity_changes(gallery, [quantized], listed)[0]
     radius = score_radius(gallery, quantized, change, np.zeros(len(listed)), listed)
     assert (np.abs(scores - truth[listed]) <= radius).all()
+    np.testing.assert_allclose(radii, radius, rtol=1e-6, atol=0)
+    assert (radii >= radius).all(), "and the GPU's is no less"
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="compares Triton's interpreter with numpy: needs TRITON_INTERPRET=1")
@@ -308,8 +318,8 @@ def test_interpreted_scores_are_numpys(precision, pooling, lengths, words, monke
         monkeypatch.setitem(globals(), "INTERPRETED", interpreted)
         scan, _ = open_scan(precision, 70, alignment)
         listed = listing(scan, make_parts(rows, (2,)), queries, len(rows))
-        assert all(found.tolist() == list(range(len(rows))) for found, _ in listed)
-        every.append(np.stack([scores for _, scores in listed]))
+        assert all(found.tolist() == list(range(len(rows))) for found, *_ in listed)
+        every.append(np.stack([each.scores for each in listed]))
     tolerance = 1e-13 if precision == "int8" else 1e-6
     np.testing.assert_allclose(every[0], every[1], rtol=tolerance, atol=tolerance * np.abs(every[1]).max())
 
@@ -325,7 +335,7 @@ def test_interpreted_lists_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
     for interpreted in (True, False):
         monkeypatch.setitem(globals(), "INTERPRETED", interpreted)
         scan, _ = open_scan("int8", 70, AlignmentConfig())
-        ((found, _),) = listing(scan, make_parts(rows, (9,)), [query], 1)
+        ((found, *_),) = listing(scan, make_parts(rows, (9,)), [query], 1)
         listed.append(found.tolist())
     assert listed[0] == listed[1]
     assert 2 < len(listed[0]) < 38
@@ -347,20 +357,20 @@ def test_of_100_000_rows_a_few_are_listed() -> None:
     scan, device = open_scan("int8", dim, alignment, capacity=4 << 30)
     queries = [quantize_query(caption, per_vector=True) for caption in words[:2]]
     listed = listing(scan, parts, queries, k)
-    assert device.launched == ["scan_16", "best_rows", "shortlist"], "once for all parts"
+    assert device.launched == ["scan_16", "best_rows", "kth_best", "shortlist"], "once for all parts"
     rows = GalleryRows(parts, "images", alignment)
     none, unmeasured = no_axes(dim), np.zeros((count, 0), np.float32)
     scores = device.array(scan._arena._rooms["scores"][0], np.float64)[: 2 * count].reshape(2, count)
-    for query, (found, _), score in zip(queries, listed, scores, strict=True):
+    for query, (found, *_), score in zip(queries, listed, scores, strict=True):
         change = Reach([query], none, none).change(rows.error, rows.norm, unmeasured, unmeasured)[0]
         wide = int8_radius(change, rows.error, rows.norm, query, query.count, 0.0, alignment)
-        lower = np.sort((score - wide).reshape(-1, ROWS_A_GROUP).max(axis=1))
+        lower = np.sort((score - wide).reshape(-1, 25).max(axis=1))
         assert np.count_nonzero(score + wide >= lower[-k]) > 1000
-        assert k <= len(found) < 200 < scan_module.CAPACITY
+        assert k <= len(found) < 500 < scan_module.CAPACITY
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
-def test_lists_that_overflow_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_that_overflow_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "CAPACITY", 8)
     alignment = AlignmentConfig()
     rows = made_up("near", 3, 200, 5, 24)
@@ -374,17 +384,21 @@ def test_lists_that_overflow_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
-def test_a_list_of_one_row_too_many_is_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    scan, _ = open_scan("int8", 24, AlignmentConfig())
+def test_a_list_of_one_row_too_many_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
     parts = make_parts(made_up("plain", 3, 200, 5, 24), (50,))
     query = quantize_query(np.random.default_rng(0).standard_normal((4, 24)).astype(np.float32), per_vector=True)
-    ((rows, scores),) = listing(scan, parts, [query], 5)
-    for capacity in (len(rows), len(rows) - 1):
+    (listed,) = listing(scan, parts, [query], 5)
+    rows = listed.rows
+    for capacity, launches in ((len(rows), 1), (len(rows) - 1, 2), (1, 2)):
         monkeypatch.setattr(scan_module, "CAPACITY", capacity)
-        ((found, values),) = listing(scan, parts, [query], 5)
-        known = dict(zip(found.tolist(), values.tolist(), strict=True))
-        assert [known[row] for row in rows.tolist()] == scores.tolist()
-        assert (len(found) == len(rows)) == (capacity == len(rows))
+        device.launched.clear()
+        (again,) = listing(scan, parts, [query], 5)
+        assert again.rows.tolist() == listed.rows.tolist()
+        assert again.scores.tolist() == listed.scores.tolist()
+        assert again.radii.tolist() == listed.radii.tolist()
+        assert again.threshold == listed.threshold
+        assert device.launched.count("shortlist") == launches
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
@@ -402,7 +416,7 @@ def test_queries_that_fill_a_tile_are_scanned_together(lengths: tuple[int, ...],
     scan, device = open_scan("int8", 24, AlignmentConfig())
     queries = [np.random.default_rng(i).standard_normal((n, 24)).astype(np.float32) for i, n in enumerate(lengths)]
     listing(scan, make_parts(made_up("plain", 3, 40, 5, 24)), [quantize_query(q, per_vector=True) for q in queries], 3)
-    assert [name for name in device.launched if name not in ("best_rows", "shortlist")] == launched
+    assert [name for name in device.launched if name not in NAMES[5:]] == launched
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
@@ -415,7 +429,7 @@ def test_many_queries_take_several_launches(monkeypatch: pytest.MonkeyPatch) -> 
     found = ours.exact(queries, 5, np.ones(40, bool))
     expected = cpu.exact(queries, 5, np.ones(40, bool))
     assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
-    assert device.launched == ["scan_16", "best_rows", "shortlist"] * 3
+    assert device.launched == ["scan_16", "best_rows", "kth_best", "shortlist"] * 3
 
 
 @pytest.mark.parametrize("large", [1.0, 1e9])
