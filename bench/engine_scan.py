@@ -110,6 +110,9 @@ class EngineScan:
                 found += self._batch(chunks, queries[begin : begin + self._captions], k, allowed)
         return found
 
+    def decider(self, rows: Sequence[list[_Chunk]]) -> None:
+        """See `ResidentScan.decider`: an engine decides nothing."""
+
     def close(self) -> None:
         """See `ResidentScan.close`; what `hold` returned must be dropped, too."""
         with self._turn:

@@ -24,8 +24,9 @@ from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
 from ..runtime.gallery.compiled import CoreThreads, open_core
 from ..runtime.gallery.cuda import ResidentScan
+from ..runtime.gallery.cuda.decide import Decided
 from ..runtime.gallery.cuda.kernels import Function, KernelRecord, ScanPrecision, find_kernels
-from ..runtime.gallery.cuda.scan import KernelScan, Listed
+from ..runtime.gallery.cuda.scan import Decide, KernelScan, Listed
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
@@ -139,6 +140,18 @@ class _Counting:
         found = self._scan.shortlist(*arguments)
         self._where.listed += [len(each.rows) for each in found]
         return found
+
+    def decider(self, rows: Any) -> Decide | None:
+        """See `ResidentScan.decider`."""
+        decide = self._scan.decider(rows)
+
+        def counted(*arguments: Any) -> Sequence[Decided]:
+            assert decide is not None
+            found = decide(*arguments)
+            self._where.listed += [number for each in found for number in each.found.tolist()]
+            return found
+
+        return None if decide is None else counted
 
 
 def _resident(scan: ResidentScan, images: ResidentImages, where: Where) -> Iterator[Search]:

@@ -37,15 +37,13 @@ def interpreted_kernels(precision: ScanPrecision, width: int, pooling: str) -> d
         raise InputError("TRITON_INTERPRET must be 1 before Triton is imported, to interpret its kernels")
     import torch
 
-    from ..export import scan_kernels
-
     def run(job: Any, device: FakeDevice, blocks: int, *arguments: Any) -> None:
         given = [
             torch.from_numpy(device.array(int(value), _TYPES[kind])) if kind in _TYPES else value.item()
             for value, kind in zip(arguments, job.types.values(), strict=True)
         ]
         with _INTERPRETER:
-            getattr(scan_kernels, job.kernel)[(blocks,)](*given, **job.constants)
+            job.function[(blocks,)](*given, **job.constants)
 
     return {name: partial(run, job) for name, job in compiled._jobs(precision, width, pooling).items()}
 

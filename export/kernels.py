@@ -16,6 +16,8 @@ from ..runtime.errors import ChanError, EngineError, InputError
 from ..runtime.extras import missing
 from ..runtime.files import write_file
 from ..runtime.gallery.cuda.kernels import (
+    DECIDE_WORDS,
+    FORMS,
     GPUS,
     GROUPS,
     GROUPS_AT_ONCE,
@@ -39,16 +41,27 @@ from ..runtime.gallery.proof.bounds import MOST_BLOCKS
 
 _STAGES, _WARPS = 3, 4
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
+_ALIGNED = ("vectors", "query", "fine", "codes")
+_DECIDE_WARPS = 8  # so many threads read the few elements of a step that no thread waits for another's
 _TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query
+_FINE = {"float32": ("*fp32", 4), "float16": ("*fp16", 2), "fixed16": ("*u8", 1)}  # of a fine copy's values, and bytes
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A kernel to compile: its arguments' types by name, and its constants."""
+    """A kernel to compile: its arguments' types by name, its constants, and the warps of a block."""
 
     kernel: str
     types: Mapping[str, str]
     constants: Mapping[str, Any]
+    warps: int = _WARPS
+
+    @property
+    def function(self) -> Any:
+        """What Triton made of the kernel's source."""
+        from . import decide_kernel, scan_kernels
+
+        return getattr(decide_kernel if self.kernel == "decide" else scan_kernels, self.kernel)
 
 
 def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: str) -> tuple[KernelRecord, bool]:
@@ -73,7 +86,8 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)} for a gallery on the GPU, got {value}")
     chosen: ScanPrecision = "int8" if precision == "int8" else "float16"
-    source = Path(__file__).with_name("scan_kernels.py").read_bytes() + Path(__file__).read_bytes()
+    files = (Path(__file__).with_name("scan_kernels.py"), Path(__file__).with_name("decide_kernel.py"), Path(__file__))
+    source = b"".join(file.read_bytes() for file in files)
     width = stored_width(dim)
     wanted = KernelRecord(chosen, width, pooling, gpu, _version(), hashlib.sha256(source).hexdigest(), {})
     folder = gallery / KERNELS
@@ -141,6 +155,23 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
     numbers = dict.fromkeys(("rows", "capacity", "queries", "num_plans"), "i32")
     sizes = {"SIZE": LIST_ROWS, "BLOCKS": MOST_BLOCKS}
     jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, sizes)
+    return jobs | (_decide_jobs(width) if precision == "int8" else {})
+
+
+def _decide_jobs(width: int) -> dict[str, _Job]:
+    """`decide` for each form of a fine copy."""
+    jobs = {}
+    for form in FORMS:
+        kind, size = _FINE[form]
+        types = {
+            "fine": kind, "fine_places": "*i64", "codes": "*i8", "places": "*i64", "row_scale": "*fp32",
+            "lengths": "*i32", "found": "*i32", "listed_rows": "*i32", "chosen": "*i32", "query": "*fp32",
+            "word_starts": "*i32", "decided": "*i32", "maxima": "*fp64", "winners": "*i32",
+            **dict.fromkeys(("capacity", "stride", "tiles", "dim"), "i32"),
+        }  # fmt: skip
+        constants = {"FORM": form, "WIDTH": width, "UNIT": UNIT // size, "CODES_UNIT": UNIT}
+        constants |= {"BLOCK_W": DECIDE_WORDS, "BLOCK_R": _VECTORS}
+        jobs[f"decide_{form}"] = _Job("decide", types, constants, _DECIDE_WARPS)
     return jobs
 
 
@@ -150,15 +181,13 @@ def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from . import scan_kernels
-
     types = {**job.types, **dict.fromkeys(job.constants, "constexpr")}
     # What these point to is allocated whole, and every vector begins at a multiple of its width.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, each in enumerate(types) if each in ("vectors", "query")}
-    source = ASTSource(getattr(scan_kernels, job.kernel), types, dict(job.constants), aligned)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, each in enumerate(types) if each in _ALIGNED}
+    source = ASTSource(job.function, types, dict(job.constants), aligned)
     target = GPUTarget("cuda", int(gpu.removeprefix("sm_")), 32)
     # Fused multiply-adds would round otherwise than the kernels of a gallery on the CPU, if never more often.
-    options = {"num_warps": _WARPS, "num_stages": _STAGES, "enable_fp_fusion": False}
+    options = {"num_warps": job.warps, "num_stages": _STAGES, "enable_fp_fusion": False}
     try:
         compiled = triton.compile(source, target=target, options=options)
     except Exception as error:  # the compiler and ptxas raise errors of many kinds

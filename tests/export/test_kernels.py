@@ -17,7 +17,7 @@ from chan_rt.commands import options as choices
 from chan_rt.export import kernels
 from chan_rt.export.kernels import build_kernels
 from chan_rt.runtime.errors import BackendError, EngineError, InputError, MissingExtra
-from chan_rt.runtime.gallery.cuda.kernels import GPUS, POOLINGS, PRECISIONS, KernelRecord, find_kernels
+from chan_rt.runtime.gallery.cuda.kernels import FORMS, GPUS, POOLINGS, PRECISIONS, KernelRecord, find_kernels
 from chan_rt.runtime.gpu import examine_gpu
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
@@ -35,13 +35,14 @@ def test_code_for_the_architecture_is_made_without_a_gpu(tmp_path: Path, gpu: st
     assert not cached
     found, code = find(tmp_path, divmod(int(gpu[3:]), 10), precision)
     assert found == record
-    names = "scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist"
-    assert set(code) == set(names)
+    names = {"scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist"}
+    decides = {f"decide_{form}" for form in FORMS} if precision == "int8" else set()
+    assert code.keys() == names | decides
     for name, function in record.functions.items():
         assert code[name][:4] == b"\x7fELF"
         assert int.from_bytes(code[name][18:20], "little") == 190, "the machine an ELF file is for: NVIDIA CUDA"
         assert function.symbol.encode() in code[name]
-        assert function.threads == 128
+        assert function.threads == (256 if name in decides else 128)
         assert function.shared <= 160 << 10, "what an Ampere block may have"
         assert function.hidden == 2, "Triton 3.9's pointers to scratch memory, unused here"
     assert record.functions["scan_16"].symbol == "scan"
@@ -67,6 +68,22 @@ def test_int8_products_are_integers_on_the_tensor_cores(monkeypatch: pytest.Monk
     assert "fma.rn.f32" not in ptx
     assert "ex2.approx" not in ptx
     assert "fma.rn.f64" in ptx, "libdevice's exponential"
+
+
+def test_decisions_are_sums_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact products added one by one, read from the code: no tensor cores, and nothing spilled."""
+    import triton
+
+    made = []
+    real = triton.compile
+    monkeypatch.setattr(triton, "compile", lambda *args, **more: made.append(real(*args, **more)) or made[-1])
+    for form in FORMS:
+        name = f"decide_{form}"
+        kernels._compile(name, kernels._jobs("int8", 1024, "LSE")[name], "sm_90", "x.cubin")
+        ptx = made[-1].asm["ptx"]
+        assert "fma.rn.f64" in ptx
+        assert "add.f64" in ptx or "add.rn.f64" in ptx
+        assert not re.search(r"\bmma|wgmma|\.approx|fma\.rn\.f32|st\.local", ptx)
 
 
 def test_older_ampere_code_serves_its_generation_and_nothing_else(tmp_path: Path) -> None:
@@ -119,7 +136,7 @@ def test_every_kernel_compiles_for_every_gpu_and_fits_its_shared_memory(gpu: str
         (lambda sidecar, code: code.unlink(), "No such file"),
         (lambda sidecar, code: sidecar.write_text("{"), "cannot be understood"),
         (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace("sm_90", "sm_80")), "was altered"),
-        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace('schema": 4', 'schema": 9')), "version"),
+        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace('schema": 5', 'schema": 9')), "version"),
         (lambda sidecar, code: sidecar.write_bytes(b"\xff"), "decode"),
     ],
 )
@@ -182,11 +199,20 @@ def test_command(tmp_path: Path) -> None:
     assert "device='cpu'" in run(tmp_path / "soft", "--gpu", "sm_80").output
 
 
-def test_interpreted_kernels_rank_as_the_cpu_does() -> None:
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        (
+            "test_resident.py",
+            "(interpreted or (rankings and (plain or ties)) or listed or float16 or through_changes) and not several",
+        ),
+        ("test_decide.py", "true_row or through_changes"),
+    ],
+)
+def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> None:
     """The gallery's tests once more, with Triton's interpreter in place of numpy's kernels."""
-    chosen = "(interpreted or (rankings and (plain or ties)) or listed or float16 or through_changes) and not several"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default",
-               "-m", "not gpu", "-k", chosen, "tests/runtime/gallery/test_resident.py"]  # fmt: skip
+               "-m", "not gpu", "-k", chosen, f"tests/runtime/gallery/{file}"]  # fmt: skip
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

@@ -18,7 +18,7 @@ from ...errors import BackendError, ChanError, reason_of
 from ...gpu import architecture
 
 KERNELS = "kernels"
-SCHEMA = 4
+SCHEMA = 5
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
@@ -33,6 +33,8 @@ MOST_GROUPS = 4096  # of rows of which the best one is looked at when the thresh
 GROUPS = 16  # groups that a program of `best_rows` and of `kth_best` takes
 ROWS_AT_ONCE, GROUPS_AT_ONCE = 32, 256  # that it reads at once: of each of its groups, and to compare these with
 LIST_ROWS = 256  # rows that a program of `shortlist` takes
+FORMS = ("float32", "float16", "fixed16")  # of a fine copy that `decide` reads
+DECIDE_WORDS = 16  # query vectors that a program of `decide` takes
 
 
 _ORIN = (8, 7)
@@ -69,7 +71,8 @@ class KernelRecord:
         gpu: architecture, `sm_90` and the like.
         compiler: Triton's version.
         source_sha256: of the kernels' source.
-        functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `kth_best`, `shortlist`.
+        functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `kth_best`, `shortlist`;
+            for int8 `decide_float32` and the like, one for each form of the fine copy.
     """
 
     precision: ScanPrecision

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
+from .decide import Codes, Decided, Decider, Fine, join
 from .kernels import (
     GROUPS,
     LIST_ROWS,
@@ -45,6 +47,7 @@ from .kernels import (
     WORDS_A_TILE,
     KernelRecord,
 )
+from .lists import DeviceLists
 from .memory import INSTEAD, Arena, gib
 
 CAPACITY = 4096  # rows a query's list holds; where more qualify, it is made again with room for all
@@ -68,32 +71,8 @@ class Listed(NamedTuple):
     threshold: float
 
 
-@dataclass(frozen=True)
-class DeviceLists:
-    """Some queries' lists as they lie on the device, by address; complete once all that was queued is done.
-
-    Attributes:
-        count: queries.
-        capacity: rows that each list holds.
-        scores: float64 [count, N], every row's, for a query whose list is longer than that; -inf where a row cannot be
-            among the best.
-        thresholds: float64 [count].
-        found: int32 [count], how many rows each list would have.
-        rows: int32 [count, capacity], in no order.
-        values: float64 [count, capacity], their scores.
-        radii: float64 [count, capacity], how far these can be off.
-        terms: float64 [count, plans, 6 + MOST_BLOCKS], from which that follows; see `_terms`.
-    """
-
-    count: int
-    capacity: int
-    scores: int
-    thresholds: int
-    found: int
-    rows: int
-    values: int
-    radii: int
-    terms: int
+# Queries, k, the allowed rows and floors, as of `shortlist`: what is decided of the rows that it would list.
+Decide = Callable[[Sequence[QuantizedQuery], int, NDArray[np.bool_], Float64Array], Sequence[Decided]]
 
 
 class ResidentScan(Protocol):
@@ -124,6 +103,12 @@ class ResidentScan(Protocol):
             k: how many rows are wanted.
             allowed: [N], the rows to choose among.
             floors: float64 [queries], true scores that rows must reach; a scan that is not certified ignores them.
+        """
+
+    def decider(self, rows: Any) -> Decide | None:
+        """What decides among rows by their fine copies on the device, which are freed with it; None without them.
+
+        rows: what `gather` returned.
         """
 
     def close(self) -> None:
@@ -184,6 +169,7 @@ class KernelScan:
         self._device = device
         device.activate()
         self._arena = Arena(device)
+        self._decider = Decider(self._arena, self._launch, self._width, dim)
         now_and_after_fork(self._make_lock)
         self._kernels: dict[str, Any] = {}
         self._known: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
@@ -235,13 +221,53 @@ class KernelScan:
         found: dict[int, Listed] = {}
         with self._turn:
             self._device.activate()
-            for numbers in _alike(queries):
-                for begin in range(0, len(numbers), _QUERIES):
-                    piece = numbers[begin : begin + _QUERIES]
-                    own = [queries[i] for i in piece]
-                    lists = self._queue_lists(rows, own, k, allowed, floors[piece])
-                    found |= zip(piece, self._fetched(lists, rows), strict=True)
+            for piece in _pieces(queries):
+                lists = self._queue_lists(rows, [queries[i] for i in piece], k, allowed, floors[piece])
+                found |= zip(piece, self._fetched(lists, rows), strict=True)
         return [found[i] for i in range(len(queries))]
+
+    def decider(self, rows: _Rows) -> Decide | None:
+        """See `ResidentScan.decider`: None where the fine copies do not fit, and at float16, which proves nothing.
+
+        Raises:
+            GpuMemoryError: the device has too little memory after all.
+            GalleryCorrupt: bytes of a fine copy are not those that were committed.
+        """
+        if not self.certified:
+            return None
+        with self._turn:
+            self._device.activate()
+            fine = self._decider.hold([each.part for each in rows.held])
+        return None if fine is None else partial(self._decide, rows, fine)
+
+    def _decide(
+        self,
+        rows: _Rows,
+        fine: Fine,
+        queries: Sequence[QuantizedQuery],
+        k: int,
+        allowed: NDArray[np.bool_],
+        floors: Float64Array,
+    ) -> list[Decided]:
+        """See `Decide`."""
+        codes = Codes(rows.base, rows.places, rows.scale, rows.lengths)
+        every = []
+        with self._turn:
+            self._device.activate()
+            for piece in _pieces(queries):
+                own = [queries[i] for i in piece]
+                vectors = [query.vectors.astype(np.float32) for query in own]
+                lists = self._queue_lists(rows, own, k, allowed, floors[piece])
+                longest = max(query.count for query in own)
+                decided = [self._decider.decide(fine, codes, lists, vectors, longest)]
+                for which in np.flatnonzero(decided[0].found > lists.capacity).tolist():
+                    threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
+                    self._arena.wait()
+                    long = self._list_again(lists, rows, which, threshold)
+                    again = self._decider.decide(fine, codes, long, vectors[which : which + 1], longest)
+                    decided.append(replace(again, queries=np.full_like(again.queries, which)))
+                every.append(replace(join(decided), numbers=np.array(piece)))
+        return every
 
     def close(self) -> None:
         """See `ResidentScan.close`."""
@@ -383,20 +409,21 @@ class KernelScan:
         found = []
         for which, size in enumerate(counts):
             if size > capacity:
-                found.append(self._listed_again(lists, rows, which, thresholds[which : which + 1]))
+                long = self._list_again(lists, rows, which, thresholds[which : which + 1])
+                found += self._fetched(long, rows, "long list")
                 continue
             order = np.argsort(listed[which, :size])
             own = listed[which, order].astype(np.int64)
             found.append(Listed(own, scores[which, order], radii[which, order], float(thresholds[which])))
         return found
 
-    def _listed_again(self, lists: DeviceLists, rows: _Rows, which: int, threshold: Float64Array) -> Listed:
-        """The list of one query, with room for every row."""
+    def _list_again(self, lists: DeviceLists, rows: _Rows, which: int, threshold: Float64Array) -> DeviceLists:
+        """Queue the list of one query, with room for every row."""
         long = self._make_lists("long list", rows.count, lists.scores + 8 * which * rows.count, threshold)
         terms = lists.terms + 8 * which * len(rows.axes) * (6 + MOST_BLOCKS)
         long = replace(long, terms=terms)
         self._fill(long, rows)
-        return self._fetched(long, rows, "long list")[0]
+        return long
 
     def _score(self, rows: _Rows, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int) -> None:
         """Queue the scan of every row: of many queries as one product, of few one by one."""
@@ -492,6 +519,12 @@ def _slot(queries: Sequence[QuantizedQuery]) -> int | None:
     """How many places `pairs` gives each of these queries; None where one is too long for it."""
     longest = max(query.count for query in queries)
     return next((slot for slot in SLOTS if slot >= longest), None)
+
+
+def _pieces(queries: Sequence[QuantizedQuery]) -> list[list[int]]:
+    """The queries' numbers, those of one launch together."""
+    alike = _alike(queries)
+    return [numbers[begin : begin + _QUERIES] for numbers in alike for begin in range(0, len(numbers), _QUERIES)]
 
 
 def _alike(queries: Sequence[QuantizedQuery]) -> list[list[int]]:

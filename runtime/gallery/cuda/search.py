@@ -1,4 +1,7 @@
-"""The search on a GPU: it lists the rows that could be the best, and the compiled search ranks those."""
+"""The search on a GPU: it lists the rows that could be the best, and decides among them where it holds the fine copy.
+
+Otherwise the compiled search ranks the lists.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from ..compiled import CompiledSearch
 from ..proof.bounds import quantize_queries
 from ..proof.certify import Ranking
 from ..proof.gallery_rows import GalleryRows
+from .best import best_of
 from .scan import ResidentScan
 
 _SCORE_BYTES = 128 << 20  # of the scores on the GPU; more queries are served in turns
@@ -24,7 +28,7 @@ class ResidentSearch:
     Args:
         gallery: the rows; uploaded here, and freed with this search.
         scan: where they are held.
-        compiled: what ranks the rows that the scan lists.
+        compiled: what ranks the rows that the scan lists, where the GPU does not decide among them.
 
     Raises:
         BackendError: the GPU's memory does not suffice.
@@ -32,8 +36,9 @@ class ResidentSearch:
 
     def __init__(self, gallery: GalleryRows, scan: ResidentScan, compiled: CompiledSearch) -> None:
         self._scan, self._compiled = scan, compiled
-        self._count = gallery.count
+        self._count, self._alignment = gallery.count, gallery.alignment
         self._rows = scan.gather([scan.hold(part) for part in gallery.parts])
+        self._decide = scan.decider(self._rows)
 
     def rank(
         self,
@@ -46,11 +51,21 @@ class ResidentSearch:
         least = np.full(len(queries), -np.inf) if floors is None else floors
         candidates = int(np.count_nonzero(allowed))
         turn = max(1, min(_TURN, _SCORE_BYTES // (8 * self._count)))
-        return [
-            replace(ranking, candidates=candidates)
-            for first in range(0, len(queries), turn)
-            for ranking in self._turn(queries[first : first + turn], k, allowed, least[first : first + turn])
-        ]
+        pieces = [slice(first, first + turn) for first in range(0, len(queries), turn)]
+        if self._decide is None:
+            return [
+                replace(ranking, candidates=candidates)
+                for piece in pieces
+                for ranking in self._turn(queries[piece], k, allowed, least[piece])
+            ]
+        lengths = np.array([len(query) for query in queries])
+        rankings: list[Ranking] = []
+        for piece in pieces:
+            found: dict[int, Ranking] = {}
+            for decided in self._decide(quantize_queries(queries[piece], per_vector=True), k, allowed, least[piece]):
+                found |= best_of(decided, lengths[piece], k, least[piece], candidates, self._alignment)
+            rankings += [found[i] for i in range(len(found))]
+        return rankings
 
     def _turn(
         self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_], floors: NDArray[np.float64]

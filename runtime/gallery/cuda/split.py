@@ -6,7 +6,8 @@ import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from ..kernels.pool import Pool
 from ..proof.bounds import QuantizedQuery
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
-from .scan import Listed, ResidentScan
+from .decide import Decided, join
+from .scan import Decide, Listed, ResidentScan
 
 
 @dataclass(eq=False)
@@ -108,6 +110,37 @@ class SplitScan:
             return [each._replace(rows=local.numbers[each.rows]) for each in found]
 
         return [_joined(lists) for lists in zip(*self._pool.map(listed, len(self._scans)), strict=True)]
+
+    def decider(self, rows: Sequence[_Local]) -> Decide | None:
+        """See `ResidentScan.decider`; None unless each GPU has one for its own rows."""
+        deciders: list[tuple[Decide, NDArray[np.int64]]] = []
+        for scan, local in zip(self._scans, rows, strict=True):
+            if len(local.numbers):
+                own = scan.decider(local.rows)
+                if own is None:
+                    return None
+                deciders.append((own, local.numbers))
+        return partial(self._decide, deciders)
+
+    def _decide(
+        self,
+        deciders: Sequence[tuple[Decide, NDArray[np.int64]]],
+        queries: Sequence[QuantizedQuery],
+        k: int,
+        allowed: NDArray[np.bool_],
+        floors: Float64Array,
+    ) -> list[Decided]:
+        """See `Decide`."""
+        if self._closed:
+            raise BackendError("the gallery was closed")
+
+        def decided(index: int) -> list[Decided]:
+            decide, numbers = deciders[index]
+            found = decide(queries, k, allowed[numbers], floors)
+            return [replace(each, rows=numbers[each.rows]) for each in found]
+
+        every = zip(*self._pool.map(decided, len(deciders)), strict=True)
+        return [replace(join(each), found=np.sum([one.found for one in each], axis=0)) for each in every]
 
     def close(self) -> None:
         """See `ResidentScan.close`."""

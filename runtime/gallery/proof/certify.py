@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -37,7 +38,7 @@ class Ranking:
 
     rows: NDArray[np.int64]
     scores: Float64Array
-    details: tuple[TrueRow, ...] | None
+    details: Sequence[TrueRow] | None
     candidates: int
     rescored: int
     certified: bool

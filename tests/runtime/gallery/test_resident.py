@@ -31,6 +31,7 @@ from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_c
 from chan_rt.runtime.gallery.cuda import GpuEstimator, ResidentSearch, SplitScan, check_settings, open_resident
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import (
+    FORMS,
     GROUPS,
     MOST_GROUPS,
     PAIR_ROWS,
@@ -55,8 +56,11 @@ from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
+from .decide_model import decide
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
+DECIDE = tuple(f"decide_{form}" for form in FORMS)
 POOL = Pool(1)
 
 
@@ -175,16 +179,17 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
     if not INTERPRETED:
         scans = {name: model.scan for name in NAMES if name.startswith("scan_")}
         pairs = {name: partial(model.pairs, slot=int(name[6:])) for name in NAMES if name.startswith("pairs_")}
-        return {**scans, **pairs, **{name: getattr(model, name) for name in NAMES[5:]}}
+        decides = {name: partial(decide, name.removeprefix("decide_"), width) for name in DECIDE}
+        return {**scans, **pairs, **decides, **{name: getattr(model, name) for name in NAMES[5:]}}
     return interpreted_kernels(precision, width, pooling)
 
 
 def open_scan(precision: str, dim: int, alignment: AlignmentConfig, capacity: int = 1 << 30):
     """A scan on a fake device, and the device."""
-    functions = {name: Function("", "", name, 128, 0, 0) for name in NAMES}
+    functions = {name: Function("", "", name, 128, 0, 0) for name in (*NAMES, *DECIDE)}
     record = KernelRecord(precision, stored_width(dim), alignment.pooling, "sm_90", "none", "", functions)
     device = FakeDevice(kernels(precision, stored_width(dim), alignment.pooling), capacity)
-    return KernelScan(record, dict.fromkeys(NAMES, b""), device, dim, alignment), device
+    return KernelScan(record, dict.fromkeys(functions, b""), device, dim, alignment), device
 
 
 def make_parts(rows: list[np.ndarray], cuts=(), **options):

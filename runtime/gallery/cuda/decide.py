@@ -1,0 +1,246 @@
+"""The last step on a GPU: the listed rows' similarities by the fine copy, in float64 and in the order of true_score.py.
+
+They are the CPU's to the bit. So nothing has to be bounded, and the CPU only pools the maxima and sorts (best.py). The
+GPU holds the fine copy for this beside the codes, as the gallery stores it: 4, 2 or 1 bytes a value (the upper bytes of
+fixed16 are the codes). Where it does not fit, the compiled search ranks the lists by the fine copy in host memory.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BackendError
+from ..proof.pooling import Float64Array
+from ..proof.rows import FINE, Part
+from .kernels import DECIDE_WORDS, UNIT
+from .lists import DeviceLists
+from .memory import INSTEAD, Arena, gib
+
+SHARE = 0.5  # of the memory that is free beside the codes, that fine copies may take
+_FORMS = {"float32": ("float32", 4), "float16": ("float16", 2), "uint8": ("fixed16", 1)}  # by the type that is stored
+_AHEAD = 1024  # pairs that are decided before the CPU knows how long the lists are
+_RESULTS = 64 << 20  # bytes of results on the GPU at once; more pairs are decided in turns
+_PIECE = 8 << 20  # bytes of a fine copy that are made ready for the upload at a time
+
+_OF_PAIRS = ("queries", "rows", "maxima", "winners")
+_Results = tuple[NDArray[np.int64], NDArray[np.int32], Float64Array, NDArray[np.int32]]  # places, rows, maxima, winners
+
+
+@dataclass(eq=False)
+class _Copy:
+    """A part's fine copy on the device."""
+
+    part: Part
+    vectors: int = 0
+
+
+@dataclass(eq=False)
+class Fine:
+    """The fine copies of some rows on the device.
+
+    Attributes:
+        form: how they are stored, one of FORMS.
+        copies: of each part.
+        base: where the vectors begin.
+        places: of each row, where its vectors begin beyond that; int64 [rows] on the device, in units of UNIT bytes.
+    """
+
+    form: str
+    copies: tuple[_Copy, ...]
+    base: int
+    places: int = 0
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What lies beside the fine copies on the device, by address: `decide` has arguments of these names."""
+
+    codes: int
+    places: int
+    row_scale: int
+    lengths: int
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a GPU decided of some queries' listed rows: P pairs of a query and a row, in no order.
+
+    Attributes:
+        numbers: int64 [n], the queries, by number.
+        found: int64 [n], how many rows were listed for each.
+        queries: int64 [P], of each pair the place of its query in `numbers`.
+        rows: int64 [P].
+        maxima: float64 [P, S], of each of the query's vectors the largest similarity over the row's vectors; what
+            stands beyond the query's last vector means nothing.
+        winners: int32 [P, S], the first of the row's vectors that reaches it.
+    """
+
+    numbers: NDArray[np.int64]
+    found: NDArray[np.int64]
+    queries: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    maxima: Float64Array
+    winners: NDArray[np.int32]
+
+    def choose(self, pairs: NDArray[Any]) -> Decided:
+        """Some of the pairs, by place or by mask."""
+        return replace(self, **{name: getattr(self, name)[pairs] for name in _OF_PAIRS})
+
+
+def join(several: Sequence[Decided]) -> Decided:
+    """Other pairs of the same queries as one."""
+    arrays = {name: np.concatenate([getattr(each, name) for each in several]) for name in _OF_PAIRS}
+    return replace(several[0], **arrays)
+
+
+class Decider:
+    """Fine copies on a device, and the kernel that reads them. Callers take turns.
+
+    Args:
+        arena: what allocates them.
+        launch: queues a kernel, given its name, the blocks, the addresses and the numbers.
+        width: values that a vector takes there, padding included.
+        dim: D.
+    """
+
+    def __init__(self, arena: Arena, launch: Callable[..., None], width: int, dim: int) -> None:
+        self._arena, self._launch = arena, launch
+        self._width, self._dim = width, dim
+        self._known: weakref.WeakValueDictionary[int, _Copy] = weakref.WeakValueDictionary()
+
+    def hold(self, parts: Sequence[Part]) -> Fine | None:
+        """The fine copies of parts on the device, each uploaded once; None where they do not fit.
+
+        Raises:
+            GpuMemoryError: the memory did not suffice after all; the message gives how much is needed and what to do.
+            GalleryCorrupt: bytes of a fine copy are not those that were committed.
+        """
+        stored = [part.arrays().fine for part in parts]
+        kinds = {each.dtype.name for each in stored}
+        if len(kinds) != 1:
+            return None
+        form, size = _FORMS[kinds.pop()]
+        fresh = [part for part in parts if id(part) not in self._known]
+        need = sum(int(part.starts[-1]) for part in fresh) * self._width * size
+        if need > SHARE * self._arena.device.free_memory():
+            return None
+        copies = tuple(self._copy(part, each) for part, each in zip(parts, stored, strict=True))
+        base = min(each.vectors for each in copies)
+        units = self._width * size // UNIT
+        places = [(each.vectors - base) // UNIT + each.part.starts[:-1] * units for each in copies]
+        fine = Fine(form, copies, base)
+        (fine.places,) = self._arena.keep(fine, [np.concatenate(places).astype(np.int64, copy=False)])
+        return fine
+
+    def _copy(self, part: Part, stored: NDArray[Any]) -> _Copy:
+        copy = self._known.get(id(part))
+        if copy is None:
+            copy = _Copy(part)
+            size = len(stored) * self._width * stored.itemsize
+            try:
+                at = copy.vectors = self._arena.room(copy, size)
+                for piece in self._pieces(part, stored):
+                    self._arena.write(at, piece)
+                    at += piece.nbytes
+            except BackendError as error:
+                need = f"the fine copy of {len(part.starts) - 1} rows needs {gib(size)} of the GPU's memory"
+                room = f"{gib(self._arena.device.free_memory())} are free"
+                raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
+            self._known[id(part)] = copy  # the part lives as long as its copy, so its id is its own
+        return copy
+
+    def _pieces(self, part: Part, stored: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """What is stored of the part's vectors, checked, some rows at a time: [vectors, width]."""
+        rows = len(part.starts) - 1
+        longest = int(np.diff(part.starts).max(initial=1))
+        step = max(1, _PIECE // (longest * self._width * stored.itemsize))
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            for row in range(first, last):
+                part.check(row, FINE)
+            vectors = stored[part.starts[first] : part.starts[last]]
+            padded = np.zeros((len(vectors), self._width), stored.dtype)
+            padded[:, : self._dim] = vectors
+            yield padded
+
+    def decide(
+        self, fine: Fine, codes: Codes, lists: DeviceLists, queries: Sequence[NDArray[np.float32]], longest: int
+    ) -> Decided:
+        """The similarities of all rows on lists; none of a list that does not hold all of its rows.
+
+        Args:
+            fine: of all rows.
+            codes: beside it.
+            lists: of the queries; queued, not waited for.
+            queries: their vectors [Q_i, D].
+            longest: no less than any Q_i; so many similarities each pair has room for (S).
+        """
+        arena, capacity = self._arena, lists.capacity
+        lengths = [len(query) for query in queries]
+        vectors = np.zeros((sum(lengths), self._width), np.float32)
+        np.concatenate(queries, out=vectors[:, : self._dim])
+        sent = arena.send("exact", vectors), arena.send("exact_starts", np.cumsum([0, *lengths], dtype=np.int32))
+
+        def decided(chosen: NDArray[np.int64]) -> _Results:
+            return self._pairs(fine, codes, lists, sent, chosen, longest)
+
+        fetched = arena.fetch("found", lists.found, lists.count, np.int32)
+        ahead = min(capacity, _AHEAD // lists.count)  # places of each list that are decided at once
+        begins = np.arange(lists.count) * capacity
+        results = []
+        if ahead:
+            results.append(decided((begins[:, None] + np.arange(ahead)).reshape(-1)))
+        else:
+            arena.wait()
+        found = fetched.astype(np.int64)
+        held = np.where(found <= capacity, found, 0)
+        rest = np.maximum(held - ahead, 0)
+        left = np.repeat(begins + ahead - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
+        most = max(1, _RESULTS // (12 * longest))
+        results += [decided(left[first : first + most]) for first in range(0, len(left), most)]
+        if not results:  # no list has a row
+            results.append(_no_results(longest))
+        places, rows, maxima, winners = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
+        which = places // capacity
+        every = Decided(np.arange(lists.count), found, which, rows.astype(np.int64), maxima, winners)
+        valid = places % capacity < held[which]
+        return every if valid.all() else every.choose(valid)
+
+    def _pairs(
+        self,
+        fine: Fine,
+        codes: Codes,
+        lists: DeviceLists,
+        sent: tuple[int, int],
+        chosen: NDArray[np.int64],
+        longest: int,
+    ) -> _Results:
+        """Decide some places of the lists, and wait; what lies beyond a list's end is left as it was."""
+        arena, pairs = self._arena, len(chosen)
+        tiles = -(-longest // DECIDE_WORDS)
+        places = arena.send("chosen", chosen.astype(np.int32))
+        rows = arena.scratch("decided", 4 * pairs)
+        maxima = arena.scratch("similarities", 8 * pairs * longest)
+        winners = arena.scratch("winners", 4 * pairs * longest)
+        held = fine.base, fine.places, codes.codes, codes.places, codes.row_scale, codes.lengths
+        addresses = (*held, lists.found, lists.rows, places, *sent, rows, maxima, winners)
+        self._launch(f"decide_{fine.form}", pairs * tiles, addresses, lists.capacity, longest, tiles, self._dim)
+        found = (
+            arena.fetch("decided", rows, pairs, np.int32),
+            arena.fetch("similarities", maxima, pairs * longest, np.float64).reshape(pairs, longest),
+            arena.fetch("winners", winners, pairs * longest, np.int32).reshape(pairs, longest),
+        )
+        arena.wait()
+        own_rows, own_maxima, own_winners = (array.copy() for array in found)  # until the next fetch
+        return chosen, own_rows, own_maxima, own_winners
+
+
+def _no_results(longest: int) -> _Results:
+    shape = 0, longest
+    return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(shape), np.zeros(shape, np.int32)

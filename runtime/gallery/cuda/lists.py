@@ -1,0 +1,33 @@
+"""The lists that a scan makes, as they lie on the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeviceLists:
+    """Some queries' lists as they lie on the device, by address; complete once all that was queued is done.
+
+    Attributes:
+        count: queries.
+        capacity: rows that each list holds.
+        scores: float64 [count, N], every row's, for a query whose list is longer than that; -inf where a row cannot be
+            among the best.
+        thresholds: float64 [count].
+        found: int32 [count], how many rows each list would have.
+        rows: int32 [count, capacity], in no order.
+        values: float64 [count, capacity], their scores.
+        radii: float64 [count, capacity], how far these can be off.
+        terms: float64 [count, plans, 6 + MOST_BLOCKS], from which that follows; see `KernelScan`.
+    """
+
+    count: int
+    capacity: int
+    scores: int
+    thresholds: int
+    found: int
+    rows: int
+    values: int
+    radii: int
+    terms: int
