@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
-from .options import COUNT
+from . import options, values
 from .terminal import describe_placement, echo, print_json
 
 if TYPE_CHECKING:
@@ -22,13 +21,17 @@ if TYPE_CHECKING:
 @options.precisions_option("The default is every precision that BUNDLE has.")
 @click.option(
     "--checkpoint",
-    type=options.FOLDER,
+    type=values.FOLDER,
     help="Checkpoint that BUNDLE was exported from. With it, torch eager and torch.compile are measured too.",
 )
 @click.option(
-    "--images", type=COUNT, default=1000, show_default=True, help="Number of images that a caption is scored against."
+    "--images",
+    type=values.COUNT,
+    default=1000,
+    show_default=True,
+    help="Number of images that a caption is scored against.",
 )
-@click.option("--regions", type=COUNT, default=36, show_default=True, help="Number of regions in each image.")
+@click.option("--regions", type=values.COUNT, default=36, show_default=True, help="Number of regions in each image.")
 @click.option(
     "--words",
     type=click.IntRange(min=3),
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     "--batch",
     "batches",
     multiple=True,
-    type=COUNT,
+    type=values.COUNT,
     default=(1, 64),
     show_default=True,
     help="Batch size of the encoders; may be repeated.",

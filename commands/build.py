@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, progress_bar
 
 
@@ -25,14 +25,14 @@ from .terminal import echo, print_json, progress_bar
     "--graph",
     "graphs",
     multiple=True,
-    type=options.GRAPH,
+    type=values.GRAPH,
     help="Graph to build; may be repeated. The default is every graph that BUNDLE has.",
 )
 @click.option(
     "--profile",
     "profiles",
     multiple=True,
-    type=options.TEXT,
+    type=values.TEXT,
     metavar="SYMBOL=MIN:OPT:MAX,...",
     help="Optimization profile that replaces the default ones, for every graph that has its symbols; may be repeated.",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, progress_bar, visible, warn
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ def _share_option(split: str, use: str) -> options.Decorator:
 
 
 @click.command("data", short_help="Make a data folder from pictures and captions of your own, and report on it.")
-@click.argument("sources", nargs=-1, required=True, type=options.TEXT, metavar="SOURCES...")
-@options.out_option(options.NEW_FOLDER, "Data folder to write.")
+@click.argument("sources", nargs=-1, required=True, type=values.TEXT, metavar="SOURCES...")
+@options.out_option(values.NEW_FOLDER, "Data folder to write.")
 @click.option(
     "--pictures",
     multiple=True,
-    type=options.FOLDER,
+    type=values.FOLDER,
     help="Folder below which the pictures of SOURCES lie; may be repeated. The default is the folder of each source.",
 )
-@click.option("--path-column", type=options.TEXT, help="Column of a table that has the path of the picture.")
-@click.option("--caption-column", type=options.TEXT, help="Column of a table that has the caption.")
+@click.option("--path-column", type=values.TEXT, help="Column of a table that has the path of the picture.")
+@click.option("--caption-column", type=values.TEXT, help="Column of a table that has the caption.")
 @click.option(
     "--first-line", is_flag=True, help="Use only the first line of each text file that lies beside a picture."
 )
@@ -53,7 +53,7 @@ def _share_option(split: str, use: str) -> options.Decorator:
 )
 @click.option(
     "--min-count",
-    type=options.COUNT,
+    type=values.COUNT,
     default=4,
     show_default=True,
     help="A word that is rarer than this in train is reported as unknown, as `chan train` treats it.",

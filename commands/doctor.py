@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import describe_placement, echo, print_json, warn
 
 
 @click.command()
 @click.option(
     "--bundle",
-    type=options.FOLDER,
+    type=values.FOLDER,
     help="Bundle of which to report where `auto` runs each graph. That is measured where a GPU is used.",
 )
 @options.json_option

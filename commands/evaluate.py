@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=options.FOLDER)
+@click.argument("models", nargs=-1, required=True, type=values.FOLDER)
 @options.data_argument
 @options.split_option("test", "Split of DATA to evaluate.")
 @click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, visible, warn_of_unknown
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @click.command("explain", short_help="Show which part of a picture each word of a caption chose.")
 @options.bundle_argument
-@click.argument("image", type=options.FILE)
-@click.argument("caption", type=options.TEXT)
-@click.option("-o", "--out", type=options.NEW_FILE, help="Draw the explanation to this file (.png or .jpg).")
-@click.option("--html", type=options.NEW_FILE, help="Also write the explanation to this file, as a page.")
+@click.argument("image", type=values.FILE)
+@click.argument("caption", type=values.TEXT)
+@click.option("-o", "--out", type=values.NEW_FILE, help="Draw the explanation to this file (.png or .jpg).")
+@click.option("--html", type=values.NEW_FILE, help="Also write the explanation to this file, as a page.")
 @options.backbone_options("Network that turns the picture into regions, in place of the backbone of BUNDLE.")
 @options.backend_option
 @options.precision_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Turn a checkpoint into a bundle: ONNX graphs, tokenizer, manifest.")
-@click.argument("checkpoint", type=options.FOLDER)
-@options.out_option(
-    options.NEW_FOLDER, "Folder of the new bundle. With an int8 precision, the bundle to add graphs to."
-)
+@click.argument("checkpoint", type=values.FOLDER)
+@options.out_option(values.NEW_FOLDER, "Folder of the new bundle. With an int8 precision, the bundle to add graphs to.")
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
-    type=options.PRECISION,
+    type=values.PRECISION,
     default=("fp32", "fp16"),
     show_default=True,
     help="Precision of the graphs; may be repeated. int8 (TensorRT) and int8_x86 (onnxruntime) need calibration.",
@@ -43,14 +41,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--data",
-    type=options.FOLDER,
+    type=values.FOLDER,
     help="Data for the parity check that int8 graphs must pass. Needed with an int8 precision.",
 )
 @options.split_option("test", "Split of the data for the parity check of int8 graphs.")
 @options.samples_option(500)
 @click.option(
     "--plan",
-    type=options.FILE,
+    type=values.FILE,
     help="File from `chan sensitivity --plan` with the layers that stay float32 (int8 only).",
 )
 @click.option(

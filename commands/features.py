@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, visible
 
 if TYPE_CHECKING:
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 @click.command("features", short_help="Make region features from pictures, or convert those of bottom-up attention.")
-@click.argument("images", nargs=-1, type=options.PATH)
+@click.argument("images", nargs=-1, type=values.PATH)
 @options.out_option(
-    options.NEW_FOLDER, "Folder to write the features and the names of their rows to; of a data folder, that folder."
+    values.NEW_FOLDER, "Folder to write the features and the names of their rows to; of a data folder, that folder."
 )
 @options.backbone_options("Network that turns pictures into regions. The default is efficientnet-lite0.")
 @click.option(
     "--from",
     "source",
-    type=options.EXISTING,
+    type=values.EXISTING,
     help="Convert the features in this file or folder instead of making some: .tsv, .npz, .npy, .h5, an LMDB, or a "
     "folder of one .npz or .npy for each image.",
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import options
+from . import options, values
 from .gallery_shards import merge, rebalance, split
 from .gallery_storage import pull, push
 from .terminal import echo, print_json, print_result, progress_bar, visible
@@ -171,7 +171,7 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None, as_json: bo
 
 @command.command("export")
 @options.read_gallery_argument
-@options.out_option(options.NEW_FILE, "File to write: it ends in .safetensors, .npz or .parquet.")
+@options.out_option(values.NEW_FILE, "File to write: it ends in .safetensors, .npz or .parquet.")
 @options.where_option
 @options.json_option
 def export(gallery: Path, out: Path, where: Any, as_json: bool) -> None:
@@ -208,7 +208,7 @@ def export(gallery: Path, out: Path, where: Any, as_json: bool) -> None:
     "--gpu",
     "gpus",
     multiple=True,
-    type=options.GPU,
+    type=values.GPU,
     help="Architecture of the GPU that will search; may be repeated. The default is the GPU of this machine.",
 )
 @options.json_option

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import print_result, progress_bar, visible
 
 _shards_option = click.option(
-    "--shards", type=options.COUNT, required=True, help="Number of shards to cut the rows into."
+    "--shards", type=values.COUNT, required=True, help="Number of shards to cut the rows into."
 )
 
 
 @click.command("split")
 @options.read_gallery_argument
-@options.out_option(options.NEW_FOLDER, "Folder of the new gallery in shards.")
+@options.out_option(values.NEW_FOLDER, "Folder of the new gallery in shards.")
 @_shards_option
 @options.json_option
 def split(gallery: Path, out: Path, shards: int, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def split(gallery: Path, out: Path, shards: int, as_json: bool) -> None:
 
 @click.command("merge")
 @options.read_gallery_argument
-@options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
+@options.out_option(values.NEW_FOLDER, "Folder of the new gallery.")
 @options.json_option
 def merge(gallery: Path, out: Path, as_json: bool) -> None:
     """Write the rows of a GALLERY in shards to a new gallery in one folder. Nothing is encoded again."""

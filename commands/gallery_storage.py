@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, print_result, progress_bar, visible
 
 
 @click.command("push")
 @options.gallery_argument
-@click.argument("url", type=options.TEXT)
+@click.argument("url", type=values.TEXT)
 @click.option("--prune", is_flag=True, help="Remove what is stored of earlier commits.")
 @options.json_option
 def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
@@ -34,8 +34,8 @@ def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
 
 
 @click.command("pull")
-@click.argument("url", type=options.TEXT)
-@options.out_option(options.NEW_FOLDER, "Folder of the new gallery.")
+@click.argument("url", type=values.TEXT)
+@options.out_option(values.NEW_FOLDER, "Folder of the new gallery.")
 @options.json_option
 def pull(url: str, out: Path, as_json: bool) -> None:
     """Copy the gallery at URL to the new folder OUT. Every byte is checked. The same command continues after an

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json
 
 
 @click.command("import", short_help="Read a published model_best.pth safely and strictly.")
-@click.argument("model", type=options.PATH)
-@options.out_option(options.NEW_FOLDER, "Folder of the new checkpoint.")
-@click.option("--vocab", type=options.PATH, help="Vocabulary of a GRU model, a JSON file in SCAN's form.")
-@click.option("--tokenizer", type=options.PATH, help="Folder with the tokenizer.json or vocab.txt of a BERT model.")
+@click.argument("model", type=values.PATH)
+@options.out_option(values.NEW_FOLDER, "Folder of the new checkpoint.")
+@click.option("--vocab", type=values.PATH, help="Vocabulary of a GRU model, a JSON file in SCAN's form.")
+@click.option("--tokenizer", type=values.PATH, help="Folder with the tokenizer.json or vocab.txt of a BERT model.")
 @click.option(
     "--heads",
     type=click.IntRange(min=1),

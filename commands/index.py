@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, warn
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "arguments",
     nargs=-1,
     required=True,
-    type=options.Source(),
+    type=values.Source(),
     metavar="BUNDLE SOURCES... | --embeddings FILES...",
 )
 @click.option(
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     help="Index FILES of embeddings of another model: .npy, .npz, .safetensors, .parquet, .pt, or folders of them.",
 )
 @click.option(
-    "--coding", type=options.CODING, default="VHA", show_default=True, help="Coding of the scores, with --embeddings."
+    "--coding", type=values.CODING, default="VHA", show_default=True, help="Coding of the scores, with --embeddings."
 )
 @click.option(
     "--pooling",
-    type=options.POOLING,
+    type=values.POOLING,
     default="Sum",
     show_default=True,
     help="Pooling of the scores, with --embeddings. VHA with Sum is MaxSim.",
 )
-@options.out_option(options.NEW_FOLDER, "Folder of a new gallery, or of a gallery to add to.")
+@options.out_option(values.NEW_FOLDER, "Folder of a new gallery, or of a gallery to add to.")
 @options.split_option("test", "Split of a data folder to index.")
 @click.option(
     "--captions",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 @click.option("--prune", is_flag=True, help="Remove the rows of SOURCES whose picture or data row is gone.")
 @click.option(
     "--metadata",
-    type=options.FILE,
+    type=values.FILE,
     help="Metadata to filter by: a CSV file with a header, JSON lines, or Parquet. Each line names the `path` of its "
     "picture. With --embeddings there is a line for each row, which may name the row's `id`.",
 )
@@ -71,13 +71,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--actors",
-    type=options.COUNT,
+    type=values.COUNT,
     help="Number of processes that encode, with --ray. The default is one for each GPU of the cluster, or for each CPU "
     "if it has no GPU.",
 )
-@click.option(
-    "--shard-rows", type=options.COUNT, help="Number of rows in each shard, with --ray. The default is 16384."
-)
+@click.option("--shard-rows", type=values.COUNT, help="Number of rows in each shard, with --ray. The default is 16384.")
 @options.backend_option
 @options.precision_option
 @options.skipping_options

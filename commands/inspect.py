@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json
 
 WIDTH = 100  # columns
 
 
 @click.command()
-@click.argument("path", type=options.EXISTING)
+@click.argument("path", type=values.EXISTING)
 @options.json_option
 def command(path: Path, as_json: bool) -> None:
     """Show what is inside PATH: the folder of a bundle, an .engine file or an .onnx file.

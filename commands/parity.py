@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, progress_bar, warn
 
 
@@ -15,13 +15,13 @@ from .terminal import echo, progress_bar, warn
 @click.option(
     "--checkpoint",
     required=True,
-    type=options.FOLDER,
+    type=values.FOLDER,
     help="Checkpoint that BUNDLE was exported from. Its torch model is the reference.",
 )
 @click.option(
     "--data",
     required=True,
-    type=options.FOLDER,
+    type=values.FOLDER,
     help="Folder of region features and captions (precomp layout). If it has pictures, the backbone is checked too.",
 )
 @options.split_option("test", "Split of the data to compare on.")
@@ -33,7 +33,7 @@ from .terminal import echo, progress_bar, warn
 @options.json_option
 @options.output_json_option
 @click.option(
-    "--html", "html_file", type=options.NEW_FILE, help="Also write the report to this file, as a page with plots."
+    "--html", "html_file", type=values.NEW_FILE, help="Also write the report to this file, as a page with plots."
 )
 @options.backbone_options(
     "Network that the backbone of BUNDLE was exported from, where it is none of efficientnet-lite."

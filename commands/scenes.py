@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import values
 from .terminal import echo, progress_bar
 
 _COUNT = click.IntRange(min=0)
 
 
 @click.command("scenes", short_help="Draw scenes of known content, with captions, boxes and region features.")
-@click.argument("out", type=options.NEW_FOLDER)
+@click.argument("out", type=values.NEW_FOLDER)
 @click.option("--train", type=_COUNT, default=3000, show_default=True, help="Number of scenes to train on.")
 @click.option("--dev", type=_COUNT, default=500, show_default=True, help="Number of scenes to validate on.")
 @click.option("--test", type=_COUNT, default=500, show_default=True, help="Number of scenes to test on.")

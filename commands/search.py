@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..runtime.skipped import Skipped
-from . import options
+from . import options, values
 from .terminal import echo, print_json, report_skipped, skipped_as_dicts, visible, warn_of_unknown
 
 if TYPE_CHECKING:
@@ -22,30 +22,28 @@ if TYPE_CHECKING:
 
 @click.command("search", short_help="Find the images that fit a caption, or the captions that fit a picture.")
 @click.argument(
-    "arguments", nargs=-1, required=True, type=options.TEXT, metavar="GALLERY|URL [CAPTION] | BUNDLE IMAGES... CAPTION"
+    "arguments", nargs=-1, required=True, type=values.TEXT, metavar="GALLERY|URL [CAPTION] | BUNDLE IMAGES... CAPTION"
 )
-@click.option("--image", type=options.FILE, help="Picture to search with: its captions, or pictures like it.")
+@click.option("--image", type=values.FILE, help="Picture to search with: its captions, or pictures like it.")
 @click.option(
-    "--like", type=options.TEXT, metavar="ID", help="Search with the row of this id, which is not among the hits."
+    "--like", type=values.TEXT, metavar="ID", help="Search with the row of this id, which is not among the hits."
 )
 @click.option(
     "--embeddings",
     "vectors",
-    type=options.EXISTING,
+    type=values.EXISTING,
     help="File of embeddings to search with, one query for each of its rows, as `chan index --embeddings` reads them.",
 )
-@click.option("-k", default=10, show_default=True, type=options.COUNT, help="Number of hits to find.")
+@click.option("-k", default=10, show_default=True, type=values.COUNT, help="Number of hits to find.")
 @options.where_option
 @options.json_option
-@click.option(
-    "--html", type=options.NEW_FILE, help="Also write the hits to this file, as a page with their alignments."
-)
+@click.option("--html", type=values.NEW_FILE, help="Also write the hits to this file, as a page with their alignments.")
 @options.moved_bundle_option
 @options.backend_option
 @options.threads_option
 @click.option(
     "--device",
-    type=options.DEVICE,
+    type=values.DEVICE,
     default="cpu",
     show_default=True,
     help="Device that scans a GALLERY; cuda needs the GPU kernels of `chan gallery kernel`.",
@@ -78,7 +76,7 @@ def command(
 
     query = _Query(k, where, as_json, html, Skipped(max_bad))
     first, *rest = arguments
-    first = options.local_gallery(first)
+    first = values.local_gallery(first)
     if is_gallery(first):
         given = len(rest) + sum(query is not None for query in (image, like, vectors))
         if given != 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     help="Search the plan that computes as much as possible in int8 and loses at most this much rsum.",
 )
 @click.option(
-    "--plan", "plan_file", type=options.NEW_FILE, help="Write that plan to this file, for `chan export --plan`."
+    "--plan", "plan_file", type=values.NEW_FILE, help="Write that plan to this file, for `chan export --plan`."
 )
 @options.plot_option
 @options.threads_option

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from . import options
+from . import options, values
 
 if TYPE_CHECKING:
     from ..scale.ray_serve import RayShards
@@ -19,24 +19,24 @@ _OF_RAY = ("replicas", "max_replicas", "shard_threads", "hedge_seconds", "shard_
 
 
 def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
-    return click.option(f"--max-{flag}", default=default, show_default=True, type=options.COUNT, help=purpose)
+    return click.option(f"--max-{flag}", default=default, show_default=True, type=values.COUNT, help=purpose)
 
 
 @click.command("serve", short_help="Serve galleries over HTTP, with a page to search them.")
-@click.argument("galleries", nargs=-1, required=True, type=options.TEXT, metavar="[NAME=]GALLERY|URL...")
+@click.argument("galleries", nargs=-1, required=True, type=values.TEXT, metavar="[NAME=]GALLERY|URL...")
 @options.moved_bundle_option
-@click.option("--host", type=options.TEXT, default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--host", type=values.TEXT, default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
 )
-@click.option("--workers", default=1, show_default=True, type=options.COUNT, help="Number of processes.")
+@click.option("--workers", default=1, show_default=True, type=values.COUNT, help="Number of processes.")
 @options.backend_option
 @click.option(
-    "--threads", type=options.COUNT, help="CPU threads of each worker. By default the workers share the cores."
+    "--threads", type=values.COUNT, help="CPU threads of each worker. By default the workers share the cores."
 )
 @click.option(
     "--device",
-    type=options.DEVICE,
+    type=values.DEVICE,
     default="cpu",
     show_default=True,
     help="Device that scans galleries.",
@@ -47,19 +47,19 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 )
 @click.option(
     "--replicas",
-    type=options.COUNT,
+    type=values.COUNT,
     default=1,
     show_default=True,
     help="Number of processes of each shard, with --ray.",
 )
 @click.option(
     "--max-replicas",
-    type=options.COUNT,
+    type=values.COUNT,
     help="Largest number of processes of each shard under load, with --ray. The default is --replicas.",
 )
 @click.option(
     "--shard-threads",
-    type=options.COUNT,
+    type=values.COUNT,
     default=1,
     show_default=True,
     help="CPU threads of each process of a shard, with --ray.",
@@ -83,26 +83,26 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 )
 @click.option(
     "--api-key-file",
-    type=options.FILE,
+    type=values.FILE,
     help=f"File with the key that clients must present. The environment variable {_KEY} does the same.",
 )
 @click.option("--writable", is_flag=True, help="Let clients add and delete rows, and open the galleries again.")
 @click.option(
     "--uploads",
-    type=options.NEW_FOLDER,
+    type=values.NEW_FOLDER,
     help="Folder that keeps the pictures of rows that clients add. By default none is kept.",
 )
 @click.option(
     "--pictures",
     multiple=True,
-    type=options.FOLDER,
+    type=values.FOLDER,
     help="Folder with pictures of rows; may be repeated. By default a picture is served wherever a gallery says it is.",
 )
 @click.option(
     "--cors",
     "origins",
     multiple=True,
-    type=options.TEXT,
+    type=values.TEXT,
     metavar="ORIGIN",
     help="Web origin that may use the API; may be repeated.",
 )
@@ -119,14 +119,14 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 @_limit("pixels", 50_000_000, "Pixels of a picture.")
 @_limit("seconds", 30, "Seconds that a request may take.")
 @click.option(
-    "--grace", default=30, show_default=True, type=options.COUNT, help="Seconds that requests may take after SIGTERM."
+    "--grace", default=30, show_default=True, type=values.COUNT, help="Seconds that requests may take after SIGTERM."
 )
 @click.option(
     "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the log on stderr."
 )
 @click.option(
     "--otlp-endpoint",
-    type=options.TEXT,
+    type=values.TEXT,
     metavar="URL",
     help="OpenTelemetry collector to send traces to (OTLP over HTTP).",
 )
@@ -153,7 +153,7 @@ def command(galleries: tuple[str, ...], moved: Path | None, api_key_file: Path |
     try:
         if shards is not None and any("://" in place for _, _, place in map(_named, galleries)):
             raise InputError("galleries must be folders where shards are searched on Ray, got a URL")
-        local = [f"{name}{equals}{options.local_gallery(place)}" for name, equals, place in map(_named, galleries)]
+        local = [f"{name}{equals}{values.local_gallery(place)}" for name, equals, place in map(_named, galleries)]
         settings = Settings(
             named_galleries(tuple(local)), moved, api_key=key, limits=Limits(**limits), ray=shards, **flags
         )

@@ -9,8 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .options import COUNT, FOLDER, NEW_FOLDER, TEXT, data_argument, out_option
+from .options import data_argument, out_option
 from .terminal import Progress, echo, progress_bar
+from .values import COUNT, FOLDER, NEW_FOLDER, TEXT
 
 _COLLAPSED = (
     "Warning: the model has collapsed: it gives all pairs one score (the loss is twice the margin) and recalls no more "

@@ -7,25 +7,25 @@ from pathlib import Path
 
 import click
 
-from . import options
+from . import options, values
 from .terminal import echo, print_json, visible
 
 _WRITING = ("out", "gallery", "gallery_place", "precision", "backend", "instances", "queue", "force")
 
 
 @click.command("triton", short_help="Write a model repository for NVIDIA Triton Inference Server.")
-@click.argument("bundle", type=options.FOLDER, required=False)
-@click.option("-o", "--out", type=options.NEW_FOLDER, help="Folder of the new model repository.")
+@click.argument("bundle", type=values.FOLDER, required=False)
+@click.option("-o", "--out", type=values.NEW_FOLDER, help="Folder of the new model repository.")
 @click.option(
     "--gallery",
-    type=options.TEXT,
+    type=values.TEXT,
     metavar="GALLERY|URL",
     help="Gallery that the model chan_search searches. Its rows must be encoded with BUNDLE. Without it, the "
     "repository has no search.",
 )
 @click.option(
     "--gallery-place",
-    type=options.TEXT,
+    type=values.TEXT,
     metavar="PATH|URL",
     help="Where the server finds the gallery, if that is not where this command finds it.",
 )
@@ -39,14 +39,14 @@ _WRITING = ("out", "gallery", "gallery_place", "precision", "backend", "instance
 )
 @click.option(
     "--instances",
-    type=options.COUNT,
+    type=values.COUNT,
     default=1,
     show_default=True,
     help="Number of instances of each model, which work at the same time.",
 )
 @click.option(
     "--queue",
-    type=options.COUNT,
+    type=values.COUNT,
     default=128,
     show_default=True,
     help="Number of requests that may wait for each model. One more is refused.",
@@ -54,7 +54,7 @@ _WRITING = ("out", "gallery", "gallery_place", "precision", "backend", "instance
 @options.force_option("Replace a model repository at OUT.")
 @click.option(
     "--validate",
-    type=options.FOLDER,
+    type=values.FOLDER,
     metavar="REPOSITORY",
     help="Check every configuration in REPOSITORY, and write nothing. Needs the extra triton-server.",
 )
@@ -98,7 +98,7 @@ def command(
     models = write_repository(
         bundle,
         out,
-        gallery=None if gallery is None else options.local_gallery(gallery),
+        gallery=None if gallery is None else values.local_gallery(gallery),
         gallery_place=gallery_place,
         precision=precision,
         backend=backend,

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, strategies
 
 from chan_rt import cli
-from chan_rt.commands import options as choices
+from chan_rt.commands import values as choices
 from chan_rt.commands.terminal import print_json, visible, visible_lines
 from chan_rt.runtime.backends import BACKENDS
 from chan_rt.runtime.contract import GRAPHS, PRECISIONS
