@@ -16,6 +16,7 @@ from ..runtime.errors import ChanError, EngineError, InputError
 from ..runtime.extras import missing
 from ..runtime.files import write_file
 from ..runtime.gallery.cuda.kernels import (
+    BOUND_ROWS,
     DECIDE_WORDS,
     FORMS,
     GPUS,
@@ -24,8 +25,10 @@ from ..runtime.gallery.cuda.kernels import (
     KERNELS,
     LIST_ROWS,
     PAIR_ROWS,
+    PICKS,
     POOLINGS,
     PRECISIONS,
+    REACH_WORDS,
     ROWS_AT_ONCE,
     SCAN_ROWS,
     SLOTS,
@@ -35,13 +38,14 @@ from ..runtime.gallery.cuda.kernels import (
     Function,
     KernelRecord,
     ScanPrecision,
+    level_stride,
 )
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.proof.bounds import MOST_BLOCKS
 
 _STAGES, _WARPS = 3, 4
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
-_ALIGNED = ("vectors", "query", "fine", "codes")
+_ALIGNED = ("vectors", "levels", "query", "fine", "codes")
 _DECIDE_WARPS = 8  # so many threads read the few elements of a step that no thread waits for another's
 _TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query
 _FINE = {"float32": ("*fp32", 4), "float16": ("*fp16", 2), "fixed16": ("*u8", 1)}  # of a fine copy's values, and bytes
@@ -138,6 +142,7 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
     for words, most in zip(WORD_TILES, (256, 128), strict=True):
         tile = {"ROWS": SCAN_ROWS, "BLOCK_W": words, "BLOCK_K": step(most)}
         jobs[f"scan_{words}"] = _Job("scan", scan_types, {**constants, **tile})
+    jobs |= _level_jobs(scan_types, constants, jobs) if precision == "int8" else {}
     pair_types = {name: type for name, type in scan_types.items() if name not in ("word_starts", "words")}
     names = [*list(scan_types)[:6], "counts", "word_scale", "scores", "rows", "queries", "tiles", "temperature"]
     pair_types = {**pair_types, "counts": "*i32", "tiles": "i32"}
@@ -151,11 +156,13 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
     jobs["best_rows"] = _Job("best_rows", {**bounds, **best, **numbers}, sizes)
     numbers = dict.fromkeys(("groups", "k", "picks", "queries"), "i32")
     sizes = {"GROUPS": GROUPS, "AT_ONCE": GROUPS_AT_ONCE}
-    jobs["kth_best"] = _Job("kth_best", {**best, "thresholds": "*fp64", "picked": "*i32", **numbers}, sizes)
+    jobs["kth_best"] = _Job(
+        "kth_best", {**best, "thresholds": "*fp64", "found": "*i32", "picked": "*i32", **numbers}, sizes
+    )
     numbers = dict.fromkeys(("rows", "capacity", "queries", "num_plans"), "i32")
     sizes = {"SIZE": LIST_ROWS, "BLOCKS": MOST_BLOCKS}
     jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, sizes)
-    return jobs | (_decide_jobs(width) if precision == "int8" else {})
+    return jobs | (_decide_jobs(width) | _reach_jobs(pooling) if precision == "int8" else {})
 
 
 def _decide_jobs(width: int) -> dict[str, _Job]:
@@ -172,6 +179,41 @@ def _decide_jobs(width: int) -> dict[str, _Job]:
         constants = {"FORM": form, "WIDTH": width, "UNIT": UNIT // size, "CODES_UNIT": UNIT}
         constants |= {"BLOCK_W": DECIDE_WORDS, "BLOCK_R": _VECTORS}
         jobs[f"decide_{form}"] = _Job("decide", types, constants, _DECIDE_WARPS)
+    return jobs
+
+
+def _reach_jobs(pooling: str) -> dict[str, _Job]:
+    """`reach` for each number of rows that may be picked."""
+    types = {
+        "maxima": "*fp64", "found": "*i32", "word_starts": "*i32", "margins": "*fp64", "thresholds": "*fp64",
+        **dict.fromkeys(("k", "picks", "stride"), "i32"), "temperature": "fp64",
+    }  # fmt: skip
+    constants = {"POOLING": pooling, "BLOCK_W": REACH_WORDS}
+    return {f"reach_{picks}": _Job("reach", types, {**constants, "PICKS": picks}) for picks in PICKS}
+
+
+def _level_jobs(
+    scan_types: Mapping[str, str], constants: Mapping[str, Any], scans: Mapping[str, _Job]
+) -> dict[str, _Job]:
+    """The kernels that read the first level of a plan, and the int8 codes of some rows only."""
+    stride = level_stride(constants["WIDTH"])
+    if stride is None:
+        return {}
+    listed = {"found": "*i32", "listed": "*i32"}
+    head, tail = list(scan_types)[:4], list(scan_types)[5:]
+    listed_types = {name: scan_types[name] for name in head} | listed | {name: scan_types[name] for name in tail}
+    listed_types = {**listed_types, "capacity": "i32", "temperature": listed_types.pop("temperature")}
+    bound_types = {
+        "levels": "*i8", "places": "*i64", "lengths": "*i32", "allowed": "*u8", "query": "*i8", "word_starts": "*i32",
+        "word_scale": "*fp64", "word_offset": "*fp64", "upper": "*fp64", "scores": "*fp64",
+        "rows": "i32", "words": "i32", "queries": "i32", "temperature": "fp64",
+    }  # fmt: skip
+    jobs = {}
+    for words, rows in zip(WORD_TILES, BOUND_ROWS, strict=True):
+        jobs[f"scan_listed_{words}"] = _Job("scan_listed", listed_types, scans[f"scan_{words}"].constants)
+        own = {"WIDTH": stride, "ROWS": rows, "BLOCK_W": words}
+        shared = {name: constants[name] for name in ("UNIT", "POOLING", "BLOCK_R")}
+        jobs[f"bound_{words}"] = _Job("bound", bound_types, own | shared)
     return jobs
 
 

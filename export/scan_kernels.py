@@ -13,19 +13,45 @@ import triton.language as tl
 
 
 @triton.jit
-def scan(
-    vectors,  # int8 or float16: where the first vector lies
-    places,  # int64 [rows], where each row's vectors begin beyond that, in units of UNIT elements
-    lengths,  # int32 [rows], how many vectors each row has
-    row_scale,  # float32 [rows]
-    allowed,  # uint8 [rows]
-    query,  # [PLANES, words, WIDTH], of the vectors' type
-    word_starts,  # int32 [queries + 1]
-    word_scale,  # float64 [words]
-    scores,  # float64 [queries, rows]; -inf where a row is not allowed
-    rows,
+def pool_more(peak, total, value, valid, temperature, POOLING: tl.constexpr):
+    """Pool some words' values [ROWS, BLOCK_W], those that are `valid` [BLOCK_W], into what was pooled before."""
+    if POOLING == "LSE":
+        value = tl.where(valid[None, :], value / temperature, float("-inf"))
+        top = tl.maximum(peak, tl.max(value, axis=1))
+        total = total * tl.exp(peak - top) + tl.sum(tl.exp(value - top[:, None]), axis=1)
+        peak = top
+    elif POOLING == "Max":
+        peak = tl.maximum(peak, tl.max(tl.where(valid[None, :], value, float("-inf")), axis=1))
+    else:
+        total += tl.sum(tl.where(valid[None, :], value, 0.0), axis=1)
+    return peak, total
+
+
+@triton.jit
+def pool_all(peak, total, count, POOLING: tl.constexpr):
+    """The score, once all `count` words were pooled."""
+    if POOLING == "LSE":
+        total = tl.log(total) + peak
+    elif POOLING == "Max":
+        total = peak
+    elif POOLING == "Mean":
+        total = total / count
+    return total
+
+
+@triton.jit
+def score_rows(
+    vectors,
+    places,
+    lengths,
+    row_scale,
+    row,  # int64 or int32 [ROWS]
+    chosen,  # bool [ROWS]
+    query,
+    begin,
+    end,
+    word_scale,
     words,
-    queries,
     temperature,
     WIDTH: tl.constexpr,
     UNIT: tl.constexpr,
@@ -37,14 +63,9 @@ def scan(
     BLOCK_K: tl.constexpr,
 ):
     """Scores of ROWS rows and one query: per query vector the largest product over each row, pooled."""
-    row = tl.program_id(0) // queries * ROWS + tl.arange(0, ROWS)
-    which = tl.program_id(0) % queries
-    chosen = tl.load(allowed + row, mask=row < rows, other=0) != 0
     first = tl.load(places + row, mask=chosen, other=0)
     count = tl.load(lengths + row, mask=chosen, other=0)
     scale = tl.load(row_scale + row, mask=chosen, other=0.0).to(tl.float64)
-    begin = tl.load(word_starts + which)
-    end = tl.load(word_starts + which + 1)
     k = tl.arange(0, BLOCK_K)
     vectors_at_once: tl.constexpr = ROWS * BLOCK_R
     columns: tl.constexpr = PLANES * BLOCK_W
@@ -81,23 +102,161 @@ def scan(
         word = tile + tl.arange(0, BLOCK_W)
         valid_word = word < end
         value = best.to(tl.float64) * tl.load(word_scale + word, mask=valid_word, other=0.0)[None, :] * scale[:, None]
-        if POOLING == "LSE":
-            value = tl.where(valid_word[None, :], value / temperature, float("-inf"))
-            top = tl.maximum(peak, tl.max(value, axis=1))
-            total = total * tl.exp(peak - top) + tl.sum(tl.exp(value - top[:, None]), axis=1)
-            peak = top
-        elif POOLING == "Max":
-            peak = tl.maximum(peak, tl.max(tl.where(valid_word[None, :], value, float("-inf")), axis=1))
-        else:
-            total += tl.sum(tl.where(valid_word[None, :], value, 0.0), axis=1)
-    if POOLING == "LSE":
-        total = tl.log(total) + peak
-    elif POOLING == "Max":
-        total = peak
-    elif POOLING == "Mean":
-        total = total / (end - begin)
+        peak, total = pool_more(peak, total, value, valid_word, temperature, POOLING)
+    return pool_all(peak, total, end - begin, POOLING)
+
+
+@triton.jit
+def scan(
+    vectors,  # int8 or float16: where the first vector lies
+    places,  # int64 [rows], where each row's vectors begin beyond that, in units of UNIT elements
+    lengths,  # int32 [rows], how many vectors each row has
+    row_scale,  # float32 [rows]
+    allowed,  # uint8 [rows]
+    query,  # [PLANES, words, WIDTH], of the vectors' type
+    word_starts,  # int32 [queries + 1]
+    word_scale,  # float64 [words]
+    scores,  # float64 [queries, rows]; -inf where a row is not allowed
+    rows,
+    words,
+    queries,
+    temperature,
+    WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    PLANES: tl.constexpr,
+    POOLING: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Scores of ROWS rows and one query."""
+    row = tl.program_id(0) // queries * ROWS + tl.arange(0, ROWS)
+    which = tl.program_id(0) % queries
+    chosen = tl.load(allowed + row, mask=row < rows, other=0) != 0
+    begin = tl.load(word_starts + which)
+    end = tl.load(word_starts + which + 1)
+    total = score_rows(
+        vectors, places, lengths, row_scale, row, chosen, query, begin, end, word_scale, words, temperature,
+        WIDTH, UNIT, PLANES, POOLING, ROWS, BLOCK_W, BLOCK_R, BLOCK_K,
+    )  # fmt: skip
     target = scores + which.to(tl.int64) * rows + row
     tl.store(target, tl.where(chosen, total, float("-inf")), mask=row < rows)
+
+
+@triton.jit
+def scan_listed(
+    vectors,  # as of `scan`
+    places,
+    lengths,
+    row_scale,
+    found,  # int32 [queries], how many rows are listed for each
+    listed,  # int32 [queries, capacity], the rows
+    query,
+    word_starts,
+    word_scale,
+    scores,  # float64 [queries, rows]; only those of listed rows are written
+    rows,
+    words,
+    queries,
+    capacity,
+    temperature,
+    WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    PLANES: tl.constexpr,
+    POOLING: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Scores of ROWS of a query's listed rows."""
+    place = tl.program_id(0) // queries * ROWS + tl.arange(0, ROWS)
+    which = tl.program_id(0) % queries
+    inside = place < tl.minimum(tl.load(found + which), capacity)
+    row = tl.load(listed + which.to(tl.int64) * capacity + place, mask=inside, other=-1)
+    chosen = row >= 0
+    begin = tl.load(word_starts + which)
+    end = tl.load(word_starts + which + 1)
+    end = tl.where(tl.max(row, axis=0) >= 0, end, begin)  # nothing to do
+    total = score_rows(
+        vectors, places, lengths, row_scale, row, chosen, query, begin, end, word_scale, words, temperature,
+        WIDTH, UNIT, PLANES, POOLING, ROWS, BLOCK_W, BLOCK_R, BLOCK_K,
+    )  # fmt: skip
+    tl.store(scores + which.to(tl.int64) * rows + row, total, mask=chosen)
+
+
+@triton.jit
+def bound(
+    levels,  # int8: where the first coded vector lies, its bytes less 128
+    places,  # int64 [rows], where each row's coded vectors begin beyond that, in units of UNIT bytes; -1: it has none
+    lengths,  # int32 [rows]
+    allowed,  # uint8 [rows]
+    query,  # int8 [2, words, WIDTH]: the digits of integers 128 high + low
+    word_starts,  # int32 [queries + 1]
+    word_scale,  # float64 [words]
+    word_offset,  # float64 [words]
+    upper,  # float64 [queries, rows]; infinite where a row has no coded vectors, -inf where it is not allowed
+    scores,  # float64 [queries, rows]; becomes -inf
+    rows,
+    words,
+    queries,
+    temperature,
+    WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    POOLING: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Upper bounds of scores of ROWS rows and one query, by (3) of bounds.py.
+
+    Sums are exact in int32: at most 2^7 bytes of a size of 2^7, times integers below 2^14. All that follows is float64:
+    a product and a sum for each word, and pooling. Each value is raised by 2^-40 of its size for that, which is more
+    than these can lose for up to 2^12 words; the query's offsets allow for the rest (runtime/gallery/cuda/levels.py).
+    """
+    row = tl.program_id(0) // queries * ROWS + tl.arange(0, ROWS)
+    which = tl.program_id(0) % queries
+    chosen = tl.load(allowed + row, mask=row < rows, other=0) != 0
+    first = tl.load(places + row, mask=chosen, other=-1)
+    coded = first >= 0
+    count = tl.load(lengths + row, mask=coded, other=0)
+    begin = tl.load(word_starts + which)
+    end = tl.load(word_starts + which + 1)
+    k = tl.arange(0, WIDTH)
+    vectors_at_once: tl.constexpr = ROWS * BLOCK_R
+    columns: tl.constexpr = 2 * BLOCK_W
+    peak = tl.full([ROWS], float("-inf"), tl.float64)
+    total = tl.full([ROWS], 0.0, tl.float64)
+    for tile in range(begin, end, BLOCK_W):
+        column = tl.arange(0, columns)
+        column_word = tile + column % BLOCK_W
+        column_at = column // BLOCK_W * words + column_word  # both digits of these words, side by side
+        query_at = query + column_at[None, :].to(tl.int64) * WIDTH + k[:, None]
+        digits = tl.load(query_at, mask=(column_word < end)[None, :], other=0)
+        best = tl.full([ROWS, BLOCK_W], -2147483648, tl.int32)
+        for piece in range(0, tl.max(count, axis=0), BLOCK_R):
+            place = piece + tl.arange(0, BLOCK_R)
+            vector = tl.reshape(first[:, None] * UNIT + place[None, :] * WIDTH, [vectors_at_once])
+            vector = tl.multiple_of(vector, [UNIT])
+            valid = tl.reshape(place[None, :] < count[:, None], [vectors_at_once])
+            codes = tl.load(levels + vector[:, None] + k[None, :], mask=valid[:, None], other=0)
+            sums = tl.dot(codes, digits, out_dtype=tl.int32)
+            high, low = tl.split(tl.trans(tl.reshape(sums, [vectors_at_once, 2, BLOCK_W]), 0, 2, 1))
+            product = tl.where(valid[:, None], high * 128 + low, -2147483648)
+            best = tl.maximum(best, tl.max(tl.reshape(product, [ROWS, BLOCK_R, BLOCK_W]), axis=1))
+        word = tile + tl.arange(0, BLOCK_W)
+        valid_word = word < end
+        scale = tl.load(word_scale + word, mask=valid_word, other=0.0)
+        offset = tl.load(word_offset + word, mask=valid_word, other=0.0)
+        value = best.to(tl.float64) * scale[None, :] + offset[None, :]
+        value += tl.abs(value) * 9.094947017729282e-13  # 2^-40
+        peak, total = pool_more(peak, total, value, valid_word, temperature, POOLING)
+    total = pool_all(peak, total, end - begin, POOLING)
+    total = tl.where(coded, total, float("inf"))
+    target = which.to(tl.int64) * rows + row
+    tl.store(upper + target, tl.where(chosen, total, float("-inf")), mask=row < rows)
+    tl.store(scores + target, tl.full([ROWS], float("-inf"), tl.float64), mask=row < rows)
 
 
 @triton.jit
@@ -238,7 +397,8 @@ def kth_best(
     maxima,  # float64 [queries, groups]
     owners,  # int32 [queries, groups]
     thresholds,  # float64 [queries]; raised to the k-th largest of the maxima
-    picked,  # int32 [queries, picks]: the rows of the largest maxima, best first; -1 where there is none
+    found,  # int32 [queries], zero; becomes how many rows are picked
+    picked,  # int32 [queries, picks], the rows of the largest maxima, best first
     groups,
     k,
     picks,
@@ -262,9 +422,10 @@ def kth_best(
     threshold = thresholds + which + tl.zeros([GROUPS], tl.int32)
     kth = valid & (before == k - 1)
     tl.store(threshold, tl.maximum(value, tl.load(threshold, mask=kth, other=0.0)), mask=kth)
-    owner = tl.load(owners + which * groups + group, mask=valid, other=0)
-    owner = tl.where(value > float("-inf"), owner, -1)
-    tl.store(picked + which * picks + before, owner, mask=valid & (before < picks))
+    keep = valid & (before < picks) & (value > float("-inf"))
+    tl.atomic_add(found + which, tl.sum(keep.to(tl.int32), axis=0))
+    owner = tl.load(owners + which * groups + group, mask=keep, other=0)
+    tl.store(picked + which * picks + before, owner, mask=keep)
 
 
 @triton.jit
@@ -301,3 +462,41 @@ def shortlist(
     tl.store(listed_rows + which * capacity + place, row, mask=keep)
     tl.store(listed_scores + which * capacity + place, score, mask=keep)
     tl.store(listed_radii + which * capacity + place, off, mask=keep)
+
+
+@triton.jit
+def reach(
+    maxima,  # float64 [queries, picks, stride], of each word the largest true similarity over a row's vectors
+    found,  # int32 [queries], how many rows were picked for each
+    word_starts,  # int32 [queries + 1]
+    margins,  # float64 [queries], how far pooling can be off
+    thresholds,  # float64 [queries]; raised to the k-th largest true score of the rows that were picked
+    k,
+    picks,
+    stride,
+    temperature,
+    POOLING: tl.constexpr,
+    PICKS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Pool the true similarities of PICKS rows of one query at most, and find the k-th largest score."""
+    which = tl.program_id(0).to(tl.int64)
+    pick = tl.arange(0, PICKS)
+    valid = pick < tl.minimum(tl.load(found + which), picks)
+    begin = tl.load(word_starts + which)
+    words = tl.load(word_starts + which + 1) - begin
+    peak = tl.full([PICKS], float("-inf"), tl.float64)
+    total = tl.full([PICKS], 0.0, tl.float64)
+    for first in range(0, words, BLOCK_W):
+        word = first + tl.arange(0, BLOCK_W)
+        valid_word = word < words
+        at = maxima + (which * picks + pick[:, None]) * stride + word[None, :]
+        value = tl.load(at, mask=valid[:, None] & valid_word[None, :], other=0.0)
+        peak, total = pool_more(peak, total, value, valid_word, temperature, POOLING)
+    score = pool_all(peak, total, words, POOLING) - tl.load(margins + which)
+    score = tl.where(valid, score, float("-inf"))
+    # Each row counts those that are before it, the earlier ones of equal ones.
+    ahead = (score[None, :] > score[:, None]) | ((score[None, :] == score[:, None]) & (pick[None, :] < pick[:, None]))
+    kth = tl.sum(ahead.to(tl.int32), axis=1) == k - 1
+    best = tl.max(tl.where(kth, score, float("-inf")), axis=0)
+    tl.store(thresholds + which, tl.maximum(best, tl.load(thresholds + which)))

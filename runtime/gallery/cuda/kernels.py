@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from ...errors import BackendError, ChanError, reason_of
 from ...gpu import architecture
+from ..proof.prefix import level_widths
 
 KERNELS = "kernels"
 SCHEMA = 5
@@ -27,7 +28,10 @@ GPUS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110
 WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
 WORDS_A_TILE = 64  # query vectors that a program of `pairs` takes, of several queries
 SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned for one by one
-SCAN_ROWS, PAIR_ROWS = 4, 8  # rows a program of `scan` and of `pairs` takes, so that it reads the queries once for all
+# Rows a program of `scan`, of `pairs` and, for each of WORD_TILES, of `bound` takes, which reads the queries once for all.
+SCAN_ROWS, PAIR_ROWS, BOUND_ROWS = 4, 8, (8, 4)
+PICKS = (64, 256)  # most rows that a program of `reach` pools
+REACH_WORDS = 16  # words that it takes at once
 UNIT = 64  # bytes; where a row's vectors begin is counted in these
 MOST_GROUPS = 4096  # of rows of which the best one is looked at when the threshold is looked for
 GROUPS = 16  # groups that a program of `best_rows` and of `kth_best` takes
@@ -38,6 +42,15 @@ DECIDE_WORDS = 16  # query vectors that a program of `decide` takes
 
 
 _ORIN = (8, 7)
+
+
+def level_stride(width: int) -> int | None:
+    """Bytes that a vector of this stored width takes at the first level of a plan on a GPU; None: there are no levels.
+
+    A power of two, so that tensor cores take a vector at once.
+    """
+    widths = level_widths(width)
+    return None if widths is None else 64 if widths[0] <= 64 else 128
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,8 @@ class KernelRecord:
         compiler: Triton's version.
         source_sha256: of the kernels' source.
         functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `kth_best`, `shortlist`;
-            for int8 `decide_float32` and the like, one for each form of the fine copy.
+            for int8 `decide_float32` and the like, one for each form of the fine copy, `reach_64` and the like, and,
+            for galleries that can have levels, `bound_16`, `scan_listed_16` and the like.
     """
 
     precision: ScanPrecision

@@ -29,7 +29,7 @@ from chan_rt.runtime.gallery.proof.prefix import (
     plan_of,
     rotate,
 )
-from chan_rt.runtime.gallery.proof.prefix_bounds import weigh
+from chan_rt.runtime.gallery.proof.prefix_bounds import LARGEST, weigh, weigh_integers
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.proof.true_score import true_row
 
@@ -338,6 +338,12 @@ def checked_pairs(rng: np.random.Generator) -> int:
     found = in_float32.above(stored).T
     assert (found >= true)[bounded].all()
     assert (found <= bounds + 1e-3 * sizes.max(axis=1, keepdims=True) + 1e-12).all(), "float32 costs next to nothing"
+    integers = weigh_integers(queries.astype(np.float64), axes, level, largest, 1.0, alignment)
+    assert np.abs(integers.integers).max() <= LARGEST
+    found = integers.above(stored).T
+    assert (found >= true)[bounded].all()
+    lost = integers.scale[:, None] * (np.sqrt(len(level.steps)) * level.norm_step[-1] + level.norms) * 255
+    assert (found <= bounds + lost + 1e-9 * sizes.max(axis=1, keepdims=True) + 1e-12).all()
     return int(bounded.sum())
 
 
