@@ -59,6 +59,9 @@ class FakeBackend(Backend):
 class FakeDevice:
     """The part of `Device` that moves bytes and launches kernels, on the host: addresses are real, streams a count.
 
+    What is queued is done when somebody waits for it, so that memory of the host that is written again before then, or
+    read before then, shows.
+
     Args:
         kernels: what a kernel's name runs: a function of this device, the number of blocks and the arguments.
         capacity: bytes that may be allocated at once.
@@ -78,6 +81,7 @@ class FakeDevice:
         self.loaded = 0
         self.launched: list[str] = []
         self.copied_in = 0
+        self._queued: list[Callable[[], None]] = []
 
     def activate(self) -> None:
         """Nothing to choose between."""
@@ -96,7 +100,8 @@ class FakeDevice:
         return self._capacity - sum(map(len, self.memory.values()))
 
     def free(self, address: int) -> None:
-        """See `Device.free`."""
+        """See `Device.free`; it waits."""
+        self.synchronize(0)
         del self.memory[address]
 
     def malloc_host(self, size: int) -> Array:
@@ -106,7 +111,8 @@ class FakeDevice:
         return memory
 
     def free_host(self, memory: Array) -> None:
-        """See `Device.free_host`."""
+        """See `Device.free_host`; it waits."""
+        self.synchronize(0)
         del self.hosts[memory.ctypes.data]
 
     def create_stream(self) -> int:
@@ -119,16 +125,27 @@ class FakeDevice:
         self.streams -= 1
 
     def synchronize(self, stream: int) -> None:
-        """Nothing waits: all is done when it is queued."""
+        """Do all that was queued, on any stream."""
+        queued, self._queued = self._queued, []
+        for do in queued:
+            do()
 
     def copy_in(self, address: int, memory: Array, stream: int) -> None:
         """See `Device.copy_in`."""
         self.copied_in += memory.nbytes
-        self.array(address, np.uint8)[: memory.nbytes] = memory.reshape(-1).view(np.uint8)
+
+        def copy() -> None:
+            self.array(address, np.uint8)[: memory.nbytes] = memory.reshape(-1).view(np.uint8)
+
+        self._queued.append(copy)
 
     def copy_out(self, memory: Array, address: int, stream: int) -> None:
         """See `Device.copy_out`."""
-        memory[...] = self.array(address, np.uint8)[: memory.nbytes]
+
+        def copy() -> None:
+            memory[...] = self.array(address, np.uint8)[: memory.nbytes]
+
+        self._queued.append(copy)
 
     def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
         """The Python function of that name."""
@@ -138,9 +155,9 @@ class FakeDevice:
     def launch_kernel(
         self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
     ) -> None:
-        """Run the function."""
+        """Queue the function."""
         self.launched.append(kernel)
-        self._kernels[kernel](self, blocks, *arguments)
+        self._queued.append(lambda: self._kernels[kernel](self, blocks, *arguments))
 
     def unload_kernel(self, kernel: Any) -> None:
         """See `Device.unload_kernel`."""

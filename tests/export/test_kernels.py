@@ -17,7 +17,7 @@ from chan_rt.commands import options as choices
 from chan_rt.export import kernels
 from chan_rt.export.kernels import build_kernels
 from chan_rt.runtime.errors import BackendError, EngineError, InputError, MissingExtra
-from chan_rt.runtime.gallery.cuda.kernels import FORMS, GPUS, POOLINGS, PRECISIONS, KernelRecord, find_kernels
+from chan_rt.runtime.gallery.cuda.kernels import FORMS, GPUS, PICKS, POOLINGS, PRECISIONS, KernelRecord, find_kernels
 from chan_rt.runtime.gpu import examine_gpu
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
@@ -37,7 +37,8 @@ def test_code_for_the_architecture_is_made_without_a_gpu(tmp_path: Path, gpu: st
     assert found == record
     names = {"scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist"}
     decides = {f"decide_{form}" for form in FORMS} if precision == "int8" else set()
-    assert code.keys() == names | decides
+    reaches = {f"reach_{picks}" for picks in PICKS} if precision == "int8" else set()
+    assert code.keys() == names | decides | reaches
     for name, function in record.functions.items():
         assert code[name][:4] == b"\x7fELF"
         assert int.from_bytes(code[name][18:20], "little") == 190, "the machine an ELF file is for: NVIDIA CUDA"
@@ -206,7 +207,7 @@ def test_command(tmp_path: Path) -> None:
             "test_resident.py",
             "(interpreted or (rankings and (plain or ties)) or listed or float16 or through_changes) and not several",
         ),
-        ("test_decide.py", "true_row or through_changes"),
+        ("test_decide.py", "true_row or true_scores or through_changes"),
     ],
 )
 def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> None:

@@ -113,6 +113,7 @@ class Decider:
         self._arena, self._launch = arena, launch
         self._width, self._dim = width, dim
         self._known: weakref.WeakValueDictionary[int, _Copy] = weakref.WeakValueDictionary()
+        self._numbers, self._counted = 0, 0  # where 0, 1, 2 and so on lie on the device, and how many
 
     def hold(self, parts: Sequence[Part]) -> Fine | None:
         """The fine copies of parts on the device, each uploaded once; None where they do not fit.
@@ -169,23 +170,17 @@ class Decider:
             padded[:, : self._dim] = vectors
             yield padded
 
-    def decide(
-        self, fine: Fine, codes: Codes, lists: DeviceLists, queries: Sequence[NDArray[np.float32]], longest: int
-    ) -> Decided:
+    def decide(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: tuple[int, int], longest: int) -> Decided:
         """The similarities of all rows on lists; none of a list that does not hold all of its rows.
 
         Args:
             fine: of all rows.
             codes: beside it.
             lists: of the queries; queued, not waited for.
-            queries: their vectors [Q_i, D].
+            sent: the queries' vectors, as `send` returned them.
             longest: no less than any Q_i; so many similarities each pair has room for (S).
         """
         arena, capacity = self._arena, lists.capacity
-        lengths = [len(query) for query in queries]
-        vectors = np.zeros((sum(lengths), self._width), np.float32)
-        np.concatenate(queries, out=vectors[:, : self._dim])
-        sent = arena.send("exact", vectors), arena.send("exact_starts", np.cumsum([0, *lengths], dtype=np.int32))
 
         def decided(chosen: NDArray[np.int64]) -> _Results:
             return self._pairs(fine, codes, lists, sent, chosen, longest)
@@ -212,6 +207,44 @@ class Decider:
         valid = places % capacity < held[which]
         return every if valid.all() else every.choose(valid)
 
+    def similarities(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: tuple[int, int], longest: int) -> int:
+        """Queue the similarities of all places of the lists; the arguments are as of `decide`.
+
+        Returns the address of their maxima, float64 [queries, capacity, S].
+        """
+        places = lists.count * lists.capacity
+        if places > self._counted:
+            self._numbers, self._counted = self._arena.send("numbers", np.arange(places, dtype=np.int32)), places
+        return self._queue(fine, codes, lists, sent, self._numbers, places, longest)[1]
+
+    def send(self, queries: Sequence[NDArray[np.float32]]) -> tuple[int, int]:
+        """Queries' vectors on the device, float32 [Q, width], and where each query's begin, int32 [queries + 1]."""
+        lengths = [len(query) for query in queries]
+        vectors = np.zeros((sum(lengths), self._width), np.float32)
+        np.concatenate(queries, out=vectors[:, : self._dim])
+        starts = np.cumsum([0, *lengths], dtype=np.int32)
+        return self._arena.send("exact", vectors), self._arena.send("exact_starts", starts)
+
+    def _queue(
+        self,
+        fine: Fine,
+        codes: Codes,
+        lists: DeviceLists,
+        sent: tuple[int, int],
+        chosen: int,
+        pairs: int,
+        longest: int,
+    ) -> tuple[int, int, int]:
+        """Queue `decide` of the lists' places at an address, int32 [pairs]; the addresses of rows, maxima, winners."""
+        arena, tiles = self._arena, -(-longest // DECIDE_WORDS)
+        rows = arena.scratch("decided", 4 * pairs)
+        maxima = arena.scratch("similarities", 8 * pairs * longest)
+        winners = arena.scratch("winners", 4 * pairs * longest)
+        held = fine.base, fine.places, codes.codes, codes.places, codes.row_scale, codes.lengths
+        addresses = (*held, lists.found, lists.rows, chosen, *sent, rows, maxima, winners)
+        self._launch(f"decide_{fine.form}", pairs * tiles, addresses, lists.capacity, longest, tiles, self._dim)
+        return rows, maxima, winners
+
     def _pairs(
         self,
         fine: Fine,
@@ -223,14 +256,8 @@ class Decider:
     ) -> _Results:
         """Decide some places of the lists, and wait; what lies beyond a list's end is left as it was."""
         arena, pairs = self._arena, len(chosen)
-        tiles = -(-longest // DECIDE_WORDS)
         places = arena.send("chosen", chosen.astype(np.int32))
-        rows = arena.scratch("decided", 4 * pairs)
-        maxima = arena.scratch("similarities", 8 * pairs * longest)
-        winners = arena.scratch("winners", 4 * pairs * longest)
-        held = fine.base, fine.places, codes.codes, codes.places, codes.row_scale, codes.lengths
-        addresses = (*held, lists.found, lists.rows, places, *sent, rows, maxima, winners)
-        self._launch(f"decide_{fine.form}", pairs * tiles, addresses, lists.capacity, longest, tiles, self._dim)
+        rows, maxima, winners = self._queue(fine, codes, lists, sent, places, pairs, longest)
         found = (
             arena.fetch("decided", rows, pairs, np.int32),
             arena.fetch("similarities", maxima, pairs * longest, np.float64).reshape(pairs, longest),

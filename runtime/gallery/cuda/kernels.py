@@ -28,7 +28,7 @@ GPUS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110
 WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
 WORDS_A_TILE = 64  # query vectors that a program of `pairs` takes, of several queries
 SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned for one by one
-# Rows a program of `scan`, of `pairs` and, for each of WORD_TILES, of `bound` takes, which reads the queries once for all.
+# Rows that a program of `scan`, of `pairs` and, for each of WORD_TILES, of `bound` takes; it reads the queries once.
 SCAN_ROWS, PAIR_ROWS, BOUND_ROWS = 4, 8, (8, 4)
 PICKS = (64, 256)  # most rows that a program of `reach` pools
 REACH_WORDS = 16  # words that it takes at once

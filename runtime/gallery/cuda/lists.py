@@ -19,6 +19,7 @@ class DeviceLists:
         rows: int32 [count, capacity], in no order.
         values: float64 [count, capacity], their scores.
         radii: float64 [count, capacity], how far these can be off.
+        picked: int32 [count], how many rows were picked for the threshold.
         terms: float64 [count, plans, 6 + MOST_BLOCKS], from which that follows; see `KernelScan`.
     """
 
@@ -30,4 +31,5 @@ class DeviceLists:
     rows: int
     values: int
     radii: int
+    picked: int
     terms: int

@@ -31,8 +31,8 @@ from ...contract import AlignmentConfig
 from ...errors import BackendError, TensorError
 from ...forks import now_and_after_fork
 from ..kernels.layout import OFFSET
-from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes
-from ..proof.pooling import Float64Array
+from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes, rounding
+from ..proof.pooling import Float64Array, score_change
 from ..proof.rows import Part
 from .decide import Codes, Decided, Decider, Fine, join
 from .kernels import (
@@ -40,6 +40,7 @@ from .kernels import (
     LIST_ROWS,
     MOST_GROUPS,
     PAIR_ROWS,
+    PICKS,
     SCAN_ROWS,
     SLOTS,
     UNIT,
@@ -50,6 +51,7 @@ from .kernels import (
 from .lists import DeviceLists
 from .memory import INSTEAD, Arena, gib
 
+BEYOND = 22  # rows beyond k whose true scores give the threshold, where the GPU holds the fine copy
 CAPACITY = 4096  # rows a query's list holds; where more qualify, it is made again with room for all
 _QUERIES = 512  # queries of one launch: their vectors and lists stay within some tens of MiB
 _PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
@@ -132,12 +134,14 @@ class _Rows:
         count: rows (N).
         base: where the vectors begin; the places of rows count from there, in units of UNIT bytes.
         axes: the axes of each plan, (1') of bounds.py; rows have the number of theirs.
+        largest: no less than the norm of any vector.
     """
 
     held: tuple[_Held, ...]
     count: int
     base: int
     axes: tuple[NDArray[np.floating], ...]
+    largest: float
     places: int = 0
     lengths: int = 0
     scale: int = 0
@@ -256,18 +260,50 @@ class KernelScan:
             self._device.activate()
             for piece in _pieces(queries):
                 own = [queries[i] for i in piece]
-                vectors = [query.vectors.astype(np.float32) for query in own]
-                lists = self._queue_lists(rows, own, k, allowed, floors[piece])
+                sent = self._decider.send([query.vectors.astype(np.float32) for query in own])
                 longest = max(query.count for query in own)
-                decided = [self._decider.decide(fine, codes, lists, vectors, longest)]
+                truth = partial(self._raise_by_truth, rows, fine, codes, own, sent, k)
+                lists = self._queue_lists(rows, own, k, allowed, floors[piece], truth)
+                decided = [self._decider.decide(fine, codes, lists, sent, longest)]
                 for which in np.flatnonzero(decided[0].found > lists.capacity).tolist():
                     threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
                     self._arena.wait()
                     long = self._list_again(lists, rows, which, threshold)
-                    again = self._decider.decide(fine, codes, long, vectors[which : which + 1], longest)
+                    alone = sent[0], sent[1] + 4 * which
+                    again = self._decider.decide(fine, codes, long, alone, longest)
                     decided.append(replace(again, queries=np.full_like(again.queries, which)))
                 every.append(replace(join(decided), numbers=np.array(piece)))
         return every
+
+    def _raise_by_truth(
+        self,
+        rows: _Rows,
+        fine: Fine,
+        codes: Codes,
+        queries: Sequence[QuantizedQuery],
+        sent: tuple[int, int],
+        k: int,
+        lists: DeviceLists,
+        picked: int,
+        picks: int,
+    ) -> None:
+        """Queue that each query's threshold becomes the k-th largest true score of its picked rows, or stays.
+
+        The GPU pools similarities in float64, as the CPU does, and (2) of bounds.py holds for both. So the GPU's score
+        less twice as much is no more than the CPU's.
+        """
+        margins = np.empty(len(queries))
+        for i, query in enumerate(queries):
+            size = np.array(query.norm * rows.largest)
+            change = 2 * rounding(size, self._dim, query.count, self._alignment)
+            margins[i] = score_change(change, query.count, 0.0, self._alignment)
+        longest = max(query.count for query in queries)
+        few = replace(lists, capacity=picks, found=lists.picked, rows=picked)
+        maxima = self._decider.similarities(fine, codes, few, sent, longest)
+        addresses = maxima, lists.picked, sent[1], self._arena.send("margins", margins), lists.thresholds
+        name = next(f"reach_{most}" for most in PICKS if most >= picks)
+        temperature = float(self._alignment.pooling_temperature)
+        self._launch(name, len(queries), addresses, k, picks, longest, temperature)
 
     def close(self) -> None:
         """See `ResidentScan.close`."""
@@ -312,7 +348,8 @@ class KernelScan:
             number, _ = axes.setdefault(key, (len(axes), own))
             plans.append(np.full(count, number, np.int32))
             blocks[: part.blocks.shape[1], first : first + count] = part.blocks.T
-        rows = _Rows(tuple(held), sum(counts), base, tuple(own for _, own in axes.values()))
+        largest = max((float((part.norm + part.error).max(initial=0)) for part in parts), default=0.0) * (1 + 1e-6)
+        rows = _Rows(tuple(held), sum(counts), base, tuple(own for _, own in axes.values()), largest)
         scales = [part.scale if self.certified else np.ones_like(part.scale) for part in parts]
         arrays: list[NDArray[Any]] = [
             _joined(places, np.int64),
@@ -354,8 +391,12 @@ class KernelScan:
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
+        truth: Callable[[DeviceLists, int, int], None] | None = None,
     ) -> DeviceLists:
-        """Queue everything up to the lists."""
+        """Queue everything up to the lists.
+
+        truth: raises thresholds by the true scores of picked rows, given the address of these and their number.
+        """
         count = len(queries)
         scores = self._arena.scratch("scores", 8 * count * rows.count)
         self._score(rows, queries, allowed, scores)
@@ -363,32 +404,42 @@ class KernelScan:
         lists = self._make_lists("lists", min(CAPACITY, rows.count), scores, start)
         terms = self._terms(queries, rows.axes)  # computed while the GPU scans
         lists = replace(lists, terms=self._arena.send("terms", terms))
-        self._raise_thresholds(lists, rows, k)
+        picks = 0 if truth is None else _picks(k, rows.count)
+        picked = self._raise_thresholds(lists, rows, k, picks)
+        if truth is not None and picks:
+            truth(lists, picked, picks)
         self._fill(lists, rows)
         return lists
 
     def _make_lists(self, name: str, capacity: int, scores: int, thresholds: Float64Array) -> DeviceLists:
-        """Empty lists: thresholds and how many rows are found, then radii, scores and rows."""
+        """Empty lists: thresholds, how many rows are found and picked, then radii, scores and rows."""
         count = len(thresholds)
         places, head = count * capacity, _head(count)
         at = self._arena.scratch(name, head + 20 * places)
-        self._arena.send_to(name, at, np.concatenate([thresholds, np.zeros(-(-count // 2))]))
+        self._arena.send_to(name, at, np.concatenate([thresholds, np.zeros(count)]))
         radii = at + head
-        return DeviceLists(
-            count, capacity, scores, at, at + 8 * count, radii + 16 * places, radii + 8 * places, radii, 0
-        )
+        found = at + 8 * count
+        scores_at, rows_at = radii + 8 * places, radii + 16 * places
+        return DeviceLists(count, capacity, scores, at, found, rows_at, scores_at, radii, found + 4 * count, 0)
 
-    def _raise_thresholds(self, lists: DeviceLists, rows: _Rows, k: int) -> None:
-        """Queue that each query's threshold becomes the k-th largest lower bound of groups' best rows, or stays."""
+    def _raise_thresholds(self, lists: DeviceLists, rows: _Rows, k: int, picks: int) -> int:
+        """Queue that each query's threshold becomes the k-th largest lower bound of groups' best rows, or stays.
+
+        Returns the address of the rows that are picked, int32 [queries, picks]: those of the largest lower bounds, each
+        of another group.
+        """
         arena, count = self._arena, lists.count
         size = max(1, -(-rows.count // MOST_GROUPS))
         groups = -(-rows.count // size)
         maxima = arena.scratch("maxima", 8 * count * groups)
         owners = arena.scratch("owners", 4 * count * groups)
+        picked = arena.scratch("picked", 4 * count * max(1, picks))
         blocks = -(-groups // GROUPS) * count
         addresses = *_bounds(lists, rows), maxima, owners
         self._launch("best_rows", blocks, addresses, rows.count, size, groups, count, len(rows.axes))
-        self._launch("kth_best", blocks, (maxima, owners, lists.thresholds, owners), groups, k, 0, count)
+        addresses = maxima, owners, lists.thresholds, lists.picked, picked
+        self._launch("kth_best", blocks, addresses, groups, k, picks, count)
+        return picked
 
     def _fill(self, lists: DeviceLists, rows: _Rows) -> None:
         """Queue that lists take the rows whose upper bound reaches the threshold."""
@@ -506,8 +557,13 @@ class KernelScan:
 
 
 def _head(queries: int) -> int:
-    """Bytes before the lists of so many queries: a threshold each, and how many rows each list has."""
-    return 8 * queries + 4 * (queries + queries % 2)
+    """Bytes before the lists of so many queries: a threshold each, and how many rows were found and picked."""
+    return 16 * queries
+
+
+def _picks(k: int, rows: int) -> int:
+    """How many rows are picked for the k-th largest true score, if it is looked for."""
+    return min(k + BEYOND, rows) if k + BEYOND <= PICKS[-1] else 0
 
 
 def _bounds(lists: DeviceLists, rows: _Rows) -> tuple[int, ...]:

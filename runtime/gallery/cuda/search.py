@@ -16,7 +16,7 @@ from ..proof.bounds import quantize_queries
 from ..proof.certify import Ranking
 from ..proof.gallery_rows import GalleryRows
 from .best import best_of
-from .scan import ResidentScan
+from .scan import BEYOND, ResidentScan
 
 _SCORE_BYTES = 128 << 20  # of the scores on the GPU; more queries are served in turns
 _TURN = 512  # queries of a turn at most
@@ -76,4 +76,13 @@ class ResidentSearch:
             best = [np.sort(each.rows[np.lexsort((each.rows, -each.scores))[:k]]) for each in listed]
             return [replace(each, certified=False) for each in self._compiled.rank_listed(queries, k, best, floors)]
         reached = np.array([each.threshold for each in listed])
-        return self._compiled.rank_listed(queries, k, [each.rows for each in listed], reached)
+        rows = [each.rows for each in listed]
+        long = [i for i, own in enumerate(rows) if len(own) > 2 * (k + BEYOND)]
+        if long:  # the true scores of the best few leave less of these
+            few = [np.sort(rows[i][np.argsort(-listed[i].scores)[: k + BEYOND]]) for i in long]
+            rankings = self._compiled.rank_listed([queries[i] for i in long], k, few, reached[long])
+            for i, ranking in zip(long, rankings, strict=True):
+                if len(ranking.scores) == k:
+                    reached[i] = max(reached[i], ranking.scores[-1])
+                    rows[i] = rows[i][listed[i].scores + listed[i].radii >= reached[i]]
+        return self._compiled.rank_listed(queries, k, rows, reached)

@@ -25,6 +25,7 @@ from chan_rt.runtime.gallery.cuda.best import Details, pooled
 from chan_rt.runtime.gallery.cuda.decide import Codes
 from chan_rt.runtime.gallery.cuda.kernels import FORMS
 from chan_rt.runtime.gallery.cuda.lists import DeviceLists
+from chan_rt.runtime.gallery.proof.bounds import quantize_query
 from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.pooling import pool
@@ -120,10 +121,9 @@ def test_each_pair_is_the_true_row(form: str, dim: int, ahead: int, monkeypatch:
         own[: len(chosen)] = chosen
     found = np.array([4, 0, 5], np.int32)
     sent = scan._arena.send("found", found), scan._arena.send("rows", listed)
-    on_device = DeviceLists(3, 6, 0, 0, *sent, 0, 0, 0)
-    decided = scan._decider.decide(
-        fine, Codes(held.base, held.places, held.scale, held.lengths), on_device, queries, 40
-    )
+    on_device = DeviceLists(3, 6, 0, 0, *sent, 0, 0, 0, 0)
+    codes = Codes(held.base, held.places, held.scale, held.lengths)
+    decided = scan._decider.decide(fine, codes, on_device, scan._decider.send(queries), 40)
     assert decided.found.tolist() == [4, 0, 5]
     pairs = list(zip(decided.queries.tolist(), decided.rows.tolist(), strict=True))
     assert sorted(pairs) == sorted((i, row) for i, chosen in enumerate(lists) for row in chosen)
@@ -132,6 +132,34 @@ def test_each_pair_is_the_true_row(form: str, dim: int, ahead: int, monkeypatch:
         truth, length = true_row(every[row], queries[i], "images", alignment), len(queries[i])
         assert maxima[:length].tolist() == truth.maxima.tolist()
         assert winners[:length].tolist() == truth.winners.tolist()
+
+
+@pytest.mark.parametrize(("pooling", "k"), [("LSE", 3), ("Max", 1), ("Mean", 10), ("Sum", 43)])
+def test_true_scores_of_a_few_rows_make_the_lists_short(pooling: str, k: int) -> None:
+    """Rows closer than their codes can tell: the k-th largest true score is the threshold, to float64 rounding.
+
+    43 rows and those beyond are more than the smaller `reach` takes.
+    """
+    rng, dim, count = np.random.default_rng(0), 64, 50 if INTERPRETED else 100
+    base = rng.standard_normal((4, dim)).astype(np.float32)
+    rows = [base * np.float32(1 + 2e-4 * i) for i in rng.permutation(count)]
+    queries, alignment = [base, base[:1], -base[:3]], AlignmentConfig(pooling=pooling)
+    scan, device = open_scan("int8", dim, alignment)
+    held = scan.gather([scan.hold(part) for part in make_parts(rows, (30,))])
+    asked = [quantize_query(query, per_vector=True) for query in queries]
+    everything, none = np.ones(count, bool), np.full(3, -np.inf)
+    listed = scan.shortlist(held, asked, k, everything, none)
+    (decided,) = scan.decider(held)(asked, k, everything, none)
+    assert device.launched.count("reach_64" if k < 43 else "reach_256") == 1
+    for i, own in enumerate(listed):
+        truth = np.array([true_row(row, queries[i], "images", alignment).score for row in rows])
+        kth = np.sort(truth)[-k]
+        chosen = np.sort(decided.rows[decided.queries == i])
+        assert set(np.flatnonzero(truth >= kth)) <= set(chosen.tolist()) <= set(own.rows.tolist())
+        upper = dict(zip(own.rows.tolist(), (own.scores + own.radii).tolist(), strict=True))
+        assert own.threshold < kth - 1e-6
+        assert chosen.tolist() == [row for row in own.rows.tolist() if upper[row] >= kth - 1e-9 * abs(kth)]
+    assert decided.found.sum() < sum(len(own.rows) for own in listed)
 
 
 @needs_core
@@ -258,7 +286,7 @@ def test_a_gallery_answers_as_on_the_cpu_through_changes(
             writer.delete(["0-1"])
         assert answers(gpu) == answers(cpu)
         assert devices[0].copied_in - before < 20_000
-        assert devices[0].launched.count(f"decide_{fine}") == 2
+        assert devices[0].launched.count(f"decide_{fine}") == 4, "for the threshold and for the list of each search"
     assert devices[0].empty
 
 

@@ -35,6 +35,7 @@ from chan_rt.runtime.gallery.cuda.kernels import (
     GROUPS,
     MOST_GROUPS,
     PAIR_ROWS,
+    PICKS,
     POOLINGS,
     SCAN_ROWS,
     UNIT,
@@ -57,10 +58,11 @@ from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 from .decide_model import decide
+from .level_model import reach
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
-DECIDE = tuple(f"decide_{form}" for form in FORMS)
+DECIDE = (*(f"decide_{form}" for form in FORMS), *(f"reach_{most}" for most in PICKS))
 POOL = Pool(1)
 
 
@@ -131,7 +133,8 @@ class Model:
             device.array(owners, np.int32)[which * groups :][:groups] = best
             device.array(maxima, np.float64)[which * groups :][:groups] = lower[best]
 
-    def kth_best(self, device, blocks, maxima, owners, thresholds, picked, groups, k, picks, queries) -> None:
+    def kth_best(self, device, blocks, maxima, owners, thresholds, found, picked, groups, k, picks,
+                 queries) -> None:  # fmt: skip
         assert blocks == -(-groups // GROUPS) * queries
         for which in range(queries):
             own = device.array(maxima, np.float64)[which * groups :][:groups]
@@ -139,8 +142,9 @@ class Model:
             if k <= groups:
                 reached = device.array(thresholds, np.float64)
                 reached[which] = max(reached[which], own[order[k - 1]])
-            best = np.where(own > -np.inf, device.array(owners, np.int32)[which * groups :][:groups], -1)[order]
-            device.array(picked, np.int32)[which * picks :][: min(picks, groups)] = best[:picks]
+            best = device.array(owners, np.int32)[which * groups :][:groups][order[own[order] > -np.inf]][:picks]
+            device.array(found, np.int32)[which] += len(best)
+            device.array(picked, np.int32)[which * picks :][: len(best)] = best
 
     def shortlist(self, device, blocks, scores, error, norm, around, plans, terms, thresholds, found, listed_rows,
                   listed_scores, listed_radii, rows, capacity, queries, num_plans) -> None:  # fmt: skip
@@ -179,8 +183,11 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
     if not INTERPRETED:
         scans = {name: model.scan for name in NAMES if name.startswith("scan_")}
         pairs = {name: partial(model.pairs, slot=int(name[6:])) for name in NAMES if name.startswith("pairs_")}
-        decides = {name: partial(decide, name.removeprefix("decide_"), width) for name in DECIDE}
-        return {**scans, **pairs, **decides, **{name: getattr(model, name) for name in NAMES[5:]}}
+        decides = {
+            name: partial(decide, name.removeprefix("decide_"), width) for name in DECIDE if name.startswith("decide_")
+        }
+        reaches = {f"reach_{most}": partial(reach, most, pooling) for most in PICKS}
+        return {**scans, **pairs, **decides, **reaches, **{name: getattr(model, name) for name in NAMES[5:]}}
     return interpreted_kernels(precision, width, pooling)
 
 
