@@ -140,7 +140,7 @@ def test_true_scores_of_a_few_rows_make_the_lists_short(pooling: str, k: int) ->
 
     43 rows and those beyond are more than the smaller `reach` takes.
     """
-    rng, dim, count = np.random.default_rng(0), 64, 50 if INTERPRETED else 100
+    rng, dim, count = np.random.default_rng(0), 64, 80 if INTERPRETED else 100
     base = rng.standard_normal((4, dim)).astype(np.float32)
     rows = [base * np.float32(1 + 2e-4 * i) for i in rng.permutation(count)]
     queries, alignment = [base, base[:1], -base[:3]], AlignmentConfig(pooling=pooling)
