@@ -373,7 +373,10 @@ def best_rows(
     AT_ONCE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """The largest lower bound of each group of `size` rows, and the row that has it."""
+    """The largest lower bound of each group of `size` rows, and the row that has it.
+
+    Upper bounds pass through here, too, for rows to look at first. Infinite ones tell nothing, so they come last.
+    """
     block = tl.program_id(0) // queries
     which = (tl.program_id(0) % queries).to(tl.int64)
     group = block * GROUPS + tl.arange(0, GROUPS)
@@ -385,6 +388,7 @@ def best_rows(
         valid = (place < size)[None, :] & (row < rows)
         lower = tl.load(scores + which * rows + row, mask=valid, other=float("-inf"))
         lower -= radius(terms, error, norm, blocks, plans, which, row, valid, rows, num_plans, BLOCKS)
+        lower = tl.where(lower == float("inf"), float("-inf"), lower)
         most, at = tl.max(lower, axis=1, return_indices=True)
         owner = tl.where(most > largest, group * size + first + at, owner)
         largest = tl.maximum(largest, most)

@@ -54,6 +54,7 @@ def test_code_for_the_architecture_is_made_without_a_gpu(tmp_path: Path, gpu: st
 def test_every_pooling_compiles(tmp_path: Path, pooling: str) -> None:
     record, _ = build_kernels(tmp_path, 1024, pooling, "int8", "sm_90")
     assert record.width == 1024
+    assert {"bound_16", "bound_64", "scan_listed_16", "scan_listed_64"} < set(record.functions)
 
 
 def test_int8_products_are_integers_on_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +208,7 @@ def test_command(tmp_path: Path) -> None:
             "test_resident.py",
             "(interpreted or (rankings and (plain or ties)) or listed or float16 or through_changes) and not several",
         ),
+        ("test_resident_levels.py", "(bounds_are_above and 150) or (rankings and ties and Max)"),
         ("test_decide.py", "true_row or true_scores or through_changes"),
     ],
 )

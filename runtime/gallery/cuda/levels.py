@@ -25,29 +25,30 @@ from ..proof.rows import Part
 
 LEAST = 512 << 20  # bytes of codes from which on the level is read first; fewer are read as fast as it takes to begin
 MOST_QUERIES = 4  # of a call that reads it; more of them are multiplied with every row's codes at once
-PICKS = 512  # rows of the best upper bounds, one of a group, whose scores give the first threshold
+FEW = 256  # rows of the best upper bounds, each of another group, whose codes give the first threshold
+COVERED = 3, 4  # three of four rows at least must be coded by one plan
 SHARE = 2  # one row in so many may reach it; where more do, every row's codes are scanned
 _MOST_WORDS = 1 << 12  # of a query; see `bound` in export/scan_kernels.py
 _DIGIT = 7  # bits of the low digit
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Levels:
     """The coded vectors of some rows on the device.
 
     Attributes:
         axes, level: of the plan that coded them.
         base: where the vectors begin.
+        largest: no less than the norm of any row's vectors, nor of what their codes stand for.
         places: of each row, where its vectors begin beyond that, in units of UNIT bytes; -1 where it has none. int64
             [rows] on the device.
-        largest: no less than the norm of any row's vectors.
     """
 
     axes: Axes
     level: PrefixLevel
     base: int
-    places: int
     largest: float
+    places: int = 0
 
 
 def coded_vectors(part: Part, stride: int) -> NDArray[np.uint8] | None:

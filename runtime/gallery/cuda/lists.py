@@ -21,6 +21,8 @@ class DeviceLists:
         radii: float64 [count, capacity], how far these can be off.
         picked: int32 [count], how many rows were picked for the threshold.
         terms: float64 [count, plans, 6 + MOST_BLOCKS], from which that follows; see `KernelScan`.
+        candidates: int32 [count], how many rows the first level of a plan left; 0 where it was not read.
+        room: for how many of these there was room. Where there were more, the lists are worth nothing.
     """
 
     count: int
@@ -33,3 +35,5 @@ class DeviceLists:
     radii: int
     picked: int
     terms: int
+    candidates: int = 0
+    room: int = 0

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ...backends.device import Device
 from ...contract import AlignmentConfig
-from ...errors import BackendError, TensorError
+from ...errors import BackendError, GpuMemoryError, TensorError
 from ...forks import now_and_after_fork
 from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes, rounding
@@ -36,6 +36,7 @@ from ..proof.pooling import Float64Array, score_change
 from ..proof.rows import Part
 from .decide import Codes, Decided, Decider, Fine, join
 from .kernels import (
+    BOUND_ROWS,
     GROUPS,
     LIST_ROWS,
     MOST_GROUPS,
@@ -47,6 +48,19 @@ from .kernels import (
     WORD_TILES,
     WORDS_A_TILE,
     KernelRecord,
+    level_stride,
+)
+from .levels import (
+    COVERED,
+    FEW,
+    LEAST,
+    SHARE,
+    Levels,
+    coded_vectors,
+    common_plan,
+    joined_places,
+    serves,
+    weigh_queries,
 )
 from .lists import DeviceLists
 from .memory import INSTEAD, Arena, gib
@@ -119,10 +133,11 @@ class ResidentScan(Protocol):
 
 @dataclass(eq=False)
 class _Held:
-    """A part's vectors on the device."""
+    """A part's vectors on the device, and at the first level of its plan, where they are needed."""
 
     part: Part
     vectors: int = 0
+    levels: int = 0
 
 
 @dataclass(eq=False)
@@ -149,6 +164,22 @@ class _Rows:
     norm: int = 0
     blocks: int = 0
     plans: int = 0
+    levels: Levels | None = None
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Queries' vectors on the device.
+
+    Attributes:
+        tile: how many a kernel takes at once.
+        count: how many there are.
+        sent: addresses of their planes, of where each query's begin, and of their scales.
+    """
+
+    tile: int
+    count: int
+    sent: tuple[int, int, int]
 
 
 class KernelScan:
@@ -173,6 +204,7 @@ class KernelScan:
         self._device = device
         device.activate()
         self._arena = Arena(device)
+        self._stride = level_stride(record.width) or 0 if "bound_16" in record.functions else 0
         self._decider = Decider(self._arena, self._launch, self._width, dim)
         now_and_after_fork(self._make_lock)
         self._kernels: dict[str, Any] = {}
@@ -226,8 +258,14 @@ class KernelScan:
         with self._turn:
             self._device.activate()
             for piece in _pieces(queries):
-                lists = self._queue_lists(rows, [queries[i] for i in piece], k, allowed, floors[piece])
-                found |= zip(piece, self._fetched(lists, rows), strict=True)
+                own = [queries[i] for i in piece]
+                for by_level in (True, False):
+                    lists = self._queue_lists(rows, own, k, allowed, floors[piece], by_level)
+                    candidates = self._fetch_candidates(lists)
+                    listed = self._fetched(lists, rows)
+                    if (candidates <= lists.room).all():
+                        break
+                found |= zip(piece, listed, strict=True)
         return [found[i] for i in range(len(queries))]
 
     def decider(self, rows: _Rows) -> Decide | None:
@@ -263,8 +301,12 @@ class KernelScan:
                 sent = self._decider.send([query.vectors.astype(np.float32) for query in own])
                 longest = max(query.count for query in own)
                 truth = partial(self._raise_by_truth, rows, fine, codes, own, sent, k)
-                lists = self._queue_lists(rows, own, k, allowed, floors[piece], truth)
-                decided = [self._decider.decide(fine, codes, lists, sent, longest)]
+                for by_level in (True, False):
+                    lists = self._queue_lists(rows, own, k, allowed, floors[piece], by_level, truth)
+                    candidates = self._fetch_candidates(lists)
+                    decided = [self._decider.decide(fine, codes, lists, sent, longest)]
+                    if (candidates <= lists.room).all():
+                        break
                 for which in np.flatnonzero(decided[0].found > lists.capacity).tolist():
                     threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
                     self._arena.wait()
@@ -362,7 +404,29 @@ class KernelScan:
         ]
         addresses = self._arena.keep(rows, arrays)
         rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans = addresses
+        rows.levels = self._levels(rows)
         return rows
+
+    def _levels(self, rows: _Rows) -> Levels | None:
+        """The rows at the first level of their plan, uploaded where they were not; None where that does not pay."""
+        plan = common_plan([each.part for each in rows.held]) if self._stride else None
+        size = sum(int(each.part.starts[-1]) for each in rows.held) * self._width
+        if plan is None or plan.first is None or size < LEAST:
+            return None
+        coded = [each for each in rows.held if each.part.plan is not None and each.part.plan.axes is plan.axes]
+        if sum(len(each.part.starts) - 1 for each in coded) * COVERED[1] < rows.count * COVERED[0]:
+            return None
+        try:
+            for each in coded:
+                vectors = None if each.levels else coded_vectors(each.part, self._stride)
+                if vectors is not None:
+                    (each.levels,) = self._arena.keep(each, [vectors])
+            base, places = joined_places([(each.part, each.levels) for each in rows.held], plan, self._stride, UNIT)
+            levels = Levels(plan.axes, plan.first, base, rows.largest)
+            (levels.places,) = self._arena.keep(levels, [places])
+        except GpuMemoryError:  # they only save time
+            return None
+        return levels
 
     def _pieces(self, part: Part) -> Iterator[NDArray[Any]]:
         """The part's vectors as the kernels read them, some rows at a time: [vectors, width]."""
@@ -391,25 +455,93 @@ class KernelScan:
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
+        by_level: bool,
         truth: Callable[[DeviceLists, int, int], None] | None = None,
     ) -> DeviceLists:
         """Queue everything up to the lists.
 
+        by_level: whether the first level of a plan may be read.
         truth: raises thresholds by the true scores of picked rows, given the address of these and their number.
         """
         count = len(queries)
         scores = self._arena.scratch("scores", 8 * count * rows.count)
-        self._score(rows, queries, allowed, scores)
+        levels = rows.levels if by_level and serves(queries) else None
+        if levels is None:
+            self._score(rows, queries, allowed, scores)
+        else:
+            upper = self._bound(rows, levels, queries, allowed, scores)
         start = floors if self.certified else np.full(count, -np.inf)
         lists = self._make_lists("lists", min(CAPACITY, rows.count), scores, start)
+        if levels is not None:
+            words = self._send_words(queries)
+            candidates = self._pick_candidates(rows, upper, lists, words)
         terms = self._terms(queries, rows.axes)  # computed while the GPU scans
         lists = replace(lists, terms=self._arena.send("terms", terms))
         picks = 0 if truth is None else _picks(k, rows.count)
         picked = self._raise_thresholds(lists, rows, k, picks)
         if truth is not None and picks:
             truth(lists, picked, picks)
+        if levels is not None:
+            self._fill(candidates, rows)
+            self._score_listed(rows, candidates, words, scores)
+            if not picks:  # there are more lower bounds now
+                self._raise_thresholds(lists, rows, k, 0)
+            lists = replace(lists, candidates=candidates.found, room=candidates.capacity)
         self._fill(lists, rows)
         return lists
+
+    def _bound(
+        self, rows: _Rows, levels: Levels, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int
+    ) -> int:
+        """Queue every row's upper bound by the first level, and -inf as its score; the address of the bounds."""
+        arena, count = self._arena, len(queries)
+        lengths = [query.count for query in queries]
+        upper = arena.scratch("upper", 8 * count * rows.count)
+        digits, scale, offset = weigh_queries(levels, queries, self._stride, self._alignment)
+        sent = (
+            arena.send("allowed", allowed),
+            arena.send("digits", digits),
+            arena.send("level_starts", np.cumsum([0, *lengths], dtype=np.int32)),
+            arena.send("level_scale", scale),
+            arena.send("level_offset", offset),
+        )
+        tile = _tile(lengths)
+        blocks = -(-rows.count // BOUND_ROWS[WORD_TILES.index(tile)]) * count
+        addresses = levels.base, levels.places, rows.lengths, *sent, upper, scores
+        temperature = float(self._alignment.pooling_temperature)
+        self._launch(f"bound_{tile}", blocks, addresses, rows.count, sum(lengths), count, temperature)
+        return upper
+
+    def _pick_candidates(self, rows: _Rows, upper: int, lists: DeviceLists, words: _Words) -> DeviceLists:
+        """Queue the scores of the few rows of the best upper bounds; empty lists of the rows that reach a threshold.
+
+        Their scores are upper bounds, and with terms of 0 these cannot be off.
+        """
+        count = lists.count
+        none = self._arena.send("no terms", np.zeros((count, len(rows.axes), 6 + MOST_BLOCKS)))
+        room = -(-rows.count // SHARE)
+        candidates = self._make_lists("candidates", room, upper, np.full(count, -np.inf))
+        candidates = replace(candidates, terms=none, thresholds=lists.thresholds)
+        few = min(FEW, rows.count)
+        picked = self._raise_thresholds(candidates, rows, 0, few)
+        of_picked = replace(candidates, capacity=few, found=candidates.picked, rows=picked)
+        self._score_listed(rows, of_picked, words, lists.scores)
+        return candidates
+
+    def _score_listed(self, rows: _Rows, lists: DeviceLists, words: _Words, scores: int) -> None:
+        """Queue the scores of the lists' rows."""
+        listed = lists.found, lists.rows
+        addresses = rows.base, rows.places, rows.lengths, rows.scale, *listed, *words.sent, scores
+        blocks = -(-lists.capacity // SCAN_ROWS) * lists.count
+        temperature = float(self._alignment.pooling_temperature)
+        numbers = rows.count, words.count, lists.count, lists.capacity
+        self._launch(f"scan_listed_{words.tile}", blocks, addresses, *numbers, temperature)
+
+    def _fetch_candidates(self, lists: DeviceLists) -> NDArray[np.int32]:
+        """Queue how many candidates there are: [queries]."""
+        if not lists.candidates:
+            return np.zeros(lists.count, np.int32)
+        return self._arena.fetch("candidates", lists.candidates, lists.count, np.int32)
 
     def _make_lists(self, name: str, capacity: int, scores: int, thresholds: Float64Array) -> DeviceLists:
         """Empty lists: thresholds, how many rows are found and picked, then radii, scores and rows."""
@@ -425,8 +557,8 @@ class KernelScan:
     def _raise_thresholds(self, lists: DeviceLists, rows: _Rows, k: int, picks: int) -> int:
         """Queue that each query's threshold becomes the k-th largest lower bound of groups' best rows, or stays.
 
-        Returns the address of the rows that are picked, int32 [queries, picks]: those of the largest lower bounds, each
-        of another group.
+        For k = 0 it stays. Returns the address of the rows that are picked, int32 [queries, picks]: those of the
+        largest lower bounds, each of another group.
         """
         arena, count = self._arena, lists.count
         size = max(1, -(-rows.count // MOST_GROUPS))
@@ -496,14 +628,19 @@ class KernelScan:
                 f"pairs_{slot}", blocks, (*places, *sent, scores), rows.count, len(queries), tiles, temperature
             )
             return
-        words = sum(lengths)
-        planes, scale = self._planes(queries, np.arange(words), words)
+        words = self._send_words(queries)
+        numbers = (rows.count, words.count, len(queries), temperature)
+        blocks = -(-rows.count // SCAN_ROWS) * len(queries)
+        self._launch(f"scan_{words.tile}", blocks, (*places, *words.sent, scores), *numbers)
+
+    def _send_words(self, queries: Sequence[QuantizedQuery]) -> _Words:
+        """The queries' vectors as `scan` reads them."""
+        arena, lengths = self._arena, [query.count for query in queries]
+        count = sum(lengths)
+        planes, scale = self._planes(queries, np.arange(count), count)
         starts = np.cumsum([0, *lengths]).astype(np.int32)
         sent = arena.send("query", planes), arena.send("word_starts", starts), arena.send("word_scale", scale)
-        tile = next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
-        numbers = (rows.count, words, len(queries), temperature)
-        blocks = -(-rows.count // SCAN_ROWS) * len(queries)
-        self._launch(f"scan_{tile}", blocks, (*places, *sent, scores), *numbers)
+        return _Words(_tile(lengths), count, sent)
 
     def _planes(
         self, queries: Sequence[QuantizedQuery], at: NDArray[np.int64], size: int
@@ -569,6 +706,11 @@ def _picks(k: int, rows: int) -> int:
 def _bounds(lists: DeviceLists, rows: _Rows) -> tuple[int, ...]:
     """What a kernel reads to bound scores."""
     return lists.scores, rows.error, rows.norm, rows.blocks, rows.plans, lists.terms
+
+
+def _tile(lengths: Sequence[int]) -> int:
+    """How many words of queries of such lengths a kernel takes at once."""
+    return next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
 
 
 def _slot(queries: Sequence[QuantizedQuery]) -> int | None:

@@ -39,9 +39,11 @@ from chan_rt.runtime.gallery.cuda.kernels import (
     POOLINGS,
     SCAN_ROWS,
     UNIT,
+    WORD_TILES,
     WORDS_A_TILE,
     Function,
     KernelRecord,
+    level_stride,
 )
 from chan_rt.runtime.gallery.cuda.memory import Arena
 from chan_rt.runtime.gallery.cuda.scan import KernelScan
@@ -58,7 +60,7 @@ from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 from .decide_model import decide
-from .level_model import reach
+from .level_model import bound, pooled, reach
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
@@ -100,8 +102,26 @@ class Model:
         ]
         return np.concatenate(stored), np.cumsum([0, *lengths])[:-1]
 
+    def scan_listed(self, device, blocks, vectors, row_places, lengths, scale, found, listed, query, word_starts,
+                    word_scale, scores, rows, words, queries, capacity, temperature) -> None:  # fmt: skip
+        assert blocks == -(-capacity // SCAN_ROWS) * queries
+        word_starts = device.array(word_starts, np.int32)[: queries + 1]
+        places = [np.arange(*ends) for ends in itertools.pairwise(word_starts)]
+        stored = self._stored(device, vectors, row_places, lengths, rows)
+        every = self._pooled(device, *stored, scale, query, words, places, word_scale, rows, temperature)
+        for which, score in enumerate(every):
+            count = min(device.array(found, np.int32)[which], capacity)
+            chosen = device.array(listed, np.int32)[which * capacity :][:count]
+            self._score(device, scores, which, rows)[chosen] = score[chosen]
+
     def _pool(self, device, stored, starts, scale, allowed, query, words, places, word_scale, scores, rows,
               temperature) -> None:  # fmt: skip
+        mask = device.array(allowed, np.uint8)[:rows] != 0
+        every = self._pooled(device, stored, starts, scale, query, words, places, word_scale, rows, temperature)
+        for which, score in enumerate(every):
+            self._score(device, scores, which, rows)[...] = np.where(mask, score, -np.inf)
+
+    def _pooled(self, device, stored, starts, scale, query, words, places, word_scale, rows, temperature):
         planes = 2 if self.precision == "int8" else 1
         both = device.array(query, self._kind)[: planes * words * self.width].reshape(planes, words, self.width)
         wide = np.int64 if planes == 2 else np.float32
@@ -110,17 +130,7 @@ class Model:
         best = np.maximum.reduceat(product, starts, axis=0).astype(np.float64)  # [rows, words]
         best *= device.array(word_scale, np.float64)[:words]
         best *= device.array(scale, np.float32)[:rows, None].astype(np.float64)
-        mask = device.array(allowed, np.uint8)[:rows] != 0
-        for which, own in enumerate(places):
-            values = best[:, own]
-            scaled = values / temperature
-            pooled = {
-                "LSE": np.log(np.exp(scaled - scaled.max(1, keepdims=True)).sum(1)) + scaled.max(1),
-                "Max": values.max(1),
-                "Mean": values.mean(1),
-                "Sum": values.sum(1),
-            }[self.pooling]
-            self._score(device, scores, which, rows)[...] = np.where(mask, pooled, -np.inf)
+        return [pooled(best[:, own], self.pooling, temperature) for own in places]
 
     def best_rows(self, device, blocks, scores, error, norm, around, plans, terms, maxima, owners, rows, size, groups,
                   queries, num_plans) -> None:  # fmt: skip
@@ -129,6 +139,7 @@ class Model:
         for which in range(queries):
             radius = self._radius(device, error, norm, around, plans, terms, which, rows, num_plans)
             lower = self._score(device, scores, which, rows) - radius
+            lower[lower == np.inf] = -np.inf
             best = [i + int(lower[i : i + size].argmax()) for i in range(0, rows, size)]
             device.array(owners, np.int32)[which * groups :][:groups] = best
             device.array(maxima, np.float64)[which * groups :][:groups] = lower[best]
@@ -139,7 +150,7 @@ class Model:
         for which in range(queries):
             own = device.array(maxima, np.float64)[which * groups :][:groups]
             order = np.argsort(-own, kind="stable")
-            if k <= groups:
+            if 0 < k <= groups:
                 reached = device.array(thresholds, np.float64)
                 reached[which] = max(reached[which], own[order[k - 1]])
             best = device.array(owners, np.int32)[which * groups :][:groups][order[own[order] > -np.inf]][:picks]
@@ -186,6 +197,10 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
         decides = {
             name: partial(decide, name.removeprefix("decide_"), width) for name in DECIDE if name.startswith("decide_")
         }
+        if (stride := level_stride(width)) is not None and precision == "int8":
+            for words in WORD_TILES:
+                scans[f"scan_listed_{words}"] = model.scan_listed
+                scans[f"bound_{words}"] = partial(bound, words, stride, pooling)
         reaches = {f"reach_{most}": partial(reach, most, pooling) for most in PICKS}
         return {**scans, **pairs, **decides, **reaches, **{name: getattr(model, name) for name in NAMES[5:]}}
     return interpreted_kernels(precision, width, pooling)
@@ -193,9 +208,10 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
 
 def open_scan(precision: str, dim: int, alignment: AlignmentConfig, capacity: int = 1 << 30):
     """A scan on a fake device, and the device."""
-    functions = {name: Function("", "", name, 128, 0, 0) for name in (*NAMES, *DECIDE)}
+    known = kernels(precision, stored_width(dim), alignment.pooling)
+    functions = {name: Function("", "", name, 128, 0, 0) for name in known}
     record = KernelRecord(precision, stored_width(dim), alignment.pooling, "sm_90", "none", "", functions)
-    device = FakeDevice(kernels(precision, stored_width(dim), alignment.pooling), capacity)
+    device = FakeDevice(known, capacity)
     return KernelScan(record, dict.fromkeys(functions, b""), device, dim, alignment), device
 
 
