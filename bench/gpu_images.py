@@ -19,8 +19,18 @@ from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
 from ..runtime.gallery.proof.gallery_rows import GalleryRows
-from ..runtime.gallery.proof.prefix import Axes, SearchPlan, deviation_of, fit_axes
-from ..runtime.gallery.proof.rows import ArrayPart, array_part
+from ..runtime.gallery.proof.prefix import (
+    Axes,
+    PrefixLevel,
+    SearchPlan,
+    deviation_of,
+    fit_axes,
+    fit_level,
+    largest_coordinates,
+    level_widths,
+    rotate,
+)
+from ..runtime.gallery.proof.rows import ArrayPart, PrefixCodes, array_part
 from ..runtime.gallery.rank import Ranker
 from .search import Concepts
 
@@ -30,6 +40,8 @@ AGREE = 20  # captions by which candidates are held against the certified rankin
 SEGMENT = 3640  # images of a segment as `GalleryWriter` cuts them at 36 regions of 1024-d, as of version 0.2
 _PIECE = 1000  # images made at a time
 _MEASURES = ("scale", "error", "norm")
+_LEVELS = ("first", "second")
+_OF_LEVEL = ("edges", "step", "norm_step", "norm_typical", "finer")
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,8 @@ class Case:
         arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
         count, regions = (int(value) for value in arrays["shape"])
         axes = Axes(np.array(arrays["mean"]), np.array(arrays["basis"]), deviation_of(np.array(arrays["basis"])))
-        plan = SearchPlan(axes, None, None, 2)
+        levels = {name: _level(arrays, name) for name in _LEVELS} if "first" in arrays else dict.fromkeys(_LEVELS)
+        plan = SearchPlan(axes, levels["first"], levels["second"], 2)
         parts = []
         for first in range(0, count, count if one_part else SEGMENT):
             last = min(count, first + (count if one_part else SEGMENT))
@@ -95,7 +108,10 @@ class Case:
             scale, error, norm = (arrays[name][first:last] for name in _MEASURES)
             stored, exact = arrays["stored"][vectors], arrays["exact"][vectors]
             blocks, norms = arrays["blocks"][first:last], arrays["norms"][first:last]
-            parts.append(ArrayPart(starts, scale, error, norm, stored, exact, blocks, norms, plan))
+            coded = None
+            if "first" in arrays:
+                coded = PrefixCodes(arrays["first"][vectors], arrays["second"][vectors], arrays["loose"][first:last])
+            parts.append(ArrayPart(starts, scale, error, norm, stored, exact, blocks, norms, plan, coded))
         return cls(ResidentImages(tuple(parts), regions), list(arrays["captions"]), list(arrays["truth"]))
 
 
@@ -106,7 +122,8 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
     asked = Concepts(0, dim).captions(np.full(200, words, np.int32)).vectors
     sample = _own(source, 0).images(min(count, 500), regions).vectors.reshape(-1, dim)
     axes = fit_axes(sample, asked.reshape(-1, dim))
-    plan = SearchPlan(axes, None, None, 2)
+    fitted = _fitted(axes, sample)
+    plan = SearchPlan(axes, fitted.get("first"), fitted.get("second"), 2)
     create = partial(_create, folder)
     stored, exact = (
         create("stored", (count * regions, stored_width(dim)), np.uint8),
@@ -114,6 +131,8 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
     )
     measures = {name: create(name, (count,), np.float32) for name in _MEASURES}
     blocks, norms = (create(name, (count, width), np.float32) for name, width in _widths(plan).items())
+    coded = {name: create(name, (count * regions, level.width), np.uint8) for name, level in fitted.items()}
+    loose = create("loose", (count,), np.uint8) if fitted else None
 
     def piece(number: int) -> None:
         first = number * _PIECE
@@ -125,10 +144,16 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
         blocks[first : first + rows], norms[first : first + rows] = part.blocks, part.norms
         for name, array in measures.items():
             array[first : first + rows] = getattr(part, name)
+        if part.coded is not None and loose is not None:
+            loose[first : first + rows] = part.coded.loose
+            for name, array in coded.items():
+                array[first * regions : (first + rows) * regions] = getattr(part.coded, name)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(piece, range(-(-count // _PIECE))))
     small = {"mean": axes.mean, "basis": axes.basis, "captions": vectors, "shape": np.array([count, regions])}
+    for name, level in fitted.items():
+        small |= {f"{name}_{key}": getattr(level, key) for key in _OF_LEVEL}
     for name, array in small.items():
         np.save(folder / f"{name}.npy", array)
     np.save(folder / "truth.npy", np.zeros((0, K), np.int64))
@@ -145,6 +170,20 @@ def certified(images: ResidentImages, captions: Sequence[Floats]) -> list[NDArra
         return [ranking.rows for ranking in ranker.exact(captions, K, np.ones(images.count, bool))]
     finally:
         pool.close()
+
+
+def _fitted(axes: Axes, sample: Floats) -> dict[str, PrefixLevel]:
+    """The levels of a plan by name, for vectors like a sample's [V, D]; none where they would save too little."""
+    widths = level_widths(sample.shape[1])
+    if widths is None:
+        return {}
+    rotated, largest = rotate(sample, axes), largest_coordinates(sample, axes)
+    return {name: fit_level(rotated, largest, width) for name, width in zip(_LEVELS, widths, strict=True)}
+
+
+def _level(arrays: dict[str, NDArray[Any]], name: str) -> PrefixLevel:
+    """A level that `make_case` wrote."""
+    return PrefixLevel(**{key: np.array(arrays[f"{name}_{key}"]) for key in _OF_LEVEL})
 
 
 def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

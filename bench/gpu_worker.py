@@ -98,7 +98,7 @@ def timed(find: Search, captions: Sequence[Floats], seconds: float, flush: Calla
 
 
 def kernel_times(find: Search, captions: Sequence[Floats], device: Any) -> dict[str, float]:
-    """Median milliseconds of each kernel of a search; empty for what does not launch through such a device."""
+    """Median milliseconds that each kernel takes in a search; empty for what does not launch through such a device."""
     if device is None:
         return {}
     device.milliseconds()
@@ -109,7 +109,10 @@ def kernel_times(find: Search, captions: Sequence[Floats], device: Any) -> dict[
         device.timing = True
         find([caption])
         device.timing = False
+        of_search: dict[str, float] = {}
         for name, each in device.milliseconds():
+            of_search[name] = of_search.get(name, 0.0) + each
+        for name, each in of_search.items():
             spent.setdefault(name, []).append(each)
     return {name: float(np.median(times)) for name, times in spent.items()}
 

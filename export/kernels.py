@@ -47,6 +47,7 @@ _STAGES, _WARPS = 3, 4
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
 _ALIGNED = ("vectors", "levels", "query", "fine", "codes")
 _DECIDE_WARPS = 8  # so many threads read the few elements of a step that no thread waits for another's
+_REACH_WARPS = (4, 16)  # for each of PICKS, so that hardly any registers are spilled
 _TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query
 _FINE = {"float32": ("*fp32", 4), "float16": ("*fp16", 2), "fixed16": ("*u8", 1)}  # of a fine copy's values, and bytes
 
@@ -189,7 +190,10 @@ def _reach_jobs(pooling: str) -> dict[str, _Job]:
         **dict.fromkeys(("k", "picks", "stride"), "i32"), "temperature": "fp64",
     }  # fmt: skip
     constants = {"POOLING": pooling, "BLOCK_W": REACH_WORDS}
-    return {f"reach_{picks}": _Job("reach", types, {**constants, "PICKS": picks}) for picks in PICKS}
+    jobs = {}
+    for picks, warps in zip(PICKS, _REACH_WARPS, strict=True):
+        jobs[f"reach_{picks}"] = _Job("reach", types, {**constants, "PICKS": picks}, warps)
+    return jobs
 
 
 def _level_jobs(

@@ -13,6 +13,7 @@ from chan_rt.bench import gpu as bench
 from chan_rt.bench.cuda import Clocks, gpu_state
 from chan_rt.bench.gpu_candidates import Where
 from chan_rt.bench.gpu_images import SEGMENT, Case, make_case
+from chan_rt.runtime.gallery.proof.rows import code_rows
 from chan_rt.runtime.gpu import GpuReport, examine_gpu
 
 ON_CPU = Where(None)
@@ -94,10 +95,11 @@ def test_sections_are_chosen_by_name() -> None:
 
 def test_figures_are_held_against_reading_the_vectors_once(tmp_path: Path) -> None:
     run = bench.Run({"not run": {}, "limits": {"limits": {"read_bytes_a_second": 1e12}}}, tmp_path / "x.json", None)
-    found = {"search_ms": {"p50": 8.0}, "kernels_ms": {"scan": 4.0}}
+    found = {"search_ms": {"p50": 8.0}, "kernels_ms": {"scan": 4.0, "shortlist": 0.5}}
     judged = run._judged(found, {"candidate": "this, triton int8, certified", "count": 100_000})
     assert judged["limit_ms"] == pytest.approx(100_000 * 36 * 1024 / 1e9)
     assert judged["times the limit"]["scan"] == pytest.approx(4.0 / judged["limit_ms"])
+    assert judged["times the limit"]["all kernels"] == pytest.approx(4.5 / judged["limit_ms"])
     assert run._judged(found, {"candidate": "torch eager float32", "count": 10}) == found
 
 
@@ -121,6 +123,20 @@ def test_a_case_is_the_same_as_segments_and_as_one_part(case: Path, monkeypatch:
     assert one.images.parts[0].blocks.shape[1] > 0, "its bounds are the narrow ones"
     assert len(one.truth) == len(one.captions) == 6
     assert SEGMENT > 1000
+
+
+def test_a_case_keeps_the_levels_of_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chan_rt.bench.gpu_images.SEGMENT", 7)
+    make_case(tmp_path, 12, 2, 3, 4, 192)
+    parts = Case.load(tmp_path).images.parts
+    assert [len(part.starts) - 1 for part in parts] == [7, 5]
+    for part in parts:
+        assert part.plan is not None
+        assert part.coded is not None
+        again = code_rows(np.asarray(part.exact, np.float32), part.starts, part.plan)
+        assert again is not None
+        for name in ("first", "second", "loose"):
+            np.testing.assert_array_equal(getattr(part.coded, name), getattr(again, name))
 
 
 @pytest.mark.parametrize("how", ["float32", "float16", "int8", "peer"])
