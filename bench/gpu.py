@@ -176,7 +176,10 @@ class Run:
         write_file(self._out, (json.dumps(self.record, indent=2, sort_keys=True) + "\n").encode())
 
     def _judged(self, found: Record, request: Record) -> Record:
-        """A search's figures as multiples of reading its vectors once, as fast as this run read memory."""
+        """A search's figures as multiples of reading its vectors once, as fast as this run read memory.
+
+        What it reads is a multiple of the vectors' bytes: less than 1 where a level was read first.
+        """
         rate = self.record.get("limits", {}).get("limits", {}).get("read_bytes_a_second")
         precision = precision_of(request.get("candidate", ""))
         if rate is None or "search_ms" not in found or precision == "float32":
@@ -185,6 +188,8 @@ class Run:
         limit = size / rate * 1e3
         kernels = found["kernels_ms"]
         times = {"search": found["search_ms"]["p50"] / limit}
+        if "bytes_read" in found:
+            times |= {"bytes read": found["bytes_read"] / size}
         if kernels:
             times |= {"all kernels": sum(kernels.values()) / limit}
         if "scan" in kernels:

@@ -51,12 +51,14 @@ class Where:
         capability: of the GPU; None for this machine's CPU, with this project's kernels interpreted.
         device: a `TimedDevice`, or an `InterpretedDevice`, made when a candidate of this project opens.
         listed, rescored: how many rows each caption's list had, and how many were scored again.
+        left: how many rows the first level left for each caption that was searched by it.
     """
 
     capability: tuple[int, int] | None
     device: Any = None
     listed: list[int] = field(default_factory=list)
     rescored: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
 
     @property
     def torch(self) -> str:
@@ -139,6 +141,7 @@ class _Counting:
         """See `ResidentScan.shortlist`."""
         found = self._scan.shortlist(*arguments)
         self._where.listed += [len(each.rows) for each in found]
+        self._note()
         return found
 
     def decider(self, rows: Any) -> Decide | None:
@@ -149,9 +152,14 @@ class _Counting:
             assert decide is not None
             found = decide(*arguments)
             self._where.listed += [number for each in found for number in each.found.tolist()]
+            self._note()
             return found
 
         return None if decide is None else counted
+
+    def _note(self) -> None:
+        if isinstance(self._scan, KernelScan) and self._scan.left is not None:
+            self._where.left += self._scan.left.tolist()
 
 
 def _resident(scan: ResidentScan, images: ResidentImages, where: Where) -> Iterator[Search]:

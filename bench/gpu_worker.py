@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .gpu_candidates import Search, Where, candidates
-from .gpu_images import AGREE, Case, Floats, K
+from ..runtime.gallery.cuda.kernels import level_stride
+from ..runtime.gallery.cuda.levels import FEW
+from ..runtime.gallery.kernels.layout import stored_width
+from .gpu_candidates import Search, Where, candidates, precision_of
+from .gpu_images import AGREE, Case, Floats, K, ResidentImages
 from .measure import Latency
 
 Record = dict[str, Any]
@@ -58,7 +61,17 @@ def search(request: Record) -> Record:
         }
         if where.listed:
             found["rows"] = {"listed": float(np.median(where.listed)), "rescored": float(np.median(where.rescored))}
+            found["bytes_read"] = bytes_read(case.images, where, precision_of(request["candidate"]))
         return found
+
+
+def bytes_read(images: ResidentImages, where: Where, precision: str) -> int:
+    """Bytes of vectors that a search for one caption reads on the GPU: the median of all searches."""
+    stride = level_stride(stored_width(images.dim))
+    if not where.left or stride is None:
+        return images.size(precision)
+    scanned = int(np.median(where.left)) + min(FEW, images.count)
+    return images.regions * (images.count * stride + scanned * stored_width(images.dim))
 
 
 def shortlist(request: Record) -> Record:

@@ -125,6 +125,14 @@ def test_a_case_is_the_same_as_segments_and_as_one_part(case: Path, monkeypatch:
     assert SEGMENT > 1000
 
 
+@pytest.mark.parametrize(("left", "expected"), [([], 30 * 4 * 64), ([5, 9, 7], None)])
+def test_bytes_read_are_those_of_the_level_and_of_what_it_leaves(left: list[int], expected: int | None) -> None:
+    where = Where(None, left=left)
+    images = SimpleNamespace(count=1000, regions=4, dim=1024, size=lambda precision: 30 * 4 * 64)
+    found = gpu_worker.bytes_read(images, where, "int8")
+    assert found == (expected or 4 * (1000 * 128 + (7 + 256) * 1024))
+
+
 def test_a_case_keeps_the_levels_of_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chan_rt.bench.gpu_images.SEGMENT", 7)
     make_case(tmp_path, 12, 2, 3, 4, 192)

@@ -188,6 +188,9 @@ class KernelScan:
     Device memory: the codes (or the half copy) and 48 bytes a row, for as long as they are held; for a call 8 bytes for
     each pair of row and query (the ranker's turns keep them below 128 MiB), 80 KiB of lists a query, and the queries.
 
+    Attributes:
+        left: int32 [queries], how many rows the first level left in the last launch; None where it was not read.
+
     Raises:
         BackendError: CUDA does not take a kernel.
     """
@@ -197,6 +200,7 @@ class KernelScan:
     ) -> None:
         self.name = f"triton {record.precision}"
         self.certified = record.precision == "int8"
+        self.left: NDArray[np.int32] | None = None
         self._dim = dim
         self._width = record.width
         self._alignment = alignment
@@ -540,8 +544,10 @@ class KernelScan:
     def _fetch_candidates(self, lists: DeviceLists) -> NDArray[np.int32]:
         """Queue how many candidates there are: [queries]."""
         if not lists.candidates:
+            self.left = None
             return np.zeros(lists.count, np.int32)
-        return self._arena.fetch("candidates", lists.candidates, lists.count, np.int32)
+        self.left = self._arena.fetch("candidates", lists.candidates, lists.count, np.int32)
+        return self.left
 
     def _make_lists(self, name: str, capacity: int, scores: int, thresholds: Float64Array) -> DeviceLists:
         """Empty lists: thresholds, how many rows are found and picked, then radii, scores and rows."""

@@ -238,4 +238,7 @@ def test_most_codes_are_not_read() -> None:
     scores = device.array(scan._arena._rooms["scores"][0], np.float64)[: 2 * count].reshape(2, count)
     scanned = np.isfinite(scores).sum(axis=1)
     assert (scanned < count // 2).all()
+    assert scan.left is not None
+    assert (scan.left <= scanned).all(), "those that were picked first need not be among them"
+    assert (scan.left > scanned - scan_module.FEW).all()
     assert (decided.found < 200).all()
