@@ -14,7 +14,7 @@ namespace {
 constexpr int DIGIT = 7;                     // bits of the low digit
 constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
 constexpr int SUMS = 4;                      // that a sum is split into, so that additions need not wait for each other
-constexpr double COARSE = 0.05;              // share of a level's bound that the query's own rounding may take
+constexpr double COARSE = 0.07;              // share of a level's bound that the query's own rounding may take
 
 // tiled: LANES vectors a tile, as the kernels for single rows read them; the last vector is repeated in a last tile.
 Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width, bool tiled) {
@@ -62,6 +62,26 @@ Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width
 double least_scale(double largest, double total, int64_t width) {
     const double room = 2147483648.0 / 255 - 66.0 * width - LARGEST;
     return std::max(largest / LARGEST, total / room) * MORE;
+}
+
+// Make the scales of vectors [vectors] as fine as they can be in as many steps: in groups that need one digit for every
+// vector, integers grow until the largest fills the digit, and in the others until they fill two.
+// factors [vectors][width]; least [vectors], of the scales.
+void refine(const std::vector<double>& factors, int64_t width, const std::vector<double>& least,
+            std::vector<double>& scales) {
+    const size_t vectors = scales.size();
+    std::vector<double> finer = least, largest(vectors);
+    for (int64_t begin = 0; begin < width; begin += GROUP) {
+        bool two = false;
+        for (size_t v = 0; v < vectors; ++v) {
+            largest[v] = 0;
+            for (int64_t i = begin; i < begin + GROUP; ++i)
+                largest[v] = std::max(largest[v], std::abs(factors[static_cast<int64_t>(v) * width + i]));
+            two |= largest[v] > 127 * scales[v];
+        }
+        for (size_t v = 0; v < vectors && !two; ++v) finer[v] = std::max(finer[v], largest[v] / 127);
+    }
+    scales = finer;
 }
 
 // To even where two are as near. (std::nearbyint is a call of a function where the compiler may use no SSE4.1.)
@@ -114,58 +134,62 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
     };
 
     const auto code = [&](const Level& level, Coded& coded, bool tiled) {
-        std::vector<int32_t> integers(count * level.width, 0);
-        std::vector<double> weight(level.norms), totals(count), product(level.codes);
+        const int64_t last = level.norms - 1, width = level.width;
         double steps = 0;
         for (int64_t i = 0; i < level.codes; ++i) steps += level.steps[i];
+        std::vector<double> factors(count * width), scales(count), least(count);  // of norms and codes, but the last norm's
         for (int64_t w = 0; w < count; ++w) {
-            double largest = 0, total = 0, bound = 0;
+            double* mine = &factors[w * width];
+            double coordinates = 0, bound = 0, largest = 0, total = 0;
             for (int64_t i = 0; i < level.codes; ++i) {
                 const int64_t axis = i < level.coordinates ? i : i - level.coordinates;
-                product[i] = f * y[axis * count + w] * level.steps[i];
-                largest = std::max(largest, std::abs(product[i]));
-                total += std::abs(product[i]);
+                mine[level.norms + i] = f * y[axis * count + w] * level.steps[i];
+                coordinates = std::max(coordinates, std::abs(mine[level.norms + i]));
             }
-            const double coordinates = largest;
-            for (int64_t j = 0; j + 1 < level.norms; ++j) {
-                const bool rest = j + 2 == level.norms;
-                weight[j] = rest ? beyond(w, axes) : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]);
-                bound += weight[j] * level.norm_typical[j];
-                largest = std::max(largest, weight[j] * level.norm_step[j]);
-                total += weight[j] * level.norm_step[j];
+            for (int64_t j = 0; j < last; ++j) {
+                const bool rest = j + 1 == last;
+                const double weight =
+                    rest ? beyond(w, axes) : along(y.data(), w, level.edges[j], level.edges[j + 1], off[w]);
+                bound += weight * level.norm_typical[j];
+                mine[j] = weight * level.norm_step[j];
             }
-            const int64_t last = level.norms - 1;
+            for (int64_t i = 0; i < width; ++i) largest = std::max(largest, std::abs(mine[i])), total += std::abs(mine[i]);
             const double spread = std::sqrt(double(level.codes) / 12);
-            double scale = COARSE * bound / std::max(spread * level.norm_typical[last], DBL_MIN);
-            scale = std::min(scale, coordinates / 127);
-            scale = std::max(scale, least_scale(largest, total, level.width + level.codes));
-            if (!(scale > 0)) scale = 1;
-            int32_t* mine = &integers[w * level.width];
+            scales[w] = std::min(coordinates / 127, COARSE * bound / std::max(spread * level.norm_typical[last], DBL_MIN));
+            least[w] = least_scale(largest, total, width + level.codes);
+            scales[w] = std::max(scales[w], least[w]);
+        }
+        refine(factors, width, least, scales);
+        std::vector<int32_t> integers(count * width, 0);
+        std::vector<double> totals(count);
+        for (int64_t w = 0; w < count; ++w) {
+            const double* factor = &factors[w * width];
+            const double scale = scales[w] > 0 ? scales[w] : 1;
+            int32_t* mine = &integers[w * width];
             double lost = 0, offset = 0, used = 0;
-            for (int64_t i = 0; i < level.codes; ++i) {
-                const int32_t integer = nearest(product[i] / scale);
-                mine[level.norms + i] = integer;
-                const double rounded = product[i] - scale * integer;
+            for (int64_t i = level.norms; i < level.norms + level.codes; ++i) {
+                mine[i] = nearest(factor[i] / scale);
+                const double rounded = factor[i] - scale * mine[i];
                 lost += rounded * rounded;
-                offset -= 128.0 * integer;
-                used += std::abs(integer);
+                offset -= 128.0 * mine[i];
+                used += std::abs(mine[i]);
             }
-            weight[last] = std::sqrt(lost) * MORE;
             for (int64_t j = 0; j < level.norms; ++j) {
-                mine[j] = nearest(std::ceil(weight[j] * level.norm_step[j] / scale * MORE));
+                const double exact = j < last ? factor[j] : std::sqrt(lost) * MORE * level.norm_step[last];
+                mine[j] = nearest(std::ceil(exact / scale * MORE));
                 used += mine[j];
             }
             // q.mean and the products with steps in float64, B'q in float32, and (2)
             const double middle = plan_.kernels->dot(&query.vectors[w * query.padded], plan_.mean, dim);
-            const double slack = 127 * off[w] * steps * MORE + 4 * double(dim + level.width) * UNIT64 *
-                                                                   (query.norm[w] * mean_norm + 255 * scale * used);
+            const double slack = 127 * off[w] * steps * MORE +
+                                 4 * double(dim + width) * UNIT64 * (query.norm[w] * mean_norm + 255 * scale * used);
             coded.scale.push_back(scale);
             const double pooled = double(std::max(count, longest_));
             const double more = rounding(query.norm[w] * largest_, dim, pooled, plan_.temperature);
             coded.offset.push_back(scale * offset + middle + slack + more);
             totals[w] = used;
         }
-        coded.packed = pack(integers, count, level.width, tiled);
+        coded.packed = pack(integers, count, width, tiled);
         coded.finish_float(totals);
     };
     // for the int8 codes of all coordinates
