@@ -121,20 +121,21 @@ void Search::choose(const Query& query, Work& work) const {
 void Search::changes(const Query& query, Work& work) const {
     const Part& part = *work.part;
     const double scale = part.scale[work.row], error = part.error[work.row], norm = part.norm[work.row];
+    const Lost& lost = work.top ? query.lost_high : query.lost;
     const bool measured = part.blocks != nullptr && query.blocks;
     const float* blocks = measured ? part.blocks + work.row * (2 * query.blocks + 1) : nullptr;  // of errors, then norms
     const double pooled = double(plan_.pools_query ? query.count : work.vectors());
     work.change.resize(query.count);
     for (int64_t w = 0; w < query.count; ++w) {
-        double inner = query.norm[w] * error, outer = query.lost[w] * norm;
+        double inner = query.norm[w] * error, outer = lost.norm[w] * norm;
         if (measured) {
             double along = query.rest[w] * error;
             for (int64_t j = 0; j < query.blocks; ++j) along += query.along[w * query.blocks + j] * blocks[j];
             inner = std::min(inner, along);
-            if (plan_.digits == 1) {
-                along = query.lost[w] * blocks[2 * query.blocks];
+            if (!lost.along.empty()) {
+                along = lost.norm[w] * blocks[2 * query.blocks];
                 for (int64_t j = 0; j < query.blocks; ++j)
-                    along += query.lost_along[w * query.blocks + j] * blocks[query.blocks + j];
+                    along += lost.along[w * query.blocks + j] * blocks[query.blocks + j];
                 outer = std::min(outer, along);
             }
         }
@@ -169,50 +170,98 @@ bool Search::others(const Query& query, Work& work) const {
     return !work.others.empty();
 }
 
+// The sums of a tile of words with what `pointers` lists, over the steps from `begin` to `end` of the int8 level. The
+// first of them may shift its sums, which are 0 then.
+void Search::multiply_steps(const Query& query, const Work& work, int64_t tile, int64_t begin, int64_t end,
+                            int32_t* highest, int32_t* out) const {
+    const Packed& packed = query.codes.packed;
+    const auto steps = static_cast<int64_t>(packed.program.size());
+    const int8_t* digits = packed.digits.data() + (tile * steps + begin) * GROUP * LANES;
+    const auto vectors = static_cast<int64_t>(work.pointers.size()) - NEXT;
+    plan_.kernels->row_sums(work.pointers.data(), vectors, work.part->stride, packed.program.data() + begin, end - begin,
+                            digits, 1, highest, out);
+}
+
 // Multiply the int8 codes of the vectors in `listed` from `first` on, and fetch those of `next`, if there is one.
 void Search::multiply(const Query& query, Work& work, size_t first, const Work* next) const {
-    const Coded& coded = query.codes;
-    const int64_t tiles = (query.count + LANES - 1) / LANES, places = tiles * LANES;
-    const int64_t count = static_cast<int64_t>(work.listed.size() - first);
+    const Packed& packed = query.codes.packed;
+    const int64_t tiles = (query.count + LANES - 1) / LANES, vectors = work.vectors();
+    const int64_t end = work.top ? packed.high : static_cast<int64_t>(packed.program.size());
     work.pointers.clear();
     for (size_t i = first; i < work.listed.size(); ++i) work.pointers.push_back(work.codes_of(work.listed[i]));
     for (size_t i = 0; i < NEXT; ++i)
         work.pointers.push_back(next && i < next->listed.size() ? next->codes_of(next->listed[i]) : work.pointers.back());
-    plan_.kernels->row_sums(work.pointers.data(), count, work.part->stride, coded.packed.program.data(),
-                            static_cast<int64_t>(coded.packed.program.size()), coded.packed.digits.data(), tiles,
-                            work.highest.data(), &work.codes[static_cast<int64_t>(first) * places]);
-    const double scale = work.part->scale[work.row];
+    for (int64_t tile = 0; tile < tiles; ++tile)
+        multiply_steps(query, work, tile, 0, end, &work.highest[tile * LANES],
+                       &work.codes[(tile * vectors + static_cast<int64_t>(first)) * LANES]);
+    evaluate(query, work);
+}
+
+// Of vectors whose high digits were multiplied, multiply the low ones as well.
+void Search::add_low_digits(const Query& query, Work& work) const {
+    const Packed& packed = query.codes.packed;
+    const int64_t tiles = (query.count + LANES - 1) / LANES, vectors = work.vectors();
+    const auto listed = static_cast<int64_t>(work.listed.size()), steps = static_cast<int64_t>(packed.program.size());
+    work.top = false;
+    work.pointers.clear();
+    for (const int32_t vector : work.listed) work.pointers.push_back(work.codes_of(vector));
+    for (int i = 0; i < NEXT; ++i) work.pointers.push_back(work.pointers.back());
+    work.added.resize(vectors * LANES);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        int32_t* highest = &work.highest[tile * LANES];
+        multiply_steps(query, work, tile, packed.high, steps, highest, work.added.data());
+        std::fill(highest, highest + LANES, INT32_MIN);
+        for (int64_t i = 0; i < listed; ++i)
+            for (int l = 0; l < LANES; ++l) {
+                int32_t& sum = work.codes[(tile * vectors + i) * LANES + l];
+                sum = sum * (1 << DIGIT) + work.added[i * LANES + l];
+                highest[l] = std::max(highest[l], sum);
+            }
+    }
+    evaluate(query, work);
+}
+
+// Each word's largest similarity by its highest sum.
+void Search::evaluate(const Query& query, Work& work) const {
+    const double scale = work.part->scale[work.row], digit = work.top ? 1 << DIGIT : 1;
+    const std::vector<double>& offset = work.top ? query.offset_high : query.codes.offset;
     for (int64_t w = 0; w < query.count; ++w)
-        work.values[w] = scale * (coded.scale[w] * work.highest[w] + coded.offset[w]);
+        work.values[w] = scale * (digit * query.codes.scale[w] * work.highest[w] + offset[w]);
 }
 
 // A row's score lies between *lower and *upper. Where the second level bounds each similarity, only as many of the row's
-// vectors are multiplied as could raise an upper bound, those that matter most first, and none once *upper is below the
-// threshold.
+// vectors are multiplied as could raise an upper bound, those that matter most first; and of the query the high digits,
+// as most rows need no more. *lower is not computed where *upper is below the threshold.
 void Search::bound_codes(const Query& query, double threshold, Work& work, const Work* next, double* lower,
                          double* upper) const {
     const int64_t vectors = work.vectors(), words = query.count, tiles = (words + LANES - 1) / LANES;
+    *lower = -INFINITE;
+    work.top = threshold > -INFINITE && !query.offset_high.empty();
     changes(query, work);
     if (plan_.pools_query) {
         work.codes.resize(vectors * tiles * LANES);
         work.highest.assign(tiles * LANES, INT32_MIN);
-        work.values.resize(words);
+        work.values.resize(words), work.high.resize(words);
         multiply(query, work, 0, next);
         work.weight.clear();
-        while (static_cast<int64_t>(work.listed.size()) < vectors) {
-            work.high.resize(words);
+        while (true) {
             for (int64_t w = 0; w < words; ++w) work.high[w] = work.values[w] + work.change[w];
-            if (!others(query, work)) break;
+            const size_t first = work.listed.size();
+            const bool more = static_cast<int64_t>(first) < vectors && others(query, work);
             *upper = pool_above(work.high);
-            if (*upper < threshold) {
-                *lower = -INFINITE;
-                return;
+            if (*upper < threshold) return;
+            if (more) {
+                const size_t some = std::min(AT_ONCE, work.others.size());
+                if (some < work.others.size())
+                    std::nth_element(work.others.begin(), work.others.begin() + some, work.others.end(), std::greater<>());
+                for (size_t i = 0; i < some; ++i) work.take(work.others[i].second);
+                multiply(query, work, first, nullptr);
+            } else if (work.top) {
+                add_low_digits(query, work);
+                changes(query, work);
+            } else {
+                break;
             }
-            const size_t first = work.listed.size(), some = std::min(AT_ONCE, work.others.size());
-            if (some < work.others.size())
-                std::nth_element(work.others.begin(), work.others.begin() + some, work.others.end(), std::greater<>());
-            for (size_t i = 0; i < some; ++i) work.take(work.others[i].second);
-            multiply(query, work, first, nullptr);
         }
     } else {
         const Coded& coded = query.codes;
@@ -260,9 +309,9 @@ void Search::hold(const Query& query, const Work& work, std::vector<int32_t>& he
         if (w < words) held.push_back(vector);
     };
     for (size_t i = 0; i < work.listed.size(); ++i) {
-        const int32_t* sums = &work.codes[static_cast<int64_t>(i) * places];
         consider(work.listed[i], [&](int64_t w) {
-            return scale * (query.codes.scale[w] * sums[w] + query.codes.offset[w]) + work.change[w];
+            const int32_t sum = work.codes[(w / LANES * vectors + static_cast<int64_t>(i)) * LANES + w % LANES];
+            return scale * (query.codes.scale[w] * sum + query.codes.offset[w]) + work.change[w];
         });
     }
     for (int64_t v = 0; v < vectors && static_cast<int64_t>(work.listed.size()) < vectors; ++v) {

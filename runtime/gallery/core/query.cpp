@@ -11,10 +11,12 @@
 namespace chan {
 namespace {
 
-constexpr int DIGIT = 7;                     // bits of the low digit
 constexpr int32_t LARGEST = 127 * 128 + 63;  // integer of two digits
 constexpr int SUMS = 4;                      // that a sum is split into, so that additions need not wait for each other
 constexpr double COARSE = 0.07;              // share of a level's bound that the query's own rounding may take
+
+// Of an integer that is written as two digits.
+int32_t high_digit(int32_t integer) { return (integer + (1 << DIGIT) / 2) >> DIGIT; }
 
 // tiled: LANES vectors a tile, as the kernels for single rows read them; the last vector is repeated in a last tile.
 Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width, bool tiled) {
@@ -30,7 +32,7 @@ Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width
     Packed packed;
     for (int64_t g = 0; g < groups; ++g)
         if (two[g]) packed.program.push_back({int32_t(g), 0});
-    const int64_t high = static_cast<int64_t>(packed.program.size()), steps = high + groups;
+    const int64_t high = packed.high = static_cast<int64_t>(packed.program.size()), steps = high + groups;
     for (int64_t g = 0; g < groups; ++g) packed.program.push_back({int32_t(g), high && g == 0 ? DIGIT : 0});
     const int64_t places = tiled ? (vectors + LANES - 1) / LANES * LANES : vectors;
     packed.digits.resize(places * steps * GROUP);
@@ -47,7 +49,7 @@ Packed pack(const std::vector<int32_t>& integers, int64_t vectors, int64_t width
         for (int64_t g = 0, step = 0; g < groups; ++g) {
             int8_t low[GROUP], top[GROUP];
             for (int i = 0; i < GROUP; ++i) {
-                const int32_t integer = mine[g * GROUP + i], upper = two[g] ? (integer + 64) >> DIGIT : 0;
+                const int32_t integer = mine[g * GROUP + i], upper = two[g] ? high_digit(integer) : 0;
                 top[i] = static_cast<int8_t>(upper);
                 low[i] = static_cast<int8_t>(integer - upper * (1 << DIGIT));
             }
@@ -137,7 +139,8 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
         const int64_t last = level.norms - 1, width = level.width;
         double steps = 0;
         for (int64_t i = 0; i < level.codes; ++i) steps += level.steps[i];
-        std::vector<double> factors(count * width), scales(count), least(count);  // of norms and codes, but the last norm's
+        std::vector<double> scales(count), least(count);
+        std::vector<double> factors(count * width);  // of norms, but the last one, and of codes
         for (int64_t w = 0; w < count; ++w) {
             double* mine = &factors[w * width];
             double coordinates = 0, bound = 0, largest = 0, total = 0;
@@ -153,9 +156,13 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
                 bound += weight * level.norm_typical[j];
                 mine[j] = weight * level.norm_step[j];
             }
-            for (int64_t i = 0; i < width; ++i) largest = std::max(largest, std::abs(mine[i])), total += std::abs(mine[i]);
+            for (int64_t i = 0; i < width; ++i) {
+                largest = std::max(largest, std::abs(mine[i]));
+                total += std::abs(mine[i]);
+            }
             const double spread = std::sqrt(double(level.codes) / 12);
-            scales[w] = std::min(coordinates / 127, COARSE * bound / std::max(spread * level.norm_typical[last], DBL_MIN));
+            const double lost = std::max(spread * level.norm_typical[last], DBL_MIN);  // of the bound by a scale of 1
+            scales[w] = std::min(coordinates / 127, COARSE * bound / lost);
             least[w] = least_scale(largest, total, width + level.codes);
             scales[w] = std::max(scales[w], least[w]);
         }
@@ -193,15 +200,14 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
         coded.finish_float(totals);
     };
     // for the int8 codes of all coordinates
+    query.blocks = plan_.edges.empty() ? 0 : static_cast<int64_t>(plan_.edges.size()) - 1;
     const int64_t stride = parts_.empty() ? 0 : parts_[0].stride;
     std::vector<int32_t> integers(count * stride, 0);
-    const bool keep_lost = !plan_.edges.empty() && plan_.digits == 1;
-    std::vector<float> lost(keep_lost ? count * query.padded : 0);
     std::vector<double> totals(count);
     const auto code_all = [&](int64_t w) {
         const float* mine = &query.vectors[w * query.padded];
         float largest = 0;
-        double sizes[SUMS] = {}, squares[SUMS] = {};
+        double sizes[SUMS] = {};
         for (int64_t i = 0; i < dim; ++i) {
             largest = std::max(largest, std::abs(mine[i]));
             sizes[i % SUMS] += std::abs(mine[i]);
@@ -214,15 +220,46 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
         for (int64_t i = 0; i < dim; ++i) out[i] = nearest(mine[i] * inverse);
         int64_t sum = 0, size = 0;
         for (int64_t i = 0; i < dim; ++i) sum += out[i], size += std::abs(out[i]);
-        for (int64_t i = 0; i < dim; ++i) {
-            const double rounded = mine[i] - scale * out[i];
-            squares[i % SUMS] += rounded * rounded;
-            if (keep_lost) lost[w * query.padded + i] = static_cast<float>(rounded);
-        }
         totals[w] = double(size);
-        query.lost.push_back(std::sqrt(squares[0] + squares[1] + squares[2] + squares[3]) * MORE);
         query.codes.scale.push_back(scale);
         query.codes.offset.push_back(scale * (-128.0 * double(sum)));
+    };
+    // What the integers `kept` lose of the vectors, and where that is much, what of it is along leading axes.
+    const auto measure = [&](const std::vector<int32_t>& kept, bool much, Lost& lost) {
+        std::vector<float> left(much && query.blocks ? count * query.padded : 0);
+        for (int64_t w = 0; w < count; ++w) {
+            const float* mine = &query.vectors[w * query.padded];
+            const double scale = query.codes.scale[w];
+            double squares[SUMS] = {};
+            for (int64_t i = 0; i < dim; ++i) {
+                const double rounded = mine[i] - scale * kept[w * stride + i];
+                squares[i % SUMS] += rounded * rounded;
+                if (!left.empty()) left[w * query.padded + i] = static_cast<float>(rounded);
+            }
+            lost.norm.push_back(std::sqrt(squares[0] + squares[1] + squares[2] + squares[3]) * MORE);
+        }
+        if (left.empty()) return;
+        const int64_t leading = plan_.edges.back();
+        std::vector<float> coordinates(leading * count);
+        plan_.kernels->products(plan_.basis, leading, dim, left.data(), count, query.padded, coordinates.data());
+        for (int64_t w = 0; w < count; ++w) {
+            const double error = lost.norm[w];  // `left` was rounded to float32 as well
+            const double each = (relative + 2 * UNIT32) * size * error * MORE + dim * FLT_MIN * (1 + error + size);
+            for (int64_t j = 0; j < query.blocks; ++j)
+                lost.along.push_back(along(coordinates.data(), w, plan_.edges[j], plan_.edges[j + 1], each));
+        }
+    };
+    const auto measure_high = [&] {
+        std::vector<int32_t> high(count * stride, 0);
+        for (int64_t w = 0; w < count; ++w) {
+            int64_t sum = 0;
+            for (int64_t step = 0; step < query.codes.packed.high; ++step) {
+                const int64_t begin = w * stride + int64_t(query.codes.packed.program[step].group) * GROUP;
+                for (int64_t i = begin; i < begin + GROUP; ++i) sum += high[i] = high_digit(integers[i]) * (1 << DIGIT);
+            }
+            query.offset_high.push_back(query.codes.scale[w] * (-128.0 * double(sum)));
+        }
+        measure(high, true, query.lost_high);
     };
 
     const std::function<void(int64_t)> half = [&](int64_t which) {
@@ -233,28 +270,20 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
             if (plan_.second.coordinates) code(plan_.second, query.second, true);
         } else {
             for (int64_t w = 0; w < count; ++w) code_all(w);
+            measure(integers, plan_.digits == 1, query.lost);
             query.codes.packed = pack(integers, count, stride, true);
             query.codes.finish_float(totals);
+            if (plan_.pools_query && plan_.second.coordinates && query.codes.packed.high) measure_high();
         }
     };
     if (threads)
         threads->run(2, half);
     else
         half(0), half(1);
-    query.blocks = plan_.edges.empty() ? 0 : static_cast<int64_t>(plan_.edges.size()) - 1;
     for (int64_t w = 0; w < count && query.blocks; ++w) {
         query.rest.push_back(beyond(w, plan_.edges.back()));
         for (int64_t j = 0; j < query.blocks; ++j)
             query.along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], off[w]));
-    }
-    if (query.blocks && plan_.digits == 1) {
-        plan_.kernels->products(plan_.basis, axes, dim, lost.data(), count, query.padded, y.data());
-        for (int64_t w = 0; w < count; ++w) {
-            const double error = query.lost[w];  // `lost` was rounded to float32 as well
-            const double each = (relative + 2 * UNIT32) * size * error * MORE + dim * FLT_MIN * (1 + error + size);
-            for (int64_t j = 0; j < query.blocks; ++j)
-                query.lost_along.push_back(along(y.data(), w, plan_.edges[j], plan_.edges[j + 1], each));
-        }
     }
 }
 

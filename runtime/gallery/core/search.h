@@ -142,6 +142,10 @@ class Search {
     void changes(const Query& query, Work& work) const;
     bool others(const Query& query, Work& work) const;
     void multiply(const Query& query, Work& work, size_t first, const Work* next) const;
+    void multiply_steps(const Query& query, const Work& work, int64_t tile, int64_t begin, int64_t end, int32_t* highest,
+                        int32_t* out) const;
+    void add_low_digits(const Query& query, Work& work) const;
+    void evaluate(const Query& query, Work& work) const;
     void bound_codes(const Query& query, double threshold, Work& work, const Work* next, double* lower,
                      double* upper) const;
     void hold(const Query& query, const Work& work, std::vector<int32_t>& held) const;

@@ -14,11 +14,13 @@
 
 namespace chan {
 
+constexpr int DIGIT = 7;          // bits of an integer's low digit
 constexpr int64_t TOGETHER = 8;  // pairs of a query and a row that a thread brings closer bounds of at a time
 
 // Integers of some vectors, [vectors][width], as digits, and the program that multiplies them.
 struct Packed {
     std::vector<Step> program;
+    int64_t high = 0;  // steps of high digits, which come first
     std::vector<int8_t> digits;
 };
 
@@ -42,6 +44,12 @@ struct Coded {
     }
 };
 
+// What integers at the int8 level lose of a query's vectors.
+struct Lost {
+    std::vector<double> norm;   // ||dq||
+    std::vector<double> along;  // ||B_j'dq|| [count][E]; empty where it would hardly matter
+};
+
 struct Search::Query {
     int64_t count = 0, padded = 0;
     std::vector<float> vectors;  // [count][padded], zero from dim on
@@ -50,7 +58,8 @@ struct Search::Query {
     Coded first, second, codes;
     int64_t blocks = 0;                          // E: of axes at the int8 level
     std::vector<double> along, rest;             // ||B_j'q|| [count][E], R(q), of the leading axes
-    std::vector<double> lost_along, lost;        // ||B_j'dq||, ||dq||
+    Lost lost, lost_high;                        // with all digits, and with the high ones alone
+    std::vector<double> offset_high;             // as in `codes`, of the high digits alone; empty where they do not serve
     std::atomic<int64_t> second_read{0}, codes_read{0};  // rows of which these were read
 };
 
@@ -60,7 +69,9 @@ struct Search::Work {
     int64_t row = 0;               // in its part
     bool levels = false;           // whether `second` bounds the row's similarities
     std::vector<int32_t> second;   // sums of the second level, [vectors][places]
-    std::vector<int32_t> codes;    // sums of the int8 codes of the vectors in `listed`, [listed][places]
+    bool top = false;              // whether `codes` are of the high digits of the query alone
+    std::vector<int32_t> codes;    // sums of the int8 codes of the vectors in `listed`, [tiles][vectors][LANES]
+    std::vector<int32_t> added;    // the same of the low digits, of one tile
     std::vector<float> similarities;  // from the fine copy
     std::vector<int32_t> highest;  // of each word's sums
     std::vector<int32_t> listed;   // vectors

@@ -27,6 +27,9 @@ way
 
 The smaller of (1) and (1'), or (1''), holds for each of the two products.
 
+All of this is about any q_hat. Where a query's integers have two digits, the core first takes the high ones alone,
+whose dq is larger, and adds the products with the low ones only for rows that the bound from these leaves open.
+
 **The first coordinates.** Let y = B'q and c = B'(x - m) for a mean m, and let d be no less than the norm of B'B - 1,
 which is 0 for orthonormal axes and some 10^-7 for these in float32. With f = max(0, 1 - d), 1 - f BB' has no negative
 eigenvalue, so Cauchy-Schwarz holds for the product that it defines, with R(v)^2 = ||v||^2 - f ||B'v||^2:
@@ -48,8 +51,9 @@ integer kernels. With x in place of x - m, (3') also gives (1') with R(q) in pla
 The query's numbers become integers as well: t k_i in place of w_i = f y_a(i) s_i. What that changes is at most
 ||w - t k|| ||n||, and ||n|| is the row's last norm. Factors of norms are rounded up. The integers have one digit of 7
 bits or two; a step t is chosen so that no sum of products leaves int32, and so that the query's own rounding adds
-little (core/query.cpp). A factor of ||n|| that does not fit two digits is cut off: ||w - t k|| ||n|| is at most
-t sqrt(N) / 2 * 127 sqrt(N) for N codes, which is less than t times their largest integer for N <= 256.
+little, and is then made as fine as the digits allow (core/query.cpp). A factor of ||n|| that does not fit two digits is
+cut off: ||w - t k|| ||n|| is at most t sqrt(N) / 2 * 127 sqrt(N) for N codes, which is less than t times their largest
+integer for N <= 256.
 
 y is computed in float32. If every coordinate is within e of B'q, then the sum in (3) is within e sum_i s_i |n_i| <=
 127 e sum_i s_i, and each block norm within e sqrt(axes of the block); all of that is added.

@@ -226,6 +226,17 @@ def test_no_row_is_lost_to_int8_codes(name: str, axes: int, kind: str) -> None:
     assert best_row(plan, decoy, target, query[None], "Max", kind) == DECOYS
 
 
+@needs_core
+@pytest.mark.parametrize("place", ["e2", "e20"])  # along the axes, and beyond them
+def test_no_row_is_lost_to_the_high_digits_of_a_query(place: str) -> None:
+    """Of the query's number at `place` the high digit is 0. The levels exclude no row, and rank the decoys first."""
+    level = level_of(ONES, [1] * 5)
+    query = vector(e1=1, **{place: 0.49 / 127}, e3=2 / 127, e31=0.1)
+    decoy, target = vector(e3=20, e30=200), vector(**{place: 100})
+    plan = SearchPlan(axes_of(), level, level, 2)
+    assert best_row(plan, decoy, target, query[None], "Max", "images") == DECOYS
+
+
 # -- similarities in float32
 
 
