@@ -65,6 +65,7 @@ class InterpretedDevice(FakeDevice):
         before = time.perf_counter()
         super().launch_kernel(kernel, blocks, threads, arguments, stream)
         if self.timing:
+            self.synchronize(stream)
             name = kernel.rstrip("_0123456789")  # as in the compiled code, which leaves the size out
             self._recorded.append((name, (time.perf_counter() - before) * 1e3))
 

@@ -4,6 +4,7 @@ On a device made of host memory, as test_resident.py; with TRITON_INTERPRET=1 th
 """
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 
 from chan_rt.bench.search import Concepts
 from chan_rt.runtime.contract import AlignmentConfig
+from chan_rt.runtime.embeddings import Embeddings
+from chan_rt.runtime.gallery import Gallery, GallerySettings, GalleryWriter
+from chan_rt.runtime.gallery import scanner as scanner_module
 from chan_rt.runtime.gallery.compiled import open_core
 from chan_rt.runtime.gallery.cuda import SplitScan
 from chan_rt.runtime.gallery.cuda import decide as decide_module
@@ -29,6 +33,7 @@ from chan_rt.runtime.gallery.proof.prefix import (
 )
 from chan_rt.runtime.gallery.proof.rows import ArrayPart
 from chan_rt.runtime.gallery.proof.true_score import true_row
+from chan_rt.runtime.gpu import examine_gpu
 
 from .test_resident import INTERPRETED, compiled_ranker, made_up, make_parts, open_scan, rankers
 
@@ -58,8 +63,9 @@ def upper_bounds(scan: KernelScan, device: Any, queries: int, rows: int) -> np.n
 
 @pytest.fixture(autouse=True)
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small galleries read the level first, too."""
+    """Small galleries read the level first, too, and go on where most rows remain."""
     monkeypatch.setattr(scan_module, "LEAST", 0)
+    monkeypatch.setattr(scan_module, "SHARE", 1)
 
 
 @pytest.mark.parametrize("case", ["plain", "ties", "near", "zero", "huge"])
@@ -242,3 +248,53 @@ def test_most_codes_are_not_read() -> None:
     assert (scan.left <= scanned).all(), "those that were picked first need not be among them"
     assert (scan.left > scanned - scan_module.FEW).all()
     assert (decided.found < 200).all()
+
+
+def scenes(folder: Path, fine: str, alignment: AlignmentConfig) -> list[Embeddings]:
+    """A gallery of 600 images like those of scenes, prepared; captions of one length each."""
+    source = Concepts(0, 256)
+    settings = GallerySettings("images", 256, alignment, model="m", fine=fine)
+    with GalleryWriter.create(folder, settings) as writer:
+        for first in range(0, 600, 200):
+            writer.add([str(i) for i in range(first, first + 200)], source.images(200, 6))
+        writer.prepare(source.captions(np.full(60, 12, np.int32)))
+        writer.delete(["7", "399"])
+    return [source.captions(np.full(2, length, np.int32)) for length in (12, 40)]
+
+
+def check_answers(folder: Path, captions: list[Embeddings], device: str) -> None:
+    """A gallery's answers on the GPU are the CPU's, and its first level was read."""
+    with Gallery.open(folder) as cpu, Gallery.open(folder, device=device) as gpu:
+        for asked in captions:
+            for ours, expected in zip(gpu.search(asked, 10), cpu.search(asked, 10), strict=True):
+                assert ours.certified
+                assert [(hit.id, hit.score) for hit in ours.hits] == [(hit.id, hit.score) for hit in expected.hits]
+                for hit, other in zip(ours.hits, expected.hits, strict=True):
+                    assert hit.word_regions.tolist() == other.word_regions.tolist()
+            scan = gpu._scanner.resident
+            assert isinstance(scan, KernelScan)
+            assert scan.left is not None
+
+
+@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.parametrize("fine", ["float32", "float16", "fixed16"])
+def test_a_prepared_gallery_answers_as_on_the_cpu(tmp_path: Path, fine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(path: Path, settings: GallerySettings, precision: str, index: int) -> KernelScan:
+        return open_scan(precision, settings.dim, settings.alignment)[0]
+
+    monkeypatch.setattr(scanner_module, "open_resident", opened)
+    check_answers(tmp_path / "g", scenes(tmp_path / "g", fine, AlignmentConfig()), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
+@pytest.mark.parametrize("fine", ["float32", "float16", "fixed16"])
+@pytest.mark.parametrize("pooling", ["LSE", "Mean", "Sum"])
+def test_on_a_gpu_a_prepared_gallery_answers_as_on_the_cpu(tmp_path: Path, fine: str, pooling: str) -> None:
+    pytest.importorskip("triton", reason="compiling the kernels needs triton")
+    from chan_rt.export.kernels import build_kernels
+    from chan_rt.runtime.gpu import architecture
+
+    captions = scenes(tmp_path / "g", fine, AlignmentConfig(pooling=pooling))
+    build_kernels(tmp_path / "g", 256, pooling, "int8", architecture(examine_gpu().gpus[0].capability))
+    check_answers(tmp_path / "g", captions, "cuda")
