@@ -20,8 +20,7 @@ from ..runtime.backends.device import Device
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.errors import InputError, TensorError
 from ..runtime.gallery.cuda.memory import Arena
-from ..runtime.gallery.cuda.scan import Listed
-from ..runtime.gallery.proof.bounds import QuantizedQuery
+from ..runtime.gallery.cuda.scan import Listed, Queries
 from ..runtime.gallery.proof.rows import Part
 
 
@@ -85,7 +84,7 @@ class EngineScan:
     def shortlist(
         self,
         rows: Sequence[list[_Chunk]],
-        queries: Sequence[QuantizedQuery],
+        queries: Queries,
         k: int,
         allowed: NDArray[np.bool_],
         floors: NDArray[np.float64],
@@ -98,8 +97,8 @@ class EngineScan:
         """
         if k > self._k:
             raise InputError(f"k must be at most the engine's {self._k}, got {k}")
-        if any(query.count > self._words for query in queries):
-            longest = max(query.count for query in queries)
+        if any(len(query) > self._words for query in queries):
+            longest = max(map(len, queries))
             raise InputError(f"the engine takes queries of at most {self._words} vectors, got {longest}")
         chunks = [chunk for part in rows for chunk in part]
         found: list[Listed] = []
@@ -145,16 +144,14 @@ class EngineScan:
                 chunk.sent = lengths
             base += chunk.rows
 
-    def _batch(
-        self, chunks: Sequence[_Chunk], queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_]
-    ) -> list[Listed]:
-        count, longest = len(queries), max(query.count for query in queries)
+    def _batch(self, chunks: Sequence[_Chunk], queries: Queries, k: int, allowed: NDArray[np.bool_]) -> list[Listed]:
+        count, longest = len(queries), max(map(len, queries))
         words = np.zeros((count, longest, self._dim), np.float16)
         for i, query in enumerate(queries):
-            words[i, : query.count] = _half(query.vectors, "queries")
+            words[i, : len(query)] = _half(query, "queries")
         feeds = {
             "word_embeddings": self._filled("word_embeddings", words),
-            "word_lengths": self._filled("word_lengths", np.array([query.count for query in queries], np.int32)),
+            "word_lengths": self._filled("word_lengths", np.array([len(query) for query in queries], np.int32)),
         }
         shape = (count, self._k)
         scores_at, scores = self._tensor("best_scores", shape, np.float32)

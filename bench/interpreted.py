@@ -7,6 +7,7 @@ before it was imported.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from functools import partial
@@ -66,7 +67,7 @@ class InterpretedDevice(FakeDevice):
         super().launch_kernel(kernel, blocks, threads, arguments, stream)
         if self.timing:
             self.synchronize(stream)
-            name = kernel.rstrip("_0123456789")  # as in the compiled code, which leaves the size out
+            name = re.sub(r"_(\d+|float\d+|fixed16)$", "", kernel)  # as in the compiled code, which leaves the kind out
             self._recorded.append((name, (time.perf_counter() - before) * 1e3))
 
     def prepare(self, launches: int) -> None:

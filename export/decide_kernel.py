@@ -5,25 +5,39 @@ Only `kernels.py` (ahead of time) and the tests (interpreted) import this module
 A similarity is summed as runtime/gallery/proof/true_score.py has it, so it is the same to the bit: eight partial sums,
 lane l of elements l, l + 8, ..., then halves of them added. A product of two float32 numbers is exact in float64, so a
 fused multiply-add rounds as a product and a sum do.
+
+Few similarities need it. The codes' similarities, on tensor cores, are within e of these, by (1) or (1') of bounds.py.
+So a vector whose similarity by the codes is smaller than the largest one by more than 2 e cannot hold the maximum, and
+one that ties with the maximum is not left out.
 """
 
 import triton
 import triton.language as tl
+
+from .scan_kernels import radius
 
 
 @triton.jit
 def decide(
     fine,  # float32, float16, or uint8 (the lower bytes of fixed16): where the first fine copy lies
     fine_places,  # int64 [rows], where each row's fine copy begins beyond that, in units of UNIT elements
-    codes,  # int8, where the first codes lie; fixed16 has its upper bytes there
+    codes,  # int8, where the first codes lie
     places,  # int64 [rows], where each row's codes begin beyond that, in units of CODES_UNIT
     row_scale,  # float32 [rows]
     lengths,  # int32 [rows], how many vectors each row has
+    error,  # as of `radius`
+    norm,
+    blocks,
+    plans,
+    terms,
     found,  # int32 [queries], how long each query's list is
     listed_rows,  # int32 [queries, capacity]
     chosen,  # int32 [pairs], places in `listed_rows`; beyond a list's length they are passed over
-    query,  # float32 [words of all queries, WIDTH]
+    exact,  # float32 [words of all queries, WIDTH]
     word_starts,  # int32 [queries + 1]
+    query,  # int8 [2, query_places, WIDTH], the same vectors' codes
+    query_starts,  # int32 [queries], the place of each query's first vector there
+    word_scale,  # float64 [query_places]
     decided,  # int32 [pairs], the row of each pair
     maxima,  # float64 [pairs, stride], for each of the query's vectors the largest similarity over the row's vectors
     winners,  # int32 [pairs, stride], the first vector that reaches it
@@ -31,51 +45,84 @@ def decide(
     stride,
     tiles,
     dim,
+    rows,
+    num_plans,
+    query_places,
+    share,
     FORM: tl.constexpr,
     WIDTH: tl.constexpr,
     UNIT: tl.constexpr,
     CODES_UNIT: tl.constexpr,
+    POOLING: tl.constexpr,
+    BLOCKS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """One row and BLOCK_W of a query's vectors."""
+    """One row and BLOCK_W of a query's vectors.
+
+    share: 2 e as a share of how far the row's score can be off; of Sum, of that by all of the query's vectors.
+    """
     pair = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles * BLOCK_W
     at = tl.load(chosen + pair)
-    which = at // capacity
+    which = (at // capacity).to(tl.int64)
     begin = tl.load(word_starts + which)
     words = tl.load(word_starts + which + 1) - begin
     if (at % capacity < tl.load(found + which)) & (tile < words):
         row = tl.load(listed_rows + at)
+        slack = share * radius(terms, error, norm, blocks, plans, which, row, row >= 0, rows, num_plans, BLOCKS)
+        if POOLING == "Sum":
+            slack = slack / words
         count = tl.load(lengths + row)
         vectors = fine + tl.load(fine_places + row) * UNIT
         upper = codes + tl.load(places + row) * CODES_UNIT
-        unit = tl.load(row_scale + row) * 0.00390625  # 1 / 256; a quotient would be rounded
+        scale = tl.load(row_scale + row)
+        unit = scale * 0.00390625  # 1 / 256; a quotient would be rounded
         word = tile + tl.arange(0, BLOCK_W)
+        own_word = tl.minimum(word, words - 1)
+        k = tl.arange(0, BLOCK_K)
         lane = tl.arange(0, 8)
-        word_at = query + (begin + tl.minimum(word, words - 1)).to(tl.int64)[:, None] * WIDTH + lane[None, :]
+        plane = tl.load(query_starts + which) + own_word
+        plane_at = query + plane.to(tl.int64)[None, :] * WIDTH + k[:, None]
+        second = query_places.to(tl.int64) * WIDTH
+        size = tl.load(word_scale + plane) * scale.to(tl.float64)
+        word_at = exact + (begin + own_word).to(tl.int64)[:, None] * WIDTH + lane[None, :]
+        top = tl.full([BLOCK_W], float("-inf"), tl.float64)
         best = tl.full([BLOCK_W], float("-inf"), tl.float64)
         winner = tl.zeros([BLOCK_W], tl.int32)
+        index = tl.arange(0, BLOCK_R)
         for first in range(0, count, BLOCK_R):
-            place = first + tl.arange(0, BLOCK_R)
-            vector_at = tl.minimum(place, count - 1)[:, None] * WIDTH + lane[None, :]
-            sums = tl.zeros([BLOCK_R, BLOCK_W, 8], tl.float64)
-            for step in range(0, dim, 8):  # elements beyond the dimension are 0
-                value = tl.load(vectors + vector_at + step)
-                if FORM == "fixed16":  # exact in float32, see fixed16.py
-                    integer = tl.load(upper + vector_at + step).to(tl.int32) * 256 + value.to(tl.int32) - 128
-                    value = integer.to(tl.float32) * unit
-                left = value.to(tl.float64)[:, None, :]
-                right = tl.load(word_at + step).to(tl.float64)[None, :, :]
-                sums = tl.fma(left, right, sums)
-            for half in tl.static_range(3):
-                low, high = tl.split(tl.trans(tl.reshape(sums, [BLOCK_R, BLOCK_W, 2, 4 >> half]), 0, 1, 3, 2))
-                sums = low + high
-            product = tl.reshape(sums, [BLOCK_R, BLOCK_W])
+            place = first + index
+            code_at = upper + tl.minimum(place, count - 1)[:, None] * WIDTH + k[None, :]
+            high = tl.zeros([BLOCK_R, BLOCK_W], tl.int32)
+            low = tl.zeros([BLOCK_R, BLOCK_W], tl.int32)
+            for step in range(0, WIDTH, BLOCK_K):
+                code = tl.load(code_at + step)
+                high = tl.dot(code, tl.load(plane_at + step), high, out_dtype=tl.int32)
+                low = tl.dot(code, tl.load(plane_at + second + step), low, out_dtype=tl.int32)
+            product = (high.to(tl.float64) * 254.0 + low.to(tl.float64)) * size[None, :]
             product = tl.where((place < count)[:, None], product, float("-inf"))
-            largest, owner = tl.max(product, axis=0, return_indices=True)  # the first of equal ones
-            winner = tl.where(largest > best, first + owner, winner)
-            best = tl.maximum(best, largest)
+            top = tl.maximum(top, tl.max(product, axis=0))
+            left = ((product >= (top - slack)[None, :]) & (word < words)[None, :]).to(tl.int32)
+            while tl.max(tl.max(left, axis=1), axis=0) > 0:  # of each word the first that is left
+                some, owner = tl.max(left, axis=0, return_indices=True)
+                vector_at = tl.minimum(first + owner, count - 1)[:, None] * WIDTH + lane[None, :]
+                sums = tl.zeros([BLOCK_W, 8], tl.float64)
+                for step in range(0, dim, 8):  # elements beyond the dimension are 0
+                    value = tl.load(vectors + vector_at + step)
+                    if FORM == "fixed16":  # exact in float32, see fixed16.py
+                        integer = tl.load(upper + vector_at + step).to(tl.int32) * 256 + value.to(tl.int32) - 128
+                        value = integer.to(tl.float32) * unit
+                    sums = tl.fma(value.to(tl.float64), tl.load(word_at + step).to(tl.float64), sums)
+                for half in tl.static_range(3):
+                    one, other = tl.split(tl.trans(tl.reshape(sums, [BLOCK_W, 2, 4 >> half]), 0, 2, 1))
+                    sums = one + other
+                similarity = tl.reshape(sums, [BLOCK_W])
+                better = (some > 0) & (similarity > best)
+                winner = tl.where(better, first + owner, winner)
+                best = tl.where(better, similarity, best)
+                left = tl.where(index[:, None] == owner[None, :], 0, left)
         target = pair * stride + word
         tl.store(maxima + target, best, mask=word < words)
         tl.store(winners + target, winner, mask=word < words)

@@ -42,11 +42,13 @@ from ..runtime.gallery.cuda.kernels import (
 )
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.proof.bounds import MOST_BLOCKS
+from ..runtime.gallery.proof.prefix import CODE_AXES
 
+_SOURCES = ("scan_kernels", "query_kernels", "decide_kernel")
 _STAGES, _WARPS = 3, 4
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
-_ALIGNED = ("vectors", "levels", "query", "fine", "codes")
-_DECIDE_WARPS = 8  # so many threads read the few elements of a step that no thread waits for another's
+_ALIGNED = ("vectors", "levels", "query", "fine", "codes", "exact", "axes")
+_DECIDE_VECTORS = 64  # of a row: most rows have no more, so that a largest one is not found in several turns
 _REACH_WARPS = (4, 16)  # for each of PICKS, so that hardly any registers are spilled
 _TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query
 _FINE = {"float32": ("*fp32", 4), "float16": ("*fp16", 2), "fixed16": ("*u8", 1)}  # of a fine copy's values, and bytes
@@ -64,9 +66,13 @@ class _Job:
     @property
     def function(self) -> Any:
         """What Triton made of the kernel's source."""
-        from . import decide_kernel, scan_kernels
+        from . import decide_kernel, query_kernels, scan_kernels
 
-        return getattr(decide_kernel if self.kernel == "decide" else scan_kernels, self.kernel)
+        return next(
+            getattr(module, self.kernel)
+            for module in (scan_kernels, query_kernels, decide_kernel)
+            if hasattr(module, self.kernel)
+        )
 
 
 def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: str) -> tuple[KernelRecord, bool]:
@@ -91,7 +97,7 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)} for a gallery on the GPU, got {value}")
     chosen: ScanPrecision = "int8" if precision == "int8" else "float16"
-    files = (Path(__file__).with_name("scan_kernels.py"), Path(__file__).with_name("decide_kernel.py"), Path(__file__))
+    files = (Path(__file__), *(Path(__file__).with_name(f"{name}.py") for name in _SOURCES))
     source = b"".join(file.read_bytes() for file in files)
     width = stored_width(dim)
     wanted = KernelRecord(chosen, width, pooling, gpu, _version(), hashlib.sha256(source).hexdigest(), {})
@@ -163,23 +169,49 @@ def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]
     numbers = dict.fromkeys(("rows", "capacity", "queries", "num_plans"), "i32")
     sizes = {"SIZE": LIST_ROWS, "BLOCKS": MOST_BLOCKS}
     jobs["shortlist"] = _Job("shortlist", {**bounds, **listed, **numbers}, sizes)
-    return jobs | (_decide_jobs(width) | _reach_jobs(pooling) if precision == "int8" else {})
+    jobs |= _query_jobs(precision, width, pooling)
+    return jobs | (_decide_jobs(width, pooling) | _reach_jobs(pooling) if precision == "int8" else {})
 
 
-def _decide_jobs(width: int) -> dict[str, _Job]:
+def _query_jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]:
+    """`quantize`, and `terms` where there is something to bound."""
+    kind, planes = _TYPES[precision]
+    types = {
+        "exact": "*fp32", "word_of": "*i32", "query": kind, "word_scale": "*fp64", "norms": "*fp64",
+        "errors": "*fp64", "places": "i32",
+    }  # fmt: skip
+    step = min(1024, 1 << (width - 1).bit_length())
+    jobs = {"quantize": _Job("quantize", types, {"WIDTH": width, "PLANES": planes, "BLOCK_K": step})}
+    if precision == "int8":
+        types = {
+            "exact": "*fp32", "norms": "*fp64", "errors": "*fp64", "word_starts": "*i32", "axes": "*fp64",
+            "axes_places": "*i64", "block_of": "*i32", "held": "*fp64", "target": "*fp64",
+            "margins": "*fp64", "num_plans": "i32", "dim": "i32",
+            **dict.fromkeys(("slope", "temperature", "lost", "more", "largest"), "fp64"),
+        }  # fmt: skip
+        constants = {"WIDTH": width, "POOLING": pooling, "AXES": CODE_AXES, "UNIT": UNIT // 8, "BLOCKS": MOST_BLOCKS}
+        jobs["terms"] = _Job("terms", types, constants | {"BLOCK_W": 16, "BLOCK_K": 32})
+    return jobs
+
+
+def _decide_jobs(width: int, pooling: str) -> dict[str, _Job]:
     """`decide` for each form of a fine copy."""
     jobs = {}
     for form in FORMS:
         kind, size = _FINE[form]
         types = {
             "fine": kind, "fine_places": "*i64", "codes": "*i8", "places": "*i64", "row_scale": "*fp32",
-            "lengths": "*i32", "found": "*i32", "listed_rows": "*i32", "chosen": "*i32", "query": "*fp32",
-            "word_starts": "*i32", "decided": "*i32", "maxima": "*fp64", "winners": "*i32",
-            **dict.fromkeys(("capacity", "stride", "tiles", "dim"), "i32"),
+            "lengths": "*i32", "error": "*fp32", "norm": "*fp32", "blocks": "*fp32", "plans": "*i32", "terms": "*fp64",
+            "found": "*i32", "listed_rows": "*i32", "chosen": "*i32", "exact": "*fp32", "word_starts": "*i32",
+            "query": "*i8", "query_starts": "*i32", "word_scale": "*fp64",
+            "decided": "*i32", "maxima": "*fp64", "winners": "*i32",
+            **dict.fromkeys(("capacity", "stride", "tiles", "dim", "rows", "num_plans", "query_places"), "i32"),
+            "share": "fp64",
         }  # fmt: skip
-        constants = {"FORM": form, "WIDTH": width, "UNIT": UNIT // size, "CODES_UNIT": UNIT}
-        constants |= {"BLOCK_W": DECIDE_WORDS, "BLOCK_R": _VECTORS}
-        jobs[f"decide_{form}"] = _Job("decide", types, constants, _DECIDE_WARPS)
+        constants = {"FORM": form, "WIDTH": width, "UNIT": UNIT // size, "CODES_UNIT": UNIT, "POOLING": pooling}
+        step = 128 if width % 128 == 0 else 64
+        constants |= {"BLOCKS": MOST_BLOCKS, "BLOCK_W": DECIDE_WORDS, "BLOCK_R": _DECIDE_VECTORS, "BLOCK_K": step}
+        jobs[f"decide_{form}"] = _Job("decide", types, constants)
     return jobs
 
 

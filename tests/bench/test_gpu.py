@@ -53,7 +53,7 @@ def test_interpreted_every_search_section_runs_in_processes_of_its_own(tmp_path:
         if section == "search":
             one = found["20 images: this, triton float16"]
             assert one["search_ms"]["runs"] >= 5
-            assert one["kernels_ms"].keys() == {"scan", "best_rows", "kth_best", "shortlist"}
+            assert one["kernels_ms"].keys() == {"quantize", "scan", "best_rows", "kth_best", "shortlist"}
             assert one["agreement"] > 0.9
             (reason,) = report["not run"].values()
             assert "late_interaction_kernels" in reason
@@ -223,6 +223,14 @@ def test_on_a_gpu_every_candidate_that_runs_finds_the_top(tmp_path: Path) -> Non
     report = json.loads(out.read_text())
     found = {name.partition(": ")[2]: one for name, one in report["search"].items()}
     assert found[bench.CERTIFIED]["agreement"] == 1.0
-    assert found[bench.CERTIFIED]["kernels_ms"].keys() == {"scan", "best_rows", "kth_best", "shortlist"}
+    assert found[bench.CERTIFIED]["kernels_ms"].keys() == {
+        "quantize",
+        "scan",
+        "terms",
+        "best_rows",
+        "kth_best",
+        "shortlist",
+        "decide",
+    }
     assert min(one["agreement"] for name, one in found.items() if "sum of maxima" not in name) > 0.9
     assert report["limits"]["limits"]["read_bytes_a_second"] > 1e10

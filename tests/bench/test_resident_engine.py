@@ -2,7 +2,6 @@
 
 import gc
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from chan_rt.runtime.gallery.cuda import GpuEstimator
 from chan_rt.runtime.gallery.estimate import CpuEstimator
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
-from chan_rt.runtime.gallery.proof.bounds import quantize_query
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
@@ -154,11 +152,11 @@ def test_what_the_engine_does_not_take_is_refused(built) -> None:
     with pytest.raises(TensorError, match="vectors: must fit float16"):
         scan.hold(part_of([np.full((1, DIM), 1e6, np.float32)]))
     held = [scan.hold(part_of(gallery(3)))]
-    one = [quantize_query(queries_of(2)[0], per_vector=True)]
+    one = queries_of(2)[:1]
     with pytest.raises(InputError, match="k must be at most the engine's 6, got 7"):
         scan.shortlist(held, one, 7, np.ones(3, bool), np.full(1, -np.inf))
     with pytest.raises(InputError, match="queries of at most 8 vectors, got 9"):
-        scan.shortlist(held, [SimpleNamespace(count=9)], 1, np.ones(3, bool), np.full(1, -np.inf))
+        scan.shortlist(held, [np.ones((9, DIM), np.float32)], 1, np.ones(3, bool), np.full(1, -np.inf))
 
 
 @pytest.mark.gpu

@@ -80,11 +80,12 @@ def best_of(
 
 def pooled(maxima: Float64Array, lengths: NDArray[np.int64], alignment: AlignmentConfig) -> Float64Array:
     """The score of each pair's similarities [P, S], given how many it has: [P]."""
+    if len(lengths) and lengths.min() == maxima.shape[1]:
+        return pool(maxima, alignment)
     scores = np.empty(len(maxima))
     for length in np.unique(lengths):
         own = np.flatnonzero(lengths == length)
-        whole = len(own) == len(maxima) and length == maxima.shape[1]
-        scores[own] = pool(maxima if whole else np.ascontiguousarray(maxima[own, :length]), alignment)
+        scores[own] = pool(np.ascontiguousarray(maxima[own, :length]), alignment)
     return scores
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...contract import AlignmentConfig
 from ...errors import BackendError
 from ..proof.pooling import Float64Array
 from ..proof.rows import FINE, Part
 from .kernels import DECIDE_WORDS, UNIT
 from .lists import DeviceLists
 from .memory import INSTEAD, Arena, gib
+from .queries import SentQueries
 
 SHARE = 0.5  # of the memory that is free beside the codes, that fine copies may take
 _FORMS = {"float32": ("float32", 4), "float16": ("float16", 2), "uint8": ("fixed16", 1)}  # by the type that is stored
@@ -59,12 +61,21 @@ class Fine:
 
 @dataclass(frozen=True)
 class Codes:
-    """What lies beside the fine copies on the device, by address: `decide` has arguments of these names."""
+    """What lies beside the fine copies on the device, by address, and the numbers of rows and of plans.
+
+    `decide` has arguments of these names.
+    """
 
     codes: int
     places: int
     row_scale: int
     lengths: int
+    error: int
+    norm: int
+    blocks: int
+    plans: int
+    rows: int
+    num_plans: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class Decided:
 
 def join(several: Sequence[Decided]) -> Decided:
     """Other pairs of the same queries as one."""
+    if len(several) == 1:
+        return several[0]
     arrays = {name: np.concatenate([getattr(each, name) for each in several]) for name in _OF_PAIRS}
     return replace(several[0], **arrays)
 
@@ -107,11 +120,17 @@ class Decider:
         launch: queues a kernel, given its name, the blocks, the addresses and the numbers.
         width: values that a vector takes there, padding included.
         dim: D.
+        alignment: how similarities become scores.
     """
 
-    def __init__(self, arena: Arena, launch: Callable[..., None], width: int, dim: int) -> None:
+    def __init__(
+        self, arena: Arena, launch: Callable[..., None], width: int, dim: int, alignment: AlignmentConfig
+    ) -> None:
         self._arena, self._launch = arena, launch
         self._width, self._dim = width, dim
+        # A score can be off by what a similarity can, or by that over the temperature: `terms` of query_kernels.py.
+        slope = 1 / alignment.pooling_temperature if alignment.pooling == "LSE" else 1.0
+        self._share = 2 / slope * (1 + 1e-8)
         self._known: weakref.WeakValueDictionary[int, _Copy] = weakref.WeakValueDictionary()
         self._numbers, self._counted = 0, 0  # where 0, 1, 2 and so on lie on the device, and how many
 
@@ -170,14 +189,14 @@ class Decider:
             padded[:, : self._dim] = vectors
             yield padded
 
-    def decide(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: tuple[int, int], longest: int) -> Decided:
+    def decide(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int) -> Decided:
         """The similarities of all rows on lists; none of a list that does not hold all of its rows.
 
         Args:
             fine: of all rows.
             codes: beside it.
             lists: of the queries; queued, not waited for.
-            sent: the queries' vectors, as `send` returned them.
+            sent: the first `lists.count` of them are those of the lists.
             longest: no less than any Q_i; so many similarities each pair has room for (S).
         """
         arena, capacity = self._arena, lists.capacity
@@ -201,13 +220,13 @@ class Decider:
         results += [decided(left[first : first + most]) for first in range(0, len(left), most)]
         if not results:  # no list has a row
             results.append(_no_results(longest))
-        places, rows, maxima, winners = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
+        places, rows, maxima, winners = results[0] if len(results) == 1 else _joined(results)
         which = places // capacity
         every = Decided(np.arange(lists.count), found, which, rows.astype(np.int64), maxima, winners)
         valid = places % capacity < held[which]
         return every if valid.all() else every.choose(valid)
 
-    def similarities(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: tuple[int, int], longest: int) -> int:
+    def similarities(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int) -> int:
         """Queue the similarities of all places of the lists; the arguments are as of `decide`.
 
         Returns the address of their maxima, float64 [queries, capacity, S].
@@ -217,20 +236,12 @@ class Decider:
             self._numbers, self._counted = self._arena.send("numbers", np.arange(places, dtype=np.int32)), places
         return self._queue(fine, codes, lists, sent, self._numbers, places, longest)[1]
 
-    def send(self, queries: Sequence[NDArray[np.float32]]) -> tuple[int, int]:
-        """Queries' vectors on the device, float32 [Q, width], and where each query's begin, int32 [queries + 1]."""
-        lengths = [len(query) for query in queries]
-        vectors = np.zeros((sum(lengths), self._width), np.float32)
-        np.concatenate(queries, out=vectors[:, : self._dim])
-        starts = np.cumsum([0, *lengths], dtype=np.int32)
-        return self._arena.send("exact", vectors), self._arena.send("exact_starts", starts)
-
     def _queue(
         self,
         fine: Fine,
         codes: Codes,
         lists: DeviceLists,
-        sent: tuple[int, int],
+        sent: SentQueries,
         chosen: int,
         pairs: int,
         longest: int,
@@ -240,9 +251,12 @@ class Decider:
         rows = arena.scratch("decided", 4 * pairs)
         maxima = arena.scratch("similarities", 8 * pairs * longest)
         winners = arena.scratch("winners", 4 * pairs * longest)
-        held = fine.base, fine.places, codes.codes, codes.places, codes.row_scale, codes.lengths
-        addresses = (*held, lists.found, lists.rows, chosen, *sent, rows, maxima, winners)
-        self._launch(f"decide_{fine.form}", pairs * tiles, addresses, lists.capacity, longest, tiles, self._dim)
+        *held, count, num_plans = astuple(codes)
+        queries = sent.exact, sent.starts, sent.query, sent.query_starts, sent.word_scale
+        listed = lists.terms, lists.found, lists.rows, chosen
+        addresses = (fine.base, fine.places, *held, *listed, *queries, rows, maxima, winners)
+        numbers = lists.capacity, longest, tiles, self._dim, count, num_plans, sent.query_places, self._share
+        self._launch(f"decide_{fine.form}", pairs * tiles, addresses, *numbers)
         return rows, maxima, winners
 
     def _pairs(
@@ -250,7 +264,7 @@ class Decider:
         fine: Fine,
         codes: Codes,
         lists: DeviceLists,
-        sent: tuple[int, int],
+        sent: SentQueries,
         chosen: NDArray[np.int64],
         longest: int,
     ) -> _Results:
@@ -266,6 +280,11 @@ class Decider:
         arena.wait()
         own_rows, own_maxima, own_winners = (array.copy() for array in found)  # until the next fetch
         return chosen, own_rows, own_maxima, own_winners
+
+
+def _joined(results: Sequence[_Results]) -> _Results:
+    places, rows, maxima, winners = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
+    return places, rows, maxima, winners
 
 
 def _no_results(longest: int) -> _Results:

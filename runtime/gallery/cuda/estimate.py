@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..proof.bounds import quantize_queries
 from ..proof.gallery_rows import GalleryRows
 from ..proof.intervals import Intervals
 from .scan import ResidentScan
@@ -35,11 +34,10 @@ class GpuEstimator:
     ) -> Callable[[int], Intervals]:
         """See `Estimator.intervals`: those of `rows` that the scan lists."""
         gallery = self._gallery
-        quantized = quantize_queries(queries, per_vector=True)
         allowed = np.zeros(gallery.count, bool)
         allowed[rows] = True
 
-        listed = self._scan.shortlist(self._rows, quantized, k, allowed, np.full(len(queries), -np.inf))
+        listed = self._scan.shortlist(self._rows, queries, k, allowed, np.full(len(queries), -np.inf))
 
         def of(i: int) -> Intervals:
             rows, scores, radii, _ = listed[i]

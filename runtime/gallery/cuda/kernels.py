@@ -19,7 +19,7 @@ from ...gpu import architecture
 from ..proof.prefix import level_widths
 
 KERNELS = "kernels"
-SCHEMA = 5
+SCHEMA = 6
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
@@ -85,8 +85,8 @@ class KernelRecord:
         compiler: Triton's version.
         source_sha256: of the kernels' source.
         functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `kth_best`, `shortlist`;
-            for int8 `decide_float32` and the like, one for each form of the fine copy, `reach_64` and the like, and,
-            for galleries that can have levels, `bound_16`, `scan_listed_16` and the like.
+            `quantize`; for int8 `terms`, `decide_float32` and the like, one for each form of the fine copy, `reach_64`
+            and the like, and, for galleries that can have levels, `bound_16`, `scan_listed_16` and the like.
     """
 
     precision: ScanPrecision

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
 from ..kernels.layout import OFFSET
-from ..proof.bounds import QuantizedQuery
 from ..proof.pooling import Float64Array
 from ..proof.prefix import Axes, PrefixLevel, SearchPlan, unpack_blocks
 from ..proof.prefix_bounds import weigh_integers
@@ -80,17 +79,17 @@ def common_plan(parts: Sequence[Part]) -> SearchPlan | None:
     return plans[max(rows, key=lambda key: rows[key])] if rows else None
 
 
-def serves(queries: Sequence[QuantizedQuery]) -> bool:
+def serves(queries: Sequence[NDArray[np.float32]]) -> bool:
     """Whether the level is read for these queries."""
-    return len(queries) <= MOST_QUERIES and max(query.count for query in queries) <= _MOST_WORDS
+    return len(queries) <= MOST_QUERIES and max(map(len, queries)) <= _MOST_WORDS
 
 
 def weigh_queries(
-    levels: Levels, queries: Sequence[QuantizedQuery], stride: int, alignment: AlignmentConfig
+    levels: Levels, queries: Sequence[NDArray[np.float32]], stride: int, alignment: AlignmentConfig
 ) -> tuple[NDArray[np.int8], Float64Array, Float64Array]:
     """The queries' vectors as `bound` reads them: digits [2, Q, stride], scales [Q] and offsets [Q]."""
-    vectors = np.concatenate([query.vectors for query in queries])
-    counts = np.concatenate([np.full(query.count, float(query.count)) for query in queries])
+    vectors = np.concatenate(queries).astype(np.float64)
+    counts = np.concatenate([np.full(len(query), float(len(query))) for query in queries])
     found = weigh_integers(vectors, levels.axes, levels.level, levels.largest, counts, alignment)
     high = (found.integers + (1 << _DIGIT - 1)) >> _DIGIT
     digits = np.zeros((2, len(vectors), stride), np.int8)

@@ -99,6 +99,18 @@ class Arena:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.device.copy_in(address, self._pinned(name, data), self.stream)
 
+    def send_rows(self, name: str, arrays: Sequence[NDArray[Any]], width: int) -> int:
+        """`send` of rows [n_i, D] of some arrays of one type, one after another, with zeros up to `width` values."""
+        dim, dtype = arrays[0].shape[1], arrays[0].dtype
+        size = sum(map(len, arrays)) * width * dtype.itemsize
+        address = self.scratch(name, size)
+        host = self._host(name, size)[:size]
+        rows = host.view(dtype).reshape(-1, width)
+        np.concatenate(arrays, out=rows[:, :dim])
+        rows[:, dim:] = 0
+        self.device.copy_in(address, host, self.stream)
+        return address
+
     def fetch(self, name: str, address: int, count: int, dtype: Any) -> NDArray[Any]:
         """Queue a copy of `count` values from the device; they are there once `wait` returned, until the next fetch."""
         size = count * np.dtype(dtype).itemsize

@@ -31,8 +31,9 @@ from ...contract import AlignmentConfig
 from ...errors import BackendError, GpuMemoryError, TensorError
 from ...forks import now_and_after_fork
 from ..kernels.layout import OFFSET
-from ..proof.bounds import MOST_BLOCKS, QuantizedQuery, Reach, int8_radius, no_axes, rounding
-from ..proof.pooling import Float64Array, score_change
+from ..proof.bounds import MOST_BLOCKS
+from ..proof.pooling import Float64Array
+from ..proof.prefix import Axes
 from ..proof.rows import Part
 from .decide import Codes, Decided, Decider, Fine, join
 from .kernels import (
@@ -64,6 +65,7 @@ from .levels import (
 )
 from .lists import DeviceLists
 from .memory import INSTEAD, Arena, gib
+from .queries import QuerySender, SentPlans, SentQueries
 
 BEYOND = 22  # rows beyond k whose true scores give the threshold, where the GPU holds the fine copy
 CAPACITY = 4096  # rows a query's list holds; where more qualify, it is made again with room for all
@@ -87,8 +89,9 @@ class Listed(NamedTuple):
     threshold: float
 
 
+Queries = Sequence[NDArray[np.float32]]  # each query's vectors [Q_i, D]
 # Queries, k, the allowed rows and floors, as of `shortlist`: what is decided of the rows that it would list.
-Decide = Callable[[Sequence[QuantizedQuery], int, NDArray[np.bool_], Float64Array], Sequence[Decided]]
+Decide = Callable[[Queries, int, NDArray[np.bool_], Float64Array], Sequence[Decided]]
 
 
 class ResidentScan(Protocol):
@@ -109,13 +112,13 @@ class ResidentScan(Protocol):
         """Parts as one sequence of rows, numbered on from part to part."""
 
     def shortlist(
-        self, rows: Any, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], floors: Float64Array
+        self, rows: Any, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
     ) -> list[Listed]:
         """For each query the rows that could be among the allowed ones' best k and reach its floor.
 
         Args:
             rows: what `gather` returned.
-            queries: the quantized queries.
+            queries: their vectors [Q_i, D].
             k: how many rows are wanted.
             allowed: [N], the rows to choose among.
             floors: float64 [queries], true scores that rows must reach; a scan that is not certified ignores them.
@@ -148,14 +151,14 @@ class _Rows:
         held: the parts.
         count: rows (N).
         base: where the vectors begin; the places of rows count from there, in units of UNIT bytes.
-        axes: the axes of each plan, (1') of bounds.py; rows have the number of theirs.
+        coded: the axes of each plan, (1') of bounds.py; rows have the number of theirs.
         largest: no less than the norm of any vector.
     """
 
     held: tuple[_Held, ...]
     count: int
     base: int
-    axes: tuple[NDArray[np.floating], ...]
+    coded: SentPlans
     largest: float
     places: int = 0
     lengths: int = 0
@@ -165,21 +168,6 @@ class _Rows:
     blocks: int = 0
     plans: int = 0
     levels: Levels | None = None
-
-
-@dataclass(frozen=True)
-class _Words:
-    """Queries' vectors on the device.
-
-    Attributes:
-        tile: how many a kernel takes at once.
-        count: how many there are.
-        sent: addresses of their planes, of where each query's begin, and of their scales.
-    """
-
-    tile: int
-    count: int
-    sent: tuple[int, int, int]
 
 
 class KernelScan:
@@ -209,7 +197,8 @@ class KernelScan:
         device.activate()
         self._arena = Arena(device)
         self._stride = level_stride(record.width) or 0 if "bound_16" in record.functions else 0
-        self._decider = Decider(self._arena, self._launch, self._width, dim)
+        self._sender = QuerySender(self._arena, self._launch, self.certified, self._width, dim, alignment)
+        self._decider = Decider(self._arena, self._launch, self._width, dim, alignment)
         now_and_after_fork(self._make_lock)
         self._kernels: dict[str, Any] = {}
         self._known: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
@@ -255,7 +244,7 @@ class KernelScan:
             return self._gathered(held)
 
     def shortlist(
-        self, rows: _Rows, queries: Sequence[QuantizedQuery], k: int, allowed: NDArray[np.bool_], floors: Float64Array
+        self, rows: _Rows, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
         found: dict[int, Listed] = {}
@@ -263,8 +252,10 @@ class KernelScan:
             self._device.activate()
             for piece in _pieces(queries):
                 own = [queries[i] for i in piece]
-                for by_level in (True, False):
-                    lists = self._queue_lists(rows, own, k, allowed, floors[piece], by_level)
+                own = [queries[i] for i in piece]
+                for levels in _levels_for(rows, own):
+                    sent = self._sender.send(own, _slot(own) if levels is None else None)
+                    lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels)
                     candidates = self._fetch_candidates(lists)
                     listed = self._fetched(lists, rows)
                     if (candidates <= lists.room).all():
@@ -290,44 +281,43 @@ class KernelScan:
         self,
         rows: _Rows,
         fine: Fine,
-        queries: Sequence[QuantizedQuery],
+        queries: Queries,
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
     ) -> list[Decided]:
         """See `Decide`."""
-        codes = Codes(rows.base, rows.places, rows.scale, rows.lengths)
+        bounds = rows.error, rows.norm, rows.blocks, rows.plans
+        held = Codes(rows.base, rows.places, rows.scale, rows.lengths, *bounds, rows.count, len(rows.coded.columns))
         every = []
         with self._turn:
             self._device.activate()
             for piece in _pieces(queries):
                 own = [queries[i] for i in piece]
-                sent = self._decider.send([query.vectors.astype(np.float32) for query in own])
-                longest = max(query.count for query in own)
-                truth = partial(self._raise_by_truth, rows, fine, codes, own, sent, k)
-                for by_level in (True, False):
-                    lists = self._queue_lists(rows, own, k, allowed, floors[piece], by_level, truth)
+                own = [queries[i] for i in piece]
+                for levels in _levels_for(rows, own):
+                    sent = self._sender.send(own, _slot(own) if levels is None else None)
+                    longest = max(sent.lengths)
+                    truth = partial(self._raise_by_truth, fine, held, sent, k)
+                    lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels, truth)
                     candidates = self._fetch_candidates(lists)
-                    decided = [self._decider.decide(fine, codes, lists, sent, longest)]
+                    decided = [self._decider.decide(fine, held, lists, sent, longest)]
                     if (candidates <= lists.room).all():
                         break
                 for which in np.flatnonzero(decided[0].found > lists.capacity).tolist():
                     threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
                     self._arena.wait()
                     long = self._list_again(lists, rows, which, threshold)
-                    alone = sent[0], sent[1] + 4 * which
-                    again = self._decider.decide(fine, codes, long, alone, longest)
+                    again = self._decider.decide(fine, held, long, sent.alone(which), longest)
                     decided.append(replace(again, queries=np.full_like(again.queries, which)))
                 every.append(replace(join(decided), numbers=np.array(piece)))
         return every
 
     def _raise_by_truth(
         self,
-        rows: _Rows,
         fine: Fine,
-        codes: Codes,
-        queries: Sequence[QuantizedQuery],
-        sent: tuple[int, int],
+        held: Codes,
+        sent: SentQueries,
         k: int,
         lists: DeviceLists,
         picked: int,
@@ -338,18 +328,13 @@ class KernelScan:
         The GPU pools similarities in float64, as the CPU does, and (2) of bounds.py holds for both. So the GPU's score
         less twice as much is no more than the CPU's.
         """
-        margins = np.empty(len(queries))
-        for i, query in enumerate(queries):
-            size = np.array(query.norm * rows.largest)
-            change = 2 * rounding(size, self._dim, query.count, self._alignment)
-            margins[i] = score_change(change, query.count, 0.0, self._alignment)
-        longest = max(query.count for query in queries)
+        longest = max(sent.lengths)
         few = replace(lists, capacity=picks, found=lists.picked, rows=picked)
-        maxima = self._decider.similarities(fine, codes, few, sent, longest)
-        addresses = maxima, lists.picked, sent[1], self._arena.send("margins", margins), lists.thresholds
+        maxima = self._decider.similarities(fine, held, few, sent, longest)
+        addresses = maxima, lists.picked, sent.starts, sent.margins, lists.thresholds
         name = next(f"reach_{most}" for most in PICKS if most >= picks)
         temperature = float(self._alignment.pooling_temperature)
-        self._launch(name, len(queries), addresses, k, picks, longest, temperature)
+        self._launch(name, lists.count, addresses, k, picks, longest, temperature)
 
     def close(self) -> None:
         """See `ResidentScan.close`."""
@@ -386,16 +371,15 @@ class KernelScan:
         counts = [len(part.starts) - 1 for part in parts]
         base = min((each.vectors for each in held if each.vectors), default=0)
         places = [(each.vectors - base) // UNIT + each.part.starts[:-1] * (self._vector_bytes // UNIT) for each in held]
-        axes: dict[int, tuple[int, NDArray[np.floating]]] = {}
+        axes: dict[int, tuple[int, Axes | None]] = {}
         plans, blocks = [], np.zeros((MOST_BLOCKS, sum(counts)), np.float32)
         for part, count, first in zip(parts, counts, np.cumsum([0, *counts]), strict=False):
-            own = no_axes(self._dim) if part.plan is None else part.plan.axes.leading
-            key = 0 if part.plan is None else id(own)  # parts that were prepared together share their axes
-            number, _ = axes.setdefault(key, (len(axes), own))
+            own = None if part.plan is None else part.plan.axes
+            number, _ = axes.setdefault(id(own), (len(axes), own))  # parts prepared together share their axes
             plans.append(np.full(count, number, np.int32))
             blocks[: part.blocks.shape[1], first : first + count] = part.blocks.T
         largest = max((float((part.norm + part.error).max(initial=0)) for part in parts), default=0.0) * (1 + 1e-6)
-        rows = _Rows(tuple(held), sum(counts), base, tuple(own for _, own in axes.values()), largest)
+        rows = _Rows(tuple(held), sum(counts), base, self._sender.hold([own for _, own in axes.values()]), largest)
         scales = [part.scale if self.certified else np.ones_like(part.scale) for part in parts]
         arrays: list[NDArray[Any]] = [
             _joined(places, np.int64),
@@ -455,39 +439,38 @@ class KernelScan:
     def _queue_lists(
         self,
         rows: _Rows,
-        queries: Sequence[QuantizedQuery],
+        vectors: Queries,
+        queries: SentQueries,
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
-        by_level: bool,
+        levels: Levels | None,
         truth: Callable[[DeviceLists, int, int], None] | None = None,
     ) -> DeviceLists:
         """Queue everything up to the lists.
 
-        by_level: whether the first level of a plan may be read.
+        vectors: of the queries.
+        levels: the level that is read first, if one is.
         truth: raises thresholds by the true scores of picked rows, given the address of these and their number.
         """
-        count = len(queries)
+        count = len(queries.lengths)
         scores = self._arena.scratch("scores", 8 * count * rows.count)
-        levels = rows.levels if by_level and serves(queries) else None
         if levels is None:
             self._score(rows, queries, allowed, scores)
         else:
-            upper = self._bound(rows, levels, queries, allowed, scores)
+            upper = self._bound(rows, levels, vectors, queries, allowed, scores)
         start = floors if self.certified else np.full(count, -np.inf)
         lists = self._make_lists("lists", min(CAPACITY, rows.count), scores, start)
         if levels is not None:
-            words = self._send_words(queries)
-            candidates = self._pick_candidates(rows, upper, lists, words)
-        terms = self._terms(queries, rows.axes)  # computed while the GPU scans
-        lists = replace(lists, terms=self._arena.send("terms", terms))
+            candidates = self._pick_candidates(rows, upper, lists, queries)
+        lists = replace(lists, terms=self._sender.terms(queries, rows.coded, rows.largest))
         picks = 0 if truth is None else _picks(k, rows.count)
         picked = self._raise_thresholds(lists, rows, k, picks)
         if truth is not None and picks:
             truth(lists, picked, picks)
         if levels is not None:
             self._fill(candidates, rows)
-            self._score_listed(rows, candidates, words, scores)
+            self._score_listed(rows, candidates, queries, scores)
             if not picks:  # there are more lower bounds now
                 self._raise_thresholds(lists, rows, k, 0)
             lists = replace(lists, candidates=candidates.found, room=candidates.capacity)
@@ -495,17 +478,22 @@ class KernelScan:
         return lists
 
     def _bound(
-        self, rows: _Rows, levels: Levels, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int
+        self,
+        rows: _Rows,
+        levels: Levels,
+        vectors: Queries,
+        queries: SentQueries,
+        allowed: NDArray[np.bool_],
+        scores: int,
     ) -> int:
         """Queue every row's upper bound by the first level, and -inf as its score; the address of the bounds."""
-        arena, count = self._arena, len(queries)
-        lengths = [query.count for query in queries]
+        arena, lengths, count = self._arena, queries.lengths, len(queries.lengths)
         upper = arena.scratch("upper", 8 * count * rows.count)
-        digits, scale, offset = weigh_queries(levels, queries, self._stride, self._alignment)
+        digits, scale, offset = weigh_queries(levels, vectors, self._stride, self._alignment)
         sent = (
             arena.send("allowed", allowed),
             arena.send("digits", digits),
-            arena.send("level_starts", np.cumsum([0, *lengths], dtype=np.int32)),
+            queries.starts,
             arena.send("level_scale", scale),
             arena.send("level_offset", offset),
         )
@@ -516,30 +504,31 @@ class KernelScan:
         self._launch(f"bound_{tile}", blocks, addresses, rows.count, sum(lengths), count, temperature)
         return upper
 
-    def _pick_candidates(self, rows: _Rows, upper: int, lists: DeviceLists, words: _Words) -> DeviceLists:
+    def _pick_candidates(self, rows: _Rows, upper: int, lists: DeviceLists, queries: SentQueries) -> DeviceLists:
         """Queue the scores of the few rows of the best upper bounds; empty lists of the rows that reach a threshold.
 
         Their scores are upper bounds, and with terms of 0 these cannot be off.
         """
         count = lists.count
-        none = self._arena.send("no terms", np.zeros((count, len(rows.axes), 6 + MOST_BLOCKS)))
+        none = self._arena.send("no terms", np.zeros((count, len(rows.coded.columns), 6 + MOST_BLOCKS)))
         room = -(-rows.count // SHARE)
         candidates = self._make_lists("candidates", room, upper, np.full(count, -np.inf))
         candidates = replace(candidates, terms=none, thresholds=lists.thresholds)
         few = min(FEW, rows.count)
         picked = self._raise_thresholds(candidates, rows, 0, few)
         of_picked = replace(candidates, capacity=few, found=candidates.picked, rows=picked)
-        self._score_listed(rows, of_picked, words, lists.scores)
+        self._score_listed(rows, of_picked, queries, lists.scores)
         return candidates
 
-    def _score_listed(self, rows: _Rows, lists: DeviceLists, words: _Words, scores: int) -> None:
+    def _score_listed(self, rows: _Rows, lists: DeviceLists, queries: SentQueries, scores: int) -> None:
         """Queue the scores of the lists' rows."""
         listed = lists.found, lists.rows
-        addresses = rows.base, rows.places, rows.lengths, rows.scale, *listed, *words.sent, scores
+        sent = queries.query, queries.starts, queries.word_scale
+        addresses = rows.base, rows.places, rows.lengths, rows.scale, *listed, *sent, scores
         blocks = -(-lists.capacity // SCAN_ROWS) * lists.count
         temperature = float(self._alignment.pooling_temperature)
-        numbers = rows.count, words.count, lists.count, lists.capacity
-        self._launch(f"scan_listed_{words.tile}", blocks, addresses, *numbers, temperature)
+        numbers = rows.count, queries.query_places, lists.count, lists.capacity
+        self._launch(f"scan_listed_{_tile(queries.lengths)}", blocks, addresses, *numbers, temperature)
 
     def _fetch_candidates(self, lists: DeviceLists) -> NDArray[np.int32]:
         """Queue how many candidates there are: [queries]."""
@@ -574,7 +563,7 @@ class KernelScan:
         picked = arena.scratch("picked", 4 * count * max(1, picks))
         blocks = -(-groups // GROUPS) * count
         addresses = *_bounds(lists, rows), maxima, owners
-        self._launch("best_rows", blocks, addresses, rows.count, size, groups, count, len(rows.axes))
+        self._launch("best_rows", blocks, addresses, rows.count, size, groups, count, len(rows.coded.columns))
         addresses = maxima, owners, lists.thresholds, lists.picked, picked
         self._launch("kth_best", blocks, addresses, groups, k, picks, count)
         return picked
@@ -583,7 +572,7 @@ class KernelScan:
         """Queue that lists take the rows whose upper bound reaches the threshold."""
         addresses = *_bounds(lists, rows), lists.thresholds, lists.found, lists.rows, lists.values, lists.radii
         blocks = -(-rows.count // LIST_ROWS) * lists.count
-        self._launch("shortlist", blocks, addresses, rows.count, lists.capacity, lists.count, len(rows.axes))
+        self._launch("shortlist", blocks, addresses, rows.count, lists.capacity, lists.count, len(rows.coded.columns))
 
     def _fetched(self, lists: DeviceLists, rows: _Rows, name: str = "lists") -> list[Listed]:
         """The lists, once everything that was queued is done; those that overflowed are made again."""
@@ -609,86 +598,29 @@ class KernelScan:
     def _list_again(self, lists: DeviceLists, rows: _Rows, which: int, threshold: Float64Array) -> DeviceLists:
         """Queue the list of one query, with room for every row."""
         long = self._make_lists("long list", rows.count, lists.scores + 8 * which * rows.count, threshold)
-        terms = lists.terms + 8 * which * len(rows.axes) * (6 + MOST_BLOCKS)
+        terms = lists.terms + 8 * which * len(rows.coded.columns) * (6 + MOST_BLOCKS)
         long = replace(long, terms=terms)
         self._fill(long, rows)
         return long
 
-    def _score(self, rows: _Rows, queries: Sequence[QuantizedQuery], allowed: NDArray[np.bool_], scores: int) -> None:
+    def _score(self, rows: _Rows, queries: SentQueries, allowed: NDArray[np.bool_], scores: int) -> None:
         """Queue the scan of every row: of many queries as one product, of few one by one."""
-        arena = self._arena
-        slot = _slot(queries)
-        together = slot is not None and len(queries) * slot >= WORDS_A_TILE
+        arena, count = self._arena, len(queries.lengths)
         places = rows.base, rows.places, rows.lengths, rows.scale, arena.send("allowed", allowed)
         temperature = float(self._alignment.pooling_temperature)
-        lengths = [query.count for query in queries]
-        if slot is not None and together:
-            tiles = -(-len(queries) * slot // WORDS_A_TILE)
-            at = np.concatenate([i * slot + np.arange(length) for i, length in enumerate(lengths)])
-            planes, scale = self._planes(queries, at, tiles * WORDS_A_TILE)
-            counts = np.zeros(tiles * WORDS_A_TILE // slot, np.int32)
-            counts[: len(queries)] = lengths
-            sent = arena.send("query", planes), arena.send("word_starts", counts), arena.send("word_scale", scale)
+        if queries.slot is not None:
+            tiles = queries.query_places // WORDS_A_TILE
+            counts = np.zeros(queries.query_places // queries.slot, np.int32)
+            counts[:count] = queries.lengths
+            sent = queries.query, arena.send("word_counts", counts), queries.word_scale
             blocks = -(-rows.count // PAIR_ROWS) * tiles
-            self._launch(
-                f"pairs_{slot}", blocks, (*places, *sent, scores), rows.count, len(queries), tiles, temperature
-            )
+            numbers = rows.count, count, tiles, temperature
+            self._launch(f"pairs_{queries.slot}", blocks, (*places, *sent, scores), *numbers)
             return
-        words = self._send_words(queries)
-        numbers = (rows.count, words.count, len(queries), temperature)
-        blocks = -(-rows.count // SCAN_ROWS) * len(queries)
-        self._launch(f"scan_{words.tile}", blocks, (*places, *words.sent, scores), *numbers)
-
-    def _send_words(self, queries: Sequence[QuantizedQuery]) -> _Words:
-        """The queries' vectors as `scan` reads them."""
-        arena, lengths = self._arena, [query.count for query in queries]
-        count = sum(lengths)
-        planes, scale = self._planes(queries, np.arange(count), count)
-        starts = np.cumsum([0, *lengths]).astype(np.int32)
-        sent = arena.send("query", planes), arena.send("word_starts", starts), arena.send("word_scale", scale)
-        return _Words(_tile(lengths), count, sent)
-
-    def _planes(
-        self, queries: Sequence[QuantizedQuery], at: NDArray[np.int64], size: int
-    ) -> tuple[NDArray[Any], Float64Array]:
-        """The queries' vectors as a kernel reads them, [planes, size, width], and each one's scale [size].
-
-        at: the place of each vector; zeros in the others.
-        """
-        scales = np.zeros(size)
-        if self.certified:
-            planes = np.zeros((2, size, self._width), np.int8)
-            planes[:, at, : self._dim] = np.concatenate([query.planes for query in queries], axis=1)
-            scales[at] = np.concatenate([query.scale for query in queries])
-            return planes, scales
-        exact = np.concatenate([query.vectors for query in queries])
-        peak = np.abs(exact).max(axis=1)
-        scales[at] = np.where(peak > 0, peak, 1.0)  # a query of any size fits float16, and keeps its precision
-        half = np.zeros((1, size, self._width), np.float16)
-        half[0, at, : self._dim] = exact / scales[at, None]
-        return half, scales
-
-    def _terms(self, queries: Sequence[QuantizedQuery], axes: Sequence[NDArray[np.floating]]) -> Float64Array:
-        """How far a row's score can be off, as the kernel adds it up: [queries, plans, 6 + MOST_BLOCKS].
-
-        A constant, what a change of similarity adds, what a unit of the row's norm and of its error add beside it; then
-        the factors of (1) and (1'), by which the change of similarity follows from the row's error and its blocks.
-        `int8_radius` is affine in all of these, so a few of its values determine it.
-        """
-        terms = np.zeros((len(queries), len(axes), 6 + MOST_BLOCKS))
-        if not self.certified:
-            return terms
-        change, error, norm = np.eye(4)[:, 1:].T
-        for i, query in enumerate(queries):
-            at = change, error.astype(np.float32), norm.astype(np.float32)
-            constant, by_change, by_error, by_norm = int8_radius(*at, query, query.count, 0.0, self._alignment)
-            by_change, by_error, by_norm = by_change - constant, by_error - constant, by_norm - constant
-            terms[i, :, :4] = constant, by_change, by_norm + by_change * query.error, by_error
-        for j, own in enumerate(axes):
-            reach = Reach(queries, own, own[:, :0])
-            terms[:, j, 4:5], terms[:, j, 5:6] = reach.norm, reach.rest
-            terms[:, j, 6 : 6 + reach.along.shape[1]] = reach.along
-        return terms * (1 + 1e-9)  # for these few float64 operations, and the kernels' with them
+        sent = queries.query, queries.starts, queries.word_scale
+        numbers = rows.count, queries.query_places, count, temperature
+        blocks = -(-rows.count // SCAN_ROWS) * count
+        self._launch(f"scan_{_tile(queries.lengths)}", blocks, (*places, *sent, scores), *numbers)
 
     def _launch(self, name: str, blocks: int, addresses: Sequence[int], *numbers: float) -> None:
         function = self._record.functions[name]
@@ -719,26 +651,30 @@ def _tile(lengths: Sequence[int]) -> int:
     return next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
 
 
-def _slot(queries: Sequence[QuantizedQuery]) -> int | None:
-    """How many places `pairs` gives each of these queries; None where one is too long for it."""
-    longest = max(query.count for query in queries)
-    return next((slot for slot in SLOTS if slot >= longest), None)
+def _levels_for(rows: _Rows, queries: Queries) -> list[Levels | None]:
+    """The level that is read first for these queries, if one is; then none, for where it leaves too many rows."""
+    return [rows.levels, None] if rows.levels is not None and serves(queries) else [None]
 
 
-def _pieces(queries: Sequence[QuantizedQuery]) -> list[list[int]]:
+def _slot(queries: Queries) -> int | None:
+    """How many places `pairs` gives each of these queries; None where they are scanned for one by one."""
+    longest = max(len(query) for query in queries)
+    slot = next((slot for slot in SLOTS if slot >= longest), None)
+    return slot if slot is not None and len(queries) * slot >= WORDS_A_TILE else None
+
+
+def _pieces(queries: Queries) -> list[list[int]]:
     """The queries' numbers, those of one launch together."""
     alike = _alike(queries)
     return [numbers[begin : begin + _QUERIES] for numbers in alike for begin in range(0, len(numbers), _QUERIES)]
 
 
-def _alike(queries: Sequence[QuantizedQuery]) -> list[list[int]]:
+def _alike(queries: Queries) -> list[list[int]]:
     """The queries' numbers, those together that `pairs` gives as many places; all where they fill no tile of it."""
     if len(queries) * SLOTS[0] < WORDS_A_TILE:
         return [list(range(len(queries)))]
-    groups: dict[int | None, list[int]] = {}
-    for number, query in enumerate(queries):
-        groups.setdefault(_slot([query]), []).append(number)
-    return list(groups.values())
+    slots = np.searchsorted(SLOTS, [len(query) for query in queries])  # beyond the last one they are too long
+    return [np.flatnonzero(slots == slot).tolist() for slot in range(len(SLOTS) + 1) if (slots == slot).any()]
 
 
 def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiled import CompiledSearch
-from ..proof.bounds import quantize_queries
 from ..proof.certify import Ranking
 from ..proof.gallery_rows import GalleryRows
 from .best import best_of
@@ -62,7 +61,7 @@ class ResidentSearch:
         rankings: list[Ranking] = []
         for piece in pieces:
             found: dict[int, Ranking] = {}
-            for decided in self._decide(quantize_queries(queries[piece], per_vector=True), k, allowed, least[piece]):
+            for decided in self._decide(queries[piece], k, allowed, least[piece]):
                 found |= best_of(decided, lengths[piece], k, least[piece], candidates, self._alignment)
             rankings += [found[i] for i in range(len(found))]
         return rankings
@@ -70,8 +69,7 @@ class ResidentSearch:
     def _turn(
         self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_], floors: NDArray[np.float64]
     ) -> list[Ranking]:
-        quantized = quantize_queries(queries, per_vector=True)
-        listed = self._scan.shortlist(self._rows, quantized, k, allowed, floors)
+        listed = self._scan.shortlist(self._rows, queries, k, allowed, floors)
         if not self._scan.certified:  # its own best k: their true scores and winners, and no proof
             best = [np.sort(each.rows[np.lexsort((each.rows, -each.scores))[:k]]) for each in listed]
             return [replace(each, certified=False) for each in self._compiled.rank_listed(queries, k, best, floors)]

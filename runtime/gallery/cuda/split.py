@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from ...errors import BackendError
 from ...forks import now_and_after_fork
 from ..kernels.pool import Pool
-from ..proof.bounds import QuantizedQuery
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
 from .decide import Decided, join
-from .scan import Decide, Listed, ResidentScan
+from .scan import Decide, Listed, Queries, ResidentScan
 
 
 @dataclass(eq=False)
@@ -92,7 +91,7 @@ class SplitScan:
     def shortlist(
         self,
         rows: Sequence[_Local],
-        queries: Sequence[QuantizedQuery],
+        queries: Queries,
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
@@ -125,7 +124,7 @@ class SplitScan:
     def _decide(
         self,
         deciders: Sequence[tuple[Decide, NDArray[np.int64]]],
-        queries: Sequence[QuantizedQuery],
+        queries: Queries,
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,

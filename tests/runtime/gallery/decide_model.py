@@ -12,8 +12,9 @@ _TYPES = {"float32": np.float32, "float16": np.float16, "fixed16": np.uint8}
 
 
 def decide(form: str, width: int, device: Any, blocks: int, fine, fine_places, codes, places, row_scale, lengths,
-           found, listed_rows, chosen, query, word_starts, decided, maxima, winners, capacity, stride, tiles,
-           dim) -> None:  # fmt: skip
+           error, norm, around, plans, terms, found, listed_rows, chosen, exact, word_starts, query, query_starts,
+           word_scale, decided, maxima, winners, capacity, stride, tiles, dim, rows, num_plans, query_places,
+           share) -> None:  # fmt: skip
     """Every chosen pair of a list's row and its query; what lies beyond a list's end stays as it was."""
     assert blocks % tiles == 0
     assert tiles == -(-stride // DECIDE_WORDS)
@@ -33,7 +34,7 @@ def decide(form: str, width: int, device: Any, blocks: int, fine, fine_places, c
             upper = device.array(int(codes) + int(places[row]) * UNIT, np.uint8)[: count * width].reshape(count, width)
             scale = np.full(count, device.array(row_scale, np.float32)[row])
             vectors = join_bytes(upper ^ np.uint8(128), vectors, scale)
-        words = device.array(query, np.float32)[begin * width : end * width].reshape(-1, width)
+        words = device.array(exact, np.float32)[begin * width : end * width].reshape(-1, width)
         left, right = vectors[:, :dim].astype(np.float64), words[:, :dim].astype(np.float64)
         products = np.stack([inner_products(left, np.broadcast_to(word, left.shape)) for word in right])  # [words, L]
         target = slice(pair * int(stride), pair * int(stride) + end - begin)

@@ -25,7 +25,6 @@ from chan_rt.runtime.gallery.cuda.best import Details, pooled
 from chan_rt.runtime.gallery.cuda.decide import Codes
 from chan_rt.runtime.gallery.cuda.kernels import FORMS
 from chan_rt.runtime.gallery.cuda.lists import DeviceLists
-from chan_rt.runtime.gallery.proof.bounds import quantize_query
 from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.pooling import pool
@@ -102,8 +101,10 @@ def test_answers_are_the_compiled_searchs_to_the_bit(case, form, kind, coding, p
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dim", [1, 8, 70])
-@pytest.mark.parametrize("ahead", [0, 7, 1024])
-def test_each_pair_is_the_true_row(form: str, dim: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ahead", "slot"), [(0, 64), (7, None), (1024, 64)])
+def test_each_pair_is_the_true_row(
+    form: str, dim: int, ahead: int, slot: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Long rows and long queries, in several turns; what lies beyond a list's end is no row at all."""
     monkeypatch.setattr(decide_module, "_AHEAD", ahead)
     monkeypatch.setattr(decide_module, "_RESULTS", 12 * 40 * 3)
@@ -121,9 +122,12 @@ def test_each_pair_is_the_true_row(form: str, dim: int, ahead: int, monkeypatch:
         own[: len(chosen)] = chosen
     found = np.array([4, 0, 5], np.int32)
     sent = scan._arena.send("found", found), scan._arena.send("rows", listed)
-    on_device = DeviceLists(3, 6, 0, 0, *sent, 0, 0, 0, 0)
-    codes = Codes(held.base, held.places, held.scale, held.lengths)
-    decided = scan._decider.decide(fine, codes, on_device, scan._decider.send(queries), 40)
+    asked = scan._sender.send(queries, slot)
+    terms = scan._sender.terms(asked, held.coded, held.largest)
+    on_device = DeviceLists(3, 6, 0, 0, *sent, 0, 0, 0, terms)
+    bounds = held.error, held.norm, held.blocks, held.plans
+    codes = Codes(held.base, held.places, held.scale, held.lengths, *bounds, len(rows), len(held.coded.columns))
+    decided = scan._decider.decide(fine, codes, on_device, asked, 40)
     assert decided.found.tolist() == [4, 0, 5]
     pairs = list(zip(decided.queries.tolist(), decided.rows.tolist(), strict=True))
     assert sorted(pairs) == sorted((i, row) for i, chosen in enumerate(lists) for row in chosen)
@@ -146,10 +150,9 @@ def test_true_scores_of_a_few_rows_make_the_lists_short(pooling: str, k: int) ->
     queries, alignment = [base, base[:1], -base[:3]], AlignmentConfig(pooling=pooling)
     scan, device = open_scan("int8", dim, alignment)
     held = scan.gather([scan.hold(part) for part in make_parts(rows, (30,))])
-    asked = [quantize_query(query, per_vector=True) for query in queries]
     everything, none = np.ones(count, bool), np.full(3, -np.inf)
-    listed = scan.shortlist(held, asked, k, everything, none)
-    (decided,) = scan.decider(held)(asked, k, everything, none)
+    listed = scan.shortlist(held, queries, k, everything, none)
+    (decided,) = scan.decider(held)(queries, k, everything, none)
     assert device.launched.count("reach_64" if k < 43 else "reach_256") == 1
     for i, own in enumerate(listed):
         truth = np.array([true_row(row, queries[i], "images", alignment).score for row in rows])

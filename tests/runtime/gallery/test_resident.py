@@ -61,10 +61,12 @@ from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 from .decide_model import decide
 from .level_model import bound, pooled, reach
+from .query_model import quantize, terms
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
 DECIDE = (*(f"decide_{form}" for form in FORMS), *(f"reach_{most}" for most in PICKS))
+OF_QUERIES = ("quantize", "terms")
 POOL = Pool(1)
 
 
@@ -202,7 +204,9 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
                 scans[f"scan_listed_{words}"] = model.scan_listed
                 scans[f"bound_{words}"] = partial(bound, words, stride, pooling)
         reaches = {f"reach_{most}": partial(reach, most, pooling) for most in PICKS}
-        return {**scans, **pairs, **decides, **reaches, **{name: getattr(model, name) for name in NAMES[5:]}}
+        of_queries = {"quantize": partial(quantize, precision, width), "terms": partial(terms, pooling, width)}
+        others = {name: getattr(model, name) for name in NAMES[5:]}
+        return {**scans, **pairs, **decides, **reaches, **of_queries, **others}
     return interpreted_kernels(precision, width, pooling)
 
 
@@ -310,7 +314,7 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     scan, _ = open_scan("int8", dim, alignment)
     (part,) = make_parts(rows)
     gallery, quantized = GalleryRows([part], "images", alignment), quantize_query(query, per_vector=True)
-    ((listed, scores, radii, _),) = listing(scan, [part], [quantized], k)
+    ((listed, scores, radii, _),) = listing(scan, [part], [query], k)
     best = (np.stack(rows).astype(np.float64) @ query.T.astype(np.float64)).max(axis=1) / 0.1
     truth = np.log(np.exp(best - best.max(1, keepdims=True)).sum(1)) + best.max(1)
     assert set(np.argsort(-truth)[:k]) <= set(listed.tolist())
@@ -339,7 +343,7 @@ def test_interpreted_scores_are_numpys(precision, pooling, lengths, words, monke
     rng = np.random.default_rng(0)
     rows = [rng.standard_normal((length, 70)).astype(np.float32) for length in lengths]
     rows += [rows[0], np.zeros((3, 70), np.float32)]
-    queries = [quantize_query(rng.standard_normal((count, 70)).astype(np.float32), per_vector=True) for count in words]
+    queries = [rng.standard_normal((count, 70)).astype(np.float32) for count in words]
     alignment = AlignmentConfig(pooling=pooling)
     every = []
     for interpreted in (True, False):
@@ -358,12 +362,11 @@ def test_interpreted_lists_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     base = rng.standard_normal((4, 70)).astype(np.float32)
     rows = [base * np.float32(1 + 1e-3 * i) for i in range(40)]
-    query = quantize_query(base, per_vector=True)
     listed = []
     for interpreted in (True, False):
         monkeypatch.setitem(globals(), "INTERPRETED", interpreted)
         scan, _ = open_scan("int8", 70, AlignmentConfig())
-        ((found, *_),) = listing(scan, make_parts(rows, (9,)), [query], 1)
+        ((found, *_),) = listing(scan, make_parts(rows, (9,)), [base], 1)
         listed.append(found.tolist())
     assert listed[0] == listed[1]
     assert 2 < len(listed[0]) < 38
@@ -383,9 +386,11 @@ def test_of_100_000_rows_a_few_are_listed() -> None:
         parts.append(array_part(regions, starts, "float16", plan=plan))
     alignment = AlignmentConfig()
     scan, device = open_scan("int8", dim, alignment, capacity=4 << 30)
+    listed = listing(scan, parts, list(words[:2]), k)
     queries = [quantize_query(caption, per_vector=True) for caption in words[:2]]
-    listed = listing(scan, parts, queries, k)
-    assert device.launched == ["scan_16", "best_rows", "kth_best", "shortlist"], "once for all parts"
+    assert device.launched == ["quantize", "scan_16", "terms", "best_rows", "kth_best", "shortlist"], (
+        "once for all parts"
+    )
     rows = GalleryRows(parts, "images", alignment)
     none, unmeasured = no_axes(dim), np.zeros((count, 0), np.float32)
     scores = device.array(scan._arena._rooms["scores"][0], np.float64)[: 2 * count].reshape(2, count)
@@ -418,7 +423,7 @@ def test_lists_that_overflow_are_made_again(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_list_of_one_row_too_many_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     scan, device = open_scan("int8", 24, AlignmentConfig())
     parts = make_parts(made_up("plain", 3, 200, 5, 24), (50,))
-    query = quantize_query(np.random.default_rng(0).standard_normal((4, 24)).astype(np.float32), per_vector=True)
+    query = np.random.default_rng(0).standard_normal((4, 24)).astype(np.float32)
     (listed,) = listing(scan, parts, [query], 5)
     rows = listed.rows
     for capacity, launches in ((len(rows), 1), (len(rows) - 1, 2), (1, 2)):
@@ -446,8 +451,8 @@ def test_a_list_of_one_row_too_many_is_made_again(monkeypatch: pytest.MonkeyPatc
 def test_queries_that_fill_a_tile_are_scanned_together(lengths: tuple[int, ...], launched: list[str]) -> None:
     scan, device = open_scan("int8", 24, AlignmentConfig())
     queries = [np.random.default_rng(i).standard_normal((n, 24)).astype(np.float32) for i, n in enumerate(lengths)]
-    listing(scan, make_parts(made_up("plain", 3, 40, 5, 24)), [quantize_query(q, per_vector=True) for q in queries], 3)
-    assert [name for name in device.launched if name not in NAMES[5:]] == launched
+    listing(scan, make_parts(made_up("plain", 3, 40, 5, 24)), queries, 3)
+    assert [name for name in device.launched if name not in (*NAMES[5:], *OF_QUERIES)] == launched
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
@@ -460,7 +465,7 @@ def test_many_queries_take_several_launches(monkeypatch: pytest.MonkeyPatch) -> 
     found = ours.exact(queries, 5, np.ones(40, bool))
     expected = cpu.exact(queries, 5, np.ones(40, bool))
     assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
-    assert device.launched == ["scan_16", "best_rows", "kth_best", "shortlist"] * 3
+    assert device.launched == ["quantize", "scan_16", "terms", "best_rows", "kth_best", "shortlist"] * 3
 
 
 @pytest.mark.parametrize("large", [1.0, 1e9])

@@ -22,8 +22,8 @@ from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import level_stride
 from chan_rt.runtime.gallery.cuda.scan import KernelScan
 from chan_rt.runtime.gallery.kernels.layout import stored_width
-from chan_rt.runtime.gallery.proof.bounds import quantize_query
 from chan_rt.runtime.gallery.proof.prefix import (
+    CODE_AXES,
     SearchPlan,
     fit_axes,
     fit_level,
@@ -143,8 +143,7 @@ def test_bounds_are_above_true_scores_and_infinite_where_nothing_is_known(dim: i
     held = scan.gather([scan.hold(part) for part in (coded, coded, uncoded)])
     allowed = np.ones(24, bool)
     allowed[[5, 21]] = False
-    asked = [quantize_query(query, per_vector=True) for query in queries]
-    scan.shortlist(held, asked, 3, allowed, np.full(2, -np.inf))
+    scan.shortlist(held, queries, 3, allowed, np.full(2, -np.inf))
     found = upper_bounds(scan, device, 2, 24)
     for i, query in enumerate(queries):
         truth = np.array([true_row(row, query, "images", alignment).score for row in [*rows[:10], *rows]])
@@ -182,11 +181,10 @@ def test_many_queries_and_small_galleries_are_scanned_at_once(monkeypatch: pytes
     parts = make_parts(rows, (30,), plan=plan_of(rows, queries))
     scan, device = open_scan("int8", DIM, AlignmentConfig())
     held = scan.gather([scan.hold(part) for part in parts])
-    asked = [quantize_query(query, per_vector=True) for query in queries]
     none, everything = np.full(5, -np.inf), np.ones(60, bool)
-    scan.shortlist(held, asked, 3, everything, none)
-    assert device.launched[0] == "pairs_16"
-    scan.shortlist(held, asked[:3], 3, everything, none[:3])
+    scan.shortlist(held, queries, 3, everything, none)
+    assert device.launched[:2] == ["quantize", "pairs_16"]
+    scan.shortlist(held, queries[:3], 3, everything, none[:3])
     assert "bound_16" in device.launched
     monkeypatch.setattr(scan_module, "LEAST", 60 * 5 * 192)
     assert scan.gather([scan.hold(part) for part in parts]).levels is None
@@ -218,8 +216,8 @@ def test_where_memory_does_not_suffice_levels_are_left_out() -> None:
     rng, alignment = np.random.default_rng(0), AlignmentConfig()
     rows = fallen(rng, made_up("plain", 3, 100, 5, DIM))
     parts = make_parts(rows, plan=plan_of(rows, rows[:2]))
-    codes = len(np.concatenate(rows)) * 192
-    scan, device = open_scan("int8", DIM, alignment, capacity=codes + 100 * 48 + 4000)
+    codes, axes = len(np.concatenate(rows)) * 192, 192 * CODE_AXES * 8
+    scan, device = open_scan("int8", DIM, alignment, capacity=codes + axes + 100 * 48 + 4000)
     held = scan.gather([scan.hold(part) for part in parts])
     assert held.levels is None
     del held
@@ -238,9 +236,8 @@ def test_most_codes_are_not_read() -> None:
     parts = make_parts(list(regions), (3000,), precision="float16", plan=plan)
     scan, device = open_scan("int8", dim, AlignmentConfig(), capacity=4 << 30)
     held = scan.gather([scan.hold(part) for part in parts])
-    asked = [quantize_query(caption, per_vector=True) for caption in words[:2]]
     none, everything = np.full(2, -np.inf), np.ones(count, bool)
-    (decided,) = scan.decider(held)(asked, k, everything, none)
+    (decided,) = scan.decider(held)(list(words[:2]), k, everything, none)
     scores = device.array(scan._arena._rooms["scores"][0], np.float64)[: 2 * count].reshape(2, count)
     scanned = np.isfinite(scores).sum(axis=1)
     assert (scanned < count // 2).all()
