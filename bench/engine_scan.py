@@ -20,7 +20,7 @@ from ..runtime.backends.device import Device
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.errors import InputError, TensorError
 from ..runtime.gallery.cuda.memory import Arena
-from ..runtime.gallery.cuda.scan import Listed, Queries
+from ..runtime.gallery.cuda.resident import Listed, Queries
 from ..runtime.gallery.proof.rows import Part
 
 

@@ -26,7 +26,8 @@ from ..runtime.gallery.compiled import CoreThreads, open_core
 from ..runtime.gallery.cuda import ResidentScan
 from ..runtime.gallery.cuda.decide import Decided
 from ..runtime.gallery.cuda.kernels import Function, KernelRecord, ScanPrecision, find_kernels
-from ..runtime.gallery.cuda.scan import Decide, KernelScan, Listed
+from ..runtime.gallery.cuda.resident import Decide, Listed
+from ..runtime.gallery.cuda.scan import KernelScan
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool

@@ -12,7 +12,8 @@ from ..proof.pooling import pools_query
 from ..settings import GallerySettings
 from .estimate import GpuEstimator
 from .kernels import POOLINGS, PRECISIONS, ScanPrecision, find_kernels
-from .scan import KernelScan, ResidentScan
+from .resident import ResidentScan
+from .scan import KernelScan
 from .search import ResidentSearch
 from .split import SplitScan
 

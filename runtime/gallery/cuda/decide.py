@@ -27,7 +27,9 @@ from .queries import SentQueries
 SHARE = 0.5  # of the memory that is free beside the codes, that fine copies may take
 _FORMS = {"float32": ("float32", 4), "float16": ("float16", 2), "uint8": ("fixed16", 1)}  # by the type that is stored
 _AHEAD = 1024  # pairs that are decided before the CPU knows how long the lists are
-_RESULTS = 64 << 20  # bytes of results on the GPU at once; more pairs are decided in turns
+_LONGEST = 4096  # vectors of a query up to which they are
+RESULTS = 64 << 20  # bytes of results on the GPU at once; more pairs are decided in turns
+PAIR_BYTES = 12  # of results, for each of a query's vectors
 _PIECE = 8 << 20  # bytes of a fine copy that are made ready for the upload at a time
 
 _OF_PAIRS = ("queries", "rows", "maxima", "winners")
@@ -205,7 +207,7 @@ class Decider:
             return self._pairs(fine, codes, lists, sent, chosen, longest)
 
         fetched = arena.fetch("found", lists.found, lists.count, np.int32)
-        ahead = min(capacity, _AHEAD // lists.count)  # places of each list that are decided at once
+        ahead = min(capacity, _AHEAD // lists.count) * (longest <= _LONGEST)  # places of each list, decided at once
         begins = np.arange(lists.count) * capacity
         results = []
         if ahead:
@@ -216,7 +218,7 @@ class Decider:
         held = np.where(found <= capacity, found, 0)
         rest = np.maximum(held - ahead, 0)
         left = np.repeat(begins + ahead - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
-        most = max(1, _RESULTS // (12 * longest))
+        most = max(1, RESULTS // (PAIR_BYTES * longest))
         results += [decided(left[first : first + most]) for first in range(0, len(left), most)]
         if not results:  # no list has a row
             results.append(_no_results(longest))
@@ -233,7 +235,9 @@ class Decider:
         """
         places = lists.count * lists.capacity
         if places > self._counted:
-            self._numbers, self._counted = self._arena.send("numbers", np.arange(places, dtype=np.int32)), places
+            self._counted = 0  # where there is no room for more, what lay there is gone
+            self._numbers = self._arena.send("numbers", np.arange(places, dtype=np.int32))
+            self._counted = places
         return self._queue(fine, codes, lists, sent, self._numbers, places, longest)[1]
 
     def _queue(

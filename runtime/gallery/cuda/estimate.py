@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..proof.gallery_rows import GalleryRows
 from ..proof.intervals import Intervals
-from .scan import ResidentScan
+from .resident import ResidentScan
 
 
 class GpuEstimator:

@@ -56,6 +56,8 @@ def coded_vectors(part: Part, stride: int) -> NDArray[np.uint8] | None:
     if part.plan is None or part.plan.first is None or arrays is None or arrays.first is None or arrays.order is None:
         return None
     width = part.plan.first.width
+    if width > stride:
+        return None
     blocks = arrays.first.reshape(-1, width * 16)
     stored = np.zeros((int(part.starts[-1]), stride), np.uint8)
     stored[:, :width] = unpack_blocks(blocks, part.starts, arrays.order)

@@ -74,6 +74,7 @@ class Arena:
         Raises:
             GpuMemoryError: the message gives how much is needed, how much is free and what to do.
         """
+        self._check_open()
         address, capacity = self._rooms.get(name, (0, 0))
         if size > capacity:
             self._rooms.pop(name, None)  # before it is freed: where there is no room for more, nothing must point there
@@ -132,6 +133,7 @@ class Arena:
         for host in self._hosts.values():
             self.device.free_host(host)
         self._hosts.clear()
+        self._rooms.clear()
         self.device.destroy_stream(self.stream)
 
     def _pinned(self, name: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -140,6 +142,7 @@ class Arena:
         return host
 
     def _host(self, name: str, size: int) -> NDArray[np.uint8]:
+        self._check_open()
         host = self._hosts.get(name)
         if host is None or len(host) < size:
             if host is not None:
@@ -147,9 +150,12 @@ class Arena:
             host = self._hosts[name] = self.device.malloc_host(max(256, 1 << (size - 1).bit_length()))
         return host
 
-    def _malloc(self, size: int) -> int:
+    def _check_open(self) -> None:
         if self._closed:
             raise BackendError("the gallery was closed")
+
+    def _malloc(self, size: int) -> int:
+        self._check_open()
         address = self.device.malloc(max(size, 16))
         self._addresses.add(address)
         self.allocations += 1

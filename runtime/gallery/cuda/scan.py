@@ -1,41 +1,38 @@
-"""A gallery in a GPU's memory: which rows could be among the best k for a query.
+"""The scan of a gallery in a GPU's memory: which rows could be among the best k for a query.
 
-int8 holds the gallery's codes. The GPU computes every row's score from them, in the numbers of bounds.py, and how far
-the true score can be from it, by the narrow bound (1'), whose numbers lie beside the codes. k rows reach the k-th
-largest lower bound, so that is the threshold: every row whose upper bound reaches it is listed, and the CPU ranks those
-(search.py, estimate.py). All of it is queued at once, and the CPU waits for the list alone.
+The GPU computes rows' scores from int8 codes, in the numbers of bounds.py, and how far the true scores can be from
+them, by the narrow bound (1'), whose numbers lie beside the codes (held.py). k rows reach the k-th largest lower bound,
+so that is the threshold: every row whose upper bound reaches it is listed. Where the fine copy is on the GPU as well,
+the true scores of a few rows raise the threshold, and those of the listed rows are decided (decide.py). Elsewhere the
+CPU ranks the lists (search.py, estimate.py). In a large gallery the first level of its plan leaves out most rows before
+any of this (levels.py). All of it is queued at once, and the CPU waits once.
 
 The k-th largest is taken of the largest lower bounds of groups of rows, at most MOST_GROUPS of them: of one row each in
 a small gallery. Where two of the best k share a group the threshold is a little lower, and the list a little longer.
 
 float16 holds a half-precision copy instead: twice the bytes, nothing proven, nothing to certify.
-
-Each part lies where it was uploaded, so that a commit uploads only what is new. `gather` makes one list of all rows,
-with the place of each row's vectors, so a search launches each kernel once, however many parts there are.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...backends.device import Device
 from ...contract import AlignmentConfig
-from ...errors import BackendError, GpuMemoryError, TensorError
 from ...forks import now_and_after_fork
-from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS
 from ..proof.pooling import Float64Array
-from ..proof.prefix import Axes
 from ..proof.rows import Part
-from .decide import Codes, Decided, Decider, Fine, join
+from .decide import PAIR_BYTES, RESULTS, Codes, Decided, Decider, Fine, join
+from .held import HeldPart, HeldRows, RowHolder
 from .kernels import (
     BOUND_ROWS,
     GROUPS,
@@ -45,129 +42,20 @@ from .kernels import (
     PICKS,
     SCAN_ROWS,
     SLOTS,
-    UNIT,
     WORD_TILES,
     WORDS_A_TILE,
     KernelRecord,
     level_stride,
 )
-from .levels import (
-    COVERED,
-    FEW,
-    LEAST,
-    SHARE,
-    Levels,
-    coded_vectors,
-    common_plan,
-    joined_places,
-    serves,
-    weigh_queries,
-)
+from .levels import FEW, SHARE, Levels, serves, weigh_queries
 from .lists import DeviceLists
-from .memory import INSTEAD, Arena, gib
-from .queries import QuerySender, SentPlans, SentQueries
+from .memory import Arena
+from .queries import QuerySender, SentQueries
+from .resident import Decide, Listed, Queries
 
 BEYOND = 22  # rows beyond k whose true scores give the threshold, where the GPU holds the fine copy
 CAPACITY = 4096  # rows a query's list holds; where more qualify, it is made again with room for all
 _QUERIES = 512  # queries of one launch: their vectors and lists stay within some tens of MiB
-_PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
-
-
-class Listed(NamedTuple):
-    """The rows that could be among a query's best.
-
-    Attributes:
-        rows: int64 [n], ascending.
-        scores: float64 [n], from what the GPU holds of them.
-        radii: float64 [n], no less than how far these are from the true scores; 0 of a scan that is not certified.
-        threshold: k rows have true scores no less than that, or it is the floor, or -inf; only of a certified scan.
-    """
-
-    rows: NDArray[np.int64]
-    scores: Float64Array
-    radii: Float64Array
-    threshold: float
-
-
-Queries = Sequence[NDArray[np.float32]]  # each query's vectors [Q_i, D]
-# Queries, k, the allowed rows and floors, as of `shortlist`: what is decided of the rows that it would list.
-Decide = Callable[[Queries, int, NDArray[np.bool_], Float64Array], Sequence[Decided]]
-
-
-class ResidentScan(Protocol):
-    """Rows on a GPU. Any number of threads may use one; their calls take turns.
-
-    Attributes:
-        name: what runs, for messages and benchmarks.
-        certified: whether every row of the true top k is listed; otherwise the k rows of the best scores are.
-    """
-
-    name: str
-    certified: bool
-
-    def hold(self, part: Part) -> Any:
-        """A part on the device; uploaded once, and freed when nothing refers to what this returned."""
-
-    def gather(self, held: Sequence[Any]) -> Any:
-        """Parts as one sequence of rows, numbered on from part to part."""
-
-    def shortlist(
-        self, rows: Any, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
-    ) -> list[Listed]:
-        """For each query the rows that could be among the allowed ones' best k and reach its floor.
-
-        Args:
-            rows: what `gather` returned.
-            queries: their vectors [Q_i, D].
-            k: how many rows are wanted.
-            allowed: [N], the rows to choose among.
-            floors: float64 [queries], true scores that rows must reach; a scan that is not certified ignores them.
-        """
-
-    def decider(self, rows: Any) -> Decide | None:
-        """What decides among rows by their fine copies on the device, which are freed with it; None without them.
-
-        rows: what `gather` returned.
-        """
-
-    def close(self) -> None:
-        """Free all device memory; twice does no harm."""
-
-
-@dataclass(eq=False)
-class _Held:
-    """A part's vectors on the device, and at the first level of its plan, where they are needed."""
-
-    part: Part
-    vectors: int = 0
-    levels: int = 0
-
-
-@dataclass(eq=False)
-class _Rows:
-    """All rows on the device, by the addresses of what each kernel reads.
-
-    Attributes:
-        held: the parts.
-        count: rows (N).
-        base: where the vectors begin; the places of rows count from there, in units of UNIT bytes.
-        coded: the axes of each plan, (1') of bounds.py; rows have the number of theirs.
-        largest: no less than the norm of any vector.
-    """
-
-    held: tuple[_Held, ...]
-    count: int
-    base: int
-    coded: SentPlans
-    largest: float
-    places: int = 0
-    lengths: int = 0
-    scale: int = 0
-    error: int = 0
-    norm: int = 0
-    blocks: int = 0
-    plans: int = 0
-    levels: Levels | None = None
 
 
 class KernelScan:
@@ -198,10 +86,11 @@ class KernelScan:
         self._arena = Arena(device)
         self._stride = level_stride(record.width) or 0 if "bound_16" in record.functions else 0
         self._sender = QuerySender(self._arena, self._launch, self.certified, self._width, dim, alignment)
+        self._holder = RowHolder(self._arena, record, self._sender, dim)
         self._decider = Decider(self._arena, self._launch, self._width, dim, alignment)
         now_and_after_fork(self._make_lock)
         self._kernels: dict[str, Any] = {}
-        self._known: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
+        self._known: weakref.WeakValueDictionary[int, HeldPart] = weakref.WeakValueDictionary()
         try:
             for name, function in record.functions.items():
                 self._kernels[name] = device.load_kernel(code[name], function.symbol, function.shared)
@@ -217,7 +106,7 @@ class KernelScan:
         """How often device memory was allocated so far."""
         return self._arena.allocations
 
-    def hold(self, part: Part) -> _Held:
+    def hold(self, part: Part) -> HeldPart:
         """See `ResidentScan.hold`.
 
         Raises:
@@ -227,13 +116,12 @@ class KernelScan:
         with self._turn:
             held = self._known.get(id(part))
             if held is None:
-                held = _Held(part)
                 self._device.activate()
-                self._upload(held)
+                held = self._holder.upload(part)
                 self._known[id(part)] = held  # the part lives as long as what holds it, so its id is its own
             return held
 
-    def gather(self, held: Sequence[_Held]) -> _Rows:
+    def gather(self, held: Sequence[HeldPart]) -> HeldRows:
         """See `ResidentScan.gather`.
 
         Raises:
@@ -241,29 +129,29 @@ class KernelScan:
         """
         with self._turn:
             self._device.activate()
-            return self._gathered(held)
+            return self._holder.gather(held)
 
     def shortlist(
-        self, rows: _Rows, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
+        self, rows: HeldRows, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
+        k = max(1, min(k, rows.count))  # a number that a kernel takes
         found: dict[int, Listed] = {}
         with self._turn:
             self._device.activate()
             for piece in _pieces(queries):
-                own = [queries[i] for i in piece]
                 own = [queries[i] for i in piece]
                 for levels in _levels_for(rows, own):
                     sent = self._sender.send(own, _slot(own) if levels is None else None)
                     lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels)
                     candidates = self._fetch_candidates(lists)
                     listed = self._fetched(lists, rows)
-                    if (candidates <= lists.room).all():
+                    if self._fit(lists, candidates):
                         break
                 found |= zip(piece, listed, strict=True)
         return [found[i] for i in range(len(queries))]
 
-    def decider(self, rows: _Rows) -> Decide | None:
+    def decider(self, rows: HeldRows) -> Decide | None:
         """See `ResidentScan.decider`: None where the fine copies do not fit, and at float16, which proves nothing.
 
         Raises:
@@ -279,7 +167,7 @@ class KernelScan:
 
     def _decide(
         self,
-        rows: _Rows,
+        rows: HeldRows,
         fine: Fine,
         queries: Queries,
         k: int,
@@ -290,10 +178,10 @@ class KernelScan:
         bounds = rows.error, rows.norm, rows.blocks, rows.plans
         held = Codes(rows.base, rows.places, rows.scale, rows.lengths, *bounds, rows.count, len(rows.coded.columns))
         every = []
+        k = max(1, min(k, rows.count))
         with self._turn:
             self._device.activate()
             for piece in _pieces(queries):
-                own = [queries[i] for i in piece]
                 own = [queries[i] for i in piece]
                 for levels in _levels_for(rows, own):
                     sent = self._sender.send(own, _slot(own) if levels is None else None)
@@ -302,7 +190,7 @@ class KernelScan:
                     lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels, truth)
                     candidates = self._fetch_candidates(lists)
                     decided = [self._decider.decide(fine, held, lists, sent, longest)]
-                    if (candidates <= lists.room).all():
+                    if self._fit(lists, candidates):
                         break
                 for which in np.flatnonzero(decided[0].found > lists.capacity).tolist():
                     threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
@@ -346,99 +234,9 @@ class KernelScan:
             finally:
                 self._arena.close()
 
-    # -- upload
-
-    def _upload(self, held: _Held) -> None:
-        part = held.part
-        size = int(part.starts[-1]) * self._vector_bytes
-        try:
-            held.vectors = self._arena.room(held, size)
-            at = held.vectors
-            for piece in self._pieces(part):
-                self._arena.write(at, piece)
-                at += piece.nbytes
-        except BackendError as error:
-            need = f"{len(part.starts) - 1} rows need {gib(size)} of the GPU's memory at {self._record.precision}"
-            room = f"{gib(self._device.free_memory())} are free"
-            raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
-
-    @property
-    def _vector_bytes(self) -> int:
-        return self._width * (1 if self.certified else 2)
-
-    def _gathered(self, held: Sequence[_Held]) -> _Rows:
-        parts = [each.part for each in held]
-        counts = [len(part.starts) - 1 for part in parts]
-        base = min((each.vectors for each in held if each.vectors), default=0)
-        places = [(each.vectors - base) // UNIT + each.part.starts[:-1] * (self._vector_bytes // UNIT) for each in held]
-        axes: dict[int, tuple[int, Axes | None]] = {}
-        plans, blocks = [], np.zeros((MOST_BLOCKS, sum(counts)), np.float32)
-        for part, count, first in zip(parts, counts, np.cumsum([0, *counts]), strict=False):
-            own = None if part.plan is None else part.plan.axes
-            number, _ = axes.setdefault(id(own), (len(axes), own))  # parts prepared together share their axes
-            plans.append(np.full(count, number, np.int32))
-            blocks[: part.blocks.shape[1], first : first + count] = part.blocks.T
-        largest = max((float((part.norm + part.error).max(initial=0)) for part in parts), default=0.0) * (1 + 1e-6)
-        rows = _Rows(tuple(held), sum(counts), base, self._sender.hold([own for _, own in axes.values()]), largest)
-        scales = [part.scale if self.certified else np.ones_like(part.scale) for part in parts]
-        arrays: list[NDArray[Any]] = [
-            _joined(places, np.int64),
-            _joined([np.diff(part.starts) for part in parts], np.int32),
-            _joined(scales, np.float32),
-            _joined([part.error for part in parts], np.float32),
-            _joined([part.norm for part in parts], np.float32),
-            blocks,
-            _joined(plans, np.int32),
-        ]
-        addresses = self._arena.keep(rows, arrays)
-        rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans = addresses
-        rows.levels = self._levels(rows)
-        return rows
-
-    def _levels(self, rows: _Rows) -> Levels | None:
-        """The rows at the first level of their plan, uploaded where they were not; None where that does not pay."""
-        plan = common_plan([each.part for each in rows.held]) if self._stride else None
-        size = sum(int(each.part.starts[-1]) for each in rows.held) * self._width
-        if plan is None or plan.first is None or size < LEAST:
-            return None
-        coded = [each for each in rows.held if each.part.plan is not None and each.part.plan.axes is plan.axes]
-        if sum(len(each.part.starts) - 1 for each in coded) * COVERED[1] < rows.count * COVERED[0]:
-            return None
-        try:
-            for each in coded:
-                vectors = None if each.levels else coded_vectors(each.part, self._stride)
-                if vectors is not None:
-                    (each.levels,) = self._arena.keep(each, [vectors])
-            base, places = joined_places([(each.part, each.levels) for each in rows.held], plan, self._stride, UNIT)
-            levels = Levels(plan.axes, plan.first, base, rows.largest)
-            (levels.places,) = self._arena.keep(levels, [places])
-        except GpuMemoryError:  # they only save time
-            return None
-        return levels
-
-    def _pieces(self, part: Part) -> Iterator[NDArray[Any]]:
-        """The part's vectors as the kernels read them, some rows at a time: [vectors, width]."""
-        rows = len(part.starts) - 1
-        longest = int(np.diff(part.starts).max(initial=1))
-        step = max(1, _PIECE // (longest * self._width * 2))
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            if self.certified:
-                yield part.codes(first, last) ^ np.uint8(OFFSET)  # two's complement again
-                continue
-            fine = np.concatenate([part.fine(row) for row in range(first, last)])
-            padded = np.zeros((len(fine), self._width), np.float16)
-            with np.errstate(over="ignore"):
-                padded[:, : self._dim] = fine
-            if not np.isfinite(padded).all():
-                raise TensorError("vectors", "must fit float16 to be held so on a GPU", float(np.abs(fine).max()))
-            yield padded
-
-    # -- search
-
     def _queue_lists(
         self,
-        rows: _Rows,
+        rows: HeldRows,
         vectors: Queries,
         queries: SentQueries,
         k: int,
@@ -465,6 +263,8 @@ class KernelScan:
             candidates = self._pick_candidates(rows, upper, lists, queries)
         lists = replace(lists, terms=self._sender.terms(queries, rows.coded, rows.largest))
         picks = 0 if truth is None else _picks(k, rows.count)
+        if PAIR_BYTES * picks * count * max(queries.lengths) > RESULTS:  # a step that only saves time
+            picks = 0
         picked = self._raise_thresholds(lists, rows, k, picks)
         if truth is not None and picks:
             truth(lists, picked, picks)
@@ -479,7 +279,7 @@ class KernelScan:
 
     def _bound(
         self,
-        rows: _Rows,
+        rows: HeldRows,
         levels: Levels,
         vectors: Queries,
         queries: SentQueries,
@@ -504,7 +304,7 @@ class KernelScan:
         self._launch(f"bound_{tile}", blocks, addresses, rows.count, sum(lengths), count, temperature)
         return upper
 
-    def _pick_candidates(self, rows: _Rows, upper: int, lists: DeviceLists, queries: SentQueries) -> DeviceLists:
+    def _pick_candidates(self, rows: HeldRows, upper: int, lists: DeviceLists, queries: SentQueries) -> DeviceLists:
         """Queue the scores of the few rows of the best upper bounds; empty lists of the rows that reach a threshold.
 
         Their scores are upper bounds, and with terms of 0 these cannot be off.
@@ -520,7 +320,7 @@ class KernelScan:
         self._score_listed(rows, of_picked, queries, lists.scores)
         return candidates
 
-    def _score_listed(self, rows: _Rows, lists: DeviceLists, queries: SentQueries, scores: int) -> None:
+    def _score_listed(self, rows: HeldRows, lists: DeviceLists, queries: SentQueries, scores: int) -> None:
         """Queue the scores of the lists' rows."""
         listed = lists.found, lists.rows
         sent = queries.query, queries.starts, queries.word_scale
@@ -533,10 +333,13 @@ class KernelScan:
     def _fetch_candidates(self, lists: DeviceLists) -> NDArray[np.int32]:
         """Queue how many candidates there are: [queries]."""
         if not lists.candidates:
-            self.left = None
             return np.zeros(lists.count, np.int32)
-        self.left = self._arena.fetch("candidates", lists.candidates, lists.count, np.int32)
-        return self.left
+        return self._arena.fetch("candidates", lists.candidates, lists.count, np.int32)
+
+    def _fit(self, lists: DeviceLists, candidates: NDArray[np.int32]) -> bool:
+        """Whether there was room for all candidates, which were fetched."""
+        self.left = candidates.copy() if lists.candidates else None
+        return bool((candidates <= lists.room).all())
 
     def _make_lists(self, name: str, capacity: int, scores: int, thresholds: Float64Array) -> DeviceLists:
         """Empty lists: thresholds, how many rows are found and picked, then radii, scores and rows."""
@@ -549,7 +352,7 @@ class KernelScan:
         scores_at, rows_at = radii + 8 * places, radii + 16 * places
         return DeviceLists(count, capacity, scores, at, found, rows_at, scores_at, radii, found + 4 * count, 0)
 
-    def _raise_thresholds(self, lists: DeviceLists, rows: _Rows, k: int, picks: int) -> int:
+    def _raise_thresholds(self, lists: DeviceLists, rows: HeldRows, k: int, picks: int) -> int:
         """Queue that each query's threshold becomes the k-th largest lower bound of groups' best rows, or stays.
 
         For k = 0 it stays. Returns the address of the rows that are picked, int32 [queries, picks]: those of the
@@ -568,13 +371,13 @@ class KernelScan:
         self._launch("kth_best", blocks, addresses, groups, k, picks, count)
         return picked
 
-    def _fill(self, lists: DeviceLists, rows: _Rows) -> None:
+    def _fill(self, lists: DeviceLists, rows: HeldRows) -> None:
         """Queue that lists take the rows whose upper bound reaches the threshold."""
         addresses = *_bounds(lists, rows), lists.thresholds, lists.found, lists.rows, lists.values, lists.radii
         blocks = -(-rows.count // LIST_ROWS) * lists.count
         self._launch("shortlist", blocks, addresses, rows.count, lists.capacity, lists.count, len(rows.coded.columns))
 
-    def _fetched(self, lists: DeviceLists, rows: _Rows, name: str = "lists") -> list[Listed]:
+    def _fetched(self, lists: DeviceLists, rows: HeldRows, name: str = "lists") -> list[Listed]:
         """The lists, once everything that was queued is done; those that overflowed are made again."""
         count, capacity, head = lists.count, lists.capacity, _head(lists.count)
         places = 8 * count * capacity
@@ -595,7 +398,7 @@ class KernelScan:
             found.append(Listed(own, scores[which, order], radii[which, order], float(thresholds[which])))
         return found
 
-    def _list_again(self, lists: DeviceLists, rows: _Rows, which: int, threshold: Float64Array) -> DeviceLists:
+    def _list_again(self, lists: DeviceLists, rows: HeldRows, which: int, threshold: Float64Array) -> DeviceLists:
         """Queue the list of one query, with room for every row."""
         long = self._make_lists("long list", rows.count, lists.scores + 8 * which * rows.count, threshold)
         terms = lists.terms + 8 * which * len(rows.coded.columns) * (6 + MOST_BLOCKS)
@@ -603,7 +406,7 @@ class KernelScan:
         self._fill(long, rows)
         return long
 
-    def _score(self, rows: _Rows, queries: SentQueries, allowed: NDArray[np.bool_], scores: int) -> None:
+    def _score(self, rows: HeldRows, queries: SentQueries, allowed: NDArray[np.bool_], scores: int) -> None:
         """Queue the scan of every row: of many queries as one product, of few one by one."""
         arena, count = self._arena, len(queries.lengths)
         places = rows.base, rows.places, rows.lengths, rows.scale, arena.send("allowed", allowed)
@@ -641,7 +444,7 @@ def _picks(k: int, rows: int) -> int:
     return min(k + BEYOND, rows) if k + BEYOND <= PICKS[-1] else 0
 
 
-def _bounds(lists: DeviceLists, rows: _Rows) -> tuple[int, ...]:
+def _bounds(lists: DeviceLists, rows: HeldRows) -> tuple[int, ...]:
     """What a kernel reads to bound scores."""
     return lists.scores, rows.error, rows.norm, rows.blocks, rows.plans, lists.terms
 
@@ -651,7 +454,7 @@ def _tile(lengths: Sequence[int]) -> int:
     return next((size for size in WORD_TILES if size >= max(lengths)), WORD_TILES[-1])
 
 
-def _levels_for(rows: _Rows, queries: Queries) -> list[Levels | None]:
+def _levels_for(rows: HeldRows, queries: Queries) -> list[Levels | None]:
     """The level that is read first for these queries, if one is; then none, for where it leaves too many rows."""
     return [rows.levels, None] if rows.levels is not None and serves(queries) else [None]
 
@@ -675,8 +478,3 @@ def _alike(queries: Queries) -> list[list[int]]:
         return [list(range(len(queries)))]
     slots = np.searchsorted(SLOTS, [len(query) for query in queries])  # beyond the last one they are too long
     return [np.flatnonzero(slots == slot).tolist() for slot in range(len(SLOTS) + 1) if (slots == slot).any()]
-
-
-def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    """Arrays of the parts, one after another; of no parts, none."""
-    return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)

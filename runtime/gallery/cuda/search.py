@@ -15,7 +15,8 @@ from ..compiled import CompiledSearch
 from ..proof.certify import Ranking
 from ..proof.gallery_rows import GalleryRows
 from .best import best_of
-from .scan import BEYOND, ResidentScan
+from .resident import ResidentScan
+from .scan import BEYOND
 
 _SCORE_BYTES = 128 << 20  # of the scores on the GPU; more queries are served in turns
 _TURN = 512  # queries of a turn at most
@@ -49,6 +50,7 @@ class ResidentSearch:
         """The top k of each query's vectors, certified where the scan is; see `CompiledSearch.rank`."""
         least = np.full(len(queries), -np.inf) if floors is None else floors
         candidates = int(np.count_nonzero(allowed))
+        k = max(1, min(k, self._count))
         turn = max(1, min(_TURN, _SCORE_BYTES // (8 * self._count)))
         pieces = [slice(first, first + turn) for first in range(0, len(queries), turn)]
         if self._decide is None:

@@ -19,7 +19,7 @@ from ..kernels.pool import Pool
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
 from .decide import Decided, join
-from .scan import Decide, Listed, Queries, ResidentScan
+from .resident import Decide, Listed, Queries, ResidentScan
 
 
 @dataclass(eq=False)

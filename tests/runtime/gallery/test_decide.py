@@ -14,17 +14,19 @@ import pytest
 
 from chan_rt.runtime.backends.fake import FakeDevice
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.errors import GalleryCorrupt, GpuMemoryError
+from chan_rt.runtime.errors import BackendError, GalleryCorrupt, GpuMemoryError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import scanner as scanner_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
 from chan_rt.runtime.gallery.cuda import ResidentSearch, SplitScan
 from chan_rt.runtime.gallery.cuda import decide as decide_module
+from chan_rt.runtime.gallery.cuda import held as held_module
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.best import Details, pooled
 from chan_rt.runtime.gallery.cuda.decide import Codes
 from chan_rt.runtime.gallery.cuda.kernels import FORMS
 from chan_rt.runtime.gallery.cuda.lists import DeviceLists
+from chan_rt.runtime.gallery.kernels.layout import stored_width
 from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.pooling import pool
@@ -107,7 +109,7 @@ def test_each_pair_is_the_true_row(
 ) -> None:
     """Long rows and long queries, in several turns; what lies beyond a list's end is no row at all."""
     monkeypatch.setattr(decide_module, "_AHEAD", ahead)
-    monkeypatch.setattr(decide_module, "_RESULTS", 12 * 40 * 3)
+    monkeypatch.setattr(decide_module, "RESULTS", 12 * 40 * 3)
     rng, alignment = np.random.default_rng(dim), AlignmentConfig()
     rows = [rng.standard_normal((length, dim)).astype(np.float32) for length in (1, 37, 16, 17, 5)]
     rows += [np.repeat(rows[0], 20, axis=0), np.zeros((3, dim), np.float32), -rows[1]]
@@ -311,3 +313,85 @@ def test_details_are_a_sequence_of_true_rows() -> None:
     assert [each.winners.tolist() for each in itertools.islice(details[1:], 1)] == [[2, 3]]
     with pytest.raises(IndexError):
         details[3]
+
+
+@needs_core
+@pytest.mark.parametrize("what", ["malloc", "malloc_host"])
+def test_nothing_that_was_freed_is_read_after_memory_ran_out(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever allocation of a larger call fails, the next smaller call finds what it found before."""
+    dim, alignment, allowed = 24, AlignmentConfig(), np.ones(60, bool)
+    parts = make_parts(made_up("plain", 3, 60, 5, dim))
+    few, many = made_queries((5,), dim), made_queries((5,) * 20, dim)
+    failed = True
+    for turn in itertools.count():
+        scan, device = open_scan("int8", dim, alignment)
+        ours, compiled = searches(parts, "images", alignment, scan)
+        expected = compiled.rank(few, 3, allowed)
+        assert_equal(ours.rank(few, 3, allowed), expected)
+        allocate, left = getattr(device, what), turn
+
+        def fail_once(size: int, allocate: Any = allocate) -> Any:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise GpuMemoryError("CUDA: out of memory")
+            return allocate(size)
+
+        monkeypatch.setattr(device, what, fail_once)
+        failed = False
+        try:
+            ours.rank(many, 3, allowed)
+        except GpuMemoryError:
+            failed = True
+        assert_equal(ours.rank(few, 3, allowed), expected)
+        del ours
+        scan.close()
+        assert device.empty
+        if not failed:
+            break
+    assert turn > 3
+
+
+@needs_core
+@pytest.mark.parametrize("k", [2**31, 2**70])
+def test_k_is_any_number(k: int) -> None:
+    scan, _ = open_scan("int8", 24, AlignmentConfig())
+    ours, compiled = searches(make_parts(made_up("plain", 3, 20, 5, 24)), "images", AlignmentConfig(), scan)
+    query, allowed = made_queries((5,), 24), np.ones(20, bool)
+    assert_equal(ours.rank(query, k, allowed), compiled.rank(query, 20, allowed))
+    assert len(scan.shortlist(ours._rows, query, k, allowed, np.full(1, -np.inf))[0].rows) == 20
+
+
+@needs_core
+def test_long_queries_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of queries so long that results would not fit, no row is picked, and none is decided before lists are known."""
+    monkeypatch.setattr(decide_module, "_LONGEST", 4)
+    monkeypatch.setattr(scan_module, "RESULTS", 12 * 25 * 4)
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    ours, compiled = searches(make_parts(made_up("plain", 3, 60, 5, 24)), "images", AlignmentConfig(), scan)
+    query, allowed = made_queries((5,), 24), np.ones(60, bool)
+    assert_equal(ours.rank(query, 3, allowed), compiled.rank(query, 3, allowed))
+    assert not any(name.startswith("reach") for name in device.launched)
+
+
+def test_a_row_that_is_too_long_for_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_module, "_MOST_VALUES", 4 * stored_width(24))
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    (short,), (long,) = (make_parts([np.ones((length, 24), np.float32)]) for length in (3, 4))
+    scan.hold(short)
+    with pytest.raises(BackendError, match="at most 3 vectors of this width, got 4: search with device='cpu'"):
+        scan.hold(long)
+    scan.close()
+    assert device.empty
+
+
+@needs_core
+def test_a_search_after_the_end_is_an_error_and_keeps_no_memory() -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    ours, _ = searches(make_parts(made_up("plain", 3, 20, 5, 24)), "images", AlignmentConfig(), scan)
+    query, allowed = made_queries((5,), 24), np.ones(20, bool)
+    ours.rank(query, 3, allowed)
+    scan.close()
+    with pytest.raises(BackendError, match="the gallery was closed"):
+        ours.rank(query, 3, allowed)
+    assert device.empty

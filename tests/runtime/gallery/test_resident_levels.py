@@ -18,6 +18,7 @@ from chan_rt.runtime.gallery import scanner as scanner_module
 from chan_rt.runtime.gallery.compiled import open_core
 from chan_rt.runtime.gallery.cuda import SplitScan
 from chan_rt.runtime.gallery.cuda import decide as decide_module
+from chan_rt.runtime.gallery.cuda import held as held_module
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.kernels import level_stride
 from chan_rt.runtime.gallery.cuda.scan import KernelScan
@@ -64,7 +65,7 @@ def upper_bounds(scan: KernelScan, device: Any, queries: int, rows: int) -> np.n
 @pytest.fixture(autouse=True)
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small galleries read the level first, too, and go on where most rows remain."""
-    monkeypatch.setattr(scan_module, "LEAST", 0)
+    monkeypatch.setattr(held_module, "LEAST", 0)
     monkeypatch.setattr(scan_module, "SHARE", 1)
 
 
@@ -186,7 +187,7 @@ def test_many_queries_and_small_galleries_are_scanned_at_once(monkeypatch: pytes
     assert device.launched[:2] == ["quantize", "pairs_16"]
     scan.shortlist(held, queries[:3], 3, everything, none[:3])
     assert "bound_16" in device.launched
-    monkeypatch.setattr(scan_module, "LEAST", 60 * 5 * 192)
+    monkeypatch.setattr(held_module, "LEAST", 60 * 5 * 192)
     assert scan.gather([scan.hold(part) for part in parts]).levels is None
 
 

@@ -1,0 +1,190 @@
+"""The rows of a gallery in a GPU's memory: each part as it was uploaded, and one list of all rows.
+
+int8 holds the gallery's codes, float16 a half-precision copy. Each part lies where it was uploaded, so that a commit
+uploads only what is new. The list has the place of each row's vectors and the numbers that bound its scores, so a
+search launches each kernel once, however many parts there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BackendError, GpuMemoryError, TensorError
+from ..kernels.layout import OFFSET
+from ..proof.bounds import MOST_BLOCKS
+from ..proof.prefix import Axes
+from ..proof.rows import Part
+from .kernels import UNIT, KernelRecord, level_stride
+from .levels import COVERED, LEAST, Levels, coded_vectors, common_plan, joined_places
+from .memory import INSTEAD, Arena, gib
+from .queries import QuerySender, SentPlans
+
+_MOST_VALUES = 1 << 31  # of a row: GPU kernels count them in int32
+_PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
+
+
+@dataclass(eq=False)
+class HeldPart:
+    """A part's vectors on the device, and at the first level of its plan, where they are needed."""
+
+    part: Part
+    vectors: int = 0
+    levels: int = 0
+
+
+@dataclass(eq=False)
+class HeldRows:
+    """All rows on the device, by the addresses of what each kernel reads.
+
+    Attributes:
+        held: the parts.
+        count: rows (N).
+        base: where the vectors begin; the places of rows count from there, in units of UNIT bytes.
+        coded: the axes of each plan, (1') of bounds.py; rows have the number of theirs.
+        largest: no less than the norm of any vector.
+    """
+
+    held: tuple[HeldPart, ...]
+    count: int
+    base: int
+    coded: SentPlans
+    largest: float
+    places: int = 0
+    lengths: int = 0
+    scale: int = 0
+    error: int = 0
+    norm: int = 0
+    blocks: int = 0
+    plans: int = 0
+    levels: Levels | None = None
+
+
+class RowHolder:
+    """Uploads parts, and lists their rows. Callers take turns.
+
+    Args:
+        arena: what allocates them.
+        record: of the kernels that read them.
+        sender: what the axes of their plans go through.
+        dim: D.
+    """
+
+    def __init__(self, arena: Arena, record: KernelRecord, sender: QuerySender, dim: int) -> None:
+        self._arena, self._sender, self._dim = arena, sender, dim
+        self._precision, self._width, self._codes = record.precision, record.width, record.precision == "int8"
+        self._stride = level_stride(record.width) or 0 if "bound_16" in record.functions else 0
+
+    def upload(self, part: Part) -> HeldPart:
+        """A part's vectors on the device.
+
+        Raises:
+            BackendError: the device has too little memory; the message gives how much is needed and what to do.
+            TensorError: a value that float16 cannot hold.
+        """
+        longest = int(np.diff(part.starts).max(initial=0))
+        if longest * self._width >= _MOST_VALUES:
+            most = (_MOST_VALUES - 1) // self._width
+            raise BackendError(
+                f"a row on a GPU must have at most {most} vectors of this width, got {longest}: "
+                "search with device='cpu'"
+            )
+        held = HeldPart(part)
+        size = int(part.starts[-1]) * self._vector_bytes
+        try:
+            held.vectors = self._arena.room(held, size)
+            at = held.vectors
+            for piece in self._pieces(part):
+                self._arena.write(at, piece)
+                at += piece.nbytes
+        except BackendError as error:
+            need = f"{len(part.starts) - 1} rows need {gib(size)} of the GPU's memory at {self._precision}"
+            room = f"{gib(self._arena.device.free_memory())} are free"
+            raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
+        return held
+
+    @property
+    def _vector_bytes(self) -> int:
+        return self._width * (1 if self._codes else 2)
+
+    def gather(self, held: Sequence[HeldPart]) -> HeldRows:
+        """Parts as one sequence of rows.
+
+        Raises:
+            GpuMemoryError: the device has too little memory.
+        """
+        parts = [each.part for each in held]
+        counts = [len(part.starts) - 1 for part in parts]
+        base = min((each.vectors for each in held if each.vectors), default=0)
+        places = [(each.vectors - base) // UNIT + each.part.starts[:-1] * (self._vector_bytes // UNIT) for each in held]
+        axes: dict[int, tuple[int, Axes | None]] = {}
+        plans, blocks = [], np.zeros((MOST_BLOCKS, sum(counts)), np.float32)
+        for part, count, first in zip(parts, counts, np.cumsum([0, *counts]), strict=False):
+            own = None if part.plan is None else part.plan.axes
+            number, _ = axes.setdefault(id(own), (len(axes), own))  # parts prepared together share their axes
+            plans.append(np.full(count, number, np.int32))
+            blocks[: part.blocks.shape[1], first : first + count] = part.blocks.T
+        largest = max((float((part.norm + part.error).max(initial=0)) for part in parts), default=0.0) * (1 + 1e-6)
+        rows = HeldRows(tuple(held), sum(counts), base, self._sender.hold([own for _, own in axes.values()]), largest)
+        scales = [part.scale if self._codes else np.ones_like(part.scale) for part in parts]
+        arrays: list[NDArray[Any]] = [
+            _joined(places, np.int64),
+            _joined([np.diff(part.starts) for part in parts], np.int32),
+            _joined(scales, np.float32),
+            _joined([part.error for part in parts], np.float32),
+            _joined([part.norm for part in parts], np.float32),
+            blocks,
+            _joined(plans, np.int32),
+        ]
+        addresses = self._arena.keep(rows, arrays)
+        rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans = addresses
+        rows.levels = self._levels(rows)
+        return rows
+
+    def _levels(self, rows: HeldRows) -> Levels | None:
+        """The rows at the first level of their plan, uploaded where they were not; None where that does not pay."""
+        plan = common_plan([each.part for each in rows.held]) if self._stride else None
+        size = sum(int(each.part.starts[-1]) for each in rows.held) * self._width
+        if plan is None or plan.first is None or size < LEAST:
+            return None
+        coded = [each for each in rows.held if each.part.plan is not None and each.part.plan.axes is plan.axes]
+        if sum(len(each.part.starts) - 1 for each in coded) * COVERED[1] < rows.count * COVERED[0]:
+            return None
+        try:
+            for each in coded:
+                vectors = None if each.levels else coded_vectors(each.part, self._stride)
+                if vectors is not None:
+                    (each.levels,) = self._arena.keep(each, [vectors])
+            base, places = joined_places([(each.part, each.levels) for each in rows.held], plan, self._stride, UNIT)
+            levels = Levels(plan.axes, plan.first, base, rows.largest)
+            (levels.places,) = self._arena.keep(levels, [places])
+        except GpuMemoryError:  # they only save time
+            return None
+        return levels
+
+    def _pieces(self, part: Part) -> Iterator[NDArray[Any]]:
+        """The part's vectors as the kernels read them, some rows at a time: [vectors, width]."""
+        rows = len(part.starts) - 1
+        longest = int(np.diff(part.starts).max(initial=1))
+        step = max(1, _PIECE // (longest * self._width * 2))
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            if self._codes:
+                yield part.codes(first, last) ^ np.uint8(OFFSET)  # two's complement again
+                continue
+            fine = np.concatenate([part.fine(row) for row in range(first, last)])
+            padded = np.zeros((len(fine), self._width), np.float16)
+            with np.errstate(over="ignore"):
+                padded[:, : self._dim] = fine
+            if not np.isfinite(padded).all():
+                raise TensorError("vectors", "must fit float16 to be held so on a GPU", float(np.abs(fine).max()))
+            yield padded
+
+
+def _joined(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    """Arrays of the parts, one after another; of no parts, none."""
+    return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
