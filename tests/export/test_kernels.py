@@ -208,7 +208,7 @@ def test_command(tmp_path: Path) -> None:
     [
         (
             "test_resident.py",
-            "(interpreted or (rankings and (plain or ties)) or listed or float16 or through_changes) and not several",
+            "(interpreted and not Mean) or (rankings_are and ties and (words0 or words6)) or listed or float16_ranks",
         ),
         ("test_resident_levels.py", "(bounds_are_above and 150) or (rankings and ties and Max)"),
         ("test_decide.py", "(true_row and 7-None) or true_scores or through_changes"),

@@ -290,7 +290,7 @@ def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, wor
     scan, device = open_scan("int8", dim, alignment)
     ours, cpu = rankers(parts, kind, alignment, scan)
     compiled = compiled_ranker(parts, kind, alignment, scan) if open_core() else ours
-    for k, ranker in itertools.product((1, 5, count + 1), (ours, compiled)):
+    for k, ranker in itertools.product((5,) if INTERPRETED else (1, 5, count + 1), (ours, compiled)):
         expected = cpu.exact(queries, k, allowed)
         found = ranker.exact(queries, k, allowed)
         for one, other in zip(found, expected, strict=True):
