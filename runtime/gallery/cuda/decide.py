@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
-from ...errors import BackendError
 from ..proof.pooling import Float64Array
 from ..proof.rows import FINE, Part
 from .kernels import DECIDE_WORDS, UNIT
 from .lists import DeviceLists
-from .memory import INSTEAD, Arena, gib
+from .memory import Arena, gib
 from .queries import SentQueries
 
 SHARE = 0.5  # of the memory that is free beside the codes, that fine copies may take
@@ -165,15 +164,8 @@ class Decider:
         if copy is None:
             copy = _Copy(part)
             size = len(stored) * self._width * stored.itemsize
-            try:
-                at = copy.vectors = self._arena.room(copy, size)
-                for piece in self._pieces(part, stored):
-                    self._arena.write(at, piece)
-                    at += piece.nbytes
-            except BackendError as error:
-                need = f"the fine copy of {len(part.starts) - 1} rows needs {gib(size)} of the GPU's memory"
-                room = f"{gib(self._arena.device.free_memory())} are free"
-                raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
+            need = f"the fine copy of {len(part.starts) - 1} rows needs {gib(size)} of the GPU's memory"
+            copy.vectors = self._arena.upload(copy, size, self._pieces(part, stored), need)
             self._known[id(part)] = copy  # the part lives as long as its copy, so its id is its own
         return copy
 

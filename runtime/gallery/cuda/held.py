@@ -21,7 +21,7 @@ from ..proof.prefix import Axes
 from ..proof.rows import Part
 from .kernels import UNIT, KernelRecord, level_stride
 from .levels import COVERED, LEAST, Levels, coded_vectors, common_plan, joined_places
-from .memory import INSTEAD, Arena, gib
+from .memory import Arena, gib
 from .queries import QuerySender, SentPlans
 
 _MOST_VALUES = 1 << 31  # of a row: GPU kernels count them in int32
@@ -95,16 +95,8 @@ class RowHolder:
             )
         held = HeldPart(part)
         size = int(part.starts[-1]) * self._vector_bytes
-        try:
-            held.vectors = self._arena.room(held, size)
-            at = held.vectors
-            for piece in self._pieces(part):
-                self._arena.write(at, piece)
-                at += piece.nbytes
-        except BackendError as error:
-            need = f"{len(part.starts) - 1} rows need {gib(size)} of the GPU's memory at {self._precision}"
-            room = f"{gib(self._arena.device.free_memory())} are free"
-            raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
+        need = f"{len(part.starts) - 1} rows need {gib(size)} of the GPU's memory at {self._precision}"
+        held.vectors = self._arena.upload(held, size, self._pieces(part), need)
         return held
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,22 @@ class Arena:
         """Address of `size` fresh bytes, freed with their owner or with the arena."""
         address = self._malloc(size)
         weakref.finalize(owner, self._free, [address])
+        return address
+
+    def upload(self, owner: object, size: int, pieces: Iterable[NDArray[Any]], need: str) -> int:
+        """Address of `size` bytes that pieces fill, freed with their owner or with the arena.
+
+        Raises:
+            BackendError: the device has not room for them; the message begins with `need`, and says what to do.
+        """
+        try:
+            address = at = self.room(owner, size)
+            for piece in pieces:
+                self.write(at, piece)
+                at += piece.nbytes
+        except BackendError as error:
+            room = f"{gib(self.device.free_memory())} are free"
+            raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
         return address
 
     def write(self, address: int, array: NDArray[Any]) -> None:
