@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,10 @@ from .resident import Decide, Listed, Queries
 BEYOND = 22  # rows beyond k whose true scores give the threshold, where the GPU holds the fine copy
 CAPACITY = 4096  # rows a query's list holds; where more qualify, it is made again with room for all
 _QUERIES = 512  # queries of one launch: their vectors and lists stay within some tens of MiB
+
+
+T = TypeVar("T")
+Truth = Callable[[DeviceLists, SentQueries, int, int, int], None]  # lists, their queries, k, see `_queue_lists`
 
 
 class KernelScan:
@@ -135,20 +139,11 @@ class KernelScan:
         self, rows: HeldRows, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
-        k = max(1, min(k, rows.count))  # a number that a kernel takes
         found: dict[int, Listed] = {}
-        with self._turn:
-            self._device.activate()
-            for piece in _pieces(queries):
-                own = [queries[i] for i in piece]
-                for levels in _levels_for(rows, own):
-                    sent = self._sender.send(own, _slot(own) if levels is None else None)
-                    lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels)
-                    candidates = self._fetch_candidates(lists)
-                    listed = self._fetched(lists, rows)
-                    if self._fit(lists, candidates):
-                        break
-                found |= zip(piece, listed, strict=True)
+        for piece, listed in self._in_pieces(
+            rows, queries, k, allowed, floors, lambda lists, _: self._fetched(lists, rows)
+        ):
+            found |= zip(piece, listed, strict=True)
         return [found[i] for i in range(len(queries))]
 
     def decider(self, rows: HeldRows) -> Decide | None:
@@ -177,37 +172,59 @@ class KernelScan:
         """See `Decide`."""
         bounds = rows.error, rows.norm, rows.blocks, rows.plans
         held = Codes(rows.base, rows.places, rows.scale, rows.lengths, *bounds, rows.count, len(rows.coded.columns))
+
+        def decided(lists: DeviceLists, sent: SentQueries) -> Decided:
+            longest = max(sent.lengths)
+            several = [self._decider.decide(fine, held, lists, sent, longest)]
+            for which in np.flatnonzero(several[0].found > lists.capacity).tolist():
+                threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
+                self._arena.wait()
+                long = self._list_again(lists, rows, which, threshold)
+                again = self._decider.decide(fine, held, long, sent.alone(which), longest)
+                several.append(replace(again, queries=np.full_like(again.queries, which)))
+            return join(several)
+
+        truth = partial(self._raise_by_truth, fine, held)
+        every = self._in_pieces(rows, queries, k, allowed, floors, decided, truth)
+        return [replace(each, numbers=np.array(piece)) for piece, each in every]
+
+    def _in_pieces(
+        self,
+        rows: HeldRows,
+        queries: Queries,
+        k: int,
+        allowed: NDArray[np.bool_],
+        floors: Float64Array,
+        take: Callable[[DeviceLists, SentQueries], T],
+        truth: Truth | None = None,
+    ) -> list[tuple[list[int], T]]:
+        """The numbers of the queries of each launch, and what `take` makes of their lists; it waits for these.
+
+        truth: as of `_queue_lists`.
+        """
+        k = max(1, min(k, rows.count))  # a number that a kernel takes
         every = []
-        k = max(1, min(k, rows.count))
         with self._turn:
             self._device.activate()
             for piece in _pieces(queries):
                 own = [queries[i] for i in piece]
                 for levels in _levels_for(rows, own):
                     sent = self._sender.send(own, _slot(own) if levels is None else None)
-                    longest = max(sent.lengths)
-                    truth = partial(self._raise_by_truth, fine, held, sent, k)
                     lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels, truth)
                     candidates = self._fetch_candidates(lists)
-                    decided = [self._decider.decide(fine, held, lists, sent, longest)]
+                    taken = take(lists, sent)
                     if self._fit(lists, candidates):
                         break
-                for which in np.flatnonzero(decided[0].found > lists.capacity).tolist():
-                    threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
-                    self._arena.wait()
-                    long = self._list_again(lists, rows, which, threshold)
-                    again = self._decider.decide(fine, held, long, sent.alone(which), longest)
-                    decided.append(replace(again, queries=np.full_like(again.queries, which)))
-                every.append(replace(join(decided), numbers=np.array(piece)))
+                every.append((piece, taken))
         return every
 
     def _raise_by_truth(
         self,
         fine: Fine,
         held: Codes,
+        lists: DeviceLists,
         sent: SentQueries,
         k: int,
-        lists: DeviceLists,
         picked: int,
         picks: int,
     ) -> None:
@@ -243,13 +260,13 @@ class KernelScan:
         allowed: NDArray[np.bool_],
         floors: Float64Array,
         levels: Levels | None,
-        truth: Callable[[DeviceLists, int, int], None] | None = None,
+        truth: Truth | None = None,
     ) -> DeviceLists:
         """Queue everything up to the lists.
 
         vectors: of the queries.
         levels: the level that is read first, if one is.
-        truth: raises thresholds by the true scores of picked rows, given the address of these and their number.
+        truth: raises thresholds by the true scores of picked rows, given the address of these and their number last.
         """
         count = len(queries.lengths)
         scores = self._arena.scratch("scores", 8 * count * rows.count)
@@ -267,7 +284,7 @@ class KernelScan:
             picks = 0
         picked = self._raise_thresholds(lists, rows, k, picks)
         if truth is not None and picks:
-            truth(lists, picked, picks)
+            truth(lists, queries, k, picked, picks)
         if levels is not None:
             self._fill(candidates, rows)
             self._score_listed(rows, candidates, queries, scores)
