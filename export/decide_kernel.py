@@ -8,7 +8,9 @@ fused multiply-add rounds as a product and a sum do.
 
 Few similarities need it. The codes' similarities, on tensor cores, are within e of these, by (1) or (1') of bounds.py.
 So a vector whose similarity by the codes is smaller than the largest one by more than 2 e cannot hold the maximum, and
-one that ties with the maximum is not left out.
+one that ties with the maximum is not left out. Words differ in how many vectors are left to them, so rounds of one
+vector for each word would be mostly empty. Instead the pairs of a word and a vector that are left are numbered, and
+each round sums the next SLOTS of them.
 """
 
 import triton
@@ -58,6 +60,7 @@ def decide(
     BLOCK_W: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     """One row and BLOCK_W of a query's vectors.
 
@@ -87,7 +90,8 @@ def decide(
         plane_at = query + plane.to(tl.int64)[None, :] * WIDTH + k[:, None]
         second = query_places.to(tl.int64) * WIDTH
         size = tl.load(word_scale + plane) * scale.to(tl.float64)
-        word_at = exact + (begin + own_word).to(tl.int64)[:, None] * WIDTH + lane[None, :]
+        words_at = exact + (begin + tile).to(tl.int64) * WIDTH + lane[None, :]
+        slot = tl.arange(0, SLOTS)
         top = tl.full([BLOCK_W], float("-inf"), tl.float64)
         best = tl.full([BLOCK_W], float("-inf"), tl.float64)
         winner = tl.zeros([BLOCK_W], tl.int32)
@@ -105,10 +109,18 @@ def decide(
             product = tl.where((place < count)[:, None], product, float("-inf"))
             top = tl.maximum(top, tl.max(product, axis=0))
             left = ((product >= (top - slack)[None, :]) & (word < words)[None, :]).to(tl.int32)
-            while tl.max(tl.max(left, axis=1), axis=0) > 0:  # of each word the first that is left
-                some, owner = tl.max(left, axis=0, return_indices=True)
-                vector_at = tl.minimum(first + owner, count - 1)[:, None] * WIDTH + lane[None, :]
-                sums = tl.zeros([BLOCK_W, 8], tl.float64)
+            counts = tl.sum(left, axis=1)
+            ends = tl.cumsum(counts, axis=0)
+            total = tl.sum(counts, axis=0)
+            for turn in range(0, total, SLOTS):
+                number = tl.minimum(turn + slot, total - 1)  # of the pair that a slot has, vector by vector
+                vector = tl.sum((ends[:, None] <= number[None, :]).to(tl.int32), axis=0)
+                number -= tl.gather(ends - counts, vector, axis=0)
+                among = tl.gather(left, tl.broadcast_to(vector[:, None], [SLOTS, BLOCK_W]), axis=0)
+                column = tl.sum((tl.cumsum(among, axis=1) <= number[:, None]).to(tl.int32), axis=1)
+                vector_at = (first + vector)[:, None] * WIDTH + lane[None, :]
+                word_at = words_at + column[:, None] * WIDTH
+                sums = tl.zeros([SLOTS, 8], tl.float64)
                 for step in range(0, dim, 8):  # elements beyond the dimension are 0
                     value = tl.load(vectors + vector_at + step)
                     if FORM == "fixed16":  # exact in float32, see fixed16.py
@@ -116,13 +128,14 @@ def decide(
                         value = integer.to(tl.float32) * unit
                     sums = tl.fma(value.to(tl.float64), tl.load(word_at + step).to(tl.float64), sums)
                 for half in tl.static_range(3):
-                    one, other = tl.split(tl.trans(tl.reshape(sums, [BLOCK_W, 2, 4 >> half]), 0, 2, 1))
+                    one, other = tl.split(tl.trans(tl.reshape(sums, [SLOTS, 2, 4 >> half]), 0, 2, 1))
                     sums = one + other
-                similarity = tl.reshape(sums, [BLOCK_W])
-                better = (some > 0) & (similarity > best)
-                winner = tl.where(better, first + owner, winner)
-                best = tl.where(better, similarity, best)
-                left = tl.where(index[:, None] == owner[None, :], 0, left)
+                own = column[:, None] == tl.arange(0, BLOCK_W)[None, :]  # at the end the last pair, several times
+                similarity = tl.where(own, tl.reshape(sums, [SLOTS, 1]), float("-inf"))
+                most, at_slot = tl.max(similarity, axis=0, return_indices=True)  # of equal ones the first
+                better = most > best
+                winner = tl.where(better, first + tl.gather(vector, at_slot, axis=0), winner)
+                best = tl.where(better, most, best)
         target = pair * stride + word
         tl.store(maxima + target, best, mask=word < words)
         tl.store(winners + target, winner, mask=word < words)

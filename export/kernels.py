@@ -48,6 +48,7 @@ _SOURCES = ("scan_kernels", "query_kernels", "decide_kernel")
 _STAGES, _WARPS = 3, 4
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
 _ALIGNED = ("vectors", "levels", "query", "fine", "codes", "exact", "axes")
+_DECIDE_SLOTS = 16  # similarities of a row that are summed at once in float64, eight threads each
 _DECIDE_VECTORS = 64  # of a row: most rows have no more, so that a largest one is not found in several turns
 _REACH_WARPS = (4, 16)  # for each of PICKS, so that hardly any registers are spilled
 _TYPES = {"int8": ("*i8", 2), "float16": ("*fp16", 1)}  # of the vectors, and planes of a query
@@ -211,6 +212,7 @@ def _decide_jobs(width: int, pooling: str) -> dict[str, _Job]:
         constants = {"FORM": form, "WIDTH": width, "UNIT": UNIT // size, "CODES_UNIT": UNIT, "POOLING": pooling}
         step = 128 if width % 128 == 0 else 64
         constants |= {"BLOCKS": MOST_BLOCKS, "BLOCK_W": DECIDE_WORDS, "BLOCK_R": _DECIDE_VECTORS, "BLOCK_K": step}
+        constants["SLOTS"] = _DECIDE_SLOTS
         jobs[f"decide_{form}"] = _Job("decide", types, constants)
     return jobs
 
