@@ -57,6 +57,7 @@ class Triton:
     grpc: int
     metrics: int
     clients: list[Any] = field(default_factory=list)
+    before: tuple[int, int] = (0, 0)  # the statistics when `holding` began
 
     def client(self, protocol: str = "http") -> Any:
         """A client of tritonclient."""
@@ -94,10 +95,11 @@ class Triton:
         return {name: found.as_numpy(name) for name in names}
 
     @contextmanager
-    def holding(self, ask: Callable[[], Any]) -> Iterator[Future[Any]]:
+    def holding(self, ask: Callable[[], Any], model: str = "chan_search") -> Iterator[Future[Any]]:
         """Make the model, whose repository `let_hold` has changed, wait with the request of `ask` until the block ends.
 
-        What is asked within the block waits in the server's queue. The block has the future of the request.
+        What is asked within the block waits in the server's queue. The block has the future of the request, and what
+        the server counts is then complete: it counts an execution after it sent the answers, before it begins the next.
         """
         hold = self.repository / "hold"
         reached = self.repository / "hold.reached"
@@ -106,6 +108,7 @@ class Triton:
             with ThreadPoolExecutor(1) as thread:
                 asked = thread.submit(ask)
                 wait_until(lambda: reached.exists() or asked.done())
+                self.before = self.statistics(model)
                 try:
                     yield asked
                 finally:
@@ -117,10 +120,17 @@ class Triton:
         """Wait for something that happens within SECONDS."""
         wait_until(happened)
 
-    def statistics(self) -> tuple[int, int]:
-        """Queries that `chan_search` answered, and executions that this took."""
-        (found,) = self.client().get_inference_statistics("chan_search")["model_stats"]
+    def statistics(self, model: str = "chan_search") -> tuple[int, int]:
+        """Queries of a model that were executed, and executions that this took."""
+        (found,) = self.client().get_inference_statistics(model)["model_stats"]
         return found["inference_count"], found["execution_count"]
+
+    def executions(self, queries: int, model: str = "chan_search") -> int:
+        """Executions that this number of queries took, the one that `holding` held among them."""
+        wait_until(lambda: self.statistics(model)[0] - self.before[0] >= queries)
+        found = self.statistics(model)
+        assert found[0] - self.before[0] == queries
+        return found[1] - self.before[1]
 
     def stub(self) -> int:
         """The process that runs the model."""

@@ -159,14 +159,12 @@ def test_plain_json_over_http(triton: Any, gallery: Path, matcher: Matcher) -> N
 def test_many_requests_become_few_executions_and_the_same_bits(triton: Any, protocol: str) -> None:
     captions = [f"{CAPTIONS[i % 4]} {'apple ' * (i % 9)}" for i in range(48)]
     alone = [triton.infer(protocol, caption=texts(caption)) for caption in captions]
-    queries, executions = triton.statistics()
     with ThreadPoolExecutor(47) as threads:
         with triton.holding(lambda: triton.infer(protocol, caption=texts(captions[0]))) as held:
             asked = [threads.submit(triton.infer, protocol, caption=texts(one)) for one in captions[1:]]
             triton.wait_until(lambda: metrics(triton)["pending"] == 47)
         together = [held.result(), *(one.result() for one in asked)]
-    more_queries, more_executions = triton.statistics()
-    assert (more_queries - queries, more_executions - executions) == (48, 2)
+    assert triton.executions(48) == 2
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys()
         assert all(one[name].tolist() == other[name].tolist() for name in one)
@@ -238,12 +236,11 @@ def test_bad_requests_fail_alone(triton: Any, gallery: Path, matcher: Matcher) -
 
     clouds = matcher.encode_texts(["clouds"])
     with ThreadPoolExecutor(30) as threads:
-        executions = triton.statistics()[1]
         with triton.holding(lambda: ask(0)):
             asked = [threads.submit(ask, number) for number in range(30)]
             triton.wait_until(lambda: metrics(triton)["pending"] == 30)
         assert [one.result() for one in asked] == [None, "400", "400"] * 10
-    assert triton.statistics()[1] - executions == 2  # the one that was held, and all others together
+    assert triton.executions(31) == 2  # the one that was held, and all others together
 
 
 def metrics(triton: Any) -> dict[str, float]:
@@ -255,8 +252,9 @@ def metrics(triton: Any) -> dict[str, float]:
 
 
 def test_metrics_count_requests_and_executions(triton: Any) -> None:
-    before = metrics(triton)
-    triton.infer(caption=texts("clouds", "a table"))
+    with triton.holding(lambda: triton.infer(caption=texts("clouds", "a table"))):
+        before = metrics(triton)
+    triton.executions(2)
     after = metrics(triton)
     assert after["request_success"] - before["request_success"] == 1
     assert after["count"] - before["count"] == 2  # queries
