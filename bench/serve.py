@@ -35,7 +35,7 @@ from .load import Load, open_loop
 from .measure import machine
 from .search import K
 from .serve_data import make_captions, make_gallery
-from .triton_server import copy_backends, find_server, kill_server, start_server
+from .triton_server import copy_backends, find_server, start_server
 
 PACKAGES = ("onnxruntime", "numpy", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "litserve")
 
@@ -149,7 +149,7 @@ def triton_server(gallery: Path, python: str) -> Iterator[Running]:
             wait_until_it_answers(running)
             yield running
         finally:
-            kill_server(started.process)
+            started.kill()
 
 
 def wait_until_it_answers(server: Running, seconds: float = 120) -> None:

@@ -13,11 +13,13 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 60  # that the server may take to start
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps shared memory by name
 # Importing pytriton would need packages that the server does not.
 _FIND = (
     "import importlib.util, sys; print(importlib.util.find_spec('pytriton').submodule_search_locations[0]); "
@@ -47,12 +49,34 @@ class Installed:
 
 @dataclass(frozen=True)
 class Started:
-    """A server in a process of its own, and its ports on 127.0.0.1."""
+    """A server in a process of its own, and its ports on 127.0.0.1.
+
+    Attributes:
+        process: the server; the processes of its models are in its process group.
+        http, grpc, metrics: its ports.
+        shared: how the names of its files of shared memory begin.
+    """
 
     process: subprocess.Popen[bytes]
     http: int
     grpc: int
     metrics: int
+    shared: str
+
+    def shared_files(self) -> list[Path]:
+        """The files of shared memory, 8 MB and more for each model, that it has now or left behind."""
+        return sorted(SHARED_MEMORY.glob(f"{self.shared}*"))
+
+    def kill(self) -> None:
+        """End it at once, with the processes of its models, which may outlive it, and remove its shared memory.
+
+        A server that is killed leaves its shared memory, and so does one whose model was killed.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for file in self.shared_files():
+            file.unlink()
 
 
 def find_server(python: str) -> Installed:
@@ -98,6 +122,7 @@ def start_server(
     Raises:
         RuntimeError: it ended or does not answer; the message has the end of its log.
     """
+    shared = f"chan-triton-{uuid.uuid4().hex}-"
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -112,6 +137,7 @@ def start_server(
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--backend-config=python,shm-default-byte-size=8388608",
+        f"--backend-config=python,shm-region-prefix-name={shared}",
         "--allow-gpu-metrics=false",
         *listening,
         *flags,
@@ -125,17 +151,11 @@ def start_server(
         process = subprocess.Popen(
             [str(part) for part in command], stdout=file, stderr=file, env=environment, start_new_session=True
         )
+    started = Started(process, *ports, shared)
     deadline = time.monotonic() + SECONDS
     while b"Started Metrics Service" not in log.read_bytes():
         if process.poll() is not None or time.monotonic() > deadline:
-            kill_server(process)
+            started.kill()
             raise RuntimeError(f"tritonserver does not answer:\n{log.read_text(errors='replace')[-4000:]}")
         time.sleep(0.02)
-    return Started(process, *ports)
-
-
-def kill_server(process: subprocess.Popen[bytes]) -> None:
-    """End a server at once, with the processes of its models, which may outlive it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    return started

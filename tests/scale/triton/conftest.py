@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chan_rt.bench.triton_server import copy_backends, find_server, kill_server, start_server
+from chan_rt.bench.triton_server import Started, copy_backends, find_server, start_server
 from chan_rt.runtime import Embeddings, GalleryWriter, gallery_settings
 from chan_rt.scale.triton import write_repository
 
@@ -51,24 +51,26 @@ class Triton:
     """A server in a process of its own, that is started with a repository and answers at ports of its own."""
 
     repository: Path
-    process: subprocess.Popen[bytes]
     log: Path
-    http: int
-    grpc: int
-    metrics: int
+    started: Started
     clients: list[Any] = field(default_factory=list)
     before: tuple[int, int] = (0, 0)  # the statistics when `holding` began
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The server."""
+        return self.started.process
 
     def client(self, protocol: str = "http") -> Any:
         """A client of tritonclient."""
         if protocol == "http":
             import tritonclient.http as module
 
-            made = module.InferenceServerClient(f"127.0.0.1:{self.http}", network_timeout=SECONDS)
+            made = module.InferenceServerClient(f"127.0.0.1:{self.started.http}", network_timeout=SECONDS)
         else:
             import tritonclient.grpc as module
 
-            made = module.InferenceServerClient(f"127.0.0.1:{self.grpc}")
+            made = module.InferenceServerClient(f"127.0.0.1:{self.started.grpc}")
         self.clients.append(made)
         return made
 
@@ -166,17 +168,16 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     except LookupError as reason:
         pytest.skip(str(reason))
     backends = copy_backends(installed, tmp_path_factory.mktemp("backends"))
-    started: list[Triton] = []
+    started: list[Started] = []
 
     def start(repository: Path, *flags: str) -> Triton:
         log = tmp_path_factory.mktemp("triton") / "log"
-        one = start_server(installed, repository, backends, log, flags)
-        started.append(Triton(repository, one.process, log, one.http, one.grpc, one.metrics))
-        return started[-1]
+        started.append(start_server(installed, repository, backends, log, flags))
+        return Triton(repository, log, started[-1])
 
     yield start
     for server in started:
-        kill_server(server.process)
+        server.kill()
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

@@ -120,7 +120,7 @@ def test_captions_of_one_width_are_put_together(served: Any, bundle: Path) -> No
 
 def pending(server: Any) -> float:
     """Requests of the text encoder that wait."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics") as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.started.metrics}/metrics") as answer:
         text = answer.read().decode()
     (found,) = re.findall(
         r'^nv_inference_pending_request_count\{.*?"chan_text_encoder".*?\} (\S+)$', text, re.MULTILINE

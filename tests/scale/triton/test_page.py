@@ -47,11 +47,11 @@ def test_every_block_runs(
         (wanted,) = opened.search(matcher.encode_texts(["two red apples on a table"]), 3)
     program, url, flag, body = shlex.split(curl)
     assert (program, flag) == ("curl", "-d")
-    with urllib.request.urlopen(url.replace(":8000", f":{server.http}"), body.encode()) as answer:
+    with urllib.request.urlopen(url.replace(":8000", f":{server.started.http}"), body.encode()) as answer:
         outputs = {one["name"]: one for one in json.load(answer)["outputs"]}
     assert outputs["ids"]["data"] == [hit.id for hit in wanted.hits]
     capsys.readouterr()
-    exec(compile(python.replace(":8000", f":{server.http}"), PAGE.name, "exec"), {})
+    exec(compile(python.replace(":8000", f":{server.started.http}"), PAGE.name, "exec"), {})
     assert repr(wanted.hits[0].id.encode()) in capsys.readouterr().out
     assert bench.startswith("python -m chan_rt.bench.serve --triton ")  # tests/scale/triton/test_bench.py
     assert image.startswith("FROM nvcr.io/nvidia/tritonserver:")

@@ -146,7 +146,7 @@ def test_plain_json_over_http(triton: Any, gallery: Path, matcher: Matcher) -> N
         "inputs": [{"name": "caption", "shape": [1, 1], "datatype": "BYTES", "data": [CAPTIONS[1]]}],
         "parameters": {"k": 5},
     }
-    url = f"http://127.0.0.1:{triton.http}/v2/models/chan_search/infer"
+    url = f"http://127.0.0.1:{triton.started.http}/v2/models/chan_search/infer"
     with urllib.request.urlopen(url, json.dumps(body).encode()) as answer:
         outputs = {one["name"]: one["data"] for one in json.load(answer)["outputs"]}
     with Gallery.open(gallery) as opened:
@@ -245,7 +245,7 @@ def test_bad_requests_fail_alone(triton: Any, gallery: Path, matcher: Matcher) -
 
 def metrics(triton: Any) -> dict[str, float]:
     """The server's metrics about `chan_search` by name; `pending` are the requests that wait."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{triton.metrics}/metrics") as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{triton.started.metrics}/metrics") as answer:
         text = answer.read().decode()
     found = re.findall(r'^nv_inference_(\w+)\{.*?model="chan_search".*?\} (\S+)$', text, re.MULTILINE)
     return {name.removesuffix("_request_count"): float(value) for name, value in found}
@@ -398,6 +398,9 @@ def test_a_process_that_was_killed_is_replaced_by_loading(
     batcher = server.client().get_model_config("chan_search")["dynamic_batching"]
     assert batcher["default_queue_policy"]["max_queue_size"] == 3
     # It is not stopped: it would wait for the process that is gone.
+    assert server.started.shared_files()
+    server.started.kill()
+    assert not server.started.shared_files()
 
 
 def test_a_full_queue_refuses_what_comes(
@@ -471,4 +474,6 @@ def test_sigterm_ends_the_server_after_the_requests_at_work(
             server.wait_until(lambda: b"HTTP service connections" in server.log.read_bytes())
         assert held.result()
         assert all(one.result() for one in asked)
+    assert server.started.shared_files()
     assert server.stop() == 0  # with the connections of clients, which it waits for, too
+    assert not server.started.shared_files()
