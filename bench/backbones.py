@@ -29,6 +29,7 @@ from ..calibration.calibrate import Observer
 from ..calibration.plan import Plan, to_int8
 from ..chan_ref.backbones.base import Backbone
 from ..chan_ref.backbones.choose import open_backbone
+from ..commands import values
 from ..export.backbone import backbone as graph_of
 from ..export.precision import to_half
 from ..export.region_match import match_regions
@@ -180,12 +181,14 @@ def _one(name: str, weights: str, pictures: Sequence[Path], drawing: Path) -> di
 
 
 @click.command()
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--backbone", "names", multiple=True, help="Name as `--backbone` of `chan features` takes it.")
-@click.option("--weights", default="random", show_default=True, help="Of timm's and torchvision's networks.")
+@click.argument("pictures", nargs=-1, required=True, type=values.FILE)
 @click.option(
-    "-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
+    "--backbone", "names", type=values.TEXT, multiple=True, help="Name as `--backbone` of `chan features` takes it."
 )
+@click.option(
+    "--weights", type=values.TEXT, default="random", show_default=True, help="Of timm's and torchvision's networks."
+)
+@click.option("-o", "--out", required=True, type=values.NEW_FOLDER, help="Folder to write to.")
 def main(pictures: tuple[Path, ...], names: tuple[str, ...], weights: str, out: Path) -> None:
     """Measure backbones on PICTURES, and draw the boxes of the first one."""
     out.mkdir(parents=True, exist_ok=True)

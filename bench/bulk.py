@@ -21,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..commands import values
 from ..runtime.extras import needs
 from ..runtime.gallery import Gallery, GalleryWriter
 from ..runtime.indexing.data_sources import open_source
@@ -122,10 +123,10 @@ def _cluster(address: str | None) -> Iterator[str]:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("bundle", type=values.FOLDER)
+@click.argument("sources", nargs=-1, required=True, type=values.EXISTING)
 @click.option("--captions", is_flag=True, help="Encode captions, not images.")
-@click.option("--split", default="test", show_default=True, help="Split of a data folder.")
+@click.option("--split", type=values.SPLIT, default="test", show_default=True, help="Split of a data folder.")
 @click.option(
     "--actors",
     multiple=True,
@@ -136,7 +137,7 @@ def _cluster(address: str | None) -> Iterator[str]:
 )
 @click.option("--shard-rows", default=512, show_default=True, help="Number of rows of each shard.")
 @click.option("--runs", default=3, show_default=True, help="Number of runs of each way.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the record.")
+@click.option("-o", "--out", type=values.NEW_FILE, help="File for the record.")
 def main(
     bundle: Path,
     sources: tuple[Path, ...],

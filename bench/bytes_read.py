@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from ..commands import values
+
 
 def points(record: dict[str, Any]) -> list[tuple[int, float]]:
     """(images, bytes read over those of the int8 codes) of every size that a record measured."""
@@ -19,8 +21,8 @@ def points(record: dict[str, Any]) -> list[tuple[int, float]]:
 
 
 @click.command()
-@click.argument("records", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Picture to write (SVG, PNG or PDF).")
+@click.argument("records", nargs=-1, required=True, type=values.FILE)
+@click.option("-o", "--out", required=True, type=values.NEW_FILE, help="Picture to write (SVG, PNG or PDF).")
 def main(records: tuple[Path, ...], out: Path) -> None:
     """Draw the bytes that searches read against the number of images."""
     from matplotlib.figure import Figure

@@ -16,6 +16,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ..commands import values
+
 _LONGEST = 180  # tokens, as ColBERT cuts documents
 _MIN_WORDS = 12
 
@@ -62,7 +64,7 @@ def encode(texts: Sequence[str], longest: int) -> list[NDArray[np.float32]]:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=values.NEW_FOLDER)
 @click.option("--queries", "count", default=300, show_default=True, help="Number of summaries to encode as queries.")
 def main(folder: Path, count: int) -> None:
     """Write documents.npz and queries.npz to FOLDER."""

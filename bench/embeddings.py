@@ -19,6 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ..commands import values
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GalleryWriter
@@ -276,11 +277,11 @@ def _size(path: Path) -> int:
 
 
 @click.command()
-@click.argument("documents", type=click.Path(exists=True, path_type=Path))
-@click.argument("queries", type=click.Path(exists=True, path_type=Path))
+@click.argument("documents", type=values.EXISTING)
+@click.argument("queries", type=values.EXISTING)
 @click.option("--peer", "names", multiple=True, type=click.Choice(list(PEERS)), help="Candidate; may be repeated.")
 @click.option("--most", default=200, show_default=True, help="Number of queries that are measured.")
-@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the record to this file.")
+@click.option("-o", "--out", type=values.NEW_FILE, help="Write the record to this file.")
 def main(documents: Path, queries: Path, names: tuple[str, ...], most: int, out: Path | None) -> None:
     """Find the top 10 of QUERIES among DOCUMENTS with every library that is installed.
 

@@ -33,6 +33,7 @@ from ..chan_ref import checkpoint
 from ..chan_ref.config import ModelConfig
 from ..chan_ref.inference import ReferenceMatcher
 from ..chan_ref.model import ChanModel
+from ..commands import values
 from ..runtime.data.images import CaptionedImages
 from ..runtime.data.layout import SplitFiles
 from ..runtime.embeddings import Embeddings
@@ -74,15 +75,15 @@ class Job:
 @click.option(
     "--checkpoint",
     "checkpoint_path",
-    type=click.Path(path_type=Path, exists=True),
+    type=values.EXISTING,
     help="Trained checkpoint to evaluate.",
 )
-@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Data folder of that checkpoint.")
-@click.option("--split", default="test", show_default=True, help="Split of that data folder.")
+@click.option("--data", type=values.EXISTING, help="Data folder of that checkpoint.")
+@click.option("--split", type=values.SPLIT, default="test", show_default=True, help="Split of that data folder.")
 @click.option(
     "--published/--no-published", "with_published", default=True, show_default=True, help="Also run the published loop."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option("--json", "json_file", type=values.NEW_FILE, help="Also write the figures to this file.")
 def main(
     size: str,
     images: int | None,

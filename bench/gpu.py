@@ -26,6 +26,7 @@ from typing import Any
 
 import click
 
+from ..commands import values
 from ..runtime.files import write_file
 from ..runtime.gpu import GpuReport, examine_gpu
 from .cuda import Clocks, gpu_state, gpu_uuid
@@ -47,18 +48,20 @@ Record = dict[str, Any]
 
 
 @click.command()
-@click.option("--only", help=f"Sections to run, separated by commas: {', '.join(SECTIONS)}. The default is all.")
-@click.option("--without", help="Sections to leave out, separated by commas.")
+@click.option(
+    "--only", type=values.TEXT, help=f"Sections to run, separated by commas: {', '.join(SECTIONS)}. The default is all."
+)
+@click.option("--without", type=values.TEXT, help="Sections to leave out, separated by commas.")
 @click.option("--images", "sizes", multiple=True, type=click.IntRange(min=K), default=(10_000, 100_000),
     show_default=True, help="Gallery sizes; may be repeated.")  # fmt: skip
 @click.option("--pairs", type=(click.IntRange(min=K), click.IntRange(min=1)), default=(1000, 5000), show_default=True,
     help="Numbers of images and captions whose pairs are all scored.")  # fmt: skip
-@click.option("--candidates", "names", multiple=True,
+@click.option("--candidates", "names", type=values.TEXT, multiple=True,
     help="Candidates to run, by a part of their names; may be repeated. The default is all.")  # fmt: skip
 @click.option("--seconds", default=3.0, show_default=True, help="Seconds of timed searches of each candidate.")
-@click.option("--demo", type=click.Path(file_okay=False, path_type=Path), default=DEMO, show_default=True,
+@click.option("--demo", type=values.NEW_FOLDER, default=DEMO, show_default=True,
     help="Folder of the demo, for the section parity; the demo is run where the folder is missing.")  # fmt: skip
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
+@click.option("--out", type=values.NEW_FILE,
     help="File of the results; the default is bench/results/gpu-NAME.json.")  # fmt: skip
 @click.option("--interpreted", is_flag=True,
     help="Run without a GPU, kernels in Triton's interpreter: a test of the benchmark, no measurement.")  # fmt: skip

@@ -26,6 +26,7 @@ from ..calibration.feeds import Samples
 from ..chan_ref import checkpoint
 from ..chan_ref.config import BertConfig, ModelConfig
 from ..chan_ref.model import ChanModel
+from ..commands import values
 from ..export.bundle import export_bundle
 from ..export.int8 import add_int8
 from ..runtime.backends import open_graph
@@ -65,7 +66,7 @@ MODELS = {
 )
 @click.option("--seconds", default=6.0, show_default=True, help="Seconds for each comparison.")
 @click.option("--threads", type=int, help="CPU threads; the default is one per core.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option("--json", "json_file", type=values.NEW_FILE, help="Also write the figures to this file.")
 def main(
     names: tuple[str, ...], graphs: tuple[str, ...], seconds: float, threads: int | None, json_file: Path | None
 ) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..commands import values
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, split_gallery
@@ -197,7 +198,7 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 @click.option("--queries", default=100, show_default=True, help="Number of captions.")
 @click.option("--shards", multiple=True, type=int, default=(1, 2, 4), show_default=True, help="Numbers of shards.")
 @click.option("--seconds", default=30.0, show_default=True, help="Length of the load during which a process is killed.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the record.")
+@click.option("-o", "--out", type=values.NEW_FILE, help="File for the record.")
 def main(images: int, queries: int, shards: tuple[int, ...], seconds: float, out: Path | None) -> None:
     """Measure searches of shards in processes of Ray."""
     found = measure(images, queries, shards, seconds)

@@ -26,6 +26,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ..commands import values
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter
@@ -303,14 +304,10 @@ def growth(counts: list[int], source: Concepts, kept: Path | None) -> list[dict[
     help="Numbers of captions and images of the bulk search.",
 )
 @click.option("--grow", multiple=True, type=int, help="Measure how a gallery grows to these sizes instead; repeatable.")
-@click.option(
-    "--kept", type=click.Path(path_type=Path), help="Folder of the gallery that grows, to be kept and continued."
-)
-@click.option("--gallery", type=click.Path(exists=True, path_type=Path), help="Measure this gallery of images instead.")
-@click.option(
-    "--queries", type=click.Path(exists=True, path_type=Path), help="File of captions for --gallery, one per line."
-)
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option("--kept", type=values.NEW_FOLDER, help="Folder of the gallery that grows, to be kept and continued.")
+@click.option("--gallery", type=values.FOLDER, help="Measure this gallery of images instead.")
+@click.option("--queries", type=values.FILE, help="File of captions for --gallery, one per line.")
+@click.option("--json", "out", type=values.NEW_FILE, help="Also write the figures to this file.")
 def main(
     sizes: tuple[int, ...], threads: int, seconds: float, bulk_size: tuple[int, int], grow: tuple[int, ...],
     kept: Path | None, gallery: Path | None, queries: Path | None, out: Path | None,

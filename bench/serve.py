@@ -27,6 +27,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..commands import values
 from ..runtime.gallery import Gallery
 from ..runtime.matcher import Matcher
 from ..runtime.session import open_gallery_with_matcher
@@ -232,21 +233,17 @@ def show(name: str, load: Load, cores: float, others: float) -> None:
 @click.command()
 @click.option("--images", default=10_000, show_default=True, help="Images of the gallery that is made up.")
 @click.option("--dim", default=1024, show_default=True, help="Width of its embeddings.")
-@click.option("--gallery", type=click.Path(exists=True, path_type=Path), help="Search this gallery of images instead.")
-@click.option("--queries", type=click.Path(exists=True, path_type=Path), help="Captions for it, one on each line.")
+@click.option("--gallery", type=values.FOLDER, help="Search this gallery of images instead.")
+@click.option("--queries", type=values.FILE, help="Captions for it, one on each line.")
 @click.option("--start", default=40.0, show_default=True, help="Searches a second of the first rate.")
 @click.option("--seconds", default=10.0, show_default=True, help="Seconds at each rate.")
 @click.option("--workers", default=1, show_default=True, help="Worker processes of `chan serve`.")
-@click.option(
-    "--litserve", type=click.Path(exists=True), help="Python that has LitServe and this package, if this one has not."
-)
-@click.option(
-    "--triton", type=click.Path(exists=True), help="Python that has NVIDIA's server: .venv-triton/bin/python."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the figures to this file, as JSON.")
+@click.option("--litserve", type=values.FILE, help="Python that has LitServe and this package, if this one has not.")
+@click.option("--triton", type=values.FILE, help="Python that has NVIDIA's server: .venv-triton/bin/python.")
+@click.option("--out", type=values.NEW_FILE, help="Also write the figures to this file, as JSON.")
 def main(
     images: int, dim: int, gallery: Path | None, queries: Path | None, start: float, seconds: float, workers: int,
-    litserve: str | None, triton: str | None, out: Path | None,
+    litserve: Path | None, triton: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure `chan serve` under open-loop load: searches a second and latencies, beside the library and its peers."""
     record: dict[str, Any] = {"machine": machine(PACKAGES), "images": images, "dim": dim, "seconds": seconds}
@@ -267,12 +264,12 @@ def main(
         if litserve is None and importlib.util.find_spec("litserve") is None:
             click.echo("LitServe     not installed: pip install litserve")
         else:
-            with litserve_server(gallery, litserve or sys.executable) as server:
+            with litserve_server(gallery, str(litserve or sys.executable)) as server:
                 record["LitServe"] = measure(server, captions, start, seconds)
         if triton is None:
             click.echo("Triton       not measured: make .venv-triton/installed, and --triton .venv-triton/bin/python")
         else:
-            with triton_server(gallery, triton) as server:
+            with triton_server(gallery, str(triton)) as server:
                 record["Triton"] = measure(server, captions, start, seconds)
         click.echo("next-plaid   no package of its server for pip; not measured")
     share = ours["peak"] / max(one["searches_a_second"] for one in library)

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..commands import values
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, split_gallery
@@ -101,7 +102,7 @@ def _run(
 @click.option("--images", default=4000, show_default=True, help="Number of images.")
 @click.option("--queries", default=100, show_default=True, help="Number of captions.")
 @click.option("--shards", multiple=True, type=int, default=(2, 4), show_default=True, help="Numbers of shards.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the record.")
+@click.option("-o", "--out", type=values.NEW_FILE, help="File for the record.")
 def main(images: int, queries: int, shards: tuple[int, ...], out: Path | None) -> None:
     """Measure searches of one gallery in one folder and in shards."""
     found = measure(images, queries, shards)

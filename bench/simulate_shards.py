@@ -26,6 +26,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ..commands import values
+
 Floats = NDArray[np.float64]
 _BUSY = 0.5
 _EARLY = 0.3  # of the 99th percentile, which is less than hard captions take everywhere
@@ -185,13 +187,13 @@ def table(recorded: Recorded, assumed: Assumed, queries: int) -> list[dict[str, 
 
 
 @click.command()
-@click.option("--record", default=RECORD, show_default=True, type=click.Path(path_type=Path), help="Measured times.")
+@click.option("--record", default=RECORD, show_default=True, type=values.FILE, help="Measured times.")
 @click.option("--queries", default=5000, show_default=True, help="Number of queries of each simulation.")
 @click.option("--cores", default=Assumed.cores, show_default=True, help="Cores of a node.")
 @click.option("--memory-gb", default=Assumed.memory_gb, show_default=True, help="Memory of a node.")
 @click.option("--price", default=Assumed.price, show_default=True, help="Dollars that a node costs in an hour.")
 @click.option("--load", default=Assumed.load, show_default=True, help="Load as a share of what the nodes can do.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the record.")
+@click.option("-o", "--out", type=values.NEW_FILE, help="File for the record.")
 def main(record: Path, queries: int, cores: int, memory_gb: float, price: float, load: float, out: Path | None) -> None:
     """Simulate galleries of 10^6 to 10^9 images on many nodes."""
     assumed = Assumed(cores=cores, memory_gb=memory_gb, price=price, load=load)

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from ..chan_ref.backbone import LITES, load_backbone
+from ..commands import values
 from ..export.parity import Report, check_parity, record_verdict, table
 from ..export.parity.page import page as parity_page
 from ..runtime.data.images import open_sample
@@ -36,7 +37,7 @@ MARK = ".chan-demo"  # marks a folder that the demo made
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=values.NEW_FOLDER)
 @click.option("--scenes", default=500, show_default=True, type=click.IntRange(min=2), help="Pictures to draw.")
 def main(out: Path, scenes: int) -> None:
     """Run every step from pictures to engines and search with the demo model, in the folder OUT."""

@@ -1,5 +1,6 @@
 """The command line: every command explains itself, and a library error is one readable line."""
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -18,7 +19,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from hypothesis import given, strategies
 
-from chan_rt import cli
+from chan_rt import bench, cli, demo
 from chan_rt.commands import values as choices
 from chan_rt.commands.terminal import print_json, visible, visible_lines
 from chan_rt.runtime.backends import BACKENDS
@@ -41,6 +42,12 @@ def every_command(group: click.Group = cli.main, path: tuple[str, ...] = ()) -> 
 
 
 EVERY = dict(every_command())
+MODULES = [  # of a command that `python -m` runs
+    f"chan_rt.{file.parent.name}.{file.stem}"
+    for package in (bench, demo)
+    for file in sorted(Path(package.__path__[0]).glob("*.py"))
+    if "@click.command" in file.read_text(encoding="utf-8")
+]
 
 
 def options(command: click.Command) -> list[click.Option]:
@@ -302,16 +309,25 @@ def test_json_is_safe_to_show_and_says_the_same(data: object) -> None:
 IDS = {("gallery delete", "ids"), ("search", "like")}  # of rows, and a gallery may have one that is empty
 
 
-@pytest.mark.parametrize("words", EVERY)
-def test_no_value_may_be_empty(words: str) -> None:
+def check_that_no_value_may_be_empty(words: str, command: click.Command) -> None:
     """Whatever takes a path, a place, an address or a name refuses the value of a shell's variable that is not set."""
-    context = click.Context(EVERY[words])
-    for parameter in EVERY[words].params:
+    context = click.Context(command)
+    for parameter in command.params:
         if (words, parameter.name) in IDS or getattr(parameter, "is_flag", False):
             continue
         with pytest.raises(click.BadParameter) as refused:
             parameter.type("", parameter, context)
         assert str(refused.value), parameter.name
+
+
+@pytest.mark.parametrize("words", EVERY)
+def test_no_value_may_be_empty(words: str) -> None:
+    check_that_no_value_may_be_empty(words, EVERY[words])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_value_of_a_module_may_be_empty(module: str) -> None:
+    check_that_no_value_may_be_empty(f"python -m {module}", importlib.import_module(module).main)
 
 
 def test_an_empty_value_is_a_mistake_of_the_command_line(tmp_path: Path) -> None:
