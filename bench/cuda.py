@@ -34,9 +34,9 @@ class TimedDevice(CudaDevice):
         self._recorded: list[tuple[str, Any, Any]] = []
         self._flushed = 0
 
-    def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
+    def load_kernel(self, image: bytes, name: str, shared: int, hidden: int) -> Any:
         """See `Device.load_kernel`."""
-        kernel = super().load_kernel(image, name, shared)
+        kernel = super().load_kernel(image, name, shared, hidden)
         self._names[id(kernel)] = name
         return kernel
 
@@ -45,15 +45,21 @@ class TimedDevice(CudaDevice):
         self._events += [self._call("cudaEventCreate") for _ in range(2 * launches - len(self._events))]
 
     def launch_kernel(
-        self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        addresses: Sequence[int],
+        numbers: Sequence[int | float],
+        stream: int,
     ) -> None:
         """See `Device.launch_kernel`."""
         if not self.timing:
-            super().launch_kernel(kernel, blocks, threads, arguments, stream)
+            super().launch_kernel(kernel, blocks, threads, addresses, numbers, stream)
             return
         begin, end = self._events.pop(), self._events.pop()
         self._call("cudaEventRecord", begin, stream)
-        super().launch_kernel(kernel, blocks, threads, arguments, stream)
+        super().launch_kernel(kernel, blocks, threads, addresses, numbers, stream)
         self._call("cudaEventRecord", end, stream)
         self._recorded.append((self._names[id(kernel)], begin, end))
 

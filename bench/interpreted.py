@@ -40,7 +40,7 @@ def interpreted_kernels(precision: ScanPrecision, width: int, pooling: str) -> d
 
     def run(job: Any, device: FakeDevice, blocks: int, *arguments: Any) -> None:
         given = [
-            torch.from_numpy(device.array(int(value), _TYPES[kind])) if kind in _TYPES else value.item()
+            torch.from_numpy(device.array(value, _TYPES[kind])) if kind in _TYPES else value
             for value, kind in zip(arguments, job.types.values(), strict=True)
         ]
         with _INTERPRETER:
@@ -61,10 +61,10 @@ class InterpretedDevice(FakeDevice):
         self.timing = False
         self._recorded: list[tuple[str, float]] = []
 
-    def launch_kernel(self, kernel: Any, blocks: int, threads: int, arguments: Any, stream: int) -> None:
+    def launch_kernel(self, kernel: Any, blocks: int, threads: int, addresses: Any, numbers: Any, stream: int) -> None:
         """See `Device.launch_kernel`."""
         before = time.perf_counter()
-        super().launch_kernel(kernel, blocks, threads, arguments, stream)
+        super().launch_kernel(kernel, blocks, threads, addresses, numbers, stream)
         if self.timing:
             self.synchronize(stream)
             name = re.sub(r"_(\d+|float\d+|fixed16)$", "", kernel)  # as in the compiled code, which leaves the kind out

@@ -5,11 +5,10 @@ Memory is handed around as addresses. `CudaDevice` is cuda-python; tests use a d
 
 from __future__ import annotations
 
-import ctypes
 import os
+import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,13 +69,26 @@ class Device(Protocol):
     def destroy_graph(self, graph: Any) -> None:
         """Give a graph back."""
 
-    def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
-        """The function `name` of a compiled module, to be launched with `shared` bytes of shared memory a block."""
+    def load_kernel(self, image: bytes, name: str, shared: int, hidden: int) -> Any:
+        """The function `name` of a compiled module, to be launched with `shared` bytes of shared memory a block.
+
+        hidden: null pointers that follow its arguments.
+        """
 
     def launch_kernel(
-        self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        addresses: Sequence[int],
+        numbers: Sequence[int | float],
+        stream: int,
     ) -> None:
-        """Queue a kernel on `blocks` blocks of `threads` threads; addresses are uint64."""
+        """Queue a kernel on `blocks` blocks of `threads` threads, of one thread of the caller at a time.
+
+        Its arguments are the addresses, then the numbers: whole ones are int32, the others float64. Each launch of a
+        kernel has numbers of the same types.
+        """
 
     def unload_kernel(self, kernel: Any) -> None:
         """Give a kernel of `load_kernel` back."""
@@ -194,7 +206,7 @@ class CudaDevice:
         """See `Device.destroy_graph`."""
         self._give_back("cudaGraphExecDestroy", graph)
 
-    def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
+    def load_kernel(self, image: bytes, name: str, shared: int, hidden: int) -> Any:
         """See `Device.load_kernel`."""
         from cuda.bindings import driver
 
@@ -203,15 +215,21 @@ class CudaDevice:
         function = self._driver("cuModuleGetFunction", module, name.encode())
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self._driver("cuFuncSetAttribute", function, attribute, shared)
-        return _Kernel(module, function, shared)
+        return _Kernel(module, function, shared, hidden)
 
     def launch_kernel(
-        self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        addresses: Sequence[int],
+        numbers: Sequence[int | float],
+        stream: int,
     ) -> None:
         """See `Device.launch_kernel`."""
-        values = tuple(argument.item() for argument in arguments), tuple(map(_c_type, arguments))
+        arguments = kernel.pack(addresses, numbers)
         self._driver(
-            "cuLaunchKernel", kernel.function, blocks, 1, 1, threads, 1, 1, kernel.shared, stream, values, 0
+            "cuLaunchKernel", kernel.function, blocks, 1, 1, threads, 1, 1, kernel.shared, stream, arguments, 0
         )  # fmt: skip
 
     def unload_kernel(self, kernel: Any) -> None:
@@ -271,13 +289,28 @@ class CudaDevice:
         return results[0] if results else None
 
 
-@dataclass(frozen=True)
 class _Kernel:
-    """A function of a loaded module, and the shared memory it is launched with."""
+    """A function of a loaded module, what it is launched with, and the memory that its arguments are packed into."""
 
-    module: Any
-    function: Any
-    shared: int
+    def __init__(self, module: Any, function: Any, shared: int, hidden: int) -> None:
+        self.module, self.function, self.shared = module, function, shared
+        self._hidden = hidden
+        self._layout: struct.Struct | None = None
+
+    def pack(self, addresses: Sequence[int], numbers: Sequence[int | float]) -> int:
+        """Address of pointers to each argument, valid until the next call.
+
+        struct.error if an argument does not fit its type, or is not of the type that it had at the first call.
+        """
+        if self._layout is None:
+            kinds = ["Q" * len(addresses), *("d" if isinstance(each, float) else "i4x" for each in numbers)]
+            self._layout = struct.Struct("=" + "".join(kinds) + f"{8 * self._hidden}x")
+            values = np.zeros(self._layout.size, np.uint8)
+            self._values = values.data
+            self._pointers = values.ctypes.data + np.arange(0, self._layout.size, 8, dtype=np.uint64)
+            self._address = self._pointers.ctypes.data
+        self._layout.pack_into(self._values, 0, *addresses, *numbers)
+        return self._address
 
 
 _NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
@@ -285,14 +318,6 @@ _NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 
 def _error(message: str, status: str) -> BackendError:
     return GpuMemoryError(message) if status in _NO_MEMORY else BackendError(message)
-
-
-_C_TYPES = {np.uint64: ctypes.c_void_p, np.int32: ctypes.c_int32, np.float64: ctypes.c_double}
-
-
-def _c_type(argument: np.generic) -> Any:
-    """The C type by which a kernel takes a numpy scalar."""
-    return _C_TYPES[type(argument)]
 
 
 class _Pinned:

@@ -147,17 +147,24 @@ class FakeDevice:
 
         self._queued.append(copy)
 
-    def load_kernel(self, image: bytes, name: str, shared: int) -> Any:
+    def load_kernel(self, image: bytes, name: str, shared: int, hidden: int) -> Any:
         """The Python function of that name."""
         self.loaded += 1
         return name
 
     def launch_kernel(
-        self, kernel: Any, blocks: int, threads: int, arguments: Sequence[np.generic], stream: int
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        addresses: Sequence[int],
+        numbers: Sequence[int | float],
+        stream: int,
     ) -> None:
         """Queue the function."""
+        assert all(isinstance(each, float) or -(1 << 31) <= each < 1 << 31 for each in (blocks, *numbers))
         self.launched.append(kernel)
-        self._queued.append(lambda: self._kernels[kernel](self, blocks, *arguments))
+        self._queued.append(lambda: self._kernels[kernel](self, blocks, *addresses, *numbers))
 
     def unload_kernel(self, kernel: Any) -> None:
         """See `Device.unload_kernel`."""

@@ -97,7 +97,7 @@ class KernelScan:
         self._known: weakref.WeakValueDictionary[int, HeldPart] = weakref.WeakValueDictionary()
         try:
             for name, function in record.functions.items():
-                self._kernels[name] = device.load_kernel(code[name], function.symbol, function.shared)
+                self._kernels[name] = device.load_kernel(code[name], function.symbol, function.shared, function.hidden)
         except BaseException:
             self.close()
             raise
@@ -444,11 +444,9 @@ class KernelScan:
 
     def _launch(self, name: str, blocks: int, addresses: Sequence[int], *numbers: float) -> None:
         function = self._record.functions[name]
-        arguments: list[np.generic] = [np.uint64(address) for address in addresses]
-        arguments += [np.float64(each) if isinstance(each, float) else np.int32(each) for each in numbers]
-        arguments += [np.uint64(0)] * function.hidden
         if blocks:
-            self._device.launch_kernel(self._kernels[name], blocks, function.threads, arguments, self._arena.stream)
+            kernel, stream = self._kernels[name], self._arena.stream
+            self._device.launch_kernel(kernel, blocks, function.threads, addresses, numbers, stream)
 
 
 def _head(queries: int) -> int:

@@ -2,10 +2,10 @@
 
 import ctypes
 import os
+import struct
 import threading
 from typing import Any
 
-import numpy as np
 import pytest
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
@@ -41,16 +41,23 @@ def device(monkeypatch: pytest.MonkeyPatch) -> CudaDevice:
 
 
 def test_kernels_are_loaded_launched_and_unloaded(device: CudaDevice, calls: list) -> None:
-    kernel = device.load_kernel(b"\x7fELF", "scan", 40960)
-    device.launch_kernel(kernel, 7, 128, [np.uint64(1 << 40), np.int32(-3), np.float64(0.1), np.uint64(0)], 99)
+    kernel = device.load_kernel(b"\x7fELF", "scan", 40960, 2)
+    device.launch_kernel(kernel, 7, 128, [1 << 63], [5, 0.5], 99)
+    device.launch_kernel(kernel, 7, 128, [1 << 40], [-3, 0.1], 99)
     device.unload_kernel(kernel)
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    types = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p)
+    arguments = calls[4][1][9]
+    pointers = (ctypes.c_uint64 * 5).from_address(arguments)
+    types = ctypes.c_uint64, ctypes.c_int32, ctypes.c_double, ctypes.c_uint64, ctypes.c_uint64
+    found = [kind.from_address(pointer).value for kind, pointer in zip(types, pointers, strict=True)]
+    assert found == [1 << 40, -3, 0.1, 0, 0]
+    launch = ("cuLaunchKernel", ("function", 7, 1, 1, 128, 1, 1, 40960, 99, arguments, 0))
     assert calls == [
         ("cuModuleLoadData", (b"\x7fELF",)),
         ("cuModuleGetFunction", ("module", b"scan")),
         ("cuFuncSetAttribute", ("function", attribute, 40960)),
-        ("cuLaunchKernel", ("function", 7, 1, 1, 128, 1, 1, 40960, 99, ((1 << 40, -3, 0.1, 0), types), 0)),
+        launch,
+        launch,
         ("cuModuleUnload", ("module",)),
     ]
 
@@ -61,13 +68,20 @@ def test_a_refusal_carries_cudas_words(device: CudaDevice, monkeypatch: pytest.M
     words = b"no kernel image is available for execution on the device"
     monkeypatch.setattr(driver, "cuGetErrorString", lambda status: (driver.CUresult.CUDA_SUCCESS, words))
     with pytest.raises(BackendError, match=f"CUDA: cuModuleLoadData failed: {words.decode()} .*NO_BINARY_FOR_GPU"):
-        device.load_kernel(b"", "scan", 0)
+        device.load_kernel(b"", "scan", 0, 0)
 
 
-def test_only_the_three_kinds_of_argument_are_taken(device: CudaDevice, calls: list) -> None:
-    kernel = device.load_kernel(b"", "scan", 0)
-    with pytest.raises(KeyError):
-        device.launch_kernel(kernel, 1, 32, [np.float32(1)], 0)
+def test_an_argument_that_does_not_fit_its_type_is_refused(device: CudaDevice, calls: list) -> None:
+    kernel = device.load_kernel(b"", "scan", 0, 2)
+    device.launch_kernel(kernel, 1, 32, [0], [1, 2.0], 0)
+    before = len(calls)
+    for address, whole in ((-1, 1), (1 << 64, 1), (0, 1 << 31), (0, -(1 << 31) - 1), (0, 1.0)):
+        with pytest.raises(struct.error):
+            device.launch_kernel(kernel, 1, 32, [address], [whole, 2.0], 0)
+    for addresses, numbers in (([0], [1]), ([], [1, 2.0]), ([0], [1, 2.0, 3.0])):
+        with pytest.raises(struct.error):
+            device.launch_kernel(kernel, 1, 32, addresses, numbers, 0)
+    assert len(calls) == before
 
 
 @pytest.fixture
