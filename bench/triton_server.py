@@ -151,7 +151,8 @@ def start_server(
         process = subprocess.Popen(
             [str(part) for part in command], stdout=file, stderr=file, env=environment, start_new_session=True
         )
-    started = Started(process, *ports, shared)
+    http, grpc, metrics = ports
+    started = Started(process, http, grpc, metrics, shared)
     deadline = time.monotonic() + SECONDS
     while b"Started Metrics Service" not in log.read_bytes():
         if process.poll() is not None or time.monotonic() > deadline:
