@@ -11,7 +11,7 @@ from pathlib import Path
 from ..runtime.errors import InputError
 from ..runtime.indexing.identity import Origin, Scope
 from ..runtime.indexing.index import COMMIT_ROWS
-from ..runtime.indexing.sources import Encode, Encoded, Source
+from ..runtime.indexing.sources import Encode, Encoded, Source, encode_named
 from ..runtime.matcher import Matcher
 from ..runtime.pictures.load import fit_encoded, picture_suffixes
 from ..runtime.skipped import SkippedItem
@@ -77,8 +77,8 @@ def _encoder(url: str, names: Sequence[str]) -> Encode:
                 problems.append(SkippedItem(place, "it is gone"))
             except InputError as error:
                 problems.append(SkippedItem(place, str(error).removeprefix(f"{place} ")))
-        embeddings = matcher.encode_pictures(list(pictures.values())) if pictures else None
-        return Encoded(list(pictures), embeddings, problems)
+        places = [f"{url}/{name}" for name in names]
+        return Encoded(list(pictures), encode_named(matcher, pictures, places), problems)
 
     return encode
 

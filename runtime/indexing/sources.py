@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ..checks import check_paths
 from ..embeddings import Embeddings, Kind
-from ..errors import InputError
+from ..errors import BackendError, ChanError, InputError
 from ..matcher import Matcher
-from ..pictures.load import fit_picture, list_pictures
+from ..pictures.load import Picture, fit_picture, list_pictures
 from ..regions import box_metadata, boxes_as_metadata
 from ..skipped import SkippedItem
 from .identity import Origin, Scope, file_digest
@@ -148,18 +148,50 @@ def picture_encoder(files: Sequence[Path]) -> Encode:
             except InputError as error:
                 name = str(files[row])
                 problems.append(SkippedItem(name, str(error).removeprefix(f"{name} ")))
-        try:
-            embeddings = matcher.encode_pictures(list(pictures.values())) if pictures else None
-        except InputError:  # of a backbone that runs beside the bundle, and may be anybody's
-            for row, picture in pictures.items():
-                try:
-                    matcher.encode_pictures([picture])
-                except InputError as error:
-                    raise InputError(f"{files[row]}: {error}") from error
-            raise
-        return Encoded(list(pictures), embeddings, problems)
+        return Encoded(list(pictures), encode_named(matcher, pictures, files), problems)
 
     return encode
+
+
+def encode_named(matcher: Matcher, pictures: Mapping[int, Picture], names: Sequence[object]) -> Embeddings | None:
+    """Encode pictures together; where this fails for some of them only, the error names the first of these.
+
+    Args:
+        matcher: a backbone.
+        pictures: by the number of their row.
+        names: of all rows.
+
+    Returns:
+        None without a picture.
+
+    Raises:
+        InputError, BackendError: as `Matcher.encode_pictures`; of a picture, with its name.
+    """
+    if not pictures:
+        return None
+    try:
+        return matcher.encode_pictures(list(pictures.values()))
+    except (InputError, BackendError) as error:
+        failed = _failure_of_one(matcher, pictures)
+        if failed is None:
+            raise
+        kind = InputError if isinstance(error, InputError) else BackendError
+        row, reason = failed
+        raise kind(f"{names[row]}: {reason}") from error
+
+
+def _failure_of_one(matcher: Matcher, pictures: Mapping[int, Picture]) -> tuple[int, ChanError] | None:
+    """The first row whose picture cannot be encoded by itself, and why; None if none can, as without a backend."""
+    failed, others = None, len(pictures) == 1
+    for row, picture in pictures.items():
+        try:
+            matcher.encode_pictures([picture])
+            others = True
+        except (InputError, BackendError) as error:
+            failed = failed or (row, error)
+        if failed and others:
+            return failed
+    return None
 
 
 def _picture_origin(file: Path, path: Path, whole: Sequence[Path]) -> Origin:

@@ -30,8 +30,9 @@ from chan_rt.export.region_match import match_regions
 from chan_rt.runtime.backends import open_graphs
 from chan_rt.runtime.contract import Manifest, Preprocess, sha256_file, write_manifest
 from chan_rt.runtime.data.regions import open_features
-from chan_rt.runtime.errors import BundleError, EngineError, InputError
+from chan_rt.runtime.errors import BackendError, BundleError, EngineError, InputError
 from chan_rt.runtime.gallery import Gallery
+from chan_rt.runtime.indexing.sources import encode_named
 from chan_rt.runtime.matcher import Matcher
 
 SIZE, REGIONS, DIM = 24, 3, 12
@@ -243,20 +244,39 @@ def test_the_picture_that_a_backbone_fails_for_is_named_and_what_was_finished_is
     assert len((tmp_path / "out/names.txt").read_text().splitlines()) == 5
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["beside", "bundle"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
 def test_the_picture_that_cannot_be_indexed_is_named_and_what_was_committed_is_kept(
-    make_small_model: Callable[..., Any], tmp_path: Path
+    make_small_model: Callable[..., Any], tmp_path: Path, own: bool, scheme: str
 ) -> None:
+    """Also where the backbone is the bundle's own, and where the pictures are in object storage."""
+    (tmp_path / "in").mkdir()
     for number in range(5):
-        Image.new("RGB", (30, 30), "black" if number == 3 else "white").save(tmp_path / f"{number}.png")
-    arguments = ["index", make_small_model().bundle, tmp_path, "-o", tmp_path / "g"]
-    own = ["--backbone", f"{__name__}:make_failing"]
-    result = CliRunner().invoke(cli.main, list(map(str, [*arguments, *own])))
+        Image.new("RGB", (30, 30), "black" if number == 3 else "white").save(tmp_path / f"in/{number}.png")
+    bundle = make_small_model().bundle
+    if not own:
+        bundle = tmp_path / "bundle"
+        export_bundle(make_small_model().bundle.parent / "checkpoint", bundle, ("fp32",), make_failing())
+    arguments = ["index", bundle, f"{scheme}{tmp_path / 'in'}", "-o", tmp_path / "g"]
+    if own:
+        arguments += ["--backbone", f"{__name__}:make_failing"]
+    result = CliRunner().invoke(cli.main, list(map(str, arguments)))
     assert result.exit_code == 1
-    assert re.search(r"Error: \S+/3.png: the backbone .* regions\[0, 0, 0\]: must be finite", result.output)
-    Image.new("RGB", (30, 30), "red").save(tmp_path / "3.png")
-    run(*arguments, *own)
+    assert re.search(r"Error: \S+/3.png: the b\S+ .* regions\[0, 0, 0\]: must be finite", result.output)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "in/3.png")
+    run(*arguments)
     with Gallery.open(tmp_path / "g") as gallery:
         assert len(gallery) == 5
+
+
+@pytest.mark.parametrize(("count", "message"), [(1, "^0.png: out of order"), (3, "^out of order")])
+def test_a_backbone_that_fails_for_every_picture_is_no_fault_of_the_first(count: int, message: str) -> None:
+    def refuse(pictures: list[Any]) -> None:
+        raise BackendError("out of order")
+
+    broken: Any = SimpleNamespace(encode_pictures=refuse)
+    with pytest.raises(BackendError, match=message):
+        encode_named(broken, dict.fromkeys(range(count), Image.new("RGB", (1, 1))), ["0.png", "1.png", "2.png"])
 
 
 def test_an_onnx_file_is_a_backbone(world: tuple[Any, ...], pictures: Path, tmp_path: Path) -> None:
