@@ -63,18 +63,19 @@ test-python-%:
 	  fi; \
 	done; echo "Python $*: skipped, because no python$* was found on the PATH or in pyenv"
 
-# The oldest NumPy and onnxruntime that pyproject.toml allows stand in front of everything else that the tests need.
+# The oldest NumPy, onnxruntime and pyarrow that pyproject.toml allows stand in front of everything else that the tests
+# need. A new pyarrow does not load beside NumPy 1.
 # NumPy 1.26 is made for Python 3.11 and 3.12.
 .venv-oldest/installed: .venv/installed
 	test -x .venv-oldest/bin/python || $(PY) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --disable-pip-version-check 'numpy==1.26.*' 'onnxruntime==1.22.*'
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check 'numpy==1.26.*' 'onnxruntime==1.22.*' 'pyarrow==17.*'
 	.venv-oldest/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $@.path
 	$(PY) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
 	  > "$$(cat $@.path)/rest.pth"
 	rm $@.path
 	touch $@
 
-test-oldest: .venv-oldest/installed  ## the runtime's tests with the oldest NumPy and onnxruntime that are allowed
+test-oldest: .venv-oldest/installed  ## the runtime's tests with the oldest NumPy, onnxruntime and pyarrow allowed
 	.venv-oldest/bin/python -m pytest -n 2 -m 'not gpu and not nightly' tests/runtime
 
 # torchvision from PyPI is compiled for CUDA. Beside a torch for CPUs it does not import, and transformers, which the

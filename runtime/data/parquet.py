@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import date, time
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfoNotFoundError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,8 @@ def _reading(file: Path) -> Iterator[Any]:
             yield parquet
     except InputError:
         raise
+    except ZoneInfoNotFoundError as error:  # pyarrow 17 lets it through, which is a KeyError
+        raise InputError(f"{file} cannot be read as Parquet: {error.args[0]}") from error
     except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last of dates that Python lacks
         raise InputError(f"{file} cannot be read as Parquet: {reason_of(error)}") from error
 
