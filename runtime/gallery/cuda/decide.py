@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ PAIR_BYTES = 12  # of results, for each of a query's vectors
 _PIECE = 8 << 20  # bytes of a fine copy that are made ready for the upload at a time
 
 _OF_PAIRS = ("queries", "rows", "maxima", "winners")
-_Results = tuple[NDArray[np.int64], NDArray[np.int32], Float64Array, NDArray[np.int32]]  # places, rows, maxima, winners
+_Rows = tuple[NDArray[np.int32], Float64Array, NDArray[np.int32]]  # rows, maxima, winners
 
 
 @dataclass(eq=False)
@@ -60,8 +60,7 @@ class Fine:
     places: int = 0
 
 
-@dataclass(frozen=True)
-class Codes:
+class Codes(NamedTuple):
     """What lies beside the fine copies on the device, by address, and the numbers of rows and of plans.
 
     `decide` has arguments of these names.
@@ -133,7 +132,6 @@ class Decider:
         slope = 1 / alignment.pooling_temperature if alignment.pooling == "LSE" else 1.0
         self._share = 2 / slope * (1 + 1e-8)
         self._known: weakref.WeakValueDictionary[int, _Copy] = weakref.WeakValueDictionary()
-        self._numbers, self._counted = 0, 0  # where 0, 1, 2 and so on lie on the device, and how many
 
     def hold(self, parts: Sequence[Part]) -> Fine | None:
         """The fine copies of parts on the device, each uploaded once; None where they do not fit.
@@ -190,47 +188,39 @@ class Decider:
             fine: of all rows.
             codes: beside it.
             lists: of the queries; queued, not waited for.
-            sent: the first `lists.count` of them are those of the lists.
+            sent: the first `lists.queries` of them are those of the lists.
             longest: no less than any Q_i; so many similarities each pair has room for (S).
         """
-        arena, capacity = self._arena, lists.capacity
-
-        def decided(chosen: NDArray[np.int64]) -> _Results:
-            return self._pairs(fine, codes, lists, sent, chosen, longest)
-
-        fetched = arena.fetch("found", lists.found, lists.count, np.int32)
-        ahead = min(capacity, _AHEAD // lists.count) * (longest <= _LONGEST)  # places of each list, decided at once
-        begins = np.arange(lists.count) * capacity
-        results = []
-        if ahead:
-            results.append(decided((begins[:, None] + np.arange(ahead)).reshape(-1)))
-        else:
-            arena.wait()
+        arena, count, capacity = self._arena, lists.queries, lists.capacity
+        fetched = arena.fetch("found", lists.found, count, np.int32)
+        ahead = min(capacity, _AHEAD // count) * (longest <= _LONGEST)  # places of each list, decided at once
+        begins = np.arange(count) * capacity
+        first = self._fetch(fine, codes, lists, sent, (begins[:, None] + np.arange(ahead)).reshape(-1), longest)
+        arena.wait()
         found = fetched.astype(np.int64)
         held = np.where(found <= capacity, found, 0)
+        which, place = np.nonzero(np.arange(ahead) < held[:, None])
+        results: list[tuple[NDArray[Any], ...]] = [(which, *(array[which * ahead + place] for array in first))]
         rest = np.maximum(held - ahead, 0)
         left = np.repeat(begins + ahead - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
         most = max(1, RESULTS // (PAIR_BYTES * longest))
-        results += [decided(left[first : first + most]) for first in range(0, len(left), most)]
-        if not results:  # no list has a row
-            results.append(_no_results(longest))
-        places, rows, maxima, winners = results[0] if len(results) == 1 else _joined(results)
-        which = places // capacity
-        every = Decided(np.arange(lists.count), found, which, rows.astype(np.int64), maxima, winners)
-        valid = places % capacity < held[which]
-        return every if valid.all() else every.choose(valid)
+        for begin in range(0, len(left), most):
+            chosen = left[begin : begin + most]
+            more = self._fetch(fine, codes, lists, sent, chosen, longest)
+            arena.wait()
+            results.append((chosen // capacity, *(array.copy() for array in more)))  # until the next fetch
+        columns = results[0] if len(results) == 1 else [np.concatenate(each) for each in zip(*results, strict=True)]
+        which, rows, maxima, winners = columns
+        return Decided(np.arange(count), found, which, rows.astype(np.int64), maxima, winners)
 
     def similarities(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int) -> int:
         """Queue the similarities of all places of the lists; the arguments are as of `decide`.
 
         Returns the address of their maxima, float64 [queries, capacity, S].
         """
-        places = lists.count * lists.capacity
-        if places > self._counted:
-            self._counted = 0  # where there is no room for more, what lay there is gone
-            self._numbers = self._arena.send("numbers", np.arange(places, dtype=np.int32))
-            self._counted = places
-        return self._queue(fine, codes, lists, sent, self._numbers, places, longest)[1]
+        places = lists.queries * lists.capacity
+        chosen = self._arena.send("numbers", np.arange(places, dtype=np.int32))
+        return self._queue(fine, codes, lists, sent, chosen, places, longest)
 
     def _queue(
         self,
@@ -241,21 +231,21 @@ class Decider:
         chosen: int,
         pairs: int,
         longest: int,
-    ) -> tuple[int, int, int]:
-        """Queue `decide` of the lists' places at an address, int32 [pairs]; the addresses of rows, maxima, winners."""
-        arena, tiles = self._arena, -(-longest // DECIDE_WORDS)
-        rows = arena.scratch("decided", 4 * pairs)
-        maxima = arena.scratch("similarities", 8 * pairs * longest)
-        winners = arena.scratch("winners", 4 * pairs * longest)
-        *held, count, num_plans = astuple(codes)
+    ) -> int:
+        """Queue `decide` of the lists' places at an address, int32 [pairs]; the address of maxima, winners and rows."""
+        tiles = -(-longest // DECIDE_WORDS)
+        maxima = self._arena.scratch("decided", _size(pairs, longest))
+        winners = maxima + 8 * pairs * longest
+        rows = winners + 4 * pairs * longest
+        *held, count, num_plans = codes
         queries = sent.exact, sent.starts, sent.query, sent.query_starts, sent.word_scale
         listed = lists.terms, lists.found, lists.rows, chosen
         addresses = (fine.base, fine.places, *held, *listed, *queries, rows, maxima, winners)
         numbers = lists.capacity, longest, tiles, self._dim, count, num_plans, sent.query_places, self._share
         self._launch(f"decide_{fine.form}", pairs * tiles, addresses, *numbers)
-        return rows, maxima, winners
+        return maxima
 
-    def _pairs(
+    def _fetch(
         self,
         fine: Fine,
         codes: Codes,
@@ -263,26 +253,21 @@ class Decider:
         sent: SentQueries,
         chosen: NDArray[np.int64],
         longest: int,
-    ) -> _Results:
-        """Decide some places of the lists, and wait; what lies beyond a list's end is left as it was."""
-        arena, pairs = self._arena, len(chosen)
-        places = arena.send("chosen", chosen.astype(np.int32))
-        rows, maxima, winners = self._queue(fine, codes, lists, sent, places, pairs, longest)
-        found = (
-            arena.fetch("decided", rows, pairs, np.int32),
-            arena.fetch("similarities", maxima, pairs * longest, np.float64).reshape(pairs, longest),
-            arena.fetch("winners", winners, pairs * longest, np.int32).reshape(pairs, longest),
-        )
-        arena.wait()
-        own_rows, own_maxima, own_winners = (array.copy() for array in found)  # until the next fetch
-        return chosen, own_rows, own_maxima, own_winners
+    ) -> _Rows:
+        """Queue the decision of some places of the lists: rows, maxima and winners, as of `Arena.fetch`.
+
+        What lies beyond a list's end is left as it was.
+        """
+        pairs = len(chosen)
+        if not pairs:
+            return np.zeros(0, np.int32), np.zeros((0, longest)), np.zeros((0, longest), np.int32)
+        places = self._arena.send("chosen", chosen.astype(np.int32))
+        address = self._queue(fine, codes, lists, sent, places, pairs, longest)
+        data = self._arena.fetch("decided", address, _size(pairs, longest), np.uint8)
+        maxima, rest = data[: 8 * pairs * longest].view(np.float64), data[8 * pairs * longest :].view(np.int32)
+        return rest[pairs * longest :], maxima.reshape(pairs, longest), rest[: pairs * longest].reshape(pairs, longest)
 
 
-def _joined(results: Sequence[_Results]) -> _Results:
-    places, rows, maxima, winners = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
-    return places, rows, maxima, winners
-
-
-def _no_results(longest: int) -> _Results:
-    shape = 0, longest
-    return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(shape), np.zeros(shape, np.int32)
+def _size(pairs: int, longest: int) -> int:
+    """Bytes of the results of so many pairs."""
+    return pairs * (PAIR_BYTES * longest + 4)

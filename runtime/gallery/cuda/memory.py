@@ -14,6 +14,8 @@ from ...errors import BackendError, GpuMemoryError
 
 INSTEAD = "search with device='cpu', or compact or split the gallery"
 _STAGING = 32 << 20  # bytes of pinned memory that an upload passes through at a time
+_LETTER = 1 << 19  # bytes of a call's small arrays, which are copied to the device together
+_APART = 256  # bytes; each array begins at a multiple of it
 
 
 def gib(size: int) -> str:
@@ -35,6 +37,7 @@ class Arena:
         self._addresses: set[int] = set()
         self._rooms: dict[str, tuple[int, int]] = {}
         self._hosts: dict[str, NDArray[np.uint8]] = {}
+        self._written = self._posted = 0  # bytes of the letter, and how many of them are on their way
         self._closed = False
 
     def keep(self, owner: object, arrays: Sequence[NDArray[Any]]) -> list[int]:
@@ -105,28 +108,39 @@ class Arena:
             self._rooms[name] = address, capacity
         return address
 
-    def send(self, name: str, array: NDArray[Any]) -> int:
-        """Queue a copy of an array into the scratch of this name; its address."""
-        address = self.scratch(name, array.nbytes)
-        self.send_to(name, address, array)
-        return address
+    def begin(self) -> None:
+        """Begin a call; nothing of an earlier one is under way."""
+        self._written = self._posted = 0
 
-    def send_to(self, name: str, address: int, array: NDArray[Any]) -> None:
-        """Queue a copy of an array to an address, through pinned memory of this name."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.device.copy_in(address, self._pinned(name, data), self.stream)
+    def send(self, name: str, array: NDArray[Any]) -> int:
+        """Address of a copy of an array for the call under way; what is queued after `flush` finds it there.
+
+        A small one lies among others, and a large one in the scratch of this name.
+        """
+        address, host, alone = self._outgoing(name, array.nbytes)
+        host[...] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if alone:
+            self.device.copy_in(address, host, self.stream)
+        return address
 
     def send_rows(self, name: str, arrays: Sequence[NDArray[Any]], width: int) -> int:
         """`send` of rows [n_i, D] of some arrays of one type, one after another, with zeros up to `width` values."""
         dim, dtype = arrays[0].shape[1], arrays[0].dtype
-        size = sum(map(len, arrays)) * width * dtype.itemsize
-        address = self.scratch(name, size)
-        host = self._host(name, size)[:size]
+        address, host, alone = self._outgoing(name, sum(map(len, arrays)) * width * dtype.itemsize)
         rows = host.view(dtype).reshape(-1, width)
         np.concatenate(arrays, out=rows[:, :dim])
         rows[:, dim:] = 0
-        self.device.copy_in(address, host, self.stream)
+        if alone:
+            self.device.copy_in(address, host, self.stream)
         return address
+
+    def flush(self) -> None:
+        """Queue the copy of the small arrays that were sent since the last time."""
+        if self._posted < self._written:
+            piece = slice(self._posted, self._written)
+            address = self.scratch("letter", _LETTER) + self._posted
+            self.device.copy_in(address, self._hosts["letter"][piece], self.stream)
+            self._posted = self._written
 
     def fetch(self, name: str, address: int, count: int, dtype: Any) -> NDArray[Any]:
         """Queue a copy of `count` values from the device; they are there once `wait` returned, until the next fetch."""
@@ -151,6 +165,15 @@ class Arena:
         self._hosts.clear()
         self._rooms.clear()
         self.device.destroy_stream(self.stream)
+
+    def _outgoing(self, name: str, size: int) -> tuple[int, NDArray[np.uint8], bool]:
+        """An address on the device, pinned memory to be filled for it, and whether that is copied alone."""
+        if self._written + size > _LETTER:
+            return self.scratch(name, size), self._host(name, size)[:size], True
+        begin = self._written
+        address, host = self.scratch("letter", _LETTER) + begin, self._host("letter", _LETTER)
+        self._written = -(-(begin + size) // _APART) * _APART
+        return address, host[begin : begin + size], False
 
     def _pinned(self, name: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
         host = self._host(name, len(data))[: len(data)]

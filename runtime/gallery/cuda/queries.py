@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,7 @@ from .memory import Arena
 _MORE = 1 + 1e-9  # for the few float64 operations of `terms`, and for those of `radius` with its numbers
 
 
-@dataclass(frozen=True)
-class SentQueries:
+class SentQueries(NamedTuple):
     """Some queries on the device, by address.
 
     Attributes:
@@ -54,7 +54,7 @@ class SentQueries:
     def alone(self, which: int) -> SentQueries:
         """Without the queries before one."""
         starts, query_starts = self.starts + 4 * which, self.query_starts + 4 * which
-        return replace(self, lengths=self.lengths[which:], starts=starts, query_starts=query_starts)
+        return self._replace(lengths=self.lengths[which:], starts=starts, query_starts=query_starts)
 
 
 @dataclass(eq=False)

@@ -209,6 +209,7 @@ class KernelScan:
             for piece in _pieces(queries):
                 own = [queries[i] for i in piece]
                 for levels in _levels_for(rows, own):
+                    self._arena.begin()
                     sent = self._sender.send(own, _slot(own) if levels is None else None)
                     lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels, truth)
                     candidates = self._fetch_candidates(lists)
@@ -234,12 +235,12 @@ class KernelScan:
         less twice as much is no more than the CPU's.
         """
         longest = max(sent.lengths)
-        few = replace(lists, capacity=picks, found=lists.picked, rows=picked)
+        few = lists._replace(capacity=picks, found=lists.picked, rows=picked)
         maxima = self._decider.similarities(fine, held, few, sent, longest)
         addresses = maxima, lists.picked, sent.starts, sent.margins, lists.thresholds
         name = next(f"reach_{most}" for most in PICKS if most >= picks)
         temperature = float(self._alignment.pooling_temperature)
-        self._launch(name, lists.count, addresses, k, picks, longest, temperature)
+        self._launch(name, lists.queries, addresses, k, picks, longest, temperature)
 
     def close(self) -> None:
         """See `ResidentScan.close`."""
@@ -278,7 +279,7 @@ class KernelScan:
         lists = self._make_lists("lists", min(CAPACITY, rows.count), scores, start)
         if levels is not None:
             candidates = self._pick_candidates(rows, upper, lists, queries)
-        lists = replace(lists, terms=self._sender.terms(queries, rows.coded, rows.largest))
+        lists = lists._replace(terms=self._sender.terms(queries, rows.coded, rows.largest))
         picks = 0 if truth is None else _picks(k, rows.count)
         if PAIR_BYTES * picks * count * max(queries.lengths) > RESULTS:  # a step that only saves time
             picks = 0
@@ -290,7 +291,7 @@ class KernelScan:
             self._score_listed(rows, candidates, queries, scores)
             if not picks:  # there are more lower bounds now
                 self._raise_thresholds(lists, rows, k, 0)
-            lists = replace(lists, candidates=candidates.found, room=candidates.capacity)
+            lists = lists._replace(candidates=candidates.found, room=candidates.capacity)
         self._fill(lists, rows)
         return lists
 
@@ -326,14 +327,14 @@ class KernelScan:
 
         Their scores are upper bounds, and with terms of 0 these cannot be off.
         """
-        count = lists.count
+        count = lists.queries
         none = self._arena.send("no terms", np.zeros((count, len(rows.coded.columns), 6 + MOST_BLOCKS)))
         room = -(-rows.count // SHARE)
         candidates = self._make_lists("candidates", room, upper, np.full(count, -np.inf))
-        candidates = replace(candidates, terms=none, thresholds=lists.thresholds)
+        candidates = candidates._replace(terms=none, thresholds=lists.thresholds)
         few = min(FEW, rows.count)
         picked = self._raise_thresholds(candidates, rows, 0, few)
-        of_picked = replace(candidates, capacity=few, found=candidates.picked, rows=picked)
+        of_picked = candidates._replace(capacity=few, found=candidates.picked, rows=picked)
         self._score_listed(rows, of_picked, queries, lists.scores)
         return candidates
 
@@ -342,16 +343,16 @@ class KernelScan:
         listed = lists.found, lists.rows
         sent = queries.query, queries.starts, queries.word_scale
         addresses = rows.base, rows.places, rows.lengths, rows.scale, *listed, *sent, scores
-        blocks = -(-lists.capacity // SCAN_ROWS) * lists.count
+        blocks = -(-lists.capacity // SCAN_ROWS) * lists.queries
         temperature = float(self._alignment.pooling_temperature)
-        numbers = rows.count, queries.query_places, lists.count, lists.capacity
+        numbers = rows.count, queries.query_places, lists.queries, lists.capacity
         self._launch(f"scan_listed_{_tile(queries.lengths)}", blocks, addresses, *numbers, temperature)
 
     def _fetch_candidates(self, lists: DeviceLists) -> NDArray[np.int32]:
         """Queue how many candidates there are: [queries]."""
         if not lists.candidates:
-            return np.zeros(lists.count, np.int32)
-        return self._arena.fetch("candidates", lists.candidates, lists.count, np.int32)
+            return np.zeros(lists.queries, np.int32)
+        return self._arena.fetch("candidates", lists.candidates, lists.queries, np.int32)
 
     def _fit(self, lists: DeviceLists, candidates: NDArray[np.int32]) -> bool:
         """Whether there was room for all candidates, which were fetched."""
@@ -359,15 +360,14 @@ class KernelScan:
         return bool((candidates <= lists.room).all())
 
     def _make_lists(self, name: str, capacity: int, scores: int, thresholds: Float64Array) -> DeviceLists:
-        """Empty lists: thresholds, how many rows are found and picked, then radii, scores and rows."""
+        """Empty lists: radii, scores and rows; apart from these thresholds, how many rows are found and picked."""
         count = len(thresholds)
-        places, head = count * capacity, _head(count)
-        at = self._arena.scratch(name, head + 20 * places)
-        self._arena.send_to(name, at, np.concatenate([thresholds, np.zeros(count)]))
-        radii = at + head
-        found = at + 8 * count
+        places = count * capacity
+        radii = self._arena.scratch(name, 20 * places)
+        head = self._arena.send(f"{name} head", np.concatenate([thresholds, np.zeros(count)]))
+        found = head + 8 * count
         scores_at, rows_at = radii + 8 * places, radii + 16 * places
-        return DeviceLists(count, capacity, scores, at, found, rows_at, scores_at, radii, found + 4 * count, 0)
+        return DeviceLists(count, capacity, scores, head, found, rows_at, scores_at, radii, found + 4 * count, 0)
 
     def _raise_thresholds(self, lists: DeviceLists, rows: HeldRows, k: int, picks: int) -> int:
         """Queue that each query's threshold becomes the k-th largest lower bound of groups' best rows, or stays.
@@ -375,7 +375,7 @@ class KernelScan:
         For k = 0 it stays. Returns the address of the rows that are picked, int32 [queries, picks]: those of the
         largest lower bounds, each of another group.
         """
-        arena, count = self._arena, lists.count
+        arena, count = self._arena, lists.queries
         size = max(1, -(-rows.count // MOST_GROUPS))
         groups = -(-rows.count // size)
         maxima = arena.scratch("maxima", 8 * count * groups)
@@ -391,19 +391,18 @@ class KernelScan:
     def _fill(self, lists: DeviceLists, rows: HeldRows) -> None:
         """Queue that lists take the rows whose upper bound reaches the threshold."""
         addresses = *_bounds(lists, rows), lists.thresholds, lists.found, lists.rows, lists.values, lists.radii
-        blocks = -(-rows.count // LIST_ROWS) * lists.count
-        self._launch("shortlist", blocks, addresses, rows.count, lists.capacity, lists.count, len(rows.coded.columns))
+        blocks = -(-rows.count // LIST_ROWS) * lists.queries
+        self._launch("shortlist", blocks, addresses, rows.count, lists.capacity, lists.queries, len(rows.coded.columns))
 
     def _fetched(self, lists: DeviceLists, rows: HeldRows, name: str = "lists") -> list[Listed]:
         """The lists, once everything that was queued is done; those that overflowed are made again."""
-        count, capacity, head = lists.count, lists.capacity, _head(lists.count)
-        places = 8 * count * capacity
-        data = self._arena.fetch(name, lists.thresholds, head + places // 2 * 5, np.uint8)
+        count, capacity = lists.queries, lists.capacity
+        head = self._arena.fetch(f"{name} head", lists.thresholds, 12 * count, np.uint8)
+        data = self._arena.fetch(name, lists.radii, 20 * count * capacity, np.uint8)
         self._arena.wait()
-        thresholds = data[: 8 * count].view(np.float64)
-        counts = data[8 * count : 12 * count].view(np.int32).tolist()
-        radii, scores = data[head : head + 2 * places].view(np.float64).reshape(2, count, capacity)
-        listed = data[head + 2 * places :].view(np.int32).reshape(count, capacity)
+        thresholds, counts = head[: 8 * count].view(np.float64), head[8 * count :].view(np.int32).tolist()
+        radii, scores = data[: 16 * count * capacity].view(np.float64).reshape(2, count, capacity)
+        listed = data[16 * count * capacity :].view(np.int32).reshape(count, capacity)
         found = []
         for which, size in enumerate(counts):
             if size > capacity:
@@ -419,7 +418,7 @@ class KernelScan:
         """Queue the list of one query, with room for every row."""
         long = self._make_lists("long list", rows.count, lists.scores + 8 * which * rows.count, threshold)
         terms = lists.terms + 8 * which * len(rows.coded.columns) * (6 + MOST_BLOCKS)
-        long = replace(long, terms=terms)
+        long = long._replace(terms=terms)
         self._fill(long, rows)
         return long
 
@@ -445,13 +444,9 @@ class KernelScan:
     def _launch(self, name: str, blocks: int, addresses: Sequence[int], *numbers: float) -> None:
         function = self._record.functions[name]
         if blocks:
+            self._arena.flush()
             kernel, stream = self._kernels[name], self._arena.stream
             self._device.launch_kernel(kernel, blocks, function.threads, addresses, numbers, stream)
-
-
-def _head(queries: int) -> int:
-    """Bytes before the lists of so many queries: a threshold each, and how many rows were found and picked."""
-    return 16 * queries
 
 
 def _picks(k: int, rows: int) -> int:

@@ -67,6 +67,11 @@ class Axes:
         return np.ascontiguousarray(self.basis.T, np.float64)
 
     @cached_property
+    def middle(self) -> Float64Array:
+        """The mean in float64: [D]."""
+        return self.mean.astype(np.float64)
+
+    @cached_property
     def leading(self) -> Float64Array:
         """The first columns of B, along which int8 codes are measured: float64 [D, at most 64]."""
         return np.ascontiguousarray(self.columns[:, :CODE_AXES])
@@ -105,12 +110,18 @@ class PrefixLevel:
         """Number of coordinates with a second code (K)."""
         return len(self.finer)
 
-    @property
+    @cached_property
     def steps(self) -> FloatArray:
         """The step of each code: float32 [P + K]."""
         return np.concatenate([self.step, self.finer])
 
-    @property
+    @cached_property
+    def size(self) -> float:
+        """No less than the norm of any vector's coordinates as they are coded, in one code or in two."""
+        steps, finer = self.step.astype(np.float64), self.finer.astype(np.float64)
+        return float(np.linalg.norm(steps) + np.linalg.norm(finer)) * LEVELS * _MORE
+
+    @cached_property
     def coordinate_of(self) -> NDArray[np.int64]:
         """Which coordinate each code is of: int64 [P + K]."""
         return np.concatenate([np.arange(self.coordinates), np.arange(self.again)])

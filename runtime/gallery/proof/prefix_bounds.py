@@ -18,7 +18,6 @@ from ..kernels.layout import OFFSET
 from .bounds import rounding
 from .pooling import Float64Array
 from .prefix import Axes, PrefixLevel, SearchPlan, along_axes
-from .quantize import LEVELS
 
 _MORE = 1 + 1e-9  # what float64 loses in a sum of squares and in a few operations after it
 _UNIT64, _UNIT32 = 2.0**-53, 2.0**-24
@@ -156,8 +155,5 @@ def _factors(vectors: Float64Array, axes: Axes, level: PrefixLevel) -> _Factors:
     along = np.sqrt(np.add.reduceat(np.square(y), level.edges[:-1], axis=1)) * _MORE + lost[:, None]
     norms = np.concatenate([along, rotated.rest[:, None]], axis=1) * level.norm_step[:-1].astype(np.float64) * _MORE
     products = f * y[:, level.coordinate_of] * level.steps.astype(np.float64)
-    steps, finer = level.step.astype(np.float64), level.finer.astype(np.float64)
-    sizes = (np.linalg.norm(steps) + np.linalg.norm(finer)) * LEVELS * _MORE  # no less than ||s n||, in two digits
-    mean = axes.mean.astype(np.float64)
-    constant = product(vectors, mean[:, None])[:, 0] + lost * sizes
-    return _Factors(norms, products, constant, norm * np.linalg.norm(mean) * _MORE, norm)
+    constant = product(vectors, axes.middle[:, None])[:, 0] + lost * level.size
+    return _Factors(norms, products, constant, norm * np.linalg.norm(axes.middle) * _MORE, norm)

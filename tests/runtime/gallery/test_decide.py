@@ -21,6 +21,7 @@ from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_c
 from chan_rt.runtime.gallery.cuda import ResidentSearch, SplitScan
 from chan_rt.runtime.gallery.cuda import decide as decide_module
 from chan_rt.runtime.gallery.cuda import held as held_module
+from chan_rt.runtime.gallery.cuda import memory as memory_module
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.best import Details, pooled
 from chan_rt.runtime.gallery.cuda.decide import Codes
@@ -319,6 +320,7 @@ def test_details_are_a_sequence_of_true_rows() -> None:
 @pytest.mark.parametrize("what", ["malloc", "malloc_host"])
 def test_nothing_that_was_freed_is_read_after_memory_ran_out(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever allocation of a larger call fails, the next smaller call finds what it found before."""
+    monkeypatch.setattr(memory_module, "_LETTER", 4096)  # not enough for the larger call
     dim, alignment, allowed = 24, AlignmentConfig(), np.ones(60, bool)
     parts = make_parts(made_up("plain", 3, 60, 5, dim))
     few, many = made_queries((5,), dim), made_queries((5,) * 20, dim)
