@@ -8,7 +8,6 @@ connecting, starting an actor, which opens the bundle, and one commit more for e
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ import click
 import numpy as np
 
 from ..commands import values
-from ..runtime.extras import needs
 from ..runtime.gallery import Gallery, GalleryWriter
 from ..runtime.indexing.data_sources import open_source
 from ..runtime.indexing.index import index_source, prepare_search
@@ -31,6 +29,7 @@ from ..runtime.matcher import Matcher
 from ..runtime.session import gallery_settings
 from ..scale.bulk import index_on_cluster
 from .measure import machine
+from .own_cluster import own_cluster
 
 NODES = 2
 
@@ -109,17 +108,8 @@ def _cluster(address: str | None) -> Iterator[str]:
     if address is not None:
         yield address
         return
-    with needs("ray", "the benchmark of encoding on a cluster"):
-        from ray.cluster_utils import Cluster
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    node = {"num_cpus": 1, "object_store_memory": 200 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        for _ in range(NODES - 1):
-            cluster.add_node(**node)
+    with own_cluster(NODES) as cluster:
         yield str(cluster.address)
-    finally:
-        cluster.shutdown()
 
 
 @click.command()

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from chan_rt.bench.own_cluster import own_cluster
 from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter
 
 if TYPE_CHECKING:
@@ -100,9 +101,6 @@ def gallery(tmp_path: Path) -> Path:
     return path
 
 
-NODE = {"num_cpus": 1, "object_store_memory": 200 << 20, "include_dashboard": False}
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
     """Two nodes of one CPU each, on this machine; no driver is connected, and a test that removes a node adds another.
@@ -110,11 +108,5 @@ def ray_cluster() -> Iterator[Cluster]:
     `ray_cluster.address` is that of the cluster, for `ray.init` and for commands.
     """
     pytest.importorskip("ray", reason="Ray is not installed")
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args=NODE)
-        cluster.add_node(**NODE)
+    with own_cluster(2) as cluster:
         yield cluster
-        cluster.shutdown()

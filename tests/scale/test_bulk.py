@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -369,6 +370,11 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "chan-rt[ray]" in refused("index", bundle, photos, "-o", tmp_path / "new", "--ray")
+
+
+def test_the_cluster_takes_no_port_and_no_folder_of_another(ray_cluster: Cluster) -> None:
+    assert ray_cluster.head_node.dashboard_agent_listen_port not in (52365, -1)  # -1: it got none
+    assert Path(ray_cluster.head_node.get_temp_dir_path()).parent != Path(tempfile.gettempdir())
 
 
 def test_the_benchmark_compares_galleries_of_the_same_rows(ray_cluster: Cluster, bundle: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt import cli
+from chan_rt.bench.own_cluster import NODE
 from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter, ShardedWriter, split_gallery
 from chan_rt.runtime.errors import BackendError, GalleryError, GalleryIncomplete, InputError
 from chan_rt.scale.asking import Patience
@@ -27,7 +28,6 @@ from chan_rt.scale.connection import connected
 from chan_rt.scale.ray_serve import RayCluster, RayShards, ShardReplica
 from chan_rt.scale.remote_gallery import RemoteGallery
 
-from .conftest import NODE
 from .fake_shards import answers_of, make_shards, plain, rows_of
 from .served import SECONDS, serving, until
 

@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from chan_rt import cli
+from chan_rt.bench.own_cluster import NODE
 from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, gallery_settings
 from chan_rt.scale.remote import Remote
 
-from .conftest import NODE
 from .served import serving
 
 if TYPE_CHECKING:
