@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,9 @@ def padded_store(
     check_not_empty(file, lengths)
 
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-        return [np.asarray(array[int(row)])[: lengths[row]] for row in rows]
+        images = [np.array(array[int(row)][: lengths[row]]) for row in rows]
+        _unmap_pages(array)
+        return images
 
     def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
         return [None if boxes is None else boxes(int(row))[: lengths[row]] for row in rows]
@@ -91,7 +94,9 @@ def flat_store(file: Path, array: Any, spans: NDArray[np.int64], boxes: BoxReade
     check_size(file, len(spans), int(lengths.max()) * int(array.shape[1]) * array.dtype.itemsize)
 
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-        return [np.asarray(array[int(spans[row, 0]) : int(spans[row, 1])]) for row in rows]
+        images = [np.array(array[int(spans[row, 0]) : int(spans[row, 1])]) for row in rows]
+        _unmap_pages(array)
+        return images
 
     def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
         return [None if boxes is None else boxes(slice(int(spans[row, 0]), int(spans[row, 1]))) for row in rows]
@@ -177,6 +182,17 @@ def one_width(file: Path, widths: set[int]) -> int:
     if len(widths) > 1:
         raise InputError(f"{file}: all images must have features of one width, got {sorted(widths)}")
     return widths.pop()
+
+
+def _unmap_pages(array: Any) -> None:
+    """Let go of the pages of a mapped file that were read, so that memory does not hold the features of a whole split.
+
+    They stay in the system's cache of files. Views of the array stay valid: what they need is mapped again.
+    """
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def found(array: Any) -> str:

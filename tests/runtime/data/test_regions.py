@@ -89,6 +89,26 @@ def test_every_form_gives_the_same_images(tmp_path: Path, form: str) -> None:
             np.testing.assert_array_equal(image, RAGGED[row])
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux shows which pages a process holds")
+@pytest.mark.parametrize("form", ["npy", "flat", "padded"])
+def test_memory_does_not_hold_what_was_read(tmp_path: Path, form: str) -> None:
+    features = RNG.standard_normal((8, 32, 2048)).astype(np.float32)  # 2 MiB
+    match form:
+        case "npy":
+            np.save(tmp_path / "test_ims.npy", features)
+        case "flat":
+            np.savez(tmp_path / "test_ims.npz", features=features.reshape(-1, 2048), pos_boxes=32 * np.c_[:8, 1:9])
+        case "padded":
+            np.savez(tmp_path / "test_ims.npz", features=features, num_boxes=np.full(8, 32))
+    store = opened(tmp_path, None)
+    for row in range(8):
+        np.testing.assert_array_equal(store.read(np.array([row]))[0], features[row])
+    smaps = Path("/proc/self/smaps").read_text().split("/test_ims.")
+    held = [int(mapping.split("Rss:")[1].split()[0]) for mapping in smaps[1:]]  # KiB
+    assert held
+    assert sum(held) <= 64, held
+
+
 def test_the_order_of_a_tsv_file_needs_no_ids(tmp_path: Path) -> None:
     tsv(tmp_path)
     store = opened(tmp_path, None)
