@@ -149,12 +149,22 @@ class _Counting:
         """See `ResidentScan.decider`."""
         decide = self._scan.decider(rows)
 
-        def counted(*arguments: Any) -> Sequence[Decided]:
+        def counted(
+            queries: Sequence[Floats],
+            k: int,
+            allowed: NDArray[np.bool_],
+            floors: NDArray[np.float64],
+            turn: int,
+            use: Callable[[Decided], None],
+        ) -> None:
             assert decide is not None
-            found = decide(*arguments)
-            self._where.listed += [number for each in found for number in each.found.tolist()]
+
+            def count(decided: Decided) -> None:
+                self._where.listed += decided.found.tolist()
+                use(decided)
+
+            decide(queries, k, allowed, floors, turn, count)
             self._note()
-            return found
 
         return None if decide is None else counted
 

@@ -26,6 +26,7 @@ from .queries import SentQueries
 SHARE = 0.5  # of the memory that is free beside the codes, that fine copies may take
 _FORMS = {"float32": ("float32", 4), "float16": ("float16", 2), "uint8": ("fixed16", 1)}  # by the type that is stored
 _AHEAD = 1024  # pairs that are decided before the CPU knows how long the lists are
+_MOST_AHEAD = 256  # places of each list that are decided so, where the last lists were as long
 _LONGEST = 4096  # vectors of a query up to which they are
 RESULTS = 64 << 20  # bytes of results on the GPU at once; more pairs are decided in turns
 PAIR_BYTES = 12  # of results, for each of a query's vectors
@@ -132,6 +133,7 @@ class Decider:
         slope = 1 / alignment.pooling_temperature if alignment.pooling == "LSE" else 1.0
         self._share = 2 / slope * (1 + 1e-8)
         self._known: weakref.WeakValueDictionary[int, _Copy] = weakref.WeakValueDictionary()
+        self._listed = 0  # rows on the longest list of the last queries
 
     def hold(self, parts: Sequence[Part]) -> Fine | None:
         """The fine copies of parts on the device, each uploaded once; None where they do not fit.
@@ -181,8 +183,12 @@ class Decider:
             padded[:, : self._dim] = vectors
             yield padded
 
-    def decide(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int) -> Decided:
-        """The similarities of all rows on lists; none of a list that does not hold all of its rows.
+    def decide(
+        self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int
+    ) -> Callable[[], Decided]:
+        """Queue the similarities of the first rows on lists; a function that waits for them, and computes the rest.
+
+        It returns none of a list that does not hold all of its rows. Nothing else may be queued before it returned.
 
         Args:
             fine: of all rows.
@@ -193,25 +199,31 @@ class Decider:
         """
         arena, count, capacity = self._arena, lists.queries, lists.capacity
         fetched = arena.fetch("found", lists.found, count, np.int32)
-        ahead = min(capacity, _AHEAD // count) * (longest <= _LONGEST)  # places of each list, decided at once
+        usual = min(self._listed, _MOST_AHEAD, RESULTS // (PAIR_BYTES * longest * count))
+        ahead = min(capacity, max(_AHEAD // count, usual)) * (longest <= _LONGEST)  # places of each list
         begins = np.arange(count) * capacity
         first = self._fetch(fine, codes, lists, sent, (begins[:, None] + np.arange(ahead)).reshape(-1), longest)
-        arena.wait()
-        found = fetched.astype(np.int64)
-        held = np.where(found <= capacity, found, 0)
-        which, place = np.nonzero(np.arange(ahead) < held[:, None])
-        results: list[tuple[NDArray[Any], ...]] = [(which, *(array[which * ahead + place] for array in first))]
-        rest = np.maximum(held - ahead, 0)
-        left = np.repeat(begins + ahead - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
-        most = max(1, RESULTS // (PAIR_BYTES * longest))
-        for begin in range(0, len(left), most):
-            chosen = left[begin : begin + most]
-            more = self._fetch(fine, codes, lists, sent, chosen, longest)
+
+        def finish() -> Decided:
             arena.wait()
-            results.append((chosen // capacity, *(array.copy() for array in more)))  # until the next fetch
-        columns = results[0] if len(results) == 1 else [np.concatenate(each) for each in zip(*results, strict=True)]
-        which, rows, maxima, winners = columns
-        return Decided(np.arange(count), found, which, rows.astype(np.int64), maxima, winners)
+            found = fetched.astype(np.int64)
+            held = np.where(found <= capacity, found, 0)
+            self._listed = int(held.max())
+            which, place = np.nonzero(np.arange(ahead) < held[:, None])
+            results: list[tuple[NDArray[Any], ...]] = [(which, *(array[which * ahead + place] for array in first))]
+            rest = np.maximum(held - ahead, 0)
+            left = np.repeat(begins + ahead - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
+            most = max(1, RESULTS // (PAIR_BYTES * longest))
+            for begin in range(0, len(left), most):
+                chosen = left[begin : begin + most]
+                more = self._fetch(fine, codes, lists, sent, chosen, longest)
+                arena.wait()
+                results.append((chosen // capacity, *(array.copy() for array in more)))  # until the next fetch
+            columns = results[0] if len(results) == 1 else [np.concatenate(each) for each in zip(*results, strict=True)]
+            which, rows, maxima, winners = columns
+            return Decided(np.arange(count), found, which, rows.astype(np.int64), maxima, winners)
+
+        return finish
 
     def similarities(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int) -> int:
         """Queue the similarities of all places of the lists; the arguments are as of `decide`.

@@ -30,8 +30,27 @@ class Listed(NamedTuple):
 
 
 Queries = Sequence[NDArray[np.float32]]  # each query's vectors [Q_i, D]
-# Queries, k, the allowed rows and floors, as of `shortlist`: what is decided of the rows that it would list.
-Decide = Callable[[Queries, int, NDArray[np.bool_], Float64Array], Sequence[Decided]]
+
+
+class Decide(Protocol):
+    """Decides among the rows that `ResidentScan.shortlist` would list; its first arguments are as there."""
+
+    def __call__(
+        self,
+        queries: Queries,
+        k: int,
+        allowed: NDArray[np.bool_],
+        floors: Float64Array,
+        turn: int,
+        use: Callable[[Decided], None],
+    ) -> None:
+        """Decide about some queries at a time, and call `use` with what was decided while the GPU computes the next.
+
+        Args:
+            turn: how many queries at most at a time.
+            use: is called once for each query, by one thread at a time, in any order of the queries. Its errors are
+                raised here; then nothing is under way on the GPU.
+        """
 
 
 class ResidentScan(Protocol):

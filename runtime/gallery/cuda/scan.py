@@ -15,7 +15,6 @@ float16 holds a half-precision copy instead: twice the bytes, nothing proven, no
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +26,6 @@ from numpy.typing import NDArray
 
 from ...backends.device import Device
 from ...contract import AlignmentConfig
-from ...forks import now_and_after_fork
 from ..proof.bounds import MOST_BLOCKS
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
@@ -52,6 +50,7 @@ from .lists import DeviceLists
 from .memory import Arena
 from .queries import QuerySender, SentQueries
 from .resident import Decide, Listed, Queries
+from .turns import Turns
 
 BEYOND = 22  # rows beyond k whose true scores give the threshold, where the GPU holds the fine copy
 CAPACITY = 4096  # rows a query's list holds; where more qualify, it is made again with room for all
@@ -92,7 +91,7 @@ class KernelScan:
         self._sender = QuerySender(self._arena, self._launch, self.certified, self._width, dim, alignment)
         self._holder = RowHolder(self._arena, record, self._sender, dim)
         self._decider = Decider(self._arena, self._launch, self._width, dim, alignment)
-        now_and_after_fork(self._make_lock)
+        self._turns = Turns(self._arena)
         self._kernels: dict[str, Any] = {}
         self._known: weakref.WeakValueDictionary[int, HeldPart] = weakref.WeakValueDictionary()
         try:
@@ -101,9 +100,6 @@ class KernelScan:
         except BaseException:
             self.close()
             raise
-
-    def _make_lock(self) -> None:
-        self._turn = threading.Lock()
 
     @property
     def allocations(self) -> int:
@@ -117,7 +113,7 @@ class KernelScan:
             BackendError: the device has too little memory; the message gives how much is needed and what to do.
             TensorError: a value that float16 cannot hold.
         """
-        with self._turn:
+        with self._turns.lock:
             held = self._known.get(id(part))
             if held is None:
                 self._device.activate()
@@ -131,7 +127,7 @@ class KernelScan:
         Raises:
             GpuMemoryError: the device has too little memory.
         """
-        with self._turn:
+        with self._turns.lock:
             self._device.activate()
             return self._holder.gather(held)
 
@@ -140,10 +136,16 @@ class KernelScan:
     ) -> list[Listed]:
         """See `ResidentScan.shortlist`."""
         found: dict[int, Listed] = {}
-        for piece, listed in self._in_pieces(
-            rows, queries, k, allowed, floors, lambda lists, _: self._fetched(lists, rows)
-        ):
-            found |= zip(piece, listed, strict=True)
+        self._in_pieces(
+            rows,
+            queries,
+            k,
+            allowed,
+            floors,
+            _QUERIES,
+            lambda lists, _: partial(self._fetched, lists, rows),
+            lambda piece, listed: found.update(zip(piece, listed, strict=True)),
+        )
         return [found[i] for i in range(len(queries))]
 
     def decider(self, rows: HeldRows) -> Decide | None:
@@ -155,7 +157,7 @@ class KernelScan:
         """
         if not self.certified:
             return None
-        with self._turn:
+        with self._turns.lock:
             self._device.activate()
             fine = self._decider.hold([each.part for each in rows.held])
         return None if fine is None else partial(self._decide, rows, fine)
@@ -168,25 +170,34 @@ class KernelScan:
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
-    ) -> list[Decided]:
+        turn: int,
+        use: Callable[[Decided], None],
+    ) -> None:
         """See `Decide`."""
         bounds = rows.error, rows.norm, rows.blocks, rows.plans
         held = Codes(rows.base, rows.places, rows.scale, rows.lengths, *bounds, rows.count, len(rows.coded.columns))
 
-        def decided(lists: DeviceLists, sent: SentQueries) -> Decided:
+        def take(lists: DeviceLists, sent: SentQueries) -> Callable[[], Decided]:
             longest = max(sent.lengths)
-            several = [self._decider.decide(fine, held, lists, sent, longest)]
-            for which in np.flatnonzero(several[0].found > lists.capacity).tolist():
-                threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
-                self._arena.wait()
-                long = self._list_again(lists, rows, which, threshold)
-                again = self._decider.decide(fine, held, long, sent.alone(which), longest)
-                several.append(replace(again, queries=np.full_like(again.queries, which)))
-            return join(several)
+            finish = self._decider.decide(fine, held, lists, sent, longest)
+
+            def decided() -> Decided:
+                several = [finish()]
+                for which in np.flatnonzero(several[0].found > lists.capacity).tolist():
+                    threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
+                    self._arena.wait()
+                    long = self._list_again(lists, rows, which, threshold)
+                    again = self._decider.decide(fine, held, long, sent.alone(which), longest)()
+                    several.append(replace(again, queries=np.full_like(again.queries, which)))
+                return join(several)
+
+            return decided
+
+        def numbered(piece: list[int], decided: Decided) -> None:
+            use(replace(decided, numbers=np.array(piece)))
 
         truth = partial(self._raise_by_truth, fine, held)
-        every = self._in_pieces(rows, queries, k, allowed, floors, decided, truth)
-        return [replace(each, numbers=np.array(piece)) for piece, each in every]
+        self._in_pieces(rows, queries, k, allowed, floors, turn, take, numbered, truth)
 
     def _in_pieces(
         self,
@@ -195,29 +206,45 @@ class KernelScan:
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
-        take: Callable[[DeviceLists, SentQueries], T],
+        turn: int,
+        take: Callable[[DeviceLists, SentQueries], Callable[[], T]],
+        use: Callable[[list[int], T], None],
         truth: Truth | None = None,
-    ) -> list[tuple[list[int], T]]:
-        """The numbers of the queries of each launch, and what `take` makes of their lists; it waits for these.
+    ) -> None:
+        """Queue the lists of some queries at a time, and use what comes of them while the GPU computes the next.
 
-        truth: as of `_queue_lists`.
+        Between two launches others have their turn.
+
+        Args:
+            rows, queries, k, allowed, floors: as of `shortlist`.
+            turn: how many queries at most at a time.
+            take: queues what needs their lists; what it returns waits for that, and is called before others queue.
+            use: is given the queries' numbers, and what that returned.
+            truth: as of `_queue_lists`.
         """
         k = max(1, min(k, rows.count))  # a number that a kernel takes
-        every = []
-        with self._turn:
-            self._device.activate()
-            for piece in _pieces(queries):
-                own = [queries[i] for i in piece]
+        last: tuple[list[int], T] | None = None
+        for piece in _pieces(queries, turn):
+            if last is not None and self._turns.awaited:  # others go first
+                use(*last)
+                last = None
+            own = [queries[i] for i in piece]
+            with self._turns.search():
                 for levels in _levels_for(rows, own):
                     self._arena.begin()
                     sent = self._sender.send(own, _slot(own) if levels is None else None)
                     lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels, truth)
                     candidates = self._fetch_candidates(lists)
-                    taken = take(lists, sent)
+                    finish = take(lists, sent)
+                    if last is not None:
+                        use(*last)
+                        last = None
+                    taken = finish()
                     if self._fit(lists, candidates):
                         break
-                every.append((piece, taken))
-        return every
+            last = piece, taken
+        if last is not None:
+            use(*last)
 
     def _raise_by_truth(
         self,
@@ -244,7 +271,7 @@ class KernelScan:
 
     def close(self) -> None:
         """See `ResidentScan.close`."""
-        with self._turn:
+        with self._turns.lock:
             try:
                 self._device.activate()
                 while self._kernels:
@@ -476,10 +503,10 @@ def _slot(queries: Queries) -> int | None:
     return slot if slot is not None and len(queries) * slot >= WORDS_A_TILE else None
 
 
-def _pieces(queries: Queries) -> list[list[int]]:
-    """The queries' numbers, those of one launch together."""
-    alike = _alike(queries)
-    return [numbers[begin : begin + _QUERIES] for numbers in alike for begin in range(0, len(numbers), _QUERIES)]
+def _pieces(queries: Queries, turn: int) -> list[list[int]]:
+    """The queries' numbers, those of one launch together, which are at most `turn`."""
+    step = min(turn, _QUERIES)
+    return [numbers[begin : begin + step] for numbers in _alike(queries) for begin in range(0, len(numbers), step)]
 
 
 def _alike(queries: Queries) -> list[list[int]]:

@@ -15,6 +15,7 @@ from ..compiled import CompiledSearch
 from ..proof.certify import Ranking
 from ..proof.gallery_rows import GalleryRows
 from .best import best_of
+from .decide import Decided
 from .resident import ResidentScan
 from .scan import BEYOND
 
@@ -52,21 +53,21 @@ class ResidentSearch:
         candidates = int(np.count_nonzero(allowed))
         k = max(1, min(k, self._count))
         turn = max(1, min(_TURN, _SCORE_BYTES // (8 * self._count)))
-        pieces = [slice(first, first + turn) for first in range(0, len(queries), turn)]
         if self._decide is None:
+            pieces = [slice(first, first + turn) for first in range(0, len(queries), turn)]
             return [
                 replace(ranking, candidates=candidates)
                 for piece in pieces
                 for ranking in self._turn(queries[piece], k, allowed, least[piece])
             ]
         lengths = np.array([len(query) for query in queries])
-        rankings: list[Ranking] = []
-        for piece in pieces:
-            found: dict[int, Ranking] = {}
-            for decided in self._decide(queries[piece], k, allowed, least[piece]):
-                found |= best_of(decided, lengths[piece], k, least[piece], candidates, self._alignment)
-            rankings += [found[i] for i in range(len(found))]
-        return rankings
+        found: dict[int, Ranking] = {}
+
+        def use(decided: Decided) -> None:
+            found.update(best_of(decided, lengths, k, least, candidates, self._alignment))
+
+        self._decide(queries, k, allowed, least, turn, use)
+        return [found[i] for i in range(len(queries))]
 
     def _turn(
         self, queries: Sequence[NDArray[np.float32]], k: int, allowed: NDArray[np.bool_], floors: NDArray[np.float64]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,18 +129,29 @@ class SplitScan:
         k: int,
         allowed: NDArray[np.bool_],
         floors: Float64Array,
-    ) -> list[Decided]:
-        """See `Decide`."""
+        turn: int,
+        use: Callable[[Decided], None],
+    ) -> None:
+        """See `Decide`: what the GPUs decided about the same queries is used once the last of them has."""
         if self._closed:
             raise BackendError("the gallery was closed")
+        waiting: defaultdict[int, list[Decided]] = defaultdict(list)  # by the first query's number
+        one_at_a_time = threading.Lock()
 
-        def decided(index: int) -> list[Decided]:
+        def decide_on(index: int) -> None:
             decide, numbers = deciders[index]
-            found = decide(queries, k, allowed[numbers], floors)
-            return [replace(each, rows=numbers[each.rows]) for each in found]
 
-        every = zip(*self._pool.map(decided, len(deciders)), strict=True)
-        return [replace(join(each), found=np.sum([one.found for one in each], axis=0)) for each in every]
+            def take(decided: Decided) -> None:
+                with one_at_a_time:
+                    every = waiting[int(decided.numbers[0])]
+                    every.append(replace(decided, rows=numbers[decided.rows]))
+                    if len(every) == len(deciders):
+                        use(replace(join(every), found=np.sum([each.found for each in every], axis=0)))
+                        every.clear()
+
+            decide(queries, k, allowed[numbers], floors, turn, take)
+
+        self._pool.map(decide_on, len(deciders))
 
     def close(self) -> None:
         """See `ResidentScan.close`."""

@@ -24,7 +24,7 @@ from chan_rt.runtime.gallery.cuda import held as held_module
 from chan_rt.runtime.gallery.cuda import memory as memory_module
 from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.best import Details, pooled
-from chan_rt.runtime.gallery.cuda.decide import Codes
+from chan_rt.runtime.gallery.cuda.decide import Codes, Decided
 from chan_rt.runtime.gallery.cuda.kernels import FORMS
 from chan_rt.runtime.gallery.cuda.lists import DeviceLists
 from chan_rt.runtime.gallery.kernels.layout import stored_width
@@ -130,7 +130,7 @@ def test_each_pair_is_the_true_row(
     on_device = DeviceLists(3, 6, 0, 0, *sent, 0, 0, 0, terms)
     bounds = held.error, held.norm, held.blocks, held.plans
     codes = Codes(held.base, held.places, held.scale, held.lengths, *bounds, len(rows), len(held.coded.columns))
-    decided = scan._decider.decide(fine, codes, on_device, asked, 40)
+    decided = scan._decider.decide(fine, codes, on_device, asked, 40)()
     assert decided.found.tolist() == [4, 0, 5]
     pairs = list(zip(decided.queries.tolist(), decided.rows.tolist(), strict=True))
     assert sorted(pairs) == sorted((i, row) for i, chosen in enumerate(lists) for row in chosen)
@@ -155,7 +155,9 @@ def test_true_scores_of_a_few_rows_make_the_lists_short(pooling: str, k: int) ->
     held = scan.gather([scan.hold(part) for part in make_parts(rows, (30,))])
     everything, none = np.ones(count, bool), np.full(3, -np.inf)
     listed = scan.shortlist(held, queries, k, everything, none)
-    (decided,) = scan.decider(held)(queries, k, everything, none)
+    every: list[Decided] = []
+    scan.decider(held)(queries, k, everything, none, 3, every.append)
+    (decided,) = every
     assert device.launched.count("reach_64" if k < 43 else "reach_256") == 1
     for i, own in enumerate(listed):
         truth = np.array([true_row(row, queries[i], "images", alignment).score for row in rows])

@@ -706,10 +706,12 @@ def test_several_gpus_refuse_searches_once_they_are_closed() -> None:
 
 def test_a_fork_leaves_no_lock_of_a_scan_behind() -> None:
     scan = open_scan("int8", 24, AlignmentConfig())[0]
-    for each in (scan, SplitScan([scan, scan])):
-        each._turn.acquire()
-        forks._call_all()
-        assert not each._turn.locked()
+    split = SplitScan([scan, scan])
+    split._turn.acquire()
+    scan._turns.lock.acquire()
+    forks._call_all()
+    assert not split._turn.locked()
+    assert not scan._turns.lock.locked()
 
 
 # -- through a gallery on disk

@@ -20,6 +20,7 @@ from chan_rt.runtime.gallery.cuda import SplitScan
 from chan_rt.runtime.gallery.cuda import decide as decide_module
 from chan_rt.runtime.gallery.cuda import held as held_module
 from chan_rt.runtime.gallery.cuda import scan as scan_module
+from chan_rt.runtime.gallery.cuda.decide import Decided
 from chan_rt.runtime.gallery.cuda.kernels import level_stride
 from chan_rt.runtime.gallery.cuda.scan import KernelScan
 from chan_rt.runtime.gallery.kernels.layout import stored_width
@@ -238,7 +239,9 @@ def test_most_codes_are_not_read() -> None:
     scan, device = open_scan("int8", dim, AlignmentConfig(), capacity=4 << 30)
     held = scan.gather([scan.hold(part) for part in parts])
     none, everything = np.full(2, -np.inf), np.ones(count, bool)
-    (decided,) = scan.decider(held)(list(words[:2]), k, everything, none)
+    every: list[Decided] = []
+    scan.decider(held)(list(words[:2]), k, everything, none, 2, every.append)
+    (decided,) = every
     scores = device.array(scan._arena._rooms["scores"][0], np.float64)[: 2 * count].reshape(2, count)
     scanned = np.isfinite(scores).sum(axis=1)
     assert (scanned < count // 2).all()
