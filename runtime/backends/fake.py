@@ -126,6 +126,7 @@ class FakeDevice:
 
     def synchronize(self, stream: int) -> None:
         """Do all that was queued, on any stream."""
+        assert self.streams or not stream, "the stream was destroyed"
         queued, self._queued = self._queued, []
         for do in queued:
             do()

@@ -29,12 +29,19 @@ _PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
 
 
 @dataclass(eq=False)
+class _Coded:
+    """A part's vectors at the first level of its plan on the device."""
+
+    address: int = 0
+
+
+@dataclass(eq=False)
 class HeldPart:
     """A part's vectors on the device, and at the first level of its plan, where they are needed."""
 
     part: Part
     vectors: int = 0
-    levels: int = 0
+    coded: _Coded | None = None
 
 
 @dataclass(eq=False)
@@ -146,15 +153,21 @@ class RowHolder:
         coded = [each for each in rows.held if each.part.plan is not None and each.part.plan.axes is plan.axes]
         if sum(len(each.part.starts) - 1 for each in coded) * COVERED[1] < rows.count * COVERED[0]:
             return None
+        fresh = [each for each in coded if each.coded is None]
         try:
-            for each in coded:
-                vectors = None if each.levels else coded_vectors(each.part, self._stride)
+            for each in fresh:
+                vectors = coded_vectors(each.part, self._stride)
                 if vectors is not None:
-                    (each.levels,) = self._arena.keep(each, [vectors])
-            base, places = joined_places([(each.part, each.levels) for each in rows.held], plan, self._stride, UNIT)
+                    own = _Coded()
+                    (own.address,) = self._arena.keep(own, [vectors])
+                    each.coded = own
+            held = [(each.part, each.coded.address if each.coded else 0) for each in rows.held]
+            base, places = joined_places(held, plan, self._stride, UNIT)
             levels = Levels(plan.axes, plan.first, base, rows.largest)
             (levels.places,) = self._arena.keep(levels, [places])
-        except GpuMemoryError:  # they only save time
+        except GpuMemoryError:  # they only save time, so those of the other parts give their room back
+            for each in fresh:
+                each.coded = None
             return None
         return levels
 

@@ -150,8 +150,9 @@ class Arena:
         return host.view(dtype)
 
     def wait(self) -> None:
-        """Wait for all that was queued; its errors are raised here."""
-        self.device.synchronize(self.stream)
+        """Wait for all that was queued; its errors are raised here. Once the arena is closed, nothing is."""
+        if not self._closed:
+            self.device.synchronize(self.stream)
 
     def close(self) -> None:
         """Free everything; twice does no harm."""

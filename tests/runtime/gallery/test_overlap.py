@@ -192,6 +192,15 @@ def test_a_close_between_two_turns_ends_the_search(monkeypatch: pytest.MonkeyPat
     assert opened.device.empty
 
 
+def test_nothing_waits_on_a_stream_that_was_given_back() -> None:
+    device = FakeDevice({})
+    arena = Arena(device)
+    arena.close()
+    arena.wait()
+    with pytest.raises(AssertionError, match="destroyed"):
+        device.synchronize(arena.stream)
+
+
 def test_a_close_during_a_turn_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Opened(monkeypatch)
     closing = threading.Thread(target=opened.scan.close)

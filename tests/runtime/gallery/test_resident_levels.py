@@ -202,7 +202,7 @@ def test_levels_are_uploaded_once_and_freed_with_their_part() -> None:
     stride = level_stride(stored_width(DIM))
     assert stride == 64
     for part, own in zip(parts, held.held, strict=True):
-        stored = device.array(own.levels, np.int8)[: len(part.stored) * stride].reshape(-1, stride)
+        stored = device.array(own.coded.address, np.int8)[: len(part.stored) * stride].reshape(-1, stride)
         width = part.coded.first.shape[1]
         np.testing.assert_array_equal(stored[:, :width], part.coded.first.astype(np.int16) - 128)
     before = device.copied_in
@@ -225,6 +225,26 @@ def test_where_memory_does_not_suffice_levels_are_left_out() -> None:
     del held
     scan.close()
     assert device.empty
+
+
+def test_levels_of_some_parts_give_their_room_back_where_those_of_others_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, kept = np.random.default_rng(0), []
+    rows = fallen(rng, made_up("plain", 3, 100, 5, DIM))
+    parts = make_parts(rows, (50,), plan=plan_of(rows, rows[:2]))
+    sizes = [int(part.starts[-1]) * 64 for part in parts]
+    for least, room in ((1 << 40, 1 << 30), (0, sizes[0]), (0, sum(sizes)), (0, sum(sizes) + 100 * 8)):
+        monkeypatch.setattr(held_module, "LEAST", least)
+        scan, device = open_scan("int8", DIM, AlignmentConfig(), capacity=room + (kept[0] if kept else 0))
+        held = scan.gather([scan.hold(part) for part in parts])
+        kept.append(sum(map(len, device.memory.values())))
+        fits = room == sum(sizes) + 100 * 8
+        assert (held.levels is not None) == fits
+        assert kept[-1] == kept[0] + fits * room
+        del held
+        scan.close()
+        assert device.empty
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
