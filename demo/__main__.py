@@ -5,6 +5,8 @@ A second run keeps the scenes and engines that exist.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -108,6 +110,9 @@ def run(out: Path, scenes: int) -> bool:
     for name in ("index.html", "parity.html", "alignment.png"):
         click.echo(f"    {out / name}")
     click.echo("Next:")
+    activate = Path(sys.prefix, "bin", "activate")
+    if shutil.which("chan") is None and activate.is_file():
+        click.echo(f"    . {os.path.relpath(activate)}    # so that the shell finds chan")
     click.echo(f'    chan search {gallery} "{query.caption}" --html {out / "hits.html"}')
     click.echo(f'    chan explain {bundle} {data / "images" / SPLIT / "00000.png"} "{query.caption}" --html why.html')
     click.echo(f"    chan serve {gallery}")
