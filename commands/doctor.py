@@ -56,9 +56,12 @@ def command(bundle: Path | None, as_json: bool) -> None:
             works = f"works, with {' or '.join(report.instructions)}" if name == "compiled" else "works"
             echo(f"  {name:<13}{problem or works}")
         echo("\nextras")
+        width = max(map(len, report.extras)) + 2
         for extra, packages in report.extras.items():
+            if not packages:  # another name of an extra
+                continue
             missing = [package for package, version in packages.items() if version is None]
-            echo(f"  {extra:<11}{'installed' if not missing else 'missing ' + ', '.join(missing)}")
+            echo(f"  {extra:<{width}}{'installed' if not missing else 'missing ' + ', '.join(missing)}")
         for warning in report.warnings:
             warn(warning)
     if not report.healthy:

@@ -15,6 +15,7 @@ from chan_rt import cli
 from chan_rt.runtime import doctor
 from chan_rt.runtime.backends import probe
 from chan_rt.runtime.backends.probe import examine_backend
+from chan_rt.runtime.extras import EXTRAS
 from chan_rt.runtime.gallery import compiled
 from chan_rt.runtime.gpu import Gpu, GpuReport
 
@@ -45,6 +46,13 @@ def test_every_extra_is_reported_with_the_packages_it_brings() -> None:
         if extra != "dev"
     }
     assert {extra: set(packages) for extra, packages in doctor.examine().extras.items()} == brings
+
+
+def test_extras_are_a_table_and_other_names_of_them_are_left_out() -> None:
+    table = CliRunner().invoke(cli.main, ["doctor"]).output.partition("\nextras\n")[2]
+    lines = [line for line in table.splitlines() if line.startswith("  ")]
+    assert [line.split()[0] for line in lines] == [extra for extra, packages in EXTRAS.items() if packages]
+    assert all(re.fullmatch(r"  \S+ {2,}(installed|missing .+)", line) for line in lines)
 
 
 def test_every_backend_that_does_not_run_has_a_reason_and_a_remedy_in_the_table() -> None:
