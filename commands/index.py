@@ -15,6 +15,7 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
 
 if TYPE_CHECKING:
     from ..runtime.contract import Coding, Pooling
+    from ..runtime.gallery.prepare import Preparation
 
 
 @click.command("index", short_help="Encode images or captions into a gallery for `chan search`.")
@@ -229,14 +230,23 @@ def command(
         if result.missing and not prune:
             gone = f"{len(result.missing)} kept although the item is gone"
             echo(f"{gone}, such as {result.missing[0]}; --prune removes these")
-        if prepared is not None:
-            echo(prepared.describe())
+        _report_preparation(prepared, queries)
         echo(f"{out}: {held}")
     if unmatched:
         warn(f"{len(unmatched)} lines of {metadata} name no picture of SOURCES, such as {unmatched[0]}")
     report_skipped(result.skipped, source.passed_over)
     if strict and result.skipped:
         raise click.exceptions.Exit(1)
+
+
+def _report_preparation(prepared: Preparation | None, queries: Path | None) -> None:
+    if prepared is not None:
+        echo(prepared.describe())
+    elif queries is not None:
+        echo(
+            f"search is not fitted to {queries}, because the gallery has fewer than 256 rows, keeps no fine copy, or "
+            "scores with VSA"
+        )
 
 
 def _as_before(context: click.Context, out: Path, *choices: Any) -> tuple[Any, ...]:
@@ -302,8 +312,7 @@ def _index_embeddings(
         echo(f"{measured}; a score is {alignment[0]} and {alignment[1]} of {'cosines' if unit else 'inner products'}")
         if source.rounds:
             echo("float64 values were rounded to float32")
-        if prepared is not None:
-            echo(prepared.describe())
+        _report_preparation(prepared, queries)
         echo(f"{out}: {held}")
     report_skipped(result.skipped)
     if strict and result.skipped:

@@ -232,6 +232,13 @@ def test_search_is_fitted_to_queries_of_embeddings(desk: Path) -> None:
     assert "over 30 queries" in ok("gallery", "prepare", "g", "--queries", "queries.npz")
 
 
+def test_queries_that_search_is_not_fitted_to_are_named(desk: Path) -> None:
+    np.savez("docs.npz", **rows(20))
+    np.savez("queries.npz", **rows(60, seed=2))
+    printed = ok("index", "--embeddings", "docs.npz", "-o", "g", "--queries", "queries.npz")
+    assert "search is not fitted to queries.npz, because the gallery has fewer than 256 rows" in printed
+
+
 def test_rows_are_held_a_few_at_a_time(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long row among short ones does not pad them all, and no batch is larger than what may be held."""
     monkeypatch.setattr(module, "BYTES_AT_ONCE", 4 * DIM * 20)
