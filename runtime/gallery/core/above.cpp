@@ -16,6 +16,43 @@ constexpr double LEAST = 0.2;         // share that is enough
 
 }  // namespace
 
+// Choose the vectors whose fine copy is multiplied first: those that the second level says are best for a word.
+void Search::choose_vectors(const Query& query, Work& work) const {
+    const int64_t vectors = work.vectors(), places = (query.count + LANES - 1) / LANES * LANES;
+    work.listed.clear();
+    work.chosen.assign(vectors, 0);
+    for (int64_t v = 0; v < vectors; ++v) {
+        bool any = !work.levels;
+        for (int64_t w = 0; w < query.count && work.levels; ++w) any |= work.second[v * places + w] == work.highest[w];
+        if (any) work.take(v);
+    }
+}
+
+// Raise `high`, upper bounds of each word's largest similarity, to what the second level leaves open for vectors that
+// were not chosen, and find those that do so; false where there are none.
+bool Search::others(const Query& query, Work& work) const {
+    const int64_t vectors = work.vectors(), words = query.count, places = (words + LANES - 1) / LANES * LANES;
+    const double peak = *std::max_element(work.high.begin(), work.high.end());
+    const bool begins = work.weight.empty();
+    work.weight.resize(places), work.above.resize(places);
+    work.below.assign(places, FLT_MAX);  // of places without a word
+    for (int64_t w = 0; w < words; ++w) {
+        const double distance = (work.high[w] - peak) / plan_.temperature;
+        if (begins) work.weight[w] = plan_.pooling == Pooling::lse ? static_cast<float>(std::exp(distance)) : 1.0f;
+        const float near = static_cast<float>(work.high[w]);
+        work.below[w] = work.above[w] = double(near) > work.high[w] ? std::nextafter(near, -FLT_MAX) : near;
+    }
+    work.matter.resize(vectors);
+    plan_.kernels->open_lanes(work.second.data(), vectors, places, work.chosen.data(), query.second.scale32.data(),
+                              query.second.offset32.data(), work.weight.data(), work.below.data(), work.above.data(),
+                              work.matter.data());
+    for (int64_t w = 0; w < words; ++w) work.high[w] = std::max(work.high[w], double(work.above[w]));
+    work.others.clear();
+    for (int64_t v = 0; v < vectors; ++v)
+        if (work.matter[v] > 0) work.others.emplace_back(work.matter[v], static_cast<int32_t>(v));
+    return !work.others.empty();
+}
+
 // Bring a pair's bounds so close that they lie on one side of each limit, or as close as float32 can. Of the row's fine
 // copy only as many vectors are multiplied as that takes: those first that the second level says are best for a word,
 // then those that matter most; without the second level all at once. Fetches the second level of `next`.
@@ -35,7 +72,7 @@ bool Search::narrow_fine(Pending& pair, double mine, double its, bool second, co
         if (pair.upper < pair.needed) return true;
     }
     if (!ready(part, work.row, FINE, touch)) return false;
-    choose(query, work);
+    choose_vectors(query, work);
     const int64_t vectors = work.vectors(), words = query.count;
     const double size = query.largest * (double(part.norm[work.row]) + part.error[work.row]);
     const double change = float_error(query, part, work.row) +

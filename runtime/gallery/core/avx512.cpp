@@ -2,7 +2,8 @@
 //
 // In a block a register of codes holds four codes of each of 16 gallery rows, and four digits of a word are broadcast to
 // all of them: every lane is used, whatever the number of words, and what follows (maxima, pooling) is vertical. In a
-// single row a register of digits holds 16 words, and four codes are broadcast.
+// single row a register of digits holds 16 words, and four codes are broadcast. Of a pair of single vectors two registers
+// hold 64 codes and 64 digits.
 
 #include "kernels.h"
 
@@ -269,6 +270,51 @@ void row_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const 
     }
 }
 
+struct PairSums {
+    const uint8_t* const* codes;
+    const int8_t* const* digits;
+    const uint8_t* const* next;
+    int64_t width;
+    int32_t* out;
+    template <int COUNT>
+    void run() const {
+        __m512i sums[COUNT];
+        for (int i = 0; i < COUNT; ++i) sums[i] = _mm512_setzero_si512();
+        int64_t at = 0;
+        for (; at + 64 <= width; at += 64)
+            for (int i = 0; i < COUNT; ++i) {
+                _mm_prefetch(reinterpret_cast<const char*>(next[i] + at), _MM_HINT_T1);
+                sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_loadu_si512(codes[i] + at),
+                                              _mm512_loadu_si512(digits[i] + at));
+            }
+        const __mmask64 left = (__mmask64(1) << (width - at)) - 1;
+        for (int i = 0; i < COUNT && left; ++i)
+            sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_maskz_loadu_epi8(left, codes[i] + at),
+                                          _mm512_maskz_loadu_epi8(left, digits[i] + at));
+        for (int i = 0; i < COUNT; ++i) out[i] = _mm512_reduce_add_epi32(sums[i]);
+    }
+};
+
+void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, const uint8_t* const* next, int64_t pairs,
+               int64_t width, int32_t* out) {
+    in_tiles<PAIRS_AT_ONCE>(pairs, [&](int64_t first, int64_t count) {
+        with_count<PAIRS_AT_ONCE>(count, PairSums{codes + first, digits + first, next + first, width, out + first});
+    });
+}
+
+void lead(const int32_t* sums, int64_t vectors, int64_t places, int32_t* highest, int32_t* leader) {
+    for (int64_t tile = 0; tile < places; tile += LANES) {
+        __m512i most = _mm512_loadu_si512(sums + tile), at = _mm512_setzero_si512();
+        for (int64_t v = 1; v < vectors; ++v) {
+            const __m512i mine = _mm512_loadu_si512(sums + v * places + tile);
+            at = _mm512_mask_set1_epi32(at, _mm512_cmpgt_epi32_mask(mine, most), static_cast<int32_t>(v));
+            most = _mm512_max_epi32(most, mine);
+        }
+        _mm512_storeu_si512(highest + tile, most);
+        _mm512_storeu_si512(leader + tile, at);
+    }
+}
+
 __m512 load(const float* values) { return _mm512_loadu_ps(values); }
 __m512 load(const uint16_t* values) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
@@ -370,9 +416,9 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     }
 }
 
-const Kernels KERNELS = {"avx512_vnni",  block_over_row,      block_over_query,       row_sums,
-                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, widen_fixed,
-                         pool_lanes,     open_lanes};
+const Kernels KERNELS = {"avx512_vnni",  block_over_row, block_over_query, row_sums,
+                         row_over_query, pair_sums,      lead,             all_products<float>, all_products<uint16_t>,
+                         dot,            widen,          widen_fixed,      pool_lanes,          open_lanes};
 
 }  // namespace
 

@@ -10,12 +10,6 @@
 #include "state.h"
 
 namespace chan {
-namespace {
-
-constexpr size_t AT_ONCE = 20;  // vectors of a row whose int8 codes are multiplied at a time
-
-}  // namespace
-
 void Search::bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
                           float* upper) const {
     const Coded& coded = query.first;
@@ -73,8 +67,7 @@ double Search::pool_above(const std::vector<double>& upper) const {
     return pool(upper.data(), static_cast<int64_t>(upper.size()), pooling, plan_.temperature);
 }
 
-// An upper bound of the row's score; and the vectors that the second level says are best for a word are chosen. Fetches
-// what begins at `next`.
+// An upper bound of the row's score. Fetches what begins at `next`.
 double Search::bound_second(const Query& query, Work& work, const uint8_t* next) const {
     const Part& part = *work.part;
     const int64_t vectors = work.vectors(), tiles = (query.count + LANES - 1) / LANES;
@@ -105,18 +98,6 @@ double Search::bound_second(const Query& query, Work& work, const uint8_t* next)
     return pool_above(work.values);
 }
 
-// Choose the vectors whose int8 codes are multiplied first: those that the second level says are best for a word.
-void Search::choose(const Query& query, Work& work) const {
-    const int64_t vectors = work.vectors(), places = (query.count + LANES - 1) / LANES * LANES;
-    work.listed.clear();
-    work.chosen.assign(vectors, 0);
-    for (int64_t v = 0; v < vectors; ++v) {
-        bool any = !work.levels;
-        for (int64_t w = 0; w < query.count && work.levels; ++w) any |= work.second[v * places + w] == work.highest[w];
-        if (any) work.take(v);
-    }
-}
-
 // How far each word's similarities with a row's vectors can be from what the int8 codes give.
 void Search::changes(const Query& query, Work& work) const {
     const Part& part = *work.part;
@@ -145,134 +126,50 @@ void Search::changes(const Query& query, Work& work) const {
     }
 }
 
-// Raise `high`, upper bounds of each word's largest similarity, to what the second level leaves open for vectors that
-// were not chosen, and find those that do so; false where there are none.
-bool Search::others(const Query& query, Work& work) const {
-    const int64_t vectors = work.vectors(), words = query.count, places = (words + LANES - 1) / LANES * LANES;
-    const double peak = *std::max_element(work.high.begin(), work.high.end());
-    const bool begins = work.weight.empty();
-    work.weight.resize(places), work.above.resize(places);
-    work.below.assign(places, FLT_MAX);  // of places without a word
-    for (int64_t w = 0; w < words; ++w) {
-        const double distance = (work.high[w] - peak) / plan_.temperature;
-        if (begins) work.weight[w] = plan_.pooling == Pooling::lse ? static_cast<float>(std::exp(distance)) : 1.0f;
-        const float near = static_cast<float>(work.high[w]);
-        work.below[w] = work.above[w] = double(near) > work.high[w] ? std::nextafter(near, -FLT_MAX) : near;
-    }
-    work.matter.resize(vectors);
-    plan_.kernels->open_lanes(work.second.data(), vectors, places, work.chosen.data(), query.second.scale32.data(),
-                              query.second.offset32.data(), work.weight.data(), work.below.data(), work.above.data(),
-                              work.matter.data());
-    for (int64_t w = 0; w < words; ++w) work.high[w] = std::max(work.high[w], double(work.above[w]));
-    work.others.clear();
-    for (int64_t v = 0; v < vectors; ++v)
-        if (work.matter[v] > 0) work.others.emplace_back(work.matter[v], static_cast<int32_t>(v));
-    return !work.others.empty();
+// The similarity with a word that a sum of products with its digits stands for.
+double Search::similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const {
+    const double digit = work.top ? 1 << DIGIT : 1;
+    const double offset = work.top ? query.offset_high[word] : query.codes.offset[word];
+    return work.part->scale[work.row] * (digit * query.codes.scale[word] * sum + offset);
 }
 
-// The sums of a tile of words with what `pointers` lists, over the steps from `begin` to `end` of the int8 level. The
-// first of them may shift its sums, which are 0 then.
-void Search::multiply_steps(const Query& query, const Work& work, int64_t tile, int64_t begin, int64_t end,
-                            int32_t* highest, int32_t* out) const {
-    const Packed& packed = query.codes.packed;
-    const auto steps = static_cast<int64_t>(packed.program.size());
-    const int8_t* digits = packed.digits.data() + (tile * steps + begin) * GROUP * LANES;
-    const auto vectors = static_cast<int64_t>(work.pointers.size()) - NEXT;
-    plan_.kernels->row_sums(work.pointers.data(), vectors, work.part->stride, packed.program.data() + begin, end - begin,
-                            digits, 1, highest, out);
-}
-
-// Multiply the int8 codes of the vectors in `listed` from `first` on, and fetch those of `next`, if there is one.
-void Search::multiply(const Query& query, Work& work, size_t first, const Work* next) const {
-    const Packed& packed = query.codes.packed;
-    const int64_t tiles = (query.count + LANES - 1) / LANES, vectors = work.vectors();
-    const int64_t end = work.top ? packed.high : static_cast<int64_t>(packed.program.size());
-    work.pointers.clear();
-    for (size_t i = first; i < work.listed.size(); ++i) work.pointers.push_back(work.codes_of(work.listed[i]));
-    for (size_t i = 0; i < NEXT; ++i)
-        work.pointers.push_back(next && i < next->listed.size() ? next->codes_of(next->listed[i]) : work.pointers.back());
-    for (int64_t tile = 0; tile < tiles; ++tile)
-        multiply_steps(query, work, tile, 0, end, &work.highest[tile * LANES],
-                       &work.codes[(tile * vectors + static_cast<int64_t>(first)) * LANES]);
-    evaluate(query, work);
-}
-
-// Of vectors whose high digits were multiplied, multiply the low ones as well.
-void Search::add_low_digits(const Query& query, Work& work) const {
-    const Packed& packed = query.codes.packed;
-    const int64_t tiles = (query.count + LANES - 1) / LANES, vectors = work.vectors();
-    const auto listed = static_cast<int64_t>(work.listed.size()), steps = static_cast<int64_t>(packed.program.size());
-    work.top = false;
-    work.pointers.clear();
-    for (const int32_t vector : work.listed) work.pointers.push_back(work.codes_of(vector));
-    for (int i = 0; i < NEXT; ++i) work.pointers.push_back(work.pointers.back());
-    work.added.resize(vectors * LANES);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        int32_t* highest = &work.highest[tile * LANES];
-        multiply_steps(query, work, tile, packed.high, steps, highest, work.added.data());
-        std::fill(highest, highest + LANES, INT32_MIN);
-        for (int64_t i = 0; i < listed; ++i)
-            for (int l = 0; l < LANES; ++l) {
-                int32_t& sum = work.codes[(tile * vectors + i) * LANES + l];
-                sum = sum * (1 << DIGIT) + work.added[i * LANES + l];
-                highest[l] = std::max(highest[l], sum);
-            }
-    }
-    evaluate(query, work);
-}
-
-// Each word's largest similarity by its highest sum.
-void Search::evaluate(const Query& query, Work& work) const {
-    const double scale = work.part->scale[work.row], digit = work.top ? 1 << DIGIT : 1;
-    const std::vector<double>& offset = work.top ? query.offset_high : query.codes.offset;
-    for (int64_t w = 0; w < query.count; ++w)
-        work.values[w] = scale * (digit * query.codes.scale[w] * work.highest[w] + offset[w]);
-}
-
-// A row's score lies between *lower and *upper. Where the second level bounds each similarity, only as many of the row's
-// vectors are multiplied as could raise an upper bound, those that matter most first; and of the query the high digits,
-// as most rows need no more. *lower is not computed where *upper is below the threshold.
-void Search::bound_codes(const Query& query, double threshold, Work& work, const Work* next, double* lower,
-                         double* upper) const {
-    const int64_t vectors = work.vectors(), words = query.count, tiles = (words + LANES - 1) / LANES;
-    *lower = -INFINITE;
-    work.top = threshold > -INFINITE && !query.offset_high.empty();
-    changes(query, work);
-    if (plan_.pools_query) {
-        work.codes.resize(vectors * tiles * LANES);
-        work.highest.assign(tiles * LANES, INT32_MIN);
-        work.values.resize(words), work.high.resize(words);
-        multiply(query, work, 0, next);
-        work.weight.clear();
-        while (true) {
-            for (int64_t w = 0; w < words; ++w) work.high[w] = work.values[w] + work.change[w];
-            const size_t first = work.listed.size();
-            const bool more = static_cast<int64_t>(first) < vectors && others(query, work);
-            *upper = pool_above(work.high);
-            if (*upper < threshold) return;
-            if (more) {
-                const size_t some = std::min(AT_ONCE, work.others.size());
-                if (some < work.others.size())
-                    std::nth_element(work.others.begin(), work.others.begin() + some, work.others.end(), std::greater<>());
-                for (size_t i = 0; i < some; ++i) work.take(work.others[i].second);
-                multiply(query, work, first, nullptr);
-            } else if (work.top) {
-                add_low_digits(query, work);
-                changes(query, work);
-            } else {
-                break;
-            }
-        }
-    } else {
-        const Coded& coded = query.codes;
+// What is pooled, of a row of which the second level does not bound each similarity: from all of its int8 codes.
+void Search::multiply_all(const Query& query, Work& work) const {
+    const int64_t vectors = work.vectors(), tiles = (query.count + LANES - 1) / LANES;
+    const Coded& coded = query.codes;
+    if (!plan_.pools_query) {
+        const double scale = work.part->scale[work.row];
         work.best.resize(vectors);
         plan_.kernels->row_over_query(work.codes_of(0), vectors, work.part->stride, coded.packed.program.data(),
                                       static_cast<int64_t>(coded.packed.program.size()), coded.packed.digits.data(),
                                       tiles, coded.scale32.data(), coded.offset32.data(), work.best.data());
-        const double scale = work.part->scale[work.row];
         work.values.resize(vectors);
         for (int64_t i = 0; i < vectors; ++i) work.values[i] = scale * work.best[i];
         work.change.assign(vectors, *std::max_element(work.change.begin(), work.change.end()));
+        return;
+    }
+    work.pointers.clear();
+    for (int64_t v = 0; v < vectors; ++v) work.pointers.push_back(work.codes_of(v));
+    work.pointers.resize(vectors + NEXT, work.pointers.back());
+    work.sums.resize(vectors * tiles * LANES);
+    work.highest.assign(tiles * LANES, INT32_MIN);
+    plan_.kernels->row_sums(work.pointers.data(), vectors, work.part->stride, coded.packed.program.data(),
+                            static_cast<int64_t>(coded.packed.program.size()), coded.packed.digits.data(), tiles,
+                            work.highest.data(), work.sums.data());
+    work.values.resize(query.count);
+    for (int64_t w = 0; w < query.count; ++w) work.values[w] = similarity(query, work, w, work.highest[w]);
+}
+
+// A row's score lies between *lower and *upper. Where the second level bounds its similarities, its pairs were multiplied
+// before; *lower is then not computed where *upper is below the threshold.
+void Search::bound_codes(const Query& query, double threshold, Work& work, double* lower, double* upper) const {
+    *lower = -INFINITE, *upper = work.upper;
+    if (work.levels) {
+        if (*upper < threshold) return;
+    } else {
+        work.top = false;
+        changes(query, work);
+        multiply_all(query, work);
     }
     const auto count = static_cast<int64_t>(work.values.size());
     if (plan_.pooling == Pooling::softmax) {
@@ -294,7 +191,7 @@ void Search::bound_codes(const Query& query, double threshold, Work& work, const
 }
 
 // The vectors that can hold a maximum, in rising order, after `bound_codes`.
-void Search::hold(const Query& query, const Work& work, std::vector<int32_t>& held) const {
+void Search::hold(const Query& query, Work& work, std::vector<int32_t>& held) const {
     const int64_t vectors = work.vectors(), words = query.count, places = (words + LANES - 1) / LANES * LANES;
     held.clear();
     if (!plan_.pools_query) {
@@ -302,33 +199,30 @@ void Search::hold(const Query& query, const Work& work, std::vector<int32_t>& he
         std::iota(held.begin(), held.end(), 0);
         return;
     }
-    const double scale = work.part->scale[work.row];
-    const auto consider = [&](int32_t vector, const auto& upper) {
-        int64_t w = 0;
-        while (w < words && upper(w) < work.values[w] - work.change[w]) ++w;
-        if (w < words) held.push_back(vector);
+    work.chosen.assign(vectors, 0);
+    const auto consider = [&](int64_t v, int64_t w, double upper) {
+        if (!(upper < work.values[w] - work.change[w])) work.chosen[v] = 1;
     };
-    for (size_t i = 0; i < work.listed.size(); ++i) {
-        consider(work.listed[i], [&](int64_t w) {
-            const int32_t sum = work.codes[(w / LANES * vectors + static_cast<int64_t>(i)) * LANES + w % LANES];
-            return scale * (query.codes.scale[w] * sum + query.codes.offset[w]) + work.change[w];
-        });
+    for (int64_t v = 0; v < vectors; ++v)
+        for (int64_t w = 0; w < words; ++w)
+            if (!work.levels)
+                consider(v, w, similarity(query, work, w, work.sums[v * places + w]) + work.change[w]);
+            else if (work.second[v * places + w] != INT32_MIN)
+                consider(v, w, query.second.scale[w] * work.second[v * places + w] + query.second.offset[w]);
+    for (size_t i = 0; i < work.pairs.size() && work.levels; ++i) {
+        const auto [v, w] = work.pairs[i];
+        consider(v, w, similarity(query, work, w, work.products[i]) + work.change[w]);
     }
-    for (int64_t v = 0; v < vectors && static_cast<int64_t>(work.listed.size()) < vectors; ++v) {
-        const int32_t* sums = &work.second[v * places];
-        if (!work.chosen[v])
-            consider(static_cast<int32_t>(v),
-                     [&](int64_t w) { return query.second.scale[w] * sums[w] + query.second.offset[w]; });
-    }
-    std::sort(held.begin(), held.end());
+    for (int64_t v = 0; v < vectors; ++v)
+        if (work.chosen[v]) held.push_back(static_cast<int32_t>(v));
 }
 
 // Bring bounds of rows by their codes as close as their `needed` asks for; false where `touch` failed.
 bool Search::narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const {
     thread_local std::vector<Work> works;
-    thread_local std::vector<std::pair<Pending*, Work*>> left;
+    thread_local std::vector<std::pair<Pending*, Work*>> left, open;  // after the second level; and with pairs that wait
     if (static_cast<int64_t>(works.size()) < count) works.resize(count);
-    left.clear();
+    left.clear(), open.clear();
     for (int64_t i = 0; i < count; ++i) works[i].part = &part_of(rows[i]->row, &works[i].row);
     for (int64_t i = 0; i < count; ++i) {
         Pending& row = *rows[i];
@@ -346,13 +240,23 @@ bool Search::narrow(Pending* const* rows, int64_t count, const TouchFunction& to
         }
         if (!ready(part, work.row, CODES, touch)) return false;
         ++row.query->codes_read;
-        choose(*row.query, work);
         left.emplace_back(&row, &work);
+        if (!work.levels) continue;
+        begin_pairs(*row.query, row.needed, work);
+        open.emplace_back(&row, &work);
     }
-    for (size_t i = 0; i < left.size(); ++i) {
-        auto& [row, work] = left[i];
+    while (!open.empty()) {  // by turns, so that one row's codes are fetched while another's are multiplied
+        size_t kept = 0;
+        for (size_t i = 0; i < open.size(); ++i) {
+            const auto [row, work] = open[i];
+            const Work& next = *open[i + 1 < open.size() ? i + 1 : 0].second;
+            if (narrow_pairs(*row->query, row->needed, *work, next)) open[kept++] = {row, work};
+        }
+        open.resize(kept);
+    }
+    for (const auto& [row, work] : left) {
         double upper;
-        bound_codes(*row->query, row->needed, *work, i + 1 < left.size() ? left[i + 1].second : nullptr, &row->lower, &upper);
+        bound_codes(*row->query, row->needed, *work, &row->lower, &upper);
         row->upper = std::min(row->upper, upper);
         if (row->upper >= row->needed) hold(*row->query, *work, row->held);
     }

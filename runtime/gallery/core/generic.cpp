@@ -92,6 +92,23 @@ void row_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const 
         }
 }
 
+void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, const uint8_t* const*, int64_t pairs,
+               int64_t width, int32_t* out) {
+    for (int64_t i = 0; i < pairs; ++i) {
+        out[i] = 0;
+        for (int64_t at = 0; at < width; ++at) out[i] += codes[i][at] * digits[i][at];
+    }
+}
+
+void lead(const int32_t* sums, int64_t vectors, int64_t places, int32_t* highest, int32_t* leader) {
+    for (int64_t place = 0; place < places; ++place) {
+        highest[place] = sums[place], leader[place] = 0;
+        for (int64_t v = 1; v < vectors; ++v)
+            if (sums[v * places + place] > highest[place])
+                highest[place] = sums[v * places + place], leader[place] = static_cast<int32_t>(v);
+    }
+}
+
 float widened(uint16_t half) {
     uint32_t sign = uint32_t(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 0x3ff, bits;
     if (exponent == 0) {  // zero, or below what float16 writes with a leading one
@@ -136,9 +153,9 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     for (int64_t at = 0; at < count; ++at) out[at] = widened(half[at]);
 }
 
-const Kernels KERNELS = {"generic",      block_over_row,      block_over_query,       row_sums,
-                         row_over_query, all_products<float>, all_products<uint16_t>, dot, widen, widen_fixed,
-                         pool_lanes,     open_lanes};
+const Kernels KERNELS = {"generic",      block_over_row, block_over_query, row_sums,
+                         row_over_query, pair_sums,      lead,             all_products<float>, all_products<uint16_t>,
+                         dot,            widen,          widen_fixed,      pool_lanes,          open_lanes};
 
 }  // namespace
 

@@ -350,6 +350,56 @@ struct Lanes {
         }
     }
 
+    template <int COUNT>
+    static CHAN_INLINE void some_pairs(const uint8_t* const* codes, const int8_t* const* digits,
+                                       const uint8_t* const* next, int64_t width, int32_t* out) {
+        constexpr int64_t BYTES = WIDTH * FOUR;
+        Int sums[COUNT] = {};
+        const auto add = [&](int i, const uint8_t* code, const int8_t* digit) {
+            const typename Isa::Digits held = Isa::digits(digit);
+            sums[i] = Isa::add_products(sums[i], Isa::codes(code), held);
+            if (Isa::SIGNED) sums[i] -= Isa::add_products(Int{}, Isa::codes(ZEROS), held);
+        };
+        int64_t at = 0;
+        for (; at + BYTES <= width; at += BYTES)
+            for (int i = 0; i < COUNT; ++i) {
+                if (at % 64 == 0) __builtin_prefetch(next[i] + at);
+                add(i, codes[i] + at, digits[i] + at);
+            }
+        for (int i = 0; i < COUNT && at < width; ++i) {
+            uint8_t code[BYTES] = {};
+            int8_t digit[BYTES] = {};
+            std::memcpy(code, codes[i] + at, static_cast<size_t>(width - at));
+            std::memcpy(digit, digits[i] + at, static_cast<size_t>(width - at));
+            add(i, code, digit);
+        }
+        for (int i = 0; i < COUNT; ++i) {
+            out[i] = 0;
+            for (int lane = 0; lane < WIDTH; ++lane) out[i] += sums[i][lane];
+        }
+    }
+
+    static void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, const uint8_t* const* next,
+                          int64_t pairs, int64_t width, int32_t* out) {
+        int64_t i = 0;
+        for (; i + PAIRS_AT_ONCE <= pairs; i += PAIRS_AT_ONCE)
+            some_pairs<PAIRS_AT_ONCE>(codes + i, digits + i, next + i, width, out + i);
+        for (; i < pairs; ++i) some_pairs<1>(codes + i, digits + i, next + i, width, out + i);
+    }
+
+    static void lead(const int32_t* sums, int64_t vectors, int64_t places, int32_t* highest, int32_t* leader) {
+        for (int64_t place = 0; place < places; place += WIDTH) {
+            Int most = loaded<Int>(sums + place), at = {};
+            for (int64_t v = 1; v < vectors; ++v) {
+                const Int mine = loaded<Int>(sums + v * places + place);
+                at = mine > most ? Int{} + static_cast<int32_t>(v) : at;
+                most = larger(mine, most);
+            }
+            store(highest + place, most);
+            store(leader + place, at);
+        }
+    }
+
     // Sixteen partial sums of an inner product, of VECTORS vectors with WORDS words.
     template <int VECTORS, int WORDS, typename Value>
     static void some_products(const Value* vectors, int64_t dim, const float* query, int64_t padded, int64_t words,
@@ -431,9 +481,9 @@ struct Lanes {
     }
 
     static constexpr Kernels kernels(const char* name) {
-        return {name,           block_over_row,  block_over_query,   row_sums,
-                row_over_query, products<float>, products<uint16_t>, dot,
-                widen,          widen_fixed,     pool_lanes,         open_lanes};
+        return {name,           block_over_row, block_over_query, row_sums,
+                row_over_query, pair_sums,      lead,             products<float>, products<uint16_t>,
+                dot,            widen,          widen_fixed,      pool_lanes,      open_lanes};
     }
 };
 

@@ -262,6 +262,22 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
         measure(high, true, query.lost_high);
     };
 
+    // The digits of each vector side by side, for pairs of it and a row's vector.
+    const auto lay_out = [&] {
+        const Packed& packed = query.codes.packed;
+        query.digit_count = packed.high ? 2 : 1;
+        query.digit_lines = (stride + int64_t(sizeof(Line)) - 1) / int64_t(sizeof(Line));
+        query.digits.assign(query.digit_count * count * query.digit_lines, {});
+        for (int64_t w = 0; w < count; ++w) {
+            int8_t *const high = query.digits_of(w, 0), *const low = query.digits_of(w, query.digit_count - 1);
+            for (int64_t step = 0; step < packed.high; ++step)
+                for (int64_t i = packed.program[step].group * GROUP; i < (packed.program[step].group + 1) * GROUP; ++i)
+                    high[i] = static_cast<int8_t>(high_digit(integers[w * stride + i]));
+            for (int64_t i = 0; i < stride; ++i)
+                low[i] = static_cast<int8_t>(integers[w * stride + i] - (packed.high ? high[i] * (1 << DIGIT) : 0));
+        }
+    };
+
     const std::function<void(int64_t)> half = [&](int64_t which) {
         if (which == 0) {
             if (axes)
@@ -273,7 +289,10 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
             measure(integers, plan_.digits == 1, query.lost);
             query.codes.packed = pack(integers, count, stride, true);
             query.codes.finish_float(totals);
-            if (plan_.pools_query && plan_.second.coordinates && query.codes.packed.high) measure_high();
+            if (plan_.pools_query && plan_.second.coordinates) {
+                lay_out();
+                if (query.codes.packed.high) measure_high();
+            }
         }
     };
     if (threads)

@@ -256,9 +256,8 @@ bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count
                     if (allowed && !allowed[piece.part->base + unit]) continue;
                     thread_local Work work;
                     work.part = piece.part, work.row = unit, work.levels = false;
-                    choose(asked[i], work);
                     double low, high;
-                    bound_codes(asked[i], -INFINITE, work, nullptr, &low, &high);
+                    bound_codes(asked[i], -INFINITE, work, &low, &high);
                     out = static_cast<float>(high + std::abs(high) * (2 * UNIT32) + FLT_MIN);
                 }
         });

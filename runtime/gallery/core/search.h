@@ -138,23 +138,23 @@ class Search {
                       float* upper) const;
     double pool_above(const std::vector<double>& upper) const;
     double bound_second(const Query& query, Work& work, const uint8_t* next) const;
-    void choose(const Query& query, Work& work) const;
     void changes(const Query& query, Work& work) const;
-    bool others(const Query& query, Work& work) const;
-    void multiply(const Query& query, Work& work, size_t first, const Work* next) const;
-    void multiply_steps(const Query& query, const Work& work, int64_t tile, int64_t begin, int64_t end, int32_t* highest,
-                        int32_t* out) const;
-    void add_low_digits(const Query& query, Work& work) const;
-    void evaluate(const Query& query, Work& work) const;
-    void bound_codes(const Query& query, double threshold, Work& work, const Work* next, double* lower,
-                     double* upper) const;
-    void hold(const Query& query, const Work& work, std::vector<int32_t>& held) const;
+    void begin_pairs(const Query& query, double threshold, Work& work) const;
+    void multiply(const Query& query, Work& work, const Work& next) const;
+    void keep_low_digits(const Query& query, Work& work) const;
+    bool narrow_pairs(const Query& query, double threshold, Work& work, const Work& next) const;
+    double similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const;
+    void multiply_all(const Query& query, Work& work) const;
+    void bound_codes(const Query& query, double threshold, Work& work, double* lower, double* upper) const;
+    void hold(const Query& query, Work& work, std::vector<int32_t>& held) const;
     bool narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const;
     bool narrow_all(const std::vector<Pending*>& pairs, const TouchFunction& touch, Threads& threads,
                     const std::function<bool(Pending&)>& each) const;
     bool for_pairs(std::vector<Query>& queries, const float* upper,
                    const std::function<double(int64_t, int64_t)>& needed,
                    const std::function<bool(const std::vector<Pending*>&)>& each) const;
+    void choose_vectors(const Query& query, Work& work) const;
+    bool others(const Query& query, Work& work) const;
     bool narrow_fine(Pending& pair, double mine, double its, bool second, const Pending& next,
                      const TouchFunction& touch) const;
     static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);

@@ -44,6 +44,11 @@ struct Coded {
     }
 };
 
+// Of a cache, so that no register is loaded from two of them.
+struct alignas(64) Line {
+    int8_t bytes[64];
+};
+
 // What integers at the int8 level lose of a query's vectors.
 struct Lost {
     std::vector<double> norm;   // ||dq||
@@ -59,8 +64,20 @@ struct Search::Query {
     int64_t blocks = 0;                          // E: of axes at the int8 level
     std::vector<double> along, rest;             // ||B_j'q|| [count][E], R(q), of the leading axes
     Lost lost, lost_high;                        // with all digits, and with the high ones alone
+    int64_t digit_count = 1;                     // of an integer at the int8 level
+    int64_t digit_lines = 0;                     // of a vector's
+    std::vector<Line> digits;                    // there, the high ones first: [digit_count][count][digit_lines]
     std::vector<double> offset_high;             // as in `codes`, of the high digits alone; empty where they do not serve
+    const int8_t* digits_of(int64_t word, int64_t digit) const {
+        return digits[(digit * count + word) * digit_lines].bytes;
+    }
+    int8_t* digits_of(int64_t word, int64_t digit) { return digits[(digit * count + word) * digit_lines].bytes; }
     std::atomic<int64_t> second_read{0}, codes_read{0};  // rows of which these were read
+};
+
+// A vector of a row, and one of a query.
+struct Pair {
+    int32_t vector, word;
 };
 
 // What a thread knows of a row while it narrows the row's bounds.
@@ -68,13 +85,19 @@ struct Search::Work {
     const Part* part = nullptr;
     int64_t row = 0;               // in its part
     bool levels = false;           // whether `second` bounds the row's similarities
-    std::vector<int32_t> second;   // sums of the second level, [vectors][places]
-    bool top = false;              // whether `codes` are of the high digits of the query alone
-    std::vector<int32_t> codes;    // sums of the int8 codes of the vectors in `listed`, [tiles][vectors][LANES]
-    std::vector<int32_t> added;    // the same of the low digits, of one tile
+    std::vector<int32_t> second;   // sums of the second level, [vectors][places]; INT32_MIN of pairs in `pairs`
+    std::vector<int32_t> highest, leader;  // of each word's sums: the largest, and the vector that has it
+    std::vector<Pair> pairs;       // whose int8 codes are multiplied
+    std::vector<int32_t> products;  // their sums
+    size_t multiplied = 0;         // how many of them were
+    int64_t digit = 0;             // of the query, that the others are multiplied with first
+    bool top = false;              // whether `products` are of the high digits of the query alone
+    double upper = 0;              // by them, of the row's score
+    std::vector<const uint8_t*> codes, fetched;
+    std::vector<const int8_t*> digits;
+    std::vector<int32_t> sums;     // of all int8 codes [vectors][places], or of pairs that are multiplied together
     std::vector<float> similarities;  // from the fine copy
-    std::vector<int32_t> highest;  // of each word's sums
-    std::vector<int32_t> listed;   // vectors
+    std::vector<int32_t> listed;   // vectors whose fine copy is multiplied
     std::vector<char> chosen;      // [vectors], whether it is in `listed`
     std::vector<const uint8_t*> pointers;
     std::vector<std::pair<float, int32_t>> others;  // vectors that can raise `high`, and how much that would matter

@@ -79,9 +79,11 @@ allowance of its own (core/pool_lanes.h). (2) is some 10^-12: it is there so tha
 not only about real numbers.
 
 **Vectors of a row.** Where a maximum runs over a row's vectors, (3) bounds each of them, so not all of them need the
-more exact arithmetic of (1). Let L be a word's largest lower bound by (1) over some of the vectors, and U the largest
-upper bound. A vector whose bound by (3) is at most U cannot raise the word's upper bound, and one whose bound is below
-L cannot hold its maximum. core/bounds.cpp multiplies int8 codes, and core/fine.cpp the fine copy, of no others.
+more exact arithmetic of (1). Let L be a word's largest lower bound by (1) over some of the vectors, which may be others
+for each word, and U the largest upper bound. A vector whose bound by (3) is at most U cannot raise the word's upper
+bound, and one whose bound is below L cannot hold its maximum. core/pairs.cpp multiplies int8 codes with a word, and
+core/fine.cpp the fine copy, of no others. Nor can a vector hold it whose upper bound by (1) is below L where L comes
+from the high digits alone: the low ones are multiplied with the others.
 
 **Between limits.** Whether a score reaches a limit needs no codes between (3) and the fine copy (core/above.cpp). Of
 some of a row's vectors, let s be a word's largest similarity in float32, which is within e of the float64 one, and U

@@ -147,6 +147,65 @@ void integers(const Kernels& kernels, bool block) {
     }
 }
 
+void require(bool holds, const char* set, const char* function) {
+    if (holds) return;
+    std::fprintf(stderr, "%s %s: not what plain arithmetic gives\n", set, function);
+    std::exit(1);
+}
+
+// Vectors in any order, some twice, which end in any part of a register, and widths of which the last codes meet zeros.
+void pairs(const Kernels& kernels) {
+    begin();
+    constexpr int64_t VECTORS = 9, WORDS = 6;
+    int turn = 0;
+    for (const int64_t count : {0, 1, 2, 3, 4, 5, 7, 12, 29})
+        for (const int64_t groups : {1, 2, 3, 4, 5, 7, 8, 19, 64}) {
+            const int64_t width = groups * GROUP, dim = width - random_below(GROUP);
+            Guarded<uint8_t> codes(VECTORS * width);
+            Guarded<int8_t> digits(WORDS * width);
+            const int extreme = turn++ % EXTREMES;
+            fill_codes(codes, extreme), fill_digits(digits, extreme);
+            for (int64_t word = 0; word < WORDS; ++word)
+                for (int64_t at = dim; at < width; ++at) digits[word * width + at] = 0;
+            Guarded<const uint8_t*> left(count), next(count);
+            Guarded<const int8_t*> right(count);
+            for (int64_t i = 0; i < count; ++i) {
+                left[i] = codes.get() + random_below(VECTORS) * width;
+                next[i] = codes.get() + random_below(VECTORS) * width;
+                right[i] = digits.get() + random_below(WORDS) * width;
+            }
+            Guarded<int32_t> out(count);
+            kernels.pair_sums(left.get(), right.get(), next.get(), count, width, out.get());
+            for (int64_t i = 0; i < count; ++i) {
+                int64_t sum = 0;
+                for (int64_t at = 0; at < width; ++at) sum += left[i][at] * right[i][at];
+                require(out[i] == sum, kernels.name, "pair_sums");
+            }
+            add_to_hash(out);
+        }
+    report(kernels.name, "pair_sums");
+}
+
+void leads(const Kernels& kernels) {
+    begin();
+    for (const int64_t vectors : {1, 2, 5, 36})
+        for (const int64_t places : {LANES, 3 * LANES})
+            for (const int64_t values : {1, 3, 1 << 24}) {  // few of them: vectors tie
+                Guarded<int32_t> sums(vectors * places), highest(places), leader(places);
+                for (int64_t i = 0; i < sums.size(); ++i)
+                    sums[i] = random_below(4) ? static_cast<int32_t>(random_below(values) - values / 2) : INT32_MIN;
+                kernels.lead(sums.get(), vectors, places, highest.get(), leader.get());
+                for (int64_t place = 0; place < places; ++place) {
+                    int64_t best = 0;
+                    for (int64_t v = 0; v < vectors; ++v)
+                        if (sums[v * places + place] > sums[best * places + place]) best = v;
+                    require(leader[place] == best && highest[place] == sums[best * places + place], kernels.name, "lead");
+                }
+                add_to_hash(highest), add_to_hash(leader);
+            }
+    report(kernels.name, "lead");
+}
+
 template <typename Value, typename Function>
 void products(const Kernels& kernels, const char* name, Function function) {
     begin();
@@ -255,6 +314,8 @@ int main() {
         const Kernels& kernels = **each;
         integers(kernels, true);
         integers(kernels, false);
+        pairs(kernels);
+        leads(kernels);
         products<float>(kernels, "products", kernels.products);
         products<uint16_t>(kernels, "half_products", kernels.half_products);
         dots(kernels);

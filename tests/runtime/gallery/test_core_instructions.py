@@ -34,7 +34,7 @@ OF_ONE_CPU = ("avx512", "amx", "avx2", "avxvnni", "i8mm", "dotprod")
 COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
 STAND_INS = {"avxvnni": "-DCHAN_EVEX", "amx": "-DCHAN_EMULATED_TILES"}
 FUNCTIONS = {
-    *("block_over_row", "block_over_query", "row_sums", "row_over_query"),
+    *("block_over_row", "block_over_query", "row_sums", "row_over_query", "pair_sums", "lead"),
     *("products", "half_products", "dot", "widen", "widen_fixed", "pool_lanes", "open_lanes"),
 }
 

@@ -1,0 +1,95 @@
+// Bounds by the int8 codes of single pairs, a vector of a row and one of a query: of those alone that could matter.
+//
+// The second level bounds every pair. A pair whose bound does not exceed what other pairs of its word already allow cannot
+// raise the row's upper bound, so its codes are not multiplied; see "Vectors of a row" in proof/bounds.py.
+
+#include <algorithm>
+
+#include "state.h"
+
+namespace chan {
+
+// Choose the pairs that are multiplied first: each word with the vector that the second level says is best. Of a query
+// that is compared with a threshold the high digits are multiplied first, as most rows need no more.
+void Search::begin_pairs(const Query& query, double threshold, Work& work) const {
+    const int64_t words = query.count, places = (words + LANES - 1) / LANES * LANES;
+    work.top = threshold > -INFINITE && query.digit_count == 2;
+    changes(query, work);
+    work.values.assign(words, -INFINITE);
+    work.high.resize(words);
+    work.leader.resize(places);
+    plan_.kernels->lead(work.second.data(), work.vectors(), places, work.highest.data(), work.leader.data());
+    work.pairs.clear(), work.products.clear();
+    work.multiplied = 0, work.digit = 0;
+    for (int64_t w = 0; w < words; ++w) work.pairs.push_back({work.leader[w], static_cast<int32_t>(w)});
+}
+
+// Multiply the codes of the pairs that wait for it, and raise `values` to their similarities. Fetches those that `next`
+// waits for.
+void Search::multiply(const Query& query, Work& work, const Work& next) const {
+    const int64_t stride = work.part->stride, places = (query.count + LANES - 1) / LANES * LANES;
+    const int64_t digits = work.top ? 1 : query.digit_count;
+    work.codes.clear(), work.digits.clear(), work.fetched.clear();
+    for (size_t i = work.multiplied; i < work.pairs.size(); ++i)
+        for (int64_t digit = work.digit; digit < digits; ++digit) {
+            work.codes.push_back(work.codes_of(work.pairs[i].vector));
+            work.digits.push_back(query.digits_of(work.pairs[i].word, digit));
+            const size_t its = next.multiplied + work.fetched.size();
+            work.fetched.push_back(its < next.pairs.size() ? next.codes_of(next.pairs[its].vector) : work.codes.back());
+        }
+    work.sums.resize(work.codes.size());
+    plan_.kernels->pair_sums(work.codes.data(), work.digits.data(), work.fetched.data(),
+                             static_cast<int64_t>(work.codes.size()), stride, work.sums.data());
+    work.products.resize(work.pairs.size(), 0);
+    const int32_t* sum = work.sums.data();
+    for (; work.multiplied < work.pairs.size(); ++work.multiplied) {
+        const Pair& pair = work.pairs[work.multiplied];
+        int32_t& product = work.products[work.multiplied];
+        for (int64_t digit = work.digit; digit < digits; ++digit) product = product * (1 << DIGIT) + *sum++;
+        work.second[pair.vector * places + pair.word] = INT32_MIN;
+        work.values[pair.word] = std::max(work.values[pair.word], similarity(query, work, pair.word, product));
+    }
+    work.digit = 0;
+}
+
+// Of pairs whose high digits were multiplied, let those wait for the low ones that can hold a maximum, and no others.
+void Search::keep_low_digits(const Query& query, Work& work) const {
+    size_t kept = 0;
+    for (size_t i = 0; i < work.pairs.size(); ++i) {
+        const int32_t w = work.pairs[i].word;
+        if (similarity(query, work, w, work.products[i]) + work.change[w] < work.values[w] - work.change[w]) continue;
+        work.pairs[kept] = work.pairs[i];
+        work.products[kept++] = work.products[i];
+    }
+    work.pairs.resize(kept), work.products.resize(kept);
+    work.multiplied = 0, work.digit = 1;
+    work.top = false;
+    work.values.assign(query.count, -INFINITE);
+    changes(query, work);
+}
+
+// Multiply the pairs that wait for it; then those wait for it that the second level leaves open: each word's best, unless
+// it cannot raise the upper bound of the word's largest similarity. False where none wait, or where the row's upper bound
+// is below the threshold.
+bool Search::narrow_pairs(const Query& query, double threshold, Work& work, const Work& next) const {
+    const int64_t words = query.count, places = (words + LANES - 1) / LANES * LANES;
+    const Coded& second = query.second;
+    multiply(query, work, next);
+    plan_.kernels->lead(work.second.data(), work.vectors(), places, work.highest.data(), work.leader.data());
+    for (int64_t w = 0; w < words; ++w) {
+        work.high[w] = work.values[w] + work.change[w];
+        if (work.highest[w] == INT32_MIN) continue;
+        const double open = second.scale[w] * work.highest[w] + second.offset[w];
+        if (!(open > work.high[w])) continue;
+        work.high[w] = open;
+        work.pairs.push_back({work.leader[w], static_cast<int32_t>(w)});
+    }
+    work.upper = pool_above(work.high);
+    if (work.upper < threshold) return false;
+    if (work.multiplied < work.pairs.size()) return true;
+    if (!work.top) return false;
+    keep_low_digits(query, work);
+    return true;
+}
+
+}  // namespace chan
