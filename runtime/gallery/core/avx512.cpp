@@ -391,6 +391,32 @@ void all_products(const Value* vectors, int64_t count, int64_t dim, const float*
     });
 }
 
+struct PairProducts {
+    const float *const *left, *const *right;
+    int64_t dim;
+    float* out;
+    template <int COUNT>
+    void run() const {
+        __m512 sums[COUNT];
+        for (int i = 0; i < COUNT; ++i) sums[i] = _mm512_setzero_ps();
+        const int64_t whole = dim / 16 * 16;
+        for (int64_t at = 0; at < whole; at += 16)
+            for (int i = 0; i < COUNT; ++i)
+                sums[i] = _mm512_fmadd_ps(_mm512_loadu_ps(left[i] + at), _mm512_loadu_ps(right[i] + at), sums[i]);
+        const __mmask16 rest = static_cast<__mmask16>((1u << (dim - whole)) - 1);
+        for (int i = 0; i < COUNT && rest; ++i)
+            sums[i] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(rest, left[i] + whole),
+                                      _mm512_maskz_loadu_ps(rest, right[i] + whole), sums[i]);
+        for (int i = 0; i < COUNT; ++i) out[i] = folded(sums[i]);
+    }
+};
+
+void pair_products(const float* const* left, const float* const* right, int64_t pairs, int64_t dim, float* out) {
+    in_tiles<PAIRS_AT_ONCE>(pairs, [&](int64_t first, int64_t count) {
+        with_count<PAIRS_AT_ONCE>(count, PairProducts{left + first, right + first, dim, out + first});
+    });
+}
+
 double dot(const float* left, const float* right, int64_t dim) {
     __m512d sum = _mm512_setzero_pd();
     int64_t at = 0;
@@ -416,9 +442,9 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     }
 }
 
-const Kernels KERNELS = {"avx512_vnni",  block_over_row, block_over_query, row_sums,
-                         row_over_query, pair_sums,      lead,             all_products<float>, all_products<uint16_t>,
-                         dot,            widen,          widen_fixed,      pool_lanes,          open_lanes};
+const Kernels KERNELS = {"avx512_vnni",  block_over_row, block_over_query,     row_sums,
+                         row_over_query, pair_sums,      lead,                 all_products<float>,
+                         all_products<uint16_t>, pair_products, dot, widen, widen_fixed, pool_lanes};
 
 }  // namespace
 

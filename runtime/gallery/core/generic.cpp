@@ -141,6 +141,10 @@ void all_products(const Value* vectors, int64_t count, int64_t dim, const float*
         }
 }
 
+void pair_products(const float* const* left, const float* const* right, int64_t pairs, int64_t dim, float* out) {
+    for (int64_t i = 0; i < pairs; ++i) all_products(left[i], 1, dim, right[i], 1, dim, out + i);
+}
+
 double dot(const float* left, const float* right, int64_t dim) {
     double lanes[8] = {};  // the products are exact, so it is the same whether they are fused with the additions
     for (int64_t at = 0; at < dim; ++at) lanes[at % 8] += double(left[at]) * double(right[at]);
@@ -153,9 +157,9 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     for (int64_t at = 0; at < count; ++at) out[at] = widened(half[at]);
 }
 
-const Kernels KERNELS = {"generic",      block_over_row, block_over_query, row_sums,
-                         row_over_query, pair_sums,      lead,             all_products<float>, all_products<uint16_t>,
-                         dot,            widen,          widen_fixed,      pool_lanes,          open_lanes};
+const Kernels KERNELS = {"generic",      block_over_row, block_over_query,     row_sums,
+                         row_over_query, pair_sums,      lead,                 all_products<float>,
+                         all_products<uint16_t>, pair_products, dot, widen, widen_fixed, pool_lanes};
 
 }  // namespace
 

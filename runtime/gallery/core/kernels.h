@@ -60,6 +60,9 @@ struct Kernels {
     void (*half_products)(const uint16_t* vectors, int64_t count, int64_t dim, const float* query, int64_t words,
                           int64_t padded, float* out);
 
+    // The same of single vectors: left [pairs][dim], right [pairs][padded], out [pairs].
+    void (*pair_products)(const float* const* left, const float* const* right, int64_t pairs, int64_t dim, float* out);
+
     // An inner product in float64: eight partial sums, lane l of elements l, l + 8, ..., then halves of them added.
     double (*dot)(const float* left, const float* right, int64_t dim);
 
@@ -72,12 +75,6 @@ struct Kernels {
     // first counts[l]. See pool_lanes.h.
     void (*pool_lanes)(const float* values, int64_t count, const int32_t* counts, Pooling pooling, float temperature,
                        float* out);
-
-    // How much vectors could raise what is pooled: sums [vectors][places], of upper bounds `scale * sum + offset`; `high`
-    // [places] is raised to the bounds. out [vectors]: the sum over the places of `weight` times what a bound is beyond
-    // `low`, and more than 0 where any is beyond. Vectors where `skip` is not 0 are left out.
-    void (*open_lanes)(const int32_t* sums, int64_t vectors, int64_t places, const char* skip, const float* scale,
-                       const float* offset, const float* weight, const float* low, float* high, float* out);
 };
 
 // Null where the CPU or the compiler lacks the instructions; the generic ones are always there.

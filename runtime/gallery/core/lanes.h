@@ -458,6 +458,11 @@ struct Lanes {
         }
     }
 
+    static void pair_products(const float* const* left, const float* const* right, int64_t pairs, int64_t dim,
+                              float* out) {
+        for (int64_t i = 0; i < pairs; ++i) some_products<1, 1>(left[i], dim, right[i], 0, 1, out + i);
+    }
+
     static double dot(const float* left, const float* right, int64_t dim) {
         double lanes[8] = {};  // products of two float32 are exact in float64
         int64_t at = 0;
@@ -483,7 +488,7 @@ struct Lanes {
     static constexpr Kernels kernels(const char* name) {
         return {name,           block_over_row, block_over_query, row_sums,
                 row_over_query, pair_sums,      lead,             products<float>, products<uint16_t>,
-                dot,            widen,          widen_fixed,      pool_lanes,      open_lanes};
+                pair_products,  dot,            widen,            widen_fixed,     pool_lanes};
     }
 };
 

@@ -1,7 +1,8 @@
-// Bounds by the int8 codes of single pairs, a vector of a row and one of a query: of those alone that could matter.
+// Bounds by single pairs, a vector of a row and one of a query, of their int8 codes or their fine copies: of those alone
+// that could matter.
 //
 // The second level bounds every pair. A pair whose bound does not exceed what other pairs of its word already allow cannot
-// raise the row's upper bound, so its codes are not multiplied; see "Vectors of a row" in proof/bounds.py.
+// raise the row's upper bound, so it is not multiplied; see "Vectors of a row" in proof/bounds.py.
 
 #include <algorithm>
 
@@ -9,19 +10,32 @@
 
 namespace chan {
 
+// Let those pairs wait that the second level leaves open: each word's best, unless it cannot raise the upper bound of the
+// word's largest similarity. `high` becomes these upper bounds.
+void Search::open_pairs(const Query& query, Work& work) const {
+    const int64_t words = query.count, places = (words + LANES - 1) / LANES * LANES;
+    const Coded& second = query.second;
+    work.high.resize(words), work.leader.resize(places);
+    plan_.kernels->lead(work.second.data(), work.vectors(), places, work.highest.data(), work.leader.data());
+    for (int64_t w = 0; w < words; ++w) {
+        work.high[w] = work.values[w] + work.change[w];
+        if (work.highest[w] == INT32_MIN) continue;
+        const double open = second.scale[w] * work.highest[w] + second.offset[w];
+        if (!(open > work.high[w])) continue;
+        work.high[w] = open;
+        work.pairs.push_back({work.leader[w], static_cast<int32_t>(w)});
+    }
+}
+
 // Choose the pairs that are multiplied first: each word with the vector that the second level says is best. Of a query
 // that is compared with a threshold the high digits are multiplied first, as most rows need no more.
 void Search::begin_pairs(const Query& query, double threshold, Work& work) const {
-    const int64_t words = query.count, places = (words + LANES - 1) / LANES * LANES;
     work.top = threshold > -INFINITE && query.digit_count == 2;
     changes(query, work);
-    work.values.assign(words, -INFINITE);
-    work.high.resize(words);
-    work.leader.resize(places);
-    plan_.kernels->lead(work.second.data(), work.vectors(), places, work.highest.data(), work.leader.data());
+    work.values.assign(query.count, -INFINITE);
     work.pairs.clear(), work.products.clear();
     work.multiplied = 0, work.digit = 0;
-    for (int64_t w = 0; w < words; ++w) work.pairs.push_back({work.leader[w], static_cast<int32_t>(w)});
+    open_pairs(query, work);
 }
 
 // Multiply the codes of the pairs that wait for it, and raise `values` to their similarities. Fetches those that `next`
@@ -68,28 +82,41 @@ void Search::keep_low_digits(const Query& query, Work& work) const {
     changes(query, work);
 }
 
-// Multiply the pairs that wait for it; then those wait for it that the second level leaves open: each word's best, unless
-// it cannot raise the upper bound of the word's largest similarity. False where none wait, or where the row's upper bound
-// is below the threshold.
+// Multiply the pairs that wait for it, and let others wait. False where none wait, or where the row's upper bound is below
+// the threshold.
 bool Search::narrow_pairs(const Query& query, double threshold, Work& work, const Work& next) const {
-    const int64_t words = query.count, places = (words + LANES - 1) / LANES * LANES;
-    const Coded& second = query.second;
     multiply(query, work, next);
-    plan_.kernels->lead(work.second.data(), work.vectors(), places, work.highest.data(), work.leader.data());
-    for (int64_t w = 0; w < words; ++w) {
-        work.high[w] = work.values[w] + work.change[w];
-        if (work.highest[w] == INT32_MIN) continue;
-        const double open = second.scale[w] * work.highest[w] + second.offset[w];
-        if (!(open > work.high[w])) continue;
-        work.high[w] = open;
-        work.pairs.push_back({work.leader[w], static_cast<int32_t>(w)});
-    }
+    open_pairs(query, work);
     work.upper = pool_above(work.high);
     if (work.upper < threshold) return false;
     if (work.multiplied < work.pairs.size()) return true;
     if (!work.top) return false;
     keep_low_digits(query, work);
     return true;
+}
+
+// Multiply the fine copies of the pairs that wait for it, in float32, and raise `values` to their similarities.
+void Search::multiply_fine_pairs(const Query& query, Work& work) const {
+    const Part& part = *work.part;
+    const int64_t dim = plan_.dim, first = part.starts[work.row], places = (query.count + LANES - 1) / LANES * LANES;
+    const auto count = static_cast<int64_t>(work.pairs.size() - work.multiplied);
+    const Pair* const pairs = &work.pairs[work.multiplied];
+    work.left.clear(), work.right.clear();
+    work.similarities.resize(count);
+    if (part.form != Fine::float32) work.widened.resize(count * dim);
+    for (int64_t i = 0; i < count; ++i) {
+        work.left.push_back(static_cast<const float*>(part.fine) + (first + pairs[i].vector) * dim);
+        work.right.push_back(&query.vectors[pairs[i].word * query.padded]);
+        if (part.form == Fine::float32) continue;
+        work.left.back() = &work.widened[i * dim];
+        widen_vector(part, work.row, first + pairs[i].vector, &work.widened[i * dim]);
+    }
+    plan_.kernels->pair_products(work.left.data(), work.right.data(), count, dim, work.similarities.data());
+    for (int64_t i = 0; i < count; ++i) {
+        work.second[pairs[i].vector * places + pairs[i].word] = INT32_MIN;
+        work.values[pairs[i].word] = std::max(work.values[pairs[i].word], double(work.similarities[i]));
+    }
+    work.multiplied = work.pairs.size();
 }
 
 }  // namespace chan

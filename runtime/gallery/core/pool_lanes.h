@@ -85,24 +85,3 @@ void pool_lanes(const float* values, int64_t count, const int32_t* counts, Pooli
         for (int l = 0; l < LANES; ++l) out[l] = peak[l];
     }
 }
-
-// What is beyond `low` counts for something even where its weight is 0.
-void open_lanes(const int32_t* sums, int64_t vectors, int64_t places, const char* skip, const float* scale,
-                const float* offset, const float* weight, const float* low, float* high, float* out) {
-    constexpr float SOMETHING = std::numeric_limits<float>::min();
-    for (int64_t v = 0; v < vectors; ++v, sums += places) {
-        out[v] = 0.0f;
-        if (skip[v]) continue;
-        float total[LANES] = {};
-        for (int64_t tile = 0; tile < places; tile += LANES)
-            for (int64_t l = tile; l < tile + LANES; ++l) {
-                const float bound = scale[l] * static_cast<float>(sums[l]) + offset[l];
-                const float more = weight[l] * (bound - low[l]) + SOMETHING;
-                high[l] = bound > high[l] ? bound : high[l];
-                total[l - tile] += bound > low[l] ? more : 0.0f;
-            }
-        for (int half = LANES / 2; half; half /= 2)
-            for (int l = 0; l < half; ++l) total[l] += total[l + half];
-        out[v] = total[0];
-    }
-}

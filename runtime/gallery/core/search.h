@@ -139,10 +139,12 @@ class Search {
     double pool_above(const std::vector<double>& upper) const;
     double bound_second(const Query& query, Work& work, const uint8_t* next) const;
     void changes(const Query& query, Work& work) const;
+    void open_pairs(const Query& query, Work& work) const;
     void begin_pairs(const Query& query, double threshold, Work& work) const;
     void multiply(const Query& query, Work& work, const Work& next) const;
     void keep_low_digits(const Query& query, Work& work) const;
     bool narrow_pairs(const Query& query, double threshold, Work& work, const Work& next) const;
+    void multiply_fine_pairs(const Query& query, Work& work) const;
     double similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const;
     void multiply_all(const Query& query, Work& work) const;
     void bound_codes(const Query& query, double threshold, Work& work, double* lower, double* upper) const;
@@ -153,8 +155,6 @@ class Search {
     bool for_pairs(std::vector<Query>& queries, const float* upper,
                    const std::function<double(int64_t, int64_t)>& needed,
                    const std::function<bool(const std::vector<Pending*>&)>& each) const;
-    void choose_vectors(const Query& query, Work& work) const;
-    bool others(const Query& query, Work& work) const;
     bool narrow_fine(Pending& pair, double mine, double its, bool second, const Pending& next,
                      const TouchFunction& touch) const;
     static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);

@@ -87,29 +87,24 @@ struct Search::Work {
     bool levels = false;           // whether `second` bounds the row's similarities
     std::vector<int32_t> second;   // sums of the second level, [vectors][places]; INT32_MIN of pairs in `pairs`
     std::vector<int32_t> highest, leader;  // of each word's sums: the largest, and the vector that has it
-    std::vector<Pair> pairs;       // whose int8 codes are multiplied
-    std::vector<int32_t> products;  // their sums
+    std::vector<Pair> pairs;       // that are multiplied
     size_t multiplied = 0;         // how many of them were
+    std::vector<int32_t> products;  // by their int8 codes
     int64_t digit = 0;             // of the query, that the others are multiplied with first
     bool top = false;              // whether `products` are of the high digits of the query alone
     double upper = 0;              // by them, of the row's score
     std::vector<const uint8_t*> codes, fetched;
     std::vector<const int8_t*> digits;
     std::vector<int32_t> sums;     // of all int8 codes [vectors][places], or of pairs that are multiplied together
-    std::vector<float> similarities;  // from the fine copy
-    std::vector<int32_t> listed;   // vectors whose fine copy is multiplied
-    std::vector<char> chosen;      // [vectors], whether it is in `listed`
+    std::vector<const float *> left, right;
+    std::vector<float> similarities, widened;  // by the fine copy, of pairs that are multiplied together; and its vectors
+    std::vector<char> chosen;      // [vectors], whether one can hold a maximum
     std::vector<const uint8_t*> pointers;
-    std::vector<std::pair<float, int32_t>> others;  // vectors that can raise `high`, and how much that would matter
-    std::vector<float> best, weight, below, above, matter;
+    std::vector<float> best;
     std::vector<double> values, low, high, change;
 
     int64_t vectors() const { return part->starts[row + 1] - part->starts[row]; }
     const uint8_t* codes_of(int64_t vector) const { return part->codes + (part->starts[row] + vector) * part->stride; }
-    void take(int64_t vector) {
-        chosen[vector] = 1;
-        listed.push_back(static_cast<int32_t>(vector));
-    }
 };
 
 // A query and a row that may be among its best.

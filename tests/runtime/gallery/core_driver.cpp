@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <vector>
 
 #include "kernels.h"
 
@@ -224,6 +225,29 @@ void products(const Kernels& kernels, const char* name, Function function) {
     report(kernels.name, name);
 }
 
+void pair_products(const Kernels& kernels) {
+    begin();
+    for (const int64_t dim : {1, 2, 7, 8, 15, 16, 17, 31, 32, 48, 100, 256})
+        for (const int64_t count : {1, 2, 3, 4, 5, 7, 9}) {
+            const int64_t padded = (dim + 15) / 16 * 16;
+            Guarded<float> vectors(count * dim), query(count * padded), out(count), alone(1);
+            fill(vectors), fill(query);
+            std::vector<const float*> left, right;
+            for (int64_t i = 0; i < count; ++i) {
+                for (int64_t at = dim; at < padded; ++at) query[i * padded + at] = 0;
+                left.push_back(vectors.get() + random_below(count) * dim);
+                right.push_back(query.get() + i * padded);
+            }
+            kernels.pair_products(left.data(), right.data(), count, dim, out.get());
+            for (int64_t i = 0; i < count; ++i) {
+                kernels.products(left[i], 1, dim, right[i], 1, padded, alone.get());
+                require(out[i] == alone[0], kernels.name, "pair_products");
+            }
+            add_to_hash(out);
+        }
+    report(kernels.name, "pair_products");
+}
+
 void dots(const Kernels& kernels) {
     begin();
     for (int64_t dim = 0; dim < 70; ++dim) {
@@ -289,24 +313,6 @@ void poolings(const Kernels& kernels) {
     report(kernels.name, "pool_lanes");
 }
 
-void openings(const Kernels& kernels) {
-    begin();
-    for (const int64_t vectors : {1, 2, 5, 36})
-        for (const int64_t places : {LANES, 2 * LANES, 4 * LANES}) {
-            Guarded<int32_t> sums(vectors * places);
-            Guarded<char> skip(vectors);
-            Guarded<float> scale(places), offset(places), weight(places), low(places), high(places), out(vectors);
-            for (int64_t i = 0; i < sums.size(); ++i)
-                sums[i] = static_cast<int32_t>(random_below(1 << 24)) - (1 << 23);
-            for (int64_t v = 0; v < vectors; ++v) skip[v] = random_below(4) == 0;
-            fill(scale), fill(offset), fill(weight), fill(low), fill(high);
-            kernels.open_lanes(sums.get(), vectors, places, skip.get(), scale.get(), offset.get(), weight.get(),
-                               low.get(), high.get(), out.get());
-            add_to_hash(high), add_to_hash(out);
-        }
-    report(kernels.name, "open_lanes");
-}
-
 }  // namespace
 
 int main() {
@@ -318,10 +324,10 @@ int main() {
         leads(kernels);
         products<float>(kernels, "products", kernels.products);
         products<uint16_t>(kernels, "half_products", kernels.half_products);
+        pair_products(kernels);
         dots(kernels);
         widenings(kernels);
         fixed(kernels);
         poolings(kernels);
-        openings(kernels);
     }
 }
