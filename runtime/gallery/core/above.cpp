@@ -70,15 +70,7 @@ bool Search::above(const float* queries, const int64_t* starts, int64_t count, c
         const auto decide_pair = [&](Pending& pair) {
             const int64_t query = first + (pair.query - asked.data());
             const double mine = query_thresholds[query], its = row_thresholds[pair.row];
-            if (!pair.decided(mine, its)) {
-                if (by_vectors) {  // float32 cannot tell, or was not tried
-                    int64_t local;
-                    const Part& part = part_of(pair.row, &local);
-                    pair.held.resize(part.starts[local + 1] - part.starts[local]);
-                    std::iota(pair.held.begin(), pair.held.end(), 0);
-                }
-                if (!score(pair, touch)) return false;
-            }
+            if (!pair.decided(mine, its) && !score(pair, touch)) return false;
             const double value = pair.decided(mine, its) ? pair.low : exact_score(pair);
             if (value < pair.needed) return true;
             std::lock_guard<std::mutex> lock(mutex);

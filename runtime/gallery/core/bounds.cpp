@@ -190,18 +190,13 @@ void Search::bound_codes(const Query& query, double threshold, Work& work, doubl
     if (!(*lower <= *upper)) *lower = -INFINITE, *upper = INFINITE;  // past float64's range: nothing is known
 }
 
-// The vectors that can hold a maximum, in rising order, after `bound_codes`.
-void Search::hold(const Query& query, Work& work, std::vector<int32_t>& held) const {
+// The pairs that can hold a maximum, vectors in rising order, after `bound_codes`; none where that is not known.
+void Search::hold(const Query& query, const Work& work, std::vector<Pair>& pairs) const {
     const int64_t vectors = work.vectors(), words = query.count, places = (words + LANES - 1) / LANES * LANES;
-    held.clear();
-    if (!plan_.pools_query) {
-        held.resize(vectors);
-        std::iota(held.begin(), held.end(), 0);
-        return;
-    }
-    work.chosen.assign(vectors, 0);
+    pairs.clear();
+    if (!plan_.pools_query) return;
     const auto consider = [&](int64_t v, int64_t w, double upper) {
-        if (!(upper < work.values[w] - work.change[w])) work.chosen[v] = 1;
+        if (!(upper < work.values[w] - work.change[w])) pairs.push_back({int32_t(v), int32_t(w)});
     };
     for (int64_t v = 0; v < vectors; ++v)
         for (int64_t w = 0; w < words; ++w)
@@ -213,8 +208,9 @@ void Search::hold(const Query& query, Work& work, std::vector<int32_t>& held) co
         const auto [v, w] = work.pairs[i];
         consider(v, w, similarity(query, work, w, work.products[i]) + work.change[w]);
     }
-    for (int64_t v = 0; v < vectors; ++v)
-        if (work.chosen[v]) held.push_back(static_cast<int32_t>(v));
+    std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
+        return a.vector != b.vector ? a.vector < b.vector : a.word < b.word;
+    });
 }
 
 // Bring bounds of rows by their codes as close as their `needed` asks for; false where `touch` failed.
@@ -258,7 +254,7 @@ bool Search::narrow(Pending* const* rows, int64_t count, const TouchFunction& to
         double upper;
         bound_codes(*row->query, row->needed, *work, &row->lower, &upper);
         row->upper = std::min(row->upper, upper);
-        if (row->upper >= row->needed) hold(*row->query, *work, row->held);
+        if (row->upper >= row->needed) hold(*row->query, *work, row->pairs);
     }
     return true;
 }

@@ -97,21 +97,11 @@ bool Search::narrow_pairs(const Query& query, double threshold, Work& work, cons
 
 // Multiply the fine copies of the pairs that wait for it, in float32, and raise `values` to their similarities.
 void Search::multiply_fine_pairs(const Query& query, Work& work) const {
-    const Part& part = *work.part;
-    const int64_t dim = plan_.dim, first = part.starts[work.row], places = (query.count + LANES - 1) / LANES * LANES;
+    const int64_t places = (query.count + LANES - 1) / LANES * LANES;
     const auto count = static_cast<int64_t>(work.pairs.size() - work.multiplied);
     const Pair* const pairs = &work.pairs[work.multiplied];
-    work.left.clear(), work.right.clear();
     work.similarities.resize(count);
-    if (part.form != Fine::float32) work.widened.resize(count * dim);
-    for (int64_t i = 0; i < count; ++i) {
-        work.left.push_back(static_cast<const float*>(part.fine) + (first + pairs[i].vector) * dim);
-        work.right.push_back(&query.vectors[pairs[i].word * query.padded]);
-        if (part.form == Fine::float32) continue;
-        work.left.back() = &work.widened[i * dim];
-        widen_vector(part, work.row, first + pairs[i].vector, &work.widened[i * dim]);
-    }
-    plan_.kernels->pair_products(work.left.data(), work.right.data(), count, dim, work.similarities.data());
+    multiply_pairs(query, *work.part, work.row, pairs, count, work.similarities.data());
     for (int64_t i = 0; i < count; ++i) {
         work.second[pairs[i].vector * places + pairs[i].word] = INT32_MIN;
         work.values[pairs[i].word] = std::max(work.values[pairs[i].word], double(work.similarities[i]));

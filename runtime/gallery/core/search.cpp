@@ -91,7 +91,7 @@ bool Search::score(Pending& row, const TouchFunction& touch) const {
     int64_t local;
     const Part& part = part_of(row.row, &local);
     if (!ready(part, local, FINE, touch)) return false;
-    score_fine(*row.query, part, local, row.held, row.similarities, &row.low, &row.high);
+    score_fine(*row.query, part, local, row.pairs, row.similarities, &row.low, &row.high);
     return true;
 }
 
@@ -201,7 +201,7 @@ bool Search::finish(Contest& contest, int64_t k, const TouchFunction& touch, Thr
         int64_t local;
         const Part& part = part_of(each.row, &local);
         const auto begin = static_cast<int64_t>(answer.maxima.size());
-        decide(*each.query, part, local, each.held, each.similarities.data(), answer.maxima, answer.winners);
+        decide(*each.query, part, local, each.pairs, each.similarities.data(), answer.maxima, answer.winners);
         answer.rows.push_back({each.row, begin, static_cast<int64_t>(answer.maxima.size()) - begin});
     }
     answer.second = contest.query->second_read, answer.codes = contest.query->codes_read, answer.fine = contest.fine;
@@ -338,10 +338,6 @@ bool Search::scores(const float* queries, const int64_t* starts, int64_t count, 
             Query query;
             place(query, queries + starts[i] * plan_.dim, starts[i + 1] - starts[i]);
             Pending row(query, rows[i], INFINITE, -INFINITE);
-            int64_t local;
-            const Part& part = part_of(rows[i], &local);
-            row.held.resize(part.starts[local + 1] - part.starts[local]);
-            std::iota(row.held.begin(), row.held.end(), 0);
             if (score(row, touch))
                 out[i] = exact_score(row);
             else
@@ -362,15 +358,12 @@ bool Search::all_scores(const float* queries, const int64_t* starts, int64_t cou
         const int64_t begin = piece % across * TURN, end = std::min(count, begin + TURN);
         std::vector<float> similarities;
         std::vector<double> values;
-        std::vector<int32_t> all(longest_);
         for (int64_t i = begin; i < end && well; ++i)
             for (int64_t row = first; row < last && well; ++row) {
                 int64_t local;
                 const Part& part = part_of(row, &local);
                 if (i == begin && !ready(part, local, FINE, touch)) well = false;
-                all.resize(part.starts[local + 1] - part.starts[local]);
-                std::iota(all.begin(), all.end(), 0);
-                if (well) out[row * count + i] = float(pool_fine(asked[i], part, local, all, similarities, values));
+                if (well) out[row * count + i] = float(pool_fine(asked[i], part, local, {}, similarities, values));
             }
     });
     return well;

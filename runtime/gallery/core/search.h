@@ -83,6 +83,11 @@ struct Answer {
     int64_t contradiction = -1;    // a row whose codes and fine copy have no score in common
 };
 
+// A vector of a row, and one of a query.
+struct Pair {
+    int32_t vector, word;
+};
+
 // A row and its score with a query.
 struct Scored {
     int64_t row;
@@ -148,7 +153,7 @@ class Search {
     double similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const;
     void multiply_all(const Query& query, Work& work) const;
     void bound_codes(const Query& query, double threshold, Work& work, double* lower, double* upper) const;
-    void hold(const Query& query, Work& work, std::vector<int32_t>& held) const;
+    void hold(const Query& query, const Work& work, std::vector<Pair>& pairs) const;
     bool narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const;
     bool narrow_all(const std::vector<Pending*>& pairs, const TouchFunction& touch, Threads& threads,
                     const std::function<bool(Pending&)>& each) const;
@@ -160,11 +165,12 @@ class Search {
     static double kth_lower_bound(const std::vector<Pending>& rows, int64_t k);
     const float* in_float32(const Part& part, int64_t row, int64_t first, int64_t count) const;
     void widen_vector(const Part& part, int64_t row, int64_t at, float* out) const;
-    void multiply_fine(const Query& query, const Part& part, int64_t row, const int32_t* held, int64_t vectors,
-                       float* out) const;
-    double pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+    void multiply_row(const Query& query, const Part& part, int64_t row, float* out) const;
+    void multiply_pairs(const Query& query, const Part& part, int64_t row, const Pair* pairs, int64_t count,
+                        float* out) const;
+    double pool_fine(const Query& query, const Part& part, int64_t row, const std::vector<Pair>& pairs,
                      std::vector<float>& out, std::vector<double>& values) const;
-    void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+    void score_fine(const Query& query, const Part& part, int64_t row, const std::vector<Pair>& pairs,
                     std::vector<float>& out, double* low, double* high) const;
     double float_error(const Query& query, const Part& part, int64_t row) const;
     bool score(Pending& row, const TouchFunction& touch) const;
@@ -174,7 +180,7 @@ class Search {
                Threads& threads) const;
     bool raise_threshold(Contest& contest, int64_t k, const TouchFunction& touch, Threads& threads) const;
     bool finish(Contest& contest, int64_t k, const TouchFunction& touch, Threads& threads, Answer& answer) const;
-    void decide(const Query& query, const Part& part, int64_t row, const std::vector<int32_t>& held,
+    void decide(const Query& query, const Part& part, int64_t row, const std::vector<Pair>& pairs,
                 const float* similarities, std::vector<double>& maxima, std::vector<int32_t>& winners) const;
     double exact_score(const Pending& row) const;
     bool in_turns(const float* queries, const int64_t* starts, int64_t count, const uint8_t* allowed, Threads& threads,

@@ -75,11 +75,6 @@ struct Search::Query {
     std::atomic<int64_t> second_read{0}, codes_read{0};  // rows of which these were read
 };
 
-// A vector of a row, and one of a query.
-struct Pair {
-    int32_t vector, word;
-};
-
 // What a thread knows of a row while it narrows the row's bounds.
 struct Search::Work {
     const Part* part = nullptr;
@@ -96,9 +91,7 @@ struct Search::Work {
     std::vector<const uint8_t*> codes, fetched;
     std::vector<const int8_t*> digits;
     std::vector<int32_t> sums;     // of all int8 codes [vectors][places], or of pairs that are multiplied together
-    std::vector<const float *> left, right;
-    std::vector<float> similarities, widened;  // by the fine copy, of pairs that are multiplied together; and its vectors
-    std::vector<char> chosen;      // [vectors], whether one can hold a maximum
+    std::vector<float> similarities;  // by the fine copy, of pairs that are multiplied together
     std::vector<const uint8_t*> pointers;
     std::vector<float> best;
     std::vector<double> values, low, high, change;
@@ -122,8 +115,8 @@ struct Search::Pending {
     bool decided(double mine, double its) const {
         return (low > mine || high < mine) && (low > its || high < its);
     }
-    std::vector<int32_t> held;                   // the row's vectors that can hold a maximum
-    std::vector<float> similarities;             // of these with the query's, [held][words]; empty until it is scored
+    std::vector<Pair> pairs;                     // that can hold a maximum, vectors in rising order; none: all of them
+    std::vector<float> similarities;             // of these by the fine copy in float32; empty until it is scored
 };
 
 // A query whose best rows are looked for.
