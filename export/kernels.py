@@ -24,10 +24,13 @@ from ..runtime.gallery.cuda.kernels import (
     GROUPS_AT_ONCE,
     KERNELS,
     LIST_ROWS,
+    MOST_NORMS,
     PAIR_ROWS,
     PICKS,
     POOLINGS,
     PRECISIONS,
+    PROJECT_AXES,
+    PROJECT_WORDS,
     REACH_WORDS,
     ROWS_AT_ONCE,
     SCAN_ROWS,
@@ -42,7 +45,7 @@ from ..runtime.gallery.cuda.kernels import (
 )
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.proof.bounds import MOST_BLOCKS
-from ..runtime.gallery.proof.prefix import CODE_AXES
+from ..runtime.gallery.proof.prefix import AXES, CODE_AXES
 
 _SOURCES = ("scan_kernels", "query_kernels", "decide_kernel")
 _STAGES, _WARPS = 3, 4
@@ -252,6 +255,19 @@ def _level_jobs(
         own = {"WIDTH": stride, "ROWS": rows, "BLOCK_W": words}
         shared = {name: constants[name] for name in ("UNIT", "POOLING", "BLOCK_R")}
         jobs[f"bound_{words}"] = _Job("bound", bound_types, own | shared)
+    width = constants["WIDTH"]
+    types = {"exact": "*fp32", "columns": "*fp64", "coordinates": "*fp64", "words": "i32"}
+    tile = {"WIDTH": width, "AXES": AXES, "BLOCK_W": PROJECT_WORDS, "BLOCK_A": PROJECT_AXES, "BLOCK_K": 32}
+    jobs["project"] = _Job("project", types, tile)
+    types = {
+        "exact": "*fp32", "norms": "*fp64", "coordinates": "*fp64", "mean": "*fp64", "block_of": "*i32",
+        "norm_steps": "*fp64", "coordinate_of": "*i32", "steps": "*fp64", "pooled": "*fp64", "digits": "*i8",
+        "word_scale": "*fp64", "word_offset": "*fp64", **dict.fromkeys(("words", "num_norms", "dim", "width"), "i32"),
+        **dict.fromkeys(("held", "lost", "size", "middle", "largest", "temperature"), "fp64"),
+    }  # fmt: skip
+    step = min(1024, 1 << (width - 1).bit_length())
+    sizes = {"WIDTH": width, "STRIDE": stride, "AXES": AXES, "NORMS": MOST_NORMS, "BLOCK_K": step}
+    jobs["weigh"] = _Job("weigh", types, sizes)
     return jobs
 
 

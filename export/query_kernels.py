@@ -147,3 +147,125 @@ def terms(
     tl.store(at + 4, size * more)
     tl.store(at + 5, tl.sqrt(tl.max(rest, axis=0)) * more)
     tl.store(at + 6 + slot, (tl.sqrt(along) + lost * size) * more, mask=slot < BLOCKS)
+
+
+@triton.jit
+def project(
+    exact,  # as of `quantize`
+    columns,  # float64 [WIDTH, AXES], a plan's axes, with zeros behind its rows and columns
+    coordinates,  # float64 [words, AXES]
+    words,
+    WIDTH: tl.constexpr,
+    AXES: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Coordinates of BLOCK_W vectors along BLOCK_A axes: B'q."""
+    tiles: tl.constexpr = AXES // BLOCK_A
+    axis = tl.program_id(0) % tiles * BLOCK_A + tl.arange(0, BLOCK_A)
+    word = tl.program_id(0) // tiles * BLOCK_W + tl.arange(0, BLOCK_W)
+    named = word < words
+    k = tl.arange(0, BLOCK_K)
+    vector = exact + word[:, None].to(tl.int64) * WIDTH + k[None, :]
+    axis_at = columns + k[:, None] * AXES + axis[None, :]
+    found = tl.zeros([BLOCK_W, BLOCK_A], tl.float64)
+    for step in range(0, WIDTH, BLOCK_K):
+        value = tl.load(vector + step, mask=named[:, None], other=0.0).to(tl.float64)
+        found = tl.dot(value, tl.load(axis_at + step * AXES), found, out_dtype=tl.float64)
+    tl.store(coordinates + word[:, None].to(tl.int64) * AXES + axis[None, :], found, mask=named[:, None])
+
+
+@triton.jit
+def weigh(
+    exact,  # as of `quantize`
+    norms,
+    coordinates,  # as of `project`
+    mean,  # float64 [WIDTH], with zeros behind it
+    block_of,  # int32 [AXES], the block of (3) that each axis is in
+    norm_steps,  # float64 [NORMS], of the norm along each block, of R(q), and of the codes' own; then zeros
+    coordinate_of,  # int32 [STRIDE], of each byte that is a code
+    steps,  # float64 [STRIDE], that codes are counted in; zero where there is none
+    pooled,  # float64 [words], how many vectors each one's query has
+    digits,  # int8 [2, words, STRIDE]
+    word_scale,  # float64 [words]
+    word_offset,  # float64 [words]
+    words,
+    num_norms,
+    dim,
+    width,
+    held,
+    lost,
+    size,
+    middle,
+    largest,
+    temperature,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    AXES: tl.constexpr,
+    NORMS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One vector as integers, by which `bound` multiplies coded vectors: `weigh_integers` of prefix_bounds.py.
+
+    Args: of the plan and its level, as there.
+        num_norms: J.
+        dim: D.
+        width: bytes of a coded vector.
+        held: f of (3').
+        lost: the most that float64 loses of a vector's coordinates, as a share of its norm.
+        size: no less than the norm of coordinates as they are coded.
+        middle: no less than the norm of the mean.
+        largest: no less than the norm of any row's vector.
+    """
+    more: tl.constexpr = 1.000000001  # covers what float64 loses in a sum of squares and in a few operations after it
+    most: tl.constexpr = 16319.0  # the largest integer of two digits of 7 bits
+    unit: tl.constexpr = 1.1102230246251565e-16
+    word = tl.program_id(0)
+    k = tl.arange(0, BLOCK_K)
+    dot = tl.zeros([BLOCK_K], tl.float64)
+    for step in range(0, WIDTH, BLOCK_K):
+        inside = step + k < WIDTH
+        value = tl.load(exact + word.to(tl.int64) * WIDTH + step + k, mask=inside, other=0.0).to(tl.float64)
+        dot += value * tl.load(mean + step + k, mask=inside, other=0.0)
+    square = tl.load(norms + word)
+    norm = tl.sqrt(square) * more
+    off = lost * norm
+    axis = tl.arange(0, AXES)
+    own = coordinates + word.to(tl.int64) * AXES
+    energy = tl.load(own + axis)
+    energy = energy * energy
+    block = tl.load(block_of + axis)
+    j = tl.arange(0, NORMS)
+    along = tl.sqrt(tl.sum(tl.where(block[:, None] == j[None, :], energy[:, None], 0.0), axis=0)) * more + off
+    left = tl.maximum(square - held * tl.sum(energy, axis=0), 0.0) + 2.0 * lost * square
+    along = tl.where(j == num_norms - 2, tl.sqrt(left) * more, along)
+    along = along * tl.load(norm_steps + j) * more
+    along = tl.where(j < num_norms - 1, along, 0.0)
+    byte = tl.arange(0, STRIDE)
+    step = tl.load(steps + byte)
+    product = held * tl.load(own + tl.load(coordinate_of + byte)) * step
+    peak = tl.maximum(tl.max(along, axis=0), tl.max(tl.abs(product), axis=0))
+    scale = tl.where(peak > 0, peak / most * more, 1.0)
+    code = product / scale + 6755399441055744.0 - 6755399441055744.0  # the nearest integer
+    rounded = product - code * scale
+    last = tl.sqrt(tl.sum(rounded * rounded, axis=0)) * more
+    along = tl.where(j == num_norms - 1, last * tl.load(norm_steps + j), along)
+    code = tl.minimum(tl.maximum(code, -most), most)
+    above = tl.minimum(tl.ceil(along / scale * more), most)
+    total = 255.0 * scale * (tl.sum(above, axis=0) + tl.sum(tl.abs(code), axis=0)) * more
+    allowed = 4.0 * (dim + width).to(tl.float64) * unit * (norm * middle * more + total)
+    pooling = 16.0 * unit * (dim + tl.load(pooled + word) + 16.0) * (norm * largest + temperature)
+    offset = tl.sum(dot, axis=0) + off * size + 128.0 * scale * tl.sum(above, axis=0) + allowed + pooling
+    tl.store(word_scale + word, scale)
+    tl.store(word_offset + word, offset)
+    integer = code.to(tl.int32)
+    target = digits + word.to(tl.int64) * STRIDE
+    second = words.to(tl.int64) * STRIDE
+    high = (integer + 64) >> 7
+    tl.store(target + byte, high.to(tl.int8), mask=byte >= num_norms)
+    tl.store(target + second + byte, (integer - high * 128).to(tl.int8), mask=byte >= num_norms)
+    integer = above.to(tl.int32)
+    high = (integer + 64) >> 7
+    tl.store(target + j, high.to(tl.int8), mask=j < num_norms)
+    tl.store(target + second + j, (integer - high * 128).to(tl.int8), mask=j < num_norms)

@@ -55,7 +55,7 @@ def test_code_for_the_architecture_is_made_without_a_gpu(tmp_path: Path, gpu: st
 def test_every_pooling_compiles(tmp_path: Path, pooling: str) -> None:
     record, _ = build_kernels(tmp_path, 1024, pooling, "int8", "sm_90")
     assert record.width == 1024
-    assert {"bound_16", "bound_64", "scan_listed_16", "scan_listed_64"} < set(record.functions)
+    assert {"bound_16", "bound_64", "scan_listed_16", "scan_listed_64", "project", "weigh"} < set(record.functions)
 
 
 def test_int8_products_are_integers_on_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_every_kernel_compiles_for_every_gpu_and_fits_its_shared_memory(gpu: str
         (lambda sidecar, code: code.unlink(), "No such file"),
         (lambda sidecar, code: sidecar.write_text("{"), "cannot be understood"),
         (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace("sm_90", "sm_80")), "was altered"),
-        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace('schema": 6', 'schema": 9')), "version"),
+        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace('schema": 7', 'schema": 9')), "version"),
         (lambda sidecar, code: sidecar.write_bytes(b"\xff"), "decode"),
     ],
 )
@@ -210,7 +210,7 @@ def test_command(tmp_path: Path) -> None:
             "test_resident.py",
             "(interpreted and not Mean) or (rankings_are and ties and (words0 or words6)) or listed or float16_ranks",
         ),
-        ("test_resident_levels.py", "(bounds_are_above and 150) or (rankings and ties and Max)"),
+        ("test_resident_levels.py", "((bounds_are_above or weighed) and 150) or (rankings and ties and Max)"),
         ("test_decide.py", "(true_row and 7-None) or true_scores or through_changes"),
         ("test_gpu_queries.py", "cpu"),
     ],

@@ -7,6 +7,7 @@ search launches each kernel once, however many parts there are.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from ...errors import BackendError, GpuMemoryError, TensorError
 from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS
-from ..proof.prefix import Axes
+from ..proof.prefix import Axes, PrefixLevel
 from ..proof.rows import Part
-from .kernels import UNIT, KernelRecord, level_stride
-from .levels import COVERED, LEAST, Levels, coded_vectors, common_plan, joined_places
+from .kernels import MOST_NORMS, UNIT, KernelRecord, level_stride
+from .levels import COVERED, LEAST, Levels, Weights, coded_vectors, common_plan, joined_places
 from .memory import Arena, gib
 from .queries import QuerySender, SentPlans
 
@@ -85,6 +86,7 @@ class RowHolder:
         self._arena, self._sender, self._dim = arena, sender, dim
         self._precision, self._width, self._codes = record.precision, record.width, record.precision == "int8"
         self._stride = level_stride(record.width) or 0 if "bound_16" in record.functions else 0
+        self._known: weakref.WeakValueDictionary[tuple[int, int], Weights] = weakref.WeakValueDictionary()
 
     def upload(self, part: Part) -> HeldPart:
         """A part's vectors on the device.
@@ -148,7 +150,7 @@ class RowHolder:
         """The rows at the first level of their plan, uploaded where they were not; None where that does not pay."""
         plan = common_plan([each.part for each in rows.held]) if self._stride else None
         size = sum(int(each.part.starts[-1]) for each in rows.held) * self._width
-        if plan is None or plan.first is None or size < LEAST:
+        if plan is None or plan.first is None or plan.first.norms > MOST_NORMS or size < LEAST:
             return None
         coded = [each for each in rows.held if each.part.plan is not None and each.part.plan.axes is plan.axes]
         if sum(len(each.part.starts) - 1 for each in coded) * COVERED[1] < rows.count * COVERED[0]:
@@ -163,13 +165,22 @@ class RowHolder:
                     each.coded = own
             held = [(each.part, each.coded.address if each.coded else 0) for each in rows.held]
             base, places = joined_places(held, plan, self._stride, UNIT)
-            levels = Levels(plan.axes, plan.first, base, rows.largest)
+            levels = Levels(self._weights(plan.axes, plan.first), base, rows.largest)
             (levels.places,) = self._arena.keep(levels, [places])
         except GpuMemoryError:  # they only save time, so those of the other parts give their room back
             for each in fresh:
                 each.coded = None
             return None
         return levels
+
+    def _weights(self, axes: Axes, level: PrefixLevel) -> Weights:
+        """A plan's axes and level on the device, each uploaded once."""
+        weights = self._known.get((id(axes), id(level)))
+        if weights is None:
+            weights = Weights(axes, level)
+            weights.addresses = self._arena.keep(weights, weights.arrays(self._width, self._stride))
+            self._known[id(axes), id(level)] = weights  # they live as long as their weights, so their ids are their own
+        return weights
 
     def _pieces(self, part: Part) -> Iterator[NDArray[Any]]:
         """The part's vectors as the kernels read them, some rows at a time: [vectors, width]."""

@@ -19,7 +19,7 @@ from ...gpu import architecture
 from ..proof.prefix import level_widths
 
 KERNELS = "kernels"
-SCHEMA = 6
+SCHEMA = 7
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
@@ -32,6 +32,8 @@ SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned f
 SCAN_ROWS, PAIR_ROWS, BOUND_ROWS = 4, 8, (8, 4)
 PICKS = (64, 256)  # most rows that a program of `reach` pools
 REACH_WORDS = 16  # words that it takes at once
+MOST_NORMS = 16  # of a coded vector, that `weigh` takes
+PROJECT_WORDS, PROJECT_AXES = 16, 16  # of a program of `project`
 UNIT = 64  # bytes; where a row's vectors begin is counted in these
 MOST_GROUPS = 4096  # of rows of which the best one is looked at when the threshold is looked for
 GROUPS = 16  # groups that a program of `best_rows` and of `kth_best` takes
@@ -86,7 +88,8 @@ class KernelRecord:
         source_sha256: of the kernels' source.
         functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `kth_best`, `shortlist`;
             `quantize`; for int8 `terms`, `decide_float32` and the like, one for each form of the fine copy, `reach_64`
-            and the like, and, for galleries that can have levels, `bound_16`, `scan_listed_16` and the like.
+            and the like, and, for galleries that can have levels, `project`, `weigh`, `bound_16`, `scan_listed_16`
+            and the like.
     """
 
     precision: ScanPrecision

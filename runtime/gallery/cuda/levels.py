@@ -1,7 +1,8 @@
 """The first level of a plan on a GPU: an eighth of the int8 codes' bytes excludes most rows of a large gallery.
 
-Its coded vectors (prefix.py) lie beside the codes. `bound` multiplies them with the queries' integers, high digits and
-low ones, on the tensor cores, and pools upper bounds by (3) of bounds.py. Rows that a plan did not code, or whose norms
+Its coded vectors (prefix.py) lie beside the codes. `project` has the coordinates of the queries' vectors, and `weigh`
+makes integers of them. `bound` multiplies the coded vectors with these, high digits and low ones, on the tensor cores,
+and pools upper bounds by (3) of bounds.py. Rows that a plan did not code, or whose norms
 did not fit, get infinite bounds. Tensor cores multiply signed bytes, so 128 is taken from each byte on its way to the
 GPU, and 128 times the sum of a query's integers is added to its constant instead.
 """
@@ -10,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...contract import AlignmentConfig
 from ..kernels.layout import OFFSET
-from ..proof.pooling import Float64Array
-from ..proof.prefix import Axes, PrefixLevel, SearchPlan, unpack_blocks
-from ..proof.prefix_bounds import weigh_integers
+from ..proof.prefix import AXES, Axes, PrefixLevel, SearchPlan, unpack_blocks
 from ..proof.rows import Part
+from .kernels import MOST_NORMS
 
 LEAST = 512 << 20  # bytes of codes from which on the level is read first; fewer are read as fast as it takes to begin
 MOST_QUERIES = 4  # of a call that reads it; more of them are multiplied with every row's codes at once
@@ -28,7 +28,43 @@ FEW = 256  # rows of the best upper bounds, each of another group, whose codes g
 COVERED = 3, 4  # three of four rows at least must be coded by one plan
 SHARE = 2  # one row in so many may reach it; where more do, every row's codes are scanned
 _MOST_WORDS = 1 << 12  # of a query; see `bound` in export/scan_kernels.py
-_DIGIT = 7  # bits of the low digit
+
+
+@dataclass(eq=False)
+class Weights:
+    """A plan's axes and its first level on the device, as `project` and `weigh` read them.
+
+    Attributes:
+        axes, level: of the plan.
+        addresses: of columns, mean, block_of, norm_steps, coordinate_of and steps, in this order.
+    """
+
+    axes: Axes
+    level: PrefixLevel
+    addresses: Sequence[int] = ()
+
+    def arrays(self, width: int, stride: int) -> list[NDArray[Any]]:
+        """What lies at these addresses.
+
+        Args:
+            width: values that a vector takes on the device, padding included.
+            stride: bytes that a coded vector takes there.
+        """
+        axes, level = self.axes, self.level
+        columns, mean = np.zeros((width, AXES)), np.zeros(width)
+        columns[: axes.basis.shape[1], : axes.count], mean[: len(axes.middle)] = axes.columns, axes.middle
+        block_of = np.searchsorted(level.edges[1:-1], np.arange(AXES), side="right").astype(np.int32)
+        norm_steps, steps, coordinate_of = np.zeros(MOST_NORMS), np.zeros(stride), np.zeros(stride, np.int32)
+        norm_steps[: level.norms] = level.norm_step
+        steps[level.codes], coordinate_of[level.codes] = level.steps, level.coordinate_of
+        return [columns, mean, block_of, norm_steps, coordinate_of, steps]
+
+    @cached_property
+    def numbers(self) -> tuple[int | float, ...]:
+        """The numbers of `weigh` from J to the size of the mean."""
+        axes, level = self.axes, self.level
+        held, middle = max(0.0, 1 - float(axes.deviation)), float(np.linalg.norm(axes.middle))
+        return level.norms, axes.basis.shape[1], level.width, held, axes.lost, level.size, middle
 
 
 @dataclass(eq=False)
@@ -36,15 +72,14 @@ class Levels:
     """The coded vectors of some rows on the device.
 
     Attributes:
-        axes, level: of the plan that coded them.
+        weights: of the plan that coded them.
         base: where the vectors begin.
         largest: no less than the norm of any row's vectors, nor of what their codes stand for.
         places: of each row, where its vectors begin beyond that, in units of UNIT bytes; -1 where it has none. int64
             [rows] on the device.
     """
 
-    axes: Axes
-    level: PrefixLevel
+    weights: Weights
     base: int
     largest: float
     places: int = 0
@@ -84,20 +119,6 @@ def common_plan(parts: Sequence[Part]) -> SearchPlan | None:
 def serves(queries: Sequence[NDArray[np.float32]]) -> bool:
     """Whether the level is read for these queries."""
     return len(queries) <= MOST_QUERIES and max(map(len, queries)) <= _MOST_WORDS
-
-
-def weigh_queries(
-    levels: Levels, queries: Sequence[NDArray[np.float32]], stride: int, alignment: AlignmentConfig
-) -> tuple[NDArray[np.int8], Float64Array, Float64Array]:
-    """The queries' vectors as `bound` reads them: digits [2, Q, stride], scales [Q] and offsets [Q]."""
-    vectors = np.concatenate(queries).astype(np.float64)
-    counts = np.concatenate([np.full(len(query), float(len(query))) for query in queries])
-    found = weigh_integers(vectors, levels.axes, levels.level, levels.largest, counts, alignment)
-    high = (found.integers + (1 << _DIGIT - 1)) >> _DIGIT
-    digits = np.zeros((2, len(vectors), stride), np.int8)
-    digits[0, :, : levels.level.width] = high
-    digits[1, :, : levels.level.width] = found.integers - (high << _DIGIT)
-    return digits, found.scale, found.constant + found.scale * (OFFSET * found.integers.sum(axis=1, dtype=np.int64))
 
 
 def joined_places(held: Sequence[tuple[Part, int]], plan: SearchPlan, stride: int, unit: int) -> tuple[int, Any]:

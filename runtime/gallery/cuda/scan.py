@@ -28,6 +28,7 @@ from ...backends.device import Device
 from ...contract import AlignmentConfig
 from ..proof.bounds import MOST_BLOCKS
 from ..proof.pooling import Float64Array
+from ..proof.prefix import AXES
 from ..proof.rows import Part
 from .decide import PAIR_BYTES, RESULTS, Codes, Decided, Decider, Fine, join
 from .held import HeldPart, HeldRows, RowHolder
@@ -38,6 +39,8 @@ from .kernels import (
     MOST_GROUPS,
     PAIR_ROWS,
     PICKS,
+    PROJECT_AXES,
+    PROJECT_WORDS,
     SCAN_ROWS,
     SLOTS,
     WORD_TILES,
@@ -45,7 +48,7 @@ from .kernels import (
     KernelRecord,
     level_stride,
 )
-from .levels import FEW, SHARE, Levels, serves, weigh_queries
+from .levels import FEW, SHARE, Levels, serves
 from .lists import DeviceLists
 from .memory import Arena
 from .queries import QuerySender, SentQueries
@@ -233,7 +236,7 @@ class KernelScan:
                 for levels in _levels_for(rows, own):
                     self._arena.begin()
                     sent = self._sender.send(own, _slot(own) if levels is None else None)
-                    lists = self._queue_lists(rows, own, sent, k, allowed, floors[piece], levels, truth)
+                    lists = self._queue_lists(rows, sent, k, allowed, floors[piece], levels, truth)
                     candidates = self._fetch_candidates(lists)
                     finish = take(lists, sent)
                     if last is not None:
@@ -282,7 +285,6 @@ class KernelScan:
     def _queue_lists(
         self,
         rows: HeldRows,
-        vectors: Queries,
         queries: SentQueries,
         k: int,
         allowed: NDArray[np.bool_],
@@ -292,7 +294,6 @@ class KernelScan:
     ) -> DeviceLists:
         """Queue everything up to the lists.
 
-        vectors: of the queries.
         levels: the level that is read first, if one is.
         truth: raises thresholds by the true scores of picked rows, given the address of these and their number last.
         """
@@ -301,7 +302,7 @@ class KernelScan:
         if levels is None:
             self._score(rows, queries, allowed, scores)
         else:
-            upper = self._bound(rows, levels, vectors, queries, allowed, scores)
+            upper = self._bound(rows, levels, queries, allowed, scores)
         start = floors if self.certified else np.full(count, -np.inf)
         lists = self._make_lists("lists", min(CAPACITY, rows.count), scores, start)
         if levels is not None:
@@ -326,7 +327,6 @@ class KernelScan:
         self,
         rows: HeldRows,
         levels: Levels,
-        vectors: Queries,
         queries: SentQueries,
         allowed: NDArray[np.bool_],
         scores: int,
@@ -334,19 +334,23 @@ class KernelScan:
         """Queue every row's upper bound by the first level, and -inf as its score; the address of the bounds."""
         arena, lengths, count = self._arena, queries.lengths, len(queries.lengths)
         upper = arena.scratch("upper", 8 * count * rows.count)
-        digits, scale, offset = weigh_queries(levels, vectors, self._stride, self._alignment)
-        sent = (
-            arena.send("allowed", allowed),
-            arena.send("digits", digits),
-            queries.starts,
-            arena.send("level_scale", scale),
-            arena.send("level_offset", offset),
-        )
+        allowed_at = arena.send("allowed", allowed)
+        pooled = arena.send("pooled", np.repeat(np.array(lengths, np.float64), lengths))
+        words, temperature = sum(lengths), float(self._alignment.pooling_temperature)
+        coordinates = arena.scratch("coordinates", 8 * words * AXES)
+        digits = arena.scratch("digits", 2 * words * self._stride)
+        scale, offset = arena.scratch("level_scale", 8 * words), arena.scratch("level_offset", 8 * words)
+        columns, *weights = levels.weights.addresses
+        blocks = -(-words // PROJECT_WORDS) * (AXES // PROJECT_AXES)
+        self._launch("project", blocks, (queries.exact, columns, coordinates), words)
+        addresses: tuple[int, ...] = (queries.exact, queries.norms, coordinates, *weights, pooled)
+        numbers = *levels.weights.numbers, levels.largest, temperature
+        self._launch("weigh", words, (*addresses, digits, scale, offset), words, *numbers)
         tile = _tile(lengths)
         blocks = -(-rows.count // BOUND_ROWS[WORD_TILES.index(tile)]) * count
+        sent = allowed_at, digits, queries.starts, scale, offset
         addresses = levels.base, levels.places, rows.lengths, *sent, upper, scores
-        temperature = float(self._alignment.pooling_temperature)
-        self._launch(f"bound_{tile}", blocks, addresses, rows.count, sum(lengths), count, temperature)
+        self._launch(f"bound_{tile}", blocks, addresses, rows.count, words, count, temperature)
         return upper
 
     def _pick_candidates(self, rows: HeldRows, upper: int, lists: DeviceLists, queries: SentQueries) -> DeviceLists:

@@ -67,6 +67,11 @@ class Axes:
         return np.ascontiguousarray(self.basis.T, np.float64)
 
     @cached_property
+    def lost(self) -> float:
+        """The most that float64 loses of a vector's coordinates together, as a share of its norm."""
+        return float(2 * np.sqrt(self.count) * (self.basis.shape[1] + 8) * _UNIT64 * (1 + self.deviation))
+
+    @cached_property
     def middle(self) -> Float64Array:
         """The mean in float64: [D]."""
         return self.mean.astype(np.float64)
@@ -203,7 +208,7 @@ def along_axes(
     coordinates = multiply(centered, axes.columns)
     square = np.square(centered).sum(axis=1)
     held = max(0.0, 1 - axes.deviation) * np.square(coordinates).sum(axis=1)
-    unit = allow * 2 * np.sqrt(axes.count) * (centered.shape[1] + 8) * _UNIT64 * (1 + axes.deviation)
+    unit = allow * axes.lost
     rest = np.sqrt(np.maximum(square - held, 0) + 2 * unit * square) * _MORE
     return Rotated(coordinates, unit * np.sqrt(square) * _MORE, rest)
 

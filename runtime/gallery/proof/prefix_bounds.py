@@ -1,8 +1,8 @@
 """Upper bounds of similarities from a level's codes, in numpy: the right side of (3) in bounds.py.
 
 `weigh` has the weights as float32, and what that loses, in the weights and in their products with bytes, is bounded by
-their sizes. So the last norm of a coded vector is not needed. `weigh_integers` has them as integers, as core/query.cpp,
-for a GPU: their sums of products are exact in int32.
+their sizes. So the last norm of a coded vector is not needed. `weigh_integers` has them as integers, as core/query.cpp:
+their sums of products are exact in int32. It is what the GPU kernel `weigh` is held against.
 """
 
 from __future__ import annotations

@@ -1,10 +1,19 @@
-"""The kernels `bound` and `reach` in numpy: what they must leave in memory."""
+"""The kernels `project`, `weigh`, `bound` and `reach` in numpy: what they must leave in memory."""
 
 from typing import Any
 
 import numpy as np
 
-from chan_rt.runtime.gallery.cuda.kernels import BOUND_ROWS, UNIT, WORD_TILES
+from chan_rt.runtime.gallery.cuda.kernels import (
+    BOUND_ROWS,
+    MOST_NORMS,
+    PROJECT_AXES,
+    PROJECT_WORDS,
+    UNIT,
+    WORD_TILES,
+)
+from chan_rt.runtime.gallery.proof.prefix import AXES
+from chan_rt.runtime.gallery.proof.prefix_bounds import LARGEST
 
 
 def pooled(values: np.ndarray, pooling: str, temperature: float) -> np.ndarray:
@@ -16,6 +25,48 @@ def pooled(values: np.ndarray, pooling: str, temperature: float) -> np.ndarray:
         "Mean": lambda: values.mean(1),
         "Sum": lambda: values.sum(1),
     }[pooling]()
+
+
+def project(width: int, device: Any, blocks: int, exact, columns, coordinates, words) -> None:
+    """Coordinates of every vector."""
+    assert blocks == -(-words // PROJECT_WORDS) * (AXES // PROJECT_AXES)
+    vectors = device.array(exact, np.float32)[: words * width].reshape(words, width).astype(np.float64)
+    axes = device.array(columns, np.float64)[: width * AXES].reshape(width, AXES)
+    device.array(coordinates, np.float64)[: words * AXES] = (vectors @ axes).reshape(-1)
+
+
+def weigh(width: int, stride: int, device: Any, blocks: int, exact, norms, coordinates, mean, block_of, norm_steps,
+          coordinate_of, steps, pooled, digits, word_scale, word_offset, words, num_norms, dim, coded, held, lost,
+          size, middle, largest, temperature) -> None:  # fmt: skip
+    """Every vector's integers, what they stand for, and its constant, by (3) of bounds.py."""
+    assert blocks == words
+    vectors = device.array(exact, np.float32)[: words * width].reshape(words, width).astype(np.float64)
+    y = device.array(coordinates, np.float64)[: words * AXES].reshape(words, AXES)
+    block, steps = device.array(block_of, np.int32)[:AXES], device.array(steps, np.float64)[:stride]
+    norm_steps = device.array(norm_steps, np.float64)[:MOST_NORMS]
+    square, more = device.array(norms, np.float64)[:words], 1 + 1e-9
+    norm = np.sqrt(square) * more
+    along = np.stack([np.sqrt(np.square(y[:, block == j]).sum(axis=1)) for j in range(num_norms - 2)], axis=1)
+    left = np.maximum(square - held * np.square(y).sum(axis=1), 0) + 2 * lost * square
+    along = np.concatenate([along * more + (lost * norm)[:, None], np.sqrt(left)[:, None] * more], axis=1)
+    along *= norm_steps[: num_norms - 1] * more
+    products = held * y[:, device.array(coordinate_of, np.int32)[:stride]] * steps
+    most = np.maximum(along.max(axis=1), np.abs(products).max(axis=1))
+    scale = np.where(most > 0, most / LARGEST * more, 1.0)[:, None]
+    codes = np.rint(products / scale)
+    last = np.sqrt(np.square(products - codes * scale).sum(axis=1)) * more * norm_steps[num_norms - 1]
+    above = np.minimum(np.ceil(np.concatenate([along, last[:, None]], axis=1) / scale * more), LARGEST)
+    total = 255 * scale[:, 0] * (above.sum(axis=1) + np.abs(codes).sum(axis=1)) * more
+    rounding = 4 * (dim + coded) * 2.0**-53 * (norm * middle * more + total)
+    rounding += 16 * 2.0**-53 * (dim + device.array(pooled, np.float64)[:words] + 16) * (norm * largest + temperature)
+    dot = vectors @ device.array(mean, np.float64)[:width]
+    integers = codes.astype(np.int64)
+    integers[:, :num_norms] = above
+    high = (integers + 64) >> 7
+    device.array(digits, np.int8)[: 2 * words * stride] = np.stack([high, integers - (high << 7)]).reshape(-1)
+    device.array(word_scale, np.float64)[:words] = scale[:, 0]
+    offset = dot + lost * norm * size + 128 * scale[:, 0] * above.sum(axis=1) + rounding
+    device.array(word_offset, np.float64)[:words] = offset
 
 
 def bound(tile: int, stride: int, pooling: str, device: Any, blocks: int, levels, places, lengths, allowed, query,

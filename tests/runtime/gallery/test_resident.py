@@ -60,7 +60,7 @@ from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 from .decide_model import decide
-from .level_model import bound, pooled, reach
+from .level_model import bound, pooled, project, reach, weigh
 from .query_model import quantize, terms
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -203,6 +203,7 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
             for words in WORD_TILES:
                 scans[f"scan_listed_{words}"] = model.scan_listed
                 scans[f"bound_{words}"] = partial(bound, words, stride, pooling)
+            scans |= {"project": partial(project, width), "weigh": partial(weigh, width, stride)}
         reaches = {f"reach_{most}": partial(reach, most, pooling) for most in PICKS}
         of_queries = {"quantize": partial(quantize, precision, width), "terms": partial(terms, pooling, width)}
         others = {name: getattr(model, name) for name in NAMES[5:]}

@@ -33,6 +33,7 @@ from chan_rt.runtime.gallery.proof.prefix import (
     level_widths,
     rotate,
 )
+from chan_rt.runtime.gallery.proof.prefix_bounds import weigh_integers
 from chan_rt.runtime.gallery.proof.rows import ArrayPart
 from chan_rt.runtime.gallery.proof.true_score import true_row
 from chan_rt.runtime.gpu import examine_gpu
@@ -124,6 +125,35 @@ def test_rankings_by_levels_are_those_of_the_cpu(
     del search
     scan.close()
     assert all(device.empty for _, device in opened)
+
+
+@pytest.mark.parametrize("dim", [150, 200])
+def test_queries_are_weighed_as_the_proof_has_it(dim: int) -> None:
+    """`weigh_integers`, from what `project` and `weigh` leave; a query of zeros among them."""
+    rng, alignment = np.random.default_rng(3), AlignmentConfig()
+    rows = fallen(rng, [rng.standard_normal((n, dim)).astype(np.float32) for n in (1, 17, 36, 5) * 3])
+    queries = fallen(rng, [rng.standard_normal((n, dim)).astype(np.float32) for n in (3, 17)])
+    plan = plan_of(rows, queries)
+    queries.append(np.concatenate([np.zeros((1, dim), np.float32), queries[0] * np.float32(1e-3)]))
+    scan, device = open_scan("int8", dim, alignment)
+    held = scan.gather([scan.hold(part) for part in make_parts(rows, (5,), plan=plan)])
+    scan.shortlist(held, queries, 3, np.ones(len(rows), bool), np.full(3, -np.inf))
+    vectors, words = np.concatenate(queries).astype(np.float64), sum(map(len, queries))
+    counts = np.repeat([float(len(query)) for query in queries], [len(query) for query in queries])
+    expected = weigh_integers(vectors, plan.axes, plan.first, held.levels.largest, counts, alignment)
+    at = {name: room[0] for name, room in scan._arena._rooms.items()}
+    stride = level_stride(stored_width(dim))
+    digits = device.array(at["digits"], np.int8)[: 2 * words * stride].reshape(2, words, stride).astype(np.int64)
+    scale, offset = (device.array(at[f"level_{name}"], np.float64)[:words] for name in ("scale", "offset"))
+    integers = 128 * digits[0] + digits[1]
+    assert np.abs(integers[:, : plan.first.width] - expected.integers).max() <= 1, "but for ties"
+    assert (integers[:, : plan.first.width] == expected.integers).mean() > 0.999
+    assert not integers[:, plan.first.width :].any()
+    np.testing.assert_allclose(scale, expected.scale, rtol=1e-12)
+    constant = expected.constant + expected.scale * (128 * expected.integers.sum(axis=1))
+    norms = slice(plan.first.norms)
+    ties = 128 * expected.scale * np.abs(integers[:, norms] - expected.integers[:, norms]).sum(axis=1)
+    assert (np.abs(offset - constant) <= ties + 1e-9 * expected.scale).all()
 
 
 @pytest.mark.parametrize("dim", [150, 1024])
@@ -230,21 +260,27 @@ def test_where_memory_does_not_suffice_levels_are_left_out() -> None:
 def test_levels_of_some_parts_give_their_room_back_where_those_of_others_do_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rng, kept = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     rows = fallen(rng, made_up("plain", 3, 100, 5, DIM))
     parts = make_parts(rows, (50,), plan=plan_of(rows, rows[:2]))
-    sizes = [int(part.starts[-1]) * 64 for part in parts]
-    for least, room in ((1 << 40, 1 << 30), (0, sizes[0]), (0, sum(sizes)), (0, sum(sizes) + 100 * 8)):
+
+    def kept(least: int, capacity: int) -> tuple[bool, int]:
+        """Whether levels are read, and the memory that is held."""
         monkeypatch.setattr(held_module, "LEAST", least)
-        scan, device = open_scan("int8", DIM, AlignmentConfig(), capacity=room + (kept[0] if kept else 0))
+        scan, device = open_scan("int8", DIM, AlignmentConfig(), capacity=capacity)
         held = scan.gather([scan.hold(part) for part in parts])
-        kept.append(sum(map(len, device.memory.values())))
-        fits = room == sum(sizes) + 100 * 8
-        assert (held.levels is not None) == fits
-        assert kept[-1] == kept[0] + fits * room
+        found = held.levels is not None, sum(map(len, device.memory.values()))
         del held
         scan.close()
         assert device.empty
+        return found
+
+    _, without = kept(1 << 40, 1 << 30)
+    levels, most = kept(0, 1 << 30)
+    assert levels
+    for capacity in (without + 64 * int(parts[0].starts[-1]), most - 100 * 8, most - 1):
+        assert kept(0, capacity) == (False, without)
+    assert kept(0, most) == (True, most)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
