@@ -236,6 +236,28 @@ def test_answers_are_those_of_exhaustive_scoring(coding: str, pooling: str) -> N
         compared += search_some(rng, coding, pooling)
 
 
+@pytest.mark.parametrize("data", ["grid", "trained", "unit"])
+@pytest.mark.parametrize("widths", [(16, 32), (32, 64), (64, 128)])
+def test_no_bound_by_single_pairs_is_below_the_score(data: str, widths: tuple[int, int]) -> None:
+    """Each row is found where its own score is the least that counts, and the vectors are those that reach it."""
+    rng = np.random.default_rng(2)
+    count, dim = 300, 200
+    # six vectors of a row are so near that high digits cannot tell them apart
+    vectors = np.repeat(vectors_of(rng, data, count, dim), 6, axis=0)
+    vectors += np.float32(0.1) * vectors_of(rng, data, 6 * count, dim)
+    rows = np.split(np.rint(vectors) if data == "grid" else vectors, count)
+    query = vectors_of(rng, "unit", 2, dim)
+    plan = plan_for(np.concatenate(rows), query, 2, widths)
+    gallery = GalleryRows([part_of(rows, plan)], "images", AlignmentConfig("VHA", "Sum", 0.1, 0.1))
+    true = truth(gallery, query)
+    scores = np.array([row.score for row in true])
+    for name in core.features():
+        search = CompiledSearch(gallery, plan, THREADS, name)
+        found = search.rank_listed([query] * count, 1, list(np.arange(count)[:, None]), scores)
+        for row, ranking in enumerate(found):
+            check(ranking, true, 1, np.arange(count) == row, scores[row])
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(("coding", "pooling"), EACH)
