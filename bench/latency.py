@@ -7,6 +7,7 @@ alone, and images that stay on the GPU, with CUDA events.
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
@@ -119,6 +120,8 @@ class TorchCandidate:
         import torch
 
         wrap: Callable[[Any], Any] = torch.compile if compiled else lambda function: function
+        if compiled:  # it prints a page about each check of a length, at which it splits the graph
+            logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         self._torch = torch
         self._device = device
         self._tokenizer = tokenizer
