@@ -27,7 +27,7 @@ class Turns:
 
     def _make_lock(self) -> None:
         self.lock = threading.Lock()
-        self._waiting: list[None] = []  # one for each thread that waits to search
+        self._waiting: set[object] = set()  # one for each thread that waits to search
 
     @property
     def awaited(self) -> bool:
@@ -40,12 +40,11 @@ class Turns:
 
         The arena then is free for the next one: what was queued would read what that one writes.
         """
-        self._waiting.append(None)
-        has_begun = False
+        own = object()
         try:
+            self._waiting.add(own)
             with self.lock:
-                self._waiting.pop()
-                has_begun = True
+                self._waiting.discard(own)
                 self._arena.device.activate()
                 try:
                     yield
@@ -54,5 +53,4 @@ class Turns:
                         self._arena.wait()
                     raise
         finally:
-            if not has_begun:
-                self._waiting.pop()
+            self._waiting.discard(own)

@@ -3,8 +3,11 @@
 The device is made of host memory, and numpy stands for the kernels: what is queued is done when somebody waits.
 """
 
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -238,3 +241,30 @@ def test_an_error_of_one_of_several_gpus_leaves_nothing_under_way(monkeypatch: p
     assert not any(device._queued for _, device in opened)
     assert_equal(ours.rank(QUERIES, K, EVERYTHING), compiled.rank(QUERIES, K))
     split.close()
+
+
+def test_an_interrupt_at_any_line_of_a_turn_leaves_nobody_waiting() -> None:
+    """Otherwise every later search would believe that others wait, or end with an error of its own."""
+    code, lines = Turns.search.__wrapped__.__code__, set()
+    for stop in range(1, 100):
+        turns, left = Turns(Arena(FakeDevice({}))), stop
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal left
+            left -= event == "line"
+            if event == "line" and left == 0:
+                lines.add(frame.f_lineno)
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(lambda frame, *_: trace if frame.f_code is code else None)
+        try:
+            with suppress(KeyboardInterrupt), turns.search():
+                pass
+        finally:
+            sys.settrace(before)
+        assert not turns.awaited
+        if left > 0:
+            break
+    assert len(lines) > 5
