@@ -302,14 +302,16 @@ class _Kernel:
 
         struct.error if an argument does not fit its type, or is not of the type that it had at the first call.
         """
-        if self._layout is None:
+        layout = self._layout
+        if layout is None:
             kinds = ["Q" * len(addresses), *("d" if isinstance(each, float) else "i4x" for each in numbers)]
-            self._layout = struct.Struct("=" + "".join(kinds) + f"{8 * self._hidden}x")
-            values = np.zeros(self._layout.size, np.uint8)
+            layout = struct.Struct("=" + "".join(kinds) + f"{8 * self._hidden}x")
+            values = np.zeros(layout.size, np.uint8)
             self._values = values.data
-            self._pointers = values.ctypes.data + np.arange(0, self._layout.size, 8, dtype=np.uint64)
+            self._pointers = values.ctypes.data + np.arange(0, layout.size, 8, dtype=np.uint64)
             self._address = self._pointers.ctypes.data
-        self._layout.pack_into(self._values, 0, *addresses, *numbers)
+            self._layout = layout  # last: an interrupt before leaves nothing half made
+        layout.pack_into(self._values, 0, *addresses, *numbers)
         return self._address
 
 

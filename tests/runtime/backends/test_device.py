@@ -10,6 +10,7 @@ import pytest
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
+from chan_rt.runtime.backends import device as device_module
 from chan_rt.runtime.backends.device import CudaDevice
 from chan_rt.runtime.errors import BackendError, GpuMemoryError
 
@@ -82,6 +83,23 @@ def test_an_argument_that_does_not_fit_its_type_is_refused(device: CudaDevice, c
         with pytest.raises(struct.error):
             device.launch_kernel(kernel, 1, 32, addresses, numbers, 0)
     assert len(calls) == before
+
+
+def test_a_launch_that_was_interrupted_can_be_made_again(
+    device: CudaDevice, calls: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = device.load_kernel(b"", "scan", 0, 2)
+    for name in ("zeros", "arange"):  # the memory that arguments are packed into, and pointers to it
+
+        def interrupt(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(device_module.np, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                device.launch_kernel(kernel, 1, 32, [0], [1, 2.0], 0)
+    device.launch_kernel(kernel, 1, 32, [0], [1, 2.0], 0)
+    assert calls[-1][0] == "cuLaunchKernel"
 
 
 @pytest.fixture
