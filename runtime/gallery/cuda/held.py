@@ -150,7 +150,9 @@ class RowHolder:
         """The rows at the first level of their plan, uploaded where they were not; None where that does not pay."""
         plan = common_plan([each.part for each in rows.held]) if self._stride else None
         size = sum(int(each.part.starts[-1]) for each in rows.held) * self._width
-        if plan is None or plan.first is None or plan.first.norms > MOST_NORMS or size < LEAST:
+        if plan is None or plan.first is None or size < LEAST:
+            return None
+        if plan.first.norms > MOST_NORMS or plan.first.width > self._stride:
             return None
         coded = [each for each in rows.held if each.part.plan is not None and each.part.plan.axes is plan.axes]
         if sum(len(each.part.starts) - 1 for each in coded) * COVERED[1] < rows.count * COVERED[0]:

@@ -283,6 +283,21 @@ def test_levels_of_some_parts_give_their_room_back_where_those_of_others_do_not_
     assert kept(0, most) == (True, most)
 
 
+def test_a_level_wider_than_the_kernels_take_is_not_read() -> None:
+    rng = np.random.default_rng(0)
+    rows = fallen(rng, made_up("plain", 3, 40, 5, DIM))
+    plan = plan_of(rows, rows[:2])
+    assert plan.second is not None
+    assert plan.second.width > 64
+    parts = make_parts(rows, plan=SearchPlan(plan.axes, plan.second, plan.second, 2))
+    scan, device = open_scan("int8", DIM, AlignmentConfig())
+    held = scan.gather([scan.hold(part) for part in parts])
+    assert held.levels is None
+    del held
+    scan.close()
+    assert device.empty
+
+
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
 def test_most_codes_are_not_read() -> None:
     """Of 6,000 rows like those of scenes; a row that is not scanned has no score."""
