@@ -243,7 +243,8 @@ def _level_jobs(
     listed = {"found": "*i32", "listed": "*i32"}
     head, tail = list(scan_types)[:4], list(scan_types)[5:]
     listed_types = {name: scan_types[name] for name in head} | listed | {name: scan_types[name] for name in tail}
-    listed_types = {**listed_types, "capacity": "i32", "temperature": listed_types.pop("temperature")}
+    temperature = listed_types.pop("temperature")
+    listed_types |= {"capacity": "i32", "temperature": temperature}
     bound_types = {
         "levels": "*i8", "places": "*i64", "lengths": "*i32", "allowed": "*u8", "query": "*i8", "word_starts": "*i32",
         "word_scale": "*fp64", "word_offset": "*fp64", "upper": "*fp64", "scores": "*fp64",

@@ -90,6 +90,14 @@ def test_decisions_are_sums_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not re.search(r"\bmma\.sync|\.approx|fma\.rn\.f32|st\.local", ptx)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_types_of_arguments_are_in_the_order_of_the_arguments(precision: str) -> None:
+    """By this order kernels are interpreted, and pointers that are aligned are told to the compiler."""
+    for name, job in kernels._jobs(precision, 1024, "LSE").items():
+        assert {*job.types, *job.constants} == set(job.function.arg_names), name
+        assert list(job.types) == job.function.arg_names[: len(job.types)], name
+
+
 def test_older_ampere_code_serves_its_generation_and_nothing_else(tmp_path: Path) -> None:
     record, _ = build_kernels(tmp_path, 128, "LSE", "int8", "sm_80")
     for capability in ((8, 0), (8, 6), (8, 9)):
