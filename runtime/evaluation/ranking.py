@@ -3,7 +3,7 @@
 An image's rank depends on which captions reach the score of its best own caption, and a caption's on which images reach
 the score of its own. So the score of each caption with its own image comes first, and then every pair that reaches one
 of its two thresholds (`CompiledSearch.above`). Scores are those of a certified search, float64 of the float32
-embeddings, so the ranks are those of `metrics.ranks` of the whole float64 matrix, ties included.
+embeddings, so the ranks are those of `metrics.ranks` of the whole matrix of such scores, ties included.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 #include <mutex>
-#include <numeric>
 
 #include "state.h"
 
@@ -59,7 +58,7 @@ bool Search::above(const float* queries, const int64_t* starts, int64_t count, c
                    std::vector<std::vector<Scored>>& found) const {
     found.assign(count, {});
     if (!rows_ || !count) return true;
-    // of a maximum over a row's vectors that pooling does not lower
+    // whether the second level bounds each word's largest similarity, and pooling grows with each of these
     const bool by_vectors = plan_.pools_query && plan_.pooling != Pooling::softmax && plan_.second.coordinates;
     return in_turns(queries, starts, count, nullptr, threads, [&](int64_t first, std::vector<Query>& asked, float* upper) {
         const auto needed = [&](int64_t i, int64_t row) {

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <functional>
 #include <limits>
-#include <numeric>
 
 #include "state.h"
 
 namespace chan {
+
 void Search::bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
                           float* upper) const {
     const Coded& coded = query.first;
@@ -37,7 +36,7 @@ void Search::bound_blocks(const Query& query, const Part& part, int64_t first, i
             for (int64_t w = 0; w < query.count; ++w)
                 for (int lane = 0; lane < LANES; ++lane) {
                     const double value = coded.scale[w] * sums[w * LANES + lane] + coded.offset[w];
-                    values[w * LANES + lane] = static_cast<float>(value + std::abs(value) * (2 * UNIT32) + FLT_MIN);
+                    values[w * LANES + lane] = no_less(value);
                 }
             std::fill(counts, counts + LANES, static_cast<int32_t>(query.count));
         } else {
@@ -56,7 +55,7 @@ void Search::bound_blocks(const Query& query, const Part& part, int64_t first, i
             const int64_t row = order[lane];
             float& out = upper[part.base + row];
             out = part.loose[row] & 1 ? std::numeric_limits<float>::infinity() : scores[lane];
-            if (std::isnan(out)) out = std::numeric_limits<float>::infinity();
+            if (!(out >= -FLT_MAX)) out = std::numeric_limits<float>::infinity();  // pooling overflowed
             if (allowed && !allowed[part.base + row]) out = -FLT_MAX;
         }
     }
@@ -163,8 +162,9 @@ void Search::multiply_all(const Query& query, Work& work) const {
 // A row's score lies between *lower and *upper. Where the second level bounds its similarities, its pairs were multiplied
 // before; *lower is then not computed where *upper is below the threshold.
 void Search::bound_codes(const Query& query, double threshold, Work& work, double* lower, double* upper) const {
-    *lower = -INFINITE, *upper = work.upper;
+    *lower = -INFINITE;
     if (work.levels) {
+        *upper = work.upper;
         if (*upper < threshold) return;
     } else {
         work.top = false;

@@ -36,9 +36,9 @@ struct Kernels {
     void (*block_over_query)(const uint8_t* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                              const int8_t* digits, int64_t words, const float* scale, const float* offset, float* out);
 
-    // Vectors of one gallery row: codes [vectors + NEXT], of `width` bytes each, of which the last are not multiplied but may
-    // be fetched; digits [tiles][steps][GROUP / FOUR][LANES][FOUR],
-    // LANES words a tile. out [vectors][tiles][LANES]: all sums; highest [tiles][LANES] is raised to the largest.
+    // Vectors of one gallery row: codes [vectors + NEXT], of `width` bytes each, of which the last are not multiplied but
+    // may be fetched; digits [tiles][steps][GROUP / FOUR][LANES][FOUR], LANES words a tile. out [vectors][tiles][LANES]:
+    // all sums; highest [tiles][LANES] is raised to the largest.
     void (*row_sums)(const uint8_t* const* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
                      const int8_t* digits, int64_t tiles, int32_t* highest, int32_t* out);
     // One gallery row: codes [vectors][width]. out [vectors]: the largest `scale[word] * sum + offset[word]` over the words

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -14,6 +15,11 @@ namespace chan {
 constexpr double UNIT64 = 1.0 / (1ull << 53), UNIT32 = 1.0 / (1 << 24);
 constexpr double INFINITE = std::numeric_limits<double>::infinity();
 constexpr double MORE = 1 + 1e-9;  // what float64 loses in a sum of squares, and in a few operations after it
+
+// An upper bound in float32. What is below all of its finite numbers becomes the least of them, not -infinity.
+inline float no_less(double value) {
+    return static_cast<float>(std::max(value + std::abs(value) * (2 * UNIT32) + FLT_MIN, -double(FLT_MAX)));
+}
 
 inline double sum_of_squares(const float* values, int64_t count) {
     double sum = 0;

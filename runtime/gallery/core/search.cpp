@@ -5,7 +5,6 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "state.h"
 
@@ -258,7 +257,7 @@ bool Search::in_turns(const float* queries, const int64_t* starts, int64_t count
                     work.part = piece.part, work.row = unit, work.levels = false;
                     double low, high;
                     bound_codes(asked[i], -INFINITE, work, &low, &high);
-                    out = static_cast<float>(high + std::abs(high) * (2 * UNIT32) + FLT_MIN);
+                    out = no_less(high);
                 }
         });
         well = each(begin, asked, upper->data());

@@ -228,6 +228,24 @@ def test_rows_and_queries_that_are_none_are_refused() -> None:
             call([vectors[0], vectors[0][:0]])
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("coding", ["VHA", "THA"])
+def test_scores_below_all_of_float32_are_found(coding: str, prepared: bool) -> None:
+    """The largest values and the least temperature: a bound that float32 rounds to -infinity would exclude the row."""
+    alignment = AlignmentConfig(coding, "LSE", 0.1, 1e-6)
+    rows = [np.full((1, 1024), size, np.float32) for size in (-1e15, 5e14, -5e14)]
+    words, floor = np.full((1, 1024), 1e15, np.float32), np.full(1, -np.inf)
+    plan = plan_for(np.concatenate(rows), None, widths=(128, 256) if prepared else None)
+    for instructions in core.features():
+        gallery = GalleryRows([part_of(rows, plan)], "images", alignment)
+        search = CompiledSearch(gallery, plan, THREADS, instructions)
+        (found,) = search.rank([words], 3, floors=floor)
+        assert found.rows.tolist() == [1, 2, 0]
+        assert found.scores[2] < -float(np.finfo(np.float32).max)
+        counts, above, _ = search.above([words], search.scores([words], np.zeros(1, np.int64)), np.full(3, np.inf))
+        assert (counts.tolist(), sorted(above.tolist())) == ([3], [0, 1, 2])
+
+
 @pytest.mark.parametrize(("coding", "pooling"), EACH)
 def test_answers_are_those_of_exhaustive_scoring(coding: str, pooling: str) -> None:
     rng = np.random.default_rng(14)
