@@ -438,8 +438,12 @@ def test_ten_thousand_hits_stream_in_and_scroll(open_page: Open, site: str) -> N
     page.wait_for_selector(".hit[aria-posinset='10000'] .open-hit:focus")
     assert page.locator(".hit").count() < 60
     page.hover(".word-bar .chip >> nth=2") if page.locator(".word-bar").is_visible() else None
+    page.bring_to_front()  # a page behind another one gets no frames
     steps = page.evaluate("""async () => {
-      const frame = () => new Promise(requestAnimationFrame);
+      const frame = () => new Promise((resolve, reject) => {
+        setTimeout(() => reject(new Error("no frame came in 20 s")), 20_000);
+        requestAnimationFrame(resolve);
+      });
       const steps = [];
       let made = 0;
       const added = (records) => records.forEach((one) => { made += one.addedNodes.length; });

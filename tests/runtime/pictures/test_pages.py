@@ -299,19 +299,22 @@ def test_ten_thousand_hits_are_drawn_where_they_are_seen(open_page: Open, make_r
     page.keyboard.press("Home")
     page.wait_for_selector(".open-hit[title='row 0']:focus")
     assert page.evaluate("scrollY") < 400
-    median = page.evaluate("""async () => {
-      const frame = () => new Promise(requestAnimationFrame);
-      const drawn = [];
+    page.bring_to_front()  # a page behind another one gets no frames
+    cards = page.evaluate("""async () => {
+      const frame = () => new Promise((resolve, reject) => {
+        setTimeout(() => reject(new Error("no frame came in 20 s")), 20_000);
+        requestAnimationFrame(resolve);
+      });
+      const cards = [];
       for (let step = 0; step < 60; step += 1) {
         scrollBy(0, 900);
         await frame();
-        const started = performance.now();
         await frame();
-        drawn.push(performance.now() - started);
+        cards.push(document.querySelectorAll(".hit").length);
       }
-      return drawn.sort((one, other) => one - other)[30];
+      return cards;
     }""")
-    assert median < 50, "half of the frames of a fast scroll come within 50 ms, on a busy machine"
+    assert all(0 < count < 60 for count in cards), "a fast scroll keeps only the cards in view"
     names = page.locator(".hit").evaluate_all("all => all.map((one) => Number(one.getAttribute('aria-posinset')))")
     assert names == sorted(names), "the cards stand in the order of their ranks"
 
