@@ -110,6 +110,13 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
+# For scripts of a test: an error where no frame comes, since Playwright waits for a script without end.
+NEXT_FRAME = """window.nextFrame = () => new Promise((resolve, reject) => {
+  setTimeout(() => reject(new Error("no frame came in 20 s")), 20_000);
+  requestAnimationFrame(resolve);
+});"""
+
+
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open an address. A message of the console, an error or a request to elsewhere fails the test."""
@@ -121,6 +128,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
         )
         page.set_default_timeout(10_000)
+        page.add_init_script(NEXT_FRAME)
         faults: list[str] = []
         origin = url.split("/", 3)[2]
         page.on(
