@@ -41,9 +41,9 @@ bool Search::narrow_fine(Pending& pair, double mine, double its, bool second, co
     work.high.resize(words), work.low.resize(words);
     work.pairs.clear();
     work.multiplied = 0;
-    for (open_pairs(query, work); work.multiplied < work.pairs.size();) {
+    for (open_pairs(query, work, false); work.multiplied < work.pairs.size();) {
         multiply_fine_pairs(query, work);
-        open_pairs(query, work);
+        open_pairs(query, work, false);
         for (int64_t w = 0; w < words; ++w) work.low[w] = work.values[w] - change;
         pair.low = pool(work.low.data(), words, plan_.pooling, plan_.temperature);
         pair.high = pool(work.high.data(), words, plan_.pooling, plan_.temperature);

@@ -174,14 +174,17 @@ void block_over_query(const uint8_t* codes, int64_t vectors, int64_t width, cons
 
 constexpr int ROW_VECTORS = 10;         // of a row at a time, as far as pointers to them fit into registers
 constexpr int64_t ROW_AHEAD = 3 << 10;  // bytes of all of them from what is multiplied to what is fetched
+constexpr int TURNS_AHEAD = 3;          // where vectors are not much longer than that: those of so many turns later
 
-// The sums of VECTORS vectors of a row with one tile of words. The VECTORS pointers after `codes` are to those that are
-// multiplied next.
+// The sums of VECTORS vectors of a row with one tile of words. TURNS_AHEAD * VECTORS pointers after `codes` are to those
+// that are multiplied next.
 template <int VECTORS>
 inline __attribute__((always_inline)) void tile_sums(const uint8_t* const* codes, int64_t width, const Step* program,
                                                      int64_t steps, const int8_t* digits, __m512i (&sums)[VECTORS]) {
     constexpr int64_t FAR = ROW_AHEAD / VECTORS / 64 * 64;
-    const int64_t ahead = FAR < width ? FAR : width;
+    const bool is_long = 2 * FAR < width;
+    const int64_t ahead = is_long ? FAR : width;
+    const uint8_t* const* later = codes + (is_long ? 1 : TURNS_AHEAD) * VECTORS;
     const uint8_t* mine_of[VECTORS];
     for (int v = 0; v < VECTORS; ++v) mine_of[v] = codes[v];
     for (int v = 0; v < VECTORS; ++v) sums[v] = _mm512_setzero_si512();
@@ -192,13 +195,13 @@ inline __attribute__((always_inline)) void tile_sums(const uint8_t* const* codes
         }
         const int64_t at = int64_t(program[step].group) * GROUP;
         const int8_t* mine = digits + step * (GROUP * LANES);
-        if ((program[step].group & 3) == 0) {  // a cache line of each, and at the end of those that come next
+        if ((program[step].group & 3) == 0) {  // a cache line of each, and at the end of those that come later
             if (at + ahead < width)
                 for (int v = 0; v < VECTORS; ++v)
                     _mm_prefetch(reinterpret_cast<const char*>(mine_of[v] + at + ahead), _MM_HINT_T1);
             else
                 for (int v = 0; v < VECTORS; ++v)
-                    _mm_prefetch(reinterpret_cast<const char*>(codes[VECTORS + v] + at + ahead - width), _MM_HINT_T1);
+                    _mm_prefetch(reinterpret_cast<const char*>(later[v] + at + ahead - width), _MM_HINT_T1);
         }
 #pragma GCC unroll 4
         for (int four = 0; four < GROUP / FOUR; ++four) {
@@ -231,7 +234,7 @@ struct RowSums {
 
 void row_sums(const uint8_t* const* codes, int64_t vectors, int64_t width, const Step* program, int64_t steps,
               const int8_t* digits, int64_t tiles, int32_t* highest, int32_t* out) {
-    static_assert(ROW_VECTORS <= NEXT);
+    static_assert(TURNS_AHEAD * ROW_VECTORS <= NEXT);
     const int64_t places = tiles * LANES, pieces = (vectors + ROW_VECTORS - 1) / ROW_VECTORS;
     for (int64_t tile = 0; tile < tiles; ++tile)
         for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -245,8 +248,8 @@ void row_sums(const uint8_t* const* codes, int64_t vectors, int64_t width, const
 template <int VECTORS>
 inline void largest_of_tile(const uint8_t* codes, int64_t width, const Step* program, int64_t steps,
                             const int8_t* digits, __m512 scale, __m512 offset, float* out) {
-    const uint8_t* at[2 * VECTORS];
-    for (int v = 0; v < 2 * VECTORS; ++v) at[v] = codes + v * width;
+    const uint8_t* at[(TURNS_AHEAD + 1) * VECTORS];
+    for (int v = 0; v < (TURNS_AHEAD + 1) * VECTORS; ++v) at[v] = codes + v * width;
     __m512i sums[VECTORS];
     tile_sums<VECTORS>(at, width, program, steps, digits, sums);
     for (int v = 0; v < VECTORS; ++v) {
@@ -273,7 +276,6 @@ void row_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const 
 struct PairSums {
     const uint8_t* const* codes;
     const int8_t* const* digits;
-    const uint8_t* const* next;
     int64_t width;
     int32_t* out;
     template <int COUNT>
@@ -282,11 +284,9 @@ struct PairSums {
         for (int i = 0; i < COUNT; ++i) sums[i] = _mm512_setzero_si512();
         int64_t at = 0;
         for (; at + 64 <= width; at += 64)
-            for (int i = 0; i < COUNT; ++i) {
-                _mm_prefetch(reinterpret_cast<const char*>(next[i] + at), _MM_HINT_T1);
+            for (int i = 0; i < COUNT; ++i)
                 sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_loadu_si512(codes[i] + at),
                                               _mm512_loadu_si512(digits[i] + at));
-            }
         const __mmask64 left = (__mmask64(1) << (width - at)) - 1;
         for (int i = 0; i < COUNT && left; ++i)
             sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_maskz_loadu_epi8(left, codes[i] + at),
@@ -295,10 +295,9 @@ struct PairSums {
     }
 };
 
-void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, const uint8_t* const* next, int64_t pairs,
-               int64_t width, int32_t* out) {
+void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, int64_t pairs, int64_t width, int32_t* out) {
     in_tiles<PAIRS_AT_ONCE>(pairs, [&](int64_t first, int64_t count) {
-        with_count<PAIRS_AT_ONCE>(count, PairSums{codes + first, digits + first, next + first, width, out + first});
+        with_count<PAIRS_AT_ONCE>(count, PairSums{codes + first, digits + first, width, out + first});
     });
 }
 

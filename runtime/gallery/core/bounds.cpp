@@ -245,8 +245,7 @@ bool Search::narrow(Pending* const* rows, int64_t count, const TouchFunction& to
         size_t kept = 0;
         for (size_t i = 0; i < open.size(); ++i) {
             const auto [row, work] = open[i];
-            const Work& next = *open[i + 1 < open.size() ? i + 1 : 0].second;
-            if (narrow_pairs(*row->query, row->needed, *work, next)) open[kept++] = {row, work};
+            if (narrow_pairs(*row->query, row->needed, *work)) open[kept++] = {row, work};
         }
         open.resize(kept);
     }

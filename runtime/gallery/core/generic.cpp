@@ -92,8 +92,8 @@ void row_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const 
         }
 }
 
-void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, const uint8_t* const*, int64_t pairs,
-               int64_t width, int32_t* out) {
+void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, int64_t pairs, int64_t width,
+               int32_t* out) {
     for (int64_t i = 0; i < pairs; ++i) {
         out[i] = 0;
         for (int64_t at = 0; at < width; ++at) out[i] += codes[i][at] * digits[i][at];

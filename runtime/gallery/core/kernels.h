@@ -14,7 +14,7 @@ namespace chan {
 
 constexpr int GROUP = 16;  // codes of a vector that a step multiplies
 constexpr int LANES = 16;  // gallery rows side by side in a block, or query vectors side by side in a tile
-constexpr int NEXT = 12;   // vectors that `row_sums` is told come next
+constexpr int NEXT = 30;   // vectors that `row_sums` is told come next
 constexpr int PAIRS_AT_ONCE = 4;  // vectors that `pair_sums` multiplies at a time
 constexpr int FOUR = 4;    // bytes that one instruction multiplies for each 32-bit sum
 
@@ -47,9 +47,9 @@ struct Kernels {
                            const int8_t* digits, int64_t tiles, const float* scale, const float* offset, float* out);
 
     // Inner products of single vectors: codes [pairs] and digits [pairs], of `width` bytes each, a multiple of GROUP and so
-    // small that 255 * 128 * width stays below 2^31. out [pairs]. As many bytes at each of `next` [pairs] are fetched.
-    void (*pair_sums)(const uint8_t* const* codes, const int8_t* const* digits, const uint8_t* const* next, int64_t pairs,
-                      int64_t width, int32_t* out);
+    // small that 255 * 128 * width stays below 2^31. out [pairs].
+    void (*pair_sums)(const uint8_t* const* codes, const int8_t* const* digits, int64_t pairs, int64_t width,
+                      int32_t* out);
     // Each place's largest sum, and the first vector that has it: sums [vectors][places]; highest, leader [places].
     void (*lead)(const int32_t* sums, int64_t vectors, int64_t places, int32_t* highest, int32_t* leader);
 

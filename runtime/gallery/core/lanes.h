@@ -351,8 +351,8 @@ struct Lanes {
     }
 
     template <int COUNT>
-    static CHAN_INLINE void some_pairs(const uint8_t* const* codes, const int8_t* const* digits,
-                                       const uint8_t* const* next, int64_t width, int32_t* out) {
+    static CHAN_INLINE void some_pairs(const uint8_t* const* codes, const int8_t* const* digits, int64_t width,
+                                       int32_t* out) {
         constexpr int64_t BYTES = WIDTH * FOUR;
         Int sums[COUNT] = {};
         const auto add = [&](int i, const uint8_t* code, const int8_t* digit) {
@@ -362,10 +362,7 @@ struct Lanes {
         };
         int64_t at = 0;
         for (; at + BYTES <= width; at += BYTES)
-            for (int i = 0; i < COUNT; ++i) {
-                if (at % 64 == 0) __builtin_prefetch(next[i] + at);
-                add(i, codes[i] + at, digits[i] + at);
-            }
+            for (int i = 0; i < COUNT; ++i) add(i, codes[i] + at, digits[i] + at);
         for (int i = 0; i < COUNT && at < width; ++i) {
             uint8_t code[BYTES] = {};
             int8_t digit[BYTES] = {};
@@ -379,12 +376,12 @@ struct Lanes {
         }
     }
 
-    static void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, const uint8_t* const* next,
-                          int64_t pairs, int64_t width, int32_t* out) {
+    static void pair_sums(const uint8_t* const* codes, const int8_t* const* digits, int64_t pairs, int64_t width,
+                          int32_t* out) {
         int64_t i = 0;
         for (; i + PAIRS_AT_ONCE <= pairs; i += PAIRS_AT_ONCE)
-            some_pairs<PAIRS_AT_ONCE>(codes + i, digits + i, next + i, width, out + i);
-        for (; i < pairs; ++i) some_pairs<1>(codes + i, digits + i, next + i, width, out + i);
+            some_pairs<PAIRS_AT_ONCE>(codes + i, digits + i, width, out + i);
+        for (; i < pairs; ++i) some_pairs<1>(codes + i, digits + i, width, out + i);
     }
 
     static void lead(const int32_t* sums, int64_t vectors, int64_t places, int32_t* highest, int32_t* leader) {

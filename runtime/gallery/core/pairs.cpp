@@ -11,8 +11,9 @@
 namespace chan {
 
 // Let those pairs wait that the second level leaves open: each word's best, unless it cannot raise the upper bound of the
-// word's largest similarity. `high` becomes these upper bounds.
-void Search::open_pairs(const Query& query, Work& work) const {
+// word's largest similarity. `high` becomes these upper bounds. fetch: begin to read their int8 codes, which are multiplied
+// once other rows had their turn.
+void Search::open_pairs(const Query& query, Work& work, bool fetch) const {
     const int64_t words = query.count, places = (words + LANES - 1) / LANES * LANES;
     const Coded& second = query.second;
     work.high.resize(words), work.leader.resize(places);
@@ -24,6 +25,8 @@ void Search::open_pairs(const Query& query, Work& work) const {
         if (!(open > work.high[w])) continue;
         work.high[w] = open;
         work.pairs.push_back({work.leader[w], static_cast<int32_t>(w)});
+        const uint8_t* codes = work.codes_of(work.leader[w]);
+        for (int64_t at = 0; at < work.part->stride && fetch; at += LINE) __builtin_prefetch(codes + at, 0, 2);
     }
 }
 
@@ -35,25 +38,22 @@ void Search::begin_pairs(const Query& query, double threshold, Work& work) const
     work.values.assign(query.count, -INFINITE);
     work.pairs.clear(), work.products.clear();
     work.multiplied = 0, work.digit = 0;
-    open_pairs(query, work);
+    open_pairs(query, work, true);
 }
 
-// Multiply the codes of the pairs that wait for it, and raise `values` to their similarities. Fetches those that `next`
-// waits for.
-void Search::multiply(const Query& query, Work& work, const Work& next) const {
+// Multiply the codes of the pairs that wait for it, and raise `values` to their similarities.
+void Search::multiply(const Query& query, Work& work) const {
     const int64_t stride = work.part->stride, places = (query.count + LANES - 1) / LANES * LANES;
     const int64_t digits = work.top ? 1 : query.digit_count;
-    work.codes.clear(), work.digits.clear(), work.fetched.clear();
+    work.codes.clear(), work.digits.clear();
     for (size_t i = work.multiplied; i < work.pairs.size(); ++i)
         for (int64_t digit = work.digit; digit < digits; ++digit) {
             work.codes.push_back(work.codes_of(work.pairs[i].vector));
             work.digits.push_back(query.digits_of(work.pairs[i].word, digit));
-            const size_t its = next.multiplied + work.fetched.size();
-            work.fetched.push_back(its < next.pairs.size() ? next.codes_of(next.pairs[its].vector) : work.codes.back());
         }
     work.sums.resize(work.codes.size());
-    plan_.kernels->pair_sums(work.codes.data(), work.digits.data(), work.fetched.data(),
-                             static_cast<int64_t>(work.codes.size()), stride, work.sums.data());
+    plan_.kernels->pair_sums(work.codes.data(), work.digits.data(), static_cast<int64_t>(work.codes.size()), stride,
+                             work.sums.data());
     work.products.resize(work.pairs.size(), 0);
     const int32_t* sum = work.sums.data();
     for (; work.multiplied < work.pairs.size(); ++work.multiplied) {
@@ -84,9 +84,9 @@ void Search::keep_low_digits(const Query& query, Work& work) const {
 
 // Multiply the pairs that wait for it, and let others wait. False where none wait, or where the row's upper bound is below
 // the threshold.
-bool Search::narrow_pairs(const Query& query, double threshold, Work& work, const Work& next) const {
-    multiply(query, work, next);
-    open_pairs(query, work);
+bool Search::narrow_pairs(const Query& query, double threshold, Work& work) const {
+    multiply(query, work);
+    open_pairs(query, work, true);
     work.upper = pool_above(work.high);
     if (work.upper < threshold) return false;
     if (work.multiplied < work.pairs.size()) return true;

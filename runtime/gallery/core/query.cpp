@@ -266,7 +266,7 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
     const auto lay_out = [&] {
         const Packed& packed = query.codes.packed;
         query.digit_count = packed.high ? 2 : 1;
-        query.digit_lines = (stride + int64_t(sizeof(Line)) - 1) / int64_t(sizeof(Line));
+        query.digit_lines = (stride + LINE - 1) / LINE;
         query.digits.assign(query.digit_count * count * query.digit_lines, {});
         for (int64_t w = 0; w < count; ++w) {
             int8_t *const high = query.digits_of(w, 0), *const low = query.digits_of(w, query.digit_count - 1);

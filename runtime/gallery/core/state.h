@@ -44,9 +44,11 @@ struct Coded {
     }
 };
 
-// Of a cache, so that no register is loaded from two of them.
-struct alignas(64) Line {
-    int8_t bytes[64];
+constexpr int64_t LINE = 64;  // bytes, of a cache
+
+// One, so that no register is loaded from two of them.
+struct alignas(LINE) Line {
+    int8_t bytes[LINE];
 };
 
 // What integers at the int8 level lose of a query's vectors.
@@ -88,7 +90,7 @@ struct Search::Work {
     int64_t digit = 0;             // of the query, that the others are multiplied with first
     bool top = false;              // whether `products` are of the high digits of the query alone
     double upper = 0;              // by them, of the row's score
-    std::vector<const uint8_t*> codes, fetched;
+    std::vector<const uint8_t*> codes;
     std::vector<const int8_t*> digits;
     std::vector<int32_t> sums;     // of all int8 codes [vectors][places], or of pairs that are multiplied together
     std::vector<float> similarities;  // by the fine copy, of pairs that are multiplied together

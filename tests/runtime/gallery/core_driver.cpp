@@ -168,15 +168,14 @@ void pairs(const Kernels& kernels) {
             fill_codes(codes, extreme), fill_digits(digits, extreme);
             for (int64_t word = 0; word < WORDS; ++word)
                 for (int64_t at = dim; at < width; ++at) digits[word * width + at] = 0;
-            Guarded<const uint8_t*> left(count), next(count);
+            Guarded<const uint8_t*> left(count);
             Guarded<const int8_t*> right(count);
             for (int64_t i = 0; i < count; ++i) {
                 left[i] = codes.get() + random_below(VECTORS) * width;
-                next[i] = codes.get() + random_below(VECTORS) * width;
                 right[i] = digits.get() + random_below(WORDS) * width;
             }
             Guarded<int32_t> out(count);
-            kernels.pair_sums(left.get(), right.get(), next.get(), count, width, out.get());
+            kernels.pair_sums(left.get(), right.get(), count, width, out.get());
             for (int64_t i = 0; i < count; ++i) {
                 int64_t sum = 0;
                 for (int64_t at = 0; at < width; ++at) sum += left[i][at] * right[i][at];
