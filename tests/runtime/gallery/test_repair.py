@@ -36,18 +36,26 @@ def make_embeddings(make_embeddings: Callable[..., Any], request: pytest.Fixture
     return partial(make_embeddings, dim=192) if "path" in request.fixturenames else make_embeddings
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of whole galleries, each made once: preparing them takes most of the time of a test."""
+    return tmp_path_factory.mktemp("whole")
+
+
 @pytest.fixture
-def path(tmp_path: Path, make_embeddings, make_settings, request: pytest.FixtureRequest) -> Path:
-    """Three segments of 3,000 rows, prepared; a deleted row in each."""
+def path(kept: Path, tmp_path: Path, make_embeddings, make_settings, request: pytest.FixtureRequest) -> Path:
+    """A copy of three segments of 3,000 rows, prepared; a deleted row in each."""
     fine = getattr(request, "param", "float32")
-    with GalleryWriter.create(tmp_path / "g", make_settings(fine=fine, dim=192)) as writer:
-        for part in range(3):
-            ids = [f"{part}-{i}" for i in range(ROWS)]
-            writer.add(ids, make_embeddings(part, ROWS, 4), [{"n": i, "part": part} for i in range(ROWS)])
-        writer.delete([f"{part}-7" for part in range(3)])
-        if fine != "none":
-            writer.prepare()
-    return tmp_path / "g"
+    if not (kept / fine).exists():
+        with GalleryWriter.create(kept / f"{fine}-unfinished", make_settings(fine=fine, dim=192)) as writer:
+            for part in range(3):
+                ids = [f"{part}-{i}" for i in range(ROWS)]
+                writer.add(ids, make_embeddings(part, ROWS, 4), [{"n": i, "part": part} for i in range(ROWS)])
+            writer.delete([f"{part}-7" for part in range(3)])
+            if fine != "none":
+                writer.prepare()
+        (kept / f"{fine}-unfinished").rename(kept / fine)
+    return Path(shutil.copytree(kept / fine, tmp_path / "g"))
 
 
 def segment(path: Path, index: int = 1) -> SegmentRecord:
