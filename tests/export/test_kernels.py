@@ -228,6 +228,8 @@ def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> Non
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default",
                "-m", "not gpu", "-k", chosen, f"tests/runtime/gallery/{file}"]  # fmt: skip
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    # Coverage more than doubles the interpreter's time. What interprets kernels in tests/bench/test_gpu.py is measured.
+    environment.pop("COVERAGE_PROCESS_CONFIG", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
