@@ -132,6 +132,7 @@ class Search {
                     Threads& threads, float* out) const;
 
   private:
+    friend struct BoundCheck;  // tests/runtime/gallery/core_bounds.cpp
     struct Query;
     struct Work;
     struct Pending;
