@@ -41,6 +41,7 @@ DEMO = Path("out/demo")
 SECTIONS = ("limits", "search", "shortlist", "all-pairs", "backends", "parity")
 CERTIFIED = "this, triton int8, certified"
 _CAPTIONS = 64  # different ones that are searched for
+_INTERPRETED = 4  # by the interpreter, which is slow
 _MOST_SECONDS = {"backends": 900, "parity": 1800}  # of a process; the others may take _MOST
 _MOST = 240
 
@@ -121,7 +122,7 @@ def requests(
     for count in [pairs[0]] if section == "all-pairs" else sizes:
         with TemporaryDirectory(prefix="chan-bench-gpu-") as folder:
             click.echo(f"making {count} images")
-            captions = pairs[1] if section == "all-pairs" else _CAPTIONS
+            captions = pairs[1] if section == "all-pairs" else _INTERPRETED if run.interpreted else _CAPTIONS
             make_case(Path(folder), count, captions, *shape)
             common = {"case": folder, "seconds": seconds, "captions": min(captions, 20)}
             if section == "shortlist":
@@ -140,18 +141,23 @@ class Run:
         record: what `head` returned.
         out: the file.
         capability: of the GPU; None for the interpreter.
+
+    Attributes:
+        interpreted: whether the interpreter runs the kernels.
+        gpu: name of the GPU, from `gpu_uuid`.
     """
 
     def __init__(self, record: Record, out: Path, capability: tuple[int, int] | None) -> None:
         self.record = record
         self._out = out
         self._capability = capability
+        self.interpreted = capability is None
         self.gpu = None if capability is None else gpu_uuid()
 
     def measure(self, section: str, what: str, request: Record) -> None:
         """Carry out a request in a process of its own, and note what came of it."""
         request = request | {"section": section, "capability": self._capability}
-        environment = os.environ | ({"TRITON_INTERPRET": "1"} if self._capability is None else {})
+        environment = os.environ | ({"TRITON_INTERPRET": "1"} if self.interpreted else {})
         with TemporaryDirectory(prefix="chan-bench-gpu-") as folder:
             Path(folder, "request.json").write_text(json.dumps(request))
             command = [sys.executable, "-m", "chan_rt.bench.gpu_worker", folder]
