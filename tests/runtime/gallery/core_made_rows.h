@@ -207,6 +207,7 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
     for (int64_t row = 0; row < c.rows; ++row) {
         const int64_t count = below(3) ? 1 + below(4) : 1 + below(40), mode = below(4);
         const Exact scale = Exact(128 + below(128)) / (128 << 10);
+        const bool lossless = mode < 2 && below(3) == 0;  // so that roundings of float64 count
         Vector tops(3 + 2 * c.plan.edges.size() - 1, 0);  // errors and norms, then blocks of both
         Exact error = 0, norm = 0, target = 0;
         Vector errors(c.plan.edges.size(), 0), norms(c.plan.edges.size(), 0);
@@ -229,7 +230,7 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
             for (const Exact each : dq) most = std::max(most, std::abs(each));
             for (int64_t i = 0; i < c.dim; ++i)
                 n[i] = mode && most > 0 ? nearest_code(sign * 127 * dq[i] / most) : int(below(255)) - 127;
-            const Exact lost = scale * real(0, form == Fine::fixed16 ? 0.45 : 3);
+            const Exact lost = lossless ? 0 : scale * real(0, form == Fine::fixed16 ? 0.45 : 3);
             Exact peak = 1e-30L;
             for (int64_t i = 0; i < c.dim; ++i) peak = std::max(peak, std::abs(Exact(q[i])));
             for (int64_t i = 0; i < c.dim; ++i) x[i] = scale * n[i] + sign * lost * q[i] / peak;
@@ -252,7 +253,7 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
                 for (int64_t i = 0; i < c.dim && beyond > 1e-6L * size; ++i) x[i] += rest * out[i] / beyond;
                 for (int64_t i = 0; i < c.dim; ++i) n[i] = nearest_code(x[i] / scale);
             }
-            if (v && below(2) && size > 0) {  // nearly as similar to the word as the row's first vector
+            if (v && below(2) && size > 0 && !lossless) {  // nearly as similar to the word as the row's first vector
                 const Exact near = target + size * scale * std::pow(10, real(-9, -1)) * (below(2) ? 1 : -1);
                 const Exact share = (near - inner(q, x.data(), c.dim)) / (size * size);
                 if (std::abs(share) * size < 60 * scale)
