@@ -208,12 +208,13 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
         const int64_t count = below(3) ? 1 + below(4) : 1 + below(40), mode = below(4);
         const Exact scale = Exact(128 + below(128)) / (128 << 10);
         const bool lossless = mode < 2 && below(3) == 0;  // so that roundings of float64 count
+        const bool opposed = mode == 1 && !lossless && below(2);  // equal similarities, which high digits put far apart
         Vector tops(3 + 2 * c.plan.edges.size() - 1, 0);  // errors and norms, then blocks of both
         Exact error = 0, norm = 0, target = 0;
         Vector errors(c.plan.edges.size(), 0), norms(c.plan.edges.size(), 0);
         uint8_t loose = 0;
         for (int64_t v = 0; v < count; ++v) {
-            const int64_t w = v && below(4) ? 0 : below(c.words);
+            const int64_t w = opposed ? row % c.words : v && below(4) ? 0 : below(c.words);
             const float* q = &c.query[w * c.dim];
             const Exact size = std::sqrt(inner(q, q, c.dim));
             std::vector<int> n(c.dim);
@@ -222,10 +223,10 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
             for (int64_t i = 0; i < c.dim; ++i) {
                 const double t = scales[w];
                 int64_t k = int64_t(std::nearbyint(q[i] / t));
-                if (below(2) && c.plan.digits == 2) k = (k + 64) >> 7 << 7;
+                if ((opposed || below(2)) && c.plan.digits == 2) k = (k + 64) >> 7 << 7;
                 dq[i] = q[i] - Exact(t) * k;
             }
-            const int sign = below(2) ? 1 : -1;
+            const int sign = (opposed ? v % 2 : below(2)) ? 1 : -1;
             Exact most = 0;
             for (const Exact each : dq) most = std::max(most, std::abs(each));
             for (int64_t i = 0; i < c.dim; ++i)
@@ -234,6 +235,8 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
             Exact peak = 1e-30L;
             for (int64_t i = 0; i < c.dim; ++i) peak = std::max(peak, std::abs(Exact(q[i])));
             for (int64_t i = 0; i < c.dim; ++i) x[i] = scale * n[i] + sign * lost * q[i] / peak;
+            const Exact codes_share = inner(q, n.data(), c.dim) * scale / std::max(size * size, 1e-60L);
+            for (int64_t i = 0; i < c.dim && opposed; ++i) x[i] = scale * n[i] - codes_share * q[i];
             if (mode == 3) {  // along the axes: as the levels lose most
                 const Level& level = c.level(int(below(2)));
                 for (int64_t i = 0; i < c.dim; ++i) x[i] = c.mean[i];
@@ -253,7 +256,7 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
                 for (int64_t i = 0; i < c.dim && beyond > 1e-6L * size; ++i) x[i] += rest * out[i] / beyond;
                 for (int64_t i = 0; i < c.dim; ++i) n[i] = nearest_code(x[i] / scale);
             }
-            if (v && below(2) && size > 0 && !lossless) {  // nearly as similar to the word as the row's first vector
+            if (v && below(2) && size > 0 && !lossless && !opposed) {  // nearly as similar to the word as the row's first vector
                 const Exact near = target + size * scale * std::pow(10, real(-9, -1)) * (below(2) ? 1 : -1);
                 const Exact share = (near - inner(q, x.data(), c.dim)) / (size * size);
                 if (std::abs(share) * size < 60 * scale)
@@ -265,7 +268,7 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
                     x[i] = i ? q[i] * (i < 16 ? 1 : 1 + off) : 1 + real(-1, 1) * std::ldexp(v ? 1 : 0, -18);
                     n[i] = nearest_code(x[i] / scale);
                 }
-            const bool again = v && below(6) == 0;  // the last vector, but for a last bit
+            const bool again = v && !opposed && below(6) == 0;  // the last vector, but for a last bit
             for (int64_t i = 0; i < c.dim; ++i) {
                 const int64_t last = int64_t(c.fine.size()) - c.dim;
                 float value = float(x[i]);
