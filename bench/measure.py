@@ -12,6 +12,8 @@ import numpy as np
 
 from ..runtime.cpus import usable_cpus
 
+SETTLED = 0.02  # seconds
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -40,8 +42,9 @@ def take_turns(
         seconds: how long the rounds may take together; at least five rounds are run.
         warmup: number of calls of each candidate that are not counted.
         most: largest number of rounds.
-        in_a_row: number of calls of each candidate in a round. Where it is more than one, one more call before them is
-            not counted: the caches then hold the candidate's own data, and threads of the one before have stopped.
+        in_a_row: number of calls of each candidate in a round. Where it is more than one, each turn begins when the
+            threads of the candidate before have stopped, and its first calls, for SETTLED, are not counted: the caches
+            then hold the candidate's own data, and its threads run.
     """
     for call in candidates.values():
         for _ in range(warmup):
@@ -52,13 +55,34 @@ def take_turns(
     while rounds < 5 or (rounds < most and time.perf_counter() - start < seconds):
         for name, call in candidates.items():
             if in_a_row > 1:
-                call()
+                wait_for_threads()
+                _call_for(call, SETTLED)
             for _ in range(in_a_row):
                 before = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - before)
         rounds += 1
     return {name: Latency.of(found) for name, found in times.items()}
+
+
+def wait_for_threads(most: float = 1.0) -> None:
+    """Sleep until no thread of this process runs, or for `most` seconds.
+
+    OpenMP's threads, which PyTorch uses, look for work for 7 to 10 ms after they had some, on the very CPUs that the
+    next candidate needs.
+    """
+    end = time.perf_counter() + most
+    while time.perf_counter() < end:
+        used = time.process_time()
+        time.sleep(0.01)
+        if time.process_time() - used < 0.001:
+            return
+
+
+def _call_for(call: Callable[[], object], seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        call()
 
 
 def read_bandwidth(threads: int) -> float:
