@@ -29,7 +29,10 @@ bool Search::narrow_fine(Pending& pair, double mine, double its, bool second, co
     int64_t local;
     const Part& after = part_of(next.row, &local);
     const uint8_t* fetched = after.first ? after.second + after.starts[local] * plan_.second.width : part.second;
-    pair.upper = std::min(pair.upper, bound_second(query, work, fetched));
+    if (!bound_second(query, work, fetched)) return true;
+    Work* const one = &work;
+    pool_above(&one, 1);
+    pair.upper = std::min(pair.upper, work.upper);
     if (pair.upper < pair.needed || !work.levels) return true;
     if (!ready(part, work.row, FINE, touch)) return false;
     const int64_t words = query.count;

@@ -61,17 +61,34 @@ void Search::bound_blocks(const Query& query, const Part& part, int64_t first, i
     }
 }
 
-double Search::pool_above(const std::vector<double>& upper) const {
-    const Pooling pooling = plan_.pooling == Pooling::softmax ? Pooling::max : plan_.pooling;
-    return pool(upper.data(), static_cast<int64_t>(upper.size()), pooling, plan_.temperature);
+// Upper bounds of rows' scores, `upper`, from those of what is pooled, `high`: LANES rows at a time, see pool_lanes.h.
+void Search::pool_above(Work* const* works, int64_t count) const {
+    thread_local std::vector<float> values;
+    for (int64_t first = 0; first < count; first += LANES) {
+        const int64_t here = std::min<int64_t>(LANES, count - first);
+        int32_t counts[LANES];
+        float scores[LANES];
+        int64_t most = 0;
+        for (int64_t lane = 0; lane < LANES; ++lane) {
+            const Work& work = *works[first + std::min(lane, here - 1)];
+            counts[lane] = static_cast<int32_t>(work.high.size());
+            most = std::max<int64_t>(most, counts[lane]);
+        }
+        values.resize(most * LANES);
+        for (int64_t lane = 0; lane < here; ++lane)
+            for (int64_t i = 0; i < counts[lane]; ++i) values[i * LANES + lane] = no_less(works[first + lane]->high[i]);
+        plan_.kernels->pool_lanes(values.data(), most, counts, plan_.pooling, static_cast<float>(plan_.temperature), scores);
+        for (int64_t lane = 0; lane < here; ++lane)  // past float32's range nothing is known
+            works[first + lane]->upper = scores[lane] >= -FLT_MAX ? double(scores[lane]) : INFINITE;
+    }
 }
 
-// An upper bound of the row's score. Fetches what begins at `next`.
-double Search::bound_second(const Query& query, Work& work, const uint8_t* next) const {
+// Bounds of what is pooled, by the second level: `high`. False where a row has none. Fetches what begins at `next`.
+bool Search::bound_second(const Query& query, Work& work, const uint8_t* next) const {
     const Part& part = *work.part;
     const int64_t vectors = work.vectors(), tiles = (query.count + LANES - 1) / LANES;
     work.levels = false;
-    if (part.loose[work.row] & 2) return INFINITE;
+    if (part.loose[work.row] & 2) return false;
     const Coded& coded = query.second;
     const int64_t width = plan_.second.width, steps = static_cast<int64_t>(coded.packed.program.size());
     const uint8_t* codes = part.second + part.starts[work.row] * width;
@@ -80,21 +97,21 @@ double Search::bound_second(const Query& query, Work& work, const uint8_t* next)
         plan_.kernels->row_over_query(codes, vectors, width, coded.packed.program.data(), steps,
                                       coded.packed.digits.data(), tiles, coded.scale32.data(), coded.offset32.data(),
                                       work.best.data());
-        work.values.assign(work.best.begin(), work.best.end());
-        return pool_above(work.values);
+        work.high.assign(work.best.begin(), work.best.end());
+        return true;
     }
     const int64_t places = tiles * LANES;
     work.levels = true;
     work.second.resize(vectors * places);
     work.highest.assign(places, INT32_MIN);
-    work.values.resize(query.count);
+    work.high.resize(query.count);
     work.pointers.clear();
     for (int64_t v = 0; v < vectors; ++v) work.pointers.push_back(codes + v * width);
     for (int64_t v = 0; v < NEXT; ++v) work.pointers.push_back(next + v * width);
     plan_.kernels->row_sums(work.pointers.data(), vectors, width, coded.packed.program.data(), steps,
                             coded.packed.digits.data(), tiles, work.highest.data(), work.second.data());
-    for (int64_t w = 0; w < query.count; ++w) work.values[w] = coded.scale[w] * work.highest[w] + coded.offset[w];
-    return pool_above(work.values);
+    for (int64_t w = 0; w < query.count; ++w) work.high[w] = coded.scale[w] * work.highest[w] + coded.offset[w];
+    return true;
 }
 
 // How far each word's similarities with a row's vectors can be from what the int8 codes give.
@@ -216,44 +233,53 @@ void Search::hold(const Query& query, const Work& work, std::vector<Pair>& pairs
 // Bring bounds of rows by their codes as close as their `needed` asks for; false where `touch` failed.
 bool Search::narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const {
     thread_local std::vector<Work> works;
-    thread_local std::vector<std::pair<Pending*, Work*>> left, open;  // after the second level; and with pairs that wait
+    thread_local std::vector<Work*> bounded, left, open;  // by the second level; after it; and with pairs that wait
     if (static_cast<int64_t>(works.size()) < count) works.resize(count);
-    left.clear(), open.clear();
-    for (int64_t i = 0; i < count; ++i) works[i].part = &part_of(rows[i]->row, &works[i].row);
+    bounded.clear(), left.clear(), open.clear();
     for (int64_t i = 0; i < count; ++i) {
-        Pending& row = *rows[i];
+        works[i].pending = rows[i];
+        works[i].part = &part_of(rows[i]->row, &works[i].row);
+        works[i].levels = false;
+    }
+    for (int64_t i = 0; i < count; ++i) {
         Work& work = works[i];
         const Part& part = *work.part;
-        work.levels = false;
-        if (part.first && plan_.second.coordinates) {
-            if (!ready(part, work.row, SECOND, touch)) return false;
-            ++row.query->second_read;
-            const Work& after = works[std::min(i + 1, count - 1)];
-            const Part& its = after.part->first ? *after.part : part;
-            const int64_t next = after.part->first ? after.row : work.row;
-            row.upper = std::min(row.upper, bound_second(*row.query, work, its.second + its.starts[next] * plan_.second.width));
-            if (row.upper < row.needed) continue;
-        }
-        if (!ready(part, work.row, CODES, touch)) return false;
+        if (!part.first || !plan_.second.coordinates) continue;
+        if (!ready(part, work.row, SECOND, touch)) return false;
+        ++rows[i]->query->second_read;
+        const Work& after = works[std::min(i + 1, count - 1)];
+        const Part& its = after.part->first ? *after.part : part;
+        const int64_t next = after.part->first ? after.row : work.row;
+        if (bound_second(*rows[i]->query, work, its.second + its.starts[next] * plan_.second.width)) bounded.push_back(&work);
+    }
+    pool_above(bounded.data(), static_cast<int64_t>(bounded.size()));
+    for (const Work* work : bounded) work->pending->upper = std::min(work->pending->upper, work->upper);
+    for (int64_t i = 0; i < count; ++i) {
+        Work& work = works[i];
+        const Pending& row = *rows[i];
+        if (row.upper < row.needed) continue;
+        if (!ready(*work.part, work.row, CODES, touch)) return false;
         ++row.query->codes_read;
-        left.emplace_back(&row, &work);
+        left.push_back(&work);
         if (!work.levels) continue;
         begin_pairs(*row.query, row.needed, work);
-        open.emplace_back(&row, &work);
+        open.push_back(&work);
     }
     while (!open.empty()) {  // by turns, so that one row's codes are fetched while another's are multiplied
-        size_t kept = 0;
-        for (size_t i = 0; i < open.size(); ++i) {
-            const auto [row, work] = open[i];
-            if (narrow_pairs(*row->query, row->needed, *work)) open[kept++] = {row, work};
+        for (Work* work : open) {
+            multiply(*work->pending->query, *work);
+            open_pairs(*work->pending->query, *work, true);
         }
-        open.resize(kept);
+        pool_above(open.data(), static_cast<int64_t>(open.size()));
+        const auto done = [&](Work* work) { return !goes_on(*work->pending->query, work->pending->needed, *work); };
+        open.erase(std::remove_if(open.begin(), open.end(), done), open.end());
     }
-    for (const auto& [row, work] : left) {
+    for (Work* work : left) {
+        Pending& row = *work->pending;
         double upper;
-        bound_codes(*row->query, row->needed, *work, &row->lower, &upper);
-        row->upper = std::min(row->upper, upper);
-        if (row->upper >= row->needed) hold(*row->query, *work, row->pairs);
+        bound_codes(*row.query, row.needed, *work, &row.lower, &upper);
+        row.upper = std::min(row.upper, upper);
+        if (row.upper >= row.needed) hold(*row.query, *work, row.pairs);
     }
     return true;
 }

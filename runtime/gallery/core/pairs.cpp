@@ -82,12 +82,8 @@ void Search::keep_low_digits(const Query& query, Work& work) const {
     changes(query, work);
 }
 
-// Multiply the pairs that wait for it, and let others wait. False where none wait, or where the row's upper bound is below
-// the threshold.
-bool Search::narrow_pairs(const Query& query, double threshold, Work& work) const {
-    multiply(query, work);
-    open_pairs(query, work, true);
-    work.upper = pool_above(work.high);
+// Whether a row has pairs that wait, after its others were multiplied: not where its upper bound is below the threshold.
+bool Search::goes_on(const Query& query, double threshold, Work& work) const {
     if (work.upper < threshold) return false;
     if (work.multiplied < work.pairs.size()) return true;
     if (!work.top) return false;

@@ -142,14 +142,14 @@ class Search {
     void prepare(Query& query, const float* vectors, int64_t count, Threads* threads) const;
     void bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
                       float* upper) const;
-    double pool_above(const std::vector<double>& upper) const;
-    double bound_second(const Query& query, Work& work, const uint8_t* next) const;
+    void pool_above(Work* const* works, int64_t count) const;
+    bool bound_second(const Query& query, Work& work, const uint8_t* next) const;
     void changes(const Query& query, Work& work) const;
     void open_pairs(const Query& query, Work& work, bool fetch) const;
     void begin_pairs(const Query& query, double threshold, Work& work) const;
     void multiply(const Query& query, Work& work) const;
     void keep_low_digits(const Query& query, Work& work) const;
-    bool narrow_pairs(const Query& query, double threshold, Work& work) const;
+    bool goes_on(const Query& query, double threshold, Work& work) const;
     void multiply_fine_pairs(const Query& query, Work& work) const;
     double similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const;
     void multiply_all(const Query& query, Work& work) const;

@@ -79,6 +79,7 @@ struct Search::Query {
 
 // What a thread knows of a row while it narrows the row's bounds.
 struct Search::Work {
+    Pending* pending = nullptr;
     const Part* part = nullptr;
     int64_t row = 0;               // in its part
     bool levels = false;           // whether `second` bounds the row's similarities
@@ -89,14 +90,15 @@ struct Search::Work {
     std::vector<int32_t> products;  // by their int8 codes
     int64_t digit = 0;             // of the query, that the others are multiplied with first
     bool top = false;              // whether `products` are of the high digits of the query alone
-    double upper = 0;              // by them, of the row's score
+    double upper = 0;              // of the row's score, by `high`
     std::vector<const uint8_t*> codes;
     std::vector<const int8_t*> digits;
     std::vector<int32_t> sums;     // of all int8 codes [vectors][places], or of pairs that are multiplied together
     std::vector<float> similarities;  // by the fine copy, of pairs that are multiplied together
     std::vector<const uint8_t*> pointers;
     std::vector<float> best;
-    std::vector<double> values, low, high, change;
+    std::vector<double> values, change;  // similarities by the codes, and how far off they can be
+    std::vector<double> low, high;       // bounds of what is pooled
 
     int64_t vectors() const { return part->starts[row + 1] - part->starts[row]; }
     const uint8_t* codes_of(int64_t vector) const { return part->codes + (part->starts[row] + vector) * part->stride; }
