@@ -443,7 +443,7 @@ void widen(const uint16_t* half, int64_t count, float* out) {
 
 const Kernels KERNELS = {"avx512_vnni",  block_over_row, block_over_query,     row_sums,
                          row_over_query, pair_sums,      lead,                 all_products<float>,
-                         all_products<uint16_t>, pair_products, dot, widen, widen_fixed, pool_lanes};
+                         all_products<uint16_t>, pair_products, dot, widen, widen_fixed, Pool<LANES>::lanes};
 
 }  // namespace
 

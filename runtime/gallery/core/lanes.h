@@ -485,7 +485,7 @@ struct Lanes {
     static constexpr Kernels kernels(const char* name) {
         return {name,           block_over_row, block_over_query, row_sums,
                 row_over_query, pair_sums,      lead,             products<float>, products<uint16_t>,
-                pair_products,  dot,            widen,            widen_fixed,     pool_lanes};
+                pair_products,  dot,            widen,            widen_fixed,     Pool<WIDTH>::lanes};
     }
 };
 

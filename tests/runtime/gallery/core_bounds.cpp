@@ -152,7 +152,11 @@ struct BoundCheck {
         const double threshold = below(4) ? double(score + near) : -INFINITE;
         if (c.part.first) {
             between("first level", -INFINITE, first[row]);
-            between("second level", -INFINITE, search.bound_second(query, work, c.part.second));
+            Search::Work* const one = &work;
+            if (search.bound_second(query, work, c.part.second)) {
+                search.pool_above(&one, 1);
+                between("second level", -INFINITE, work.upper);
+            }
             if (work.levels) {
                 for (int64_t v = 0; v < vectors; ++v)
                     for (int64_t w = 0; w < words; ++w) {
@@ -164,11 +168,13 @@ struct BoundCheck {
                 const Search::Work after = work;
                 search.begin_pairs(query, threshold, work);
                 check_words(work, "words by codes", "pairs by codes", true);
-                for (bool more = true; more;) {
-                    more = search.narrow_pairs(query, threshold, work);
+                do {
+                    search.multiply(query, work);
+                    search.open_pairs(query, work, true);
+                    search.pool_above(&one, 1);
                     check_words(work, "words by codes", "pairs by codes", true);
                     between("row by pairs", -INFINITE, work.upper);
-                }
+                } while (search.goes_on(query, threshold, work));
                 finish(row, threshold, work, "row by codes of pairs");
                 work = after;
                 work.change.assign(words, search.float_error(query, search.parts_[0], row));

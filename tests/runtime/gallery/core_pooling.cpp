@@ -17,6 +17,9 @@ namespace {
 
 #include "pool_lanes.h"
 
+float exponential(float x) { return Pool<4>::exponential(Pool<4>::Float{} + x)[0]; }
+float logarithm(float x) { return Pool<4>::logarithm(Pool<4>::Float{} + x)[0]; }
+
 uint32_t bits_of(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
