@@ -142,13 +142,6 @@ void Search::changes(const Query& query, Work& work) const {
     }
 }
 
-// The similarity with a word that a sum of products with its digits stands for.
-double Search::similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const {
-    const double digit = work.top ? 1 << DIGIT : 1;
-    const double offset = work.top ? query.offset_high[word] : query.codes.offset[word];
-    return work.part->scale[work.row] * (digit * query.codes.scale[word] * sum + offset);
-}
-
 // What is pooled, of a row of which the second level does not bound each similarity: from all of its int8 codes.
 void Search::multiply_all(const Query& query, Work& work) const {
     const int64_t vectors = work.vectors(), tiles = (query.count + LANES - 1) / LANES;
@@ -207,27 +200,42 @@ void Search::bound_codes(const Query& query, double threshold, Work& work, doubl
     if (!(*lower <= *upper)) *lower = -INFINITE, *upper = INFINITE;  // past float64's range: nothing is known
 }
 
+namespace {
+
+// A number that is no more than any sum for which `scale * sum + offset` is no less than `least`: the quotient is off by
+// far less than 1 where it is within the range of sums.
+int32_t least_sum(double scale, double offset, double least) {
+    const double sum = std::floor((least - offset) / scale) - 1;
+    return static_cast<int32_t>(std::isnan(sum) ? INT32_MIN + 1 : std::clamp<double>(sum, INT32_MIN + 1, INT32_MAX));
+}
+
+}  // namespace
+
 // The pairs that can hold a maximum, vectors in rising order, after `bound_codes`; none where that is not known.
-void Search::hold(const Query& query, const Work& work, std::vector<Pair>& pairs) const {
+void Search::hold(const Query& query, Work& work, std::vector<Pair>& pairs) const {
     const int64_t vectors = work.vectors(), words = query.count, places = (words + LANES - 1) / LANES * LANES;
     pairs.clear();
     if (!plan_.pools_query) return;
-    const auto consider = [&](int64_t v, int64_t w, double upper) {
-        if (!(upper < work.values[w] - work.change[w])) pairs.push_back({int32_t(v), int32_t(w)});
+    const auto can = [&](int64_t w, int32_t sum) {
+        return !(similarity(query, work, w, sum) + work.change[w] < work.values[w] - work.change[w]);
     };
+    if (!work.levels) {
+        for (int64_t v = 0; v < vectors; ++v)
+            for (int64_t w = 0; w < words; ++w)
+                if (can(w, work.sums[v * places + w])) pairs.push_back({int32_t(v), int32_t(w)});
+        return;
+    }
+    for (size_t i = 0; i < work.pairs.size(); ++i) {  // their places in `second` were INT32_MIN
+        const auto [v, w] = work.pairs[i];
+        if (can(w, work.products[i])) work.second[v * places + w] = INT32_MAX;
+    }
+    thread_local std::vector<int32_t> least;
+    least.resize(words);
+    for (int64_t w = 0; w < words; ++w)
+        least[w] = least_sum(query.second.scale[w], query.second.offset[w], work.values[w] - work.change[w]);
     for (int64_t v = 0; v < vectors; ++v)
         for (int64_t w = 0; w < words; ++w)
-            if (!work.levels)
-                consider(v, w, similarity(query, work, w, work.sums[v * places + w]) + work.change[w]);
-            else if (work.second[v * places + w] != INT32_MIN)
-                consider(v, w, query.second.scale[w] * work.second[v * places + w] + query.second.offset[w]);
-    for (size_t i = 0; i < work.pairs.size() && work.levels; ++i) {
-        const auto [v, w] = work.pairs[i];
-        consider(v, w, similarity(query, work, w, work.products[i]) + work.change[w]);
-    }
-    std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
-        return a.vector != b.vector ? a.vector < b.vector : a.word < b.word;
-    });
+            if (work.second[v * places + w] >= least[w]) pairs.push_back({int32_t(v), int32_t(w)});
 }
 
 // Bring bounds of rows by their codes as close as their `needed` asks for; false where `touch` failed.

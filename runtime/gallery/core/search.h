@@ -154,7 +154,7 @@ class Search {
     double similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const;
     void multiply_all(const Query& query, Work& work) const;
     void bound_codes(const Query& query, double threshold, Work& work, double* lower, double* upper) const;
-    void hold(const Query& query, const Work& work, std::vector<Pair>& pairs) const;
+    void hold(const Query& query, Work& work, std::vector<Pair>& pairs) const;
     bool narrow(Pending* const* rows, int64_t count, const TouchFunction& touch) const;
     bool narrow_all(const std::vector<Pending*>& pairs, const TouchFunction& touch, Threads& threads,
                     const std::function<bool(Pending&)>& each) const;

@@ -104,6 +104,13 @@ struct Search::Work {
     const uint8_t* codes_of(int64_t vector) const { return part->codes + (part->starts[row] + vector) * part->stride; }
 };
 
+// The similarity with a word that a sum of products with its digits stands for.
+inline double Search::similarity(const Query& query, const Work& work, int64_t word, int32_t sum) const {
+    const double digit = work.top ? 1 << DIGIT : 1;
+    const double offset = work.top ? query.offset_high[word] : query.codes.offset[word];
+    return work.part->scale[work.row] * (digit * query.codes.scale[word] * sum + offset);
+}
+
 // A query and a row that may be among its best.
 struct Search::Pending {
     Pending(Query& query, int64_t row, double upper, double needed)
