@@ -351,7 +351,8 @@ class Gallery:
         for index, (snapshot, rows) in enumerate(zip(view.opened, allowed, strict=True)):
             with self._may_fail(view, index):
                 parts.append(answer(snapshot, self.settings, queries, k, rows, floors.values, self._scanner.reason))
-            floors.learn(parts[-1])
+            if index + 1 < len(allowed):
+                floors.learn(parts[-1])
         nothing = SearchResult((), True, "", 0, 0)
         results = [merge_results([part[i] for part in parts] or [nothing], k) for i in range(len(queries))]
         reason = ""

@@ -74,7 +74,7 @@ class Snapshot:
 
     def locate(self, row: int) -> tuple[int, int]:
         """(index of the segment, position in it) of a row."""
-        index = int(np.searchsorted(self.bases, row, side="right")) - 1
+        index = int(self.bases.searchsorted(row, side="right")) - 1
         return index, row - int(self.bases[index])
 
     def row(self, row: int) -> Row:

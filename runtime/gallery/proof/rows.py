@@ -191,7 +191,8 @@ def pack_rows(
         raise TensorError(name, f"lengths must be from 1 to {vectors.shape[1]}", int(outside))
     valid = np.arange(vectors.shape[1]) < lengths[:, None]
     packed = np.ascontiguousarray(vectors[valid], np.float32)
-    starts = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
     if not (np.abs(packed).max(initial=0) <= MAX_VALUE):  # also false for NaN
         vector, place = np.argwhere(~(np.abs(packed) <= MAX_VALUE))[0]
         row = int(np.searchsorted(starts, vector, side="right")) - 1

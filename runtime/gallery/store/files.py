@@ -203,11 +203,11 @@ class MappedFile:
         """Rows first..last - 1 of an array, mapped, once their bytes are known to be those that were committed."""
         place = self._places[key]
         stop = place.rows if last is None else last
-        if not 0 <= first <= stop <= place.rows:
-            raise GalleryCorrupt(f"{self.path}: rows {first} to {stop} lie outside of {key}, which has {place.rows}")
-        begin, end = place.begin + first * place.stride, place.begin + stop * place.stride
-        self._check(begin, end)
-        return self._bytes[begin:end].view(place.dtype).reshape(stop - first, *place.row)
+        return self._checked_bytes(key, first, stop).view(place.dtype).reshape(stop - first, *place.row)
+
+    def read_bytes(self, key: str, first: int, last: int) -> bytes:
+        """The bytes of rows first..last - 1 of an array, copied; as `read`."""
+        return self._checked_bytes(key, first, last).tobytes()
 
     def unchecked(self, key: str) -> NDArray[Any]:
         """An array, mapped, for a caller who reads a row of it only after a `read` of that row."""
@@ -260,6 +260,14 @@ class MappedFile:
                 first = max(0, begin - place.begin) // place.stride
                 lost[first : -(-(min(end, place.end) - place.begin) // place.stride)] = True
         return lost
+
+    def _checked_bytes(self, key: str, first: int, last: int) -> NDArray[np.uint8]:
+        place = self._places[key]
+        if not 0 <= first <= last <= place.rows:
+            raise GalleryCorrupt(f"{self.path}: rows {first} to {last} lie outside of {key}, which has {place.rows}")
+        begin, end = place.begin + first * place.stride, place.begin + last * place.stride
+        self._check(begin, end)
+        return self._bytes[begin:end]
 
     def _check_length(self, length: int) -> None:
         if length != self._record.length:

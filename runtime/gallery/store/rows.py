@@ -122,7 +122,7 @@ class MappedRows:
             GalleryCorrupt: its bytes are not those that were committed, or are no id and no JSON object.
         """
         id, metadata = self.text(position)
-        return Row(id, parse_metadata(metadata, self._name(position)))
+        return Row(id, {} if metadata == "{}" else parse_metadata(metadata, self._name(position)))
 
     def id(self, position: int) -> str:
         """One row's id; raises as `row` does."""
@@ -166,9 +166,8 @@ class MappedRows:
                 edges = self._starts[starts] = self.file.read(starts)
             except GalleryCorrupt:  # somewhere: what matters is whether it is here
                 begin, end = self.file.read(starts, position, position + 2).tolist()
-                return self._decode(bytes(self.file.read(data, begin, end)), position)
-        begin, end = int(edges[position]), int(edges[position + 1])
-        return self._decode(bytes(self.file.read(data, begin, end)), position)
+                return self._decode(self.file.read_bytes(data, begin, end), position)
+        return self._decode(self.file.read_bytes(data, int(edges[position]), int(edges[position + 1])), position)
 
     def _texts(self, starts: str, data: str) -> list[str]:
         edges = self.file.read(starts).tolist()
