@@ -270,11 +270,16 @@ void Search::prepare(Query& query, const float* vectors, int64_t count, Threads*
         query.digits.assign(query.digit_count * count * query.digit_lines, {});
         for (int64_t w = 0; w < count; ++w) {
             int8_t *const high = query.digits_of(w, 0), *const low = query.digits_of(w, query.digit_count - 1);
-            for (int64_t step = 0; step < packed.high; ++step)
-                for (int64_t i = packed.program[step].group * GROUP; i < (packed.program[step].group + 1) * GROUP; ++i)
-                    high[i] = static_cast<int8_t>(high_digit(integers[w * stride + i]));
-            for (int64_t i = 0; i < stride; ++i)
-                low[i] = static_cast<int8_t>(integers[w * stride + i] - (packed.high ? high[i] * (1 << DIGIT) : 0));
+            const int32_t* mine = &integers[w * stride];
+            for (int64_t i = 0; i < stride; ++i) low[i] = static_cast<int8_t>(mine[i]);
+            for (int64_t step = 0; step < packed.high; ++step) {
+                const int64_t begin = packed.program[step].group * GROUP;
+                for (int64_t i = begin; i < begin + GROUP; ++i) {
+                    const int32_t upper = high_digit(mine[i]);
+                    high[i] = static_cast<int8_t>(upper);
+                    low[i] = static_cast<int8_t>(mine[i] - upper * (1 << DIGIT));
+                }
+            }
         }
     };
 

@@ -193,15 +193,25 @@ bool Search::finish(Contest& contest, int64_t k, const TouchFunction& touch, Thr
         if (!score_some(contest, some, touch, threads)) return false;
         threshold = std::max(threshold, kth_lower_bound(pending, k));
     }
-    for (const Pending& each : pending) {
+    some.clear();
+    for (Pending& each : pending) {
         if (each.similarities.empty()) continue;
         if (!(each.low <= each.upper && each.lower <= each.high)) answer.contradiction = each.row;
-        if (!(each.high >= threshold)) continue;
+        if (each.high >= threshold) some.push_back(&each);
+    }
+    const auto left = static_cast<int64_t>(some.size());
+    std::vector<std::vector<double>> maxima(left);
+    std::vector<std::vector<int32_t>> winners(left);
+    threads.run(left, [&](int64_t i) {
         int64_t local;
-        const Part& part = part_of(each.row, &local);
+        const Part& part = part_of(some[i]->row, &local);
+        decide(*some[i]->query, part, local, some[i]->pairs, some[i]->similarities.data(), maxima[i], winners[i]);
+    });
+    for (int64_t i = 0; i < left; ++i) {
         const auto begin = static_cast<int64_t>(answer.maxima.size());
-        decide(*each.query, part, local, each.pairs, each.similarities.data(), answer.maxima, answer.winners);
-        answer.rows.push_back({each.row, begin, static_cast<int64_t>(answer.maxima.size()) - begin});
+        answer.rows.push_back({some[i]->row, begin, static_cast<int64_t>(maxima[i].size())});
+        answer.maxima.insert(answer.maxima.end(), maxima[i].begin(), maxima[i].end());
+        answer.winners.insert(answer.winners.end(), winners[i].begin(), winners[i].end());
     }
     answer.second = contest.query->second_read, answer.codes = contest.query->codes_read, answer.fine = contest.fine;
     return true;
