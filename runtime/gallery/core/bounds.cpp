@@ -66,12 +66,11 @@ void Search::pool_above(Work* const* works, int64_t count) const {
     thread_local std::vector<float> values;
     for (int64_t first = 0; first < count; first += LANES) {
         const int64_t here = std::min<int64_t>(LANES, count - first);
-        int32_t counts[LANES];
+        int32_t counts[LANES] = {};
         float scores[LANES];
         int64_t most = 0;
-        for (int64_t lane = 0; lane < LANES; ++lane) {
-            const Work& work = *works[first + std::min(lane, here - 1)];
-            counts[lane] = static_cast<int32_t>(work.high.size());
+        for (int64_t lane = 0; lane < here; ++lane) {
+            counts[lane] = static_cast<int32_t>(works[first + lane]->high.size());
             most = std::max<int64_t>(most, counts[lane]);
         }
         values.resize(most * LANES);

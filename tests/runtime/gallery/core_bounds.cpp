@@ -131,7 +131,7 @@ struct BoundCheck {
         check_fine(row, pairs);
     }
 
-    void check_row(int64_t row, const float* first) {
+    void check_row(int64_t row, const float* first, const double* second) {
         const int64_t begin = c.starts[row], vectors = c.starts[row + 1] - begin, words = c.words;
         const int64_t places = (words + LANES - 1) / LANES * LANES;
         sims.assign(vectors * words, 0), dots.assign(vectors * words, 0);
@@ -152,11 +152,9 @@ struct BoundCheck {
         const double threshold = below(4) ? double(score + near) : -INFINITE;
         if (c.part.first) {
             between("first level", -INFINITE, first[row]);
+            between("second level", -INFINITE, second[row]);
             Search::Work* const one = &work;
-            if (search.bound_second(query, work, c.part.second)) {
-                search.pool_above(&one, 1);
-                between("second level", -INFINITE, work.upper);
-            }
+            search.bound_second(query, work, c.part.second);
             if (work.levels) {
                 for (int64_t v = 0; v < vectors; ++v)
                     for (int64_t w = 0; w < words; ++w) {
@@ -202,6 +200,24 @@ struct BoundCheck {
         check_fine(row, {});
     }
 
+    // Upper bounds by the second level, infinite where there are none: rows are pooled together, in rising order and once
+    // more in falling order, so that each is in another place.
+    std::vector<double> bound_together() const {
+        std::vector<double> upper(c.rows, INFINITE);
+        std::vector<Search::Work> works(c.rows);
+        std::vector<Search::Work*> bounded;
+        for (int64_t row = 0; row < c.rows && c.part.first; ++row) {
+            works[row].part = &search.parts_[0], works[row].row = row;
+            if (search.bound_second(query, works[row], c.part.second)) bounded.push_back(&works[row]);
+        }
+        for (int order = 0; order < 2; ++order) {
+            search.pool_above(bounded.data(), int64_t(bounded.size()));
+            for (const Search::Work* work : bounded) upper[work->row] = std::min(upper[work->row], work->upper);
+            std::reverse(bounded.begin(), bounded.end());
+        }
+        return upper;
+    }
+
     static void run() {
         Case made;
         make_plan(made);
@@ -214,10 +230,11 @@ struct BoundCheck {
         BoundCheck check(made);
         check.check_query();
         std::vector<float> first(made.rows);
+        const std::vector<double> second = check.bound_together();
         if (made.part.first)
             check.search.bound_blocks(check.query, check.search.parts_[0], 0, (made.rows + LANES - 1) / LANES, nullptr,
                                       first.data());
-        for (int64_t row = 0; row < made.rows; ++row) check.check_row(row, first.data());
+        for (int64_t row = 0; row < made.rows; ++row) check.check_row(row, first.data(), second.data());
     }
 };
 
