@@ -223,7 +223,7 @@ inline void make_rows(Case& c, const std::vector<double>& scales) {
             for (int64_t i = 0; i < c.dim; ++i) {
                 const double t = scales[w];
                 int64_t k = int64_t(std::nearbyint(q[i] / t));
-                if ((opposed || below(2)) && c.plan.digits == 2) k = (k + 64) >> 7 << 7;
+                if ((opposed || below(2)) && c.plan.digits == 2) k = ((k + 64) >> 7) * 128;
                 dq[i] = q[i] - Exact(t) * k;
             }
             const int sign = (opposed ? v % 2 : below(2)) ? 1 : -1;
