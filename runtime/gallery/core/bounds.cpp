@@ -49,19 +49,24 @@ void Search::bound_blocks(const Query& query, const Part& part, int64_t first, i
                 counts[lane] = static_cast<int32_t>(part.starts[row + 1] - part.starts[row]);
             }
         }
-        plan_.kernels->pool_lanes(values.data(), pooled, counts, plan_.pooling, static_cast<float>(plan_.temperature),
-                                  scores);
+        pool_lanes(values.data(), pooled, counts, scores);
         for (int64_t lane = 0; lane < rows; ++lane) {
             const int64_t row = order[lane];
             float& out = upper[part.base + row];
             out = part.loose[row] & 1 ? std::numeric_limits<float>::infinity() : scores[lane];
-            if (!(out >= -FLT_MAX)) out = std::numeric_limits<float>::infinity();  // pooling overflowed
             if (allowed && !allowed[part.base + row]) out = -FLT_MAX;
         }
     }
 }
 
-// Upper bounds of rows' scores, `upper`, from those of what is pooled, `high`: LANES rows at a time, see pool_lanes.h.
+// Upper bounds of LANES rows' scores, from those of what is pooled, see pool_lanes.h: infinite past float32's range.
+void Search::pool_lanes(const float* values, int64_t count, const int32_t* counts, float* scores) const {
+    plan_.kernels->pool_lanes(values, count, counts, plan_.pooling, static_cast<float>(plan_.temperature), scores);
+    for (int lane = 0; lane < LANES; ++lane)
+        if (!(scores[lane] >= -FLT_MAX)) scores[lane] = std::numeric_limits<float>::infinity();
+}
+
+// Upper bounds of rows' scores, `upper`, from those of what is pooled, `high`.
 void Search::pool_above(Work* const* works, int64_t count) const {
     thread_local std::vector<float> values;
     for (int64_t first = 0; first < count; first += LANES) {
@@ -76,9 +81,8 @@ void Search::pool_above(Work* const* works, int64_t count) const {
         values.resize(most * LANES);
         for (int64_t lane = 0; lane < here; ++lane)
             for (int64_t i = 0; i < counts[lane]; ++i) values[i * LANES + lane] = no_less(works[first + lane]->high[i]);
-        plan_.kernels->pool_lanes(values.data(), most, counts, plan_.pooling, static_cast<float>(plan_.temperature), scores);
-        for (int64_t lane = 0; lane < here; ++lane)  // past float32's range nothing is known
-            works[first + lane]->upper = scores[lane] >= -FLT_MAX ? double(scores[lane]) : INFINITE;
+        pool_lanes(values.data(), most, counts, scores);
+        for (int64_t lane = 0; lane < here; ++lane) works[first + lane]->upper = scores[lane];
     }
 }
 

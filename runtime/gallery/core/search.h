@@ -142,6 +142,7 @@ class Search {
     void prepare(Query& query, const float* vectors, int64_t count, Threads* threads) const;
     void bound_blocks(const Query& query, const Part& part, int64_t first, int64_t last, const uint8_t* allowed,
                       float* upper) const;
+    void pool_lanes(const float* values, int64_t count, const int32_t* counts, float* scores) const;
     void pool_above(Work* const* works, int64_t count) const;
     bool bound_second(const Query& query, Work& work, const uint8_t* next) const;
     void changes(const Query& query, Work& work) const;

@@ -122,7 +122,7 @@ class MappedRows:
             GalleryCorrupt: its bytes are not those that were committed, or are no id and no JSON object.
         """
         id, metadata = self.text(position)
-        return Row(id, {} if metadata == "{}" else parse_metadata(metadata, self._name(position)))
+        return Row(id, parse_metadata(metadata, self._name(position)))
 
     def id(self, position: int) -> str:
         """One row's id; raises as `row` does."""
@@ -225,6 +225,8 @@ class HeldRows:
 
 def parse_metadata(text: str, name: str) -> Mapping[str, Any]:
     """A row's metadata from JSON; GalleryCorrupt, which begins with `name`, where it is no object."""
+    if text == "{}":  # what most rows have
+        return {}
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
