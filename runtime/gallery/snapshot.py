@@ -22,6 +22,7 @@ from .store.mapping import check_folder, describe
 from .store.newest import newest_header, read_newest
 from .store.rows import HeldRows, Row, RowTable, hash_ids
 from .store.segments import Segment
+from .watch import Watch
 from .where import Filter
 
 Damaged = Literal["refuse", "skip"]
@@ -59,6 +60,7 @@ class Snapshot:
         lost: rows that are lost to it.
         ranker: ranks the rows.
         opened: the segments by their files, for the next commit's snapshot.
+        watch: of the segments' files.
     """
 
     header: Header
@@ -71,6 +73,7 @@ class Snapshot:
     lost: int
     ranker: Ranker
     opened: Mapping[Hashable, OpenSegment]
+    watch: Watch
 
     def locate(self, row: int) -> tuple[int, int]:
         """(index of the segment, position in it) of a row."""
@@ -112,7 +115,7 @@ class Snapshot:
 
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See store/files.py."""
-        return True in [segment.recheck() for segment in self.segments]
+        return self.watch.recheck()
 
     def _split(self) -> list[NDArray[np.bool_]]:
         return np.split(self.live, self.bases[1:-1]) if self.segments else []
@@ -193,6 +196,7 @@ def open_snapshot(
         lost=lost,
         ranker=rank(segments, plan),
         opened=opened,
+        watch=Watch([file for segment in segments for file in segment.files]),
     )
 
 

@@ -157,7 +157,7 @@ class MappedFile:
         descriptor = open_regular(self.path)
         try:
             found = os.fstat(descriptor)
-            self._seen, self._settled = _identity(found), _settled(found)
+            self._seen = _identity(found), _settled(found)  # one tuple: threads read it while another changes it
             self._check_length(found.st_size)
             self._bytes = map_file(descriptor, record.length)
         except OSError as error:
@@ -214,6 +214,15 @@ class MappedFile:
         place = self._places[key]
         return self._bytes[place.begin : place.end].view(place.dtype).reshape(place.rows, *place.row)
 
+    @property
+    def identity(self) -> tuple[int, ...] | None:
+        """Device, inode, length, and times of modification and change in nanoseconds, as they were last checked.
+
+        None as long as the file could be touched again under the same times.
+        """
+        seen, settled = self._seen
+        return seen if settled else None
+
     def recheck(self) -> bool:
         """Check again what was read, if the file was touched since, and return whether it was.
 
@@ -227,15 +236,15 @@ class MappedFile:
             found = os.stat(self.path, follow_symlinks=False)
         except OSError:
             return False  # removed by a newer commit: what is mapped stays, and no one can reach it by its name
-        seen, identity = self._seen, _identity(found)
-        if (identity == seen and self._settled) or found.st_ino != seen[1]:
+        (seen, was_settled), identity = self._seen, _identity(found)
+        if (identity == seen and was_settled) or found.st_ino != seen[1]:
             return False  # (a file put in its place does not change the mapped one)
         self._check_length(found.st_size)
         settled = _settled(found)
         for page in range(len(self._sums)):
             if self._checked[page] and not self._intact(page):
                 raise self._damage(page)
-        self._seen, self._settled = identity, settled
+        self._seen = identity, settled
         return identity != seen
 
     def damaged_pages(self) -> list[tuple[int, int]]:

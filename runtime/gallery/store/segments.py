@@ -63,6 +63,7 @@ class Segment:
         table: ids and metadata, where they do not lie in a file.
 
     Attributes:
+        files: all of them.
         table: ids and metadata.
         masks: for a filter the rows that pass it, and the keys that the rows have; kept by searches.
 
@@ -83,7 +84,7 @@ class Segment:
         self._settings = settings
         self._count = count = len(record.live)
         self._file = file = MappedFile(folder, record.vectors)
-        self._files = [file]
+        self.files = [file]
         file.expect("starts", np.int64, count + 1)
         for name in ("scale", "error", "norm"):
             file.expect(name, np.float32, count)
@@ -104,7 +105,7 @@ class Segment:
         self._finite = bytearray(count)  # rows whose fine copy is known to hold finite values
         if table is None:
             rows = MappedFile(folder, record.rows)
-            self._files.append(rows)
+            self.files.append(rows)
             table = MappedRows(rows, count)
         self.table = table
         self.masks: dict[Hashable, tuple[NDArray[np.bool_], frozenset[str]]] = {}
@@ -130,7 +131,7 @@ class Segment:
             file.expect("first", np.uint8, packed_vectors(self.starts, self._order), plan.first.width * LANES)
             file.expect("second", np.uint8, vectors, plan.second.width)
             file.expect("loose", np.uint8, self._count)
-        self._files.append(file)
+        self.files.append(file)
         self._prepared, self.plan = file, plan
         self.blocks, self.norms = self._measures[:, :blocks], self._measures[:, blocks:]
 
@@ -271,7 +272,7 @@ class Segment:
 
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See files.py."""
-        return True in [file.recheck() for file in self._files]
+        return True in [file.recheck() for file in self.files]
 
     def check_untouched(self) -> None:
         """GalleryCorrupt if a file was touched since the last check: what was read of it may not be right."""
@@ -282,7 +283,7 @@ class Segment:
 
     def damaged(self) -> list[str]:
         """Every damaged page of its files, in words. Reads them whole."""
-        return [text for file in self._files for text in file.damaged()]
+        return [text for file in self.files for text in file.damaged()]
 
     def damaged_rows(self) -> NDArray[np.bool_]:
         """[rows], which of them cannot be read whole. Reads the files whole.

@@ -1,0 +1,135 @@
+"""Whether a file of a gallery was touched: asked of the core for all at once, and without it of each file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chan_rt.runtime.errors import GalleryCorrupt
+from chan_rt.runtime.gallery import watch
+from chan_rt.runtime.gallery.compiled import open_core
+from chan_rt.runtime.gallery.store.files import MappedFile, write_arrays
+from chan_rt.runtime.gallery.watch import Watch
+
+Watched = tuple[list[Path], Watch]
+ARRAY = np.arange(100_000, dtype=np.float32)
+
+
+@pytest.fixture(params=["core", "python"])
+def watched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Three files, all of whose bytes were read and whose times are past, and a watch of them."""
+    if request.param == "python":
+        monkeypatch.setattr(watch, "open_core", lambda: None)
+    elif open_core() is None:
+        pytest.skip("the core was not built")
+    names = ["a", "b\n", "ü"]
+    files = [MappedFile(tmp_path, write_arrays(tmp_path, name, {"x": ARRAY})) for name in names]
+    for file in files:
+        file.read("x")
+    found = Watch(files)
+    wait_for_clock()
+    assert not found.recheck()
+    return [tmp_path / name for name in names], found
+
+
+def wait_for_clock() -> None:
+    """Until a change gives a file another time than one before: see `_TICK` in store/files.py."""
+    time.sleep(0.05)
+
+
+def write(path: Path, at: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def test_a_file_that_is_read_is_not_touched(watched: Watched) -> None:
+    paths, found = watched
+    for path in paths:
+        path.read_bytes()
+    assert not found.recheck()
+    assert not found.recheck()
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_file_with_the_same_bytes_and_a_new_time_is_touched_once(watched: Watched, which: int) -> None:
+    paths, found = watched
+    os.utime(paths[which])
+    assert found.recheck()
+    assert not found.recheck()
+    wait_for_clock()
+    assert not found.recheck()
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_changed_bytes_are_an_error_from_then_on(watched: Watched, which: int) -> None:
+    paths, found = watched
+    times = os.stat(paths[which])
+    write(paths[which], 5000, b"\xff" * 8)
+    os.utime(paths[which], ns=(times.st_atime_ns, times.st_mtime_ns))  # what a change leaves is its time of change
+    for _ in range(3):
+        with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+            found.recheck()
+
+
+def test_a_second_change_under_the_time_of_a_first_is_noticed(watched: Watched) -> None:
+    paths, found = watched
+    os.utime(paths[1])
+    assert found.recheck()
+    write(paths[1], 5000, b"\xff" * 8)  # perhaps within one tick of the file system's clock
+    with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+        found.recheck()
+
+
+def test_a_file_that_is_cut_short_is_an_error(watched: Watched) -> None:
+    paths, found = watched
+    os.truncate(paths[2], 4096)
+    with pytest.raises(GalleryCorrupt, match="has 4096 bytes"):
+        found.recheck()
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: replace(path)], ids=["removed", "replaced"])
+def test_a_file_that_is_gone_stays_as_it_was_mapped(watched: Watched, change: Callable[[Path], object]) -> None:
+    paths, found = watched
+    change(paths[1])
+    assert not found.recheck()
+    write(paths[0], 5000, b"\xff" * 8)  # the others are watched as before
+    with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+        found.recheck()
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"\0" * path.stat().st_size)
+    other.rename(path)
+
+
+def test_no_files_are_never_touched() -> None:
+    found = Watch([])
+    assert not found.recheck()
+    assert not found.recheck()
+
+
+def test_the_core_finds_what_python_finds(tmp_path: Path) -> None:
+    core = open_core()
+    if core is None:
+        pytest.skip("the core was not built")
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    os.utime(tmp_path / "a", ns=(1, 1_700_000_000_123_456_789))
+    names = ("a", "none", "link")
+    identities = core.identities(os.fsencode(tmp_path), tuple(map(os.fsencode, names)))
+    found = np.frombuffer(identities, np.int64).reshape(3, 5)
+    for name, row in zip(("a", "link"), found[[0, 2]], strict=True):
+        facts = (tmp_path / name).lstat()
+        expected = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+        assert tuple(row.tolist()) == expected
+    assert not found[1].any()
+    assert not any(core.identities(os.fsencode(tmp_path / "gone"), (b"a",)))
+    with pytest.raises(TypeError):
+        core.identities(os.fsencode(tmp_path), ("a",))
