@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -37,6 +37,7 @@ from . import published
 from .measure import Latency, machine, read_bandwidth, take_turns
 
 REGIONS, DIM, WORDS, K = 36, 1024, 12, 10
+PART = 1000  # images that are made, and added to a gallery, at a time
 PUBLISHED = "published (torch float32, padded)"
 Floats = NDArray[np.float32]
 
@@ -108,8 +109,8 @@ def build(folder: Path, count: int, source: Concepts) -> BuiltGallery:
     """Images in a gallery that is prepared with other captions, and 200 captions."""
     images, captions = source.images(count), source.captions(np.full(200, WORDS, np.int32))
     with GalleryWriter.create(folder, GallerySettings("images", DIM, AlignmentConfig(), model="bench")) as writer:
-        for first in range(0, count, 1000):
-            part = images[first : first + 1000]
+        for first in range(0, count, PART):
+            part = images[first : first + PART]
             writer.add([str(i) for i in range(first, first + len(part))], part)
         writer.prepare(source.captions(np.full(200, WORDS, np.int32)))
     return BuiltGallery(folder, images, captions)
@@ -242,7 +243,33 @@ def rows_read(gallery: Gallery, captions: Embeddings) -> dict[str, Any]:
     return found | {"bytes_a_vector": read, "share_of_int8": read / codes}
 
 
-def growth(counts: list[int], source: Concepts, kept: Path | None) -> list[dict[str, Any]]:
+class GrowingRows(Protocol):
+    """Images for a gallery that grows, and captions to search it with."""
+
+    def part(self, number: int, count: int) -> Embeddings:
+        """The first images of a numbered thousand, the same ones at each call."""
+
+    def captions(self) -> tuple[Embeddings, Embeddings]:
+        """Captions to search with, and others to prepare with."""
+
+
+class MadeUpRows:
+    """Images and captions of 12 words from `Concepts`."""
+
+    def __init__(self) -> None:
+        self._source = Concepts(0)
+
+    def part(self, number: int, count: int) -> Embeddings:
+        """As `GrowingRows`."""
+        return self._source.images(count, part=number * PART)
+
+    def captions(self) -> tuple[Embeddings, Embeddings]:
+        """As `GrowingRows`."""
+        asked, others = (self._source.captions(np.full(count, WORDS, np.int32)) for count in (100, 200))
+        return asked, others
+
+
+def growth(counts: list[int], source: GrowingRows, kept: Path | None) -> list[dict[str, Any]]:
     """Time, memory and bytes per image as a gallery grows, in the folder `kept` from the rows on that are there.
 
     Images are made a thousand at a time, so they take little of that memory. Search is prepared at the first size,
@@ -251,13 +278,13 @@ def growth(counts: list[int], source: Concepts, kept: Path | None) -> list[dict[
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "g") if kept is None else kept
-        settings = GallerySettings("images", DIM, AlignmentConfig(), model="bench", fine="fixed16")
-        captions, others = (source.captions(np.full(count, WORDS, np.int32)) for count in (100, 200))
+        captions, others = source.captions()
+        settings = GallerySettings("images", captions.dim, AlignmentConfig(), model="bench", fine="fixed16")
         with open_writer(folder, settings) as writer:
             for count in counts:
                 start = time.perf_counter()
-                for first in range(len(writer), count, 1000):
-                    part = source.images(min(1000, count - first), part=first)
+                for first in range(len(writer), count, PART):
+                    part = source.part(first // PART, min(PART, count - first))
                     writer.add([str(i) for i in range(first, first + len(part))], part)
                 adding = time.perf_counter() - start
                 with Gallery.open(folder) as gallery:
@@ -305,7 +332,11 @@ def growth(counts: list[int], source: Concepts, kept: Path | None) -> list[dict[
 )
 @click.option("--grow", multiple=True, type=int, help="Measure how a gallery grows to these sizes instead; repeatable.")
 @click.option("--kept", type=values.NEW_FOLDER, help="Folder of the gallery that grows, to be kept and continued.")
-@click.option("--gallery", type=values.FOLDER, help="Measure this gallery of images instead.")
+@click.option(
+    "--gallery",
+    type=values.FOLDER,
+    help="Measure this gallery of images instead; with --grow, galleries of images that mix the regions of two of its.",
+)
 @click.option("--queries", type=values.FILE, help="File of captions for --gallery, one per line.")
 @click.option("--json", "out", type=values.NEW_FILE, help="Also write the figures to this file.")
 def main(
@@ -316,9 +347,15 @@ def main(
     source = Concepts(0)
     report: dict[str, Any] = {"machine": machine(("numpy", "onnxruntime", "torch", "fast-maxsim"))}
     if gallery is not None:
-        report["gallery"] = _real(gallery, queries, threads, seconds)
+        from .search_real import RealRows, measure_gallery
+
+        with RealRows(gallery, queries, threads) as rows:
+            if grow:
+                report["growth"] = growth(sorted(grow), rows, kept)
+            else:
+                report["gallery"] = measure_gallery(rows, threads, seconds)
     elif grow:
-        report["growth"] = growth(sorted(grow), source, kept)
+        report["growth"] = growth(sorted(grow), MadeUpRows(), kept)
     else:
         bandwidth = read_bandwidth(threads)
         report["read_bytes_a_second"] = bandwidth
@@ -347,13 +384,13 @@ def _one_size(count: int, threads: int, seconds: float, bandwidth: float, source
             latencies = one_caption(built, gallery, threads, seconds)
         speed = throughput(built.folder, built.captions, seconds / 5)
     click.echo(f"\n{count} images x {REGIONS} x {DIM}, {WORDS} words")
-    return _table(count * REGIONS * stored_width(DIM) / bandwidth * 1e3, latencies, read) | {
+    return table(count * REGIONS * stored_width(DIM) / bandwidth * 1e3, latencies, read) | {
         "throughput": speed,
         **read,
     }
 
 
-def _table(limit: float, latencies: dict[str, Latency], read: dict[str, Any]) -> dict[str, Any]:
+def table(limit: float, latencies: dict[str, Latency], read: dict[str, Any]) -> dict[str, Any]:
     """Print latencies beside the time of reading the int8 codes once, `limit` ms, and return both."""
     reference = latencies[PUBLISHED].p50
     click.echo(f"reading the int8 codes alone: {limit:.1f} ms")
@@ -364,28 +401,6 @@ def _table(limit: float, latencies: dict[str, Latency], read: dict[str, Any]) ->
     shares = ", ".join(f"{name} {read[name]['share']:.1%}" for name in ("second", "codes", "rescored"))
     click.echo(f"rows read: {shares}; bytes: {read['share_of_int8']:.2f} of the int8 codes")
     return {"limit_ms": limit, "latency_ms": {name: vars(found) for name, found in latencies.items()}}
-
-
-def _real(path: Path, queries: Path | None, threads: int, seconds: float) -> dict[str, Any]:
-    from ..runtime.errors import InputError
-    from ..runtime.matcher import Matcher
-
-    with Gallery.open(path, threads=threads) as gallery:
-        settings = gallery.settings
-        if queries is None or settings.bundle is None or settings.kind != "images":
-            raise InputError("--gallery must be a gallery of images that names its bundle, and needs --queries")
-        texts = queries.read_text(encoding="utf-8").splitlines()
-        images = gallery.embeddings([row.id for row in gallery.rows()])
-        with Matcher.open(settings.bundle, precision=settings.precision or "fp32", threads=threads) as matcher:
-            captions = matcher.encode_texts(texts)
-            read = rows_read(gallery, captions)
-            latencies = one_caption(
-                BuiltGallery(path, images, captions), gallery, threads, seconds,
-                lambda i: matcher.encode_texts([texts[i]]),
-            )  # fmt: skip
-        limit = images.vectors[..., 0].size * stored_width(settings.dim) / read_bandwidth(threads) * 1e3
-        click.echo(f"\n{len(images)} images of {path}, {len(captions)} captions")
-        return _table(limit, latencies, read) | {"dim": settings.dim, **read}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from chan_rt.bench import published, search
 from chan_rt.bench.search import WORDS, Concepts, build, bulk, main, packed
+from chan_rt.bench.search_real import RealRows, blocks_by_length
 from chan_rt.runtime import Embeddings, Gallery, gallery_settings, open_writer
 
 
@@ -65,5 +66,33 @@ def test_a_real_gallery_is_measured_from_text_to_hits(
     arguments = ["--gallery", str(tmp_path / "g"), "--queries", str(tmp_path / "captions"), "--seconds", "0.01"]
     result = CliRunner().invoke(main, [*arguments, "--threads", "1", "--json", str(tmp_path / "report")])
     assert result.exit_code == 0, result.output
-    latencies = json.loads((tmp_path / "report").read_text())["gallery"]["latency_ms"]
-    assert {"this (exact, certified)", "this, from text to hits"} < latencies.keys()
+    found = json.loads((tmp_path / "report").read_text())["gallery"]
+    assert {"this (exact, certified)", "this, from text to hits"} < found["latency_ms"].keys()
+    assert found["bulk"]["captions"] == 2
+    assert found["bulk"]["ratio"] == found["bulk"]["published_s"] / found["bulk"]["exact_s"]
+    grown = CliRunner().invoke(main, [*arguments, "--grow", "10", "--grow", "30", "--json", str(tmp_path / "report")])
+    assert grown.exit_code == 0, grown.output
+    assert [row["images"] for row in json.loads((tmp_path / "report").read_text())["growth"]] == [10, 30]
+
+
+def test_grown_images_mix_two_of_the_gallery(tmp_path: Path, make_small_model: Callable) -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 3, 16)).astype(np.float32)
+    with open_writer(tmp_path / "g", gallery_settings(make_small_model().bundle)) as writer:
+        writer.add(range(20), Embeddings.from_rows(rows, "images"))
+    (tmp_path / "captions").write_text("a red apple\ntwo white clouds\nan apple\n")
+    with RealRows(tmp_path / "g", tmp_path / "captions", 1) as source:
+        part = source.part(3, 15)
+        np.testing.assert_array_equal(part.vectors, source.part(3, 20).vectors[:15])
+        assert [len(some) for some in source.captions()] == [1, 2]
+    of = {region.tobytes(): i for i, row in enumerate(rows) for region in row}
+    origins = np.array([[of[region.tobytes()] for region in row] for row in part.vectors])
+    assert (origins[:, 0] == origins[:, 2]).all()
+    assert (origins[:, 0] != origins[:, 1]).any()
+
+
+def test_blocks_of_captions_have_like_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(1, 30, 300, np.int32)
+    blocks = list(blocks_by_length(Concepts(0).captions(lengths)))
+    assert sorted(length for block in blocks for length in block.lengths) == sorted(lengths)
+    assert [block.vectors.shape[1] for block in blocks] == [max(block.lengths) for block in blocks]
+    assert max(blocks[0].lengths) <= min(blocks[1].lengths)
