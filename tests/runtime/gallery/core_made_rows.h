@@ -59,6 +59,7 @@ struct Case {
     Part part;
     int64_t dim, words, rows, vectors = 0;
     bool flat = false;  // of which float32 loses a rounding in the same direction with each product
+    bool flat_axis = false;  // the same of the query along the one axis, or of what its integers lose
     std::vector<float> query, mean, basis, steps[2], norm_step[2], typical[2], fine, scale, error, norm, blocks;
     std::vector<int64_t> starts{0}, order;
     std::vector<uint8_t> codes, low, coded[2], first, loose, checked;
@@ -91,17 +92,29 @@ inline std::vector<int64_t> edges_of(int64_t axes) {
     return edges;
 }
 
+// A unit vector: in float32, its product with a multiple of itself loses all but the first one of each lane's terms.
+inline Vector flat_axis(int64_t dim) {
+    const Exact t = 0.7L * std::ldexp(1.0L, -14);
+    Vector b(dim, t);
+    b[0] = 0;
+    for (int64_t i = 1; i <= 16; ++i) b[i] = std::sqrt((1 - t * t * (dim - 17)) / 16);
+    return b;
+}
+
 inline void make_plan(Case& c) {
     c.dim = below(4) ? 1 + below(24) : 1 + below(300);
     c.words = below(3) ? 1 + below(5) : 1 + below(40);
     c.rows = below(4) ? 1 + below(2) : 17 + below(4);
     c.flat = below(12) == 0;
     if (c.flat) c.dim = below(2) ? 1000 : 16, c.words = c.rows = 1;
+    c.flat_axis = !c.flat && below(40) == 0;
+    if (c.flat_axis) c.dim = 1024, c.words = c.rows = 1;
     Plan& plan = c.plan;
     plan.kernels = generic_kernels(), plan.dim = c.dim, plan.pools_query = below(4) != 0;
     plan.pooling = Pooling(below(5)), plan.digits = 1 + int(below(2));
     plan.temperature = below(2) ? real(0.01, 1) : std::ldexp(1, -int(below(30)));
     plan.axes = 1 + below(std::min<int64_t>(c.dim, 24));
+    if (c.flat_axis) plan.axes = plan.digits = 1;
     c.mean.assign(c.dim, 0);
     if (below(2))
         for (float& each : c.mean) each = float(0.2 * normal() / std::sqrt(double(c.dim)));
@@ -109,6 +122,7 @@ inline void make_plan(Case& c) {
     for (int64_t i = 0; i < plan.axes; ++i) {  // Gram and Schmidt, twice
         Vector b(c.dim);
         for (Exact& each : b) each = normal() + 1e-6;
+        if (c.flat_axis) b = flat_axis(c.dim);
         for (int turn = 0; turn < 2; ++turn)
             for (const Vector& other : made) {
                 const Exact share = inner(b.data(), other.data(), c.dim);
@@ -118,7 +132,7 @@ inline void make_plan(Case& c) {
         for (Exact& each : b) each /= size;
         made.push_back(b);
     }
-    const double bent = below(4) ? 0 : 0.05;  // axes that are not orthonormal
+    const double bent = c.flat_axis || below(4) ? 0 : 0.05;  // axes that are not orthonormal
     for (const Vector& b : made)
         for (const Exact each : b) c.basis.push_back(float(each * (1 + bent * real(-1, 1))));
     Exact square = 0;
@@ -145,7 +159,7 @@ inline void make_plan(Case& c) {
         level.steps = c.steps[which].data(), level.norm_step = c.norm_step[which].data();
         level.norm_typical = c.typical[which].data();
     }
-    const double size = c.flat || below(4) ? 1 : std::pow(10, real(-8, 8));
+    const double size = c.flat || c.flat_axis || below(4) ? 1 : std::pow(10, real(-8, 8));
     for (int64_t w = 0; w < c.words; ++w) {
         const int64_t kind = below(7), whole = plan.digits == 1 ? 127 : 16319;
         for (int64_t i = 0; i < c.dim; ++i) {
@@ -158,6 +172,7 @@ inline void make_plan(Case& c) {
             if (kind == 5) value = (128.0 * double(i ? below(255) - 127 : 127) + 126 * (i ? sign : 0.499)) / 16319;
             if (kind == 6 && w) value = c.query[(w - 1) * c.dim + i] / size * (1 + (i ? 0 : 2.0 / (1 << 23)));
             if (c.flat) value = i < 16 ? 1 : std::ldexp(1, -12);
+            if (c.flat_axis) value = i ? 1.6 * double(flat_axis(c.dim)[i]) : below(2) ? 127 : 0;  // or all integers are zeros
             c.query.push_back(float(value * size));
         }
     }
