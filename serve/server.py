@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 from types import FrameType
@@ -20,16 +21,25 @@ _log = logging.getLogger(__name__)
 
 
 def run_worker(
-    settings: Settings, listener: socket.socket, supervisor: int | None = None, listens_first: bool = True
+    settings: Settings,
+    listener: socket.socket,
+    supervisor: int | None = None,
+    opened: int | None = None,
+    after: int | None = None,
 ) -> None:
     """Serve at a socket until SIGTERM or Ctrl-C.
+
+    Of several workers at a socket, one answers while it opens the galleries, 503 to most. The others take no request
+    before it and they are ready, so that a server that has said it is ready never says that it loads.
 
     Args:
         settings: of the server.
         listener: the socket.
         supervisor: process whose end is a reason to end, too.
-        listens_first: answer while the galleries are opened, 503 to most. A worker beside others opens them first, so
-            that it gets no requests that the others could answer.
+        opened: of the worker that answers at once, the end of a pipe for writing. It is closed when the galleries are
+            open, or by the end of this process.
+        after: of the other workers, the end of that pipe for reading. They take requests when nobody has the other end
+            open. None to answer at once.
 
     Raises:
         ChanError: a gallery cannot be opened.
@@ -47,7 +57,7 @@ def run_worker(
             timeout_graceful_shutdown=settings.grace,
             **protocol_options(settings.limits),
         )
-        server = Server(config, state, supervisor, listens_first)
+        server = Server(config, state, supervisor, opened, after)
         server.run([listener])
         if server.failure is not None:
             raise server.failure
@@ -56,30 +66,39 @@ def run_worker(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which opens the galleries while it answers, and drains when it is told to end.
+    """uvicorn's server, which opens the galleries while it answers or before, and drains when it is told to end.
+
+    Args:
+        config, state: of the worker.
+        supervisor, opened, after: as of `run_worker`.
 
     Attributes:
         failure: why the galleries could not be opened.
     """
 
-    def __init__(self, config: uvicorn.Config, state: State, supervisor: int | None, listens_first: bool) -> None:
+    def __init__(
+        self, config: uvicorn.Config, state: State, supervisor: int | None, opened: int | None, after: int | None
+    ) -> None:
         super().__init__(config)
         self.failure: BaseException | None = None
-        self._listens_first = listens_first
         self._state = state
         self._supervisor = supervisor
+        self._opened = opened
+        self._after = after
         self._drain_until = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and open the galleries beside it or before."""
         loop = asyncio.get_running_loop()
         opening = loop.run_in_executor(None, self._state.galleries.reopen)
-        opening.add_done_callback(self._opened)
-        if not self._listens_first:
+        opening.add_done_callback(self._done)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen)
+        if self._after is not None:
             await asyncio.wait([opening])
+            while not _at_end(self._after) and not await self.on_tick(0):
+                await asyncio.sleep(0.1)
         if not self.should_exit:
             await super().startup(sockets)
-        loop.add_signal_handler(signal.SIGHUP, self._reopen)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal ends at once."""
@@ -98,10 +117,12 @@ class Server(uvicorn.Server):
             self.should_exit = self._state.at_work == 0 or now > self._drain_until
         return await super().on_tick(counter)
 
-    def _opened(self, done: asyncio.Future[None]) -> None:
-        self.failure = done.exception()
+    def _done(self, opening: asyncio.Future[None]) -> None:
+        self.failure = opening.exception()
         self._state.ready = self.failure is None
         self.should_exit = self.should_exit or self.failure is not None
+        if self._opened is not None and self._state.ready:
+            os.close(self._opened)
 
     def _reopen(self) -> None:
         """SIGHUP: open the galleries again."""
@@ -111,3 +132,10 @@ class Server(uvicorn.Server):
                 _log.error("the galleries stay as they were: %s", error)
 
         asyncio.get_running_loop().run_in_executor(None, self._state.galleries.reopen).add_done_callback(report)
+
+
+def _at_end(pipe: int) -> bool:
+    """Whether nobody has the other end of a pipe open. Nothing is written to it."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(0))

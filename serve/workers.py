@@ -43,6 +43,7 @@ class Supervisor:
         self._ends_at: float | None = None
         self._failed = False
         self._replaced = False  # only the first workers end the server when they cannot open
+        self._after: int | None = None  # end of a pipe whose other end the first worker closes when it is open
 
     def run(self) -> None:
         """Return when every worker has ended after SIGTERM or Ctrl-C.
@@ -54,13 +55,16 @@ class Supervisor:
             os.environ[SHARED] = shared
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
-                for number in range(self._settings.workers):
-                    self._start(listens_first=number == 0)
+                self._start_first()
+                for _ in range(self._settings.workers - 1):
+                    self._start()
                 while self._started:
                     self._wait(Path(shared))
             finally:
                 for pid in self._started:
                     os.kill(pid, signal.SIGKILL)
+                if self._after is not None:
+                    os.close(self._after)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 del os.environ[SHARED]
         if self._failed:
@@ -112,9 +116,17 @@ class Supervisor:
             self._replaced = True
             if lived < _PAUSE:
                 time.sleep(_PAUSE - lived)
-            self._start(listens_first=False)
+            self._start()
 
-    def _start(self, listens_first: bool) -> None:
+    def _start_first(self) -> None:
+        """Start the worker that answers while it opens the galleries; no other process keeps the pipe's other end."""
+        self._after, opened = os.pipe()
+        try:
+            self._start(opened)
+        finally:
+            os.close(opened)
+
+    def _start(self, opened: int | None = None) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -127,7 +139,8 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             from .server import run_worker
 
-            run_worker(self._settings, self._listener, os.getppid(), listens_first)
+            after = self._after if opened is None else None
+            run_worker(self._settings, self._listener, os.getppid(), opened, after)
             status = 0
         except ChanError as error:
             _log.error("%s", error)

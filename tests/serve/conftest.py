@@ -74,13 +74,16 @@ def gallery(bundle: Path, pictures: Path) -> Path:
 def start_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., contextlib.AbstractContextManager]]:
-    """(arguments of `chan serve`) -> a running server, as a context manager that kills it at its end."""
+    """(arguments of `chan serve`) -> a running server, as a context manager that kills it at its end.
+
+    `code` is the program that runs the command.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
     @contextlib.contextmanager
-    def start(*arguments: object, wait: bool = True) -> Iterator[RunningServer]:
+    def start(*arguments: object, wait: bool = True, code: str = CHAN) -> Iterator[RunningServer]:
         log = tmp_path_factory.mktemp("server") / "log"
-        command = [sys.executable, "-c", CHAN, "serve", *map(str, arguments), "--port", "0", "--threads", "1"]
+        command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0", "--threads", "1"]
         with open(log, "w") as stderr:
             process = subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL, text=True, env=environment)
         try:

@@ -485,6 +485,100 @@ def test_a_worker_that_dies_is_replaced(start_server, gallery: Path) -> None:
         assert not [pid for pid in after if alive(pid)]
 
 
+LATE_FIRST = """
+import os, time
+
+from chan_rt.cli import main
+
+fork, forks = os.fork, []
+
+
+def fork_late_first():
+    forks.append(0)
+    if pid := fork():
+        return pid
+    if len(forks) == 1:
+        from chan_rt.serve.galleries import Galleries
+
+        reopen = Galleries.reopen
+
+        def late(galleries):
+            while not os.path.exists({go!r}):
+                time.sleep(0.01)
+            reopen(galleries)
+
+        Galleries.reopen = late
+    return 0
+
+
+os.fork = fork_late_first
+main()
+"""
+
+
+@pytest.fixture
+def late_first(start_server, gallery: Path, tmp_path: Path) -> Iterator:
+    """A server of two workers of which the second has opened the gallery, a copy; the first does when there is `go`."""
+    path, go = shutil.copytree(gallery, tmp_path / "late"), tmp_path / "go"
+    code = LATE_FIRST.format(go=str(go))
+    with start_server(path, "--workers", "2", "--grace", "20", wait=False, code=code) as server:
+        server.wait_for(lambda log: "opened late" in log)
+        yield server, path, go
+        go.touch()  # for a worker that a failed test left
+
+
+def test_a_server_that_said_ready_never_says_that_it_loads(late_first) -> None:
+    server, _, go = late_first
+
+    def ready() -> bool:
+        return httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
+
+    said = []
+    for _ in range(40):  # each over a connection of its own, so that any worker that listens gets some
+        said.append(ready())
+        time.sleep(0.02)
+    assert not any(said), "a worker said ready while another one loads"
+    go.touch()
+    wait_until(ready)
+    for _ in range(30):
+        assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH).status_code == 200
+    pids = children(server.process.pid)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda log: log.count("opened late") == 4)
+    assert server.stop() == 0
+    assert len(pids) == 2
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_worker_that_waits_for_the_first_hears_signals(late_first) -> None:
+    server, _, go = late_first
+    first, second = children(server.process.pid)
+    os.kill(second, signal.SIGHUP)
+    server.wait_for(lambda log: log.count("opened late") == 2)
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: not alive(second))
+    assert alive(first)
+    go.touch()
+    assert server.process.wait(30) == 0
+
+
+def test_a_worker_that_waits_for_the_first_takes_its_place_when_it_dies(late_first) -> None:
+    server, _, _ = late_first
+    os.kill(children(server.process.pid)[0], signal.SIGKILL)
+    wait_until(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200)
+    for _ in range(20):
+        assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH).status_code == 200
+    assert server.stop() == 0
+
+
+def test_a_first_worker_that_cannot_open_ends_the_others(late_first) -> None:
+    server, path, go = late_first
+    next(path.glob("catalogue*")).write_bytes(b"nothing")
+    go.touch()
+    assert server.process.wait(30) == 1
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_workers_end_with_their_supervisor(start_server, gallery: Path) -> None:
     with start_server(gallery, "--workers", "2") as server:
         pids = children(server.process.pid)
