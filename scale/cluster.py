@@ -14,6 +14,7 @@ from ..runtime.extras import needs
 from .bulk_worker import Encoder, Filled, Job, Work, check_node
 from .connection import connected
 
+_log = logging.getLogger(__name__)
 _CHECK_SECONDS = 120.0  # a node may have to start a process, which imports this package
 
 
@@ -46,7 +47,7 @@ def fill(job: Job, works: Sequence[Work], actors: int | None = None) -> Iterator
 
     Raises:
         GalleryError: a node cannot take part, or a shard cannot be written.
-        InputError: more rows than the job allows cannot be encoded.
+        InputError: more actors than the cluster has room for, or more rows than the job allows cannot be encoded.
         BackendError: no actor can be started, or one shard's work was lost again and again.
     """
     import ray
@@ -54,13 +55,12 @@ def fill(job: Job, works: Sequence[Work], actors: int | None = None) -> Iterator
 
     gpu = (job.backend == "auto" or BACKENDS[job.backend].gpu) and ray.cluster_resources().get("GPU", 0) >= 1
     resource = "GPU" if gpu else "CPU"
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource, 0) >= 1]
+    nodes = _check_nodes(job, [node for node in _alive() if node["Resources"].get(resource, 0) >= 1])
     places = sum(int(node["Resources"][resource]) for node in nodes)
     if not places:
         raise BackendError(f"the cluster has no free {resource} for an actor")
     if actors is not None and actors > places:
         raise InputError(f"actors must be at most {places}, the {resource}s of the cluster, got {actors}")
-    _check_nodes(job, nodes)
     count = min(len(works), places if actors is None else actors)
     context = DataContext.get_current()
     kept = context.enable_progress_bars, context.print_on_execution_start
@@ -89,25 +89,49 @@ def fill(job: Job, works: Sequence[Work], actors: int | None = None) -> Iterator
         context.enable_progress_bars, context.print_on_execution_start = kept
 
 
-def _check_nodes(job: Job, nodes: Sequence[dict[str, Any]]) -> None:
-    """GalleryError unless every node can take part."""
+def _alive() -> list[dict[str, Any]]:
+    """Nodes of the cluster; one that was lost is among them until Ray has noticed, which takes it some 15 to 40 s."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _check_nodes(job: Job, nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ask every node whether it can take part, and return those that are still there.
+
+    Raises:
+        GalleryError: a node is there and cannot take part.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     check = ray.remote(num_cpus=0, max_retries=0)(check_node)
-    asked = {
-        node["NodeManagerAddress"]: check.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(job)
+    asked = [
+        check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(job)
         for node in nodes
-    }
-    for name, answer in asked.items():
+    ]
+    there = []
+    for node, answer in zip(nodes, asked, strict=True):
+        name = node["NodeManagerAddress"]
         try:
             reason = ray.get(answer, timeout=_CHECK_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            reason = f"it did not answer within {_CHECK_SECONDS:.0f} seconds"
         except ray.exceptions.RayError as error:
+            if _is_lost(node, error):
+                _log.warning("the node %s is lost, and the run goes on without it", name)
+                continue
             last = str(error).strip().rpartition("\n")[2]
             reason = f"it does not run chan-rt, which every node needs with the extra ray ({last})"
+            if isinstance(error, ray.exceptions.GetTimeoutError):
+                reason = f"it did not answer within {_CHECK_SECONDS:.0f} seconds"
         if reason is not None:
             raise GalleryError(f"the node {name} cannot take part: {reason}")
+        there.append(node)
+    return there
+
+
+def _is_lost(node: dict[str, Any], error: Exception) -> bool:
+    """Whether the node is gone for which Ray gave this error, even if Ray still lists it."""
+    from ray.exceptions import NodeDiedError, TaskUnschedulableError
+
+    gone = isinstance(error, NodeDiedError | TaskUnschedulableError)
+    return gone or node["NodeID"] not in {other["NodeID"] for other in _alive()}

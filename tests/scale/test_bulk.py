@@ -25,7 +25,7 @@ from PIL import Image
 from chan_rt import cli
 from chan_rt.bench.bulk import measure
 from chan_rt.runtime import Gallery
-from chan_rt.runtime.errors import GalleryError
+from chan_rt.runtime.errors import BackendError, GalleryError
 from chan_rt.runtime.gallery.sharded.manifest import shard_name
 from chan_rt.runtime.gallery.sharded.staged import staged_rows
 from chan_rt.runtime.indexing.data_sources import open_source
@@ -34,6 +34,7 @@ from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.session import gallery_settings
 from chan_rt.scale.bulk import _Target
 from chan_rt.scale.bulk_worker import Encoder, Job, Work, check_node, fill_shard
+from chan_rt.scale.cluster import cluster, fill
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -356,6 +357,47 @@ def test_a_node_that_cannot_take_part(change: dict[str, Any], reason: str | None
     found = check_node(replace(job, **change))
     assert found is None if reason is None else reason in str(found)
     assert [path.name for path in tmp_path.iterdir()] == [".run"]
+
+
+LOST = {"NodeID": "a" * 56, "NodeManagerAddress": "192.0.2.99", "Alive": True, "Resources": {"CPU": 4.0}}
+
+
+@pytest.fixture
+def add_lost_node(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster lists a node that is gone, as Ray does for half a minute."""
+    import ray
+
+    nodes = ray.nodes
+    monkeypatch.setattr(ray, "nodes", lambda: [LOST, *nodes()])
+
+
+@pytest.mark.usefixtures("add_lost_node")
+def test_a_run_goes_on_without_a_node_that_was_just_lost(
+    tmp_path: Path, ray_cluster: Cluster, bundle: Path, photos: Path
+) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    (source / "a.png").write_bytes((photos / "0000.png").read_bytes())
+    command = ["index", bundle, source, "-o", tmp_path / "gallery", "--ray", ray_cluster.address]
+    told = refused(*command, "--actors", 3)
+    assert "Warning: the node 192.0.2.99 is lost, and the run goes on without it" in told
+    assert "actors must be at most 2, the CPUs of the cluster, got 3" in told
+    assert chan(*command, "--actors", 2, "--json")["added"] == 1
+
+
+@pytest.mark.usefixtures("add_lost_node")
+def test_a_node_that_is_there_and_fails_is_named_and_no_node_left_is_an_error(
+    tmp_path: Path, ray_cluster: Cluster, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    job = Job(tmp_path, "run", version("chan-rt"), bundle, "onnxruntime", "fp32", None, gallery_settings(bundle), 0)
+    with cluster(ray_cluster.address):
+        with pytest.raises(GalleryError, match=r"the node [\d.]+ cannot take part: it has chan-rt \S+, and 0\.0\.1 is"):
+            list(fill(replace(job, version="0.0.1"), []))
+        monkeypatch.setattr(ray, "nodes", lambda: [LOST])
+        with pytest.raises(BackendError, match="no free CPU"):
+            list(fill(job, []))
 
 
 def test_scale_does_not_need_ray() -> None:
