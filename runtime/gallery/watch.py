@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from .compiled import open_core
 from .store.files import MappedFile
 
-_IDENTITY = struct.Struct("=QQqqq")  # device, inode, size, times; core/identities.h has the same
+_IDENTITY = struct.Struct("=5Q")  # device, inode, size, times; core/identities.h has the same
+_MASK = (1 << 64) - 1  # where a file system keeps any time, nanoseconds can leave 64 bits; the core cuts them off, too
 
 
 class Watch:
@@ -40,5 +41,9 @@ class Watch:
             return False
         touched = True in [file.recheck() for file in self._files]
         known = [file.identity for file in self._files]
-        self._seen = None if None in known else b"".join(_IDENTITY.pack(*one) for one in known if one is not None)
+        self._seen = None if None in known else b"".join(_packed(one) for one in known if one is not None)
         return touched
+
+
+def _packed(identity: tuple[int, ...]) -> bytes:
+    return _IDENTITY.pack(*(number & _MASK for number in identity))

@@ -9,8 +9,7 @@ namespace chan {
 
 // What store/files.py knows a file by; all zero of one that is not there.
 struct Identity {
-    uint64_t device = 0, inode = 0;
-    int64_t size = 0, modified = 0, changed = 0;  // bytes; nanoseconds
+    uint64_t device = 0, inode = 0, size = 0, modified = 0, changed = 0;  // size in bytes, times in nanoseconds
 };
 
 // Those of files of one folder by their names, links not followed.

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -133,3 +134,23 @@ def test_the_core_finds_what_python_finds(tmp_path: Path) -> None:
     assert not any(core.identities(os.fsencode(tmp_path / "gone"), (b"a",)))
     with pytest.raises(TypeError):
         core.identities(os.fsencode(tmp_path), ("a",))
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="needs a file system that keeps any time")
+@pytest.mark.parametrize("seconds", [-62_135_596_800, -(10**10), -1, 10**10, 253_402_300_799])
+def test_a_file_may_be_of_any_year(seconds: int) -> None:
+    """Nanoseconds since 1970 fit 64 bits in the years 1678 to 2261 only."""
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        file = MappedFile(Path(folder), write_arrays(Path(folder), "a", {"x": ARRAY}))
+        file.read("x")
+        os.utime(file.path, (seconds, seconds))
+        assert os.stat(file.path).st_mtime == seconds
+        wait_for_clock()
+        found = Watch([file])
+        assert found.recheck()
+        for _ in range(2):
+            assert not found.recheck()
+        write(file.path, 5000, b"\xff" * 8)
+        os.utime(file.path, (seconds, seconds))
+        with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+            found.recheck()
