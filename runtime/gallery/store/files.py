@@ -152,6 +152,7 @@ class MappedFile:
         self._record = record
         self._sums = np.frombuffer(record.sums, "<u4")
         self._checked = bytearray(len(self._sums))
+        self._accepted: frozenset[int] = frozenset()  # pages whose damage is known
         self._lock = threading.Lock()
         self._places: dict[str, _Place] = {}
         descriptor = open_regular(self.path)
@@ -241,9 +242,7 @@ class MappedFile:
             return False  # (a file put in its place does not change the mapped one)
         self._check_length(found.st_size)
         settled = _settled(found)
-        for page in range(len(self._sums)):
-            if self._checked[page] and not self._intact(page):
-                raise self._damage(page)
+        self._check_again()
         self._seen = identity, settled
         return identity != seen
 
@@ -254,6 +253,7 @@ class MappedFile:
 
     def accept_damage(self) -> None:
         """Read damaged pages from now on like others: for a caller who leaves out the rows that lie there."""
+        self._accepted = frozenset(page for page in range(len(self._sums)) if not self._intact(page))
         self._checked[:] = b"\1" * len(self._checked)
 
     def damaged(self) -> list[str]:
@@ -294,6 +294,11 @@ class MappedFile:
                 if not self._intact(page):
                     raise self._damage(page)
                 self._checked[page] = 1
+
+    def _check_again(self) -> None:
+        for page in range(len(self._sums)):
+            if self._checked[page] and page not in self._accepted and not self._intact(page):
+                raise self._damage(page)
 
     def _damage(self, page: int) -> GalleryCorrupt:
         where = self._describe(page * PAGE, min((page + 1) * PAGE, self._record.length))

@@ -290,6 +290,7 @@ class Segment:
 
         Afterwards a scan passes over damaged codes without an error, so the caller must leave these rows out.
         """
+        self._file.accept_damage()  # first: the rows of whatever is accepted are found below
         lost = np.zeros(self._count, bool)
         for name in ("codes", *(["fine"] if self.has_fine else [])):
             lost |= np.logical_or.reduceat(self._file.damaged_rows(name), self.starts[:-1])
@@ -298,7 +299,6 @@ class Segment:
                 self.table.row(position)
             except GalleryCorrupt:
                 lost[position] = True
-        self._file.accept_damage()
         return lost
 
     def _check_finite(self, fine: NDArray[np.floating], rows: str) -> None:
