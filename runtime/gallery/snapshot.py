@@ -147,6 +147,8 @@ def open_snapshot(
 ) -> Snapshot:
     """A commit; files already mapped, and pages already checked, are taken over from the snapshot before.
 
+    None is taken over if the name of one is another file's now.
+
     Args:
         gallery: its folder.
         commit: what to open, and the rows of each segment where they do not lie in files.
@@ -165,7 +167,7 @@ def open_snapshot(
     damage: list[str] = []
     prepared = _preparation(folder, catalogue, before, damaged, damage)
     plan = None if prepared is None else prepared.plan
-    known = {} if before is None or tables is not None else before.opened
+    known = {} if before is None or before.watch.replaced or tables is not None else before.opened
     opened: dict[Hashable, OpenSegment] = {}
     for i, record in enumerate(catalogue.segments):
         if plan is None:

@@ -125,6 +125,11 @@ class View:
             masks = [mask & some for mask, (some, _) in zip(masks, passing, strict=True)]
         return masks
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the name of a file was another file's when it was last checked."""
+        return any(snapshot.watch.replaced for snapshot in self.opened)
+
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See store/files.py."""
         return True in [snapshot.recheck() for snapshot in self.opened]
@@ -155,7 +160,7 @@ def newest_settings(folder: Path) -> GallerySettings:
 
 
 def newest_view(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> View:
-    """The newest commit of the gallery in a folder: `before` itself where that is the newest.
+    """The newest commit of the gallery in a folder: `before` itself where that is the newest and no file was replaced.
 
     Args:
         folder: the gallery.
@@ -170,7 +175,7 @@ def newest_view(folder: Path, before: View | None, damaged: Damaged, rank: Rank)
     sharded = is_sharded(folder)
     if before is not None:
         header = manifest_header(folder) if sharded else newest_header(folder)
-        if header == before.header:
+        if header == before.header and not before.replaced:
             return before
         if not is_same_gallery(before.header, header):
             raise GalleryError(f"{folder} was replaced by another gallery; open it again")
@@ -240,7 +245,7 @@ def _pinned(
 ) -> Snapshot:
     """The commit of a shard that the manifest names, which may be open already."""
     old = known.get(entry.header.gallery)
-    if old is not None and old.header == entry.header:
+    if old is not None and old.header == entry.header and not old.watch.replaced:
         return old
     header, catalogue = read_pinned(folder, entry.header)
     check_shard(folder, catalogue, entry, settings)

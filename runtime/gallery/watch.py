@@ -30,6 +30,11 @@ class Watch:
         self._names = tuple(os.fsencode(file.path.name) for file in files)
         self._seen: bytes | None = None  # what the core finds as long as no file is touched
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the name of a file was another file's when it was last checked."""
+        return any(file.replaced for file in self._files)
+
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; see `MappedFile.recheck`.
 

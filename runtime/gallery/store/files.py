@@ -9,8 +9,10 @@ is an error, never an answer.
 What is promised of a file that something else changes while it is open: `recheck` asks the file system for its inode,
 length and times, and sums every page again that was used if any of them is new. A search calls it before it reads and
 before it returns, and starts again if a file was touched in between. So a file that was cut short or overwritten is an
-error, and never part of an answer. Two cases are beyond a program that maps files: one that is cut short in the very
-middle of a search ends the process (SIGBUS), and a change that leaves length and times as they were is not noticed.
+error, and never part of an answer. A file whose name is gone, or is another file's now, can still be changed by another
+name, so its pages are summed each time; a gallery maps the file that has the name when it is searched next. Two cases
+are beyond a program that maps files: one that is cut short in the very middle of a search ends the process (SIGBUS),
+and a change that leaves length and times as they were is not noticed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -141,6 +142,9 @@ class _Place:
 class MappedFile:
     """A file of arrays, mapped; `read` checks the pages it touches for the first time.
 
+    Attributes:
+        replaced: whether its name was another file's when it was last checked.
+
     Raises:
         FileNotFoundError: there is no such file.
         GalleryCorrupt: the file is of another length, its header is damaged, or it is no regular file.
@@ -153,7 +157,7 @@ class MappedFile:
         self._sums = np.frombuffer(record.sums, "<u4")
         self._checked = bytearray(len(self._sums))
         self._accepted: frozenset[int] = frozenset()  # pages whose damage is known
-        self._lock = threading.Lock()
+        self.replaced = False
         self._places: dict[str, _Place] = {}
         descriptor = open_regular(self.path)
         try:
@@ -228,18 +232,24 @@ class MappedFile:
         """Check again what was read, if the file was touched since, and return whether it was.
 
         It costs one question to the file system if not. A file that was touched within the last moments could be
-        touched again under the same time, so it is summed until that time is past.
+        touched again under the same time, so it is summed until that time is past, and one that has lost its name is
+        summed each time.
 
         Raises:
             GalleryCorrupt: the file was cut short, or its bytes are not those that were committed.
         """
+        seen, was_settled = self._seen
         try:
             found = os.stat(self.path, follow_symlinks=False)
-        except OSError:
-            return False  # removed by a newer commit: what is mapped stays, and no one can reach it by its name
-        (seen, was_settled), identity = self._seen, _identity(found)
-        if (identity == seen and was_settled) or found.st_ino != seen[1]:
-            return False  # (a file put in its place does not change the mapped one)
+        except OSError:  # most likely removed by a newer commit
+            found = None
+        self.replaced = found is not None and _identity(found)[:2] != seen[:2]
+        if found is None or self.replaced:
+            self._check_again()
+            return False
+        identity = _identity(found)
+        if identity == seen and was_settled:
+            return False
         self._check_length(found.st_size)
         settled = _settled(found)
         self._check_again()

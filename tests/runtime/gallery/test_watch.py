@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
+from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import GalleryCorrupt
-from chan_rt.runtime.gallery import watch
+from chan_rt.runtime.gallery import Gallery, split_gallery, watch
 from chan_rt.runtime.gallery.compiled import open_core
 from chan_rt.runtime.gallery.store.files import MappedFile, write_arrays
 from chan_rt.runtime.gallery.watch import Watch
@@ -102,6 +104,60 @@ def test_a_file_that_is_gone_stays_as_it_was_mapped(watched: Watched, change: Ca
     write(paths[0], 5000, b"\xff" * 8)  # the others are watched as before
     with pytest.raises(GalleryCorrupt, match="not those that were committed"):
         found.recheck()
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: replace(path)], ids=["removed", "replaced"])
+def test_bytes_that_are_changed_by_another_name_are_an_error(
+    watched: Watched, change: Callable[[Path], object]
+) -> None:
+    paths, found = watched
+    other = paths[1].with_name("linked")
+    os.link(paths[1], other)
+    change(paths[1])
+    for _ in range(2):
+        assert not found.recheck()
+        assert found.replaced == paths[1].exists()
+        wait_for_clock()
+    write(other, 5000, b"\xff" * 8)
+    for _ in range(2):
+        with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+            found.recheck()
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["one folder", "shards"])
+def test_an_open_gallery_follows_a_link_to_a_copy_of_itself(
+    gallery_path: Path, make_embeddings: Callable[..., Embeddings], cut: bool
+) -> None:
+    """As where a gallery moves to another disk: the old files may change once a search has met the new ones."""
+    if cut:
+        split_gallery(gallery_path, gallery_path.with_name("shards"), 2)
+        gallery_path = gallery_path.with_name("shards")
+    copy, link = gallery_path.with_name("copy"), gallery_path.with_name("link")
+    shutil.copytree(gallery_path, copy)
+    link.symlink_to(gallery_path.name)
+    queries = make_embeddings(99, 3)
+
+    def answer(gallery: Gallery) -> list[list[tuple[str, float]]]:
+        return [[(hit.id, hit.score) for hit in result.hits] for result in gallery.search(queries)]
+
+    with Gallery.open(link) as gallery:
+        expected = answer(gallery)
+        wait_for_clock()
+        assert answer(gallery) == expected
+        link.unlink()
+        link.symlink_to(copy.name)
+        assert answer(gallery) == expected
+        for folder in gallery_path.glob("**/segments"):
+            for file in folder.iterdir():
+                write(file, 200, b"\xff" * (file.stat().st_size - 200))
+        assert answer(gallery) == expected
+        wait_for_clock()
+        for folder in copy.glob("**/segments"):
+            for file in folder.iterdir():
+                write(file, 200, b"\xff" * (file.stat().st_size - 200))
+        for _ in range(2):
+            with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+                answer(gallery)
 
 
 def replace(path: Path) -> None:
