@@ -331,7 +331,8 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
 
 def _settled(found: os.stat_result) -> bool:
     """Whether a change from now on gives the file another time than it has."""
-    return time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _TICK
+    now = time.time_ns()  # a time of modification may lie behind it: a copy keeps what another clock gave
+    return now - found.st_ctime_ns > _TICK and abs(now - found.st_mtime_ns) > _TICK
 
 
 def _places(text: bytes, start: int, length: int, path: Path) -> dict[str, _Place]:

@@ -192,6 +192,22 @@ def test_the_core_finds_what_python_finds(tmp_path: Path) -> None:
         core.identities(os.fsencode(tmp_path), ("a",))
 
 
+def test_a_file_of_a_later_time_is_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a copy keeps it from a machine whose clock is ahead."""
+    file = MappedFile(tmp_path, write_arrays(tmp_path, "a", {"x": ARRAY}))
+    file.read("x")
+    os.utime(file.path, (3 * 10**9, 3 * 10**9))
+    wait_for_clock()
+    found = Watch([file])
+    assert found.recheck()
+    with monkeypatch.context() as patched:
+        patched.setattr(MappedFile, "_intact", lambda file, page: pytest.fail("summed again"))
+        assert not found.recheck()
+    write(file.path, 5000, b"\xff" * 8)
+    with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+        found.recheck()
+
+
 @pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="needs a file system that keeps any time")
 @pytest.mark.parametrize("seconds", [-62_135_596_800, -(10**10), -1, 10**10, 253_402_300_799])
 def test_a_file_may_be_of_any_year(seconds: int) -> None:
