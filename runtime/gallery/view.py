@@ -127,7 +127,7 @@ class View:
 
     @property
     def replaced(self) -> bool:
-        """Whether the name of a file was another file's when it was last checked."""
+        """Whether the name of a file is another file's, as the last check found."""
         return any(snapshot.watch.replaced for snapshot in self.opened)
 
     def recheck(self) -> bool:

@@ -32,7 +32,7 @@ class Watch:
 
     @property
     def replaced(self) -> bool:
-        """Whether the name of a file was another file's when it was last checked."""
+        """Whether the name of a file is another file's, as the last check found."""
         return any(file.replaced for file in self._files)
 
     def recheck(self) -> bool:

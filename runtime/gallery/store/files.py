@@ -9,10 +9,11 @@ is an error, never an answer.
 What is promised of a file that something else changes while it is open: `recheck` asks the file system for its inode,
 length and times, and sums every page again that was used if any of them is new. A search calls it before it reads and
 before it returns, and starts again if a file was touched in between. So a file that was cut short or overwritten is an
-error, and never part of an answer. A file whose name is gone, or is another file's now, can still be changed by another
-name, so its pages are summed each time; a gallery maps the file that has the name when it is searched next. Two cases
-are beyond a program that maps files: one that is cut short in the very middle of a search ends the process (SIGBUS),
-and a change that leaves length and times as they were is not noticed.
+error, and never part of an answer. A file whose name leads to another file now can still be changed, so its pages are
+summed each time, and a gallery maps the file that has the name when it is searched next. A file whose only name is gone
+stays as it is: a newer commit removes those that it does not need, and summing them would hold up each search that
+runs. Two cases are beyond a program that maps files: one that is cut short in the very middle of a search ends the
+process (SIGBUS), and a change that leaves length and times as they were is not noticed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,9 +143,6 @@ class _Place:
 class MappedFile:
     """A file of arrays, mapped; `read` checks the pages it touches for the first time.
 
-    Attributes:
-        replaced: whether its name was another file's when it was last checked.
-
     Raises:
         FileNotFoundError: there is no such file.
         GalleryCorrupt: the file is of another length, its header is damaged, or it is no regular file.
@@ -157,12 +155,12 @@ class MappedFile:
         self._sums = np.frombuffer(record.sums, "<u4")
         self._checked = bytearray(len(self._sums))
         self._accepted: frozenset[int] = frozenset()  # pages whose damage is known
-        self.replaced = False
+        self._replaced = False  # whether its name was another file's when it was last checked
         self._places: dict[str, _Place] = {}
         descriptor = open_regular(self.path)
         try:
             found = os.fstat(descriptor)
-            self._seen = _identity(found), _settled(found)  # one tuple: threads read it while another changes it
+            self._seen = _seen(found)  # one tuple: threads read it while another changes it
             self._check_length(found.st_size)
             self._bytes = map_file(descriptor, record.length)
         except OSError as error:
@@ -225,36 +223,37 @@ class MappedFile:
 
         None as long as the file could be touched again under the same times.
         """
-        seen, settled = self._seen
-        return seen if settled else None
+        seen = self._seen
+        return seen.identity if seen.settled else None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether its name was another file's when it was last checked, and is one's now."""
+        return self._replaced and self._is_another(self._facts())
 
     def recheck(self) -> bool:
         """Check again what was read, if the file was touched since, and return whether it was.
 
         It costs one question to the file system if not. A file that was touched within the last moments could be
-        touched again under the same time, so it is summed until that time is past, and one that has lost its name is
-        summed each time.
+        touched again under the same time, so it is summed until that time is past, and one that another name may lead
+        to is summed each time.
 
         Raises:
             GalleryCorrupt: the file was cut short, or its bytes are not those that were committed.
         """
-        seen, was_settled = self._seen
-        try:
-            found = os.stat(self.path, follow_symlinks=False)
-        except OSError:  # most likely removed by a newer commit
-            found = None
-        self.replaced = found is not None and _identity(found)[:2] != seen[:2]
-        if found is None or self.replaced:
-            self._check_again()
+        before, found = self._seen, self._facts()
+        self._replaced = self._is_another(found)
+        if found is None or self._replaced:
+            if self._replaced or before.names > 1:
+                self._check_again()
             return False
-        identity = _identity(found)
-        if identity == seen and was_settled:
+        now = _seen(found)
+        if now.identity == before.identity and before.settled:
             return False
         self._check_length(found.st_size)
-        settled = _settled(found)
         self._check_again()
-        self._seen = identity, settled
-        return identity != seen
+        self._seen = now
+        return now.identity != before.identity
 
     def damaged_pages(self) -> list[tuple[int, int]]:
         """First byte and end of every damaged page. Reads the whole file."""
@@ -287,6 +286,16 @@ class MappedFile:
         begin, end = place.begin + first * place.stride, place.begin + last * place.stride
         self._check(begin, end)
         return self._bytes[begin:end]
+
+    def _facts(self) -> os.stat_result | None:
+        """What the file system says of the name; None where it is gone, most likely because of a newer commit."""
+        try:
+            return os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return None
+
+    def _is_another(self, found: os.stat_result | None) -> bool:
+        return found is not None and _identity(found)[:2] != self._seen.identity[:2]
 
     def _check_length(self, length: int) -> None:
         if length != self._record.length:
@@ -323,6 +332,24 @@ class MappedFile:
     def _describe(self, begin: int, end: int) -> str:
         inside = [key for key, place in self._places.items() if place.begin < end and place.end > begin]
         return f"{self.path} bytes {begin} to {end - 1} ({', '.join(inside) or 'header'})"
+
+
+class _Seen(NamedTuple):
+    """A file as it was when it was last checked.
+
+    Attributes:
+        identity: see `MappedFile.identity`.
+        settled: whether a change from then on gives it another time.
+        names: how many it had.
+    """
+
+    identity: tuple[int, ...]
+    settled: bool
+    names: int
+
+
+def _seen(found: os.stat_result) -> _Seen:
+    return _Seen(_identity(found), _settled(found), found.st_nlink)
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:

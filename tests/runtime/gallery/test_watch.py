@@ -113,6 +113,7 @@ def test_bytes_that_are_changed_by_another_name_are_an_error(
     paths, found = watched
     other = paths[1].with_name("linked")
     os.link(paths[1], other)
+    assert found.recheck()
     change(paths[1])
     for _ in range(2):
         assert not found.recheck()
@@ -226,3 +227,11 @@ def test_a_file_may_be_of_any_year(seconds: int) -> None:
         os.utime(file.path, (seconds, seconds))
         with pytest.raises(GalleryCorrupt, match="not those that were committed"):
             found.recheck()
+
+
+def test_a_file_that_a_newer_commit_removed_is_not_summed(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or compacting would hold up every search that runs for the time of reading all that it touched before."""
+    paths, found = watched
+    paths[1].unlink()
+    monkeypatch.setattr(MappedFile, "_intact", lambda file, page: pytest.fail(f"{file.path} was summed"))
+    assert not found.recheck()
