@@ -88,7 +88,7 @@ def split_gallery(path: str | Path, out: str | Path, shards: int, *, progress: P
     """
     sources, roots = _sources(Path(path).absolute())
     with _new_folder(Path(out)) as fresh:
-        entries = write_shards(sources, shard_folders(fresh, 1, shards), progress=progress)
+        entries = write_shards(sources, shard_folders(fresh, 1, shards, sources), progress=progress)
         settings = sources[0].catalogue.settings
         manifest = ShardManifest(uuid4().hex, 0, settings, tuple(entries), shards + 1, roots)
         write_manifest(fresh, manifest)
@@ -109,9 +109,16 @@ def merge_gallery(path: str | Path, out: str | Path, *, progress: Progress | Non
     return entry.rows
 
 
-def shard_folders(folder: Path, first: int, count: int) -> list[Path]:
-    """The folders of new shards, by the number of the first."""
+def shard_folders(folder: Path, first: int, count: int, sources: Sequence[Source]) -> list[Path]:
+    """The folders of new shards of all rows of some galleries, by the number of the first.
+
+    Raises:
+        InputError: there are fewer rows than shards.
+    """
     check_positive("shards", count)
+    rows = sum(source.catalogue.count for source in sources)
+    if count > max(1, rows):
+        raise InputError(f"shards: must be at most the number of rows, {rows}, got {count}")
     return [folder / shard_name(number) for number in range(first, first + count)]
 
 
@@ -127,12 +134,11 @@ def write_shards(
 
     Args:
         sources: of the same settings.
-        folders: of the new galleries, which do not exist or are empty.
+        folders: of the new galleries, which do not exist or are empty; no more than there are rows, or one.
         roots: what each new gallery keeps as its roots.
         progress: called with the rows that are done, and all rows.
 
     Raises:
-        InputError: there are fewer rows than folders.
         GalleryCorrupt: bytes that must be read are not those that were committed.
         OSError: the disk is full or refuses; some folders may have been made.
     """
@@ -142,8 +148,6 @@ def write_shards(
         for i, record in enumerate(source.catalogue.segments)
     ]
     total = sum(int(np.count_nonzero(some.keep)) for some in rows)
-    if len(folders) > max(1, total):
-        raise InputError(f"shards: must be at most the number of rows, {total}, got {len(folders)}")
     together = _prepared_together(sources)
     work = WorkCounter(total, progress)
     edges = [total * i // len(folders) for i in range(len(folders) + 1)]

@@ -308,7 +308,7 @@ class ShardedWriter:
         self._lock.check()
         sources = [Source(shard.path, shard.catalogue) for shard in self._shards]
         first = self._manifest.next_shard
-        old, made = self._shards, shard_folders(self.path, first, shards)
+        old, made = self._shards, shard_folders(self.path, first, shards, sources)
         try:
             with write_errors(self.path, "; nothing of this change was kept"):
                 entries = write_shards(sources, made, progress=progress)

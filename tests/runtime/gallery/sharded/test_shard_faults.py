@@ -26,7 +26,7 @@ from chan_rt.runtime.gallery import (
     split_gallery,
     verify_gallery,
 )
-from chan_rt.runtime.gallery.sharded import shard_writer
+from chan_rt.runtime.gallery.sharded import arrange, shard_writer
 from chan_rt.runtime.gallery.sharded.manifest import NEXT, read_manifest
 
 from ..killed import possible_rows, run_child
@@ -196,6 +196,19 @@ def test_ids_are_unique_in_all_shards(shards: Path, make_embeddings) -> None:
             writer.rebalance(31)
     assert len(rows(shards)) == 30
     assert folders(shards) == ["shard-000001", "shard-000002", "shard-000003"]
+
+
+def test_too_many_shards_are_refused_before_their_folders_are_listed(
+    shards: Path, gallery_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of 10^9 names takes more memory than there is."""
+    monkeypatch.setattr(arrange, "shard_name", lambda number: pytest.fail("listed"))
+    with ShardedWriter.open(shards) as writer, pytest.raises(InputError, match="at most the number of rows, 30, got"):
+        writer.rebalance(10**9)
+    for path in (gallery_path, shards):
+        with pytest.raises(InputError, match="at most the number of rows, 30, got"):
+            split_gallery(path, shards.with_name("out"), 10**9)
+    assert not shards.with_name("out").exists()
 
 
 def test_searches_find_the_same_while_the_shards_are_rebalanced(shards: Path, make_embeddings) -> None:
