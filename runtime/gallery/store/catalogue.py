@@ -209,13 +209,17 @@ def read_head(path: Path, limit: int) -> bytes:
         descriptor = open_regular(path)
     except OSError as error:
         raise no_gallery(path.parent) from error
-    with open(descriptor, "rb") as file:
+    try:
         if limit > LINE and os.fstat(descriptor).st_size > limit:
             raise corrupt(path, f"it is larger than {limit} bytes")
-        try:
-            return file.read(limit)
-        except OSError as error:
-            raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
+        data = b""
+        while len(data) < limit and (more := os.read(descriptor, limit - len(data))):
+            data += more
+        return data
+    except OSError as error:
+        raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def _parse_line(folder: Path, line: bytes) -> Header:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...errors import GalleryError
 from .catalogue import CATALOGUE, OLD_CATALOGUE, Catalogue, no_gallery, read_catalogue, read_header
 from .header import Header
 from .old import OLD, old_header, read_old
@@ -19,7 +20,12 @@ def is_old(folder: Path) -> bool:
 
 def newest_header(folder: Path) -> Header:
     """What tells the newest commit from all others; raises as `read_header` does."""
-    return old_header(folder) if is_old(folder) else read_header(folder)
+    try:
+        return read_header(folder)
+    except GalleryError:
+        if is_old(folder):
+            return old_header(folder)
+        raise
 
 
 def read_newest(folder: Path) -> tuple[Header, Catalogue, Sequence[RowTable] | None]:
