@@ -280,7 +280,7 @@ class Gallery:
             try:
                 self._recheck(view)
                 results = self._answers(view, split, k, view.allowed(wanted, condition), least)
-                if not self._recheck(view):
+                if not self._recheck(view, may_be_removed=True):
                     return results
             except _ShardFailed as failed:
                 self._leave_out(view, failed)
@@ -314,12 +314,12 @@ class Gallery:
                 self.settings, self._current = view.settings, view
             return view
 
-    def _recheck(self, view: View) -> bool:
+    def _recheck(self, view: View, *, may_be_removed: bool = False) -> bool:
         """Whether a file was touched since the last check; see store/files.py."""
         touched = False
         for index, snapshot in enumerate(view.opened):
             with self._may_fail(view, index):
-                touched |= snapshot.recheck()
+                touched |= snapshot.recheck(may_be_removed=may_be_removed)
         return touched
 
     @contextmanager

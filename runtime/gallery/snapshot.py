@@ -113,9 +113,9 @@ class Snapshot:
             keys |= found
         return np.concatenate(masks) if masks else np.zeros(0, bool), keys
 
-    def recheck(self) -> bool:
+    def recheck(self, *, may_be_removed: bool = False) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See store/files.py."""
-        return self.watch.recheck()
+        return self.watch.recheck(may_be_removed=may_be_removed)
 
     def _split(self) -> list[NDArray[np.bool_]]:
         return np.split(self.live, self.bases[1:-1]) if self.segments else []

@@ -35,7 +35,7 @@ class Watch:
         """Whether the name of a file is another file's, as the last check found."""
         return any(file.replaced for file in self._files)
 
-    def recheck(self) -> bool:
+    def recheck(self, *, may_be_removed: bool = False) -> bool:
         """Whether a file was touched since the last check; see `MappedFile.recheck`.
 
         Raises:
@@ -44,7 +44,7 @@ class Watch:
         core = open_core()
         if core is not None and self._seen is not None and core.identities(self._folder, self._names) == self._seen:
             return False
-        touched = True in [file.recheck() for file in self._files]
+        touched = True in [file.recheck(may_be_removed=may_be_removed) for file in self._files]
         known = [file.identity for file in self._files]
         self._seen = None if None in known else b"".join(_packed(one) for one in known if one is not None)
         return touched

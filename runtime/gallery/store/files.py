@@ -9,11 +9,11 @@ is an error, never an answer.
 What is promised of a file that something else changes while it is open: `recheck` asks the file system for its inode,
 length and times, and sums every page again that was used if any of them is new. A search calls it before it reads and
 before it returns, and starts again if a file was touched in between. So a file that was cut short or overwritten is an
-error, and never part of an answer. A file whose name leads to another file now can still be changed, so its pages are
-summed each time, and a gallery maps the file that has the name when it is searched next. A file whose only name is gone
-stays as it is: a newer commit removes those that it does not need, and summing them would hold up each search that
-runs. Two cases are beyond a program that maps files: one that is cut short in the very middle of a search ends the
-process (SIGBUS), and a change that leaves length and times as they were is not noticed.
+error, and never part of an answer. A file whose name is gone, or leads to another file now, can still be changed, so
+its pages are summed before each search, and a gallery maps the file that has the name when it is searched next. But
+what is gone after a search was most likely removed by a newer commit, and is not summed. Two cases are beyond a program
+that maps files: one that is cut short in the very middle of a search ends the process (SIGBUS), and a change that
+leaves length and times as they were is not noticed.
 """
 
 from __future__ import annotations
@@ -231,12 +231,15 @@ class MappedFile:
         """Whether its name was another file's when it was last checked, and is one's now."""
         return self._replaced and self._is_another(self._facts())
 
-    def recheck(self) -> bool:
+    def recheck(self, *, may_be_removed: bool = False) -> bool:
         """Check again what was read, if the file was touched since, and return whether it was.
 
         It costs one question to the file system if not. A file that was touched within the last moments could be
-        touched again under the same time, so it is summed until that time is past, and one that another name may lead
-        to is summed each time.
+        touched again under the same time, so it is summed until that time is past, and one that has lost its name is
+        summed each time.
+
+        Args:
+            may_be_removed: let a file whose name is gone be: a newer commit may not need it.
 
         Raises:
             GalleryCorrupt: the file was cut short, or its bytes are not those that were committed.
@@ -244,7 +247,7 @@ class MappedFile:
         before, found = self._seen, self._facts()
         self._replaced = self._is_another(found)
         if found is None or self._replaced:
-            if self._replaced or before.names > 1:
+            if self._replaced or not may_be_removed:
                 self._check_again()
             return False
         now = _seen(found)
@@ -340,16 +343,14 @@ class _Seen(NamedTuple):
     Attributes:
         identity: see `MappedFile.identity`.
         settled: whether a change from then on gives it another time.
-        names: how many it had.
     """
 
     identity: tuple[int, ...]
     settled: bool
-    names: int
 
 
 def _seen(found: os.stat_result) -> _Seen:
-    return _Seen(_identity(found), _settled(found), found.st_nlink)
+    return _Seen(_identity(found), _settled(found))
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:

@@ -113,7 +113,6 @@ def test_bytes_that_are_changed_by_another_name_are_an_error(
     paths, found = watched
     other = paths[1].with_name("linked")
     os.link(paths[1], other)
-    assert found.recheck()
     change(paths[1])
     for _ in range(2):
         assert not found.recheck()
@@ -234,4 +233,23 @@ def test_a_file_that_a_newer_commit_removed_is_not_summed(watched: Watched, monk
     paths, found = watched
     paths[1].unlink()
     monkeypatch.setattr(MappedFile, "_intact", lambda file, page: pytest.fail(f"{file.path} was summed"))
-    assert not found.recheck()
+    assert not found.recheck(may_be_removed=True)
+
+
+def test_files_that_were_moved_and_changed_are_an_error(
+    gallery_path: Path, make_embeddings: Callable[..., Embeddings]
+) -> None:
+    queries = make_embeddings(99, 3)
+    with Gallery.open(gallery_path) as gallery:
+        expected = [[(hit.id, hit.score) for hit in result.hits] for result in gallery.search(queries)]
+        wait_for_clock()
+        moved = gallery_path.with_name("moved")
+        moved.mkdir()
+        for file in (gallery_path / "segments").iterdir():
+            file.rename(moved / file.name)
+        again = [[(hit.id, hit.score) for hit in result.hits] for result in gallery.search(queries)]
+        assert again == expected
+        for file in moved.iterdir():
+            write(file, 200, b"\xff" * (file.stat().st_size - 200))
+        with pytest.raises(GalleryCorrupt, match="not those that were committed"):
+            gallery.search(queries)
