@@ -60,11 +60,11 @@ def command(
     """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded only for this search.
 
     \b
-    chan search GALLERY "two red apples on a table"
+    chan search GALLERY "a red apple and a strawberry"
     chan search GALLERY --image picture.jpg
     chan search GALLERY --like photos/picture.jpg
     chan search GALLERY --embeddings queries.npy
-    chan search BUNDLE photos/ "two red apples on a table"
+    chan search BUNDLE photos/ "a red apple and a strawberry"
 
     URL is the address of a gallery in object storage, where `chan gallery push` has put it. A copy is kept in a cache.
 

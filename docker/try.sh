@@ -26,7 +26,7 @@ until "$place/chan/bin/python" "$place/chan/healthy.py" 2> "$place/why"; do
 done
 echo "healthy after $tries seconds, as user $(ps -o uid= -p "$server" | tr -d ' ')"
 curl --fail --silent --show-error "http://127.0.0.1:$CHAN_PORT/v1/search" -H 'content-type: application/json' \
-  -d '{"captions": ["two red apples on a table"], "k": 1}' | cut -c 1-200
+  -d '{"captions": ["a red apple and a strawberry"], "k": 1}' | cut -c 1-200
 curl --fail --silent --show-error "http://127.0.0.1:$CHAN_PORT/metrics" | grep '^chan_searches_total'
 kill -TERM "$server"
 wait "$server"

@@ -158,7 +158,7 @@ def open_gallery_with_matcher(
     A bundle that is given because the one that the gallery remembers is gone is remembered from then on.
 
         with open_gallery_with_matcher("gallery") as (gallery, matcher):
-            (result,) = gallery.search(matcher.encode_texts(["two red apples"]), k=10)
+            (result,) = gallery.search(matcher.encode_texts(["a red apple"]), k=10)
 
     Args:
         path: the gallery's folder.

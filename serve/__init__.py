@@ -3,7 +3,7 @@
     from chan_rt.serve import Client
 
     with Client("http://127.0.0.1:8000") as client:
-        (result,) = client.search(["two red apples on a table"], k=10)
+        (result,) = client.search(["a red apple and a strawberry"], k=10)
 
 Names are imported on first use, so that a client loads nothing of the server.
 """

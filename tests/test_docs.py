@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import click
 import pytest
 
 from chan_rt.cli import COMMANDS, main
+from chan_rt.runtime.text import ScanTokenizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(path.name for path in ROOT.glob("*.md")), *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md")))]
@@ -69,6 +71,32 @@ def test_an_import_does_not_go_where_its_file_lies(line: str) -> None:
     """That folder exists and is no checkpoint, so the command as told would be refused."""
     _, _, model, _, out, *_ = shlex.split(line)
     assert Path(out) not in Path(model).parents
+
+
+def captions(text: str) -> list[str]:
+    """The captions in a page's blocks: quoted text of small letters, and those in an address."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = [re.findall(r'"([a-z]+(?: [a-z]+)+)"', block) + re.findall(r"caption=([a-z+]+)", block) for block in blocks]
+    return [caption.replace("+", " ") for each in found for caption in each]
+
+
+# Pages whose captions are for models of their own.
+OTHER_MODELS = {"docs/own-data.md", "docs/embeddings.md"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_MODELS])
+def test_the_demo_model_knows_the_words_of_every_caption(page: str) -> None:
+    """So that whoever runs a page's commands after `make demo` gets hits and no warning."""
+    vocabulary = ScanTokenizer.from_file(ROOT / "demo/checkpoint/tokenizer/vocab.json")
+    found = captions((ROOT / page).read_text(encoding="utf-8"))
+    assert [caption for caption in found if not all(vocabulary.known(caption))] == []
+    assert found or page != "README.md"
+
+
+def test_the_page_of_own_data_has_the_size_of_the_demo_vocabulary() -> None:
+    words = json.loads((ROOT / "demo/checkpoint/tokenizer/vocab.json").read_text(encoding="utf-8"))["word2idx"]
+    number = sum(word.isalpha() for word in words)
+    assert f"vocabulary has {number} words" in (ROOT / "docs/own-data.md").read_text(encoding="utf-8").replace("\n", " ")
 
 
 def anchors(page: Path) -> set[str]:

@@ -28,7 +28,7 @@ from .served import serving
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-CAPTION = "two red apples on a table"
+CAPTION = "a red apple and a strawberry"
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python)?\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -67,7 +67,7 @@ def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster, monk
         if language:
             exec(compile(block, f"{PAGE.name} block {number}", "exec"), names)
         elif block.startswith("chan ") and "--skip-damaged" in block:
-            printed["whole"] = run('chan search shards "two red apples on a table"')
+            printed["whole"] = run('chan search shards "a red apple and a strawberry"')
             run("chan gallery rebalance shards --shards 4")
             shutil.move("shards/shard-000009", "elsewhere")
             printed["lacking"] = run(block)
@@ -87,16 +87,16 @@ def test_every_block_runs(gallery: Path, bucket: str, ray_cluster: Cluster, monk
         elif block.startswith("chan "):
             for line in block.splitlines():
                 printed[line.partition(" #")[0].strip()] = run(line)
-    searched = printed['chan search shards "two red apples on a table"']
+    searched = printed['chan search shards "a red apple and a strawberry"']
     assert searched.splitlines()[:-1] == printed["whole"].splitlines()[:-1]
     assert "\ncertified: " in searched
-    assert run('chan search gallery "two red apples on a table"').splitlines()[:10] == searched.splitlines()[:10]
+    assert run('chan search gallery "a red apple and a strawberry"').splitlines()[:10] == searched.splitlines()[:10]
     (verdict,) = (line for line in printed["lacking"].splitlines() if line.startswith("not certified"))
     (said,) = (block for _, block in BLOCKS if block.startswith("not certified"))
     shown = said.strip().replace("shard-000002", "shard-000009")
     assert verdict.startswith(shown.partition(" (")[0])
     assert (
-        printed[f'chan search {bucket}/gallery "two red apples on a table"'].splitlines()[:10]
+        printed[f'chan search {bucket}/gallery "a red apple and a strawberry"'].splitlines()[:10]
         == (searched.splitlines()[:10])
     )
     with Gallery.open("shards") as shards, Gallery.open("merged") as merged, Gallery.open("pulled") as pulled:

@@ -44,7 +44,7 @@ def test_every_block_runs(
     # Of the models only chan_search has a backend in this server.
     server = start_triton(Path("repository"), "--model-control-mode=explicit", "--load-model=chan_search")
     with Gallery.open(gallery) as opened, Matcher.open(bundle) as matcher:
-        (wanted,) = opened.search(matcher.encode_texts(["two red apples on a table"]), 3)
+        (wanted,) = opened.search(matcher.encode_texts(["a red apple and a strawberry"]), 3)
     program, url, flag, body = shlex.split(curl)
     assert (program, flag) == ("curl", "-d")
     with urllib.request.urlopen(url.replace(":8000", f":{server.started.http}"), body.encode()) as answer:
