@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..runtime.counts import counted
 from ..runtime.data.captions import read_ids
 from ..runtime.data.layout import SPLITS, SplitFiles
 from ..runtime.data.regions import FORMS, open_store
@@ -78,7 +79,9 @@ def write_data_features(
         if there and not force:
             rows = open_store(split.files, read_ids(split.files.ids)).count
             if rows != count:
-                raise InputError(f"{there[0]} has {rows} rows for {count} pictures: replace it with --force")
+                raise InputError(
+                    f"{there[0]} has {counted(rows, 'row')} for {counted(count, 'picture')}: replace it with --force"
+                )
             yield count
             continue
         if there not in ([], [file]):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 import torch
 
+from ..runtime.counts import counted
 from ..runtime.data.flat import FlatWriter
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_file, publish, write_file
@@ -203,7 +204,9 @@ def write_features(
             yield len(batch)
         if not unfinished.names:
             first = skipped.items[0]
-            raise InputError(f"none of {len(files)} pictures could be read; the first: {first.item}: {first.reason}")
+            raise InputError(
+                f"none of {counted(len(files), 'picture')} could be read; the first: {first.item}: {first.reason}"
+            )
         unfinished.finish()
 
 

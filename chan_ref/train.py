@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..runtime.counts import counted
 from ..runtime.data.fitting import cut_texts
 from ..runtime.errors import CheckpointError, InputError, reason_of
 from ..runtime.files import recover
@@ -239,7 +240,8 @@ class _Run:
         self.tokenizer = read_tokenizer(tokenizer_files)
         texts, cut = cut_texts(data.captions, self.tokenizer, model.config.max_words)
         if cut:
-            _log.warning("%d captions have more than %s wordpieces and are cut", len(cut), model.config.max_words)
+            longer = counted(len(cut), "caption has", "captions have")
+            _log.warning("%s more than %s wordpieces, the rest is cut", longer, model.config.max_words)
         self.tokens = self.tokenizer.encode(texts)
         self.logs: list[EpochLog] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..runtime.counts import counted
 from . import options
 from .terminal import echo, progress_bar
 
@@ -52,7 +53,9 @@ def command(
     if as_json:
         echo(found.to_json(), nl=False)
         return
-    echo(f"{found.data['images']} images, {found.data['captions']} captions, method {found.method}")
+    echo(
+        f"{counted(found.data['images'], 'image')}, {counted(found.data['captions'], 'caption')}, method {found.method}"
+    )
     for graph, (_, tensors) in found.graphs.items():
         echo(f"\n{graph}")
         echo(f"  {'low':>10} {'high':>10} {'seen min':>10} {'seen max':>10} {'clipped':>9}  tensor")

@@ -159,7 +159,7 @@ def _print(counted: DataReport, out: Path) -> None:
 
 
 def _list(kind: str, items: Sequence[SkippedItem], out: Path) -> None:
-    warn(f"{len(items)} {kind}:")
+    warn(f"{kind}: {len(items)}")
     for one in items[:_SHOWN]:
         echo(f"  {visible(one.item)}: {visible(one.reason)}", err=True)
     if len(items) > _SHOWN:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..runtime.counts import counted
 from . import options, values
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts
 
@@ -102,9 +103,10 @@ def command(
 
 def _table(record: dict[str, Any]) -> str:
     """The same figures for people."""
-    of_folds = f", mean of {record['folds']} folds" if record["folds"] > 1 else ""
+    of_folds = f", mean of {counted(record['folds'], 'fold')}" if record["folds"] > 1 else ""
     lines = [
-        f"{record['images']} images, {record['captions']} captions of {record['split']}{of_folds}; "
+        f"{counted(record['images'], 'image')}, {counted(record['captions'], 'caption')} of "
+        f"{record['split']}{of_folds}; "
         f"{record['seconds']:.1f} s",
         f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'medr':>7}{'meanr':>8}",
     ]

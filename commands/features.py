@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..runtime.counts import counted
 from . import options, values
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, visible
 
@@ -89,7 +90,7 @@ def command(
         items = skipped_as_dicts(skipped.items)
         print_json({"features": str(file), "rows": written, "skipped": items, "not_read": found.passed_over})
     else:
-        echo(f"{visible(file)}: {written} pictures")
+        echo(f"{visible(file)}: {counted(written, 'picture')}")
     report_skipped(skipped.items, found.passed_over)
     if strict and skipped.items:
         raise click.exceptions.Exit(1)
@@ -112,7 +113,7 @@ def _encode_data(data: Path, out: Path, force: bool, as_json: bool, network: Bac
         print_json({split.files.split: str(split.files.features(form)) for split in splits})
     else:
         for split in splits:
-            echo(f"{visible(split.files.features(form))}: {len(split.pictures)} pictures")
+            echo(f"{visible(split.files.features(form))}: {counted(len(split.pictures), 'picture')}")
 
 
 def _convert(source: Path, out: Path, force: bool, as_json: bool) -> None:
@@ -125,4 +126,4 @@ def _convert(source: Path, out: Path, force: bool, as_json: bool) -> None:
         return
     why = "without boxes, because there are none or the sizes of the pictures are not known"
     boxes = "with their boxes" if done.boxed else why
-    echo(f"{visible(done.file)}: {done.regions} regions of {done.images} images, {boxes}")
+    echo(f"{visible(done.file)}: {counted(done.regions, 'region')} of {counted(done.images, 'image')}, {boxes}")

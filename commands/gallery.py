@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..runtime.counts import counted
 from . import options, values
 from .gallery_shards import merge, rebalance, split
 from .gallery_storage import pull, push
@@ -105,7 +106,7 @@ def verify(context: click.Context, gallery: Path, as_json: bool) -> None:
         print_result(gallery, as_json, "", damaged=damaged)
         context.exit(1)
     with Gallery.open(gallery) as opened:
-        text = f"{visible(gallery)}: {len(opened)} rows, every byte is as it was committed"
+        text = f"{visible(gallery)}: {counted(len(opened), 'row')}, every byte is as it was committed"
         print_result(gallery, as_json, text, rows=len(opened), damaged=[])
 
 
@@ -136,8 +137,8 @@ def repair(gallery: Path, give_up_missing: bool, as_json: bool) -> None:
         echo(f"lost: {visible(id)}")
     changes = f"{len(result.lost)} lost, {result.saved} written again" if result.damage else "nothing was damaged"
     if result.given_up:
-        changes += f"; {len(result.given_up)} shard{'s'[: len(result.given_up) != 1]} given up"
-    echo(f"{gallery}: {result.kept} rows; {changes}")
+        changes += f"; {counted(len(result.given_up), 'shard')} given up"
+    echo(f"{gallery}: {counted(result.kept, 'row')}; {changes}")
 
 
 @command.command("prepare")
@@ -190,7 +191,7 @@ def export(gallery: Path, out: Path, where: Any, as_json: bool) -> None:
         return
     kept = {0.0: "exactly as they were added", None: "exactly as the gallery keeps them, rounded to float16"}
     how = kept.get(done.error) or f"restored from int8 codes, within {done.error:.4g} of those that were added"
-    echo(f"{visible(out)}: {done.rows} rows with {done.vectors} vectors of {done.dtype}, {how}")
+    echo(f"{visible(out)}: {counted(done.rows, 'row')} with {counted(done.vectors, 'vector')} of {done.dtype}, {how}")
 
 
 @command.command("kernel")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..runtime.counts import counted
 from . import options, values
 from .terminal import print_result, progress_bar, visible
 
@@ -26,11 +27,12 @@ def split(gallery: Path, out: Path, shards: int, as_json: bool) -> None:
     not copied where the disk can hold them under two names.
     """
     from ..runtime.gallery import split_gallery
+    from ..runtime.gallery.sharded.manifest import describe_shards
 
     with progress_bar("split", 0) as progress:
         made = split_gallery(gallery, out, shards, progress=progress)
     rows = [shard.rows for shard in made.shards]
-    text = f"{visible(out)}: {sum(rows)} rows in {len(rows)} shards of {min(rows)} to {max(rows)}"
+    text = f"{visible(out)}: {counted(sum(rows), 'row')} in {describe_shards(rows)}"
     print_result(out, as_json, text, rows=sum(rows), shards={shard.name: shard.rows for shard in made.shards})
 
 
@@ -44,7 +46,7 @@ def merge(gallery: Path, out: Path, as_json: bool) -> None:
 
     with progress_bar("merge", 0) as progress:
         rows = merge_gallery(gallery, out, progress=progress)
-    print_result(out, as_json, f"{visible(out)}: {rows} rows", rows=rows)
+    print_result(out, as_json, f"{visible(out)}: {counted(rows, 'row')}", rows=rows)
 
 
 @click.command("rebalance")

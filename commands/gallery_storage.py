@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..runtime.counts import counted
 from . import options, values
 from .terminal import echo, print_json, print_result, progress_bar, visible
 
@@ -29,8 +30,11 @@ def push(gallery: Path, url: str, prune: bool, as_json: bool) -> None:
     if as_json:
         print_json({"url": url, **asdict(done)})
         return
-    removed = f", {done.removed} old pieces removed" if prune else ""
-    echo(f"{visible(url)}: {done.rows} rows, {done.bytes / 1e6:.1f} MB, {done.sent / 1e6:.1f} MB of it new{removed}")
+    removed = f", {counted(done.removed, 'old piece')} removed" if prune else ""
+    echo(
+        f"{visible(url)}: {counted(done.rows, 'row')}, {done.bytes / 1e6:.1f} MB, {done.sent / 1e6:.1f} MB of it "
+        f"new{removed}"
+    )
 
 
 @click.command("pull")
@@ -45,5 +49,5 @@ def pull(url: str, out: Path, as_json: bool) -> None:
 
     with progress_bar("pull", 0) as progress:
         head = pull_gallery(url, out, progress=progress)
-    text = f"{visible(out)}: {head.rows} rows, {head.size / 1e6:.1f} MB"
+    text = f"{visible(out)}: {counted(head.rows, 'row')}, {head.size / 1e6:.1f} MB"
     print_result(out, as_json, text, url=url, rows=head.rows, bytes=head.size)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..runtime.counts import counted
 from . import options, values
 from .terminal import echo, print_json
 
@@ -48,7 +49,8 @@ def command(
     alignment, bert = config["alignment"], config["bert"]
     text = f"words {config['word_dim']} -> GRU"
     if bert is not None:
-        text = f"{bert['layers']} layers, {bert['hidden']} wide, {bert['heads']} heads, {bert['positions']} positions"
+        layers, width = counted(bert["layers"], "layer"), f"{bert['hidden']} wide, {counted(bert['heads'], 'head')}"
+        text = f"{layers}, {width}, {bert['positions']} positions"
     rows = {
         "epoch": f"{_shown(found['epoch'], 'd')}, best rsum {_shown(found['best_rsum'], '.1f')}",
         "regions": f"{config['region_encoder']}, {config['region_dim']} -> {config['embed_dim']}",

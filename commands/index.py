@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
+from ..runtime.counts import counted
 from . import options, values
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, warn
 
@@ -233,7 +234,10 @@ def command(
         _report_preparation(prepared, queries)
         echo(f"{out}: {held}")
     if unmatched:
-        warn(f"{len(unmatched)} lines of {metadata} name no picture of SOURCES, such as {unmatched[0]}")
+        warn(
+            f"{counted(len(unmatched), f'line of {metadata} names', f'lines of {metadata} name')} no picture of "
+            f"SOURCES, such as {unmatched[0]}"
+        )
     report_skipped(result.skipped, source.passed_over)
     if strict and result.skipped:
         raise click.exceptions.Exit(1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..runtime.counts import counted
 from ..runtime.skipped import Skipped
 from . import options, values
 from .terminal import echo, print_json, report_skipped, skipped_as_dicts, visible, warn_of_unknown
@@ -202,7 +203,7 @@ class _Query:
             shown = hit.id if text in ("", hit.id) or text.endswith(f"/{hit.id}") else f"{hit.id}  {text}"
             echo(f"{rank:>4}  {hit.score:>10.4f}  {visible(shown)}")
         verdict = "certified" if result.certified else "not certified"
-        echo(f"{verdict}: {result.reason}; {result.rescored} of {result.rows} rows rescored")
+        echo(f"{verdict}: {result.reason}; {result.rescored} of {counted(result.rows, 'row')} rescored")
         if self.html is not None:
             echo(f"page: {visible(self.html)}")
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from ..runtime.counts import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -115,11 +117,11 @@ def report_skipped(skipped: Iterable[SkippedItem], passed_over: Mapping[str, int
     if passed_over:
         counts = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(passed_over.items()))
         number = sum(passed_over.values())
-        files = "1 file that is no picture was" if number == 1 else f"{number} files that are no pictures were"
+        files = counted(number, "file that is no picture was", "files that are no pictures were")
         hint = "; reading HEIC needs the extra heif" if set(HEIF_SUFFIXES) & passed_over.keys() else ""
         echo(f"{files} not read: {visible(counts)}{hint}", err=True)
     if items:
-        warn("1 item was skipped:" if len(items) == 1 else f"{len(items)} items were skipped:")
+        warn(f"{counted(len(items), 'item was', 'items were')} skipped:")
         for one in items:
             echo(f"  {visible(one.item)}: {visible(one.reason)}", err=True)
 

@@ -19,6 +19,7 @@ from ..chan_ref.backbone import LITES, load_backbone
 from ..commands import values
 from ..export.parity import Report, check_parity, record_verdict, table
 from ..export.parity.page import page as parity_page
+from ..runtime.counts import counted
 from ..runtime.data.images import open_sample
 from ..runtime.errors import ChanError, InputError, reason_of
 from .page import Findings, render
@@ -155,7 +156,7 @@ def _tell(query: Query) -> None:
     for rank, hit in enumerate(result.hits, 1):
         click.echo(f"    {rank}. {hit.id}  score {hit.score:.3f}")
     click.echo(
-        f"    encoded in {query.encode_ms:.1f} ms by {query.backend}, found among {result.rows} pictures in "
+        f"    encoded in {query.encode_ms:.1f} ms by {query.backend}, found among {counted(result.rows, 'picture')} in "
         f"{query.search_ms:.1f} ms ({proof}: {result.rescored} rescored)"
     )
 

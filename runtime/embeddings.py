@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .counts import counted
 from .errors import InputError, TensorError
 
 Kind = Literal["images", "captions"]
@@ -169,7 +170,7 @@ def checked_vectors(row: Any, place: str, *, drop_zeros: bool = False) -> NDArra
         rule = "must not be a vector of zeros, which is like nothing; leave padding out"
         raise TensorError(f"{place}[{int(zero.argmax())}]", rule, "zeros")
     if zero.all():
-        raise TensorError(place, "must have a vector that is not zero", f"{len(vectors)} vectors of zeros")
+        raise TensorError(place, "must have a vector that is not zero", f"{counted(len(vectors), 'vector')} of zeros")
     return vectors[~zero]
 
 

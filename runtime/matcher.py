@@ -17,6 +17,7 @@ from .backends import CPU_BACKEND, Array, Backend, open_graphs
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
 from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
+from .counts import counted
 from .directions import read_directions
 from .embeddings import Embeddings, Kind, check_finite, check_lengths
 from .errors import BackendError, BundleError, EngineError, InputError, TensorError
@@ -214,7 +215,8 @@ class Matcher:
             if len(row) > limit:
                 raise TensorError(
                     f"token_ids[{number}]",
-                    f"a caption must have at most {limit} words, start and end included ({captions[number][:40]!r}...)",
+                    f"a caption must have at most {counted(limit, 'word')}, start and end included "
+                    f"({captions[number][:40]!r}...)",
                     len(row),
                 )
         batch = pad_rows(rows)
@@ -431,7 +433,8 @@ def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:
     rows = sizes.get("vocab_size")
     if rows is not None and tokenizer.vocab_size > rows:
         raise BundleError(
-            f"tokenizer: its ids must be below the {rows} rows of the word embedding, got {tokenizer.vocab_size} ids"
+            f"tokenizer: its ids must be below the {counted(rows, 'row')} of the word embedding, got "
+            f"{counted(tokenizer.vocab_size, 'id')}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .counts import counted
 from .errors import InputError
 
 MAX_BAD = 1000  # items a run may leave out before it stops, unless its caller chooses another limit
@@ -55,6 +56,6 @@ class Skipped:
         self._items.append(item)
         if len(self._items) > self.limit:
             raise InputError(
-                f"max_bad: at most {self.limit} item{'s'[: self.limit != 1]} may be unreadable, and this is one more: "
+                f"max_bad: at most {counted(self.limit, 'item')} may be unreadable, and this is one more: "
                 f"{item.item}: {item.reason}"
             )

@@ -17,6 +17,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+from .counts import counted
 from .errors import InputError
 
 MAX_BYTES = 64 << 20  # a manifest has 10 KB; the sidecar of an engine of 10,000 layers 2 MB
@@ -127,7 +128,7 @@ def _decode_sequence(origin: Any, arguments: tuple[Any, ...], raw: object, where
     items = _expect(raw, list, where, "a list")
     if origin is tuple and arguments[-1] is not Ellipsis:
         if len(items) != len(arguments):
-            raise InputError(f"{where} must have {len(arguments)} items, got {len(items)}")
+            raise InputError(f"{where} must have {counted(len(arguments), 'item')}, got {len(items)}")
         kinds = arguments
     else:
         kinds = (arguments[0],) * len(items)

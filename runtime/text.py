@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import TokenizerSpec, verified
+from .counts import counted
 from .errors import BundleError, InputError, reason_of
 from .extras import needs
 from .nltk_words import split_words
@@ -76,7 +77,9 @@ class ScanTokenizer:
         if SCAN_MASK in word2idx:
             raise BundleError(f"vocabulary: {SCAN_MASK} is appended at load and must not be in the file")
         if sorted(word2idx.values()) != list(range(len(word2idx))):
-            raise BundleError(f"vocabulary: {len(word2idx)} words must have the ids 0..{len(word2idx) - 1}, each once")
+            raise BundleError(
+                f"vocabulary: {counted(len(word2idx), 'word')} must have the ids 0..{len(word2idx) - 1}, each once"
+            )
         self._ids = {**word2idx, SCAN_MASK: len(word2idx)}
 
     @classmethod

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..runtime.counts import counted
 from ..runtime.errors import GalleryCorrupt, GalleryError
 from ..runtime.files import publish, sync_tree
 from ..runtime.gallery import Gallery
@@ -90,7 +91,7 @@ def fill(remote: Remote, head: Head, folder: Path, others: Iterable[Path], progr
         sync_tree(folder)
     with Gallery.open(folder, threads=1) as gallery:
         if len(gallery) != head.rows:
-            raise GalleryCorrupt(f"{remote.url} says {head.rows} rows, but its files have {len(gallery)}")
+            raise GalleryCorrupt(f"{remote.url} says {counted(head.rows, 'row')}, but its files have {len(gallery)}")
 
 
 def _is_there(path: Path, file: StoredFile) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.checks import check_positive
+from ..runtime.counts import counted
 from ..runtime.errors import BackendError, GalleryError, InputError
 from ..runtime.extras import needs
 from ..runtime.gallery.sharded.manifest import is_sharded, manifest_header, not_sharded, read_manifest
@@ -234,11 +235,13 @@ class RayCluster:
             running = sum(state == "RUNNING" for state in states.values())
             if time.monotonic() > logged + _LOG:
                 logged = time.monotonic()
-                _log.info("%d of %d shards run on Ray; waiting for the others", running, len(apps))
+                shards = counted(len(apps), "shard runs", "shards run")
+                _log.info("%d of %s on Ray; waiting for the others", running, shards)
             if time.monotonic() > deadline:
                 wanted = self._shards.threads * self._shards.replicas * len(apps)
                 raise BackendError(
-                    f"only {running} of {len(apps)} shards run on Ray after {self._shards.start_seconds:g} seconds: "
+                    f"only {running} of {counted(len(apps), 'shard runs', 'shards run')} on Ray after "
+                    f"{self._shards.start_seconds:g} seconds: "
                     f"give the cluster {wanted} CPUs for them, or ask for fewer replicas"
                 )
             time.sleep(0.05)

@@ -30,7 +30,7 @@ from ..runtime.gallery.sharded.manifest import ShardManifest, manifest_header, r
 from ..runtime.gallery.store.header import Header
 from ..runtime.gallery.store.rows import Row
 from ..runtime.gallery.values import checked_ids
-from ..runtime.gallery.view import name_missing
+from ..runtime.gallery.view import lost_rows, name_missing
 from ..runtime.gallery.where import Filter, Where
 from .asking import Asker, Patience, Transport
 from .questions import Answer, Broken, DescribeShard, Description, FindRows, Found, Gone, Question, Rows, SearchShard
@@ -187,7 +187,7 @@ class _Commit:
         shards = self.manifest.shards
         texts = name_missing((shard, self.problems.get(i)) for i, shard in enumerate(shards))
         lost = sum(shards[i].rows for i in self.problems)
-        return f"{lost} rows are lost and were left out: {', '.join(texts)}"
+        return lost_rows(lost, texts)
 
     async def ask_all(self, task: Callable[[], Task]) -> list[Answer | None]:
         """The answers of all shards to one task, as `ask`."""

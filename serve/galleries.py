@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime.counts import counted
 from ..runtime.gallery import Gallery, fingerprint
 from ..runtime.gallery.settings import NO_MODEL
 from ..runtime.matcher import Matcher
@@ -167,7 +168,7 @@ class Galleries:
             before, self._open = self._open, opened
         for old in before.values():
             old.release()
-        _log.info("opened %s", ", ".join(f"{one.name} ({len(one.gallery)} rows)" for one in opened.values()))
+        _log.info("opened %s", ", ".join(f"{one.name} ({counted(len(one.gallery), 'row')})" for one in opened.values()))
 
     def close(self) -> None:
         """Close what nobody uses; the rest closes when it is let go."""

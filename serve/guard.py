@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..runtime.counts import counted
 from ..runtime.errors import ChanError
 from .logs import FACTS
 from .problems import Refusal, overloaded, problem_of, problem_response, retry_headers, unavailable
@@ -86,7 +87,9 @@ class Guard:
         if not state.ready or state.draining:
             raise unavailable("draining" if state.draining else "loading", "the server is not ready", 5)
         if state.at_work >= state.settings.limits.requests:
-            raise overloaded(f"{state.at_work} requests are at work, the most that are taken at once")
+            raise overloaded(
+                f"{counted(state.at_work, 'request is', 'requests are')} at work, the most that are taken at once"
+            )
         size = body_size(headers, state.settings.limits)
         if state.body_bytes + size > state.settings.limits.bodies:
             raise overloaded(f"the requests at work have {state.body_bytes} bytes, and no room for {size} more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..runtime.counts import counted
 from ..runtime.embeddings import Embeddings
 from ..runtime.gallery.where import Filter
 from . import bodies
@@ -88,7 +89,7 @@ def make_filter(state: State, where: Mapping[str, Any] | None) -> Filter | None:
             values += 1
     if values > state.settings.limits.conditions:
         limit = state.settings.limits.conditions
-        raise Refusal(422, "where", f"where must have at most {limit} values to compare with, got more")
+        raise Refusal(422, "where", f"where must have at most {counted(limit, 'value')} to compare with, got more")
     return Filter.parse(where, hidden=PRIVATE)
 
 
@@ -107,4 +108,4 @@ def check_count(state: State, name: str, rows: Sequence[object]) -> None:
     """Refusal unless there is at least one row, and no more than a request may have."""
     most = state.settings.limits.texts
     if not 1 <= len(rows) <= most:
-        raise Refusal(422, "texts", f"{name} must hold 1 to {most} items, got {len(rows)}")
+        raise Refusal(422, "texts", f"{name} must hold 1 to {counted(most, 'item')}, got {len(rows)}")

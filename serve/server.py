@@ -12,6 +12,7 @@ from types import FrameType
 
 import uvicorn
 
+from ..runtime.counts import counted
 from .app import create_app
 from .protocol import protocol_options
 from .settings import Settings
@@ -105,7 +106,7 @@ class Server(uvicorn.Server):
         if self._state.draining:
             self.should_exit = self.force_exit = True
         self._state.draining = True
-        _log.info("%s: finishing %d requests", signal.Signals(sig).name, self._state.at_work)
+        _log.info("%s: finishing %s", signal.Signals(sig).name, counted(self._state.at_work, "request"))
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second: end when the drain is over."""

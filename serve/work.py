@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import numpy as np
 
+from ..runtime.counts import counted
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError
 from ..runtime.gallery.result import SearchResult
@@ -159,7 +160,7 @@ def _switch_off(jobs: Sequence[Work]) -> None:
     assert job.embeddings is not None
     length = int(job.embeddings.lengths[0])
     if max(job.off) >= length:
-        raise Refusal(422, "off", f"off must be below the caption's {length} words, got {max(job.off)}")
+        raise Refusal(422, "off", f"off must be below the caption's {counted(length, 'word')}, got {max(job.off)}")
     kept = np.delete(job.embeddings.vectors[:, :length], list(job.off), axis=1)
     if not kept.shape[1]:
         raise Refusal(422, "off", f"off must leave a word of the caption, got all {length}")

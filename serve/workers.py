@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ..runtime.counts import counted
 from ..runtime.cpus import usable_cpus
 from ..runtime.errors import ChanError
 from .metrics import SHARED, forget
@@ -76,7 +77,8 @@ class Supervisor:
         got = signal.sigtimedwait(_SIGNALS, remaining)
         if got is None:
             if self._ends_at is not None:
-                _log.warning("%d workers did not end within the grace and are killed", len(self._started))
+                stuck = counted(len(self._started), "worker")
+                _log.warning("killed after the grace, because they did not end: %s", stuck)
                 self._tell(signal.SIGKILL)
                 self._ends_at = time.monotonic() + 5
         elif got.si_signo == signal.SIGCHLD:

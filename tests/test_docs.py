@@ -96,7 +96,9 @@ def test_the_demo_model_knows_the_words_of_every_caption(page: str) -> None:
 def test_the_page_of_own_data_has_the_size_of_the_demo_vocabulary() -> None:
     words = json.loads((ROOT / "demo/checkpoint/tokenizer/vocab.json").read_text(encoding="utf-8"))["word2idx"]
     number = sum(word.isalpha() for word in words)
-    assert f"vocabulary has {number} words" in (ROOT / "docs/own-data.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert f"vocabulary has {number} words" in (ROOT / "docs/own-data.md").read_text(encoding="utf-8").replace(
+        "\n", " "
+    )
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """What the errors of missing and unreadable files say: the path and the system's words, nothing that is Python's."""
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import pytest
 from chan_rt.calibration.plan import Plan
 from chan_rt.chan_ref import checkpoint, torch_file
 from chan_rt.runtime.contract import Manifest
+from chan_rt.runtime.counts import counted
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import ChanError, reason_of
 from chan_rt.runtime.gallery import Gallery
+from chan_rt.runtime.gallery.sharded.manifest import describe_shards
 from chan_rt.runtime.indexing.metadata_file import read_metadata
 from chan_rt.runtime.indexing.sources import read_lines
 from chan_rt.runtime.pictures.load import open_picture
@@ -84,3 +87,62 @@ def test_no_message_prints_an_exception_as_python_does() -> None:
     folders = ("runtime", "chan_ref", "export", "calibration", "commands", "demo", "bench", "serve")
     files = [file for folder in folders for file in (root / folder).rglob("*.py")]
     assert [str(file) for file in files if "{error!r}" in file.read_text(encoding="utf-8")] == []
+
+
+def test_a_count_has_its_noun() -> None:
+    assert [counted(n, "old row") for n in (0, 1, 2)] == ["0 old rows", "1 old row", "2 old rows"]
+    assert [counted(2, one) for one in ("query", "box", "class", "batch")] == [
+        "2 queries",
+        "2 boxes",
+        "2 classes",
+        "2 batches",
+    ]
+    assert [counted(n, "row is", "rows are") for n in (1, 3)] == ["1 row is", "3 rows are"]
+
+
+def test_shards_of_one_size_are_told_once() -> None:
+    assert describe_shards([20]) == "1 shard of 20 rows"
+    assert describe_shards([1, 1]) == "2 shards of 1 row each"
+    assert describe_shards([5, 5]) == "2 shards of 5 rows each"
+    assert describe_shards([1, 5]) == "2 shards of 1 to 5 rows"
+
+
+COUNTABLE = re.compile(
+    r" (?:old |other |different )?(actors|batches|boxes|captions|columns|files|folds|galleries|graphs|hits|ids|images"
+    r"|items|keys|layers|lines|numbers|objects|pictures|pieces|queries|regions|requests|rows|segments|shards|stages|tensors|texts"
+    r"|threads|values|vectors|words|workers)\b"
+)
+# Numbers that are never 1, and one that is not whole.
+NEVER_ONE = re.compile(r"[A-Z_]+|max_words|counted\.train_words|num_captions / 5")
+
+
+def fixed_plurals(source: str) -> list[str]:
+    """What f-strings and logs say of a number with a noun that is wrong for 1."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            for number, text in zip(node.values, node.values[1:], strict=False):
+                if isinstance(number, ast.FormattedValue) and isinstance(text, ast.Constant):
+                    noun, shown = COUNTABLE.match(str(text.value)), ast.unparse(number.value)
+                    if noun and not NEVER_ONE.fullmatch(shown):
+                        found.append(f"{{{shown}}}{noun.group()}")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
+            texts = [text.value for text in node.args[:1] if isinstance(text, ast.Constant)]
+            found += [text for text in texts if any(COUNTABLE.match(text, at.end()) for at in re.finditer("%d", text))]
+    return found
+
+
+LEVELS = {"debug", "info", "warning", "error"}
+
+
+@pytest.mark.parametrize("folder", ["commands", "runtime", "scale", "serve"])
+def test_no_message_counts_with_a_fixed_plural(folder: str) -> None:
+    """`counted` writes a number with its noun, so that nobody reads of "1 pictures"."""
+    root = Path(__file__).parent.parent
+    found = {file: fixed_plurals(file.read_text(encoding="utf-8")) for file in (root / folder).rglob("*.py")}
+    assert {str(file): texts for file, texts in found.items() if texts} == {}
+
+
+def test_a_fixed_plural_would_be_noticed() -> None:
+    source = """f"{len(rows)} rows, {n} of {total} old pieces in {MOST} shards"; log.info("%d of %d rows", 1, 2)"""
+    assert fixed_plurals(source) == ["{len(rows)} rows", "{total} old pieces", "%d of %d rows"]

@@ -23,6 +23,7 @@ import torch
 from ...chan_ref.bert_families import huggingface_names
 from ...chan_ref.checkpoint import Checkpoint
 from ...chan_ref.encoders import BertTextEncoder
+from ...runtime.counts import counted
 
 Encode = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids [C, W], lengths [C] -> words [C, W, D]
 
@@ -112,7 +113,9 @@ def _read_wordpieces(checkpoint: Checkpoint, captions: Sequence[str]) -> Reading
         tokenize = _wordpieces(tokenization, record["model"], normalizer)
         rows = tuple(tokenize(caption) if _in_every_table(caption) else None for caption in captions)
         if left_out := sum(row is None for row in rows):
-            notes.append(f"{left_out} captions against transformers' tokenizer: they have characters newer than 2002")
+            notes.append(
+                f"{counted(left_out, 'caption')} against transformers' tokenizer: they have characters newer than 2002"
+            )
     else:
         notes.append("the ids against transformers' tokenizer: tokenizer.json normalizes text in another way than BERT")
     encode = _bert_encoder(transformers, checkpoint)

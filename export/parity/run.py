@@ -40,6 +40,7 @@ from ...runtime.backends.sidecar import Sidecars, read_sidecars
 from ...runtime.backends.table import FLAVORS
 from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, Manifest, sha256_file, write_manifest
+from ...runtime.counts import counted
 from ...runtime.data.fitting import fit_captions
 from ...runtime.data.images import CaptionedImages
 from ...runtime.errors import BackendError, ChanError, ParityError
@@ -198,7 +199,9 @@ def _notes(manifest: Manifest, reference: Reference, sidecars: Sidecars) -> tupl
     notes = [f"an engine whose sidecar is unreadable: {error}" for error in sidecars.unreadable]
     notes += reference.readings.notes
     if reference.sample.cut_rows:
-        notes.append(f"captions that were cut to {manifest.max_words} words: {len(reference.sample.cut_rows)}")
+        notes.append(
+            f"captions that were cut to {counted(manifest.max_words, 'word')}: {len(reference.sample.cut_rows)}"
+        )
     if "backbone" in manifest.graphs and reference.backbone is None:
         why = "its torch network was not given" if reference.pictures else "the data has no pictures"
         notes.append(f"the backbone was not checked: {why}")

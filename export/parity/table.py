@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...runtime.counts import counted
 from .measures import named_recalls
 from .report import Check, Report
 
@@ -33,7 +34,11 @@ def table(report: Report) -> list[str]:
     ran = [stage for stage in report.stages if stage.status != "not run"]
     missed = sum(stage.status == "missed" for stage in ran)
     idle = len(report.stages) - len(ran)
-    verdict = f"{missed} of {len(ran)} stages missed" if missed else f"parity holds in {len(ran)} of {len(ran)} stages"
+    verdict = (
+        f"{missed} of {counted(len(ran), 'stage')} missed"
+        if missed
+        else f"parity holds in {len(ran)} of {counted(len(ran), 'stage')}"
+    )
     return [*lines, verdict + (f", {idle} could not run here" if idle else "")]
 
 

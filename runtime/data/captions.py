@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError, reason_of
 from .store import RegionStore
 
@@ -109,8 +110,8 @@ def pair(ids: Sequence[str] | None, num_captions: int, store: RegionStore, ids_f
         return _by_id(ids, store, ids_file)
     if ids is not None and len(ids) not in (store.count, num_captions):
         raise InputError(
-            f"{ids_file} must name each of the {store.count} images or the image of each of the {num_captions} "
-            f"captions, got {len(ids)} lines"
+            f"{ids_file} must name each of the {counted(store.count, 'image')} or the image of each of the "
+            f"{counted(num_captions, 'caption')}, got {counted(len(ids), 'line')}"
         )
     if num_captions == store.count and num_captions % 5 == 0 and store.names is None and _repeats_five_times(store):
         rows = np.arange(0, store.count, 5)
@@ -118,9 +119,9 @@ def pair(ids: Sequence[str] | None, num_captions: int, store: RegionStore, ids_f
     each, rest = divmod(num_captions, store.count)
     if rest or not each:
         raise InputError(
-            f"{store.file} has {store.count} images and there are {num_captions} captions: expected {num_captions} / 5 "
-            f"= {num_captions / 5:g} images, or another number that divides {num_captions}; otherwise {ids_file.name} "
-            "must name the image of each caption, one a line"
+            f"{store.file} has {counted(store.count, 'image')} and there are {counted(num_captions, 'caption')}: "
+            f"expected {num_captions} / 5 = {num_captions / 5:g} images, or another divisor of {num_captions}; "
+            f"otherwise {ids_file.name} must name the image of each caption, one a line"
         )
     names = store.names if ids is None else ids
     if names is not None:
@@ -139,7 +140,8 @@ def _by_id(ids: Sequence[str], store: RegionStore, ids_file: Path) -> Pairing:
         return Pairing(rows, owner, names)
     if store.count != len(names):
         raise InputError(
-            f"{store.file} has {store.count} images and {ids_file} names {len(names)} for {len(ids)} captions: they "
+            f"{store.file} has {counted(store.count, 'image')} and {ids_file} names {len(names)} for "
+            f"{counted(len(ids), 'caption')}: they "
             "must be equally many"
         )
     together, numbers = bool(np.all(np.diff(owner) >= 0)), _consecutive(names)

@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError
 from ..files import atomic_file
 
@@ -79,10 +80,10 @@ class FlatWriter:
         """
         image = len(self._lengths)
         if image >= len(self._room):
-            raise InputError(f"{self._path} must have {len(self._room)} images, got more")
+            raise InputError(f"{self._path} must have {counted(len(self._room), 'image')}, got more")
         room = int(self._room[image])
         if features.ndim != 2 or not 1 <= len(features) <= room or features.shape[1] != self._width:
-            wanted = f"1 to {room} regions of {self._width} features"
+            wanted = f"1 to {counted(room, 'region')} of {self._width} features"
             raise InputError(f"{self._path}: image {image} must have {wanted}, got {list(features.shape)}")
         if not np.isfinite(features).all():
             raise InputError(f"{self._path}: the features of image {image} must be finite, got NaN or infinity")
@@ -99,7 +100,7 @@ class FlatWriter:
 
     def _finish(self) -> None:
         if len(self._lengths) != len(self._room):
-            raise InputError(f"{self._path} must have {len(self._room)} images, got {len(self._lengths)}")
+            raise InputError(f"{self._path} must have {counted(len(self._room), 'image')}, got {len(self._lengths)}")
         starts = self._room.cumsum() - self._room
         arrays: dict[str, NDArray[np.generic]] = {SPANS: np.stack([starts, starts + self._lengths], axis=1)}
         if self._boxes:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import Manifest
+from ..counts import counted
 from ..errors import InputError, TensorError
 from ..skipped import SkippedItem
 from .boxes import Boxes
@@ -191,7 +192,8 @@ class CaptionedImages:
         self.check_width(manifest.region_dim, bundle)
         if manifest.max_regions is not None and self.max_regions > manifest.max_regions:
             raise InputError(
-                f"{self.source} has images of {self.max_regions} regions and {bundle} takes {manifest.max_regions}: "
+                f"{self.source} has images of {counted(self.max_regions, 'region')} and {bundle} takes "
+                f"{manifest.max_regions}: "
                 f"export it again with --max-regions {self.max_regions}"
             )
 

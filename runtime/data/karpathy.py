@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..counts import counted
 from ..errors import InputError, reason_of
 from .captions import Pairing
 from .store import RegionStore
@@ -84,7 +85,8 @@ def pair_annotated(
     if len(order) != store.count or len(rows) != len(order) or missing is not None:
         unnamed = "" if missing is None else f", without {missing!r}"
         raise InputError(
-            f"{file} has {len(images)} images of this split, {store.file} has {store.count}, and {len(rows)} are "
+            f"{file} has {counted(len(images), 'image')} of this split, {store.file} has {store.count}, and "
+            f"{len(rows)} are "
             f"named{unnamed}: they must be the same"
         )
     captions = [caption for image in images for caption in image.captions]

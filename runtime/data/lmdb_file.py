@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError, reason_of
 from ..extras import needs
 from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
@@ -127,7 +128,9 @@ def _features(where: str, record: Mapping[str, Any]) -> NDArray[Any]:
     if isinstance(value, str | bytes):
         values = decode_floats(f"{where}: features", value)
         if type(regions) is not int or regions < 1 or values.size % regions or not values.size:
-            raise InputError(f"{where}: features must be float32 [num_boxes, F], got {values.size} for {regions} boxes")
+            raise InputError(
+                f"{where}: features must be float32 [num_boxes, F], got {values.size} and num_boxes {regions}"
+            )
         value = values.reshape(regions, -1)
     array = _as_array(where, value)
     check_image(where, array)
@@ -145,6 +148,6 @@ def _array(where: str, value: Any, columns: int) -> NDArray[Any]:
     if isinstance(value, str | bytes):
         values = decode_floats(where, value)
         if values.size % columns:
-            raise InputError(f"{where} must be float32 [r, {columns}], got {values.size} numbers")
+            raise InputError(f"{where} must be float32 [r, {columns}], got {counted(values.size, 'number')}")
         return values.reshape(-1, columns)
     return _as_array(where, value)

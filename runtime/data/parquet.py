@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfoNotFoundError
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError, reason_of
 from ..extras import needs
 from ..files import atomic_file
@@ -51,7 +52,7 @@ def open_parquet_vectors(file: Path) -> VectorFile:
         count, grouped = about.num_rows, sum(about.row_group(group).num_rows for group in range(about.num_row_groups))
         if count != grouped or count < 0:
             raise InputError(
-                f"{file} cannot be read as Parquet: it claims {count} rows, and {grouped} are in its groups"
+                f"{file} cannot be read as Parquet: it claims {counted(count, 'row')}, and {grouped} are in its groups"
             )
         ids = parquet.read([ID]).column(0).to_pylist() if ID in schema.names else None
 

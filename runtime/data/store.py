@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError
 from .boxes import BOX_NAMES, Boxes, BoxReader, stored_boxes
 
@@ -63,7 +64,8 @@ def padded_store(
     lengths = np.full(num_images, max_regions) if counts is None else counts
     if lengths.shape != (num_images,) or lengths.min() < 0 or lengths.max() > max_regions:
         raise InputError(
-            f"{file}: num_boxes must be one number from 1 to {max_regions} for each of {num_images} images, got "
+            f"{file}: num_boxes must be one number from 1 to {max_regions} for each of "
+            f"{counted(num_images, 'image')}, got "
             f"{lengths.min()} to {lengths.max()} for {len(lengths)}"
         )
     check_not_empty(file, lengths)
@@ -88,7 +90,9 @@ def flat_store(file: Path, array: Any, spans: NDArray[np.int64], boxes: BoxReade
     if spans.ndim != 2 or spans.shape[1] != 2 or not len(spans):
         raise InputError(f"{file}: pos_boxes must be integers [N, 2], got {found(spans)}")
     if spans.min() < 0 or spans.max() > array.shape[0] or (spans[:, 0] > spans[:, 1]).any():
-        raise InputError(f"{file}: pos_boxes must be row ranges first < last within the {array.shape[0]} feature rows")
+        raise InputError(
+            f"{file}: pos_boxes must be row ranges first < last within the {counted(array.shape[0], 'feature row')}"
+        )
     lengths = spans[:, 1] - spans[:, 0]
     check_not_empty(file, lengths)
     check_size(file, len(spans), int(lengths.max()) * int(array.shape[1]) * array.dtype.itemsize)

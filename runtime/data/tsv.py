@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError, reason_of
 from .boxes import Boxes, from_pixels
 from .store import MAX_IMAGES, RegionStore, check_not_empty, one_width
@@ -101,7 +102,7 @@ def _boxes(where: str, stream: Any, place: int) -> Boxes:
     columns = line.split(b"\t")
     corners = decode_floats(f"{where}: boxes", columns[4]).reshape(-1)
     if corners.size != 4 * regions:
-        raise InputError(f"{where}: boxes must be float32 [{regions}, 4], got {corners.size} numbers")
+        raise InputError(f"{where}: boxes must be float32 [{regions}, 4], got {counted(corners.size, 'number')}")
     try:
         width, height = float(columns[1]), float(columns[2])
     except ValueError as error:
@@ -126,5 +127,7 @@ def _features(where: str, stream: Any, place: int, width: int) -> NDArray[Any]:
     _, regions, encoded = _columns(where, stream.readline(_MAX_LINE))
     values = decode_floats(f"{where}: features", encoded)
     if values.size != regions * width:
-        raise InputError(f"{where}: features must be float32 [{regions}, {width}], got {values.size} numbers")
+        raise InputError(
+            f"{where}: features must be float32 [{regions}, {width}], got {counted(values.size, 'number')}"
+        )
     return values.reshape(regions, width)

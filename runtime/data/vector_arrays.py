@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..counts import counted
 from ..errors import InputError, reason_of
 from ..strict_json import parse_json
 from .store import found, whole_numbers
@@ -48,7 +49,8 @@ def rows_of_members(file: Path, members: Mapping[str, Any]) -> VectorFile:
         return rows_of_array(file, array, {})
     if not others and len(array.shape) == 2:
         raise InputError(
-            f"{file}: {first} {found(array)} can be one row of {len(array)} vectors, or {len(array)} rows of one "
+            f"{file}: {first} {found(array)} can be one row of {counted(len(array), 'vector')}, or "
+            f"{counted(len(array), 'row')} of one "
             "vector: write it as [1, L, D], or name it `embeddings`"
         )
     return rows_by_name(file, members)
@@ -83,7 +85,9 @@ def _flat(file: Path, array: Any, how: str | None, beside: Any) -> tuple[int, Ca
     edges = np.concatenate([[0], np.cumsum(numbers)]) if how == "lengths" else numbers
     if numbers.ndim != 1 or len(edges) < 2 or edges[0] != 0 or edges[-1] != total or (np.diff(edges) < 0).any():
         rule = "add up to" if how == "lengths" else "rise from 0 to"
-        raise InputError(f"{file}: {how} must be integers that {rule} the {total} vectors, got {_shown(numbers)}")
+        raise InputError(
+            f"{file}: {how} must be integers that {rule} the {counted(total, 'vector')}, got {_shown(numbers)}"
+        )
     return len(edges) - 1, lambda row: array[int(edges[row]) : int(edges[row + 1])]
 
 
@@ -122,13 +126,13 @@ def _ids(file: Path, beside: Mapping[str, Any], count: int) -> tuple[list[Any] |
             )
         lines = _json_lines(file, bytes(beside["rows"]))
         if len(lines) != count:
-            raise InputError(f"{file}: rows must have {count} lines, got {len(lines)}")
+            raise InputError(f"{file}: rows must have {counted(count, 'line')}, got {len(lines)}")
         return [line["id"] for line in lines], [line["metadata"] for line in lines]
     if "ids" not in beside:
         return None, None
     ids = np.asarray(beside["ids"])
     if ids.shape != (count,) or ids.dtype.kind not in "iuUS":
-        raise InputError(f"{file}: ids must be {count} texts or integers, got {found(ids)}")
+        raise InputError(f"{file}: ids must be {counted(count, 'text')} or integers, got {found(ids)}")
     if ids.dtype.kind == "U" and ids.dtype.itemsize:
         letters = np.ascontiguousarray(ids, ids.dtype.newbyteorder("=")).view(np.uint32)  # tolist() fails at no letter
         if letters.max() > _LAST_LETTER:

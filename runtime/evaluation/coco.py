@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError
 from ..extras import needs
 
@@ -86,8 +87,9 @@ def _coco_ids(
     unknown = sorted(set(captions_of).symmetric_difference(images))
     if unknown or len(images) != len(captions_of):
         raise InputError(
-            f"CxC and ECCV need the {len(captions_of)} images of the COCO 5K test, each once, got {len(images)}, "
-            f"with {len(unknown)} ids too many or missing, such as {unknown[:3]}"
+            f"CxC and ECCV need the {counted(len(captions_of), 'image')} of the COCO 5K test, each once, got "
+            f"{len(images)}, "
+            f"with {counted(len(unknown), 'id')} too many or missing, such as {unknown[:3]}"
         )
     if not np.array_equal(image_of_caption, np.repeat(np.arange(len(images)), _PER_IMAGE)):
         raise InputError("CxC and ECCV need five captions of each image, one image after the other")

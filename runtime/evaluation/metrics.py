@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_choice
+from ..counts import counted
 from ..errors import InputError, TensorError
 
 Ties = Literal["lower", "published", "optimistic", "pessimistic"]
@@ -73,7 +74,7 @@ def fold_slices(image_of_caption: NDArray[Any], num_images: int, folds: int) -> 
         InputError: folds that do not divide the images, or captions that are not in the order of their images.
     """
     if folds < 1 or num_images % folds:
-        raise InputError(f"folds must divide the {num_images} images, got {folds}")
+        raise InputError(f"folds must divide the {counted(num_images, 'image')}, got {folds}")
     if np.any(np.diff(image_of_caption) < 0):
         raise InputError("folds need captions in the order of their images")
     size = num_images // folds
@@ -171,7 +172,7 @@ def check_owner(image_of_caption: NDArray[Any], num_images: int, num_captions: i
     if owner.shape != (num_captions,) or owner.dtype.kind not in "iu":
         raise TensorError(
             "image_of_caption",
-            f"must be one image row for each of the {num_captions} captions",
+            f"must be one image row for each of the {counted(num_captions, 'caption')}",
             f"{owner.dtype} {owner.shape}",
         )
     owner = owner.astype(np.int64)

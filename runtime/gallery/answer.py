@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
+from ..counts import counted
 from ..embeddings import Embeddings
 from ..errors import InputError
 from .proof.certify import Ranking
@@ -49,7 +50,9 @@ def _least(at_least: float | Sequence[float] | None, queries: int) -> NDArray[np
         return np.full(queries, -np.inf)
     least = np.asarray(at_least, np.float64)
     if least.shape not in ((), (queries,)):
-        raise InputError(f"at_least: must be one number or one for each of {queries} queries, got {list(least.shape)}")
+        raise InputError(
+            f"at_least: must be one number or one for each of {counted(queries, 'query')}, got {list(least.shape)}"
+        )
     if np.isnan(least).any():
         raise InputError("at_least: must be numbers, got NaN")
     return np.full(queries, least) if least.ndim == 0 else least.copy()

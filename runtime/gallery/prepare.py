@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt
 from ..progress import WorkCounter
@@ -66,7 +67,7 @@ class Preparation:
         if self.second is None or self.codes is None or self.rescored is None:
             return f"{levels}; not measured"
         shares = f"second level {self.second:.1%}, int8 {self.codes:.1%}, rescored {self.rescored:.2%} of the rows"
-        return f"{levels}; top {self.k} over {self.queries} queries: {shares}"
+        return f"{levels}; top {self.k} over {counted(self.queries, 'query')}: {shares}"
 
 
 def fit_plan(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import GalleryCorrupt, GalleryError, InputError
 from .settings import GallerySettings
 from .sharded.manifest import ShardEntry, check_shard, is_sharded, manifest_header, read_manifest, read_pinned
@@ -85,11 +86,12 @@ class View:
         listed = [(shard.entry, shard) for shard in self.shards if shard.entry is not None]
         texts = name_missing((entry, shard.problem if shard.snapshot is None else None) for entry, shard in listed)
         if not texts:
-            return f"{self.lost} rows are lost to damage and were left out (chan gallery verify {path})"
+            lost = counted(self.lost, "row is lost to damage and was", "rows are lost to damage and were")
+            return f"{lost} left out (chan gallery verify {path})"
         damaged = sum(snapshot.lost for snapshot in self.opened)
         if damaged:
-            texts.append(f"{damaged} rows that are damaged")
-        return f"{self.lost} rows are lost and were left out: {', '.join(texts)}; see chan gallery verify {path}"
+            texts.append(counted(damaged, "row that is damaged", "rows that are damaged"))
+        return f"{lost_rows(self.lost, texts)}; see chan gallery verify {path}"
 
     def find(self, ids: Sequence[str]) -> list[Place]:
         """Where the rows with these ids are; InputError names the ids that the gallery does not have."""
@@ -144,9 +146,15 @@ def name_missing(shards: Iterable[tuple[ShardEntry, str | None]]) -> list[str]:
     first, texts = 0, []
     for entry, problem in shards:
         if problem is not None:
-            texts.append(f"{entry.name} with rows {first} to {first + entry.rows - 1} ({problem})")
+            rows = f"row {first}" if entry.rows == 1 else f"rows {first} to {first + entry.rows - 1}"
+            texts.append(f"{entry.name} with {rows} ({problem})")
         first += entry.rows
     return texts
+
+
+def lost_rows(lost: int, texts: Iterable[str]) -> str:
+    """What an answer lacks, in words: how many rows, and `texts`, which say which and why."""
+    return f"{counted(lost, 'row is lost and was', 'rows are lost and were')} left out: {', '.join(texts)}"
 
 
 def newest_settings(folder: Path) -> GallerySettings:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
+from ..counts import counted
 from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
 from ..progress import Progress, WorkCounter
@@ -469,7 +470,7 @@ class GalleryWriter:
             self._header, self._catalogue = error.header, following
             raise
         self._catalogue = following
-        _log.debug("%s: committed %d segments", self.path, len(following.segments))
+        _log.debug("%s: committed %s", self.path, counted(len(following.segments), "segment"))
         self._tables = {
             r.rows.name: self._tables[r.rows.name] for r in following.segments if r.rows.name in self._tables
         }

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_paths
+from ..counts import counted
 from ..data.vector_file import StoredRow, VectorFile
 from ..data.vectors import Readers, open_vectors
 from ..embeddings import Embeddings, checked_vectors
@@ -71,7 +72,7 @@ class EmbeddingSource:
                 yield self._checked(self.ids[number], stored, beside, file.padded)
                 number += 1
             if number < end or next(rows, None) is not None:
-                raise InputError(f"{file.file} must have {file.count} rows: it changed while it was read")
+                raise InputError(f"{file.file} must have {counted(file.count, 'row')}: it changed while it was read")
 
     def dim(self) -> int:
         """D, the width of the vectors: that of the first row that can be read.
@@ -144,7 +145,7 @@ def embedding_source(
     if twice:
         places = (f"row {row} of {file.file}" for file in files for row in range(file.count))
         where = [place for place, id in zip(places, ids, strict=True) if id == twice[0]]
-        others = f", and {len(twice) - 1} other ids more than once" if len(twice) > 1 else ""
+        others = f", and {counted(len(twice) - 1, 'other id')} more than once" if len(twice) > 1 else ""
         raise InputError(f"ids must be unique, got {twice[0]!r} in {where[0]} and in {where[1]}{others}")
     return EmbeddingSource(files, ids, beside)
 
@@ -177,7 +178,7 @@ def _with_lines(ids: list[str], named: bool, metadata: str | Path) -> tuple[list
     table = read_table(metadata, _ID)
     if not named:
         if len(table) != len(ids):
-            raise InputError(f"{metadata} must have a line for each of {len(ids)} rows, got {len(table)}")
+            raise InputError(f"{metadata} must have a line for each of {counted(len(ids), 'row')}, got {len(table)}")
         names = [row.pop(_ID, None) for _, row in table]
         if any(name is not None for name in names):
             ids = checked_ids(names, f"{metadata}: {_ID}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..counts import counted
 from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
 from ..errors import InputError
@@ -165,7 +166,7 @@ def encode_items(
 def nothing_readable(skipped: Skipped) -> InputError:
     """The error of a run that could not encode a single item."""
     first = skipped.items[0]
-    return InputError(f"none of {len(skipped)} items could be read; the first: {first.item}: {first.reason}")
+    return InputError(f"none of {counted(len(skipped), 'item')} could be read; the first: {first.item}: {first.reason}")
 
 
 def plan_source(writer: GalleryWriter | ShardedWriter, source: Source) -> Plan:
@@ -216,7 +217,8 @@ def encode_queries(matcher: Matcher, captions: Sequence[str], most: int = MOST_Q
     chosen = [captions[i * len(captions) // most] for i in range(most)] if len(captions) > most else captions
     chosen, cut = cut_texts(chosen, matcher.tokenizer, matcher.max_words)
     if cut:
-        _log.warning("%d queries have more than %d words and were cut", len(cut), matcher.max_words)
+        longer = counted(len(cut), "query has", "queries have")
+        _log.warning("%s more than %s, the rest was cut", longer, counted(matcher.max_words, "word"))
     chosen = sorted(chosen, key=len)
     for first in range(0, len(chosen), _ENCODED_AT_ONCE):
         yield matcher.encode_texts(chosen[first : first + _ENCODED_AT_ONCE])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..embeddings import Embeddings
 from ..errors import InputError
 from ..gallery import Gallery, GalleryWriter, ShardedWriter
@@ -77,7 +78,9 @@ def index_embeddings(
                 progress(done + len(run.skipped), len(source.ids))
     if not done:
         first = run.skipped.items[0]
-        raise InputError(f"none of {len(run.skipped)} rows could be read; the first: {first.item}: {first.reason}")
+        raise InputError(
+            f"none of {counted(len(run.skipped), 'row')} could be read; the first: {first.item}: {first.reason}"
+        )
     if run.added or run.refreshed:
         writer.compact()
     return IndexedEmbeddings(

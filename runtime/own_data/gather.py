@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from ..counts import counted
 from ..errors import InputError
 from ..progress import Progress
 from ..skipped import Skipped, SkippedItem
@@ -184,7 +185,7 @@ def _check_splits(listed: Sequence[_Listed]) -> bool:
     if without and len(without) < len(listed):
         raise InputError(
             f"{without[0].where}: every picture must have a split, or none, got none for {len(without)} of "
-            f"{len(listed)} pictures, the first of them {without[0].below}"
+            f"{counted(len(listed), 'picture')}, the first of them {without[0].below}"
         )
     return not without
 
@@ -209,7 +210,8 @@ def _join(group: list[_Listed], shares: Shares, notes: _Notes) -> list[OwnPictur
         kept = [item for item in group if item.split == split]
         for item in group:
             if item.split != split:
-                reason = f"it equals {kept[0].below} of {split}, so it and its {len(item.captions)} captions are not in"
+                its = counted(len(item.captions), "caption")
+                reason = f"it equals {kept[0].below} of {split}, so it and its {its} are not in"
                 notes.add(LEAKED, item.below, f"{reason} {item.split}")
     first, *others = kept
     for item in others:
@@ -256,7 +258,8 @@ def _check_sizes(pictures: Sequence[OwnPicture], shares: Shares, given: bool) ->
     empty = [split for split in SPLITS if wanted[split] and not counts[split]]
     if empty:
         raise InputError(
-            f"{' and '.join(empty)} got none of the {len(pictures)} pictures: name splits in the source, or choose "
+            f"{' and '.join(empty)} got none of the {counted(len(pictures), 'picture')}: name splits in the source, "
+            "or choose "
             "other shares or another seed with --dev-share, --test-share and --seed (a share of 0 makes no such split)"
         )
 

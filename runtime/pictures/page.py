@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import AlignmentConfig
+from ..counts import counted
 from ..errors import InputError
 from ..explanation import MARKS, Explanation, word_shares
 from ..gallery.result import Hit, SearchResult
@@ -65,8 +66,8 @@ def render_page(
     """
     title = caption if caption is not None else Path(str(image)).name
     shown, skipped = result_data(result, words, caption, image, grid, alignment, boxes)
-    rows = "captions" if image is not None else "pictures"
-    summary = f"The {len(result.hits)} best of {result.rows} {rows}, by exact search."
+    rows = counted(result.rows, "caption" if image is not None else "picture")
+    summary = f"The {len(result.hits)} best of {rows}, by exact search."
     values = {"summary": summary, "result": shown}
     return render_document("hits.html", title, values, kind="wide", data={"result": shown}), skipped
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb  # in the process that Triton starts, only
 
+from ...runtime.counts import counted
 from ...runtime.cpus import usable_cpus
 from ...runtime.errors import ChanError, InputError, MissingExtra
 from ...runtime.gallery import Gallery
@@ -45,7 +46,10 @@ class TritonPythonModel:
         self._place = str(gallery.path)
         self._searcher = Searcher(gallery, matcher, limits)
         rows, scan = len(gallery), gallery.scan
-        pb.Logger.log_info(f"chan_search: {rows} rows of {self._place}, {matcher.backend}, {scan}, {threads} threads")
+        pb.Logger.log_info(
+            f"chan_search: {counted(rows, 'row')} of {self._place}, {matcher.backend}, {scan}, "
+            f"{counted(threads, 'thread')}"
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer requests, each with its outputs or its error."""

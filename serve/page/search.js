@@ -185,6 +185,8 @@ function readConditions() {
 
 const count = (number) => number.toLocaleString("en");
 
+const counted = (number, one) => `${count(number)} ${number === 1 ? one : `${one}s`}`;
+
 function say(text) { find("status").textContent = text; }
 
 function showProblem(error) {
@@ -199,7 +201,7 @@ function showOnly(id) {
 function showStart(gallery, state) {
   showOnly("start");
   const images = gallery.kind === "images";
-  find("start-title").textContent = `${count(gallery.rows)} ${images ? "pictures" : "captions"} to search`;
+  find("start-title").textContent = `${counted(gallery.rows, images ? "picture" : "caption")} to search`;
   find("start-text").textContent = !gallery.takes_captions
     ? "The embeddings of this gallery came from a model that is not here, so it knows no words and no pictures. "
       + "Type the id of a row to find rows like it, or send embeddings to the API."
@@ -275,7 +277,7 @@ async function search(state, view) {
     ]);
     if (!whole) whole = { ...(all ?? answer), asked: searchOf({ ...state, off: [] }) };
     draw(answer, whole);
-    say(summary(answer, gallery.kind === "images" ? "pictures" : "captions"));
+    say(summary(answer, gallery.kind === "images" ? "picture" : "caption"));
   } finally {
     if (running?.signal === signal) find("answer").removeAttribute("aria-busy");
   }
@@ -284,7 +286,7 @@ async function search(state, view) {
 function summary({ hits, rows, encode, search, unknown_words: unknown }, kind) {
   if (!hits.length) return "No row was found.";
   const times = `encoded in ${encode.toFixed(1)} ms, found in ${search.toFixed(1)} ms`;
-  return `${count(hits.length)} of ${count(rows)} ${kind}; ${times}`
+  return `${count(hits.length)} of ${counted(rows, kind)}; ${times}`
     + (unknown.length ? `. The model does not know ${unknown.map(visible).join(", ")}.` : "");
 }
 

@@ -47,7 +47,7 @@ def test_what_is_there_is_kept_and_what_does_not_fit_is_refused(data: Path) -> N
     assert file.stat().st_mtime_ns == before
     whole = np.load(file)
     np.save(file, whole[:1])
-    with pytest.raises(InputError, match="has 1 rows for 2 pictures: replace it with --force"):
+    with pytest.raises(InputError, match="has 1 row for 2 pictures: replace it with --force"):
         list(write_data_features(pictures_of(data)))
     assert list(write_data_features(pictures_of(data), force=True)) == [2, 1]
     np.testing.assert_array_equal(np.load(file), whole)

@@ -301,7 +301,7 @@ def test_captions_beyond_the_positions_of_bert_are_cut(tmp_path: Path, caplog: p
         file.write_text(file.read_text().replace("\n", " and apple" * 20 + "\n", 1))
     options = {**vars(SMALL), "text_encoder": "bert", "bert": str(_tiny_bert(tmp_path / "bert")), "epochs": 1}
     assert np.isfinite(train(data, tmp_path / "run", TrainConfig(**options)).loss)
-    assert "1 captions have more than 16 wordpieces and are cut" in caplog.text
+    assert "1 caption has more than 16 wordpieces, the rest is cut" in caplog.text
 
 
 def test_every_group_of_a_model_with_bert_decays_as_published(data: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_features_of_nothing_readable_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     result = features(tmp_path / "broken.png", "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert "none of 1 pictures could be read" in result.output
+    assert "none of 1 picture could be read" in result.output
     assert not (tmp_path / "out").exists()
 
 

@@ -155,7 +155,7 @@ def test_a_gallery_that_was_replaced_is_opened_again(start_server, gallery: Path
                 assert client.post("/v1/reopen").json()["galleries"][0]["rows"] == 1
             else:
                 server.process.send_signal(signal.SIGHUP)
-                server.wait_for(lambda log: log.count("opened mine (1 rows)") == 2)
+                server.wait_for(lambda log: log.count("opened mine (1 row)") == 2)
             before = ids(client)
             assert before == [way]
         shutil.rmtree(path)

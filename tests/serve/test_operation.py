@@ -407,7 +407,7 @@ def test_a_server_drains(start_server, gallery: Path) -> None:
     with start_server(gallery) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         with unfinished(server.url, lambda: at_work(client) == 1) as connection:
             server.process.send_signal(signal.SIGTERM)
-            server.wait_for(lambda log: "finishing 1 requests" in log)
+            server.wait_for(lambda log: "finishing 1 request" in log)
             assert client.get("/readyz").status_code == 503
             assert client.get("/livez").status_code == 200
             refused = client.post("/v1/search", json=SEARCH)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
+from ...counts import counted
 from ..proof.pooling import Float64Array
 from ..proof.rows import FINE, Part
 from .kernels import DECIDE_WORDS, UNIT
@@ -164,7 +165,7 @@ class Decider:
         if copy is None:
             copy = _Copy(part)
             size = len(stored) * self._width * stored.itemsize
-            need = f"the fine copy of {len(part.starts) - 1} rows needs {gib(size)} of the GPU's memory"
+            need = f"the fine copy of {counted(len(part.starts) - 1, 'row')} needs {gib(size)} of the GPU's memory"
             copy.vectors = self._arena.upload(copy, size, self._pieces(part, stored), need)
             self._known[id(part)] = copy  # the part lives as long as its copy, so its id is its own
         return copy

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...counts import counted
 from ...errors import BackendError, GpuMemoryError, TensorError
 from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS
@@ -99,12 +100,13 @@ class RowHolder:
         if longest * self._width >= _MOST_VALUES:
             most = (_MOST_VALUES - 1) // self._width
             raise BackendError(
-                f"a row on a GPU must have at most {most} vectors of this width, got {longest}: "
+                f"a row on a GPU must have at most {counted(most, 'vector')} of this width, got {longest}: "
                 "search with device='cpu'"
             )
         held = HeldPart(part)
         size = int(part.starts[-1]) * self._vector_bytes
-        need = f"{len(part.starts) - 1} rows need {gib(size)} of the GPU's memory at {self._precision}"
+        rows = counted(len(part.starts) - 1, "row needs", "rows need")
+        need = f"{rows} {gib(size)} of the GPU's memory at {self._precision}"
         held.vectors = self._arena.upload(held, size, self._pieces(part), need)
         return held
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...counts import counted
 from ...errors import TensorError
 from ..kernels.layout import store_codes
 from ..settings import MAX_DIM, Precision
@@ -185,7 +186,7 @@ def pack_rows(
     if not 1 <= vectors.shape[2] <= MAX_DIM:
         raise TensorError(name, f"D must be from 1 to {MAX_DIM}", vectors.shape[2])
     if lengths.shape != vectors.shape[:1]:
-        raise TensorError(name, f"needs one length for each of {len(vectors)} rows", lengths.shape)
+        raise TensorError(name, f"needs one length for each of {counted(len(vectors), 'row')}", lengths.shape)
     if len(lengths) and not (lengths.min() >= 1 and lengths.max() <= vectors.shape[1]):
         outside = lengths[(lengths < 1) | (lengths > vectors.shape[1])][0]
         raise TensorError(name, f"lengths must be from 1 to {vectors.shape[1]}", int(outside))

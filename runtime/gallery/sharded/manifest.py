@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ...counts import counted
 from ...errors import ChanError, GalleryCorrupt, GalleryError
 from ...files import atomic_file
 from ..settings import GallerySettings
@@ -206,7 +207,16 @@ def check_shard(folder: Path, catalogue: Catalogue, entry: ShardEntry, settings:
     if replace(catalogue.settings, bundle=None) != replace(settings, bundle=None):
         raise GalleryCorrupt(f"{folder} has other settings than the gallery that it is a shard of")
     if catalogue.count != entry.rows:
-        raise GalleryCorrupt(f"{folder} has {catalogue.count} rows, its gallery's manifest says {entry.rows}")
+        raise GalleryCorrupt(
+            f"{folder} has {counted(catalogue.count, 'row')}, its gallery's manifest says {entry.rows}"
+        )
+
+
+def describe_shards(rows: Sequence[int]) -> str:
+    """How many shards there are and how large they are, in words: `rows` has the rows of each."""
+    least, most = min(rows), max(rows)
+    each = " each" if len(rows) > 1 and least == most else ""
+    return f"{counted(len(rows), 'shard')} of {'' if least == most else f'{least} to '}{counted(most, 'row')}{each}"
 
 
 def _parse(folder: Path, line: bytes) -> Header:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ...counts import counted
 from ...embeddings import Embeddings
 from ...errors import GalleryError, GalleryLocked, InputError
 from ...progress import Progress, WorkCounter
@@ -32,6 +33,7 @@ from .arrange import Source, shard_folders, write_shards
 from .manifest import (
     ShardEntry,
     ShardManifest,
+    describe_shards,
     is_sharded,
     manifest_header,
     not_sharded,
@@ -193,11 +195,9 @@ class ShardedWriter:
 
     def describe(self) -> str:
         """Rows, shards and bytes in words."""
-        kind = self.settings.kind[:-1] if len(self) == 1 else self.settings.kind
         size = sum(file.length for shard in self._shards for file in shard.catalogue.files.values())
-        counts = [len(shard) for shard in self._shards]
-        shards = f"{len(counts)} shard{'s'[: len(counts) != 1]} of {min(counts)} to {max(counts)} rows"
-        return f"{len(self)} {kind} in {shards}, {size / 1e6:.1f} MB"
+        rows = counted(len(self), self.settings.kind.removesuffix("s"))
+        return f"{rows} in {describe_shards([len(shard) for shard in self._shards])}, {size / 1e6:.1f} MB"
 
     def check(self, settings: GallerySettings) -> None:
         """Raise unless rows of these settings may be added here; see `GalleryWriter.check`."""

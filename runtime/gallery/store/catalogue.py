@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...counts import counted
 from ...errors import ChanError, GalleryCorrupt, GalleryError
 from ..settings import GallerySettings
 from .files import MANIFEST, MAX_LENGTH, PAGE, FileRecord
@@ -125,8 +126,8 @@ class Catalogue:
         """Rows, segments and bytes in words."""
         size = sum(file.length for segment in self.segments for file in segment.files)
         each = f", {size / self.count / 1e3:.1f} KB a row" if self.count else ""
-        rows = f"{self.count} {self.settings.kind[:-1] if self.count == 1 else self.settings.kind}"
-        segments = f"{len(self.segments)} segment{'s'[: len(self.segments) != 1]}"
+        rows = counted(self.count, self.settings.kind.removesuffix("s"))
+        segments = counted(len(self.segments), "segment")
         return f"{rows} in {segments}, {size / 1e6:.1f} MB{each}"
 
     def followed_by(self, **changes: Any) -> Catalogue:

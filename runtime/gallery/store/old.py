@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ...counts import counted
 from ...errors import ChanError, GalleryCorrupt, GalleryError
 from ..settings import GallerySettings
 from .catalogue import (
@@ -178,9 +179,11 @@ def _read(connection: sqlite3.Connection, path: Path, unsure: list[str] | None) 
         vectors = check_file(name, length, sums, f"segment {number}")
         fast = None if fast_name is None else check_file(fast_name, fast_length, fast_sums, f"segment {number}")
         if type(count) is not int or not 1 <= count <= min(MAX_ROWS, length // 8) or not isinstance(live, bytes):
-            raise ValueError(f"segment {number} has {count} rows in {length} bytes")
+            raise ValueError(f"segment {number} has {counted(count, 'row')} in {length} bytes")
         if len(live) != -(-count // 8):
-            raise ValueError(f"segment {number} has {count} rows and {len(live)} bytes that say which are alive")
+            raise ValueError(
+                f"segment {number} has {counted(count, 'row')} and {len(live)} bytes that say which are alive"
+            )
         alive = np.unpackbits(np.frombuffer(live, np.uint8), count=count).astype(bool)
         segments.append(SegmentRecord(alive, vectors, NO_FILE))
         named += [file.name for file in (vectors, fast) if file is not None]

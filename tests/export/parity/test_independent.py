@@ -122,7 +122,7 @@ def test_captions_with_new_characters_are_left_out_and_counted(save_model: Calla
     assert readings.rows[1] is None
     assert readings.different([readings.rows[0], [7]]) == 0
     assert readings.different([[7], [7]]) == 1
-    assert readings.notes == ("1 captions against transformers' tokenizer: they have characters newer than 2002",)
+    assert readings.notes == ("1 caption against transformers' tokenizer: they have characters newer than 2002",)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_karpathy_s_json_names_files_by_image_without_coco_ids(tmp_path: Path) -
         (lambda raw: {"images": [{"cocoid": 1, "split": "test", "sentences": ["a"]}]}, r"sentences\[0\] must have"),
         (lambda raw: {"images": raw["images"][1:5]}, "has no captions of test, only images of"),
         (lambda raw: {"images": [raw["images"][0]] * 2}, "must have each image once, got '100' 2 times"),
-        (lambda raw: {"images": raw["images"][:1]}, "has 1 images of this split, .* has 2"),
+        (lambda raw: {"images": raw["images"][:1]}, "has 1 image of this split, .* has 2"),
     ],
 )
 def test_json_that_does_not_fit_is_named(tmp_path: Path, edit: object, message: str) -> None:

@@ -308,7 +308,7 @@ def test_a_gallery_follows_its_folder_and_its_bundle(bundle: Path, photos: Path,
     table.write_text("path,year\n0.png,2019\n1.png,2020\nnone.png,1\n")
     done = chan("index", moved, copy, "-o", gallery, "--metadata", table, "--json")
     assert json.loads(done.stdout)["metadata_without_picture"] == ["none.png"]
-    assert "1 lines" in done.stderr
+    assert "1 line of" in done.stderr
     ids = [hit["id"] for hit in json.loads(ok("search", gallery, CAPTION, "--where", "year>=2020", "--json"))["hits"]]
     assert ids == ["photos/1.png"]
     (copy / "0.png").rename(copy / "zero.png")
@@ -423,7 +423,7 @@ def test_a_damaged_gallery_is_verified_searched_and_repaired(
     assert (verified.exit_code, verified.output.count(file.name)) == (1, 1)
     left = json.loads(ok("search", gallery, CAPTION, "--json", "--skip-damaged", "-k", 99))
     assert not left["certified"]
-    assert "are lost to damage" in left["reason"]
+    assert "is lost to damage" in left["reason"]
     repaired = json.loads(ok("gallery", "repair", gallery, "--json"))
     assert repaired["lost"]
     kept = [hit["id"] for hit in whole["hits"] if hit["id"] not in repaired["lost"]]

@@ -163,7 +163,7 @@ def test_a_picture_in_two_given_splits_is_evaluated_and_not_trained_on(tmp_path:
     ]
     leaks = left_out(tmp_path / "data")["pictures that equal one of another split, from which they are left out"]
     assert [leak["item"] for leak in leaks] == ["a.png", "c.png", "f.png"]
-    assert "3 pictures that equal one of another split" in result.output
+    assert "pictures that equal one of another split, from which they are left out: 3\n" in result.output
 
 
 def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_captions_become_one_line_each(tmp_path: Path) -> None:
         (["a.png,x,train", "b.png,y,"], "path,caption,split", [], "line 3: every picture must have a split, or none"),
         (["a.png,x,train", "a.png,y,dev"], "path,caption,split", [], "line 3: a picture must have one split"),
         (["a.png,x", "b.png,y"], "path,caption", ["--dev-share", "0.9"], "must leave some for train"),
-        (["a.png,x"], "path,caption", [], "got none of the 1 pictures: name splits in the source"),
+        (["a.png,x"], "path,caption", [], "got none of the 1 picture: name splits in the source"),
         (
             ["a.png,!"],
             "path,caption",
@@ -485,7 +485,7 @@ def test_copies_of_other_size_and_format_are_reported(tmp_path: Path) -> None:
     file = table(folder, rows, "path,caption,split")
     result = chan_data(file, "-o", tmp_path / "data", "--strict")
     assert result.exit_code == 0, result.output  # it is reported, and kept
-    assert "1 pictures of dev and test that look like one of train" in result.output
+    assert "pictures of dev and test that look like one of train, so that recalls are easier: 1\n" in result.output
     found = json.loads((tmp_path / "data/data.json").read_text())["alike"]
     assert found == [{"item": "copy.jpg", "reason": "it is in test and looks like 3.png of train"}]
     assert set(content(tmp_path / "data", "test")) == {"5.png", "copy.jpg"}

@@ -53,7 +53,7 @@ def hits(gallery: Path) -> list[tuple[str, float]]:
 def test_commands_take_shards(make_small_model: Callable, photos: Path, tmp_path: Path) -> None:
     bundle, gallery, shards = make_small_model(pictures=True).bundle, tmp_path / "g", tmp_path / "shards"
     ok("index", bundle, photos, "-o", gallery)
-    assert "9 rows in 3 shards of 3 to 3" in ok("gallery", "split", gallery, "-o", shards, "--shards", 3)
+    assert "9 rows in 3 shards of 3 rows each" in ok("gallery", "split", gallery, "-o", shards, "--shards", 3)
     assert hits(shards) == hits(gallery)
     assert "0 encoded, 9 already there" in ok("index", bundle, photos, "-o", shards)
     paint(photos / "4.png", 40)
@@ -71,7 +71,7 @@ def test_commands_take_shards(make_small_model: Callable, photos: Path, tmp_path
     ok("gallery", "compact", shards)
     (tmp_path / "queries.txt").write_text("red apple\nblue table\nwhite clouds\ntwo clouds\n")
     assert "top 10 over 2 queries" in ok("gallery", "prepare", shards, "--queries", tmp_path / "queries.txt")
-    assert "in 2 shards of 4 to 4 rows" in ok("gallery", "rebalance", shards, "--shards", 2)
+    assert "in 2 shards of 4 rows each" in ok("gallery", "rebalance", shards, "--shards", 2)
     assert "8 rows, every byte is as it was committed" in ok("gallery", "verify", shards)
     assert "nothing was damaged" in ok("gallery", "repair", shards)
     ok("gallery", "export", shards, "-o", tmp_path / "out.npz")
