@@ -99,6 +99,8 @@ def index_source(
     writer.relabel([*plan.moved, *plan.touched], plan.roots)
     items = sorted({*plan.added, *old})
     done = {True: 0, False: 0}  # rows encoded, by whether the gallery had them
+    if progress is not None and items:
+        progress(0, len(items))  # the first commit may be a minute away
     for begin in range(0, len(items), COMMIT_ROWS):
         part = items[begin : begin + COMMIT_ROWS]
         for item in encode_items(writer, matcher, source, plan.ids, plan.metadata, part, skipped):

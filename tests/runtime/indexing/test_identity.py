@@ -216,6 +216,16 @@ def test_a_changed_picture_that_cannot_be_read_is_reported_and_its_row_stays(ben
     assert list(bench.rows()) == ["photos/a.jpg", "photos/b.jpg", "photos/more/c.jpg"]
 
 
+def test_progress_begins_before_the_first_row_is_encoded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a bar is there at once, though rows are counted as they are committed."""
+    monkeypatch.setattr(index, "COMMIT_ROWS", 2)
+    seen: list[tuple[int, int]] = []
+    bench.run(progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (2, 3), (3, 3)]
+    bench.run(progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) == 3  # nothing to encode, so nothing to show
+
+
 def test_an_interrupted_run_is_continued(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "COMMIT_ROWS", 1)
 
