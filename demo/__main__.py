@@ -115,7 +115,9 @@ def run(out: Path, scenes: int) -> bool:
     if shutil.which("chan") is None and activate.is_file():
         click.echo(f"    . {os.path.relpath(activate)}    # so that the shell finds chan")
     click.echo(f'    chan search {gallery} "{query.caption}" --html {out / "hits.html"}')
-    click.echo(f'    chan explain {bundle} {data / "images" / SPLIT / "00000.png"} "{query.caption}" --html why.html')
+    click.echo(
+        f'    chan explain {bundle} {data / "images" / SPLIT / "00000.png"} "{query.caption}" --html {out / "why.html"}'
+    )
     click.echo(f"    chan serve {gallery}")
     return report.passed
 

@@ -165,7 +165,7 @@ def is_gallery(folder: str | Path) -> bool:
 
 def no_gallery(folder: Path) -> GalleryError:
     """The error of a folder without a gallery."""
-    return GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o {folder}")
+    return GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o GALLERY")
 
 
 def read_header(folder: Path, name: str = CATALOGUE) -> Header:

@@ -381,7 +381,7 @@ def test_mistakes_are_one_line(
         ("index", bundle, data, photos, "-o", tmp_path / "x"): "a data folder must stand alone",
         ("index", bundle, photos, "-o", photos): "already exists and is not empty",
         ("gallery", "delete", gallery, "nothing"): "not in the gallery: nothing",
-        ("gallery", "info", photos): "is not a gallery; make one with: chan index",
+        ("gallery", "info", photos): "is not a gallery; make one with: chan index BUNDLE IMAGES -o GALLERY",
     }.items():
         result = chan(*arguments)
         usage = arguments[0] == "search" and "another model" not in message
