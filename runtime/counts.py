@@ -11,7 +11,7 @@ def counted(number: int, one: str, many: str = "") -> str:
         one: what stands after 1.
         many: what stands after every other number; left out, it is the plural of `one`.
     """
-    if not many and one.endswith("y"):
+    if not many and one.endswith("y") and one[-2:-1] not in "aeou":
         many = f"{one[:-1]}ies"
     elif not many:
         many = f"{one}es" if one.endswith(("s", "x", "ch")) else f"{one}s"

@@ -91,8 +91,9 @@ def test_no_message_prints_an_exception_as_python_does() -> None:
 
 def test_a_count_has_its_noun() -> None:
     assert [counted(n, "old row") for n in (0, 1, 2)] == ["0 old rows", "1 old row", "2 old rows"]
-    assert [counted(2, one) for one in ("query", "box", "class", "batch")] == [
+    assert [counted(2, one) for one in ("query", "key", "box", "class", "batch")] == [
         "2 queries",
+        "2 keys",
         "2 boxes",
         "2 classes",
         "2 batches",
