@@ -54,7 +54,7 @@ def test_a_faithful_bundle_exits_with_0(world: Path, tmp_path: Path) -> None:
     status, output = run(world, "--output-json", str(json_file), "--html", str(html_file), "--record")
     assert status == 0, output
     assert output.splitlines()[0].startswith("4 images and 20 captions")
-    assert output.splitlines()[-1] == "parity holds in 1 of 1 stages"
+    assert output.splitlines()[-1] == "parity holds in 1 of 1 stage"
     assert json.loads(json_file.read_text())["passed"] is True
     assert html_file.read_text().startswith("<!doctype html>")
     assert Manifest.load(world / "bundle").parity["onnxruntime/fp32"]["passed"] is True

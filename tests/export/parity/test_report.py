@@ -78,7 +78,7 @@ def test_table_shows_every_stage_and_ends_with_the_verdict(report: Report) -> No
     assert len(missed) == 2
     assert lines[-1] == "1 of 2 stages missed, 1 could not run here"
     passed = table(replace(report, stages=report.stages[:1]))
-    assert passed[-1] == "parity holds in 1 of 1 stages"
+    assert passed[-1] == "parity holds in 1 of 1 stage"
     assert max(map(len, lines)) <= 120
 
 
