@@ -262,7 +262,7 @@ class CompiledSearch:
 
 
 def _fastest(features: Sequence[str], plan: SearchPlan | None) -> str:
-    """The first, or AMX where all int8 codes are scanned: that took 4.9 ms in place of 7.0 (docs/search.md)."""
+    """The first, or AMX where all int8 codes are scanned: that took 4.9 ms in place of 7.0 (docs/search-speed.md)."""
     scans_all = plan is None or plan.first is None
     return "amx" if scans_all and "amx" in features else features[0]
 

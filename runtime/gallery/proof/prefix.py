@@ -11,7 +11,7 @@ that falls. A coded vector is one row of bytes, norms first:
     zeros      up to a multiple of 16 bytes
 
 The leading coordinates of vectors and of queries are by far the largest, so what rounding loses of them is much of what
-is lost at all: hence their second codes. docs/search.md has what these save.
+is lost at all: hence their second codes. docs/search-speed.md has what these save.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def along_axes(
 def level_widths(dim: int) -> tuple[int, int] | None:
     """Bytes of a vector of D numbers at the first and at the second level; None where they would save too little.
 
-    An eighth and a quarter of the int8 codes at D = 1024; docs/search.md has what other widths cost.
+    An eighth and a quarter of the int8 codes at D = 1024; docs/search-speed.md has what other widths cost.
     """
     codes = stored_width(dim)
     first, second = max(64, min(128, codes // 8)), max(128, min(256, codes // 4))
