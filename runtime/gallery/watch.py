@@ -29,11 +29,12 @@ class Watch:
         self._folder = os.fsencode(files[0].path.parent) if files else b""
         self._names = tuple(os.fsencode(file.path.name) for file in files)
         self._seen: bytes | None = None  # what the core finds as long as no file is touched
+        self._replaced = False  # whether a file was, when they were last asked one by one
 
     @property
     def replaced(self) -> bool:
         """Whether the name of a file is another file's, as the last check found."""
-        return any(file.replaced for file in self._files)
+        return self._replaced and any(file.replaced for file in self._files)
 
     def recheck(self, *, may_be_removed: bool = False) -> bool:
         """Whether a file was touched since the last check; see `MappedFile.recheck`.
@@ -45,6 +46,7 @@ class Watch:
         if core is not None and self._seen is not None and core.identities(self._folder, self._names) == self._seen:
             return False
         touched = True in [file.recheck(may_be_removed=may_be_removed) for file in self._files]
+        self._replaced = any(file.replaced for file in self._files)
         known = [file.identity for file in self._files]
         self._seen = None if None in known else b"".join(_packed(one) for one in known if one is not None)
         return touched

@@ -37,25 +37,6 @@ PyObject* features(PyObject*, PyObject*) {
     return names;
 }
 
-PyObject* bytes_of(const void* data, size_t size);
-
-PyObject* identities(PyObject*, PyObject* args) {
-    PyObject *folder, *names;
-    if (!PyArg_ParseTuple(args, "SO!", &folder, &PyTuple_Type, &names)) return nullptr;
-    const char* path = PyBytes_AsString(folder);
-    std::vector<const char*> files;
-    for (Py_ssize_t i = 0; i < PyTuple_Size(names); ++i) {
-        const char* name = PyBytes_AsString(PyTuple_GetItem(names, i));
-        if (!name) return nullptr;
-        files.push_back(name);
-    }
-    std::vector<chan::Identity> found;
-    Py_BEGIN_ALLOW_THREADS
-    found = chan::identities(path, files);
-    Py_END_ALLOW_THREADS
-    return bytes_of(found.data(), found.size() * sizeof(chan::Identity));
-}
-
 // A buffer of some bytes, C-contiguous, held as long as this lives.
 class Bytes {
   public:
@@ -536,6 +517,25 @@ PyType_Slot SEARCH_SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(search_new)},
                               {0, nullptr}};
 PyType_Spec SEARCH_SPEC = {"chan_rt.runtime.gallery._core.Search", sizeof(SearchObject), 0, Py_TPFLAGS_DEFAULT,
                            SEARCH_SLOTS};
+
+// -- the module
+
+PyObject* identities(PyObject*, PyObject* args) {
+    PyObject *folder, *names;
+    if (!PyArg_ParseTuple(args, "SO!", &folder, &PyTuple_Type, &names)) return nullptr;
+    const char* path = PyBytes_AsString(folder);
+    std::vector<const char*> files;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(names); ++i) {
+        const char* name = PyBytes_AsString(PyTuple_GetItem(names, i));
+        if (!name) return nullptr;
+        files.push_back(name);
+    }
+    std::vector<chan::Identity> found;
+    Py_BEGIN_ALLOW_THREADS
+    found = chan::identities(path, files);
+    Py_END_ALLOW_THREADS
+    return bytes_of(found.data(), found.size() * sizeof(chan::Identity));
+}
 
 constexpr long INTERFACE = 5;  // what compiled.py expects; raise both where a dictionary or a function changes
 
