@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ from ..runtime.files import write_file
 from ..runtime.gpu import GpuReport, examine_gpu
 from .cuda import Clocks, gpu_state, gpu_uuid
 from .gpu_candidates import candidates, precision_of
-from .gpu_images import K, make_case
+from .gpu_images import DONE, K, make_case
 from .latency import PACKAGES
 from .measure import machine
 from .search import DIM, REGIONS, WORDS
@@ -64,6 +65,8 @@ Record = dict[str, Any]
     help="Folder of the demo, for the section parity; the demo is run where the folder is missing.")  # fmt: skip
 @click.option("--out", type=values.NEW_FILE,
     help="File of the results; the default is bench/results/gpu-NAME.json.")  # fmt: skip
+@click.option("--cases", type=values.NEW_FOLDER,
+    help="Folder that keeps the galleries for other runs; the default removes each once measured.")  # fmt: skip
 @click.option("--interpreted", is_flag=True,
     help="Run without a GPU, kernels in Triton's interpreter: a test of the benchmark, no measurement.")  # fmt: skip
 def main(
@@ -75,6 +78,7 @@ def main(
     seconds: float,
     demo: Path,
     out: Path | None,
+    cases: Path | None,
     interpreted: bool,
 ) -> None:
     """Measure this project on this machine's GPU, beside its peers."""
@@ -89,7 +93,7 @@ def main(
     shape = (4, 4, 64) if interpreted else (REGIONS, WORDS, DIM)  # Triton's interpreter is slow
     for section in sections:
         click.echo(f"\n== {section}")
-        for what, request in requests(section, chosen, sorted(sizes), pairs, shape, seconds, demo, run):
+        for what, request in requests(section, chosen, sorted(sizes), pairs, shape, seconds, demo, cases, run):
             run.measure(section, what, request)
     run.record["state after"] = gpu_state(run.gpu)
     run.write()
@@ -113,6 +117,7 @@ def requests(
     shape: tuple[int, int, int],
     seconds: float,
     demo: Path,
+    cases: Path | None,
     run: Run,
 ) -> Iterator[tuple[str, Record]]:
     """What each process of a section is asked for, by a name for the results; galleries are made as they are needed."""
@@ -120,10 +125,8 @@ def requests(
         yield section, {"seconds": seconds, "demo": str(demo)}
         return
     for count in [pairs[0]] if section == "all-pairs" else sizes:
-        with TemporaryDirectory(prefix="chan-bench-gpu-") as folder:
-            click.echo(f"making {count} images")
-            captions = pairs[1] if section == "all-pairs" else _INTERPRETED if run.interpreted else _CAPTIONS
-            make_case(Path(folder), count, captions, *shape)
+        captions = pairs[1] if section == "all-pairs" else _INTERPRETED if run.interpreted else _CAPTIONS
+        with _case(cases, count, captions, shape) as folder:
             common = {"case": folder, "seconds": seconds, "captions": min(captions, 20)}
             if section == "shortlist":
                 for one_part in (False, True):
@@ -132,6 +135,21 @@ def requests(
                 continue
             for candidate in chosen:
                 yield f"{count} images: {candidate}", common | {"candidate": candidate, "count": count}
+
+
+@contextmanager
+def _case(cases: Path | None, count: int, captions: int, shape: tuple[int, int, int]) -> Iterator[str]:
+    """The folder of a gallery and its captions, made where `cases` has none yet."""
+    with ExitStack() as leaving:
+        if cases is None:
+            folder = Path(leaving.enter_context(TemporaryDirectory(prefix="chan-bench-gpu-")))
+        else:
+            folder = cases / "-".join(map(str, (count, captions, *shape)))
+            folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / DONE).exists():
+            click.echo(f"making {count} images")
+            make_case(folder, count, captions, *shape)
+        yield str(folder)
 
 
 class Run:

@@ -37,6 +37,7 @@ from .search import Concepts
 Floats = NDArray[np.float32]
 K = 10
 AGREE = 20  # captions by which candidates are held against the certified ranking
+DONE = "done"  # a file that `make_case` writes last
 SEGMENT = 3640  # images of a segment as `GalleryWriter` cuts them at 36 regions of 1024-d, as of version 0.2
 _PIECE = 1000  # images made at a time
 _MEASURES = ("scale", "error", "norm")
@@ -159,6 +160,7 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
     np.save(folder / "truth.npy", np.zeros((0, K), np.int64))
     found = certified(Case.load(folder).images, list(vectors[:AGREE]))
     np.save(folder / "truth.npy", np.stack(found))
+    (folder / DONE).touch()
 
 
 def certified(images: ResidentImages, captions: Sequence[Floats]) -> list[NDArray[np.int64]]:

@@ -187,6 +187,11 @@ class FakeDevice:
         raise BackendError(f"CUDA: an illegal memory access was encountered at {address:#x}")
 
     @property
+    def under_way(self) -> bool:
+        """Whether something was queued that nobody waited for."""
+        return bool(self._queued)
+
+    @property
     def empty(self) -> bool:
         """Whether everything was given back."""
         return not (self.memory or self.hosts or self.streams or self.loaded)

@@ -216,7 +216,7 @@ def test_command(tmp_path: Path) -> None:
     [
         (
             "test_resident.py",
-            "(interpreted and not Mean) or (rankings_are and ties and (words0 or words6)) or listed or float16_ranks",
+            "(real and not Mean) or (rankings_are and ties and (words0 or words6)) or listed or float16_ranks",
         ),
         ("test_resident_levels.py", "((bounds_are_above or weighed) and 150) or (rankings and ties and Max)"),
         ("test_decide.py", "(true_row and 7-None) or true_scores or through_changes"),
@@ -230,6 +230,19 @@ def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> Non
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     # Coverage more than doubles the interpreter's time. What interprets kernels in tests/bench/test_gpu.py is measured.
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
+@pytest.mark.parametrize("name", ["resident", "resident_levels", "decide", "gpu_queries", "overlap"])
+def test_on_a_gpu_kernels_rank_as_the_cpu_does(name: str) -> None:
+    """All of the gallery's tests once more, with the compiled kernels on this machine's GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu",
+               f"tests/runtime/gallery/test_{name}.py"]  # fmt: skip
+    environment = os.environ | {"CHAN_TEST_KERNELS": "cuda"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

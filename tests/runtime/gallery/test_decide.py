@@ -1,7 +1,7 @@
 """The last step on a GPU, on a device made of host memory: rankings are the compiled search's to the bit.
 
-Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted; a test of
-tests/export/test_kernels.py does that.
+Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted, and with
+CHAN_TEST_KERNELS=cuda compiled, on this machine's GPU; tests of tests/export/test_kernels.py do that.
 """
 
 import gc

@@ -1,7 +1,7 @@
 """Queries on a GPU, on a device made of host memory: their codes are the CPU's, and their bounds no less.
 
-Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted; a test of
-tests/export/test_kernels.py does that.
+Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted, and with
+CHAN_TEST_KERNELS=cuda compiled, on this machine's GPU; tests of tests/export/test_kernels.py do that.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """A gallery on a GPU, on a device made of host memory: rankings are the CPU's, memory is kept and given back.
 
-Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted; a test of
-tests/export/test_kernels.py does that.
+Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted, and with
+CHAN_TEST_KERNELS=cuda compiled, on this machine's GPU; tests of tests/export/test_kernels.py do that.
 """
 
 import gc
@@ -61,9 +61,11 @@ from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 from .decide_model import decide
 from .level_model import bound, pooled, project, reach, weigh
+from .on_gpu import ObservedGpu, compiled_kernels
 from .query_model import quantize, terms
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNELS = os.environ.get("CHAN_TEST_KERNELS") or ("interpreted" if INTERPRETED else "numpy")
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
 DECIDE = (*(f"decide_{form}" for form in FORMS), *(f"reach_{most}" for most in PICKS))
 OF_QUERIES = ("quantize", "terms")
@@ -193,7 +195,7 @@ class Model:
 def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
     """What a device runs under each kernel's name: the model, or Triton's kernels interpreted."""
     model = Model(precision, width, pooling)
-    if not INTERPRETED:
+    if KERNELS != "interpreted":
         scans = {name: model.scan for name in NAMES if name.startswith("scan_")}
         pairs = {name: partial(model.pairs, slot=int(name[6:])) for name in NAMES if name.startswith("pairs_")}
         decides = {
@@ -212,7 +214,11 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
 
 
 def open_scan(precision: str, dim: int, alignment: AlignmentConfig, capacity: int = 1 << 30):
-    """A scan on a fake device, and the device."""
+    """A scan on a device made of host memory, or on a GPU, and the device."""
+    if KERNELS == "cuda":
+        record, code = compiled_kernels(precision, dim, alignment.pooling)
+        gpu = ObservedGpu(capacity)
+        return KernelScan(record, code, gpu, dim, alignment), gpu
     known = kernels(precision, stored_width(dim), alignment.pooling)
     functions = {name: Function("", "", name, 128, 0, 0) for name in known}
     record = KernelRecord(precision, stored_width(dim), alignment.pooling, "sm_90", "none", "", functions)
@@ -327,7 +333,7 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     assert (radii >= radius).all(), "and the GPU's is no less"
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="compares Triton's interpreter with numpy: needs TRITON_INTERPRET=1")
+@pytest.mark.skipif(KERNELS == "numpy", reason="compares real kernels with numpy's: TRITON_INTERPRET=1 or a GPU")
 @pytest.mark.parametrize("precision", ["int8", "float16"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize(
@@ -339,7 +345,7 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
         ((100, 1, 7), (60, 17, 1, 64, 32, 32, 30, 1, 1)),
     ],
 )
-def test_interpreted_scores_are_numpys(precision, pooling, lengths, words, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_scores_are_numpys(precision, pooling, lengths, words, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every score of every query, ties and zeros among them: int8 to float64's rounding, half to float32's."""
     rng = np.random.default_rng(0)
     rows = [rng.standard_normal((length, 70)).astype(np.float32) for length in lengths]
@@ -347,8 +353,8 @@ def test_interpreted_scores_are_numpys(precision, pooling, lengths, words, monke
     queries = [rng.standard_normal((count, 70)).astype(np.float32) for count in words]
     alignment = AlignmentConfig(pooling=pooling)
     every = []
-    for interpreted in (True, False):
-        monkeypatch.setitem(globals(), "INTERPRETED", interpreted)
+    for each in (KERNELS, "numpy"):
+        monkeypatch.setitem(globals(), "KERNELS", each)
         scan, _ = open_scan(precision, 70, alignment)
         listed = listing(scan, make_parts(rows, (2,)), queries, len(rows))
         assert all(found.tolist() == list(range(len(rows))) for found, *_ in listed)
@@ -357,15 +363,15 @@ def test_interpreted_scores_are_numpys(precision, pooling, lengths, words, monke
     np.testing.assert_allclose(every[0], every[1], rtol=tolerance, atol=tolerance * np.abs(every[1]).max())
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="compares Triton's interpreter with numpy: needs TRITON_INTERPRET=1")
-def test_interpreted_lists_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(KERNELS == "numpy", reason="compares real kernels with numpy's: TRITON_INTERPRET=1 or a GPU")
+def test_real_lists_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows so close that some intervals reach the best one's and some do not: the same are listed."""
     rng = np.random.default_rng(0)
     base = rng.standard_normal((4, 70)).astype(np.float32)
     rows = [base * np.float32(1 + 1e-3 * i) for i in range(40)]
     listed = []
-    for interpreted in (True, False):
-        monkeypatch.setitem(globals(), "INTERPRETED", interpreted)
+    for each in (KERNELS, "numpy"):
+        monkeypatch.setitem(globals(), "KERNELS", each)
         scan, _ = open_scan("int8", 70, AlignmentConfig())
         ((found, *_),) = listing(scan, make_parts(rows, (9,)), [base], 1)
         listed.append(found.tolist())

@@ -1,6 +1,7 @@
 """The first level of a plan on a GPU: rankings are the CPU's, and most rows' codes are not read.
 
-On a device made of host memory, as test_resident.py; with TRITON_INTERPRET=1 the real kernels run.
+On a device made of host memory, as test_resident.py; with TRITON_INTERPRET=1 or CHAN_TEST_KERNELS=cuda the real
+kernels run.
 """
 
 import itertools
