@@ -39,9 +39,10 @@ from .search import DIM, REGIONS, WORDS
 
 RESULTS = Path(__file__).parent / "results"
 DEMO = Path("out/demo")
-SECTIONS = ("limits", "search", "shortlist", "all-pairs", "backends", "parity")
+SECTIONS = ("limits", "search", "host", "shortlist", "all-pairs", "backends", "parity")
+PAIRS = (1000, 5000)  # images and captions of Flickr30K's test set
 CERTIFIED = "this, triton int8, certified"
-_CAPTIONS = 64  # different ones that are searched for
+CAPTIONS = 64  # different ones that are searched for
 _INTERPRETED = 4  # by the interpreter, which is slow
 _MOST_SECONDS = {"backends": 900, "parity": 1800}  # of a process; the others may take _MOST
 _MOST = 240
@@ -56,7 +57,7 @@ Record = dict[str, Any]
 @click.option("--without", type=values.TEXT, help="Sections to leave out, separated by commas.")
 @click.option("--images", "sizes", multiple=True, type=click.IntRange(min=K), default=(10_000, 100_000),
     show_default=True, help="Gallery sizes; may be repeated.")  # fmt: skip
-@click.option("--pairs", type=(click.IntRange(min=K), click.IntRange(min=1)), default=(1000, 5000), show_default=True,
+@click.option("--pairs", type=(click.IntRange(min=K), click.IntRange(min=1)), default=PAIRS, show_default=True,
     help="Numbers of images and captions whose pairs are all scored.")  # fmt: skip
 @click.option("--candidates", "names", type=values.TEXT, multiple=True,
     help="Candidates to run, by a part of their names; may be repeated. The default is all.")  # fmt: skip
@@ -125,9 +126,12 @@ def requests(
         yield section, {"seconds": seconds, "demo": str(demo)}
         return
     for count in [pairs[0]] if section == "all-pairs" else sizes:
-        captions = pairs[1] if section == "all-pairs" else _INTERPRETED if run.interpreted else _CAPTIONS
+        captions = pairs[1] if section == "all-pairs" else _INTERPRETED if run.interpreted else CAPTIONS
         with _case(cases, count, captions, shape) as folder:
             common = {"case": folder, "seconds": seconds, "captions": min(captions, 20)}
+            if section == "host":
+                yield f"{count} images", common | {"candidate": CERTIFIED, "many": 8 if run.interpreted else 512}
+                continue
             if section == "shortlist":
                 for one_part in (False, True):
                     name = f"{count} images as {'one part' if one_part else 'segments'}"
@@ -135,6 +139,13 @@ def requests(
                 continue
             for candidate in chosen:
                 yield f"{count} images: {candidate}", common | {"candidate": candidate, "count": count}
+
+
+def keep_cases(cases: Path, images: int) -> None:
+    """Make the galleries that `--cases` will find: of one caption among so many images, and of all pairs."""
+    for count, captions in (PAIRS, (images, CAPTIONS)):
+        with _case(cases, count, captions, (REGIONS, WORDS, DIM)):
+            pass
 
 
 @contextmanager
@@ -250,6 +261,11 @@ def _brief(found: Record) -> str:
         return (
             f"p50 {latency['p50']:.3f} ms, p90 {latency['p90']:.3f} ms, agreement {found['agreement']:.3f}"
             f"{''.join(f', {name} {spent:.3f} ms' for name, spent in kernels.items())}"
+        )
+    if "one" in found:
+        return "; ".join(
+            f"{each['captions']} at once in {each['ms']:.3f} ms, most of them in {each['functions'][0]['function']}"
+            for each in (found["one"], found["many"])
         )
     if "listed" in found:
         return f"listed {found['listed']}, rescored {found['rescored']}"

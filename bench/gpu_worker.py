@@ -6,6 +6,7 @@ says what to measure; the worker writes FOLDER/report.json.
 
 from __future__ import annotations
 
+import cProfile
 import json
 import sys
 import time
@@ -26,6 +27,7 @@ from .measure import Latency
 
 Record = dict[str, Any]
 _PAIR_RUNS = 4  # of all pairs; the first warms up
+_FUNCTIONS = 20  # that are named
 _LAUNCHES = 64  # that are timed at most of one caption
 
 
@@ -72,6 +74,40 @@ def bytes_read(images: ResidentImages, where: Where, precision: str) -> int:
         return images.size(precision)
     scanned = int(np.median(where.left)) + min(FEW, images.count)
     return images.regions * (images.count * stride + scanned * stored_width(images.dim))
+
+
+def host(request: Record) -> Record:
+    """Which functions of the host take the time of a search for one caption, and of one for many."""
+    case, where = _opened(request)
+    many = [case.captions[i % len(case.captions)] for i in range(request["many"])]
+    with candidates()[request["candidate"]](case.images, where) as find:
+        return {
+            "one": profiled(find, [[caption] for caption in case.captions]),
+            "many": profiled(find, [many] * _PAIR_RUNS),
+        }
+
+
+def profiled(find: Search, asked: Sequence[Sequence[Floats]]) -> Record:
+    """Median milliseconds of a call, and the functions of this process that take longest, by their own time a call.
+
+    The profiler slows functions down, so the calls are timed without it first. Waiting for the GPU is a function, too.
+    """
+    find(asked[0])
+    times = []
+    for captions in asked:
+        before = time.perf_counter()
+        find(captions)
+        times.append(time.perf_counter() - before)
+    profile = cProfile.Profile()
+    profile.runcall(lambda: [find(captions) for captions in asked])
+    profile.create_stats()
+    found: dict[tuple[str, int, str], Any] = profile.stats
+    functions = [
+        {"function": f"{Path(file).stem}.{name}", "ms": own / len(asked) * 1e3, "calls": calls / len(asked)}
+        for (file, _, name), (_, calls, own, _, _) in found.items()
+    ]
+    functions.sort(key=lambda each: -each["ms"])
+    return {"captions": len(asked[0]), "ms": float(np.median(times)) * 1e3, "functions": functions[:_FUNCTIONS]}
 
 
 def shortlist(request: Record) -> Record:
@@ -174,6 +210,7 @@ def backends(request: Record) -> Record:
 _SECTIONS: dict[str, Callable[[Record], Record]] = {
     "limits": limits,
     "search": search,
+    "host": host,
     "shortlist": shortlist,
     "all-pairs": all_pairs,
     "backends": backends,

@@ -1,6 +1,9 @@
 """The GPU benchmark, without a GPU: it says so; on the interpreter all of it runs, and what fails is named."""
 
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +15,7 @@ from chan_rt.bench import cuda, gpu_candidates, gpu_worker
 from chan_rt.bench import gpu as bench
 from chan_rt.bench.cuda import Clocks, gpu_state
 from chan_rt.bench.gpu_candidates import Where
-from chan_rt.bench.gpu_images import SEGMENT, Case, make_case
+from chan_rt.bench.gpu_images import DONE, SEGMENT, Case, make_case
 from chan_rt.runtime.gallery.proof.rows import code_rows
 from chan_rt.runtime.gpu import GpuReport, examine_gpu
 
@@ -41,12 +44,14 @@ def test_interpreted_every_search_section_runs_in_processes_of_its_own(tmp_path:
     """This project's kernels and PyTorch are measured; a peer that is not installed is named, and the rest goes on."""
     out = tmp_path / "gpu.json"
     given = ["--interpreted", "--images", "20", "--pairs", "12", "3", "--seconds", "0", "--out", str(out)]
+    given += ["--cases", str(tmp_path / "cases")]
     for section, names in (("search", "float16"), ("shortlist", bench.CERTIFIED), ("all-pairs", bench.CERTIFIED)):
         some = {"late-interaction-kernels float16", "this, triton float16"} if names == "float16" else {names}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bench, "candidates", lambda some=some: dict.fromkeys(some))
             result = CliRunner().invoke(bench.main, [*given, "--only", section])
         assert result.exit_code == 0, result.output
+        assert ("making" in result.output) == (section != "shortlist"), "the case of the section before was kept"
         report = json.loads(out.read_text())
         assert report.keys() >= {"command", "commit", "date", "gpu", "machine", "state before", "state after"}
         found = report[section]
@@ -87,10 +92,13 @@ def test_what_a_process_could_not_do_is_noted_and_the_record_is_written(tmp_path
 def test_sections_are_chosen_by_name() -> None:
     assert bench._sections(None, None) == list(bench.SECTIONS)
     assert bench._sections("search,limits", None) == ["limits", "search"]
-    assert bench._sections(None, "parity, backends") == ["limits", "search", "shortlist", "all-pairs"]
+    assert bench._sections(None, "parity, backends") == ["limits", "search", "host", "shortlist", "all-pairs"]
     result = CliRunner().invoke(bench.main, ["--only", "serch"])
     assert result.exit_code == 2
-    assert "a section must be one of limits, search, shortlist, all-pairs, backends, parity, got serch" in result.output
+    assert (
+        "a section must be one of limits, search, host, shortlist, all-pairs, backends, parity, got serch"
+        in result.output
+    )
 
 
 def test_figures_are_held_against_reading_the_vectors_once(tmp_path: Path) -> None:
@@ -177,6 +185,61 @@ def test_another_caption_is_searched_for_at_each_call() -> None:
     assert len(times) == 5
     assert asked == [0, 1, 2, 0, 1, 2, 0, 1]
     assert flushed == [3, 4, 5, 6, 7], "before each call that is timed"
+
+
+def test_the_functions_that_take_longest_are_named() -> None:
+    asked: list[int] = []
+
+    def slow() -> None:
+        time.sleep(0.002)
+
+    def find(captions: list) -> list:
+        asked.append(len(captions))
+        slow()
+        return []
+
+    found = gpu_worker.profiled(find, [[0, 1]] * 3)
+    assert asked == [2] * 7, "one warms up, three are timed, three are profiled"
+    assert found["captions"] == 2
+    assert found["ms"] >= 2
+    first = found["functions"][0]
+    assert "sleep" in first["function"]
+    assert first["calls"] == 1
+    assert first["ms"] >= 2
+
+
+def test_cases_that_are_kept_are_those_that_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def make(folder: Path, *arguments: object) -> None:
+        made.append(folder)
+        (folder / DONE).touch()
+
+    monkeypatch.setattr(bench, "make_case", make)
+    bench.keep_cases(tmp_path, 50)
+    run = bench.Run({"not run": {}}, tmp_path / "gpu.json", (9, 0))
+    shape = (bench.REGIONS, bench.WORDS, bench.DIM)
+    for section in ("search", "host", "shortlist", "all-pairs"):
+        asked = dict(bench.requests(section, ["x"], [50], bench.PAIRS, shape, 0.0, Path("demo"), tmp_path, run))
+        assert {Path(request["case"]) for request in asked.values()} <= set(made)
+    assert len(made) == 2
+
+
+def test_the_host_is_profiled_with_one_caption_and_with_many(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench.Run({"not run": {}}, case / "gpu.json", None)
+    made = dict(bench.requests("host", [], [20], (1, 1), (4, 4, 64), 0.0, Path("demo"), case / "kept", run))
+    (request,) = made.values()
+    asked: list[int] = []
+
+    @contextmanager
+    def candidate(images: object, where: Where) -> Iterator[Callable]:
+        yield lambda captions: asked.append(len(captions))
+
+    monkeypatch.setattr(gpu_worker, "candidates", lambda: {bench.CERTIFIED: candidate})
+    found = gpu_worker.host(request | {"capability": None})
+    assert (found["one"]["captions"], found["many"]["captions"]) == (1, 8)
+    assert set(asked) == {1, 8}
+    assert bench._brief(found).startswith("1 at once in ")
 
 
 def test_clocks_are_sampled_by_the_gpus_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
