@@ -59,17 +59,24 @@ def command(
     echo(f"score {explanation.score:.4f}")
     words = [visible(match.word) for match in explanation.words]
     width = max(map(len, words))
-    echo(f"{'word':<{width}}  region  similarity  share")
+    echo(f"{'word':<{width}}  region  similarity  {'share':>7}")
     for word, match in zip(words, explanation.words, strict=True):
         place = str(match.region)
         if explanation.grid is not None:
             place = "{},{}".format(*divmod(match.region, explanation.grid))
         note = "" if match.known else "  unknown word"
-        echo(f"{word:<{width}}  {place:>6}  {match.similarity:>10.4f}  {match.share:>5.1%}{note}")
+        echo(f"{word:<{width}}  {place:>6}  {match.similarity:>10.4f}  {_percent(match.share):>7}{note}")
     if out is not None:
         echo(f"drawn to {visible(out)}")
     if html is not None:
         echo(f"page: {visible(html)}")
+
+
+def _percent(share: float) -> str:
+    """A share as the page shows it: one that is not 0 is not called 0."""
+    if 0 < abs(share) < 0.001:
+        return "< 0.1 %" if share > 0 else "> -0.1 %"
+    return f"{share:.1%}".replace("%", " %")
 
 
 def _draw(image: Path, caption: str, explanation: Explanation, out: Path) -> None:

@@ -22,6 +22,7 @@ import json
 import math
 import operator
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -193,7 +194,8 @@ def parse_words(conditions: Sequence[str]) -> dict[str, Any]:
 
     Each is KEY=VALUE, KEY!=VALUE, KEY<VALUE, KEY<=VALUE, KEY>VALUE, KEY>=VALUE, KEY~VALUE (contains), KEY (the row has
     it), !KEY (it has not), or a whole filter as JSON. Text cannot show its type, so `year=2020` passes rows with the
-    number 2020 and rows with the text "2020"; quotes ask for the text alone: year='"2020"'.
+    number 2020 and rows with the text "2020"; quotes ask for the text alone: year='"2020"'. They are needed for text
+    that begins with a sign, because year==2020 is a slip more often than it is meant.
 
     Raises:
         InputError: a text is none of these; names it.
@@ -202,7 +204,7 @@ def parse_words(conditions: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse_word(text: str) -> Where:
-    if text.lstrip().startswith("{"):
+    if text.lstrip().startswith(("{", "[")):
         try:
             parsed = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -215,8 +217,15 @@ def _parse_word(text: str) -> Where:
     negated, key, sign, value = found.groups()
     if sign is None:
         return {key: {"$exists": not negated}}
+    if value.startswith(("=", "<", ">", "~")):
+        quoted = shlex.quote(f"{key}{sign}{json.dumps(value, ensure_ascii=False)}")
+        raise InputError(
+            f"where: after {sign} comes a value, got another sign in {text!r}; quote text that begins so: {quoted}"
+        )
     meanings = _meanings(value)
     if _SIGNS[sign] in _ORDER:
+        if not value:
+            raise InputError(f"where: after {sign} comes a number or text, got {text!r}")
         meanings = [meant for meant in meanings if meant is not None and not isinstance(meant, bool)]
     either = [{key: {_SIGNS[sign]: meant}} for meant in meanings]
     return {"$and": either} if sign == "!=" else {"$or": either}

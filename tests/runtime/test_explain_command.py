@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from chan_rt import cli
+from chan_rt.commands import explain
 from chan_rt.runtime.matcher import Matcher
 
 CAPTION = "two red Clouds"
@@ -88,3 +89,11 @@ def test_a_bundle_without_a_backbone(make_small_model: Callable, picture: Path) 
     result = _explain(make_small_model().bundle, picture, CAPTION)
     assert result.exit_code == 1
     assert "it has no backbone" in result.output
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.5333, "53.3 %"), (1.0, "100.0 %"), (0.001, "0.1 %"), (0.0009, "< 0.1 %"), (-0.0002, "> -0.1 %"), (0.0, "0.0 %")],
+)
+def test_a_small_share_is_not_called_0(share: float, text: str) -> None:
+    assert explain._percent(share) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,9 @@ def test_conditions_complete_each_other(metadata: dict[str, Any], key: str, valu
         (['n="3"'], []),
         (['s="003"'], [3]),
         (["note=a=b"], [0, 1, 2, 3, 4, 5]),
+        (['note="a=b"'], [0, 1, 2, 3, 4, 5]),
+        (['note<"=3"'], []),
+        (["n="], []),
         (['{"$or": [{"n": 1}, {"n": 4}]}', "n>1"], [4]),
     ],
     ids=repr,
@@ -230,7 +234,25 @@ def test_words_of_a_command_line(words: list[str], passing: list[int]) -> None:
     assert [n for n, metadata in enumerate(rows) if condition.matches(metadata)] == passing
 
 
-@pytest.mark.parametrize("word", ["=3", "", "!n=3", "{bad", '{"n": {"$near": 1}}', ">3", "{" * 100_000])
+@pytest.mark.parametrize("word", ["=3", "", "!n=3", "{bad", '{"n": {"$near": 1}}', ">3", "{" * 100_000, "[]", '["n"]'])
 def test_words_that_are_no_condition(word: str) -> None:
     with pytest.raises(InputError, match="where"):
+        parse_words([word])
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [("n==3", 'n="=3"'), ("n=>3", 'n=">3"'), ("n<>3", 'n<">3"'), ("s=~x", 's="~x"'), ("n!==it's", 'n!="=it\'s"')],
+)
+def test_another_sign_must_be_quoted(word: str, quoted: str) -> None:
+    """n==3 would ask for the text "=3". What the message says is taken, as the shell hands it on."""
+    with pytest.raises(InputError, match="another sign") as caught:
+        parse_words([word])
+    assert shlex.split(str(caught.value).partition("begins so: ")[2]) == [quoted]
+    parse_words([quoted])
+
+
+@pytest.mark.parametrize("word", ["n>", "n<=", "n>="])
+def test_nothing_is_larger_than_no_value(word: str) -> None:
+    with pytest.raises(InputError, match=r"where: after .* comes a number or text, got 'n"):
         parse_words([word])
