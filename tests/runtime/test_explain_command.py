@@ -93,7 +93,7 @@ def test_a_bundle_without_a_backbone(make_small_model: Callable, picture: Path) 
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.5333, "53.3 %"), (1.0, "100.0 %"), (0.001, "0.1 %"), (0.0009, "< 0.1 %"), (-0.0002, "> -0.1 %"), (0.0, "0.0 %")],
+    [(0.5333, "53.3 %"), (1.0, "100.0 %"), (0.001, "0.1 %"), (9e-4, "< 0.1 %"), (-2e-4, "> -0.1 %"), (0.0, "0.0 %")],
 )
 def test_a_small_share_is_not_called_0(share: float, text: str) -> None:
     assert explain._percent(share) == text
