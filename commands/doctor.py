@@ -33,12 +33,13 @@ def command(bundle: Path | None, as_json: bool) -> None:
     else:
         gpu = report.gpu
         echo(f"python   {report.python} on {report.system}")
-        echo(f"driver   {gpu.driver or 'none'}, CUDA {gpu.cuda or 'none'}")
+        driver = gpu.driver or ("none" if gpu.cuda is None else "of unknown version")
+        echo(f"driver   {driver}, CUDA {gpu.cuda or 'none'}")
         for one in gpu.gpus:
             major, minor = one.capability
             echo(f"GPU      {one.name}, compute capability {major}.{minor}, {one.memory_bytes / 2**30:.0f} GiB")
         if gpu.problem:
-            echo(f"GPU      none: {gpu.problem}")
+            echo(f"GPU      {'not usable' if gpu.gpus else 'none'}: {gpu.problem}")
         if gpu.remedy:
             echo(f"{'':<9}-> {gpu.remedy}")
         echo(f"\n{'backend':<18}{'version':<14}{'runs':<6}{'builds':<8}")

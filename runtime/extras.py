@@ -36,6 +36,13 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "cuda-python": "cuda",
         "cuda-core": "cuda",
     },
+    "tensorrt-cu12": {
+        "tensorrt-cu12": "tensorrt",
+        "polygraphy": "polygraphy",
+        "onnx": "onnx",
+        "cuda-python": "cuda",
+        "cuda-core": "cuda",
+    },
     "rtx": {
         "tensorrt-rtx": "tensorrt_rtx",
         "polygraphy": "polygraphy",
@@ -43,7 +50,15 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "cuda-python": "cuda",
         "cuda-core": "cuda",
     },
+    "rtx-cu12": {
+        "tensorrt-rtx-cu12": "tensorrt_rtx",
+        "polygraphy": "polygraphy",
+        "onnx": "onnx",
+        "cuda-python": "cuda",
+        "cuda-core": "cuda",
+    },
     "rtx-plugin": {"onnxruntime-ep-nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx"},
+    "rtx-plugin-cu12": {"onnxruntime-ep-nv-tensorrt-rtx-cu12": "onnxruntime_ep_nv_tensorrt_rtx"},
     "triton": {"triton": "triton"},
     "serve": {
         "starlette": "starlette",

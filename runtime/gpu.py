@@ -1,4 +1,10 @@
-"""The NVIDIA GPUs of this machine, as the CUDA driver reports them."""
+"""The NVIDIA GPUs of this machine, as the CUDA driver reports them.
+
+The driver's own libraries are asked through ctypes: what to install for a GPU must be known before anything is
+installed. They honor `CUDA_VISIBLE_DEVICES` themselves.
+
+https://docs.nvidia.com/cuda/cuda-driver-api/ (cuDeviceGetCount and others)
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,14 @@ import ctypes
 import re
 import sys
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import Any
 
-from .errors import InputError, MissingExtra
-from .extras import install_command, needs
+from .errors import InputError
+from .extras import install_command
 
 CUDA_12, NEWEST_CUDA = 12, 13
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 FIRST_DRIVER = "R580"  # that serves CUDA 13: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/ (CUDA Driver)
 
 
@@ -57,8 +65,8 @@ class GpuReport:
     """The GPUs found, and why there is none to use.
 
     Attributes:
-        gpus: in CUDA's order, in which `CUDA_VISIBLE_DEVICES` and MIG leave some out.
-        driver: its version.
+        gpus: in CUDA's order, in which `CUDA_VISIBLE_DEVICES` and MIG leave some out; usable only without a problem.
+        driver: its version; None also where NVML hides it.
         cuda: the newest CUDA that the driver serves.
         problem: why there is no usable GPU.
         remedy: what would help, where that is known.
@@ -70,10 +78,12 @@ class GpuReport:
     problem: str | None = None
     remedy: str | None = None
 
-    @property
-    def extra(self) -> str:
-        """The extra of the libraries that this driver serves: `gpu-cu12`, or `gpu-cu13` also where none is known."""
-        return f"gpu-cu{CUDA_12}" if self.cuda_major == CUDA_12 else f"gpu-cu{NEWEST_CUDA}"
+    def extra_for(self, extra: str) -> str:
+        """The extra with the same libraries as `extra`, for the CUDA that this driver serves.
+
+        extra: gpu, tensorrt, rtx or rtx-plugin, which are for the newest CUDA.
+        """
+        return f"{extra.removesuffix(f'-cu{NEWEST_CUDA}')}-cu{CUDA_12}" if self.cuda_major == CUDA_12 else extra
 
     @property
     def cuda_major(self) -> int | None:
@@ -82,33 +92,54 @@ class GpuReport:
 
 
 def examine_gpu() -> GpuReport:
-    """Return the devices that the CUDA driver finds, or why there is none to use."""
+    """Return the devices that the CUDA driver finds, and why they cannot be used or there are none."""
     try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        library = _load("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
         return GpuReport(problem=f"the NVIDIA driver's library does not load ({error})")
+    number = ctypes.c_int()
+    serves = number.value if library.cuDriverGetVersion(ctypes.byref(number)) == 0 else 0
+    cuda = f"{serves // 1000}.{serves % 1000 // 10}" if serves else None
+    found = GpuReport(driver=_driver_version(), cuda=cuda)
     try:
-        with needs("cuda.bindings", "examining the GPU", "rtx"):
-            from cuda.bindings import runtime as cudart
-    except MissingExtra as error:
-        return GpuReport(problem=str(error))
-    status, cuda = cudart.cudaDriverGetVersion()
-    version = f"{cuda // 1000}.{cuda % 1000 // 10}" if status == 0 and cuda else None
-    found = GpuReport(driver=_driver_version(), cuda=version)
-    if (problem := too_old_for(found, "cuda-python", _cuda_of(cudart))) is not None:
+        found = replace(found, gpus=tuple(_devices(library)))
+    except _DriverError as error:
+        found = replace(found, problem=str(error))
+    if (problem := too_old_for(found, "cuda-python", _cuda_of_bindings())) is not None:
         return replace(found, problem=problem, remedy=remedy_of_driver(found))
-    status, count = cudart.cudaGetDeviceCount()
-    if status != 0 or not count:
-        text = cudart.cudaGetErrorString(status)[1].decode() if status != 0 else "no CUDA device"
-        return replace(found, problem=text)
-    gpus = []
-    for index in range(count):
-        status, properties = cudart.cudaGetDeviceProperties(index)
+    return found
+
+
+class _DriverError(Exception):
+    """What the driver says is wrong."""
+
+
+def _devices(library: Any) -> list[Gpu]:
+    """Every device that the driver shows; _DriverError where there is none, or one cannot be examined."""
+
+    def ask(name: str, *arguments: Any) -> None:
+        status = getattr(library, name)(*arguments)
         if status != 0:
-            return replace(found, problem=f"GPU {index}: {status.name}")
-        capability = (properties.major, properties.minor)
-        gpus.append(Gpu(properties.name.decode().rstrip("\0"), capability, properties.totalGlobalMem))
-    return replace(found, gpus=tuple(gpus))
+            text = ctypes.c_char_p()
+            library.cuGetErrorString(status, ctypes.byref(text))
+            raise _DriverError(text.value.decode() if text.value else f"{name} failed with status {status}")
+
+    count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    ask("cuInit", 0)
+    ask("cuDeviceGetCount", ctypes.byref(count))
+    if not count.value:
+        raise _DriverError("no CUDA device")
+    gpus = []
+    device = ctypes.c_int()
+    for index in range(count.value):
+        ask("cuDeviceGet", ctypes.byref(device), index)
+        ask("cuDeviceGetName", name, len(name), device)
+        ask("cuDeviceGetAttribute", ctypes.byref(major), _MAJOR, device)
+        ask("cuDeviceGetAttribute", ctypes.byref(minor), _MINOR, device)
+        ask("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+        gpus.append(Gpu(name.value.decode(), (major.value, minor.value), memory.value))
+    return gpus
 
 
 def too_old_for(found: GpuReport, package: str, cuda: int) -> str | None:
@@ -123,26 +154,35 @@ def remedy_of_driver(found: GpuReport, install: str | None = None) -> str:
 
     Args:
         found: the driver.
-        install: the command that installs what the driver serves; None for the extra of the GPU backends.
+        install: the command that installs what the driver serves; None for that of the extra gpu.
     """
     newer = f"install NVIDIA driver {FIRST_DRIVER} or newer"
-    return f"{newer}, or: {install or install_command(found.extra)}" if found.cuda_major == CUDA_12 else newer
+    return (
+        f"{newer}, or: {install or install_command(found.extra_for('gpu'))}" if found.cuda_major == CUDA_12 else newer
+    )
 
 
-def _cuda_of(cudart: Any) -> int:
-    """The major version of CUDA that cuda-python was made for."""
-    status, version = cudart.cudaRuntimeGetVersion()
-    return int(version) // 1000 if status == 0 else 0
+def _load(name: str) -> Any:
+    """A library of the driver, wherever the loader finds it; OSError where it does not."""
+    return ctypes.CDLL(name)
+
+
+def _cuda_of_bindings() -> int:
+    """The major version of CUDA that cuda-python is for; 0 where it is not installed."""
+    try:
+        return int(metadata.version("cuda-bindings").partition(".")[0])
+    except metadata.PackageNotFoundError:
+        return 0
 
 
 def _driver_version() -> str | None:
+    text = ctypes.create_string_buffer(80)
     try:
-        from cuda.bindings import nvml
-
-        nvml.init_v2()
-        try:
-            return str(nvml.system_get_driver_version())
-        finally:
-            nvml.shutdown()
-    except Exception:  # NVML is a courtesy: containers may hide it, and each cuda-python names its errors differently
+        nvml = _load("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != 0:
+            return None
+        status = nvml.nvmlSystemGetDriverVersion(text, len(text))
+        nvml.nvmlShutdown()
+    except (OSError, AttributeError):  # NVML is a courtesy: containers may hide it
         return None
+    return text.value.decode() if status == 0 else None

@@ -32,7 +32,8 @@ def why_unusable(
     if onnx_sha256 is not None and record.onnx_sha256 != onnx_sha256:
         return "it is stale: the bundle's graph changed since it was built"
     if version is None:
-        return f"{record.flavor} is not installed: {install_command(BACKENDS[record.flavor].extra)}"
+        extra = examine_gpu().extra_for(BACKENDS[record.flavor].extra)
+        return f"{record.flavor} is not installed: {install_command(extra)}"
     if record.version != version and not (record.options.get("version_compatible") and _newer(version, record.version)):
         return f"it is foreign: built by {record.flavor} {record.version}, installed is {version}"
     if record.os != os:

@@ -14,6 +14,7 @@ from ..contract import GraphSpec, TensorSpec
 from ..cpus import usable_cpus
 from ..errors import BackendError
 from ..extras import install_command
+from ..gpu import examine_gpu
 from ..onnx_session import CPU, import_onnxruntime, open_session
 from .base import Array, Backend, Feeds, check_feeds
 from .branches import BranchedSession, find_branches
@@ -43,7 +44,7 @@ class OnnxRuntimeBackend(Backend):
         spec: of the graph, from the manifest; it is compared with the file.
         provider: execution provider and its options.
         threads: CPU threads of one `run`; None for one per CPU this process may use.
-        extra: which extra installs the provider.
+        extra: which extra installs the provider; of a GPU's, the one for the newest CUDA.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class OnnxRuntimeBackend(Backend):
         *,
         extra: str,
     ) -> None:
+        if extra != "cpu":
+            extra = examine_gpu().extra_for(extra)
         ort = import_onnxruntime(f"the backend {name}", extra)
         self.name = name
         self.spec = spec

@@ -55,21 +55,19 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
     if info.runs == "engine":
         return _examine_engines(name, info, gpu)
     cuda = info.provider == "CUDAExecutionProvider"
-    version, install = package_version(info.package), install_command(gpu.extra if cuda else info.extra)
-    if not info.gpu and version is None:  # onnxruntime for GPUs runs on the CPU, too
-        version = package_version("onnxruntime-gpu")
+    installed, install = installed_packages(info), _install_command(info, gpu)
+    version = package_version(installed[0]) if installed else None
     if version is None:
         return BackendReport(name, None, False, None, f"{info.package} is not installed", install)
     if info.gpu and gpu.problem is not None:
-        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", gpu.remedy or _ELSEWHERE)
+        return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", _remedy(gpu, install))
     problem = _plugin_problem() if info.provider is None else _provider_problem(info.provider)
     if problem is None:
         return BackendReport(name, version, True, None)
-    if cuda:  # the packages for CPU and GPU are one module
-        packages = [each for each in ("onnxruntime", info.package) if package_version(each) is not None]
-        install = f"pip uninstall {' '.join(packages)} && {install}"
-    elif gpu.cuda_major == CUDA_12:
-        install = f"pip install {info.package}-cu12"
+    if cuda and package_version("onnxruntime") is not None:  # the packages for CPU and GPU are one module
+        installed.insert(0, "onnxruntime")
+    if cuda or (info.gpu and gpu.cuda_major == CUDA_12):
+        install = f"pip uninstall {' '.join(installed)} && {install}"
     return BackendReport(name, version, False, None, problem, install)
 
 
@@ -80,8 +78,28 @@ def check_gpu(name: str) -> None:
         raise BackendError(f"{name} cannot run here: {report.problem}; {report.remedy}")
 
 
+def installed_packages(info: BackendInfo) -> list[str]:
+    """The installed packages that bring a backend's library, as pip calls them; the first has its version."""
+    if info.provider is not None:  # onnxruntime for GPUs runs on the CPU, too
+        names = [info.package, "onnxruntime-gpu"]
+    else:  # the plain name only points to the package for one CUDA, and that to its parts
+        own = [f"{info.package}{cuda}" for cuda in ("", f"-cu{NEWEST_CUDA}", f"-cu{CUDA_12}")]
+        names = own + [f"{package}-{part}" for package in own for part in ("bindings", "libs")]
+    return [name for name in dict.fromkeys(names) if package_version(name) is not None]
+
+
+def _install_command(info: BackendInfo, gpu: GpuReport) -> str:
+    """The pip command that installs a backend's library for the CUDA that the driver serves."""
+    return install_command(gpu.extra_for(info.extra) if info.gpu else info.extra)
+
+
+def _remedy(gpu: GpuReport, install: str) -> str:
+    """What helps where there is no usable GPU: libraries for the driver there is, or another machine."""
+    return _ELSEWHERE if gpu.remedy is None else remedy_of_driver(gpu, install)
+
+
 def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendReport:
-    version, install = installed_version(name), install_command(info.extra)
+    version, install = installed_version(name), _install_command(info, gpu)
     if version is None:
         return BackendReport(name, None, False, False, f"{name} is not installed", install)
     try:
@@ -93,13 +111,13 @@ def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendRep
     has_polygraphy = package_version("polygraphy") is not None
     builds = has_polygraphy and (name == "tensorrt_rtx" or gpu.problem is None)
     if gpu.problem is not None:
-        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", gpu.remedy or _ELSEWHERE)
+        return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", _remedy(gpu, install))
     if importlib.util.find_spec("cuda") is None:
         return BackendReport(name, version, False, builds, "cuda-python is not installed", install)
     used = gpu.gpus[0]
     newest = f"{info.package}-cu{NEWEST_CUDA}"
     if package_version(newest) is not None and (problem := too_old_for(gpu, newest, NEWEST_CUDA)) is not None:
-        install = f"pip uninstall {info.package} {newest} && pip install {info.package}-cu{CUDA_12}"
+        install = f"pip uninstall {' '.join(installed_packages(info))} && {install}"
         return BackendReport(name, version, False, builds, problem, remedy_of_driver(gpu, install))
     if name == "tensorrt_rtx" and used.architecture not in (known := portable_gpus(library)):
         major, minor = used.capability

@@ -1,100 +1,213 @@
 """What the CUDA driver says of the GPUs, and what to install for the CUDA that it serves."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
-from enum import IntEnum
+from importlib import metadata
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from chan_rt import cli
 from chan_rt.runtime import gpu
+from chan_rt.runtime.backends import probe
+from chan_rt.runtime.backends.engine_staleness import capability_here
+from chan_rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from chan_rt.runtime.backends.probe import examine_backend
+from chan_rt.runtime.backends.table import BACKENDS
+from chan_rt.runtime.errors import BackendError
 from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
+from .fake_driver import FakeDriver
+
 ROOT = Path(__file__).parents[2]
-
-
-class Status(IntEnum):
-    cudaSuccess = 0
-    cudaErrorNoDevice = 100
+H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 << 30)
+L4 = Gpu("NVIDIA L4", (8, 9), 23 << 30)
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch):
-    """A driver of some version that serves a CUDA, and the cuda-python for another, with H100s as devices."""
+    """A driver of some version that serves a CUDA, and the cuda-python for another, or none for 0."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def install(version: str, serves: int, library: int, count: int = 1) -> None:
-        cudart = ModuleType("cuda.bindings.runtime")
-        cudart.cudaDriverGetVersion = lambda: (Status(0), serves)
-        cudart.cudaRuntimeGetVersion = lambda: (Status(0), library)
-        cudart.cudaGetDeviceCount = lambda: (Status(0 if count else 100), count)
-        cudart.cudaGetErrorString = lambda status: (Status(0), b"no CUDA-capable device is detected")
-        h100 = SimpleNamespace(name=b"NVIDIA H100 80GB HBM3\0", major=9, minor=0, totalGlobalMem=80 << 30)
-        cudart.cudaGetDeviceProperties = lambda index: (Status(0), h100)
-        bindings = ModuleType("cuda.bindings")
-        bindings.runtime = cudart
-        monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cudart)
-        monkeypatch.setattr(gpu, "ctypes", SimpleNamespace(CDLL=lambda name: None))
-        monkeypatch.setattr(gpu, "_driver_version", lambda: version)
+    def install(
+        version: str | None, serves: int, bindings: int, gpus: tuple[Gpu, ...] = (H100,), fails: str | None = None
+    ) -> None:
+        monkeypatch.setattr(gpu, "_load", FakeDriver(version, serves, list(gpus), fails).load)
+        monkeypatch.setattr(gpu, "_cuda_of_bindings", lambda: bindings)
+
+    return install
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    """Say which packages pip has installed, with the version 1.0."""
+
+    def install(*packages: str) -> None:
+        def version(package: str) -> str:
+            if package not in packages:
+                raise metadata.PackageNotFoundError(package)
+            return "1.0"
+
+        # Each module looks the function up in importlib.metadata.
+        monkeypatch.setattr(metadata, "version", version)
 
     return install
 
 
 def test_every_device_is_reported(driver) -> None:
-    driver("580.65.06", 13000, 13040, 2)
+    driver("580.65.06", 13000, 13, (H100, L4))
     found = examine_gpu()
-    assert found == GpuReport((Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 << 30),) * 2, "580.65.06", "13.0")
+    assert found == GpuReport((H100, L4), "580.65.06", "13.0")
     assert found.gpus[0].architecture == "sm_90"
-    assert found.extra == "gpu-cu13"
+    assert [found.extra_for(extra) for extra in ("gpu", "gpu-cu13", "tensorrt")] == ["gpu", "gpu-cu13", "tensorrt"]
+
+
+def test_a_gpu_is_examined_before_anything_is_installed(driver) -> None:
+    driver(None, 12040, 0)
+    assert examine_gpu() == GpuReport((H100,), None, "12.4")
+    output = CliRunner().invoke(cli.main, ["doctor"]).output
+    assert "driver   of unknown version, CUDA 12.4\n" in output
+    assert "GPU      NVIDIA H100 80GB HBM3, compute capability 9.0, 80 GiB\n" in output
 
 
 def test_a_driver_before_r580_is_named_with_the_cuda_it_serves_and_what_to_install(driver) -> None:
-    driver("550.54.15", 12040, 13040)
+    driver("550.54.15", 12040, 13)
     found = examine_gpu()
-    assert found.gpus == ()
+    assert found.gpus == (H100,)
     assert found.problem == "driver 550.54.15 serves CUDA 12.4, cuda-python here is for CUDA 13"
     assert found.remedy == "install NVIDIA driver R580 or newer, or: pip install 'chan-rt[gpu-cu12]'"
+    assert f"GPU      not usable: {found.problem}\n" in CliRunner().invoke(cli.main, ["doctor"]).output
 
 
 def test_a_driver_before_r580_works_with_libraries_of_its_cuda(driver) -> None:
-    driver("550.54.15", 12040, 12090)
+    driver("550.54.15", 12040, 12)
     found = examine_gpu()
     assert found.problem is None
     assert len(found.gpus) == 1
-    assert found.extra == "gpu-cu12"
+    wanted = [found.extra_for(extra) for extra in ("gpu", "gpu-cu13", "tensorrt", "rtx", "rtx-plugin")]
+    assert wanted == ["gpu-cu12", "gpu-cu12", "tensorrt-cu12", "rtx-cu12", "rtx-plugin-cu12"]
 
 
-def test_a_driver_too_old_for_either_extra_must_be_replaced(driver) -> None:
-    driver("470.57.02", 11040, 13040)
+def test_a_driver_for_cuda_11_needs_replacing(driver) -> None:
+    driver("470.57.02", 11040, 13)
     assert examine_gpu().remedy == "install NVIDIA driver R580 or newer"
 
 
+def test_the_cuda_of_cuda_python_is_that_of_its_package(installed) -> None:
+    pytest.importorskip("cuda.bindings")
+    from cuda.bindings import runtime
+
+    assert gpu._cuda_of_bindings() == runtime.cudaRuntimeGetVersion()[1] // 1000
+    installed()
+    assert gpu._cuda_of_bindings() == 0
+
+
 def test_hidden_devices_are_no_fault_of_the_driver(driver) -> None:
-    driver("580.65.06", 13000, 13040, 0)
+    driver("580.65.06", 13000, 13, ())
     found = examine_gpu()
     assert (found.problem, found.remedy) == ("no CUDA-capable device is detected", None)
 
 
-def test_backends_repeat_the_remedy_of_the_driver(driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver("550.54.15", 12040, 13040)
+@pytest.mark.parametrize("function", ["cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName"])
+def test_what_fails_in_the_driver_is_named(driver, function: str) -> None:
+    driver("580.65.06", 13000, 13, fails=function)
+    found = examine_gpu()
+    assert (found.gpus, found.problem) == ((), f"{function} failed with status 999")
+
+
+@pytest.mark.parametrize(
+    ("shown", "gpus"), [(None, (H100, L4)), ("1", (L4,)), ("1,0", (L4, H100)), ("0,7,1", (H100,)), ("", ()), ("-1", ())]
+)
+def test_devices_are_those_that_cuda_visible_devices_leaves_in_its_order(
+    driver, monkeypatch: pytest.MonkeyPatch, shown: str | None, gpus: tuple[Gpu, ...]
+) -> None:
+    driver("580.65.06", 13000, 13, (H100, L4))
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert examine_gpu().gpus == gpus
+    assert capability_here() == (gpus[0].capability if gpus else None)  # engines are for the first of these
+
+
+DRIVER_550 = {
+    "tensorrt": "tensorrt-cu12",
+    "tensorrt_rtx": "rtx-cu12",
+    "onnxruntime_cuda": "gpu-cu12",
+    "onnxruntime_rtx": "rtx-plugin-cu12",
+}
+
+
+@pytest.mark.parametrize("bindings", [0, 12, 13])
+@pytest.mark.parametrize(("name", "extra"), DRIVER_550.items())
+def test_a_library_that_is_missing_is_advised_for_the_cuda_of_the_driver(
+    driver, installed, name: str, extra: str, bindings: int
+) -> None:
+    installed()
+    driver("550.54.15", 12040, bindings, (L4,))
+    report = examine_backend(name, examine_gpu())
+    assert not report.runs
+    assert report.version is None
+    assert "is not installed" in (report.problem or "")
+    assert report.remedy == f"pip install 'chan-rt[{extra}]'"
+    driver("580.65.06", 13000, bindings, (L4,))
+    newest = BACKENDS[name].extra
+    assert examine_backend(name, examine_gpu()).remedy == f"pip install 'chan-rt[{newest}]'"
+
+
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx"])
+def test_backends_repeat_the_remedy_of_the_driver_with_their_own_extra(
+    driver, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    driver("550.54.15", 12040, 13, (L4,))
     monkeypatch.setattr("chan_rt.runtime.backends.probe.package_version", lambda package: "1.0")
-    for name in ("tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx"):
-        report = examine_backend(name, examine_gpu())
-        assert not report.runs
-        assert "serves CUDA 12.4" in (report.problem or "")
-        assert "chan-rt[gpu-cu12]" in (report.remedy or "")
+    report = examine_backend(name, examine_gpu())
+    assert not report.runs
+    assert "serves CUDA 12.4" in (report.problem or "")
+    assert report.remedy == f"install NVIDIA driver R580 or newer, or: pip install 'chan-rt[{DRIVER_550[name]}]'"
 
 
 def test_an_engine_library_for_a_newer_cuda_than_the_drivers_is_refused(driver) -> None:
     pytest.importorskip("tensorrt_rtx")
-    driver("550.54.15", 12040, 12090)
+    driver("550.54.15", 12040, 12, (L4,))
     report = examine_backend("tensorrt_rtx", examine_gpu())
     assert report.problem == "driver 550.54.15 serves CUDA 12.4, tensorrt-rtx-cu13 here is for CUDA 13"
-    assert "pip install tensorrt-rtx-cu12" in (report.remedy or "")
+    parts = "tensorrt-rtx tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs"
+    assert f"pip uninstall {parts} && pip install 'chan-rt[rtx-cu12]'" in (report.remedy or "")
+
+
+def test_the_plugin_for_cuda_12_is_found_and_one_for_cuda_13_replaced(
+    driver, installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver("550.54.15", 12040, 12, (L4,))
+    package = BACKENDS["onnxruntime_rtx"].package
+    monkeypatch.setattr(probe, "_plugin_problem", lambda: None)
+    installed(f"{package}-cu12")
+    report = examine_backend("onnxruntime_rtx", examine_gpu())
+    assert (report.runs, report.version) == (True, "1.0")
+    monkeypatch.setattr(probe, "_plugin_problem", lambda: "it does not load")
+    installed(package, f"{package}-cu13")
+    report = examine_backend("onnxruntime_rtx", examine_gpu())
+    wanted = f"pip uninstall {package} {package}-cu13 && pip install 'chan-rt[rtx-plugin-cu12]'"
+    assert (report.problem, report.remedy) == ("it does not load", wanted)
+
+
+def test_a_session_that_cannot_open_advises_what_the_driver_serves(
+    driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cuda = ("CUDAExecutionProvider", {})
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    for serves, extra in ((12040, "gpu-cu12"), (13000, "gpu")):
+        driver("550.54.15", serves, 0)
+        with pytest.raises(BackendError, match=rf"this onnxruntime has .* pip install 'chan-rt\[{extra}\]'"):
+            OnnxRuntimeBackend("onnxruntime_cuda", tmp_path, None, cuda, 1, extra="gpu")  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "onnxruntime", None)
+            with pytest.raises(BackendError, match=rf"needs onnxruntime: pip install 'chan-rt\[{extra}\]'"):
+                OnnxRuntimeBackend("onnxruntime_cuda", tmp_path, None, cuda, 1, extra="gpu")  # type: ignore[arg-type]
 
 
 @pytest.mark.nightly
@@ -107,10 +220,41 @@ def test_the_extras_of_both_cudas_resolve(extra: str, major: str, provider: str,
     for tag in ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"):
         command += ["--platform", tag]
     done = subprocess.run([*command, *needs], check=False, capture_output=True, text=True)
-    if done.returncode != 0 and "Could not find a version" in done.stderr and "from versions: none" in done.stderr:
-        pytest.skip(f"no package index here: {done.stderr.strip().splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr
-    found = {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(done.stdout)["install"]}
+    found = {item["metadata"]["name"]: item["metadata"]["version"] for item in _resolved(done)}
     assert found["cuda-python"].partition(".")[0] == major
     assert f"nvidia-cudnn-{provider}" in found
     assert not [name for name in found if name.endswith(("-cu12", "-cu13")) and not name.endswith(provider)]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("extra", ["tensorrt-cu12", "rtx-cu12", "rtx-plugin-cu12", "tensorrt", "rtx", "rtx-plugin"])
+def test_the_extras_of_nvidias_own_libraries_resolve(extra: str) -> None:
+    """Against the package index, for the Python here; every library they bring is for the one CUDA."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = project["optional-dependencies"][extra]
+    wanted = "cu12" if extra.endswith("-cu12") else "cu13"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--report", "-"]
+    done = subprocess.run([*command, *needs], check=False, capture_output=True, text=True)
+    if done.returncode != 0 and "download the real wheel" in done.stderr:
+        # TensorRT's parts come from NVIDIA's own index; what PyPI has of it names them.
+        library, *others = needs
+        alone = subprocess.run([*command, "--no-deps", library], check=False, capture_output=True, text=True)
+        (named,) = _resolved(alone)
+        parts = [need for need in named["metadata"]["requires_dist"] if "extra ==" not in need]
+        assert parts
+        assert all(part.startswith(f"tensorrt_{wanted}") for part in parts), parts
+        done = subprocess.run([*command, *others], check=False, capture_output=True, text=True)
+    found = {item["metadata"]["name"].replace("_", "-"): item["metadata"]["version"] for item in _resolved(done)}
+    if "cuda-python" in " ".join(needs):
+        assert found["cuda-python"].partition(".")[0] == wanted.removeprefix("cu")
+    of_a_cuda = [name for name in found if re.search(r"-cu1\d", name)]
+    assert not [name for name in of_a_cuda if wanted not in name]
+    assert of_a_cuda or extra.startswith("tensorrt")
+
+
+def _resolved(done: subprocess.CompletedProcess[str]) -> list[dict]:
+    """What pip would install; skips where it reaches no index."""
+    if done.returncode != 0 and "Could not find a version" in done.stderr and "from versions: none" in done.stderr:
+        pytest.skip(f"no package index here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["install"]
