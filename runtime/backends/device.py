@@ -14,8 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import BackendError, GpuMemoryError
-from ..extras import needs
+from ..extras import missing
+from ..gpu import examine_gpu
 from .base import Array
+from .rtx_gpus import why_not_served
 
 
 class Device(Protocol):
@@ -112,8 +114,12 @@ class CudaDevice:
     _threads = threading.local()
 
     def __init__(self, index: int = 0) -> None:
-        with needs("cuda.bindings", "computing on a GPU", "rtx"):
+        try:
             from cuda.bindings import runtime
+        except ImportError as error:
+            gpu = examine_gpu()  # TensorRT-RTX, which is smaller, does not serve every one
+            extra = gpu.extra_for("rtx" if why_not_served(gpu) is None else "tensorrt")
+            raise missing("cuda.bindings", "computing on a GPU", extra, error) from error
         self._cuda: Any = runtime
         self.index = index
         self._process = os.getpid()

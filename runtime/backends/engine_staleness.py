@@ -31,6 +31,8 @@ def why_unusable(
     record, path = engine.record, engine.path
     if onnx_sha256 is not None and record.onnx_sha256 != onnx_sha256:
         return "it is stale: the bundle's graph changed since it was built"
+    if capability is not None and (reason := why_foreign_to_gpu(record, capability)) is not None:
+        return reason
     if version is None:
         extra = examine_gpu().extra_for(BACKENDS[record.flavor].extra)
         return f"{record.flavor} is not installed: {install_command(extra)}"
@@ -38,8 +40,6 @@ def why_unusable(
         return f"it is foreign: built by {record.flavor} {record.version}, installed is {version}"
     if record.os != os:
         return f"it is foreign: built on {record.os}, this is {os}"
-    if capability is not None and (reason := why_foreign_to_gpu(record, capability)) is not None:
-        return reason
     if not path.is_file():
         return "its engine file is missing"
     if path.stat().st_size != record.engine_bytes:

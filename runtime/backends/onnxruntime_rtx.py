@@ -13,9 +13,11 @@ from typing import Any
 from ..contract import GraphSpec
 from ..errors import BackendError
 from ..extras import needs
+from ..gpu import examine_gpu
 from ..onnx_session import open_session
 from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
+from .rtx_gpus import INSTEAD, why_not_served
 from .tf32 import forbid_tf32
 
 _registering = threading.Lock()
@@ -23,8 +25,14 @@ _registered: set[str] = set()
 
 
 def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
-    """Open an ONNX file on the first GPU the plugin finds; `threads` serve what little stays on the CPU."""
-    return PluginBackend("onnxruntime_rtx", file, spec, (plugin().get_ep_name(), {}), threads, extra="rtx-plugin")
+    """Open an ONNX file on the first GPU the plugin finds; `threads` serve what little stays on the CPU.
+
+    Raises:
+        BackendError: TensorRT-RTX does not run on the GPU here, or as in `devices`.
+    """
+    if (problem := why_not_served(examine_gpu())) is not None:
+        raise BackendError(f"onnxruntime_rtx cannot run here: {problem}; {INSTEAD}")
+    return PluginBackend("onnxruntime_rtx", file, spec, (plugin().get_ep_name(), {}), threads, extra="cpu")
 
 
 class PluginBackend(OnnxRuntimeBackend):
@@ -36,7 +44,8 @@ class PluginBackend(OnnxRuntimeBackend):
 
 def plugin() -> Any:
     """The plugin's package; MissingExtra names the extra that brings it."""
-    with needs("onnxruntime_ep_nv_tensorrt_rtx", "the backend onnxruntime_rtx"):
+    extra = examine_gpu().extra_for("rtx-plugin")
+    with needs("onnxruntime_ep_nv_tensorrt_rtx", "the backend onnxruntime_rtx", extra):
         import onnxruntime_ep_nv_tensorrt_rtx
     return onnxruntime_ep_nv_tensorrt_rtx
 

@@ -15,7 +15,7 @@ from ..gpu import CUDA_12, NEWEST_CUDA, GpuReport, examine_gpu, remedy_of_driver
 from ..onnx_session import FATAL, import_onnxruntime, open_session
 from .onnxruntime import preload_cuda
 from .onnxruntime_rtx import devices
-from .rtx_gpus import portable_gpus
+from .rtx_gpus import INSTEAD, why_not_served
 from .sidecar import installed_version
 from .table import BACKENDS, BackendInfo
 
@@ -25,7 +25,6 @@ _IDENTITY = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 _ELSEWHERE = "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
-_OTHER_GPU_BACKENDS = "use the backend tensorrt, or onnxruntime_cuda, which needs no engines"
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,9 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
     cuda = info.provider == "CUDAExecutionProvider"
     installed, install = installed_packages(info), _install_command(info, gpu)
     version = package_version(installed[0]) if installed else None
+    # The GPU comes first: where it cannot be served, nothing is to be installed.
+    if name == "onnxruntime_rtx" and (foreign := why_not_served(gpu)) is not None:
+        return BackendReport(name, version, False, None, foreign, INSTEAD)
     if version is None:
         return BackendReport(name, None, False, None, f"{info.package} is not installed", install)
     if info.gpu and gpu.problem is not None:
@@ -100,31 +102,29 @@ def _remedy(gpu: GpuReport, install: str) -> str:
 
 def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendReport:
     version, install = installed_version(name), _install_command(info, gpu)
+    foreign = why_not_served(gpu) if name == "tensorrt_rtx" else None
     if version is None:
-        return BackendReport(name, None, False, False, f"{name} is not installed", install)
+        problem = f"{name} is not installed{'' if foreign is None else f', and {foreign}'}"
+        return BackendReport(name, None, False, False, problem, install if foreign is None else INSTEAD)
     try:
         library = importlib.import_module(name)
     except Exception as error:  # a broken installation raises what it likes: OSError, ImportError, RuntimeError
-        return BackendReport(name, version, False, False, f"{name} does not load: {error}", f"{install} again")
+        remedy = f"{install} again" if foreign is None else INSTEAD
+        return BackendReport(name, version, False, False, f"{name} does not load: {error}", remedy)
     version = str(library.__version__)
     # TensorRT-RTX leaves the GPU's part to the machine that runs the engine; TensorRT times kernels while it builds.
     has_polygraphy = package_version("polygraphy") is not None
     builds = has_polygraphy and (name == "tensorrt_rtx" or gpu.problem is None)
+    if foreign is not None:
+        return BackendReport(name, version, False, builds, foreign, INSTEAD)
     if gpu.problem is not None:
         return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", _remedy(gpu, install))
     if importlib.util.find_spec("cuda") is None:
         return BackendReport(name, version, False, builds, "cuda-python is not installed", install)
-    used = gpu.gpus[0]
     newest = f"{info.package}-cu{NEWEST_CUDA}"
     if package_version(newest) is not None and (problem := too_old_for(gpu, newest, NEWEST_CUDA)) is not None:
         install = f"pip uninstall {' '.join(installed_packages(info))} && {install}"
         return BackendReport(name, version, False, builds, problem, remedy_of_driver(gpu, install))
-    if name == "tensorrt_rtx" and used.architecture not in (known := portable_gpus(library)):
-        major, minor = used.capability
-        problem = (
-            f"{used.name} has compute capability {major}.{minor}, engines of {name} {version} run on {', '.join(known)}"
-        )
-        return BackendReport(name, version, False, builds, problem, _OTHER_GPU_BACKENDS)
     return BackendReport(name, version, True, builds, None if builds else "polygraphy is not installed", None)
 
 

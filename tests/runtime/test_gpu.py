@@ -7,6 +7,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -14,11 +15,14 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.runtime import gpu
 from chan_rt.runtime.backends import probe
-from chan_rt.runtime.backends.engine_staleness import capability_here
+from chan_rt.runtime.backends.device import CudaDevice
+from chan_rt.runtime.backends.engine_staleness import capability_here, why_unusable
 from chan_rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from chan_rt.runtime.backends.probe import examine_backend
+from chan_rt.runtime.backends.rtx_gpus import KNOWN, portable_gpus
+from chan_rt.runtime.backends.sidecar import Engine
 from chan_rt.runtime.backends.table import BACKENDS
-from chan_rt.runtime.errors import BackendError
+from chan_rt.runtime.errors import BackendError, MissingExtra
 from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
 from .fake_driver import FakeDriver
@@ -193,6 +197,74 @@ def test_the_plugin_for_cuda_12_is_found_and_one_for_cuda_13_replaced(
     report = examine_backend("onnxruntime_rtx", examine_gpu())
     wanted = f"pip uninstall {package} {package}-cu13 && pip install 'chan-rt[rtx-plugin-cu12]'"
     assert (report.problem, report.remedy) == ("it does not load", wanted)
+
+
+ELSEWHERE = "use the backend tensorrt, or onnxruntime_cuda, which needs no engines"
+
+
+@pytest.mark.parametrize("bindings", [0, 12, 13])
+@pytest.mark.parametrize("serves", [12040, 13000])
+@pytest.mark.parametrize("has", ["nothing", "everything", "what does not load"])
+def test_the_owner_of_an_h100_is_never_told_to_install_tensorrt_rtx(
+    driver, installed, monkeypatch: pytest.MonkeyPatch, has: str, serves: int, bindings: int
+) -> None:
+    driver("550.54.15", serves, bindings)
+    if has == "nothing":
+        installed()
+    else:
+        monkeypatch.setattr(probe, "installed_version", lambda flavor: "1.7.1")
+        monkeypatch.setattr(probe, "package_version", lambda package: "1.0")
+        monkeypatch.setattr(probe, "_plugin_problem", lambda: None)
+    if has != "everything":
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    else:
+        pytest.importorskip("tensorrt_rtx")
+    for name in ("tensorrt_rtx", "onnxruntime_rtx"):
+        report = examine_backend(name, examine_gpu())
+        assert not report.runs
+        assert report.remedy == ELSEWHERE
+        if not (name == "tensorrt_rtx" and has == "what does not load"):
+            problem = "NVIDIA H100 80GB HBM3 has compute capability 9.0, TensorRT-RTX runs on sm_80, sm_86, sm_89, "
+            assert problem in (report.problem or "")
+    if has == "nothing":
+        output = CliRunner().invoke(cli.main, ["doctor"]).output
+        assert "chan-rt[rtx" not in output
+        assert ("chan-rt[tensorrt-cu12]" if serves == 12040 else "chan-rt[tensorrt]") in output
+
+
+@pytest.mark.parametrize(
+    ("gpus", "serves", "extra"),
+    [
+        ((), 13000, "rtx"),
+        ((L4,), 13000, "rtx"),
+        ((L4,), 12040, "rtx-cu12"),
+        ((H100,), 13000, "tensorrt"),
+        ((H100,), 12040, "tensorrt-cu12"),
+    ],
+)
+def test_cuda_python_comes_with_what_serves_the_gpu(
+    driver, monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...], serves: int, extra: str
+) -> None:
+    driver("550.54.15", serves, 0, gpus)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(MissingExtra, match=rf"a GPU needs cuda\.bindings: pip install 'chan-rt\[{extra}\]'"):
+        CudaDevice()
+
+
+def test_an_engine_for_other_gpus_is_refused_before_its_library_is_missed(driver, tmp_path: Path) -> None:
+    driver("550.54.15", 12040, 0)
+    fields = {"graph": "text_encoder", "precision": "fp32", "key": "0" * 64, "version": "1.7.1", "os": "linux"}
+    for gpus, reason in (
+        (("sm_80", "sm_89"), "it is foreign: built for sm_80, sm_89, this GPU is sm_90"),
+        (("sm_90",), "tensorrt_rtx is not installed: pip install 'chan-rt[rtx-cu12]'"),
+    ):
+        record = SimpleNamespace(**fields, flavor="tensorrt_rtx", gpus=gpus, onnx_sha256="")
+        engine = Engine(tmp_path / "engine", record)  # type: ignore[arg-type]
+        assert why_unusable(engine, None, None, "linux", capability_here()) == reason
+
+
+def test_the_gpus_that_are_known_without_the_library_are_those_of_the_library() -> None:
+    assert portable_gpus(pytest.importorskip("tensorrt_rtx")) == KNOWN
 
 
 def test_a_session_that_cannot_open_advises_what_the_driver_serves(

@@ -273,6 +273,30 @@ def test_engines_are_not_looked_for_on_a_gpu_that_none_would_run_on(
         backends.open_graph("tensorrt_rtx", *bundle, "text_encoder", "fp32")
 
 
+def test_the_plugin_is_neither_loaded_nor_missed_on_a_gpu_that_it_does_not_run_on(
+    bundle: tuple[Path, Manifest], plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h100, l4 = (
+        GpuReport((Gpu(name, each, 2**36),), "580.0", "13.0") for name, each in (("H100", (9, 0)), ("L4", (8, 9)))
+    )
+    loaded: list[str] = []
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda name, path: loaded.append(path))
+    monkeypatch.setattr(onnxruntime_rtx, "examine_gpu", lambda: h100)
+    refused = (
+        r"onnxruntime_rtx cannot run here: H100 has compute capability 9\.0, .* use the backend tensorrt, or onnxr"
+    )
+    with pytest.raises(BackendError, match=refused):
+        backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, plugin.__name__, None)
+        with pytest.raises(BackendError, match=refused):
+            backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32")
+    assert not loaded
+    monkeypatch.setattr(onnxruntime_rtx, "examine_gpu", lambda: l4)
+    backends.open_graph("onnxruntime_rtx", *bundle, "text_encoder", "fp32").close()
+    assert loaded == ["plugin.so"]
+
+
 @pytest.mark.parametrize(("before", "after", "warned"), [(None, "0", False), ("0", "0", False), ("1", "1", True)])
 def test_nvidias_libraries_are_kept_from_tf32(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, before: str | None, after: str, warned: bool
