@@ -104,8 +104,8 @@ def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendRep
     version, install = installed_version(name), _install_command(info, gpu)
     foreign = why_not_served(gpu) if name == "tensorrt_rtx" else None
     if version is None:
-        problem = f"{name} is not installed{'' if foreign is None else f', and {foreign}'}"
-        return BackendReport(name, None, False, False, problem, install if foreign is None else INSTEAD)
+        missing = f"{name} is not installed{'' if foreign is None else f', and {foreign}'}"
+        return BackendReport(name, None, False, False, missing, install if foreign is None else INSTEAD)
     try:
         library = importlib.import_module(name)
     except Exception as error:  # a broken installation raises what it likes: OSError, ImportError, RuntimeError
