@@ -78,8 +78,7 @@ def build(folder: Path, request: dict[str, Any], phases: TextIO) -> dict[str, An
     )
     seconds = time.perf_counter() - started
     data = bytes(blob)
-    if rtx and (found := gpus_in_header(data, trt)) not in (None, tuple(request["gpus"])):
-        raise RuntimeError(f"the engine was to run on {request['gpus']}, its header says {found}")
+    warnings = _check_header(trt, data, request["gpus"]) if rtx else []
     (folder / "engine").write_bytes(data)
     text = log.read_text(errors="replace")
     layers = _inspect(trt, data) if request["inspect"] else from_build_log(text)
@@ -91,7 +90,25 @@ def build(folder: Path, request: dict[str, Any], phases: TextIO) -> dict[str, An
         "network": _network_types(network),
         "layers": layers,
         "memory": memory_from_build_log(text),
+        "warnings": warnings,
     }
+
+
+def _check_header(trt: Any, engine: bytes, gpus: list[str]) -> list[str]:
+    """The header must name the GPUs that were asked for; what to warn of where it cannot be read.
+
+    A header of a form that is not known is no error: a newer library may have another one, and checks it itself when it
+    loads the engine.
+    """
+    found = gpus_in_header(engine, trt)
+    if found is None:
+        return [
+            f"its header has a form that is not known (TensorRT-RTX {trt.__version__}), so nobody checked that it runs "
+            f"on {', '.join(gpus)}"
+        ]
+    if found != tuple(gpus):
+        raise RuntimeError(f"the engine was to run on {', '.join(gpus)}, its header says {', '.join(found) or 'none'}")
+    return []
 
 
 def _choose_gpus(trt: Any, settings: Any, gpus: list[str]) -> None:

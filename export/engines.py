@@ -50,6 +50,7 @@ from .profiles import choose_profiles, default_profiles, parse_profile
 _log = logging.getLogger(__name__)
 _TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
 
+_WORKER = ("-m", "chan_rt.export.engine_worker")
 
 # What polygraphy has no option for, as it calls it after its own settings.
 _RTX_SETTINGS = """\
@@ -271,6 +272,8 @@ def build_engine(
             }
             report = _build(Path(work), request, f"{graph} at {precision}", folder / f"{name}.reproduce.sh", progress)
             _check_tensors(spec, report, f"{graph} at {precision}")
+            for warning in report["warnings"]:
+                _log.warning("the %s engine of %s at %s: %s", target.flavor, graph, precision, warning)
             check_precision(precision, report["layers"], report["network"], f"the {target.flavor} engine of {graph}")
             built = Path(work) / "engine"
             record = EngineRecord(
@@ -336,7 +339,7 @@ def _build(
     environment.pop(VARIABLE, None)  # it would enter the engine's bytes, but not its name
     environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request["flavor"] == "tensorrt_rtx" else "0"
     with open(work / "stderr", "w+") as stderr:
-        command = [sys.executable, "-m", "chan_rt.export.engine_worker", str(work)]
+        command = [sys.executable, *_WORKER, str(work)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True) as worker:
             try:
                 for phase in worker.stdout or ():

@@ -155,6 +155,7 @@ def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle:
             assert len(record.memory["activation_bytes"]) == len(record.profiles)
             assert record.gpus == ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
             assert record.options["tf32"] is False
+    assert "header" not in first.stderr
     second = CliRunner().invoke(cli.main, ["build", str(bundle)])
     assert second.exit_code == 0, second.output
     assert second.stdout.count("cached") == 4
@@ -376,6 +377,47 @@ def test_an_fp32_engine_has_tf32_off(bundle: Path, monkeypatch: pytest.MonkeyPat
 
     assert engine_by(text) == built.path.read_bytes()
     assert engine_by(text.replace("clear_flag", "set_flag")) != built.path.read_bytes()
+
+
+def worker(change: str) -> tuple[str, str]:
+    """The worker in its process, with a change of its module `w` made first."""
+    start = "import sys\nfrom pathlib import Path\nfrom chan_rt.export import engine_worker as w\n"
+    return "-c", f"{start}{change}\nw.main(Path(sys.argv[1]))"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "real = w._choose_gpus\nw._choose_gpus = lambda trt, settings, gpus: real(trt, settings, gpus[:2])",
+            r"the engine was to run on sm_80, sm_86, sm_89, sm_120, sm_121, its header says sm_80, sm_86; reproduce",
+        ),
+        (
+            "import tensorrt_rtx\ntensorrt_rtx.IBuilderConfig.clear_flag = lambda settings, flag: None",
+            r"the builder did not turn TF32 off; reproduce",
+        ),
+    ],
+)
+def test_the_worker_refuses_an_engine_for_other_gpus_and_one_with_tf32(
+    bundle: Path, build: Callable[..., engines.BuiltEngine], monkeypatch: pytest.MonkeyPatch, change: str, message: str
+) -> None:
+    monkeypatch.setattr(engines, "_WORKER", worker(change))
+    with pytest.raises(EngineError, match=message):
+        build()
+    assert not list((bundle / "engines").glob("*.engine"))
+    monkeypatch.setattr(engines, "_WORKER", worker("pass"))
+    build()
+
+
+def test_a_header_of_an_unknown_form_is_warned_of(
+    build: Callable[..., engines.BuiltEngine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    change = "from chan_rt.runtime.backends import rtx_gpus\nrtx_gpus._MAGIC = b'next'"
+    monkeypatch.setattr(engines, "_WORKER", worker(change))
+    assert build().path.is_file()
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("the tensorrt_rtx engine of region_encoder at fp16: its header has a form that is not known")
+    assert said.endswith("so nobody checked that it runs on sm_80, sm_86, sm_89, sm_120, sm_121")
 
 
 def test_whatever_changes_an_engine_changes_its_key(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
