@@ -316,6 +316,58 @@ def test_nvidias_libraries_are_kept_from_tf32(
         assert bool(caplog.records) is warned
 
 
+@pytest.mark.parametrize(
+    ("torch", "set_before", "warned"),
+    [
+        (None, False, False),
+        (SimpleNamespace(), False, False),  # while torch is being imported
+        (SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: False)), False, False),
+        (SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: True)), False, True),
+        (SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: True)), True, False),
+    ],
+)
+def test_tf32_that_is_turned_off_after_torch_used_cuda_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    torch: SimpleNamespace | None,
+    set_before: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setenv(tf32.VARIABLE, "0")
+    if not set_before:
+        monkeypatch.delenv(tf32.VARIABLE)
+    tf32.forbid_tf32()
+    tf32.forbid_tf32()  # says it once
+    assert os.environ[tf32.VARIABLE] == "0"
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(" in this process")[0] for text in said] == ["torch has used CUDA"] * warned
+
+
+def test_torch_has_the_function_that_tells_whether_it_used_cuda() -> None:
+    pytest.importorskip("torch")
+    assert tf32._torch_used_cuda() is sys.modules["torch"].cuda.is_initialized()
+
+
+def test_onnxruntimes_sessions_on_a_gpu_have_tf32_off(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With recorded graphs, and without them where onnxruntime refuses to record."""
+    asked: list[dict[str, str]] = []
+
+    def refuse(file: str, options: object, providers: list) -> None:
+        ((name, own),) = providers
+        assert name == "CUDAExecutionProvider"
+        asked.append(own)
+        raise RuntimeError("This session cannot use the graph feature" if len(asked) == 1 else "no GPU")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(BackendError, match="no GPU"):
+        backends.open_graph("onnxruntime_cuda", *bundle, "text_encoder", "fp32")
+    assert [(own["use_tf32"], own["enable_cuda_graph"]) for own in asked] == [("0", "1"), ("0", "0")]
+
+
 def test_auto_with_nothing_that_works_gives_every_reason(
     bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
