@@ -46,7 +46,6 @@ def decide(
     capacity,
     stride,
     tiles,
-    dim,
     rows,
     num_plans,
     query_places,
@@ -121,12 +120,16 @@ def decide(
                 vector_at = (first + vector)[:, None] * WIDTH + lane[None, :]
                 word_at = words_at + column[:, None] * WIDTH
                 sums = tl.zeros([SLOTS, 8], tl.float64)
-                for step in range(0, dim, 8):  # elements beyond the dimension are 0
-                    value = tl.load(vectors + vector_at + step)
-                    if FORM == "fixed16":  # exact in float32, see fixed16.py
-                        integer = tl.load(upper + vector_at + step).to(tl.int32) * 256 + value.to(tl.int32) - 128
-                        value = integer.to(tl.float32) * unit
-                    sums = tl.fma(value.to(tl.float64), tl.load(word_at + step).to(tl.float64), sums)
+                # 64 elements at a time, so that as many loads are under way at once. Beyond the dimension the query's
+                # elements are 0, and adding 0 changes no sum.
+                for block in range(0, WIDTH, 64):
+                    for part in tl.static_range(0, 64, 8):
+                        step = block + part
+                        value = tl.load(vectors + vector_at + step)
+                        if FORM == "fixed16":  # exact in float32, see fixed16.py
+                            integer = tl.load(upper + vector_at + step).to(tl.int32) * 256 + value.to(tl.int32) - 128
+                            value = integer.to(tl.float32) * unit
+                        sums = tl.fma(value.to(tl.float64), tl.load(word_at + step).to(tl.float64), sums)
                 for half in tl.static_range(3):
                     one, other = tl.split(tl.trans(tl.reshape(sums, [SLOTS, 2, 4 >> half]), 0, 2, 1))
                     sums = one + other

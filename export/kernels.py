@@ -209,7 +209,7 @@ def _decide_jobs(width: int, pooling: str) -> dict[str, _Job]:
             "found": "*i32", "listed_rows": "*i32", "chosen": "*i32", "exact": "*fp32", "word_starts": "*i32",
             "query": "*i8", "query_starts": "*i32", "word_scale": "*fp64",
             "decided": "*i32", "maxima": "*fp64", "winners": "*i32",
-            **dict.fromkeys(("capacity", "stride", "tiles", "dim", "rows", "num_plans", "query_places"), "i32"),
+            **dict.fromkeys(("capacity", "stride", "tiles", "rows", "num_plans", "query_places"), "i32"),
             "share": "fp64",
         }  # fmt: skip
         constants = {"FORM": form, "WIDTH": width, "UNIT": UNIT // size, "CODES_UNIT": UNIT, "POOLING": pooling}
@@ -290,9 +290,11 @@ def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes
     except Exception as error:  # the compiler and ptxas raise errors of many kinds
         raise EngineError(f"{name} does not compile for {gpu} with triton {triton.__version__}: {error}") from error
     code: bytes = compiled.asm["cubin"]
+    made = compiled.metadata
+    if made.global_scratch_size or getattr(made, "profile_scratch_size", 0):
+        raise EngineError(f"{name} needs scratch memory with triton {triton.__version__}, which nothing allocates here")
     hidden = compiled.asm["ptx"].split(")", 1)[0].count(".param") - len(job.types)
-    symbol, shared = compiled.metadata.name, compiled.metadata.shared
-    threads = 32 * compiled.metadata.num_warps
+    symbol, shared, threads = made.name, made.shared, 32 * made.num_warps
     return Function(file, hashlib.sha256(code).hexdigest(), symbol, threads, shared, hidden), code
 
 

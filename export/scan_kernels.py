@@ -1,11 +1,10 @@
-"""The GPU scan's kernels, in Triton: one query against a few rows a program; products and maxima never leave the chip.
+"""The GPU scan's kernels, in Triton: a few rows a program, and a query or a tile of several; products stay on the chip.
 
 Only `kernels.py` (ahead of time) and the tests (interpreted) import this module: it needs Triton, the runtime does not.
 
 Exactness at int8: sums of products are exact in int32, as in runtime/gallery/kernels/base.py; `254 high + low` is
-rounded to float32 three times; all that follows is float64, with CUDA's exponential and logarithm good to one unit
-in the last place (CUDA C++ Programming Guide, mathematical functions). That is what
-runtime/gallery/proof/bounds.py assumes.
+rounded to float32 at most four times; all that follows is float64, with CUDA's exponential and logarithm good to one
+unit in the last place (CUDA C++ Programming Guide, mathematical functions). proof/bounds.py of galleries assumes that.
 """
 
 import triton
@@ -170,20 +169,21 @@ def scan_listed(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Scores of ROWS of a query's listed rows."""
-    place = tl.program_id(0) // queries * ROWS + tl.arange(0, ROWS)
+    """Scores of a query's listed rows, ROWS at a time: as many as there are, shared among the query's programs."""
     which = tl.program_id(0) % queries
-    inside = place < tl.minimum(tl.load(found + which), capacity)
-    row = tl.load(listed + which.to(tl.int64) * capacity + place, mask=inside, other=-1)
-    chosen = row >= 0
+    count = tl.minimum(tl.load(found + which), capacity)
     begin = tl.load(word_starts + which)
     end = tl.load(word_starts + which + 1)
-    end = tl.where(tl.max(row, axis=0) >= 0, end, begin)  # nothing to do
-    total = score_rows(
-        vectors, places, lengths, row_scale, row, chosen, query, begin, end, word_scale, words, temperature,
-        WIDTH, UNIT, PLANES, POOLING, ROWS, BLOCK_W, BLOCK_R, BLOCK_K,
-    )  # fmt: skip
-    tl.store(scores + which.to(tl.int64) * rows + row, total, mask=chosen)
+    apart = tl.num_programs(0) // queries * ROWS
+    for first in range(tl.program_id(0) // queries * ROWS, count, apart):
+        place = first + tl.arange(0, ROWS)
+        chosen = place < count
+        row = tl.load(listed + which.to(tl.int64) * capacity + place, mask=chosen, other=0)
+        total = score_rows(
+            vectors, places, lengths, row_scale, row, chosen, query, begin, end, word_scale, words, temperature,
+            WIDTH, UNIT, PLANES, POOLING, ROWS, BLOCK_W, BLOCK_R, BLOCK_K,
+        )  # fmt: skip
+        tl.store(scores + which.to(tl.int64) * rows + row, total, mask=chosen)
 
 
 @triton.jit

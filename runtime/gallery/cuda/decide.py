@@ -26,7 +26,8 @@ from .queries import SentQueries
 
 SHARE = 0.5  # of the memory that is free beside the codes, that fine copies may take
 _FORMS = {"float32": ("float32", 4), "float16": ("float16", 2), "uint8": ("fixed16", 1)}  # by the type that is stored
-_AHEAD = 1024  # pairs that are decided before the CPU knows how long the lists are
+_AHEAD = 1024  # pairs that are decided before the CPU knows how long the lists are,
+_AHEAD_BYTES = 256 << 10  # as far as their results take no more
 _MOST_AHEAD = 256  # places of each list that are decided so, where the last lists were as long
 _LONGEST = 4096  # vectors of a query up to which they are
 RESULTS = 64 << 20  # bytes of results on the GPU at once; more pairs are decided in turns
@@ -187,7 +188,7 @@ class Decider:
     def decide(
         self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int
     ) -> Callable[[], Decided]:
-        """Queue the similarities of the first rows on lists; a function that waits for them, and computes the rest.
+        """Queue the similarities of the first rows on lists; a function that computes the rest, once these are done.
 
         It returns none of a list that does not hold all of its rows. Nothing else may be queued before it returned.
 
@@ -200,13 +201,14 @@ class Decider:
         """
         arena, count, capacity = self._arena, lists.queries, lists.capacity
         fetched = arena.fetch("found", lists.found, count, np.int32)
-        usual = min(self._listed, _MOST_AHEAD, RESULTS // (PAIR_BYTES * longest * count))
-        ahead = min(capacity, max(_AHEAD // count, usual)) * (longest <= _LONGEST)  # places of each list
+        size = PAIR_BYTES * longest * count
+        usual = min(self._listed + self._listed // 4, _MOST_AHEAD, RESULTS // size)  # the next list may be longer
+        ahead = min(capacity, max(min(_AHEAD // count, _AHEAD_BYTES // size), usual))  # places of each list
+        ahead *= longest <= _LONGEST
         begins = np.arange(count) * capacity
         first = self._fetch(fine, codes, lists, sent, (begins[:, None] + np.arange(ahead)).reshape(-1), longest)
 
         def finish() -> Decided:
-            arena.wait()
             found = fetched.astype(np.int64)
             held = np.where(found <= capacity, found, 0)
             self._listed = int(held.max())
@@ -254,7 +256,7 @@ class Decider:
         queries = sent.exact, sent.starts, sent.query, sent.query_starts, sent.word_scale
         listed = lists.terms, lists.found, lists.rows, chosen
         addresses = (fine.base, fine.places, *held, *listed, *queries, rows, maxima, winners)
-        numbers = lists.capacity, longest, tiles, self._dim, count, num_plans, sent.query_places, self._share
+        numbers = lists.capacity, longest, tiles, count, num_plans, sent.query_places, self._share
         self._launch(f"decide_{fine.form}", pairs * tiles, addresses, *numbers)
         return maxima
 

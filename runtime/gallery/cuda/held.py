@@ -21,7 +21,7 @@ from ..kernels.layout import OFFSET
 from ..proof.bounds import MOST_BLOCKS
 from ..proof.prefix import Axes, PrefixLevel
 from ..proof.rows import Part
-from .kernels import MOST_NORMS, UNIT, KernelRecord, level_stride
+from .kernels import MOST_NORMS, UNIT, KernelRecord
 from .levels import COVERED, LEAST, Levels, Weights, coded_vectors, common_plan, joined_places
 from .memory import Arena, gib
 from .queries import QuerySender, SentPlans
@@ -56,6 +56,7 @@ class HeldRows:
         base: where the vectors begin; the places of rows count from there, in units of UNIT bytes.
         coded: the axes of each plan, (1') of bounds.py; rows have the number of theirs.
         largest: no less than the norm of any vector.
+        everything: a 1 for each row, where every row is allowed.
     """
 
     held: tuple[HeldPart, ...]
@@ -70,6 +71,7 @@ class HeldRows:
     norm: int = 0
     blocks: int = 0
     plans: int = 0
+    everything: int = 0
     levels: Levels | None = None
 
 
@@ -86,7 +88,7 @@ class RowHolder:
     def __init__(self, arena: Arena, record: KernelRecord, sender: QuerySender, dim: int) -> None:
         self._arena, self._sender, self._dim = arena, sender, dim
         self._precision, self._width, self._codes = record.precision, record.width, record.precision == "int8"
-        self._stride = level_stride(record.width) or 0 if "bound_16" in record.functions else 0
+        self._stride = record.stride
         self._known: weakref.WeakValueDictionary[tuple[int, int], Weights] = weakref.WeakValueDictionary()
 
     def upload(self, part: Part) -> HeldPart:
@@ -142,9 +144,12 @@ class RowHolder:
             _joined([part.norm for part in parts], np.float32),
             blocks,
             _joined(plans, np.int32),
+            np.ones(sum(counts), np.uint8),
         ]
         addresses = self._arena.keep(rows, arrays)
-        rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans = addresses
+        rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans, rows.everything = (
+            addresses
+        )
         rows.levels = self._levels(rows)
         return rows
 

@@ -34,6 +34,7 @@ PICKS = (64, 256)  # most rows that a program of `reach` pools
 REACH_WORDS = 16  # words that it takes at once
 MOST_NORMS = 16  # of a coded vector, that `weigh` takes
 PROJECT_WORDS, PROJECT_AXES = 16, 16  # of a program of `project`
+LISTED_BLOCKS = 2048  # programs of `scan_listed`, at most: each takes several of a query's listed rows
 UNIT = 64  # bytes; where a row's vectors begin is counted in these
 MOST_GROUPS = 4096  # of rows of which the best one is looked at when the threshold is looked for
 GROUPS = 16  # groups that a program of `best_rows` and of `kth_best` takes
@@ -99,6 +100,11 @@ class KernelRecord:
     compiler: str
     source_sha256: str
     functions: Mapping[str, Function]
+
+    @property
+    def stride(self) -> int:
+        """Bytes that a vector takes at the first level of a plan; 0 where there are no kernels for it."""
+        return level_stride(self.width) or 0 if "bound_16" in self.functions else 0
 
     @property
     def key(self) -> str:

@@ -16,8 +16,8 @@ from ..proof.certify import Ranking
 from ..proof.gallery_rows import GalleryRows
 from .best import best_of
 from .decide import Decided
+from .list_queue import BEYOND
 from .resident import ResidentScan
-from .scan import BEYOND
 
 _SCORE_BYTES = 128 << 20  # of the scores on the GPU; more queries are served in turns
 _TURN = 512  # queries of a turn at most

@@ -73,7 +73,7 @@ promise that, libm more), n additions. Everything together stays below
     16 u (D + n + 16) (S + T) for one similarity's worth,                                                   (2)
 
 which `score_change` turns into score units like any other change. Products that the kernels of kernels/ scan are
-rounded to float32 three times, 3 x 2^-24 S at most; that is added. So are the roundings of (3): its integers are exact,
+rounded to float32 at most four times, 4 x 2^-24 S; that is added. So are the roundings of (3): its integers are exact,
 its sums of a few float64 numbers are covered by factors of 1 + 10^-9, and pooling upper bounds in float32 has an
 allowance of its own (core/pool_lanes.h). (2) is some 10^-12: it is there so that the theorem is about the program and
 not only about real numbers.

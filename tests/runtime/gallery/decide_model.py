@@ -13,7 +13,7 @@ _TYPES = {"float32": np.float32, "float16": np.float16, "fixed16": np.uint8}
 
 def decide(form: str, width: int, device: Any, blocks: int, fine, fine_places, codes, places, row_scale, lengths,
            error, norm, around, plans, terms, found, listed_rows, chosen, exact, word_starts, query, query_starts,
-           word_scale, decided, maxima, winners, capacity, stride, tiles, dim, rows, num_plans, query_places,
+           word_scale, decided, maxima, winners, capacity, stride, tiles, rows, num_plans, query_places,
            share) -> None:  # fmt: skip
     """Every chosen pair of a list's row and its query; what lies beyond a list's end stays as it was."""
     assert blocks % tiles == 0
@@ -29,13 +29,12 @@ def decide(form: str, width: int, device: Any, blocks: int, fine, fine_places, c
         row = int(device.array(listed_rows, np.int32)[at])
         count, begin, end = int(device.array(lengths, np.int32)[row]), int(starts[which]), int(starts[which + 1])
         vectors = device.array(int(fine) + int(fine_places[row]) * UNIT, kind)[: count * width].reshape(count, width)
-        assert not vectors[:, dim:].any(), "what the kernel reads beyond the dimension adds nothing"
         if form == "fixed16":
             upper = device.array(int(codes) + int(places[row]) * UNIT, np.uint8)[: count * width].reshape(count, width)
             scale = np.full(count, device.array(row_scale, np.float32)[row])
             vectors = join_bytes(upper ^ np.uint8(128), vectors, scale)
         words = device.array(exact, np.float32)[begin * width : end * width].reshape(-1, width)
-        left, right = vectors[:, :dim].astype(np.float64), words[:, :dim].astype(np.float64)
+        left, right = vectors.astype(np.float64), words.astype(np.float64)
         products = np.stack([inner_products(left, np.broadcast_to(word, left.shape)) for word in right])  # [words, L]
         target = slice(pair * int(stride), pair * int(stride) + end - begin)
         device.array(decided, np.int32)[pair] = row

@@ -21,8 +21,8 @@ from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_c
 from chan_rt.runtime.gallery.cuda import ResidentSearch, SplitScan
 from chan_rt.runtime.gallery.cuda import decide as decide_module
 from chan_rt.runtime.gallery.cuda import held as held_module
+from chan_rt.runtime.gallery.cuda import list_queue as queue_module
 from chan_rt.runtime.gallery.cuda import memory as memory_module
-from chan_rt.runtime.gallery.cuda import scan as scan_module
 from chan_rt.runtime.gallery.cuda.best import Details, pooled
 from chan_rt.runtime.gallery.cuda.decide import Codes, Decided
 from chan_rt.runtime.gallery.cuda.kernels import FORMS
@@ -130,7 +130,9 @@ def test_each_pair_is_the_true_row(
     on_device = DeviceLists(3, 6, 0, 0, *sent, 0, 0, 0, terms)
     bounds = held.error, held.norm, held.blocks, held.plans
     codes = Codes(held.base, held.places, held.scale, held.lengths, *bounds, len(rows), len(held.coded.columns))
-    decided = scan._decider.decide(fine, codes, on_device, asked, 40)()
+    finish = scan._decider.decide(fine, codes, on_device, asked, 40)
+    scan._arena.wait()
+    decided = finish()
     assert decided.found.tolist() == [4, 0, 5]
     pairs = list(zip(decided.queries.tolist(), decided.rows.tolist(), strict=True))
     assert sorted(pairs) == sorted((i, row) for i, chosen in enumerate(lists) for row in chosen)
@@ -175,7 +177,7 @@ def test_true_scores_of_a_few_rows_make_the_lists_short(pooling: str, k: int) ->
 @pytest.mark.parametrize("gpus", [1, 3])
 def test_lists_that_overflow_are_made_again_and_decided(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some queries' lists, on some GPUs; the compiled search is asked for nothing."""
-    monkeypatch.setattr(scan_module, "CAPACITY", 8)
+    monkeypatch.setattr(queue_module, "CAPACITY", 8)
     alignment, dim = AlignmentConfig(), 24
     rows = made_up("plain", 4, 50, 5, dim) + made_up("near", 3, 100, 5, dim)
     parts = make_parts(rows, (25, 50, 60, 120))
@@ -366,11 +368,28 @@ def test_k_is_any_number(k: int) -> None:
     assert len(scan.shortlist(ours._rows, query, k, allowed, np.full(1, -np.inf))[0].rows) == 20
 
 
+@pytest.mark.parametrize(("longest", "most"), [(12, 1024), (400, 54), (4096, 5)])
+def test_no_more_is_decided_ahead_than_is_soon_copied(longest: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a list whose length is not known yet: 1024 rows, or as many as 256 KiB of results hold."""
+    scan, _ = open_scan("int8", 24, AlignmentConfig())
+    asked: list[int] = []
+
+    def queue(fine: Any, codes: Any, lists: Any, sent: Any, chosen: np.ndarray, longest: int) -> Any:
+        asked.append(len(chosen))
+        return np.zeros(0, np.int32), np.zeros((0, longest)), np.zeros((0, longest), np.int32)
+
+    monkeypatch.setattr(scan._decider, "_fetch", queue)
+    lists = DeviceLists(1, 4096, 0, 0, scan._arena.send("found", np.zeros(1, np.int32)), *[0] * 5)
+    scan._decider.decide(None, None, lists, None, longest)
+    assert asked == [most]
+    scan.close()
+
+
 @needs_core
 def test_long_queries_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of queries so long that results would not fit, no row is picked, and none is decided before lists are known."""
     monkeypatch.setattr(decide_module, "_LONGEST", 4)
-    monkeypatch.setattr(scan_module, "RESULTS", 12 * 25 * 4)
+    monkeypatch.setattr(queue_module, "RESULTS", 12 * 25 * 4)
     scan, device = open_scan("int8", 24, AlignmentConfig())
     ours, compiled = searches(make_parts(made_up("plain", 3, 60, 5, 24)), "images", AlignmentConfig(), scan)
     query, allowed = made_queries((5,), 24), np.ones(60, bool)

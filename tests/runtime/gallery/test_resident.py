@@ -29,10 +29,12 @@ from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import scanner as scanner_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, CoreThreads, open_core
 from chan_rt.runtime.gallery.cuda import GpuEstimator, ResidentSearch, SplitScan, check_settings, open_resident
-from chan_rt.runtime.gallery.cuda import scan as scan_module
+from chan_rt.runtime.gallery.cuda import list_queue as queue_module
+from chan_rt.runtime.gallery.cuda import pieces as pieces_module
 from chan_rt.runtime.gallery.cuda.kernels import (
     FORMS,
     GROUPS,
+    LISTED_BLOCKS,
     MOST_GROUPS,
     PAIR_ROWS,
     PICKS,
@@ -108,7 +110,7 @@ class Model:
 
     def scan_listed(self, device, blocks, vectors, row_places, lengths, scale, found, listed, query, word_starts,
                     word_scale, scores, rows, words, queries, capacity, temperature) -> None:  # fmt: skip
-        assert blocks == -(-capacity // SCAN_ROWS) * queries
+        assert blocks == min(-(-capacity // SCAN_ROWS), LISTED_BLOCKS // queries) * queries
         word_starts = device.array(word_starts, np.int32)[: queries + 1]
         places = [np.arange(*ends) for ends in itertools.pairwise(word_starts)]
         stored = self._stored(device, vectors, row_places, lengths, rows)
@@ -406,7 +408,7 @@ def test_of_100_000_rows_a_few_are_listed() -> None:
         wide = int8_radius(change, rows.error, rows.norm, query, query.count, 0.0, alignment)
         lower = np.sort((score - wide).reshape(-1, 25).max(axis=1))
         assert np.count_nonzero(score + wide >= lower[-k]) > 1000
-        assert k <= len(found) < 500 < scan_module.CAPACITY
+        assert k <= len(found) < 500 < queue_module.CAPACITY
     if open_core():  # true scores make the threshold, and all rows on the list are decided
         rankings = compiled_ranker(parts, "images", alignment, scan).exact(list(words[:2]), k, np.ones(count, bool))
         assert all(k <= ranking.rescored < 200 for ranking in rankings)
@@ -414,7 +416,7 @@ def test_of_100_000_rows_a_few_are_listed() -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
 def test_lists_that_overflow_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_module, "CAPACITY", 8)
+    monkeypatch.setattr(queue_module, "CAPACITY", 8)
     alignment = AlignmentConfig()
     rows = made_up("near", 3, 200, 5, 24)
     parts = make_parts(rows, (50,))
@@ -434,7 +436,7 @@ def test_a_list_of_one_row_too_many_is_made_again(monkeypatch: pytest.MonkeyPatc
     (listed,) = listing(scan, parts, [query], 5)
     rows = listed.rows
     for capacity, launches in ((len(rows), 1), (len(rows) - 1, 2), (1, 2)):
-        monkeypatch.setattr(scan_module, "CAPACITY", capacity)
+        monkeypatch.setattr(queue_module, "CAPACITY", capacity)
         device.launched.clear()
         (again,) = listing(scan, parts, [query], 5)
         assert again.rows.tolist() == listed.rows.tolist()
@@ -464,7 +466,7 @@ def test_queries_that_fill_a_tile_are_scanned_together(lengths: tuple[int, ...],
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
 def test_many_queries_take_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_module, "_QUERIES", 2)
+    monkeypatch.setattr(pieces_module, "_QUERIES", 2)
     alignment = AlignmentConfig()
     scan, device = open_scan("int8", 24, alignment)
     ours, cpu = rankers(make_parts(made_up("plain", 3, 40, 5, 24)), "images", alignment, scan)

@@ -20,7 +20,7 @@ from chan_rt.runtime.gallery.compiled import open_core
 from chan_rt.runtime.gallery.cuda import SplitScan
 from chan_rt.runtime.gallery.cuda import decide as decide_module
 from chan_rt.runtime.gallery.cuda import held as held_module
-from chan_rt.runtime.gallery.cuda import scan as scan_module
+from chan_rt.runtime.gallery.cuda import list_queue as queue_module
 from chan_rt.runtime.gallery.cuda.decide import Decided
 from chan_rt.runtime.gallery.cuda.kernels import level_stride
 from chan_rt.runtime.gallery.cuda.scan import KernelScan
@@ -69,7 +69,7 @@ def upper_bounds(scan: KernelScan, device: Any, queries: int, rows: int) -> np.n
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small galleries read the level first, too, and go on where most rows remain."""
     monkeypatch.setattr(held_module, "LEAST", 0)
-    monkeypatch.setattr(scan_module, "SHARE", 1)
+    monkeypatch.setattr(queue_module, "SHARE", 1)
 
 
 @pytest.mark.parametrize("case", ["plain", "ties", "near", "zero", "huge"])
@@ -190,7 +190,7 @@ def test_bounds_are_above_true_scores_and_infinite_where_nothing_is_known(dim: i
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
 def test_where_too_many_rows_remain_every_one_is_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_module, "SHARE", 40)  # 5 of 200
+    monkeypatch.setattr(queue_module, "SHARE", 40)  # 5 of 200
     rng, alignment = np.random.default_rng(0), AlignmentConfig()
     rows = fallen(rng, made_up("plain", 3, 200, 5, DIM))
     queries = [rng.standard_normal((4, DIM)).astype(np.float32) for _ in range(2)]
@@ -204,6 +204,29 @@ def test_where_too_many_rows_remain_every_one_is_scanned(monkeypatch: pytest.Mon
         found, expected = search.exact(queries, 9, everything), cpu.exact(queries, 9, everything)
         assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
         assert [name for name in device.launched if name in ("bound_16", "scan_16")] == ["bound_16", "scan_16"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="many rows")
+def test_lists_that_are_worth_nothing_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The level leaves more rows than there is room for, and so many are equal that every list overflows."""
+    monkeypatch.setattr(queue_module, "SHARE", 2)
+    monkeypatch.setattr(queue_module, "CAPACITY", 20)
+    rng, alignment = np.random.default_rng(0), AlignmentConfig()
+    rows = fallen(rng, [rng.standard_normal((5, DIM)).astype(np.float32)]) * 200
+    queries = [rng.standard_normal((4, DIM)).astype(np.float32)]
+    parts = make_parts(rows, (50,), plan=plan_of(rows[:1], queries))
+    scan, device = open_scan("int8", DIM, alignment)
+    held = scan.gather([scan.hold(part) for part in parts])
+    every: list[Decided] = []
+    device.launched.clear()
+    scan.decider(held)(queries, 5, np.ones(200, bool), np.full(1, -np.inf), 1, every.append)
+    assert [len(decided.rows) for decided in every] == [200]
+    before, after = (
+        device.launched[: device.launched.index("scan_16")],
+        device.launched[device.launched.index("scan_16") :],
+    )
+    assert before.count("shortlist") == 2, "of the candidates, and the list that is worth nothing"
+    assert after.count("shortlist") == 2, "the list that overflowed, and the one with room for all"
 
 
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
@@ -319,7 +342,7 @@ def test_most_codes_are_not_read() -> None:
     assert (scanned < count // 2).all()
     assert scan.left is not None
     assert (scan.left <= scanned).all(), "those that were picked first need not be among them"
-    assert (scan.left > scanned - scan_module.FEW).all()
+    assert (scan.left > scanned - queue_module.FEW).all()
     assert (decided.found < 200).all()
 
 
