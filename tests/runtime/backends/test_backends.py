@@ -170,6 +170,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     package.get_library_path = lambda: "plugin.so"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, package.__name__, package)
     monkeypatch.setattr(onnxruntime_rtx, "_registered", set())
+    monkeypatch.setattr(onnxruntime_rtx, "examine_gpu", GpuReport)  # whatever GPU the tests run beside
     monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda name, path: None)
     return package
 
