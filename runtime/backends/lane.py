@@ -23,10 +23,10 @@ from ..errors import BackendError, GpuMemoryError, TensorError
 from .base import Array
 from .buckets import Sizes
 from .device import Device
+from .recording import Failed
 
 # A recorded graph costs a context and some MiB; a service sees few sizes often and many rarely.
 MAX_GRAPHS = 16
-_FIRST_PAUSE = 16  # requests
 ALIGNMENT = 256  # bytes, of what an engine is bound to: ICudaEngine, setTensorAddress
 _log = logging.getLogger(__name__)
 Key = tuple[int, tuple[int, ...]]
@@ -47,23 +47,6 @@ class _Bucket:
 
     context: Any
     graph: Any
-
-
-@dataclass
-class _Failed:
-    """Sizes whose recording failed: how many requests of that size pass until it is tried again."""
-
-    pause: int = _FIRST_PAUSE
-    left: int = 0
-
-    def wait(self) -> None:
-        """Pass twice as many as the last time."""
-        self.left, self.pause = self.pause, 2 * self.pause
-
-    def due(self) -> bool:
-        """Count a request; whether recording should be tried again with it."""
-        self.left -= 1
-        return self.left < 0
 
 
 class Lane:
@@ -101,7 +84,7 @@ class Lane:
         self._buffers = {tensor.name: _Buffer() for tensor in (*spec.inputs, *spec.outputs)}
         self._scratch = _Buffer()
         self._buckets: OrderedDict[Key, _Bucket | None] = OrderedDict()  # None: seen once, or not to be recorded
-        self._failed: dict[Key, _Failed] = {}
+        self._failed: dict[Key, Failed] = {}
         self.allocations = 0
         self.graphs = 0
 
@@ -199,7 +182,7 @@ class Lane:
         try:
             bucket = self._recorded(key, sizes)
         except BackendError as error:
-            failed = self._failed.setdefault(key, _Failed())
+            failed = self._failed.setdefault(key, Failed())
             failed.wait()
             _log.warning("sizes %s run without a recorded graph for now: %s", dict(sizes), error)
             return None

@@ -18,6 +18,7 @@ from ..gpu import examine_gpu
 from ..onnx_session import CPU, import_onnxruntime, open_session
 from .base import Array, Backend, Feeds, check_feeds
 from .branches import BranchedSession, find_branches
+from .buckets import Sizes
 from .tf32 import forbid_tf32
 
 _DTYPES = {
@@ -96,15 +97,22 @@ class OnnxRuntimeBackend(Backend):
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """See `Backend.run`."""
-        check_feeds(self.spec, self.ranges, feeds)
+        return self._answer(check_feeds(self.spec, self.ranges, feeds), feeds)
+
+    def _answer(self, sizes: Sizes, feeds: Feeds) -> dict[str, Array]:
+        """`run`, for feeds that were checked."""
         session = self._session
         if session is None:
             raise BackendError(f"{self.name} was closed")
         try:
             values = session.run(self._outputs, dict(feeds))
         except Exception as error:
-            raise BackendError(f"{self.name} failed in {self.spec.file}: {error}") from error
+            raise self._failure(error) from error
         return dict(zip(self._outputs, values, strict=True))
+
+    def _failure(self, error: Exception) -> BackendError:
+        """The error of a run that onnxruntime ended with `error`."""
+        return BackendError(f"{self.name} failed in {self.spec.file}: {error}")
 
     def close(self) -> None:
         """Drop the session; a run still under way in another thread ends undisturbed."""

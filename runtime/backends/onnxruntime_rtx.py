@@ -16,7 +16,7 @@ from ..extras import needs
 from ..gpu import examine_gpu
 from ..onnx_session import open_session
 from .base import Backend
-from .onnxruntime import OnnxRuntimeBackend
+from .onnxruntime_gpu import GpuSession
 from .rtx_gpus import INSTEAD, why_not_served
 from .tf32 import forbid_tf32
 
@@ -35,8 +35,8 @@ def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
     return PluginBackend("onnxruntime_rtx", file, spec, (plugin().get_ep_name(), {}), threads, extra="cpu")
 
 
-class PluginBackend(OnnxRuntimeBackend):
-    """An onnxruntime session on the plugin's first device; see `OnnxRuntimeBackend`."""
+class PluginBackend(GpuSession):
+    """An onnxruntime session on the plugin's first device; see `GpuSession`."""
 
     def _start(self, ort: Any, file: Path, provider: tuple[str, dict[str, str]], extra: str) -> Any:
         return open_session(file, self.threads, provider=provider, devices=devices(ort)[:1])

@@ -15,6 +15,7 @@ from ..gpu import CUDA_12, NEWEST_CUDA, GpuReport, examine_gpu, remedy_of_driver
 from ..onnx_session import FATAL, import_onnxruntime, open_session
 from .onnxruntime import preload_cuda
 from .onnxruntime_rtx import devices
+from .recording import SESSIONS
 from .rtx_gpus import INSTEAD, why_not_served
 from .sidecar import installed_version
 from .table import BACKENDS, BackendInfo
@@ -144,7 +145,8 @@ def _provider_problem(provider: str) -> str | None:
             preload_cuda(ort)
         active = ort.get_available_providers()
         if provider in active:
-            active = open_session(_IDENTITY, 1, provider=(provider, {}), log=FATAL).get_providers()
+            with SESSIONS.together():
+                active = open_session(_IDENTITY, 1, provider=(provider, {}), log=FATAL).get_providers()
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         return f"{provider} does not start: {error}"
     if active[0] == provider:
