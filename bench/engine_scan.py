@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ..runtime.backends.base import Array as AnyArray
 from ..runtime.backends.device import Device
 from ..runtime.backends.tensorrt import TensorRTBackend
+from ..runtime.counts import counted
 from ..runtime.errors import InputError, TensorError
-from ..runtime.gallery.cuda.memory import Arena
+from ..runtime.gallery.cuda.memory import Arena, gib
 from ..runtime.gallery.cuda.resident import Listed, Queries
 from ..runtime.gallery.proof.rows import Part
 
@@ -60,6 +61,12 @@ class EngineScan:
         self._arena = Arena(device)
         self._turn = threading.Lock()
         self._tensors: dict[tuple[str, tuple[int, ...]], tuple[int, Any]] = {}
+
+    def require(self, parts: Sequence[Part]) -> None:
+        """See `ResidentScan.require`."""
+        rows = sum(len(part.starts) - 1 for part in parts)
+        size = 2 * rows * self._regions * self._dim
+        self._arena.require(size, f"{counted(rows, 'row needs', 'rows need')} {gib(size)} at float16")
 
     def hold(self, part: Part) -> list[_Chunk]:
         """See `ResidentScan.hold`; uploaded anew at each call.

@@ -135,7 +135,7 @@ class _Counting:
 
     def __init__(self, scan: ResidentScan, where: Where) -> None:
         self.name, self.certified = scan.name, scan.certified
-        self.hold, self.gather, self.close = scan.hold, scan.gather, scan.close
+        self.require, self.hold, self.gather, self.close = scan.require, scan.hold, scan.gather, scan.close
         self._scan, self._where = scan, where
 
     def shortlist(self, *arguments: Any) -> list[Listed]:

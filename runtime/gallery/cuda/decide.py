@@ -158,7 +158,7 @@ class Decider:
         units = self._width * size // UNIT
         places = [(each.vectors - base) // UNIT + each.part.starts[:-1] * units for each in copies]
         fine = Fine(form, copies, base)
-        (fine.places,) = self._arena.keep(fine, [np.concatenate(places).astype(np.int64, copy=False)])
+        (fine.places,) = self._arena.keep(fine, [np.concatenate(places).astype(np.int64, copy=False)], "its places")
         return fine
 
     def _copy(self, part: Part, stored: NDArray[Any]) -> _Copy:
@@ -166,7 +166,7 @@ class Decider:
         if copy is None:
             copy = _Copy(part)
             size = len(stored) * self._width * stored.itemsize
-            need = f"the fine copy of {counted(len(part.starts) - 1, 'row')} needs {gib(size)} of the GPU's memory"
+            need = f"the fine copy of {counted(len(part.starts) - 1, 'row')} needs {gib(size)}"
             copy.vectors = self._arena.upload(copy, size, self._pieces(part, stored), need)
             self._known[id(part)] = copy  # the part lives as long as its copy, so its id is its own
         return copy

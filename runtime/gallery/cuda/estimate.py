@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..proof.gallery_rows import GalleryRows
 from ..proof.intervals import Intervals
-from .resident import ResidentScan
+from .resident import ResidentScan, hold_all
 
 
 class GpuEstimator:
@@ -27,7 +27,7 @@ class GpuEstimator:
         self.certified = scan.certified
         self._gallery = gallery
         self._scan = scan
-        self._rows = scan.gather([scan.hold(part) for part in gallery.parts])
+        self._rows = hold_all(scan, gallery.parts)
 
     def intervals(
         self, queries: Sequence[NDArray[np.float32]], k: int, rows: NDArray[np.int64]

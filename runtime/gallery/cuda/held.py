@@ -27,6 +27,7 @@ from .memory import Arena, gib
 from .queries import QuerySender, SentPlans
 
 _MOST_VALUES = 1 << 31  # of a row: GPU kernels count them in int32
+ROW_BYTES = 49  # that lie beside the vectors of a row
 _PIECE = 8 << 20  # bytes of a part that are made ready for the upload at a time
 
 
@@ -108,9 +109,15 @@ class RowHolder:
         held = HeldPart(part)
         size = int(part.starts[-1]) * self._vector_bytes
         rows = counted(len(part.starts) - 1, "row needs", "rows need")
-        need = f"{rows} {gib(size)} of the GPU's memory at {self._precision}"
+        need = f"{rows} {gib(size)} at {self._precision}"
         held.vectors = self._arena.upload(held, size, self._pieces(part), need)
         return held
+
+    def require(self, parts: Sequence[Part]) -> None:
+        """GpuMemoryError if there is no room for all of these parts, before any of them is uploaded."""
+        rows = sum(len(part.starts) - 1 for part in parts)
+        size = sum(int(part.starts[-1]) for part in parts) * self._vector_bytes + rows * ROW_BYTES
+        self._arena.require(size, f"{counted(rows, 'row needs', 'rows need')} {gib(size)} at {self._precision}")
 
     @property
     def _vector_bytes(self) -> int:
@@ -146,7 +153,7 @@ class RowHolder:
             _joined(plans, np.int32),
             np.ones(sum(counts), np.uint8),
         ]
-        addresses = self._arena.keep(rows, arrays)
+        addresses = self._arena.keep(rows, arrays, f"the numbers beside {counted(rows.count, 'row')}")
         rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans, rows.everything = (
             addresses
         )
@@ -170,12 +177,12 @@ class RowHolder:
                 vectors = coded_vectors(each.part, self._stride)
                 if vectors is not None:
                     own = _Coded()
-                    (own.address,) = self._arena.keep(own, [vectors])
+                    (own.address,) = self._arena.keep(own, [vectors], "coded vectors")
                     each.coded = own
             held = [(each.part, each.coded.address if each.coded else 0) for each in rows.held]
             base, places = joined_places(held, plan, self._stride, UNIT)
             levels = Levels(self._weights(plan.axes, plan.first), base, rows.largest)
-            (levels.places,) = self._arena.keep(levels, [places])
+            (levels.places,) = self._arena.keep(levels, [places], "their places")
         except GpuMemoryError:  # they only save time, so those of the other parts give their room back
             for each in fresh:
                 each.coded = None
@@ -187,7 +194,7 @@ class RowHolder:
         weights = self._known.get((id(axes), id(level)))
         if weights is None:
             weights = Weights(axes, level)
-            weights.addresses = self._arena.keep(weights, weights.arrays(self._width, self._stride))
+            weights.addresses = self._arena.keep(weights, weights.arrays(self._width, self._stride), "a plan's weights")
             self._known[id(axes), id(level)] = weights  # they live as long as their weights, so their ids are their own
         return weights
 

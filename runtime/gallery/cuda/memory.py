@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from ...backends.device import Device
 from ...errors import BackendError, GpuMemoryError
 
-INSTEAD = "search with device='cpu', or compact or split the gallery"
+INSTEAD = (
+    "search with device='cpu', spread the gallery over several GPUs, as by device='cuda:0,1', or compact or split it"
+)
 _STAGING = 32 << 20  # bytes of pinned memory that an upload passes through at a time
 _LETTER = 1 << 19  # bytes of a call's small arrays, which are copied to the device together
 _APART = 256  # bytes; each array begins at a multiple of it
@@ -40,17 +43,21 @@ class Arena:
         self._written = self._posted = 0  # bytes of the letter, and how many of them are on their way
         self._closed = False
 
-    def keep(self, owner: object, arrays: Sequence[NDArray[Any]]) -> list[int]:
+    def keep(self, owner: object, arrays: Sequence[NDArray[Any]], what: str) -> list[int]:
         """Addresses of copies of arrays on the device, freed with their owner or with the arena.
 
         Raises:
-            BackendError: the device has not room for them; what was allocated is freed.
+            GpuMemoryError: the device has not room for them; the message names `what` they are, and says what to do.
+                What was allocated is freed.
         """
         addresses: list[int] = []
         try:
             for array in arrays:
                 addresses.append(self._malloc(array.nbytes))
                 self.write(addresses[-1], array)
+        except GpuMemoryError as error:
+            self._free(addresses)
+            raise self._lacking(f"{what} need {gib(sum(each.nbytes for each in arrays))}", error) from error
         except BaseException:
             self._free(addresses)
             raise
@@ -67,17 +74,26 @@ class Arena:
         """Address of `size` bytes that pieces fill, freed with their owner or with the arena.
 
         Raises:
-            BackendError: the device has not room for them; the message begins with `need`, and says what to do.
+            GpuMemoryError: the device has not room for them; the message begins with `need`, and says what to do.
         """
         try:
             address = at = self.room(owner, size)
             for piece in pieces:
                 self.write(at, piece)
                 at += piece.nbytes
-        except BackendError as error:
-            room = f"{gib(self.device.free_memory())} are free"
-            raise type(error)(f"{need}, {room}: {error}; {INSTEAD}") from error
+        except GpuMemoryError as error:
+            raise self._lacking(need, error) from error
         return address
+
+    def require(self, size: int, need: str) -> None:
+        """GpuMemoryError, which begins with `need`, if so many bytes are not free."""
+        if size > self.device.free_memory():
+            raise self._lacking(need, None)
+
+    def _lacking(self, need: str, error: GpuMemoryError | None) -> GpuMemoryError:
+        reason = "" if error is None else f": {error}"
+        free = gib(self.device.free_memory())
+        return GpuMemoryError(f"{need} of the GPU's memory, {free} are free{reason}; {INSTEAD}")
 
     def write(self, address: int, array: NDArray[Any]) -> None:
         """Copy an array to the device, through pinned memory, and wait for it."""
@@ -160,12 +176,14 @@ class Arena:
             return
         self._closed = True
         self.device.activate()
-        self._free(list(self._addresses))
-        for host in self._hosts.values():
-            self.device.free_host(host)
-        self._hosts.clear()
-        self._rooms.clear()
-        self.device.destroy_stream(self.stream)
+        with ExitStack() as freeing:  # what cannot be freed does not keep the rest
+            freeing.callback(self.device.destroy_stream, self.stream)
+            for host in self._hosts.values():
+                freeing.callback(self.device.free_host, host)
+            for address in list(self._addresses):
+                freeing.callback(self._free, [address])
+            self._hosts.clear()
+            self._rooms.clear()
 
     def _outgoing(self, name: str, size: int) -> tuple[int, NDArray[np.uint8], bool]:
         """An address on the device, pinned memory to be filled for it, and whether that is copied alone."""
@@ -203,6 +221,8 @@ class Arena:
 
     def _free(self, addresses: Sequence[int]) -> None:
         for address in addresses:
-            if address in self._addresses:
+            try:
                 self._addresses.remove(address)
-                self.device.free(address)
+            except KeyError:  # another thread frees it, or the arena was closed
+                continue
+            self.device.free(address)

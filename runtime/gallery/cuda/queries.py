@@ -119,7 +119,7 @@ class QuerySender:
         block_of = np.repeat(np.arange(len(edges) - 1, dtype=np.int32), np.diff(edges))
         sent = SentPlans(columns)
         sent.places, sent.block_of, sent.held = self._arena.keep(
-            sent, [np.array(places, np.int64), block_of, np.array(held)]
+            sent, [np.array(places, np.int64), block_of, np.array(held)], "the plans' numbers"
         )
         sent.base = base or sent.places  # without any axes nothing is read there
         return sent
@@ -130,7 +130,7 @@ class QuerySender:
             columns = _Columns(axes)
             padded = np.zeros((self._width, CODE_AXES))
             padded[: axes.leading.shape[0], : axes.leading.shape[1]] = axes.leading
-            (columns.address,) = self._arena.keep(columns, [padded])
+            (columns.address,) = self._arena.keep(columns, [padded], "a plan's axes")
             self._known[id(axes)] = columns  # the axes live as long as their columns, so their id is their own
         return columns
 

@@ -48,8 +48,8 @@ class Decide(Protocol):
 
         Args:
             turn: how many queries at most at a time.
-            use: is called once for each query, by one thread at a time, in any order of the queries. Its errors are
-                raised here; then nothing is under way on the GPU.
+            use: is called by one thread at a time, each time for other queries, in any order. Its errors are raised
+                here; then nothing is under way on the GPU.
         """
 
 
@@ -63,6 +63,9 @@ class ResidentScan(Protocol):
 
     name: str
     certified: bool
+
+    def require(self, parts: Sequence[Part]) -> None:
+        """GpuMemoryError, which says what to do, if there is no room for those of these parts that are not held yet."""
 
     def hold(self, part: Part) -> Any:
         """A part on the device; uploaded once, and freed when nothing refers to what this returned."""
@@ -91,3 +94,9 @@ class ResidentScan(Protocol):
 
     def close(self) -> None:
         """Free all device memory; twice does no harm."""
+
+
+def hold_all(scan: ResidentScan, parts: Sequence[Part]) -> Any:
+    """All parts on the device as one sequence of rows; GpuMemoryError before the first upload if they do not fit."""
+    scan.require(parts)
+    return scan.gather([scan.hold(part) for part in parts])

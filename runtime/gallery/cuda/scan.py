@@ -42,7 +42,7 @@ T = TypeVar("T")
 class KernelScan:
     """A `ResidentScan` by the compiled kernels of kernels.py.
 
-    Device memory: the codes (or the half copy) and 48 bytes a row, for as long as they are held; for a call 8 bytes for
+    Device memory: the codes (or the half copy) and 49 bytes a row, for as long as they are held; for a call 8 bytes for
     each pair of row and query (the ranker's turns keep them below 128 MiB), 80 KiB of lists a query, and the queries.
 
     Attributes:
@@ -81,6 +81,12 @@ class KernelScan:
     def allocations(self) -> int:
         """How often device memory was allocated so far."""
         return self._arena.allocations
+
+    def require(self, parts: Sequence[Part]) -> None:
+        """See `ResidentScan.require`."""
+        with self._turns.lock:
+            self._device.activate()
+            self._holder.require([part for part in parts if id(part) not in self._known])
 
     def hold(self, part: Part) -> HeldPart:
         """See `ResidentScan.hold`.

@@ -17,7 +17,7 @@ from ..proof.gallery_rows import GalleryRows
 from .best import best_of
 from .decide import Decided
 from .list_queue import BEYOND
-from .resident import ResidentScan
+from .resident import ResidentScan, hold_all
 
 _SCORE_BYTES = 128 << 20  # of the scores on the GPU; more queries are served in turns
 _TURN = 512  # queries of a turn at most
@@ -38,7 +38,7 @@ class ResidentSearch:
     def __init__(self, gallery: GalleryRows, scan: ResidentScan, compiled: CompiledSearch) -> None:
         self._scan, self._compiled = scan, compiled
         self._count, self._alignment = gallery.count, gallery.alignment
-        self._rows = scan.gather([scan.hold(part) for part in gallery.parts])
+        self._rows = hold_all(scan, gallery.parts)
         self._decide = scan.decider(self._rows)
 
     def rank(

@@ -67,14 +67,32 @@ class SplitScan:
     def _make_lock(self) -> None:
         self._turn = threading.Lock()
 
+    def require(self, parts: Sequence[Part]) -> None:
+        """See `ResidentScan.require`: each GPU is asked about the parts that will go to it."""
+        with self._turn:
+            loads = self._loads()
+            shares: list[list[Part]] = [[] for _ in self._scans]
+            for part in parts:
+                if id(part) not in self._known:
+                    place = loads.index(min(loads))
+                    shares[place].append(part)
+                    loads[place] += int(part.starts[-1])
+        for scan, own in zip(self._scans, shares, strict=True):
+            scan.require(own)
+
+    def _loads(self) -> list[int]:
+        """How many vectors each GPU holds."""
+        loads = [0] * len(self._scans)
+        for each in self._known.values():
+            loads[each.place] += each.vectors
+        return loads
+
     def hold(self, part: Part) -> _Share:
         """See `ResidentScan.hold`."""
         with self._turn:
             share = self._known.get(id(part))
             if share is None:
-                loads = [0] * len(self._scans)
-                for each in self._known.values():
-                    loads[each.place] += each.vectors
+                loads = self._loads()
                 place = loads.index(min(loads))
                 share = _Share(part, place, self._scans[place].hold(part))
                 self._known[id(part)] = share  # the part lives as long as its share, so its id is its own

@@ -62,8 +62,8 @@ class ObservedGpu(CudaDevice):
         return self._capacity - sum(map(len, self.memory.values()))
 
     def free(self, address: int) -> None:
+        del self.memory[address]  # before another thread may be given this address
         super().free(address)
-        del self.memory[address]
 
     def malloc_host(self, size: int) -> NDArray[np.uint8]:
         memory = super().malloc_host(size)

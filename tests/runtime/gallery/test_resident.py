@@ -549,11 +549,38 @@ def test_a_warm_call_allocates_nothing() -> None:
 def test_too_little_memory_says_how_much_is_needed_and_what_to_do() -> None:
     scan, device = open_scan("int8", 24, AlignmentConfig(), capacity=4000)
     parts = make_parts(made_up("plain", 3, 300, 5, 24))
-    with pytest.raises(BackendError, match=r"300 rows need 0\.00 GiB .*, 0\.00 GiB are free: .*out of memory .*cpu'"):
+    with pytest.raises(BackendError, match=r"300 rows need 0\.00 GiB .*, 0\.00 GiB are free; .*cpu'"):
         rankers(parts, "images", AlignmentConfig(), scan)
     gc.collect()
     scan.close()
     assert device.empty, "what was allocated before it failed is given back"
+
+
+def test_nothing_is_uploaded_where_all_parts_do_not_fit() -> None:
+    """Of one segment's rows nobody could tell what the gallery needs."""
+    parts = make_parts(made_up("plain", 3, 300, 5, 24), (50, 120, 200))
+    for capacity in range(5_000, 70_000, 5_000):
+        scan, device = open_scan("int8", 24, AlignmentConfig(), capacity=capacity)
+        with pytest.raises(GpuMemoryError, match=r"^300 rows need .* are free; .*device='cpu'.*device='cuda:0,1'"):
+            rankers(parts, "images", AlignmentConfig(), scan)
+        assert device.copied_in == 0
+        scan.close()
+        assert device.empty
+
+
+@pytest.mark.parametrize(("capacity", "what"), [(30_000, "100 rows"), (60_000, "the numbers beside 300 rows")])
+def test_where_memory_ends_in_the_middle_the_error_says_so(
+    capacity: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may take what was free when it was asked for."""
+    parts = make_parts(made_up("plain", 3, 300, 5, 24), (100, 200))
+    scan, device = open_scan("int8", 24, AlignmentConfig(), capacity=capacity)
+    monkeypatch.setattr(device, "free_memory", lambda: 1 << 30)
+    with pytest.raises(GpuMemoryError, match=rf"^{what} need 0\.00 GiB .*: .*out of memory .*device='cpu'"):
+        rankers(parts, "images", AlignmentConfig(), scan)
+    gc.collect()
+    scan.close()
+    assert device.empty
 
 
 def test_scratch_that_could_not_grow_is_not_handed_out_again() -> None:
@@ -646,6 +673,16 @@ def test_parts_are_spread_by_their_vectors_and_stay_where_they_are() -> None:
     (more,) = make_parts(made_up("plain", 4, 20, 5, 24))
     assert split.hold(more).place == 0, "what was freed no longer counts"
     assert [split.hold(part) for part in parts[1:]] == again
+    split.close()
+
+
+def test_each_gpu_is_asked_for_the_room_of_its_own_parts_before_any_upload() -> None:
+    opened = [open_scan("int8", 24, AlignmentConfig(), capacity=capacity) for capacity in (1 << 30, 20_000)]
+    split = SplitScan([scan for scan, _ in opened])
+    parts = make_parts(made_up("plain", 3, 300, 5, 24), (100, 200))
+    with pytest.raises(GpuMemoryError, match=r"^200 rows need 0\.00 GiB at int8 .* are free;"):
+        rankers(parts, "images", AlignmentConfig(), split)
+    assert [device.copied_in for _, device in opened] == [0, 0]
     split.close()
 
 
