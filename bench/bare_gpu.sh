@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What to run first on a lent GPU: a machine with Python, PyTorch, Triton, cuda-python and pytest that reaches no network.
+# What to run first on a lent GPU that reaches no network.
 #
 #   bench/bare_gpu.sh [checks] [figures] [encoders]      default: checks figures
 #
@@ -7,9 +7,13 @@
 # figures   limits, one caption among 100,000 images, the host's part, all pairs of 1,000 x 5,000: about 5 minutes
 # encoders  onnxruntime's CUDA provider: its tests, and encoding by every backend: about 4 minutes
 #
-# Beforehand, where there is a network: `make core` (or an installed package), and wheels of what the machine lacks
-# (click, filelock, polygraphy; onnxruntime-gpu for encoders) in .whl/. Results go to $OUT, out/gpu by default. Galleries
-# are made while the checks run.
+# It needs Python 3.11, nvidia-smi, the compiled core (`make core`, or an installed package), and of Python's packages
+#   figures   torch, triton, cuda-python, numpy, click, filelock, onnxruntime (tests/bench/test_gpu.py holds it to these)
+#   checks    also pytest, pytest-xdist, hypothesis, safetensors and onnx, onnx-ir, onnxscript, which tests/conftest.py
+#             imports; and compute-sanitizer of the CUDA toolkit, without which memcheck.txt says that it is missing
+#   encoders  also polygraphy and onnxruntime-gpu in place of onnxruntime
+# Wheels of what is missing may lie in .whl/. Results go to $OUT, out/gpu by default. Galleries are made while the checks
+# run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-$PWD/out/gpu} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

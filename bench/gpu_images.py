@@ -32,13 +32,13 @@ from ..runtime.gallery.proof.prefix import (
 )
 from ..runtime.gallery.proof.rows import ArrayPart, PrefixCodes, array_part
 from ..runtime.gallery.rank import Ranker
+from ..runtime.gallery.writer import SEGMENT_BYTES
 from .search import Concepts
 
 Floats = NDArray[np.float32]
 K = 10
 AGREE = 20  # captions by which candidates are held against the certified ranking
 DONE = "done"  # a file that `make_case` writes last
-SEGMENT = 3640  # images of a segment as `GalleryWriter` cuts them at 36 regions of 1024-d, as of version 0.2
 _PIECE = 1000  # images made at a time
 _MEASURES = ("scale", "error", "norm")
 _LEVELS = ("first", "second")
@@ -102,8 +102,9 @@ class Case:
         levels = {name: _level(arrays, name) for name in _LEVELS} if "first" in arrays else dict.fromkeys(_LEVELS)
         plan = SearchPlan(axes, levels["first"], levels["second"], 2)
         parts = []
-        for first in range(0, count, count if one_part else SEGMENT):
-            last = min(count, first + (count if one_part else SEGMENT))
+        rows = count if one_part else segment_rows(regions, arrays["exact"].shape[1])
+        for first in range(0, count, rows):
+            last = min(count, first + rows)
             vectors = slice(first * regions, last * regions)
             starts = np.arange(last - first + 1, dtype=np.int64) * regions
             scale, error, norm = (arrays[name][first:last] for name in _MEASURES)
@@ -114,6 +115,11 @@ class Case:
                 coded = PrefixCodes(arrays["first"][vectors], arrays["second"][vectors], arrays["loose"][first:last])
             parts.append(ArrayPart(starts, scale, error, norm, stored, exact, blocks, norms, plan, coded))
         return cls(ResidentImages(tuple(parts), regions), list(arrays["captions"]), list(arrays["truth"]))
+
+
+def segment_rows(regions: int, dim: int) -> int:
+    """Images of a full segment, as `GalleryWriter` cuts them: 3,640 at 36 regions of 1024-d."""
+    return max(1, SEGMENT_BYTES // (4 * dim) // regions)
 
 
 def make_case(folder: Path, count: int, captions: int, regions: int, words: int, dim: int) -> None:

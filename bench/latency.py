@@ -30,11 +30,10 @@ from ..runtime.errors import ChanError, InputError
 from ..runtime.matcher import Matcher
 from ..runtime.text import Tokenizer, load_tokenizer
 from .cuda import TimedDevice, gpu_state
-from .measure import Latency, float32_rate, machine, read_bandwidth, take_turns
+from .measure import PACKAGES, Latency, float32_rate, machine, read_bandwidth, take_turns
 
 TOP_K = 10
 ON_GPU = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx")
-PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from ..runtime.cpus import usable_cpus
 
 SETTLED = 0.02  # seconds
+PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
 
 
 @dataclass(frozen=True)
