@@ -16,7 +16,7 @@ each round sums the next SLOTS of them.
 import triton
 import triton.language as tl
 
-from .scan_kernels import radius
+from .list_kernels import radius
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.proof.bounds import MOST_BLOCKS
 from ..runtime.gallery.proof.prefix import AXES, CODE_AXES
 
-_SOURCES = ("scan_kernels", "query_kernels", "decide_kernel")
+_SOURCES = ("scan_kernels", "list_kernels", "query_kernels", "decide_kernel")
 _STAGES, _WARPS = 3, 4
 _VECTORS = 16  # of each row that are multiplied at once: tensor cores take no fewer, and 36 fill three turns to 75 %
 _ALIGNED = ("vectors", "levels", "query", "fine", "codes", "exact", "axes")
@@ -70,13 +70,8 @@ class _Job:
     @property
     def function(self) -> Any:
         """What Triton made of the kernel's source."""
-        from . import decide_kernel, query_kernels, scan_kernels
-
-        return next(
-            getattr(module, self.kernel)
-            for module in (scan_kernels, query_kernels, decide_kernel)
-            if hasattr(module, self.kernel)
-        )
+        modules = (import_module(f".{name}", __package__) for name in _SOURCES)
+        return next(getattr(module, self.kernel) for module in modules if hasattr(module, self.kernel))
 
 
 def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: str) -> tuple[KernelRecord, bool]:

@@ -73,7 +73,7 @@ def terms(
     axes_places,  # int64 [num_plans], where each plan's begins beyond that, in units of UNIT elements; -1 for none
     block_of,  # int32 [AXES], the block of (1') that each column is in
     held,  # float64 [num_plans], f of (3')
-    target,  # float64 [queries, num_plans, 6 + BLOCKS], what `radius` of scan_kernels.py reads
+    target,  # float64 [queries, num_plans, 6 + BLOCKS], what `radius` of list_kernels.py reads
     margins,  # float64 [queries], twice what a true score's own rounding can be, (2)
     num_plans,
     dim,
