@@ -22,12 +22,15 @@ _STATE = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,
 class TimedDevice(CudaDevice):
     """A CUDA device that times kernels launched through it, with events that were made beforehand.
 
+    Args:
+        index: as of `CudaDevice`.
+
     Attributes:
         timing: whether launches are timed now.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, index: int = 0) -> None:
+        super().__init__(index)
         self.timing = False
         self._names: dict[int, str] = {}
         self._events: list[Any] = []
@@ -156,11 +159,11 @@ def read_bandwidth() -> float:
     return float(_READ / min(times))
 
 
-def gpu_uuid() -> str | None:
-    """The name of the GPU that CUDA counts as 0, as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES says."""
+def gpu_uuid(index: int = 0) -> str | None:
+    """The name of the GPU that CUDA gives this number, as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES says."""
     from cuda.bindings import runtime
 
-    status, properties = runtime.cudaGetDeviceProperties(0)
+    status, properties = runtime.cudaGetDeviceProperties(index)
     if status != 0:
         return None
     return f"GPU-{uuid.UUID(bytes=bytes(properties.uuid.bytes))}"

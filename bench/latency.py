@@ -27,9 +27,10 @@ from ..runtime.backends.placement import Placement, read_placements
 from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError, InputError
+from ..runtime.gpu import device_index
 from ..runtime.matcher import Matcher
 from ..runtime.text import Tokenizer, load_tokenizer
-from .cuda import TimedDevice, gpu_state
+from .cuda import TimedDevice, gpu_state, gpu_uuid
 from .measure import PACKAGES, Latency, float32_rate, machine, read_bandwidth, take_turns
 
 TOP_K = 10
@@ -47,6 +48,7 @@ class Setting:
         batches: numbers of captions and images that are encoded in one call.
         seconds: time for each operation, all candidates together.
         threads: CPU threads; None for one per core.
+        device: the GPU of the backends that run on one, as in `Matcher.open`; torch runs on the CPU and on it.
     """
 
     images: int = 1000
@@ -55,6 +57,7 @@ class Setting:
     batches: tuple[int, ...] = (1, 64)
     seconds: float = 5.0
     threads: int | None = None
+    device: str = "cuda"
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ def run(
     threads = setting.threads or machine(())["cores"]
     limits = {"read_bytes_per_second": read_bandwidth(int(threads)), "float32_flops": float32_rate()}
     report = LatencyReport(machine(PACKAGES), asdict(setting), limits)
-    before = gpu_state()
+    index = device_index(setting.device)
+    before = _gpu_state(index)
     with ExitStack() as stack:
         candidates: dict[str, Candidate] = {}
         for name, opener in _openers(bundle, manifest, backends, precisions, checkpoint, setting):
@@ -194,11 +198,11 @@ def run(
             reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
             raise InputError(f"no candidate runs on this machine: {reasons}")
         _measure(candidates, manifest, setting, report, progress)
-        if any(name.endswith(" cuda") or name.split()[0] in ON_GPU for name in candidates):
+        if any(name.endswith(f" {setting.device}") or name.split()[0] in ON_GPU for name in candidates):
             report.gpu = {
                 "state before": before,
-                "state after": gpu_state(),
-                "copy_bytes_per_second": TimedDevice().copy_bandwidth(),
+                "state after": _gpu_state(index),
+                "copy_bytes_per_second": TimedDevice(index).copy_bandwidth(),
             }
             report.placements = _placements(bundle, precisions, setting, report.skipped)
         report.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
@@ -207,12 +211,17 @@ def run(
     return report
 
 
+def _gpu_state(index: int) -> dict[str, str]:
+    """The state of the GPU that is measured; nvidia-smi counts GPUs in another order than CUDA may."""
+    return gpu_state(gpu_uuid(index) if index else None)
+
+
 def _placements(bundle: Path, precisions: Sequence[str], setting: Setting, skipped: dict[str, str]) -> list[Placement]:
     """Where `auto` runs each graph for each batch size and precision: measured now, unless it was before."""
     for precision in precisions:
         for batch in setting.batches:
             try:
-                Matcher.open(bundle, "auto", precision, setting.threads, batch=batch).close()
+                Matcher.open(bundle, "auto", precision, setting.threads, batch=batch, device=setting.device).close()
             except ChanError as error:
                 skipped[f"auto {precision}"] = str(error)
     return read_placements(bundle)
@@ -228,7 +237,7 @@ def _openers(
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield each candidate's name, and a function that returns a context manager of it."""
     if checkpoint is not None:
-        for device in _torch_devices():
+        for device in _torch_devices(setting.device):
             for name, compiled in (("torch eager", False), ("torch.compile", True)):
                 yield (
                     name if device == "cpu" else f"{name} {device}",
@@ -238,7 +247,7 @@ def _openers(
         for precision in precisions:
             yield (
                 f"{backend} {precision}",
-                partial(Matcher.open, bundle, backend, precision, setting.threads),
+                partial(_open_bundle, bundle, backend, precision, setting),
             )
 
 
@@ -254,10 +263,15 @@ def _open_torch(
     yield TorchCandidate(model, load_tokenizer(bundle, manifest.tokenizer), compiled, device)
 
 
-def _torch_devices() -> tuple[str, ...]:
+def _open_bundle(bundle: Path, backend: str, precision: str, setting: Setting) -> Matcher:
+    device = setting.device if backend in ON_GPU else "cuda"
+    return Matcher.open(bundle, backend, precision, setting.threads, device=device)
+
+
+def _torch_devices(device: str) -> tuple[str, ...]:
     import torch
 
-    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return ("cpu", device) if torch.cuda.is_available() else ("cpu",)
 
 
 def _start(opener: Callable[[], Any]) -> Start:

@@ -57,6 +57,7 @@ def evaluate_models(
     folds: int = 1,
     backend: str = "auto",
     precision: str = "fp32",
+    device: str = "cuda",
     ties: metrics.Ties = "lower",
     extended: bool = False,
     strict: bool = False,
@@ -72,7 +73,7 @@ def evaluate_models(
         models: folders of bundles and checkpoints.
         images: the split.
         folds: blocks of images that are evaluated apart; 5 on COCO's testall is its 1K protocol.
-        backend, precision: of bundles; checkpoints run in PyTorch.
+        backend, precision, device: of bundles, as in `Matcher.open`; checkpoints run in PyTorch.
         ties: which of equal scores ranks first.
         extended: also CxC and ECCV Caption, for COCO's testall with its ids, in one fold.
         strict: refuse captions of more words than a model takes; otherwise they are cut.
@@ -98,7 +99,7 @@ def evaluate_models(
     for path in models:  # all of them before the first one runs
         _check_fits(images, path)
     start = time.perf_counter()
-    ranked, scores, cut = _ranks(models, images, blocks, backend, precision, strict, not extended, on_progress)
+    ranked, scores, cut = _ranks(models, images, blocks, backend, precision, device, strict, not extended, on_progress)
     seconds = time.perf_counter() - start
 
     def mean(order: metrics.Ties) -> metrics.Metrics:
@@ -129,6 +130,7 @@ def _ranks(
     blocks: Sequence[tuple[slice, slice]],
     backend: str,
     precision: str,
+    device: str,
     strict: bool,
     without_scores: bool,
     on_progress: OnProgress | None,
@@ -145,7 +147,7 @@ def _ranks(
             if on_progress is not None:
                 on_progress(number, done, pairs)
 
-        with open_encoder(path, backend, precision) as (encoder, packed):
+        with open_encoder(path, backend, precision, device) as (encoder, packed):
             fitted = fit_captions(images, encoder.tokenizer, encoder.max_words, strict=strict)
             cut.append(len(fitted.cut_rows))
             if without_scores and packed and len(models) == 1 and is_faster(encoder.alignment):
@@ -166,14 +168,16 @@ def _ranks(
 
 
 @contextmanager
-def open_encoder(path: str | Path, backend: str, precision: str) -> Iterator[tuple[Matcher | ReferenceMatcher, bool]]:
+def open_encoder(
+    path: str | Path, backend: str, precision: str, device: str = "cuda"
+) -> Iterator[tuple[Matcher | ReferenceMatcher, bool]]:
     """The encoder of a bundle or a checkpoint, and whether this package may score its embeddings on the CPU.
 
     That gives what the fp32 graph on onnxruntime's CPU gives. Everything else is scored by its own graph, because that
     graph is part of what is evaluated.
     """
     if (Path(path) / MANIFEST).is_file():
-        with Matcher.open(path, backend, precision) as matcher:
+        with Matcher.open(path, backend, precision, device=device) as matcher:
             yield matcher, matcher.backend == "onnxruntime" and precision == "fp32"
     else:
         yield ReferenceMatcher.open(path), True

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds to spend on each operation, for all candidates together.",
 )
+@options.device_option
 @options.threads_option
 @options.json_option
 @options.output_json_option
@@ -69,6 +70,7 @@ def command(
     words: int,
     batches: tuple[int, ...],
     seconds: float,
+    device: str,
     threads: int | None,
     as_json: bool,
     json_file: Path | None,
@@ -83,7 +85,7 @@ def command(
     from chan_rt.runtime.contract import Manifest
 
     known = Manifest.load(bundle).graphs["text_encoder"]
-    setting = Setting(images, regions, words, batches, seconds, threads)
+    setting = Setting(images, regions, words, batches, seconds, threads, device)
     report = run(
         bundle,
         backends or tuple(BACKENDS),

@@ -17,16 +17,18 @@ from .terminal import describe_placement, echo, print_json, warn
     type=values.FOLDER,
     help="Bundle of which to report where `auto` runs each graph. That is measured where a GPU is used.",
 )
+@options.device_option
 @options.json_option
-def command(bundle: Path | None, as_json: bool) -> None:
+def command(bundle: Path | None, device: str, as_json: bool) -> None:
     """Report what runs here: GPU, driver, libraries, backends and extras, and what to install.
 
     The exit status is 0 when at least one backend runs.
     """
     from ..runtime.backends.placement import read_placements
     from ..runtime.doctor import examine
+    from ..runtime.gpu import device_index
 
-    report = examine()
+    report = examine(device_index(device))
     placements = [] if bundle is None else read_placements(bundle)
     if as_json:
         print_json({**report.to_dict(), "placements": [asdict(each) for each in placements]})

@@ -22,6 +22,7 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
     help="Number of blocks of images to average over. 5 on testall is the 1K protocol of COCO.",
 )
 @options.backend_option
+@options.device_option
 @options.precision_option
 @click.option(
     "--ties",
@@ -46,6 +47,7 @@ def command(
     split: Any,
     folds: int | None,
     backend: str,
+    device: str,
     precision: str,
     ties: Any,
     eccv: bool,
@@ -70,6 +72,7 @@ def command(
             images,
             folds=folds or 1,
             backend=backend,
+            device=device,
             precision=precision,
             ties=ties,
             extended=eccv,

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 @click.option("--html", type=values.NEW_FILE, help="Also write the explanation to this file, as a page.")
 @options.backbone_options("Network that turns the picture into regions, in place of the backbone of BUNDLE.")
 @options.backend_option
+@options.device_option
 @options.precision_option
 @options.json_option
 @click.pass_context
 def command(
     context: click.Context, bundle: Path, image: Path, caption: str, out: Path | None, html: Path | None,
-    backbone: str | None, weights: str, backend: str, precision: str, as_json: bool,
+    backbone: str | None, weights: str, backend: str, device: str, precision: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Score IMAGE with CAPTION, and show the region that each word chose, how similar they are, and the word's share.
 
@@ -42,7 +43,7 @@ def command(
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise click.BadParameter(f"the file must end in .png or .jpg, got {visible(out)}", param_hint="--out")
     network = options.open_backbone(context, backbone, weights)
-    with Matcher.open(bundle, backend, precision, backbone=network) as matcher:
+    with Matcher.open(bundle, backend, precision, backbone=network, device=device) as matcher:
         explanation = matcher.explain(matcher.encode_pictures([image]), caption)
         unknown = matcher.unknown_words(caption)
     warn_of_unknown(unknown, [match.known for match in explanation.words])

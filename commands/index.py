@@ -79,6 +79,7 @@ if TYPE_CHECKING:
 )
 @click.option("--shard-rows", type=values.COUNT, help="Number of rows in each shard, with --ray. The default is 16384.")
 @options.backend_option
+@options.device_option
 @options.precision_option
 @options.skipping_options
 @options.json_option
@@ -103,6 +104,7 @@ def command(
     actors: int | None,
     shard_rows: int | None,
     backend: str,
+    device: str,
     precision: str,
     max_bad: int,
     strict: bool,
@@ -130,7 +132,7 @@ def command(
     """
     coding, pooling, fine, precision = _as_before(context, out, coding, pooling, fine, precision)
     if embeddings:
-        encoding = ("split", "replace", "prune", "backbone", "weights", "backend", "precision")
+        encoding = ("split", "replace", "prune", "backbone", "weights", "backend", "device", "precision")
         options.refuse_given(context, (*encoding, "address", "actors", "shard_rows"), "with --embeddings")
         alignment = coding, pooling
         files = [Path(file) for file in arguments]
@@ -143,6 +145,8 @@ def command(
 
     if address is None:
         options.refuse_given(context, ("actors", "shard_rows"), "without --ray")
+    else:
+        options.refuse_given(context, ("device",), "with --ray, which gives each process a GPU")
 
     from ..runtime.indexing.data_sources import open_source
     from ..runtime.indexing.index import index_source, prepare_search
@@ -191,7 +195,7 @@ def command(
     else:
         network = options.open_backbone(context, backbone, weights)
         with (
-            Matcher.open(bundle, backend, precision, backbone=network) as matcher,
+            Matcher.open(bundle, backend, precision, backbone=network, device=device) as matcher,
             open_writer(out, settings) as writer,
         ):
             with progress_bar("index", len(source.ids)) as progress:

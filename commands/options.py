@@ -40,6 +40,11 @@ backend_option = click.option(
     show_default=True,
     help="Backend that runs the graphs of a bundle; auto takes the first one that runs here. `chan doctor` lists them.",
 )
+_GPU = "GPU of a backend that runs on one. cuda:N is the GPU of that number as CUDA counts them; cuda is the first."
+device_option = click.option("--device", type=values.ONE_GPU, default="cuda", show_default=True, help=_GPU)
+encoder_device_option = click.option(
+    "--encoder-device", type=values.ONE_GPU, default="cuda", show_default=True, help=_GPU
+)
 precision_option = click.option(
     "--precision", type=values.PRECISION, default="fp32", show_default=True, help="Precision of the bundle's graphs."
 )

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--html", type=values.NEW_FILE, help="Also write the hits to this file, as a page with their alignments.")
 @options.moved_bundle_option
 @options.backend_option
+@options.encoder_device_option
 @options.threads_option
 @click.option(
     "--device",
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
 @options.skipping_options
 def command(
     arguments: tuple[str, ...], image: Path | None, like: str | None, vectors: Path | None, k: int, where: Any,
-    as_json: bool, html: Path | None, moved: Path | None, backend: str, threads: int | None,
+    as_json: bool, html: Path | None, moved: Path | None, backend: str,
+    encoder_device: str, threads: int | None,
     device: str, skip_damaged: bool, max_bad: int, strict: bool,
 ) -> None:  # fmt: skip
     """Rank a GALLERY that `chan index` made, or IMAGES (files and folders) that are encoded only for this search.
@@ -85,14 +87,15 @@ def command(
             raise click.UsageError(f"{first} is a gallery: give one caption, --image, --like or --embeddings{hint}")
         damaged: Literal["refuse", "skip"] = "skip" if skip_damaged else "refuse"
         if like is not None or vectors is not None:
-            refused = ("html", "moved", "backend", "max_bad", "strict")
+            refused = ("html", "moved", "backend", "encoder_device", "max_bad", "strict")
             options.refuse_given(click.get_current_context(), refused, "with --like or --embeddings")
             with Gallery.open(first, threads=threads, device=device, damaged=damaged) as gallery:
                 query.answer_vectors(gallery, like, vectors)
             return
         opened = open_gallery_with_matcher(
-            first, bundle=moved, backend=backend, threads=threads, device=device, damaged=damaged
-        )
+            first, bundle=moved, backend=backend, threads=threads, device=device, damaged=damaged,
+            encoder_device=encoder_device,
+        )  # fmt: skip
         with opened as (gallery, matcher):
             query.answer(gallery, matcher, rest[0] if rest else None, image)
     else:
@@ -102,13 +105,19 @@ def command(
                             ("--skip-damaged", skip_damaged)):  # fmt: skip
             if given:
                 raise click.UsageError(f"{flag} needs a gallery; make one of the pictures with `chan index`")
-        _search_pictures(Path(first), rest[:-1], rest[-1], query, backend, threads)
+        _search_pictures(Path(first), rest[:-1], rest[-1], query, backend, threads, encoder_device)
     if strict and len(query.skipped):
         raise click.exceptions.Exit(1)
 
 
 def _search_pictures(
-    bundle: Path, paths: Sequence[str], caption: str, query: _Query, backend: str, threads: int | None
+    bundle: Path,
+    paths: Sequence[str],
+    caption: str,
+    query: _Query,
+    backend: str,
+    threads: int | None,
+    device: str,
 ) -> None:
     """Index pictures in a folder that is removed afterwards, and search it."""
     from ..runtime.gallery import Gallery
@@ -120,7 +129,7 @@ def _search_pictures(
     source = picture_source(paths)
     with (
         tempfile.TemporaryDirectory(prefix="chan-search-") as scratch,
-        Matcher.open(bundle, backend, threads=threads) as matcher,
+        Matcher.open(bundle, backend, threads=threads, device=device) as matcher,
     ):
         with open_writer(Path(scratch, "gallery"), gallery_settings(bundle)) as writer:
             done = index_source(writer, matcher, source, max_bad=query.skipped.limit)

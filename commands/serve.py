@@ -31,6 +31,7 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 )
 @click.option("--workers", default=1, show_default=True, type=values.COUNT, help="Number of processes.")
 @options.backend_option
+@options.encoder_device_option
 @click.option(
     "--threads", type=values.COUNT, help="CPU threads of each worker. By default the workers share the cores."
 )

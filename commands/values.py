@@ -68,27 +68,37 @@ class Choice(click.Choice[str]):
 
 
 class Device(click.ParamType[str]):
-    """A device that scans galleries: cpu, cuda, cuda:N or cuda:N,M."""
+    """A device: cpu, cuda, cuda:N or cuda:N,M.
+
+    Args:
+        one_gpu: whether it must be a single GPU, as graphs run on; galleries are scanned on any.
+    """
 
     name = "device"
 
+    def __init__(self, *, one_gpu: bool = False) -> None:
+        self._one_gpu = one_gpu
+
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """As the help shows it."""
-        return "[cpu|cuda|cuda:N,...]"
+        return "[cuda|cuda:N]" if self._one_gpu else "[cpu|cuda|cuda:N,...]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name, if it is one."""
         from ..runtime.errors import InputError
-        from ..runtime.gpu import device_indices
+        from ..runtime.gpu import device_index, device_indices
 
         try:
-            device_indices(value)
+            if self._one_gpu:
+                device_index(value)
+            else:
+                device_indices(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
         return value
 
 
-DEVICE = Device()
+DEVICE, ONE_GPU = Device(), Device(one_gpu=True)
 
 
 def _backends() -> tuple[str, ...]:

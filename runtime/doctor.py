@@ -56,10 +56,15 @@ class MachineReport:
         return {**asdict(self), "auto": self.auto, "healthy": self.healthy}
 
 
-def examine() -> MachineReport:
-    """Examine the machine and try every backend."""
+def examine(index: int = 0) -> MachineReport:
+    """Examine the machine and try every backend, those of a GPU on the one that CUDA gives this number.
+
+    Raises:
+        InputError: there is no such GPU.
+    """
     gpu = examine_gpu()
-    backends = tuple(examine_backend(name, gpu) for name in BACKENDS)
+    one = gpu.only(index)
+    backends = tuple(examine_backend(name, one) for name in BACKENDS)
     scans = {name: _scan_problem(name) for name in get_args(ScanName)}
     return MachineReport(
         python=sys.version.split()[0],

@@ -55,6 +55,21 @@ def device_indices(device: str) -> tuple[int, ...]:
     return numbers
 
 
+def device_index(device: str) -> int:
+    """The number of the one GPU that a name stands for, as CUDA counts those it shows.
+
+    device: `cuda` for the first GPU, or `cuda:N`.
+
+    Raises:
+        InputError: any other name, cpu and several GPUs included.
+    """
+    numbers = device_indices(device)
+    if len(numbers) != 1:
+        instead = "" if numbers else "; on the CPU the backend onnxruntime runs them"
+        raise InputError(f"device must be one GPU for the graphs of a bundle, cuda or cuda:N, got {device!r}{instead}")
+    return numbers[0]
+
+
 def architecture(capability: tuple[int, int]) -> str:
     """`sm_90` for (9, 0)."""
     return f"sm_{capability[0]}{capability[1]}"
@@ -70,6 +85,7 @@ class GpuReport:
         cuda: the newest CUDA that the driver serves.
         problem: why there is no usable GPU.
         remedy: what would help, where that is known.
+        first: the number that CUDA gives to the first of `gpus`; not 0 in a report of another GPU alone (`only`).
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -77,6 +93,20 @@ class GpuReport:
     cuda: str | None = None
     problem: str | None = None
     remedy: str | None = None
+    first: int = 0
+
+    def only(self, index: int) -> GpuReport:
+        """The report of one of the GPUs, as if there were no other.
+
+        Raises:
+            InputError: CUDA shows GPUs, and none of that number.
+        """
+        if not self.gpus and index == 0:
+            return self
+        if index >= len(self.gpus):
+            shown = ", ".join(f"cuda:{number} ({gpu.name})" for number, gpu in enumerate(self.gpus))
+            raise InputError(f"device cuda:{index} is not there: CUDA shows {shown or f'no GPU ({self.problem})'}")
+        return replace(self, gpus=(self.gpus[index],), first=index)
 
     def extra_for(self, extra: str) -> str:
         """The extra with the same libraries as `extra`, for the CUDA that this driver serves.

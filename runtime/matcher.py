@@ -24,6 +24,7 @@ from .errors import BackendError, BundleError, EngineError, InputError, TensorEr
 from .explanation import Explanation, WordMatch, shares
 from .gallery.all_scores import all_scores, can_score
 from .gallery.compiled import CoreThreads
+from .gpu import device_index, examine_gpu
 from .pictures.load import Picture, load_pixels
 from .regions import PictureBackbone, Regions, with_grid_boxes
 from .text import Tokenizer, load_tokenizer, pad_rows
@@ -59,6 +60,7 @@ class Matcher:
         precision: str,
         threads: int | None = None,
         backbone: PictureBackbone | None = None,
+        gpu: int = 0,
     ) -> None:
         """For tests and for those who open backends themselves; otherwise use `Matcher.open`."""
         missing = [graph for graph in NEEDED if graph not in backends]
@@ -73,6 +75,7 @@ class Matcher:
         self.backend_report: Mapping[str, str] = {}
         self._bundle = Path(bundle).resolve()  # graphs opened later are found after a change of the working directory
         self._threads = threads
+        self._gpu = gpu
         self._core_threads = CoreThreads(threads)
         self._backbone = backbone
         self._backends = dict(backends)
@@ -89,6 +92,7 @@ class Matcher:
         threads: int | None = None,
         backbone: PictureBackbone | None = None,
         batch: int = 1,
+        device: str = "cuda",
     ) -> Matcher:
         """Open a bundle, every file checked by its hash.
 
@@ -102,19 +106,22 @@ class Matcher:
             backbone: what turns pictures into regions in place of the bundle's own backbone.
             batch: how many images or captions a call will usually have. Where a GPU is at hand, `auto` runs each graph
                 there or on the CPU, where calls of that size are faster; it measures once (`placement`).
+            device: the GPU of a backend that runs on one: `cuda`, the first that CUDA shows, or `cuda:N`.
 
         Raises:
             BundleError: no bundle, an altered file, or no graph at that precision.
             BackendError: the backend cannot run here.
+            InputError: device names no GPU, several, one that is not there, or one beside the backend of the CPU.
         """
+        gpu = _gpu_index(device, backend)
         manifest = Manifest.load(bundle)
         tokenizer = load_tokenizer(bundle, manifest.tokenizer)
         passed_over: dict[str, str] = {}
         precisions = {graph: manifest.resolve(graph, precision) for graph in NEEDED}
         backends = open_graphs(
-            backend, bundle, manifest, precisions, threads=threads, passed_over=passed_over, batch=batch
+            backend, bundle, manifest, precisions, threads=threads, passed_over=passed_over, batch=batch, gpu=gpu
         )
-        matcher = cls(bundle, manifest, tokenizer, backends, precision, threads, backbone)
+        matcher = cls(bundle, manifest, tokenizer, backends, precision, threads, backbone, gpu)
         matcher.backend_report = passed_over
         _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)
         return matcher
@@ -340,13 +347,14 @@ class Matcher:
 
     def _open_graph(self, graph: str, precision: str) -> dict[str, Backend]:
         """Open a graph with the backend at work; a backbone without a usable engine with onnxruntime."""
+        graphs = {graph: precision}
         try:
-            return open_graphs(self.backend, self._bundle, self.manifest, {graph: precision}, threads=self._threads)
+            return open_graphs(self.backend, self._bundle, self.manifest, graphs, threads=self._threads, gpu=self._gpu)
         except EngineError as error:
             if graph != "backbone":
                 raise
             _log.warning("the backbone runs with onnxruntime: %s", error)
-            return open_graphs(CPU_BACKEND, self._bundle, self.manifest, {graph: precision}, threads=self._threads)
+            return open_graphs(CPU_BACKEND, self._bundle, self.manifest, graphs, threads=self._threads)
 
     def _encode(
         self, graph: str, rows: Array, lengths: NDArray[np.int32], tensor: str, symbol: str, kind: Kind
@@ -418,6 +426,16 @@ class Matcher:
                 outputs = backend.run(feeds)
                 here = {name: array[: len(image.rows), : len(caption.rows)] for name, array in outputs.items()}
                 yield image.rows, caption.rows, here
+
+
+def _gpu_index(device: str, backend: str) -> int:
+    """The number of the GPU that `Matcher.open` is asked for; InputError where there is none of that name."""
+    index = device_index(device)
+    if device != "cuda":
+        if backend == CPU_BACKEND:
+            raise InputError(f"device must be cuda with the backend {backend}, which uses no GPU, got {device!r}")
+        examine_gpu().only(index)
+    return index
 
 
 def _own_regions(backbone: PictureBackbone, pictures: Sequence[Picture]) -> Regions:

@@ -86,6 +86,7 @@ def open_matcher(
     bundle: str | Path | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    device: str = "cuda",
 ) -> Matcher:
     """Open the bundle that a gallery's rows were encoded with, at their precision.
 
@@ -94,6 +95,7 @@ def open_matcher(
         bundle: the bundle's folder where it was moved; None for the one that the gallery remembers.
         backend: as in `Matcher.open`.
         threads: CPU threads of onnxruntime; None for one per CPU this process may use.
+        device: the GPU of a backend that runs on one, as in `Matcher.open`.
 
     Raises:
         InputError: the gallery does not know its bundle, or it is no longer there; its embeddings came without one.
@@ -109,7 +111,7 @@ def open_matcher(
     folder = bundle if bundle is not None else settings.bundle
     if folder is None or not Path(folder).is_dir():
         raise InputError(f"the gallery's bundle {folder} is not there; say where it is with --bundle")
-    matcher = Matcher.open(folder, backend, settings.precision or "fp32", threads)
+    matcher = Matcher.open(folder, backend, settings.precision or "fp32", threads, device=device)
     try:
         settings.check_model(fingerprint(matcher.manifest, matcher.precision), gallery.path)
     except BaseException:
@@ -152,6 +154,7 @@ def open_gallery_with_matcher(
     threads: int | None = None,
     device: str = "cpu",
     damaged: Literal["refuse", "skip"] = "refuse",
+    encoder_device: str = "cuda",
 ) -> Iterator[tuple[Gallery, Matcher]]:
     """Open a gallery for search, and the matcher that encodes its queries; both are closed at the end.
 
@@ -167,13 +170,14 @@ def open_gallery_with_matcher(
         threads: CPU threads for encoding and for scans; None for every core.
         device: where the gallery is scanned, as in `Gallery.open`.
         damaged: whether damaged rows are an error or left out, as in `Gallery.open`.
+        encoder_device: the GPU of a backend that runs on one, as `device` of `Matcher.open`.
 
     Raises:
         InputError, GalleryError, BundleError, BackendError: as `Gallery` and `open_matcher` raise them.
     """
     with (
         Gallery.open(path, threads=threads, device=device, damaged=damaged) as gallery,
-        open_matcher(gallery, bundle, backend, threads) as matcher,
+        open_matcher(gallery, bundle, backend, threads, encoder_device) as matcher,
     ):
         if bundle is not None and _is_gone(gallery.settings.bundle):
             _remember(path, bundle)

@@ -222,7 +222,9 @@ def _open_all(settings: Settings, cluster: RayCluster | None) -> dict[str, OpenG
             gallery.check_model(fingerprint(matcher.manifest, matcher.precision))
             held.hold()
         else:
-            matcher = open_matcher(gallery, settings.bundle, settings.backend, settings.threads)
+            matcher = open_matcher(
+                gallery, settings.bundle, settings.backend, settings.threads, settings.encoder_device
+            )
             matchers[key] = matcher, Held(matcher.close)
         return matchers[key]
 

@@ -69,6 +69,7 @@ class Settings:
         backend: as in `Matcher.open`.
         threads: CPU threads for encoding and for scans in each worker; None for every core.
         device: where galleries are scanned, as in `Gallery.open`.
+        encoder_device: the GPU of a backend that runs on one, as `device` of `Matcher.open`.
         api_key: what clients must present; None lets everyone in.
         writable: whether clients may add and delete rows, and reopen galleries.
         uploads: folder that keeps pictures of rows that clients add; None keeps none.
@@ -89,6 +90,7 @@ class Settings:
     backend: str = "auto"
     threads: int | None = None
     device: str = "cpu"
+    encoder_device: str = "cuda"
     api_key: str | None = field(default=None, repr=False)
     writable: bool = False
     uploads: Path | None = None

@@ -35,7 +35,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 
-def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int | None = None) -> Backend:
+def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int | None = None, gpu: int = 0) -> Backend:
     """Open one graph.
 
     Args:
@@ -43,6 +43,7 @@ def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int |
         file: the ONNX file, or for the TensorRT flavors the engine, already verified.
         spec: the graph's inputs and outputs.
         threads: CPU threads of the onnxruntime backends; None for one per CPU this process may use.
+        gpu: the GPU of those that run on one, as CUDA counts them.
 
     Raises:
         InputError: an unknown name, or threads below 1.
@@ -52,12 +53,19 @@ def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int |
     if threads is not None:
         check_positive("threads", threads)
     module = importlib.import_module(f"{__name__}.{name}")
-    backend: Backend = module.open_file(Path(file), spec, threads)
+    backend: Backend = module.open_file(Path(file), spec, threads, gpu)
     return backend
 
 
 def open_graph(
-    name: str, bundle: str | Path, manifest: Manifest, graph: str, precision: str, *, threads: int | None = None
+    name: str,
+    bundle: str | Path,
+    manifest: Manifest,
+    graph: str,
+    precision: str,
+    *,
+    threads: int | None = None,
+    gpu: int = 0,
 ) -> Backend:
     """Open a bundle's graph with the backend `name`, its file (or the newest usable engine) verified by hash.
 
@@ -68,11 +76,11 @@ def open_graph(
     check_choice("backend", name, ("auto", *BACKENDS))
     spec = manifest.graph(graph, precision)
     if BACKENDS[name].runs == "engine":
-        check_gpu(name)
-        file = find_engine(bundle, graph, precision, name)
+        check_gpu(name, gpu)
+        file = find_engine(bundle, graph, precision, name, gpu)
     else:
         file = verified(bundle, spec.file, spec.sha256)
-    return open_backend(name, file, spec, threads=threads)
+    return open_backend(name, file, spec, threads=threads, gpu=gpu)
 
 
 def open_graphs(
@@ -84,6 +92,7 @@ def open_graphs(
     threads: int | None = None,
     passed_over: dict[str, str] | None = None,
     batch: int = 1,
+    gpu: int = 0,
 ) -> dict[str, Backend]:
     """Open several graphs of a bundle with one backend; for `auto`, with the first on which all of them really run.
 
@@ -97,6 +106,7 @@ def open_graphs(
         threads: as in `open_backend`.
         passed_over: is filled, for `auto`, with the reason for each better backend that was not taken.
         batch: how many images or captions a call will usually have, which decides where `auto` runs each graph.
+        gpu: as in `open_backend`.
 
     Raises:
         BundleError: a graph is not in the bundle, or its file was altered.
@@ -105,11 +115,11 @@ def open_graphs(
     for graph, precision in precisions.items():
         manifest.graph(graph, precision)  # an absent graph is no reason to try the next backend
     if name != "auto":
-        return _open_all(name, bundle, manifest, precisions, threads)
+        return _open_all(name, bundle, manifest, precisions, threads, gpu)
     reasons = {} if passed_over is None else passed_over
     for candidate, info in BACKENDS.items():
         try:
-            backends = _open_all(candidate, bundle, manifest, precisions, threads)
+            backends = _open_all(candidate, bundle, manifest, precisions, threads, gpu)
         except BackendError as error:
             reasons[candidate] = str(error)
             continue
@@ -124,7 +134,7 @@ def open_graphs(
         level = logging.WARNING if not info.gpu and examine_gpu().gpus else logging.INFO
         for name, reason in reasons.items():
             _log.log(level, "auto takes %s and not %s: %s", candidate, name, reason)
-        return _placed(backends, bundle, manifest, precisions, threads, batch) if info.gpu else backends
+        return _placed(backends, bundle, manifest, precisions, threads, batch, gpu) if info.gpu else backends
     raise BackendError("no backend works here. " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
@@ -135,14 +145,15 @@ def _placed(
     precisions: Mapping[str, str],
     threads: int | None,
     batch: int,
+    index: int,
 ) -> dict[str, Backend]:
     """Each graph on a GPU, or on the CPU where it is faster there; what is not taken is closed."""
-    gpu = examine_gpu()
+    gpu = examine_gpu().only(index)
     name = next(iter(backends.values())).name
     if not gpu.gpus:
         return backends
     try:
-        on_cpu = _open_all(CPU_BACKEND, bundle, manifest, precisions, threads)
+        on_cpu = _open_all(CPU_BACKEND, bundle, manifest, precisions, threads, index)
     except BackendError as error:
         _log.info("all graphs run with %s, because the CPU cannot run them: %s", name, error)
         return backends
@@ -174,12 +185,12 @@ def try_out(backend: Backend) -> None:
 
 
 def _open_all(
-    name: str, bundle: str | Path, manifest: Manifest, precisions: Mapping[str, str], threads: int | None
+    name: str, bundle: str | Path, manifest: Manifest, precisions: Mapping[str, str], threads: int | None, gpu: int
 ) -> dict[str, Backend]:
     backends: dict[str, Backend] = {}
     try:
         for graph, precision in precisions.items():
-            backends[graph] = open_graph(name, bundle, manifest, graph, precision, threads=threads)
+            backends[graph] = open_graph(name, bundle, manifest, graph, precision, threads=threads, gpu=gpu)
     except BaseException:
         _close(backends)
         raise

@@ -63,8 +63,8 @@ def why_foreign_to_gpu(record: EngineRecord, capability: tuple[int, int]) -> str
     return None if here in record.gpus else f"it is foreign: built for {', '.join(record.gpus)}, this GPU is {here}"
 
 
-def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> Path:
-    """The newest engine of a bundle's graph that may be used here, its bytes verified.
+def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str, gpu: int = 0) -> Path:
+    """The newest engine of a bundle's graph that may be used on a GPU of this machine, its bytes verified.
 
     Raises:
         BundleError: the bundle has no such graph at that precision.
@@ -72,7 +72,7 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> 
     """
     spec = Manifest.load(bundle).graph(graph, precision)
     sidecars = read_sidecars(bundle, stem(graph, precision, flavor, "*"))
-    capability = capability_here()
+    capability = capability_here(gpu)
     reasons = []
     for engine in sidecars.engines:
         reason = why_unusable_here(engine, spec.sha256, capability)
@@ -84,9 +84,9 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str) -> 
     raise EngineError("; ".join([f"no usable {flavor} engine of {graph} at {precision}", *reasons, f"run: {command}"]))
 
 
-def capability_here() -> tuple[int, int] | None:
-    """Compute capability of the first GPU, which engines run on; None where there is none."""
-    gpus = examine_gpu().gpus
+def capability_here(gpu: int = 0) -> tuple[int, int] | None:
+    """Compute capability of a GPU, by the number that CUDA gives it; None where there is none."""
+    gpus = examine_gpu().only(gpu).gpus
     return gpus[0].capability if gpus else None
 
 

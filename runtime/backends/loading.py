@@ -22,9 +22,9 @@ from .table import Flavor
 _log = logging.getLogger(__name__)
 
 
-def load_library(flavor: Flavor, record: EngineRecord) -> tuple[Any, Gpu]:
+def load_library(flavor: Flavor, record: EngineRecord, index: int = 0) -> tuple[Any, Gpu]:
     """The flavor's module and the GPU, once it is known that they can run the engine."""
-    gpu = examine_gpu()
+    gpu = examine_gpu().only(index)
     if gpu.problem is not None:  # the library is large: it is not loaded only to find that out
         raise BackendError(f"{flavor} cannot run here: no usable GPU: {gpu.problem}; use the backend onnxruntime")
     report = examine_backend(flavor, gpu)

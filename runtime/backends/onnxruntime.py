@@ -29,8 +29,8 @@ _DTYPES = {
 }
 
 
-def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
-    """Open an ONNX file on the CPU with `threads` threads, one per CPU this process may use for None."""
+def open_file(file: Path, spec: GraphSpec, threads: int | None, gpu: int = 0) -> Backend:
+    """Open an ONNX file on the CPU with `threads` threads, one per CPU for None; `gpu` concerns others."""
     return OnnxRuntimeBackend("onnxruntime", file, spec, (CPU, {}), threads, extra="cpu")
 
 

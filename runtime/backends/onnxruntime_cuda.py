@@ -25,15 +25,21 @@ MAX_GRAPHS = 16
 _log = logging.getLogger(__name__)
 
 
-def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
-    """Open an ONNX file on the first GPU; `threads` serve what little stays on the CPU."""
+def open_file(file: Path, spec: GraphSpec, threads: int | None, gpu: int = 0) -> Backend:
+    """Open an ONNX file on a GPU; `threads` serve what little stays on the CPU."""
     try:
-        return BoundBackend("onnxruntime_cuda", file, spec, _provider(graphs=True), threads, device="cuda", graphs=True)
+        return _open(file, spec, threads, gpu, graphs=True)
     except BackendError as error:
         # onnxruntime refuses to record a session of which some node must stay on the CPU; it runs all the same.
         if "graph feature" not in str(error):
             raise
-    return BoundBackend("onnxruntime_cuda", file, spec, _provider(graphs=False), threads, device="cuda", graphs=False)
+    return _open(file, spec, threads, gpu, graphs=False)
+
+
+def _open(file: Path, spec: GraphSpec, threads: int | None, gpu: int, *, graphs: bool) -> BoundBackend:
+    options = _OPTIONS | {"device_id": str(gpu), "enable_cuda_graph": "1" if graphs else "0"}
+    provider = "CUDAExecutionProvider", options
+    return BoundBackend("onnxruntime_cuda", file, spec, provider, threads, device="cuda", index=gpu, graphs=graphs)
 
 
 class BoundBackend(GpuSession):
@@ -47,6 +53,7 @@ class BoundBackend(GpuSession):
     Args:
         name, file, spec, provider, threads: as of `OnnxRuntimeBackend`.
         device: onnxruntime's name of the memory to bind: cuda, or cpu where nothing else is at hand.
+        index: which of these devices.
         graphs: whether the provider records CUDA graphs.
     """
 
@@ -61,13 +68,14 @@ class BoundBackend(GpuSession):
         threads: int | None,
         *,
         device: str,
+        index: int = 0,
         graphs: bool,
     ) -> None:
         super().__init__(name, file, spec, provider, threads, extra="gpu" if device == "cuda" else "cpu")
         import onnxruntime
 
         self._ort: Any = onnxruntime
-        self._device = device
+        self._device = device, index
         self._graphs = graphs
         self._turn = threading.Lock()
         self._number = 0  # of the graph begun last
@@ -168,7 +176,7 @@ class BoundBackend(GpuSession):
         return binding
 
     def _allocate(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype).type, self._device, 0)
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype).type, *self._device)
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,3 @@ class _Binding:
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     graph: int  # the number of its graph; 0 for none
-
-
-def _provider(*, graphs: bool) -> tuple[str, dict[str, str]]:
-    return "CUDAExecutionProvider", _OPTIONS | {"enable_cuda_graph": "1" if graphs else "0"}

@@ -24,22 +24,34 @@ _registering = threading.Lock()
 _registered: set[str] = set()
 
 
-def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
-    """Open an ONNX file on the first GPU the plugin finds; `threads` serve what little stays on the CPU.
+def open_file(file: Path, spec: GraphSpec, threads: int | None, gpu: int = 0) -> Backend:
+    """Open an ONNX file on a GPU; `threads` serve what little stays on the CPU.
 
     Raises:
         BackendError: TensorRT-RTX does not run on the GPU here, or as in `devices`.
     """
-    if (problem := why_not_served(examine_gpu())) is not None:
+    if (problem := why_not_served(examine_gpu().only(gpu))) is not None:
         raise BackendError(f"onnxruntime_rtx cannot run here: {problem}; {INSTEAD}")
-    return PluginBackend("onnxruntime_rtx", file, spec, (plugin().get_ep_name(), {}), threads, extra="cpu")
+    provider = plugin().get_ep_name(), {"device_id": str(gpu)}
+    return PluginBackend("onnxruntime_rtx", file, spec, provider, threads, extra="cpu")
 
 
 class PluginBackend(GpuSession):
-    """An onnxruntime session on the plugin's first device; see `GpuSession`."""
+    """An onnxruntime session on the plugin's device that the provider's `device_id` names; see `GpuSession`."""
 
     def _start(self, ort: Any, file: Path, provider: tuple[str, dict[str, str]], extra: str) -> Any:
-        return open_session(file, self.threads, provider=provider, devices=devices(ort)[:1])
+        return open_session(
+            file, self.threads, provider=provider, devices=[device_of(devices(ort), int(provider[1]["device_id"]))]
+        )
+
+
+def device_of(found: list[Any], index: int) -> Any:
+    """The plugin's device of a GPU; BackendError where the plugin has none. The plugin gives each CUDA's number."""
+    numbers = [int(device.ep_options.get("device_id", place)) for place, device in enumerate(found)]
+    if index not in numbers:
+        known = ", ".join(f"cuda:{number}" for number in numbers)
+        raise BackendError(f"onnxruntime's TensorRT-RTX plugin can use {known}, not cuda:{index}")
+    return found[numbers.index(index)]
 
 
 def plugin() -> Any:

@@ -14,7 +14,7 @@ from ..extras import install_command
 from ..gpu import CUDA_12, NEWEST_CUDA, GpuReport, examine_gpu, remedy_of_driver, too_old_for
 from ..onnx_session import FATAL, import_onnxruntime, open_session
 from .onnxruntime import preload_cuda
-from .onnxruntime_rtx import devices
+from .onnxruntime_rtx import device_of, devices
 from .recording import SESSIONS
 from .rtx_gpus import INSTEAD, why_not_served
 from .sidecar import installed_version
@@ -50,7 +50,7 @@ class BackendReport:
 
 
 def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
-    """Try a backend of `table.BACKENDS`, given the GPUs that `examine_gpu` found."""
+    """Try a backend of `table.BACKENDS`, given the GPUs that `examine_gpu` found, of which the first is tried."""
     info = BACKENDS[name]
     if info.runs == "engine":
         return _examine_engines(name, info, gpu)
@@ -64,7 +64,7 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
         return BackendReport(name, None, False, None, f"{info.package} is not installed", install)
     if info.gpu and gpu.problem is not None:
         return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", _remedy(gpu, install))
-    problem = _plugin_problem() if info.provider is None else _provider_problem(info.provider)
+    problem = _plugin_problem(gpu.first) if info.provider is None else _provider_problem(info.provider, gpu.first)
     if problem is None:
         return BackendReport(name, version, True, None)
     if cuda and package_version("onnxruntime") is not None:  # the packages for CPU and GPU are one module
@@ -74,9 +74,9 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
     return BackendReport(name, version, False, None, problem, install)
 
 
-def check_gpu(name: str) -> None:
-    """BackendError where the GPU of this machine is not one that the backend runs on: no engine would help there."""
-    gpu = examine_gpu()
+def check_gpu(name: str, index: int = 0) -> None:
+    """BackendError where a GPU of this machine is not one that the backend runs on: no engine would help there."""
+    gpu = examine_gpu().only(index)
     if gpu.gpus and not (report := examine_backend(name, gpu)).runs:
         raise BackendError(f"{name} cannot run here: {report.problem}; {report.remedy}")
 
@@ -129,16 +129,16 @@ def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendRep
     return BackendReport(name, version, True, builds, None if builds else "polygraphy is not installed", None)
 
 
-def _plugin_problem() -> str | None:
+def _plugin_problem(index: int) -> str | None:
     try:
-        devices(import_onnxruntime("the backend onnxruntime_rtx"))
+        device_of(devices(import_onnxruntime("the backend onnxruntime_rtx")), index)
     except BackendError as error:
         return str(error)
     return None
 
 
-def _provider_problem(provider: str) -> str | None:
-    """Why onnxruntime does not run with a provider, or None."""
+def _provider_problem(provider: str, index: int) -> str | None:
+    """Why onnxruntime does not run with a provider, on the GPU of that number where it uses one, or None."""
     try:
         ort = import_onnxruntime("an onnxruntime backend")
         if provider == "CUDAExecutionProvider":
@@ -146,7 +146,8 @@ def _provider_problem(provider: str) -> str | None:
         active = ort.get_available_providers()
         if provider in active:
             with SESSIONS.together():
-                active = open_session(_IDENTITY, 1, provider=(provider, {}), log=FATAL).get_providers()
+                options = {"device_id": str(index)} if provider == "CUDAExecutionProvider" else {}
+                active = open_session(_IDENTITY, 1, provider=(provider, options), log=FATAL).get_providers()
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         return f"{provider} does not start: {error}"
     if active[0] == provider:

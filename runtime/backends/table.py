@@ -11,7 +11,7 @@ Flavor = Literal["tensorrt", "tensorrt_rtx"]
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One backend; the module of its name in this package defines open_file(file, spec, threads) -> Backend.
+    """One backend; the module of its name in this package defines open_file(file, spec, threads, gpu) -> Backend.
 
     Attributes:
         runs: the file it opens: an engine built beforehand, or the bundle's ONNX file.

@@ -30,9 +30,9 @@ __all__ = ["TensorRTBackend", "find_engine", "open_file"]
 _ANY = 2**62
 
 
-def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
-    """Open an engine of TensorRT on the first GPU; `threads` concerns CPU backends only."""
-    return TensorRTBackend("tensorrt", file, spec)
+def open_file(file: Path, spec: GraphSpec, threads: int | None, gpu: int = 0) -> Backend:
+    """Open an engine of TensorRT on a GPU; `threads` concerns CPU backends only."""
+    return TensorRTBackend("tensorrt", file, spec, gpu=gpu)
 
 
 class TensorRTBackend(Backend):
@@ -47,7 +47,8 @@ class TensorRTBackend(Backend):
         spec: the graph's inputs and outputs.
         contexts: how many requests may run at once; each has its own buffers.
         warm_up: run every profile at its tuned-for sizes, so that the first request finds kernels and memory ready.
-        loaded: the engine already deserialized, and its device; None loads `engine_path` on the first GPU.
+        gpu: which GPU, as CUDA counts them.
+        loaded: the engine already deserialized, and its device; None loads `engine_path` on that GPU.
 
     Raises:
         BackendError: the flavor cannot run here; the message names what is missing and what would help.
@@ -64,6 +65,7 @@ class TensorRTBackend(Backend):
         *,
         contexts: int = 1,
         warm_up: bool = True,
+        gpu: int = 0,
         loaded: tuple[Any, Device] | None = None,
     ) -> None:
         if contexts < 1:
@@ -76,10 +78,10 @@ class TensorRTBackend(Backend):
         if self.record.onnx_sha256 != spec.sha256:
             raise EngineError(f"{engine_path.name} is stale: the bundle's graph changed since it was built")
         if loaded is None:
-            library, gpu = load_library(flavor, self.record)
-            device: Device = CudaDevice()
+            library, found = load_library(flavor, self.record, gpu)
+            device: Device = CudaDevice(gpu)
             self._runtime, engine = load_engine(library, flavor, engine_path, self.record, self._log)
-            new_context, self._cache = context_maker(library, flavor, engine, engine_path, gpu, self._failure)
+            new_context, self._cache = context_maker(library, flavor, engine, engine_path, found, self._failure)
         else:
             engine, device = loaded
             new_context = engine.create_execution_context

@@ -9,6 +9,6 @@ from .base import Backend
 from .tensorrt import TensorRTBackend
 
 
-def open_file(file: Path, spec: GraphSpec, threads: int | None) -> Backend:
-    """Open an engine of TensorRT-RTX on the first GPU; `threads` concerns CPU backends only."""
-    return TensorRTBackend("tensorrt_rtx", file, spec)
+def open_file(file: Path, spec: GraphSpec, threads: int | None, gpu: int = 0) -> Backend:
+    """Open an engine of TensorRT-RTX on a GPU; `threads` concerns CPU backends only."""
+    return TensorRTBackend("tensorrt_rtx", file, spec, gpu=gpu)

@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "read_bandwidth", lambda threads: 3e10)
     monkeypatch.setattr(latency, "float32_rate", lambda: 1e11)
-    monkeypatch.setattr(latency, "gpu_state", dict)
+    monkeypatch.setattr(latency, "gpu_state", lambda gpu: {})
 
 
 def test_every_candidate_is_measured_or_named_with_its_reason(root: Path, tmp_path: Path) -> None:
@@ -76,11 +76,14 @@ def test_nothing_that_runs_is_an_error_with_the_reasons(root: Path) -> None:
 
 def test_a_gpu_that_took_part_is_described(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Device:
+        def __init__(self, index: int) -> None:
+            assert index == 0
+
         def copy_bandwidth(self) -> float:
             return 3e12
 
     states = iter([{"clocks.sm": "1980 MHz"}, {"clocks.sm": "1755 MHz"}])
-    monkeypatch.setattr(latency, "gpu_state", lambda: next(states))
+    monkeypatch.setattr(latency, "gpu_state", lambda gpu: next(states))
     monkeypatch.setattr(latency, "TimedDevice", Device)
     opener = ("onnxruntime_cuda fp32", lambda: Matcher.open(root / "bundle", "onnxruntime", "fp32"))
     monkeypatch.setattr(latency, "_openers", lambda *how: iter([opener]))

@@ -188,11 +188,11 @@ def test_the_plugin_for_cuda_12_is_found_and_one_for_cuda_13_replaced(
 ) -> None:
     driver("550.54.15", 12040, 12, (L4,))
     package = BACKENDS["onnxruntime_rtx"].package
-    monkeypatch.setattr(probe, "_plugin_problem", lambda: None)
+    monkeypatch.setattr(probe, "_plugin_problem", lambda index: None)
     installed(f"{package}-cu12")
     report = examine_backend("onnxruntime_rtx", examine_gpu())
     assert (report.runs, report.version) == (True, "1.0")
-    monkeypatch.setattr(probe, "_plugin_problem", lambda: "it does not load")
+    monkeypatch.setattr(probe, "_plugin_problem", lambda index: "it does not load")
     installed(package, f"{package}-cu13")
     report = examine_backend("onnxruntime_rtx", examine_gpu())
     wanted = f"pip uninstall {package} {package}-cu13 && pip install 'chan-rt[rtx-plugin-cu12]'"
@@ -214,7 +214,7 @@ def test_the_owner_of_an_h100_is_never_told_to_install_tensorrt_rtx(
     else:
         monkeypatch.setattr(probe, "installed_version", lambda flavor: "1.7.1")
         monkeypatch.setattr(probe, "package_version", lambda package: "1.0")
-        monkeypatch.setattr(probe, "_plugin_problem", lambda: None)
+        monkeypatch.setattr(probe, "_plugin_problem", lambda index: None)
     if has != "everything":
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     else:

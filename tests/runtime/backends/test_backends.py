@@ -209,7 +209,9 @@ def _offer(monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, object]) -> list
     """Replace opening: per backend name an exception to raise, or the exception its run raises, or None to work."""
     opened = []
 
-    def open_graph(name: str, bundle: Path, manifest: Manifest, graph: str, precision: str, *, threads: int | None):
+    def open_graph(
+        name: str, bundle: Path, manifest: Manifest, graph: str, precision: str, *, threads: int | None, gpu: int
+    ):
         when, error = outcomes[name]
         if when == "open":
             raise error

@@ -60,7 +60,7 @@ class Machine:
         monkeypatch.setattr(backends, "examine_gpu", lambda: L4)
         monkeypatch.setattr(placement.time, "perf_counter", lambda: self.now)
 
-    def open_graph(self, name: str, *arguments: Any, threads: int | None) -> FakeBackend:
+    def open_graph(self, name: str, *arguments: Any, threads: int | None, gpu: int) -> FakeBackend:
         _, manifest, graph, precision = arguments
         if name in ("tensorrt", "tensorrt_rtx") or (name == "onnxruntime" and not self.cpu_works):
             raise BackendError(f"no {name}")
