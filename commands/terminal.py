@@ -172,5 +172,5 @@ def describe_placement(placement: Placement) -> list[str]:
     fastest = placement.fastest
     for graph, times in placement.milliseconds.items():
         measured = ", ".join(f"{name} {spent:.2f} ms" for name, spent in times.items())
-        lines.append(f"  {graph:<16}{fastest[graph]:<18}({measured})")
+        lines.append(f"  {graph:<16}{placement.precisions.get(graph, '-'):<6}{fastest[graph]:<22}({measured})")
     return lines

@@ -11,13 +11,13 @@ import numpy as np
 
 from ..checks import check_choice, check_positive
 from ..contract import GraphSpec, Manifest, verified
-from ..errors import BackendError, ChanError
+from ..errors import BackendError, ChanError, InputError
 from ..gpu import examine_gpu
 from .base import Array, Backend, check_feeds
 from .engine_staleness import find_engine
 from .placement import place
 from .probe import check_gpu
-from .table import BACKENDS, CPU_BACKEND
+from .table import BACKENDS, CPU_BACKEND, CPU_INT8
 
 __all__ = [
     "BACKENDS",
@@ -152,26 +152,38 @@ def _placed(
     name = next(iter(backends.values())).name
     if not gpu.gpus:
         return backends
+    opened = {name: backends}
     try:
-        on_cpu = _open_all(CPU_BACKEND, bundle, manifest, precisions, threads, index)
-    except BackendError as error:
-        _log.info("all graphs run with %s, because the CPU cannot run them: %s", name, error)
-        return backends
-    try:
-        opened = {name: backends, CPU_BACKEND: on_cpu}
-        fastest = place(bundle, manifest, precisions, opened, gpu.gpus[0], gpu.driver, batch).fastest
+        for candidate, graphs in _on_cpu(manifest, precisions).items():
+            try:
+                opened[candidate] = _open_all(CPU_BACKEND, bundle, manifest, graphs, threads, index)
+            except BackendError as error:
+                _log.info("graphs are not tried with %s, because the CPU cannot run them: %s", candidate, error)
+        if len(opened) == 1:
+            return backends
+        fastest = place(bundle, precisions, opened, gpu.gpus[0], gpu.driver, batch).fastest
         chosen = {graph: opened[fastest[graph]][graph] for graph in precisions}
-    except ChanError as error:
+    except (BackendError, InputError) as error:
         _log.info("all graphs run with %s, because the CPU failed: %s", name, error)
         chosen = dict(backends)
     except BaseException:
-        _close(backends)
-        _close(on_cpu)
+        for own in opened.values():
+            _close(own)
         raise
-    for own in (backends, on_cpu):
+    for own in opened.values():
         _close({graph: backend for graph, backend in own.items() if chosen[graph] is not backend})
     _log.info("auto runs %s", ", ".join(f"{graph} with {backend.name}" for graph, backend in chosen.items()))
     return chosen
+
+
+def _on_cpu(manifest: Manifest, precisions: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    """Candidate, as `Placement` names it -> graphs that the CPU may run in place of a GPU -> their precision."""
+    fast = {
+        graph: CPU_INT8
+        for graph, precision in precisions.items()
+        if precision == "int8" and CPU_INT8 in manifest.graphs[graph]
+    }
+    return {CPU_BACKEND: precisions, **({f"{CPU_BACKEND} {CPU_INT8}": fast} if fast else {})}
 
 
 def try_out(backend: Backend) -> None:

@@ -2,7 +2,8 @@
 
 A recurrent encoder of one caption is some dozens of small kernels that wait for one another, which a CPU may finish
 sooner than a GPU; with many captions it does not. So where a GPU works, `auto` runs each graph there and on the CPU at
-the batch size that is asked for, copies to and from the GPU included, and takes the faster.
+the batch size that is asked for, copies to and from the GPU included, and takes the faster. Both are of one precision,
+but that the CPU's int8 may also be `int8_x86`, which most CPUs compute sooner than the `int8` of TensorRT.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from ..contract import Manifest
 from ..cpus import usable_cpus
 from ..errors import InputError
 from ..files import write_file
@@ -42,25 +42,27 @@ class Placement:
 
     Attributes:
         machine: the GPU, its driver, the number of CPUs, the system, and versions of the libraries.
-        graphs: graph -> sha256 of its file.
+        precisions: graph -> the precision that it was asked for at.
+        graphs: file in the bundle -> its sha256, of every file that was measured.
         batch: images or captions of a call.
-        milliseconds: graph -> backend -> the fastest of some calls.
+        milliseconds: graph -> candidate -> the fastest of some calls. A candidate is a backend, or a backend and the
+            precision that it runs at, where that is not the one asked for, such as `onnxruntime int8_x86`.
     """
 
     machine: Mapping[str, str]
+    precisions: Mapping[str, str]
     graphs: Mapping[str, str]
     batch: int
     milliseconds: Mapping[str, Mapping[str, float]]
 
     @property
     def fastest(self) -> dict[str, str]:
-        """Graph -> the backend that runs it fastest."""
+        """Graph -> the candidate that runs it fastest."""
         return {graph: min(times, key=lambda name: times[name]) for graph, times in self.milliseconds.items()}
 
 
 def place(
     bundle: str | Path,
-    manifest: Manifest,
     precisions: Mapping[str, str],
     opened: Mapping[str, Mapping[str, Backend]],
     gpu: Gpu,
@@ -71,28 +73,32 @@ def place(
 
     Args:
         bundle: the bundle's folder; where it cannot be written to, every process measures anew.
-        manifest: of the bundle.
         precisions: graph -> precision.
-        opened: backend -> graph -> the graph, open and tried out.
+        opened: candidate, as in `Placement` -> graph -> the graph, open; not every candidate has every graph.
         gpu, driver: what the GPU backend runs on.
         batch: images or captions of a call.
     """
-    versions = {name: package_version(BACKENDS[name].package) or "none" for name in opened}
+    backends = sorted({candidate.split()[0] for candidate in opened})
+    versions = {name: package_version(BACKENDS[name].package) or "none" for name in backends}
     machine = {"gpu": gpu.name, "driver": driver or "unknown", "cpus": str(usable_cpus()), "os": host_os(), **versions}
-    graphs = {graph: manifest.graph(graph, precision).sha256 for graph, precision in precisions.items()}
-    identity = {"machine": machine, "graphs": graphs, "batch": batch}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    graphs = {one.spec.file: one.spec.sha256 for own in opened.values() for one in own.values()}
+    candidates = {graph: sorted(name for name, own in opened.items() if graph in own) for graph in precisions}
+    identity = {"machine": machine, "precisions": dict(precisions), "graphs": graphs, "batch": batch}
+    key = hashlib.sha256(json.dumps([identity, candidates], sort_keys=True).encode()).hexdigest()
     path = Path(bundle).resolve() / ENGINES / f"placement.{key[:16]}.json"
     known = _read(path)
-    if known is not None and {"machine": known.machine, "graphs": known.graphs, "batch": known.batch} == identity:
+    if (
+        known is not None
+        and {name: getattr(known, name) for name in identity} == identity
+        and {graph: sorted(times) for graph, times in known.milliseconds.items()} == candidates
+    ):
         return known
-    each = SECONDS / (len(graphs) * len(opened))
-    found = Placement(
-        machine,
-        graphs,
-        batch,
-        {graph: {name: milliseconds(own[graph], batch, each) for name, own in opened.items()} for graph in graphs},
-    )
+    each = SECONDS / sum(map(len, opened.values()))
+    measured = {
+        graph: {name: milliseconds(opened[name][graph], batch, each) for name in names}
+        for graph, names in candidates.items()
+    }
+    found = Placement(machine, dict(precisions), graphs, batch, measured)
     try:
         path.parent.mkdir(exist_ok=True)
         write_file(path, (json.dumps(asdict(found), indent=2, sort_keys=True) + "\n").encode())

@@ -37,4 +37,5 @@ BACKENDS: Mapping[str, BackendInfo] = {
     "onnxruntime": BackendInfo("onnx", False, "cpu", "onnxruntime", "CPUExecutionProvider"),
 }
 CPU_BACKEND = "onnxruntime"  # which runs every graph
+CPU_INT8 = "int8_x86"  # the int8 that it is fast at
 FLAVORS: tuple[Flavor, ...] = get_args(Flavor)  # the backends that run engines; a test holds them against the table
