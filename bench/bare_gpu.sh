@@ -45,7 +45,7 @@ checks() {
 }
 
 figures() {
-  local bench=("$python" -m chan_rt.bench.gpu --cases "$cases" --images "$images" --seconds 2)
+  local bench=("$python" -m chan_rt.bench.gpu --cases "$cases" --images "$images" --seconds 2 --minutes 4)
   local which=(--candidates 'this, triton int8' --candidates 'torch eager float' --candidates 'torch int8')
   step "one caption"
   timeout 240 "${bench[@]}" --only limits,search,host "${which[@]}" --out "$OUT/search.json" 2>&1 | tee "$OUT/search.txt"

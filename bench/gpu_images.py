@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.contract import AlignmentConfig
+from ..runtime.cpus import usable_cpus
 from ..runtime.gallery.estimate import CpuEstimator
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
+from ..runtime.gallery.proof.bounds import MOST_BLOCKS
 from ..runtime.gallery.proof.gallery_rows import GalleryRows
 from ..runtime.gallery.proof.prefix import (
+    AXES,
     Axes,
     PrefixLevel,
     SearchPlan,
@@ -39,7 +42,8 @@ Floats = NDArray[np.float32]
 K = 10
 AGREE = 20  # captions by which candidates are held against the certified ranking
 DONE = "done"  # a file that `make_case` writes last
-_PIECE = 1000  # images made at a time
+_PIECE = 250  # images that a thread makes at a time, in 165 MB at 36 regions of 1024-d
+_THREADS = 16  # at most, so that making a gallery takes about 3 GB, however many cores there are
 _MEASURES = ("scale", "error", "norm")
 _LEVELS = ("first", "second")
 _OF_LEVEL = ("edges", "step", "norm_step", "norm_typical", "finer")
@@ -123,7 +127,7 @@ def segment_rows(regions: int, dim: int) -> int:
 
 
 def make_case(folder: Path, count: int, captions: int, regions: int, words: int, dim: int) -> None:
-    """Write images, captions and the certified rows of the first captions, in pieces and on all threads."""
+    """Write images, captions and the certified rows of the first captions, in pieces and on up to _THREADS threads."""
     source = Concepts(0, dim)
     vectors = source.captions(np.full(captions, words, np.int32)).vectors
     asked = Concepts(0, dim).captions(np.full(200, words, np.int32)).vectors
@@ -131,14 +135,14 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
     axes = fit_axes(sample, asked.reshape(-1, dim))
     fitted = _fitted(axes, sample)
     plan = SearchPlan(axes, fitted.get("first"), fitted.get("second"), 2)
-    create = partial(_create, folder)
+    create = partial(_Rows, folder)
     stored, exact = (
-        create("stored", (count * regions, stored_width(dim)), np.uint8),
-        create("exact", (count * regions, dim), np.float16),
+        create("stored", (count, regions, stored_width(dim)), np.uint8),
+        create("exact", (count, regions, dim), np.float16),
     )
     measures = {name: create(name, (count,), np.float32) for name in _MEASURES}
     blocks, norms = (create(name, (count, width), np.float32) for name, width in _widths(plan).items())
-    coded = {name: create(name, (count * regions, level.width), np.uint8) for name, level in fitted.items()}
+    coded = {name: create(name, (count, regions, level.width), np.uint8) for name, level in fitted.items()}
     loose = create("loose", (count,), np.uint8) if fitted else None
 
     def piece(number: int) -> None:
@@ -146,17 +150,15 @@ def make_case(folder: Path, count: int, captions: int, regions: int, words: int,
         rows = min(_PIECE, count - first)
         own = _own(source, number).images(rows, regions).vectors.reshape(-1, dim)
         part = array_part(own, np.arange(rows + 1, dtype=np.int64) * regions, "float16", plan=plan)
-        stored[first * regions : (first + rows) * regions] = part.stored
-        exact[first * regions : (first + rows) * regions] = ResidentImages.fine(part)
-        blocks[first : first + rows], norms[first : first + rows] = part.blocks, part.norms
-        for name, array in measures.items():
-            array[first : first + rows] = getattr(part, name)
+        pairs = [(stored, part.stored), (exact, ResidentImages.fine(part)), (blocks, part.blocks), (norms, part.norms)]
+        pairs += [(file, getattr(part, name)) for name, file in measures.items()]
         if part.coded is not None and loose is not None:
-            loose[first : first + rows] = part.coded.loose
-            for name, array in coded.items():
-                array[first * regions : (first + rows) * regions] = getattr(part.coded, name)
+            pairs += [(loose, part.coded.loose)]
+            pairs += [(file, getattr(part.coded, name)) for name, file in coded.items()]
+        for file, values in pairs:
+            file.write(first, values)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(_THREADS, usable_cpus())) as pool:
         list(pool.map(piece, range(-(-count // _PIECE))))
     small = {"mean": axes.mean, "basis": axes.basis, "captions": vectors, "shape": np.array([count, regions])}
     for name, level in fitted.items():
@@ -194,8 +196,32 @@ def _level(arrays: dict[str, NDArray[Any]], name: str) -> PrefixLevel:
     return PrefixLevel(**{key: np.array(arrays[f"{name}_{key}"]) for key in _OF_LEVEL})
 
 
-def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+class _Rows:
+    """A file FOLDER/NAME.npy whose rows are written in any order; unlike a map it keeps no pages in this process.
+
+    shape: rows first; what is behind the second axis is flat in the file where there are three axes: [N R, D].
+    """
+
+    def __init__(self, folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self._path, self._dtype = folder / f"{name}.npy", np.dtype(dtype)
+        flat = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else shape
+        self._start = np.lib.format.open_memmap(self._path, "w+", dtype, flat).offset
+        self._row = int(np.prod(shape[1:])) * self._dtype.itemsize
+
+    def write(self, first: int, values: NDArray[Any]) -> None:
+        """The rows from `first` on."""
+        with self._path.open("r+b", buffering=0) as file:
+            file.seek(self._start + first * self._row)
+            data = np.ascontiguousarray(values, self._dtype).reshape(-1).view(np.uint8)
+            while len(data):
+                data = data[file.write(data.data) :]
+
+
+def case_bytes(count: int, captions: int, regions: int, words: int, dim: int) -> int:
+    """Bytes of the files that `make_case` writes, to a few hundred thousand."""
+    levels = level_widths(dim) or ()
+    image = regions * (stored_width(dim) + 2 * dim + sum(levels)) + 4 * (len(_MEASURES) + 2 * MOST_BLOCKS) + 1
+    return count * image + captions * words * dim * 4 + 8 * dim * AXES
 
 
 def _own(source: Concepts, number: int) -> Concepts:

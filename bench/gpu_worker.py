@@ -22,7 +22,7 @@ from ..runtime.gallery.cuda.kernels import level_stride
 from ..runtime.gallery.cuda.levels import FEW
 from ..runtime.gallery.kernels.layout import stored_width
 from .gpu_candidates import Search, Where, candidates, precision_of
-from .gpu_images import AGREE, Case, Floats, K, ResidentImages
+from .gpu_images import AGREE, Case, Floats, K, ResidentImages, make_case
 from .measure import Latency
 
 Record = dict[str, Any]
@@ -40,6 +40,12 @@ def main(folder: Path) -> None:
         print(f"{type(error).__name__}: {error}".strip().splitlines()[0], file=sys.stderr)  # noqa: T201
         raise SystemExit(1) from None
     (folder / "report.json").write_text(json.dumps(report))
+
+
+def cases(request: Record) -> Record:
+    """Make a gallery and its captions, which other processes then measure on."""
+    make_case(Path(request["case"]), *request["shape"])
+    return {"bytes": sum(file.stat().st_size for file in Path(request["case"]).iterdir())}
 
 
 def limits(request: Record) -> Record:
@@ -208,6 +214,7 @@ def backends(request: Record) -> Record:
 
 
 _SECTIONS: dict[str, Callable[[Record], Record]] = {
+    "cases": cases,
     "limits": limits,
     "search": search,
     "host": host,

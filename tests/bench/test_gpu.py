@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from chan_rt.bench import cuda, gpu_candidates, gpu_worker
+from chan_rt.bench import cuda, gpu_candidates, gpu_run, gpu_worker
 from chan_rt.bench import gpu as bench
 from chan_rt.bench.cuda import Clocks, gpu_state
 from chan_rt.bench.gpu_candidates import Where
-from chan_rt.bench.gpu_images import DONE, Case, make_case, segment_rows
+from chan_rt.bench.gpu_images import Case, make_case, segment_rows
+from chan_rt.bench.gpu_run import Run
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
@@ -115,40 +116,20 @@ def test_interpreted_on_a_bare_machine_every_search_section_runs(tmp_path: Path,
     assert report["all-pairs"]["12 images: this, triton int8, certified"]["agreement"] == 1.0
 
 
-def test_what_a_process_could_not_do_is_noted_and_the_record_is_written(tmp_path: Path, monkeypatch) -> None:
-    run = bench.Run({"not run": {}}, tmp_path / "gpu.json", None)
-    answers = iter(
-        [
-            lambda: SimpleNamespace(returncode=-6, stderr="", stdout=""),
-            lambda: SimpleNamespace(returncode=1, stderr="warning\nRuntimeError: an illegal access\n", stdout=""),
-            lambda: (_ for _ in ()).throw(bench.subprocess.TimeoutExpired("x", 240)),
-        ]
-    )
-    monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: next(answers)())
-    for name in ("dies", "fails", "hangs"):
-        run.measure("search", name, {})
-        assert f"search: {name}" in json.loads((tmp_path / "gpu.json").read_text())["not run"]
-    assert list(run.record["not run"].values()) == [
-        "the process ended with status -6",
-        "RuntimeError: an illegal access",
-        "it took longer than 240 s",
-    ]
-
-
 def test_sections_are_chosen_by_name() -> None:
     assert bench._sections(None, None) == list(bench.SECTIONS)
     assert bench._sections("search,limits", None) == ["limits", "search"]
-    assert bench._sections(None, "parity, backends") == ["limits", "search", "host", "shortlist", "all-pairs"]
+    assert bench._sections(None, "parity, backends") == ["limits", "search", "all-pairs", "host", "shortlist"]
     result = CliRunner().invoke(bench.main, ["--only", "serch"])
     assert result.exit_code == 2
     assert (
-        "a section must be one of limits, search, host, shortlist, all-pairs, backends, parity, got serch"
+        "a section must be one of limits, search, all-pairs, host, shortlist, backends, parity, got serch"
         in result.output
     )
 
 
 def test_figures_are_held_against_reading_the_vectors_once(tmp_path: Path) -> None:
-    run = bench.Run({"not run": {}, "limits": {"limits": {"read_bytes_a_second": 1e12}}}, tmp_path / "x.json", None)
+    run = Run({"not run": {}, "limits": {"limits": {"read_bytes_a_second": 1e12}}}, tmp_path / "x.json", None)
     found = {"search_ms": {"p50": 8.0}, "kernels_ms": {"scan": 4.0, "shortlist": 0.5}}
     judged = run._judged(found, {"candidate": "this, triton int8, certified", "count": 100_000})
     assert judged["limit_ms"] == pytest.approx(100_000 * 36 * 1024 / 1e9)
@@ -269,29 +250,8 @@ def test_the_functions_that_take_longest_are_named() -> None:
     assert first["ms"] >= 2
 
 
-def test_cases_that_are_kept_are_those_that_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Path] = []
-
-    def make(folder: Path, *arguments: object) -> None:
-        made.append(folder)
-        (folder / DONE).touch()
-
-    monkeypatch.setattr(bench, "make_case", make)
-    bench.keep_cases(tmp_path, 50)
-    run = bench.Run({"not run": {}}, tmp_path / "gpu.json", (9, 0))
-    shape = (bench.REGIONS, bench.WORDS, bench.DIM)
-    for section in ("search", "host", "shortlist", "all-pairs"):
-        asked = dict(bench.requests(section, ["x"], [50], bench.PAIRS, shape, 0.0, Path("demo"), tmp_path, run))
-        assert {Path(request["case"]) for request in asked.values()} <= set(made)
-    assert len(made) == 2
-
-
 def test_the_host_is_profiled_with_one_caption_and_with_many(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = str(case)
-    monkeypatch.setattr(bench, "_case", lambda *_: nullcontext(folder))
-    run = bench.Run({"not run": {}}, case / "gpu.json", (9, 0))
-    made = dict(bench.requests("host", [], [20], (1, 1), (4, 4, 64), 0.0, Path("demo"), None, run))
-    (request,) = made.values()
+    (job,) = bench.jobs(["host"], [], [20], (1, 1), (4, 4, 64), 0.0, Path("demo"), interpreted=False)
     asked: list[int] = []
 
     @contextmanager
@@ -299,10 +259,10 @@ def test_the_host_is_profiled_with_one_caption_and_with_many(case: Path, monkeyp
         yield lambda captions: asked.append(len(captions))
 
     monkeypatch.setattr(gpu_worker, "candidates", lambda: {bench.CERTIFIED: candidate})
-    found = gpu_worker.host(request | {"capability": None})
+    found = gpu_worker.host(job.request | {"case": str(case), "capability": None})
     assert (found["one"]["captions"], found["many"]["captions"]) == (1, 512)
     assert set(asked) == {1, 512}
-    assert bench._brief(found).startswith("1 at once in ")
+    assert gpu_run._brief(found).startswith("1 at once in ")
 
 
 def test_clocks_are_sampled_by_the_gpus_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
