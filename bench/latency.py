@@ -23,7 +23,7 @@ import numpy as np
 
 from ..chan_ref.checkpoint import load
 from ..chan_ref.model import ChanModel
-from ..runtime.backends.placement import Placement, read_placements
+from ..runtime.backends.placement import Placement
 from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError, InputError
@@ -218,13 +218,18 @@ def _gpu_state(index: int) -> dict[str, str]:
 
 def _placements(bundle: Path, precisions: Sequence[str], setting: Setting, skipped: dict[str, str]) -> list[Placement]:
     """Where `auto` runs each graph for each batch size and precision: measured now, unless it was before."""
+    found = []
     for precision in precisions:
         for batch in setting.batches:
             try:
-                Matcher.open(bundle, "auto", precision, setting.threads, batch=batch, device=setting.device).close()
+                opened = Matcher.open(bundle, "auto", precision, setting.threads, batch=batch, device=setting.device)
             except ChanError as error:
                 skipped[f"auto {precision}"] = str(error)
-    return read_placements(bundle)
+                continue
+            opened.close()
+            if opened.placement_report is not None:
+                found.append(opened.placement_report)
+    return found
 
 
 def _openers(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import CPU_BACKEND, Array, Backend, open_graphs
+from .backends.placement import Placement
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
 from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
@@ -49,6 +50,7 @@ class Matcher:
         placement: the name of each graph's backend.
         precision: as asked for.
         backend_report: where `auto` was asked for, each better backend and why it was passed over.
+        placement_report: where `auto` was asked for and took a GPU, what was measured to place the graphs.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Matcher:
         self.backend = backends["hard_alignment"].name
         self.precision = precision
         self.backend_report: Mapping[str, str] = {}
+        self.placement_report: Placement | None = None
         self._bundle = Path(bundle).resolve()  # graphs opened later are found after a change of the working directory
         self._threads = threads
         self._gpu = gpu
@@ -117,12 +120,22 @@ class Matcher:
         manifest = Manifest.load(bundle)
         tokenizer = load_tokenizer(bundle, manifest.tokenizer)
         passed_over: dict[str, str] = {}
+        measured: list[Placement] = []
         precisions = {graph: manifest.resolve(graph, precision) for graph in NEEDED}
         backends = open_graphs(
-            backend, bundle, manifest, precisions, threads=threads, passed_over=passed_over, batch=batch, gpu=gpu
+            backend,
+            bundle,
+            manifest,
+            precisions,
+            threads=threads,
+            passed_over=passed_over,
+            batch=batch,
+            gpu=gpu,
+            measured=measured,
         )
         matcher = cls(bundle, manifest, tokenizer, backends, precision, threads, backbone, gpu)
         matcher.backend_report = passed_over
+        matcher.placement_report = measured[0] if measured else None
         _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)
         return matcher
 

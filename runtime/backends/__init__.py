@@ -15,7 +15,7 @@ from ..errors import BackendError, ChanError, InputError
 from ..gpu import examine_gpu
 from .base import Array, Backend, check_feeds
 from .engine_staleness import find_engine
-from .placement import place
+from .placement import Placement, place
 from .probe import check_gpu
 from .table import BACKENDS, CPU_BACKEND, CPU_INT8
 
@@ -93,6 +93,7 @@ def open_graphs(
     passed_over: dict[str, str] | None = None,
     batch: int = 1,
     gpu: int = 0,
+    measured: list[Placement] | None = None,
 ) -> dict[str, Backend]:
     """Open several graphs of a bundle with one backend; for `auto`, with the first on which all of them really run.
 
@@ -107,6 +108,7 @@ def open_graphs(
         passed_over: is filled, for `auto`, with the reason for each better backend that was not taken.
         batch: how many images or captions a call will usually have, which decides where `auto` runs each graph.
         gpu: as in `open_backend`.
+        measured: is given, for `auto` on a GPU, what was measured to place the graphs.
 
     Raises:
         BundleError: a graph is not in the bundle, or its file was altered.
@@ -134,7 +136,11 @@ def open_graphs(
         level = logging.WARNING if not info.gpu and examine_gpu().gpus else logging.INFO
         for name, reason in reasons.items():
             _log.log(level, "auto takes %s and not %s: %s", candidate, name, reason)
-        return _placed(backends, bundle, manifest, precisions, threads, batch, gpu) if info.gpu else backends
+        if not info.gpu:
+            return backends
+        return _placed(
+            backends, bundle, manifest, precisions, threads, batch, gpu, [] if measured is None else measured
+        )
     raise BackendError("no backend works here. " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
@@ -146,6 +152,7 @@ def _placed(
     threads: int | None,
     batch: int,
     index: int,
+    measured: list[Placement],
 ) -> dict[str, Backend]:
     """Each graph on a GPU, or on the CPU where it is faster there; what is not taken is closed."""
     gpu = examine_gpu().only(index)
@@ -161,7 +168,9 @@ def _placed(
                 _log.info("graphs are not tried with %s, because the CPU cannot run them: %s", candidate, error)
         if len(opened) == 1:
             return backends
-        fastest = place(bundle, precisions, opened, gpu.gpus[0], gpu.driver, batch).fastest
+        found = place(bundle, precisions, opened, gpu.gpus[0], gpu.driver, batch)
+        measured.append(found)
+        fastest = found.fastest
         chosen = {graph: opened[fastest[graph]][graph] for graph in precisions}
     except (BackendError, InputError) as error:
         _log.info("all graphs run with %s, because the CPU failed: %s", name, error)

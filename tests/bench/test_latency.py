@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,10 @@ from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
+from chan_rt.runtime import backends
+from chan_rt.runtime.backends.base import Backend
+from chan_rt.runtime.errors import BackendError
+from chan_rt.runtime.gpu import Gpu, GpuReport
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.text import scan_vocabulary
 
@@ -74,7 +80,10 @@ def test_nothing_that_runs_is_an_error_with_the_reasons(root: Path) -> None:
     assert "no candidate runs on this machine: tensorrt fp16: no usable tensorrt engine" in result.output
 
 
-def test_a_gpu_that_took_part_is_described(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that took part, on which no graph runs."""
+
     class Device:
         def __init__(self, index: int) -> None:
             assert index == 0
@@ -87,7 +96,84 @@ def test_a_gpu_that_took_part_is_described(root: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(latency, "TimedDevice", Device)
     opener = ("onnxruntime_cuda fp32", lambda: Matcher.open(root / "bundle", "onnxruntime", "fp32"))
     monkeypatch.setattr(latency, "_openers", lambda *how: iter([opener]))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_that_took_part_is_described(root: Path) -> None:
     result = CliRunner().invoke(main, ["bench", str(root / "bundle"), *SMALL])
     assert result.exit_code == 0, result.output
     lines = ["GPU before: clocks.sm 1980 MHz", "GPU after: clocks.sm 1755 MHz", "GPU memory, copying: 3000 GB/s"]
     assert all(line in result.stdout for line in lines)
+
+
+L4 = GpuReport((Gpu("NVIDIA L4", (8, 9), 24 << 30),), "580.1", "13.0")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime_cuda, on a GPU that is the CPU in truth."""
+    real = backends.open_graph
+
+    def open_graph(name: str, *of: Any, **how: Any) -> Backend:
+        if name not in ("onnxruntime_cuda", "onnxruntime"):
+            raise BackendError(f"no {name}")
+        backend = real("onnxruntime", *of, **how)
+        backend.name = name
+        return backend
+
+    monkeypatch.setattr(backends, "open_graph", open_graph)
+    monkeypatch.setattr(backends, "examine_gpu", lambda: L4)
+
+
+@pytest.mark.usefixtures("gpu", "cuda")
+def test_where_auto_runs_each_graph_is_measured_for_each_batch_and_precision(root: Path, tmp_path: Path) -> None:
+    bundle, report_file = tmp_path / "bundle", tmp_path / "report.json"
+    shutil.copytree(root / "bundle", bundle)
+    arguments = ["bench", str(bundle), "--precision", "fp32", "--precision", "fp16", *SMALL]
+    result = CliRunner().invoke(main, [*arguments, "--output-json", str(report_file)])
+    assert result.exit_code == 0, result.output
+    placements = json.loads(report_file.read_text())["placements"]
+    assert [(each["precisions"]["text_encoder"], each["batch"]) for each in placements] == [
+        ("fp32", 1), ("fp32", 2), ("fp16", 1), ("fp16", 2),
+    ]  # fmt: skip
+    for each in placements:
+        assert each["machine"]["gpu"] == "NVIDIA L4"
+        assert set(each["milliseconds"]) == {"text_encoder", "region_encoder", "hard_alignment"}
+        for times in each["milliseconds"].values():
+            assert set(times) == {"onnxruntime_cuda", "onnxruntime"}
+    printed = result.stdout.split("auto runs, for ")[1:]
+    assert [text.splitlines()[0] for text in printed] == [f"{batch} at once on NVIDIA L4" for batch in (1, 2, 1, 2)]
+    for text, each in zip(printed, placements, strict=True):
+        times = each["milliseconds"]["text_encoder"]
+        (line,) = (line.split() for line in text.splitlines() if "  text_encoder " in line)
+        assert line[:3] == [
+            "text_encoder",
+            each["precisions"]["text_encoder"],
+            min(times, key=lambda name: times[name]),
+        ]
+        assert f"(onnxruntime {times['onnxruntime']:.2f} ms, onnxruntime_cuda" in text
+
+
+@pytest.mark.usefixtures("cuda")
+def test_what_was_measured_elsewhere_or_for_another_batch_is_not_reported(root: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(root / "bundle", bundle)
+    skipped: dict[str, str] = {}
+    (first,) = latency._placements(bundle, ["fp32"], latency.Setting(batches=(2,)), skipped)
+    (path,) = (bundle / "engines").glob("placement.*.json")
+    path.with_name("placement.0.json").write_text(path.read_text().replace("NVIDIA L4", "NVIDIA T4"))
+    assert latency._placements(bundle, ["fp32"], latency.Setting(batches=(2,)), skipped) == [first]
+    (other,) = latency._placements(bundle, ["fp32"], latency.Setting(batches=(3,)), skipped)
+    assert (other.batch, skipped) == (3, {})
+
+
+def test_a_precision_that_auto_cannot_open_is_named_with_the_reason(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*of: Any, **how: Any) -> Backend:
+        raise BackendError("nothing runs")
+
+    monkeypatch.setattr(backends, "open_graph", refuse)
+    skipped: dict[str, str] = {}
+    assert latency._placements(root / "bundle", ["fp32"], latency.Setting(batches=(1,)), skipped) == []
+    assert skipped["auto fp32"].startswith("no backend works here. tensorrt: nothing runs")
