@@ -67,6 +67,10 @@ class Guard:
                 await self._admitted(scope, headers, receive, watched)
             except ClientDisconnect:  # before its body was there: nobody waits for an answer
                 facts["reason"] = "left"
+            except asyncio.CancelledError:  # the server ends
+                cut = unavailable("draining", "the server ends before the request is done; nothing was changed", 5)
+                cut.headers.update(CLOSE)
+                await self._refuse(cut, facts, scope, receive, watched)
             except Exception as error:
                 await self._refuse(error, facts, scope, receive, watched)
             seconds = time.perf_counter() - begin

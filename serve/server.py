@@ -19,6 +19,7 @@ from .settings import Settings
 from .state import State
 
 _log = logging.getLogger(__name__)
+_FLUSH = 1  # seconds after the grace in which the last answers are sent
 
 
 def run_worker(
@@ -55,7 +56,6 @@ def run_worker(
             lifespan="off",
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=settings.grace,
             **protocol_options(settings.limits),
         )
         server = Server(config, state, supervisor, opened, after)
@@ -107,6 +107,18 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         self._state.draining = True
         _log.info("%s: finishing %s", signal.Signals(sig).name, counted(self._state.at_work, "request"))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End by the end of the grace. What is at work then is cut, and `Guard` answers it with 503."""
+        left = self._drain_until - asyncio.get_running_loop().time()
+        if self.force_exit or (self._drain_until and left <= 0):
+            tasks = list(self.server_state.tasks)
+            if tasks:
+                _log.warning("cut, because the grace is over: %s", counted(len(tasks), "request"))
+            for task in tasks:
+                task.cancel()
+        self.config.timeout_graceful_shutdown = max(_FLUSH, int(left))
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second: end when the drain is over."""

@@ -68,16 +68,17 @@ class State:
     async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a change of a gallery, after those before it. One that has begun is waited for, however long it takes.
 
-        So an answer that the request took too long means that nothing was changed, and it can be sent again.
+        So an answer that the request took too long, or that the server ends, means that nothing was changed, and it can
+        be sent again.
         """
         work = self._writer.submit(partial(function, *args, **kwargs))
         done = asyncio.wrap_future(work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            if work.cancel():  # it has not begun
-                raise
-            return await done
+        while True:  # it may be cancelled more than once: by the time of the request, and by the end of the server
+            try:
+                return await asyncio.shield(done)
+            except asyncio.CancelledError:
+                if work.cancel():  # it has not begun
+                    raise
 
     def close(self) -> None:
         """Close everything."""

@@ -206,6 +206,33 @@ def test_an_answer_that_a_change_took_too_long_means_that_nothing_changed(
         assert {row.id for row in opened.rows()} == {f"photos/{n} & co.png" for n in (0, 2, 3, 4, 5, 6, 7)}
 
 
+def test_a_change_that_has_begun_is_acknowledged_however_often_it_is_cut(gallery: Path) -> None:
+    """Its time may be over first, and then the grace of the server."""
+    state = State(Settings({"mine": gallery}))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        assert go_on.wait(30)
+        return "made"
+
+    async def scenario() -> str:
+        change = asyncio.create_task(state.change(slow))
+        await asyncio.to_thread(begun.wait, 30)
+        for _ in range(3):
+            change.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        go_on.set()
+        return await change
+
+    try:
+        assert asyncio.run(scenario()) == "made"
+    finally:
+        go_on.set()
+        state.close()
+
+
 def test_changes_in_several_workers_wait_for_each_other(start_server, gallery: Path, tmp_path: Path) -> None:
     path = shutil.copytree(gallery, tmp_path / "mine")
     with start_server(path, "--workers", "2", "--writable") as server:

@@ -420,15 +420,22 @@ def test_a_server_drains(start_server, gallery: Path) -> None:
             connect(server.url)
 
 
-def test_a_drain_ends_with_the_grace(start_server, gallery: Path) -> None:
+def test_a_drain_ends_with_the_grace_and_answers_what_it_cuts(start_server, gallery: Path) -> None:
     with (
         start_server(gallery, "--grace", "1") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
-        unfinished(server.url, lambda: at_work(client) == 1),
+        unfinished(server.url, lambda: at_work(client) == 1) as connection,
     ):
         begin = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - begin < 10
+        status, answer = read_answer(connection)
+        assert status == 503
+        assert b"urn:chan-rt:problem:draining" in answer
+        assert b"retry-after: 5" in answer.lower()
+        log = server.log.read_text()
+        assert "cut, because the grace is over: 1 request" in log
+        assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("workers", [1, 2])
