@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import threading
@@ -159,14 +160,26 @@ def read_bandwidth() -> float:
     return float(_READ / min(times))
 
 
-def gpu_uuid(index: int = 0) -> str | None:
-    """The name of the GPU that CUDA gives this number, as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES says."""
+def gpu_uuid(index: int = 0) -> tuple[str | None, str]:
+    """What nvidia-smi calls a GPU by CUDA's count, whatever CUDA_VISIBLE_DEVICES says, or why it has no name.
+
+    CUDA's own UUID of a MIG instance is that of a `MIG-...` in nvidia-smi's list. Clocks and power are of the whole GPU
+    that it is a part of, so that is named.
+    """
     from cuda.bindings import runtime
 
     status, properties = runtime.cudaGetDeviceProperties(index)
     if status != 0:
-        return None
-    return f"GPU-{uuid.UUID(bytes=bytes(properties.uuid.bytes))}"
+        return None, "CUDA does not say which GPU it uses"
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None, "nvidia-smi is not installed"
+    wanted, whole = str(uuid.UUID(bytes=bytes(properties.uuid.bytes))), None
+    for name in re.findall(r"UUID: ([^)]+)", subprocess.run([tool, "-L"], capture_output=True, text=True).stdout):
+        whole = name if name.startswith("GPU-") else whole
+        if name in (f"GPU-{wanted}", f"MIG-{wanted}"):
+            return whole or name, ""
+    return None, f"nvidia-smi -L lists no GPU and no MIG instance {wanted}"
 
 
 class Clocks:

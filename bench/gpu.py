@@ -99,7 +99,7 @@ def main(
             raise click.ClickException(str(error)) from None
         run = Run(head(gpu), out, None if interpreted else gpu.gpus[0].capability, minutes)
         run.carry_out(todo, folders)
-    run.record["state after"] = gpu_state(run.gpu)
+    run.record["state after"] = _state(run.gpu)
     run.write()
     click.echo(f"written: {out}")
 
@@ -168,6 +168,11 @@ def keep_cases(cases: Path, images: int) -> None:
             make_case(folders.folder(shape), *astuple(shape))
 
 
+def _state(name: str | None) -> dict[str, str]:
+    """Of the GPU of this name; empty where it has none, for nvidia-smi would take another one."""
+    return gpu_state(name) if name else {}
+
+
 def head(gpu: GpuReport) -> Record:
     """Command, commit, date and machine that the figures belong to."""
     packages = (*PACKAGES, "triton", "cuda-python", "cuda-bindings", "late-interaction-kernels", "flash-maxsim")
@@ -182,7 +187,7 @@ def head(gpu: GpuReport) -> Record:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "gpu": asdict(gpu),
         "machine": machine(packages),
-        "state before": gpu_state(gpu_uuid()) if gpu.gpus else {},
+        "state before": _state(gpu_uuid()[0]) if gpu.gpus else {},
         "not run": {},
     }
 

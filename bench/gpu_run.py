@@ -56,7 +56,7 @@ class Run:
 
     Attributes:
         interpreted: whether the interpreter runs the kernels.
-        gpu: name of the GPU, from `gpu_uuid`.
+        gpu: name of the GPU, from `gpu_uuid`; None where it has none, and then no clocks are sampled.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class Run:
         self._capability = capability
         self._minutes, self._began = minutes, time.monotonic()
         self.interpreted = capability is None
-        self.gpu = None if capability is None else gpu_uuid()
+        self.gpu, reason = (None, "") if capability is None else gpu_uuid()
+        if reason:
+            record["not run"]["clocks"] = reason
 
     def left(self, section: str) -> float:
         """Seconds that a section may still take."""

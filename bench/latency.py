@@ -213,7 +213,10 @@ def run(
 
 def _gpu_state(index: int) -> dict[str, str]:
     """The state of the GPU that is measured; nvidia-smi counts GPUs in another order than CUDA may."""
-    return gpu_state(gpu_uuid(index) if index else None)
+    if not index:
+        return gpu_state(None)
+    name, reason = gpu_uuid(index)
+    return gpu_state(name) if name else {"nvidia-smi": reason}
 
 
 def _placements(bundle: Path, precisions: Sequence[str], setting: Setting, skipped: dict[str, str]) -> list[Placement]:

@@ -1,18 +1,23 @@
 """The GPU benchmark, without a GPU: it says so; on the interpreter all of it runs, and what fails is named."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from cuda.bindings import runtime as cudart
 
 from chan_rt.bench import cuda, gpu_candidates, gpu_run, gpu_worker
 from chan_rt.bench import gpu as bench
@@ -20,6 +25,7 @@ from chan_rt.bench.cuda import Clocks, gpu_state
 from chan_rt.bench.gpu_candidates import Where
 from chan_rt.bench.gpu_images import Case, make_case, segment_rows
 from chan_rt.bench.gpu_run import Run
+from chan_rt.bench.latency import _gpu_state
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
@@ -297,6 +303,191 @@ def test_gpu_state_is_what_nvidia_smi_says(monkeypatch: pytest.MonkeyPatch) -> N
     assert gpu_state()["clocks.sm"] == "1"
     monkeypatch.setattr(cuda.subprocess, "run", lambda *a, **k: answers["bad"])
     assert gpu_state() == {"nvidia-smi": "No devices were found"}
+
+
+def _named(uuid: str, listed: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, str]:
+    """What `gpu_uuid` says where CUDA has this UUID and nvidia-smi, if it is there, this list."""
+    given = SimpleNamespace(uuid=SimpleNamespace(bytes=bytes.fromhex(uuid.replace("-", ""))))
+    monkeypatch.setattr(cudart, "cudaGetDeviceProperties", lambda index: (cudart.cudaError_t.cudaSuccess, given))
+    monkeypatch.setattr(cuda.shutil, "which", lambda name: None if listed is None else name)
+    monkeypatch.setattr(cuda.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=listed))
+    return cuda.gpu_uuid()
+
+
+def test_a_gpu_and_a_mig_instance_are_named_as_nvidia_smi_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, slice_ = (f"{digit * 8}-0000-4000-8000-{digit * 12}" for digit in "123")
+    listed = (
+        f"GPU 0: NVIDIA H100 (UUID: GPU-{first})\nGPU 1: NVIDIA H100 (UUID: GPU-{second})\n"
+        f"  MIG 1g.10gb     Device  0: (UUID: MIG-{slice_})\n"
+    )
+    assert _named(first, listed, monkeypatch) == (f"GPU-{first}", "")
+    assert _named(slice_, listed, monkeypatch) == (f"GPU-{second}", ""), "clocks are of the GPU it is a part of"
+    none, reason = _named(slice_, listed.split("  MIG")[0], monkeypatch)
+    assert none is None
+    assert reason == f"nvidia-smi -L lists no GPU and no MIG instance {slice_}"
+    run = Run({"not run": {}}, Path("unused.json"), (9, 0))
+    assert run.gpu is None
+    assert run.record["not run"] == {"clocks": reason}
+    assert _gpu_state(1) == {"nvidia-smi": reason}, "and not that of another GPU"
+    assert _named(first, None, monkeypatch) == (None, "nvidia-smi is not installed")
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """CUDA that only counts: events are numbers, the time between two is their distance in milliseconds. Its calls."""
+    calls: list[tuple] = []
+    recorded: dict[int, float] = {}
+    numbers = itertools.count(1)
+    success = cudart.cudaError_t.cudaSuccess
+
+    def play(name: str, answer: Callable[..., tuple]) -> None:
+        def call(*given: object) -> tuple:
+            calls.append((name, *given))
+            return (success, *answer(*given))
+
+        monkeypatch.setattr(cudart, name, call)
+
+    def record(event: int, stream: int) -> tuple:
+        recorded[event] = float(len(calls))
+        return ()
+
+    for name in ("cudaEventCreate", "cudaMalloc", "cudaStreamCreateWithFlags"):
+        play(name, lambda *_: (next(numbers),))
+    for name in (
+        "cudaSetDevice", "cudaThreadExchangeStreamCaptureMode", "cudaEventSynchronize", "cudaEventDestroy", "cudaFree",
+        "cudaMemcpyAsync", "cudaMemsetAsync", "cudaDeviceSynchronize", "cudaStreamDestroy",
+    ):  # fmt: skip
+        play(name, lambda *_: ())
+    play("cudaGetDevice", lambda: (0,))
+    play("cudaEventRecord", record)
+    play("cudaEventElapsedTime", lambda begin, end: (recorded[end] - recorded[begin],))
+    monkeypatch.setattr(cuda.CudaDevice, "load_kernel", lambda *given: SimpleNamespace(name=given[2]))
+    monkeypatch.setattr(cuda.CudaDevice, "_threads", threading.local())
+    monkeypatch.setattr(
+        cuda.CudaDevice, "launch_kernel", lambda self, kernel, *_: calls.append(("launch", kernel.name))
+    )
+    return calls
+
+
+def test_kernels_are_timed_by_events_that_were_made_before(played: list[tuple]) -> None:
+    device = cuda.TimedDevice()
+    scan, decide = device.load_kernel(b"", "scan", 0, 0), device.load_kernel(b"", "decide", 0, 0)
+    device.launch_kernel(scan, 1, 32, (), (), 5)
+    assert device.milliseconds() == [], "it was not asked to time"
+    device.prepare(2)
+    device.timing = True
+    del played[:]
+    for kernel in (scan, decide):
+        device.launch_kernel(kernel, 1, 32, (), (), 5)
+    assert [call[0] for call in played] == ["cudaEventRecord", "launch", "cudaEventRecord"] * 2
+    assert {call[2] for call in played if call[0] == "cudaEventRecord"} == {5}, "on the kernel's own stream"
+    assert device.milliseconds() == [("scan", 2.0), ("decide", 2.0)]
+    assert device.milliseconds() == []
+    del played[:]
+    device.prepare(2)
+    assert not played, "its events are used again"
+
+
+def test_the_cache_is_overwritten_and_waited_for(played: list[tuple]) -> None:
+    device = cuda.TimedDevice()
+    device.flush()
+    device.flush()
+    names = [call[0] for call in played if call[0] in ("cudaMalloc", "cudaMemsetAsync", "cudaDeviceSynchronize")]
+    assert names == ["cudaMalloc", *["cudaMemsetAsync", "cudaDeviceSynchronize"] * 2]
+    (size,) = {call[3] for call in played if call[0] == "cudaMemsetAsync"}
+    assert size == 256 << 20
+
+
+def test_a_copy_counts_bytes_read_and_written_and_gives_its_memory_back(played: list[tuple]) -> None:
+    rate = cuda.TimedDevice().copy_bandwidth()
+    assert rate == pytest.approx(2 * (1 << 30) / 2e-3)
+    counts = Counter(call[0] for call in played)
+    assert counts["cudaMemcpyAsync"] == 21, "the first does not count"
+    assert counts["cudaMalloc"] == counts["cudaFree"] == 2
+    assert counts["cudaEventCreate"] == counts["cudaEventDestroy"]
+    assert counts["cudaStreamCreateWithFlags"] == counts["cudaStreamDestroy"] == 1
+
+
+@pytest.fixture
+def torch_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's products and events, played: each product of its own kind takes a time that is known."""
+    import torch
+
+    spent = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = spent[0]
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    class Played:
+        T = None
+
+        def __init__(self, milliseconds: float) -> None:
+            self.milliseconds = milliseconds
+
+        def __matmul__(self, other: object) -> None:
+            spent[0] += self.milliseconds
+
+    def take(*given: Any) -> None:
+        spent[0] += given[0].milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: Played(2.0))
+    monkeypatch.setattr(torch, "randint", lambda *a, **k: Played(1.0))
+    monkeypatch.setattr(torch, "ones", lambda *a, **k: Played(0.5))
+    monkeypatch.setattr(torch, "_int_mm", take)
+    monkeypatch.setattr(torch, "dot", take)
+
+
+@pytest.mark.usefixtures("torch_events")
+def test_limits_are_operations_and_bytes_a_second() -> None:
+    assert cuda.tensor_core_rates() == pytest.approx({"float16": 2 * 8192**3 / 2e-3, "int8": 2 * 8192**3 / 1e-3})
+    assert cuda.read_bandwidth() == pytest.approx((2 << 30) / 0.5e-3)
+
+
+def test_a_peer_in_its_native_form_ranks_by_the_sum_of_maxima(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    asked: list[tuple[int, ...]] = []
+
+    def peer(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        asked.append(tuple(queries.shape))
+        return torch.einsum("qwd,nrd->qnwr", queries, documents).amax(dim=3).sum(dim=2)
+
+    monkeypatch.setitem(gpu_candidates._PEERS, "flash", lambda: peer)
+    made = Case.load(case)
+    with gpu_candidates._torch(made.images, ON_CPU, precision="float32", peer="flash", native=True) as find:
+        found = find(made.captions)
+    assert asked == [(6, 4, 64)], "whole captions"
+    regions = np.concatenate([made.images.fine(part) for part in made.images.parts]).reshape(30, 4, 64)
+    for caption, rows in zip(made.captions, found, strict=True):
+        scores = np.einsum("wd,nrd->nwr", caption, regions.astype(np.float32)).max(axis=2).sum(axis=1)
+        assert sorted(rows) == sorted(np.argsort(-scores)[:10])
+
+
+def test_compiled_at_max_autotune_pytorch_finds_the_certified_top(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph is taken and run as it is: compiling it needs a GPU, or minutes."""
+    import torch
+
+    compiled, modes = torch.compile, []
+
+    def compile_eagerly(function: Callable, mode: str) -> Callable:
+        modes.append(mode)
+        return compiled(function, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    made = Case.load(case)
+    with gpu_candidates._torch(made.images, ON_CPU, precision="float32", compiled=True) as find:
+        assert gpu_worker.agreement(find, made) > 0.99
+    assert modes == ["max-autotune-no-cudagraphs"]
 
 
 @pytest.mark.gpu
