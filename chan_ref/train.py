@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..runtime.counts import counted
 from ..runtime.data.fitting import cut_texts
 from ..runtime.errors import CheckpointError, InputError, reason_of
 from ..runtime.files import recover
+from ..runtime.locks import only_one
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import checkpoint
 from .augment import change_words, drop_regions
@@ -84,16 +85,17 @@ def train(
         on_step, on_epoch: callbacks that report progress.
 
     Raises:
-        InputError: the data or RUN break a rule, or torch cannot use the device.
+        InputError: the data or RUN break a rule, another process trains there, or torch cannot use the device.
     """
     run = Path(run)
-    if (run / "last").exists() or (run / "log.jsonl").exists():
-        raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
-    place = usable_device(device)
-    data = TrainData.open(data_dir)
-    torch.manual_seed(config.seed)
-    model, files = _new_model(config, data)
-    return _Run(run, data, config, model, files, place, on_step, on_epoch).go(tensorboard)
+    with _alone(run):
+        if (run / "last").exists() or (run / "log.jsonl").exists():
+            raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
+        place = usable_device(device)
+        data = TrainData.open(data_dir)
+        torch.manual_seed(config.seed)
+        model, files = _new_model(config, data)
+        return _Run(run, data, config, model, files, place, on_step, on_epoch).go(tensorboard)
 
 
 def resume(
@@ -120,14 +122,32 @@ def resume(
         The log of the best epoch.
 
     Raises:
-        InputError: RUN has no finished epoch, the data are not those it was trained on, or torch cannot use the device.
+        InputError: RUN has no finished epoch, the data are not those it was trained on, another process trains there,
+            or torch cannot use the device.
         CheckpointError: its files cannot be read.
     """
     run = Path(run)
     place = usable_device(device)
+    if not run.is_dir():
+        raise _nothing_to_resume(run)
+    with _alone(run):
+        going = _go_on(Path(data_dir), run, epochs, patience, place, on_step, on_epoch)
+        return going.go(tensorboard)
+
+
+def _go_on(
+    data_dir: Path,
+    run: Path,
+    epochs: int | None,
+    patience: int | None,
+    device: str,
+    on_step: OnStep | None,
+    on_epoch: OnEpoch | None,
+) -> _Run:
+    """The run in a folder, as it was after its last finished epoch."""
     recover(run / "last")
     if not (run / "last").is_dir():
-        raise InputError(f"{run} has no finished epoch to resume from: leave --resume out")
+        raise _nothing_to_resume(run)
     last = checkpoint.load(run / "last")
     try:
         training = last.record["training"]
@@ -145,9 +165,18 @@ def resume(
         epochs=config.epochs if epochs is None else epochs,
         patience=config.patience if patience is None else patience,
     )
-    going = _Run(run, data, config, last.model, last.tokenizer_files, place, on_step, on_epoch)
+    going = _Run(run, data, config, last.model, last.tokenizer_files, device, on_step, on_epoch)
     going.restore(epoch, [EpochLog.from_dict(line) for line in logs])
-    return going.go(tensorboard)
+    return going
+
+
+def _alone(run: Path) -> AbstractContextManager[None]:
+    """Keep other processes from training in RUN, from before the first epoch on."""
+    return only_one(run / ".lock", f"another process trains in {run}: wait for it to end, or choose another folder")
+
+
+def _nothing_to_resume(run: Path) -> InputError:
+    return InputError(f"{run} has no finished epoch to resume from: leave --resume out")
 
 
 def usable_device(device: str | None) -> str:
@@ -351,7 +380,6 @@ class _Run:
         which `resume` brings it back.
         """
         log = self.logs[-1]
-        self.folder.mkdir(parents=True, exist_ok=True)
         record = {
             "training": {
                 "options": asdict(self.config),

@@ -389,3 +389,23 @@ def test_bert_trains_with_a_rate_and_decay_of_its_own(data: Path, tmp_path: Path
     assert (
         _contents(tmp_path / "run")["last/model.safetensors"] == _contents(tmp_path / "whole")["last/model.safetensors"]
     )
+
+
+def test_two_processes_never_train_in_one_folder(data: Path, tmp_path: Path) -> None:
+    """The second is refused before the first has saved anything, and later while it resumes."""
+    run, refused = tmp_path / "run", []
+
+    def second(epoch: int, step: int, steps: int, loss: float) -> None:
+        if step == 0:
+            for start in (lambda: train(data, run, SMALL), lambda: resume(data, run)):
+                with pytest.raises(InputError) as caught:
+                    start()
+                refused.append(str(caught.value))
+
+    train(data, run, replace(SMALL, epochs=1), on_step=second)
+    resume(data, run, epochs=2, on_step=second)
+    wanted = f"another process trains in {run}: wait for it to end, or choose another folder"
+    assert refused == [wanted] * 4
+    with pytest.raises(InputError, match="has no finished epoch"):
+        resume(data, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
