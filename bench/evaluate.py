@@ -36,6 +36,7 @@ from ..chan_ref.model import ChanModel
 from ..commands import values
 from ..runtime.data.images import CaptionedImages
 from ..runtime.data.layout import SplitFiles
+from ..runtime.data.npy import new_npy
 from ..runtime.embeddings import Embeddings
 from ..runtime.evaluation import metrics
 from ..runtime.evaluation.ranking import rank_blocks
@@ -169,7 +170,7 @@ def make_split(root: Path, num_images: int, median_words: float) -> dict[str, An
     files = SplitFiles.below(root, "test")
     files.folder.mkdir(parents=True)
     shape = (num_images, REGIONS, FEATURES)
-    features = np.lib.format.open_memmap(files.features(), "w+", np.float32, shape)
+    features = new_npy(files.features(), shape)
     for row in range(num_images):
         # Like a detector's features: not negative, most of them small.
         features[row] = np.maximum(rng.standard_normal(shape[1:], np.float32), 0) ** 2

@@ -16,8 +16,10 @@ import torch
 
 from ..runtime.counts import counted
 from ..runtime.data.flat import FlatWriter
+from ..runtime.data.npy import new_npy
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_file, publish, write_file
+from ..runtime.locks import only_one
 from ..runtime.pictures.load import Picture, fit_picture, load_pixels
 from ..runtime.regions import Regions
 from ..runtime.skipped import Skipped, SkippedItem
@@ -117,7 +119,7 @@ class Encoder:
                 flat = stack.enter_context(FlatWriter(path, np.full(count, regions), width))
             else:
                 beside = stack.enter_context(atomic_file(path))
-                rows = np.lib.format.open_memmap(beside, "w+", np.float32, (count, regions, width))
+                rows = new_npy(beside, (count, regions, width))
             for batch in batches(pictures, _BATCH):
                 if done + len(batch) > count:
                     raise InputError(f"pictures must be {count}, got more")
@@ -173,15 +175,21 @@ def write_features(
         Number of files finished since the last time, the skipped ones included.
 
     Raises:
-        InputError: OUT holds features and `force` is False, no file can be read, more than the limit cannot, or the
-            backbone fails.
+        InputError: OUT holds features and `force` is False, another process writes there, no file can be read, more
+            than the limit cannot, or the backbone fails.
     """
+    busy = f"another process writes features to {out}: wait for it to end, or choose another folder"
+    with only_one(out / ".ims.lock", busy):
+        yield from _write_alone(files, out, force, Skipped() if skipped is None else skipped, backbone, weights)
+
+
+def _write_alone(
+    files: Sequence[Path], out: Path, force: bool, skipped: Skipped, backbone: Backbone | None, weights: str
+) -> Iterator[int]:
     for held in FEATURES:
         if (out / held).exists() and not force:
             raise InputError(f"{out / held} already exists: choose another folder, or replace it with --force")
-    skipped = skipped if skipped is not None else Skipped()
     encoder = Encoder(backbone)
-    out.mkdir(parents=True, exist_ok=True)
     record = encoder.record()
     made_by = {"backbone": encoder.backbone.name, "weights": weights, "record": str(record)}
     with _Unfinished(out, record, made_by) as unfinished:

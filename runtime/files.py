@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
+_ZEROS = 1 << 20  # bytes written at once where a file cannot be given its room
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
@@ -164,3 +165,36 @@ def sync_tree(path: Path) -> None:
         sync(Path(inner))
     if path.is_file():
         sync(path)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file that long on the disk itself.
+
+    Writing to a map of a file that is only long by its name ends the process with SIGBUS once the disk is full.
+
+    Raises:
+        OSError: the disk has no room for it; the error names PATH.
+    """
+    with path.open("ab") as file:
+        try:
+            missing = size - file.seek(0, os.SEEK_END)
+            if missing > 0 and not _allocated(file.fileno(), size):
+                while missing > 0:
+                    missing -= file.write(bytes(min(missing, _ZEROS)))
+                file.flush()
+        except OSError as error:
+            error.filename = str(path)
+            raise
+
+
+def _allocated(descriptor: int, size: int) -> bool:
+    """Let the system give a file its room; False where the system or the disk cannot."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True

@@ -1,6 +1,8 @@
 """Features of a data folder: every split, each row of its own picture, continued and never mixed."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from chan_rt.chan_ref.data_features import pictures_of, write_data_features
-from chan_rt.chan_ref.features import Encoder
+from chan_rt.chan_ref.features import Encoder, write_features
 from chan_rt.cli import main
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import InputError
@@ -72,3 +74,30 @@ def test_an_id_without_a_picture_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "precomp/dev_ids.txt").write_text("x.png\n")
     with pytest.raises(InputError, match=r"must name the picture of every id of dev, got none for 'x\.png'"):
         pictures_of(tmp_path)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room that is reserved, writing to the map would end the process with SIGBUS."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    before = sorted((data / "precomp").iterdir())
+    result = CliRunner().invoke(main, ["features", str(data), "-o", str(data), "--force"])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (
+        1,
+        f"Error: {data / 'precomp/train_ims.npy'}: No space left on device",
+    )
+    assert sorted((data / "precomp").iterdir()) == before
+
+
+def test_two_processes_never_write_features_to_one_folder(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    writing = write_features([data / "a.png", data / "b.png", data / "c.png"], out)
+    assert next(writing) == 2
+    result = CliRunner().invoke(main, ["features", str(data / "a.png"), "-o", str(out)])
+    wanted = f"Error: another process writes features to {out}: wait for it to end, or choose another folder"
+    assert (result.exit_code, result.output.splitlines()[-1]) == (1, wanted)
+    assert list(writing) == [1]
+    assert sorted(path.name for path in out.iterdir()) == ["ims.npy", "names.txt"]

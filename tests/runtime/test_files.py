@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -10,10 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chan_rt.runtime import files
-from chan_rt.runtime.files import atomic_file, atomic_folder, exchange, publish, recover, write_file
+from chan_rt.runtime.data.npy import new_npy
+from chan_rt.runtime.files import atomic_file, atomic_folder, exchange, publish, recover, reserve, write_file
 
 
 def _names(folder: Path) -> list[str]:
@@ -276,3 +279,35 @@ def test_nothing_is_recovered_for_a_path_that_never_was(tmp_path: Path) -> None:
     (tmp_path / ".folder.abc/new").mkdir()
     recover(tmp_path / "folder")
     assert _names(tmp_path) == [".folder.abc"]
+
+
+@pytest.mark.parametrize("fakes", [None, errno.EOPNOTSUPP], ids=["allocates", "writes zeros"])
+def test_reserved_bytes_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: int | None) -> None:
+    if fakes is not None:
+        monkeypatch.setattr(os, "posix_fallocate", _fails(fakes))
+    path, size = tmp_path / "file", 3_000_000
+    path.write_bytes(b"head")
+    reserve(path, size)
+    assert path.read_bytes() == b"head" + bytes(size - 4)
+    assert path.stat().st_blocks * 512 >= size
+
+
+def test_a_disk_without_room_is_an_error_before_a_map_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = new_npy(tmp_path / "sound.npy", (4, 3), np.float32)
+    array[2] = 7
+    array.flush()
+    np.testing.assert_array_equal(np.load(tmp_path / "sound.npy")[:, 0], [0, 0, 7, 0])
+    monkeypatch.setattr(os, "posix_fallocate", _fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_file(tmp_path / "x.npy") as beside:
+        new_npy(beside, (4, 3))
+    assert caught.value.filename == str(tmp_path / "x.npy")
+    assert _names(tmp_path) == ["sound.npy"]
+
+
+def _fails(code: int) -> Callable[..., None]:
+    def fail(*_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
