@@ -67,6 +67,13 @@ def best_rows(
 
 
 @triton.jit
+def sortable(value):
+    """An int64 for each float64, in the same order and equal for 0 and -0: GPUs for games compare float64 slowly."""
+    bits = (value + 0.0).to(tl.int64, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
+
+
+@triton.jit
 def kth_best(
     maxima,  # float64 [queries, groups]
     owners,  # int32 [queries, groups]
@@ -88,10 +95,11 @@ def kth_best(
     valid = group < groups
     value = tl.load(own + group, mask=valid, other=float("-inf"))
     before = tl.zeros([GROUPS], tl.int32)
+    key = sortable(value)
     for first in range(0, groups, AT_ONCE):
         other = first + tl.arange(0, AT_ONCE)
-        its = tl.load(own + other, mask=other < groups, other=float("-inf"))
-        ahead = (its[None, :] > value[:, None]) | ((its[None, :] == value[:, None]) & (other[None, :] < group[:, None]))
+        its = sortable(tl.load(own + other, mask=other < groups, other=float("-inf")))
+        ahead = its[None, :] > key[:, None] - (other[None, :] < group[:, None]).to(tl.int64)
         before += tl.sum(ahead.to(tl.int32), axis=1)
     threshold = thresholds + which + tl.zeros([GROUPS], tl.int32)
     kth = valid & (before == k - 1)
