@@ -15,6 +15,7 @@ from .kernels import POOLINGS, PRECISIONS, ScanPrecision, find_kernels
 from .resident import ResidentScan
 from .scan import KernelScan
 from .search import ResidentSearch
+from .self_test import check_kernels
 from .split import SplitScan
 
 __all__ = [
@@ -49,7 +50,7 @@ def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecisio
 
     Raises:
         InputError: the gallery's settings have no GPU scan, an unknown precision, or no GPU of that number.
-        BackendError: no usable GPU, or no kernels for it.
+        BackendError: no usable GPU, no kernels for it, or kernels that compute wrong numbers there.
     """
     from ...gpu import examine_gpu
 
@@ -63,4 +64,10 @@ def open_resident(path: Path, settings: GallerySettings, precision: ScanPrecisio
         raise InputError(f"device must be one of the GPUs that CUDA shows, {known}, got cuda:{index}")
     width, pooling = stored_width(settings.dim), settings.alignment.pooling
     record, code = find_kernels(path, precision, width, pooling, gpu.gpus[index].capability)
-    return KernelScan(record, code, CudaDevice(index), settings.dim, settings.alignment)
+    scan = KernelScan(record, code, CudaDevice(index), settings.dim, settings.alignment)
+    try:
+        check_kernels(scan, settings.dim, settings.alignment, settings.fine)
+    except BaseException:
+        scan.close()
+        raise
+    return scan

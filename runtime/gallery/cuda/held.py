@@ -123,8 +123,10 @@ class RowHolder:
     def _vector_bytes(self) -> int:
         return self._width * (1 if self._codes else 2)
 
-    def gather(self, held: Sequence[HeldPart]) -> HeldRows:
+    def gather(self, held: Sequence[HeldPart], least: int | None = None) -> HeldRows:
         """Parts as one sequence of rows.
+
+        least: bytes of codes from which on the first level of a plan is read before them; None for LEAST of levels.py.
 
         Raises:
             GpuMemoryError: the device has too little memory.
@@ -157,14 +159,14 @@ class RowHolder:
         rows.places, rows.lengths, rows.scale, rows.error, rows.norm, rows.blocks, rows.plans, rows.everything = (
             addresses
         )
-        rows.levels = self._levels(rows)
+        rows.levels = self._levels(rows, LEAST if least is None else least)
         return rows
 
-    def _levels(self, rows: HeldRows) -> Levels | None:
+    def _levels(self, rows: HeldRows, least: int) -> Levels | None:
         """The rows at the first level of their plan, uploaded where they were not; None where that does not pay."""
         plan = common_plan([each.part for each in rows.held]) if self._stride else None
         size = sum(int(each.part.starts[-1]) for each in rows.held) * self._width
-        if plan is None or plan.first is None or size < LEAST:
+        if plan is None or plan.first is None or size < least:
             return None
         if plan.first.norms > MOST_NORMS or plan.first.width > self._stride:
             return None

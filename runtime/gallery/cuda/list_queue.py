@@ -52,6 +52,9 @@ class ListQueue:
         record: of the kernels.
         sender: what sent the queries.
         alignment: how similarities become scores.
+
+    Attributes:
+        upper: address of the first level's bounds, float64 [queries, rows], of the last search that read it.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class ListQueue:
     ) -> None:
         self._arena, self._launch, self._sender, self._alignment = arena, launch, sender, alignment
         self._certified, self._stride = record.precision == "int8", record.stride
+        self.upper = 0
 
     def queue(
         self,
@@ -116,7 +120,7 @@ class ListQueue:
     ) -> int:
         """Queue every row's upper bound by the first level, and -inf as its score; the address of the bounds."""
         arena, lengths, count = self._arena, queries.lengths, len(queries.lengths)
-        upper = arena.scratch("upper", 8 * count * rows.count)
+        upper = self.upper = arena.scratch("upper", 8 * count * rows.count)
         allowed_at = self._allowed(rows, allowed)
         pooled = arena.send("pooled", np.repeat(np.array(lengths, np.float64), lengths))
         words, temperature = sum(lengths), float(self._alignment.pooling_temperature)

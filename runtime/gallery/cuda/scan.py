@@ -103,15 +103,17 @@ class KernelScan:
                 self._known[id(part)] = held  # the part lives as long as what holds it, so its id is its own
             return held
 
-    def gather(self, held: Sequence[HeldPart]) -> HeldRows:
+    def gather(self, held: Sequence[HeldPart], least: int | None = None) -> HeldRows:
         """See `ResidentScan.gather`.
+
+        least: bytes of codes from which on the first level of a plan is read before them; None for LEAST of levels.py.
 
         Raises:
             GpuMemoryError: the device has too little memory.
         """
         with self._turns.lock:
             self._device.activate()
-            return self._holder.gather(held)
+            return self._holder.gather(held, least)
 
     def shortlist(
         self, rows: HeldRows, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
@@ -253,6 +255,13 @@ class KernelScan:
         name = next(f"reach_{most}" for most in PICKS if most >= picks)
         temperature = float(self._alignment.pooling_temperature)
         self._launch(name, lists.queries, addresses, k, picks, longest, temperature)
+
+    def fetch_bounds(self, rows: HeldRows) -> Float64Array:
+        """The first level's bounds of all rows [N], of the last search if that was for one query and read it."""
+        with self._turns.search():
+            found = self._arena.fetch("bounds", self._queue.upper, rows.count, np.float64)
+            self._arena.wait()
+            return found.copy()
 
     def close(self) -> None:
         """See `ResidentScan.close`."""

@@ -912,6 +912,7 @@ def test_a_gpu_that_cuda_does_not_show_is_refused_with_those_it_shows(
     opened: list[int] = []
     record = KernelRecord("int8", 64, "LSE", "sm_90", "none", "", {})
     monkeypatch.setattr("chan_rt.runtime.gallery.cuda.find_kernels", lambda *arguments: (record, {}))
+    monkeypatch.setattr("chan_rt.runtime.gallery.cuda.check_kernels", lambda *arguments: None)
     monkeypatch.setattr("chan_rt.runtime.gallery.cuda.CudaDevice", lambda index: opened.append(index) or FakeDevice({}))
     with Gallery.open(gallery_path) as gallery:
         open_resident(gallery_path, gallery.settings, "int8", 1).close()
