@@ -86,7 +86,7 @@ def publish(finished: Path, path: Path) -> None:
     elif exchange(finished, path):
         shutil.rmtree(finished, ignore_errors=True)
     else:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch, _locked(Path(scratch)):
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch, locked(Path(scratch)):
             old = Path(scratch, "old")
             try:
                 os.replace(path, old)
@@ -121,7 +121,7 @@ def recover(path: Path) -> None:
     if path.exists():
         return
     for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.*/old")):
-        with _locked(old.parent):
+        with locked(old.parent):
             if not path.exists() and old.is_dir():
                 os.replace(old, path)
                 sync(path.parent)
@@ -129,7 +129,7 @@ def recover(path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock of a folder; no lock where the system or the disk has none, or the folder is gone."""
     try:
         import fcntl

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryLocked, InputError
-from ..runtime.files import write_file
+from ..runtime.files import locked, write_file
 from ..runtime.gallery import GalleryWriter, ShardedWriter, open_for_writing
 from ..runtime.pictures.received import sniff
 from ..runtime.regions import boxes_as_metadata
@@ -74,9 +75,9 @@ class Writers:
             if (size := len(msgspec.json.encode([id, row]))) > self._row_bytes:
                 rule = f"the id and the metadata of row {number} must have at most {self._row_bytes} bytes, got {size}"
                 raise Refusal(422, "metadata", rule)
-        with self._open(opened) as writer:
+        with self._open(opened) as writer, self._contents(body) as contents:
             replaced = len(writer.ids(body.ids)) if body.overwrite else 0
-            parts = zip(given, self._contents(body), boxes_as_metadata(embeddings), strict=True)
+            parts = zip(given, contents, boxes_as_metadata(embeddings), strict=True)
             rows = [{**row, **content, **place} for row, content, place in parts]
             writer.add(body.ids, embeddings, rows, overwrite=body.overwrite)
         return bodies.RowsResponse(opened.name, len(body.ids), replaced, len(opened.gallery))
@@ -106,22 +107,29 @@ class Writers:
                     raise
                 time.sleep(0.01)
 
-    def _contents(self, body: bodies.PutRows) -> Sequence[Mapping[str, Any]]:
-        """What the server itself adds to the metadata of rows."""
+    @contextmanager
+    def _contents(self, body: bodies.PutRows) -> Iterator[Sequence[Mapping[str, Any]]]:
+        """What the server itself adds to the metadata of rows. A block that fails takes kept pictures back."""
         if body.captions is not None:
-            return [{"caption": caption} for caption in body.captions]
-        if body.pictures is not None:
-            return [self._keep_picture(data, str(sniff(data))) for data in body.pictures]
-        return [{}] * len(body.ids)
-
-    def _keep_picture(self, data: bytes, format: str) -> dict[str, str]:
-        """Keep a picture file, named by its content, and return the metadata that names it."""
-        if self._uploads is None:
-            return {}
-        path = (
-            self._uploads.resolve() / f"{hashlib.sha256(data).hexdigest()}{_SUFFIXES.get(format, '.' + format.lower())}"
-        )
-        if not path.exists():
+            yield [{"caption": caption} for caption in body.captions]
+        elif body.pictures is None or self._uploads is None:
+            yield [{}] * len(body.ids)
+        else:
             self._uploads.mkdir(parents=True, exist_ok=True)
-            write_file(path, data)
-        return {"path": str(path)}
+            with (
+                locked(self._uploads),
+                ExitStack() as on_error,
+            ):  # nobody else counts on a picture until its row is there
+                yield [{"path": str(_keep(self._uploads, data, on_error))} for data in body.pictures]
+                on_error.pop_all()
+
+
+def _keep(folder: Path, data: bytes, on_error: ExitStack) -> Path:
+    """Keep a picture file, named by its content; `on_error` removes what was not there before."""
+    format = str(sniff(data))
+    suffix = _SUFFIXES.get(format, f".{format.lower()}")
+    path = folder.resolve() / f"{hashlib.sha256(data).hexdigest()}{suffix}"
+    if not path.exists():
+        on_error.callback(path.unlink, missing_ok=True)
+        write_file(path, data)
+    return path

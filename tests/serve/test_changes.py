@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import Gallery, GalleryWriter, open_writer
-from chan_rt.serve import Client, Limits, Settings
+from chan_rt.runtime import Embeddings, Gallery, GalleryError, GalleryWriter, open_writer
+from chan_rt.serve import Client, Limits, Settings, bodies
 from chan_rt.serve.app import create_app
+from chan_rt.serve.galleries import Galleries
+from chan_rt.serve.rows import Writers
 from chan_rt.serve.state import State
 
 CAPTION = "two red apples"
@@ -78,6 +80,34 @@ def test_a_row_is_added_shown_replaced_and_deleted(writable: httpx.Client, copy:
     assert ids(writable) == before
     gone = writable.request("DELETE", "/v1/galleries/mine/rows", json={"ids": ["new/1"]})
     assert (gone.status_code, gone.json()["error"]) == (422, "InputError")
+
+
+def test_a_change_that_fails_keeps_no_picture(gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, uploads = shutil.copytree(gallery, tmp_path / "mine"), tmp_path / "uploads"
+    galleries = Galleries(Settings({"mine": path}, threads=1))
+    galleries.reopen()
+
+    def full(*_: object, **__: object) -> None:
+        assert len(list(uploads.iterdir())) == 2
+        raise GalleryError("the disk is full: nothing of this change was kept")
+
+    def put(*numbers: int) -> None:
+        body = bodies.PutRows([f"new/{n}" for n in numbers], pictures=[picture(n) for n in numbers])
+        with galleries.using("mine") as opened:
+            row = opened.gallery.embeddings([opened.gallery.rows()[0].id])
+            Writers(uploads, 1 << 16, 0).add(opened, body, Embeddings.concatenate([row] * len(numbers)))
+
+    try:
+        put(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(GalleryWriter, "add", full)
+            with pytest.raises(GalleryError, match="disk is full"):
+                put(1, 2)
+        assert [file.read_bytes() for file in uploads.iterdir()] == [picture(1)]  # which another row has
+        put(2)
+        assert len(list(uploads.iterdir())) == 2
+    finally:
+        galleries.close()
 
 
 def test_a_picture_is_put_as_a_file(writable: httpx.Client) -> None:
