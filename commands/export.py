@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-words",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=3),
     help="Largest number of words of a caption, start and end included. By default 128, or the positions of BERT where "
     "these are fewer. Longer captions are cut when they are evaluated.",
 )

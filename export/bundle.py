@@ -103,7 +103,7 @@ def export_bundle(
 
     Raises:
         InputError: a precision is unknown, OUT is taken (by anything but a bundle: also with `force`), or a number of
-            regions or words is below 1 or beyond the positions of BERT.
+            regions is below 1, or one of words below 3 or beyond the positions of BERT.
         CheckpointError: the checkpoint cannot be read, or its tokenizer is that of another model.
         BundleError: the checkpoint has no tokenizer, the backbone's regions do not fit the model, or a graph fails a
             check of `check.check_graph`.
@@ -210,9 +210,10 @@ def _ranges(config: ModelConfig, max_regions: int | None, max_words: int | None,
     positions = None if config.bert is None else config.bert.positions
     if max_words is None:
         max_words = RANGES["W"].max if positions is None else min(RANGES["W"].max, positions)
-    for name, value in (("max_regions", max_regions), ("max_words", max_words)):
-        if value < 1:
-            raise InputError(f"{name} must be positive, got {value}")
+    if max_regions < 1:
+        raise InputError(f"max_regions must be positive, got {max_regions}")
+    if max_words < 3:
+        raise InputError(f"max_words must be at least 3, a word with the marks of start and end, got {max_words}")
     if positions is not None and max_words > positions:
         raise InputError(f"max_words must be at most the {positions} positions of this model's BERT, got {max_words}")
     if max_regions < own_regions:

@@ -26,7 +26,8 @@ def fit_captions(
         strict: refuse a caption that is too long.
 
     Raises:
-        InputError: a caption without a word, or, where `strict`, one that is too long; by its place in its file.
+        InputError: a caption without a word, one that cannot be cut, or, where `strict`, one that is too long; by its
+            place in its file.
     """
     try:
         texts, cut = cut_texts(images.captions, tokenizer, max_words)
@@ -53,7 +54,7 @@ def cut_texts(captions: Sequence[str], tokenizer: Tokenizer, max_words: int | No
     is too long.
 
     Raises:
-        InputError: a caption without a word.
+        InputError: a caption without a word, or one that cannot be cut, because its first letter is too long.
     """
     texts = list(captions)
     if max_words is None:
@@ -76,8 +77,13 @@ def _cut(text: str, tokenizer: Tokenizer, max_words: int) -> str:
     ends = [match.end() for match in _WORD.finditer(text)]
     if not fits(ends[0]):
         start = ends[0] - len(_WORD.findall(text)[0])
-        ends = list(range(start + 1, ends[0]))
-    low, high = 0, len(ends) - 1  # the first fits, or nothing does; the last may not
+        ends = list(range(start + 1, ends[0] + 1))
+        if not fits(ends[0]):
+            words = len(tokenizer.rows([text[: ends[0]]])[0])
+            raise InputError(
+                f"a caption cannot be cut to {max_words} words, start and end included: its first letter takes {words}"
+            )
+    low, high = 0, len(ends) - 1  # the first fits; the last may not
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(ends[middle]) else (low, middle - 1)

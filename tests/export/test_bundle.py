@@ -95,7 +95,7 @@ def test_the_largest_numbers_of_regions_and_words_may_be_chosen(save_tiny: Save,
             matcher.encode_images(np.ones((1, 13, manifest.region_dim), np.float32))
     for sizes, message in (
         ({"max_regions": 0}, "max_regions must be positive, got 0"),
-        ({"max_words": -1}, "max_words must be positive, got -1"),
+        ({"max_words": 2}, "max_words must be at least 3, a word with the marks of start and end, got 2"),
     ):
         with pytest.raises(InputError, match=message):
             export_bundle(checkpoint, tmp_path / "other", ["fp32"], **sizes)

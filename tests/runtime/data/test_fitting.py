@@ -53,6 +53,23 @@ def test_a_first_word_that_is_too_long_is_cut_within(bert: BertTokenizer) -> Non
     assert len(bert.rows(texts)[0]) == 7
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("caption", ["a", "dog runs", "dog"])
+def test_a_caption_that_cannot_be_cut_is_an_error(caption: str, limit: int) -> None:
+    wanted = f"cannot be cut to {limit} words, start and end included: its first letter takes 3"
+    with pytest.raises(InputError, match=wanted):
+        cut_texts([caption], SCAN, limit)
+
+
+def test_a_letter_of_many_wordpieces_cannot_be_cut(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="the extra bert is not installed")
+    parts = ["\u1112", "##\u1161", "##\u11ab"]  # what BERT makes of U+D55C
+    (tmp_path / "vocab.txt").write_text("\n".join([*PIECES, *parts]) + "\n")
+    bert = BertTokenizer(bert_tokenizer_json(tmp_path / "vocab.txt"))
+    with pytest.raises(InputError, match="cannot be cut to 4 words, start and end included: its first letter takes 5"):
+        cut_texts(["\ud55c"], bert, 4)
+
+
 def test_letters_that_decompose_count_as_their_parts(bert: BertTokenizer) -> None:
     """Stripped accents shorten, but Hangul falls into two or three letters: 'short' is said of the decomposed text."""
     texts, cut = cut_texts(["\u00e1b\u00e7d", "\ud55c \ud55c \ud55c \ud55c \ud55c"], bert, 6)
