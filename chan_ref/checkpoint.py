@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..runtime.contract import has_keys
@@ -25,6 +25,7 @@ from ..runtime.errors import CheckpointError, reason_of
 from ..runtime.files import atomic_folder, recover
 from .config import ModelConfig
 from .model import ChanModel
+from .weights import save_tensors
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
@@ -74,8 +75,7 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         raise CheckpointError(f"the record must be JSON: {error}") from error
     with atomic_folder(path) as fresh:
         (fresh / TOKENIZER).mkdir()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, fresh / WEIGHTS)
+        save_tensors(model.state_dict(), fresh / WEIGHTS)
         for name, content in tokenizer_files.items():
             (fresh / TOKENIZER / name).write_bytes(content)
         (fresh / CONFIG).write_text(config + "\n", encoding="utf-8")

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def train(
         InputError: the data or RUN break a rule, another process trains there, or torch cannot use the device.
     """
     run = Path(run)
-    with _alone(run):
+    with _alone(run), _enough_memory():
         if (run / "last").exists() or (run / "log.jsonl").exists():
             raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
         place = usable_device(device)
@@ -130,7 +131,7 @@ def resume(
     place = usable_device(device)
     if not run.is_dir():
         raise _nothing_to_resume(run)
-    with _alone(run):
+    with _alone(run), _enough_memory():
         going = _go_on(Path(data_dir), run, epochs, patience, place, on_step, on_epoch)
         return going.go(tensorboard)
 
@@ -155,6 +156,7 @@ def _go_on(
         fingerprint = training["data"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {reason_of(error)}") from error
+    _check_best(run, logs)
     data = TrainData.open(data_dir)
     if data.fingerprint != fingerprint:
         raise InputError(
@@ -168,6 +170,19 @@ def _go_on(
     going = _Run(run, data, config, last.model, last.tokenizer_files, device, on_step, on_epoch)
     going.restore(epoch, [EpochLog.from_dict(line) for line in logs])
     return going
+
+
+def _check_best(run: Path, logs: list[dict[str, Any]]) -> None:
+    """CheckpointError unless RUN/best is there, which later epochs may not replace."""
+    try:
+        recover(run / "best")
+        checkpoint.read_config(run / "best")
+    except CheckpointError as error:
+        best = max((log["epoch"] for log in logs if log["best"]), default=0)
+        raise CheckpointError(
+            f"{run / 'best'} does not hold the best epoch so far, {best}, any more: bring it back, or copy "
+            f"{run / 'last'} there to go on without it"
+        ) from error
 
 
 def _alone(run: Path) -> AbstractContextManager[None]:
@@ -235,14 +250,39 @@ def _new_model(config: TrainConfig, data: TrainData) -> tuple[ChanModel, dict[st
         vocabulary = build_scan_vocabulary(data.captions, config.min_count)
         size = ScanTokenizer(vocabulary["word2idx"]).vocab_size
         files = {"vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode()}
-        return ChanModel(replace(shape, vocab_size=size)), files
+        return _made(replace(shape, vocab_size=size)), files
     sizes, weights = bert_from_pretrained(config.bert)
     files = read_bert_tokenizer(config.bert, sizes.vocab_size)
     used = read_tokenizer(files).vocab_size  # fewer than the rows of an embedding that is padded
     sizes, weights["words.weight"] = replace(sizes, vocab_size=used), weights["words.weight"][:used]
-    model = ChanModel(replace(shape, text_encoder="bert", bert=sizes, vocab_size=0))
+    model = _made(replace(shape, text_encoder="bert", bert=sizes, vocab_size=0))
     model.text_encoder.get_submodule("bert").load_state_dict(weights)
     return model, files
+
+
+def _made(config: ModelConfig) -> ChanModel:
+    """A model with new weights; InputError where its sizes are more than a tensor, or the memory, has room for."""
+    sizes = f"embed_dim {config.embed_dim:,} and word_dim {config.word_dim:,}"
+    advice = "lower --embed-dim or --word-dim"
+    try:
+        with torch.device("meta"):  # no memory, so that a wrong size cannot exhaust it
+            size = sum(tensor.nbytes for tensor in ChanModel(config).state_dict().values())
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{sizes} are more than a tensor can have: {advice}") from error
+    if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise InputError(f"a model with {sizes} takes {size / 1e9:,.0f} GB, more than this machine has: {advice}")
+    return ChanModel(config)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Turn torch's errors of memory that it did not get into InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise InputError("too little memory is left to train this model: lower --batch-size or --embed-dim") from error
 
 
 class _Run:
@@ -327,7 +367,7 @@ class _Run:
             batch = order[step * size : (step + 1) * size]
             loss = self._loss(batch, epoch, rng)
             if not torch.isfinite(loss):
-                raise InputError(f"the loss became {loss.item()} in epoch {epoch}, step {step}: lower --learning-rate")
+                raise InputError(self._why_not_finite(loss.item(), epoch, step, batch))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_CLIP)
@@ -336,6 +376,16 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(epoch, step, steps, loss.item() / len(batch))
         return total / len(order)
+
+    def _why_not_finite(self, loss: float, epoch: int, step: int, batch: NDArray[np.int64]) -> str:
+        """What to do about a loss. Before the first update it says nothing of the learning rate."""
+        if epoch or step:
+            return f"the loss became {loss} in epoch {epoch}, step {step}: lower --learning-rate"
+        features, _ = self.data.train.regions(self.data.train.image_of_caption[self.data.pairs[batch]])
+        return (
+            f"the loss is {loss} before anything was learned: the features of the first images reach "
+            f"{np.abs(features).max():.3g}; scale features to at most about 100, or raise a temperature that is too low"
+        )
 
     def _loss(self, batch: NDArray[np.int64], epoch: int, rng: np.random.Generator) -> Tensor:
         """Return the loss of a batch of pairs, summed as published (InfoNCE times the batch, to be a sum as well)."""

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..runtime.errors import CheckpointError, reason_of
 from ..runtime.files import atomic_file
 from .model import ChanModel
 from .train_config import TrainConfig
+from .weights import save_tensors
 
 
 def make_optimizer(model: ChanModel, config: TrainConfig) -> torch.optim.AdamW:
@@ -38,12 +39,12 @@ def make_optimizer(model: ChanModel, config: TrainConfig) -> torch.optim.AdamW:
 def write_state(run: Path, epoch: int, optimizer: torch.optim.AdamW, model: ChanModel) -> None:
     """Write the state after an epoch."""
     moments = {
-        f"{key}/{name}": optimizer.state[parameter][key].detach().cpu().contiguous()
+        f"{key}/{name}": optimizer.state[parameter][key]
         for name, parameter in _trained(model).items()
         for key in ("step", "exp_avg", "exp_avg_sq")
     }
     with atomic_file(_file(run, epoch)) as beside:
-        save_file(moments, beside)
+        save_tensors(moments, beside)
 
 
 def read_state(run: Path, epoch: int, optimizer: torch.optim.AdamW, model: ChanModel) -> None:

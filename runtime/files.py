@@ -12,6 +12,7 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -21,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ZEROS = 1 << 20  # bytes written at once where a file cannot be given its room
 
 
@@ -46,8 +48,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield beside
         publish(beside, path)
     except OSError as error:
-        if error.filename is not None and Path(os.fsdecode(error.filename)) == beside:
-            error.filename = str(path)
+        _name_place(error, beside, path)
         raise
     finally:
         beside.unlink(missing_ok=True)
@@ -61,16 +62,39 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     to check.
 
     Raises:
-        OSError: the disk is full, the folder is read-only, ...; PATH is as it was.
+        OSError: the disk is full, the folder is read-only, ...; the error names PATH or what is to be in it, and PATH
+            is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         fresh = Path(scratch, "new")
-        fresh.mkdir()
-        yield fresh
-        publish(fresh, path)
+        try:
+            fresh.mkdir()
+            yield fresh
+            publish(fresh, path)
+        except OSError as error:
+            _name_place(error, fresh, path)
+            raise
+
+
+def _name_place(error: OSError, beside: Path, path: Path) -> None:
+    """Let an error of writing name PATH, or what is in it, instead of what is written beside it.
+
+    The system's error of a full disk has no name where an open file was written, and Python's of a copy has the
+    source's first.
+    """
+    if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy's
+        error.errno, error.strerror = errno.ENOSPC, os.strerror(errno.ENOSPC)
+    for name in (error.filename2, error.filename):
+        if isinstance(name, str | bytes) and (place := Path(os.fsdecode(name))).is_relative_to(beside):
+            if error.filename2 is not None:
+                del error.filename2  # None would be shown as a name
+            error.filename = str(path / place.relative_to(beside))
+            return
+    if error.filename is None and error.errno in _FULL:
+        error.filename = str(path)
 
 
 def publish(finished: Path, path: Path) -> None:

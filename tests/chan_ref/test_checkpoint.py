@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from chan_rt.chan_ref import checkpoint
+from chan_rt.chan_ref import checkpoint, weights
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.runtime import files
@@ -70,7 +73,7 @@ def test_an_interrupted_save_keeps_the_old_one(saved: Path, monkeypatch: pytest.
         replace(source, target)
 
     if at == 2:
-        monkeypatch.setattr(checkpoint, "save_file", lambda *_: interrupted(Path(), Path()))
+        monkeypatch.setattr(checkpoint, "save_tensors", lambda *_: interrupted(Path(), Path()))
         at = 0
     monkeypatch.setattr(files, "exchange", lambda *_: False)  # as where a system cannot exchange two folders
     monkeypatch.setattr(os, "replace", interrupted)
@@ -178,3 +181,32 @@ def test_missing_and_truncated_files_are_named(saved: Path, file: str):
     (saved / file).unlink()
     with pytest.raises(CheckpointError, match=r"is not a checkpoint.*make one with"):
         checkpoint.load(saved)
+
+
+def test_weights_have_the_mode_of_the_umask(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        checkpoint.save(tmp_path / "run", ChanModel(GRU), {"vocab.json": b"{}"}, {})
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "run").glob("*.*")} == {0o644}
+
+
+def test_a_full_disk_is_an_error_that_names_the_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    """safetensors' own error is no OSError."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        checkpoint.save(saved, ChanModel(GRU), {}, {})
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(saved / "model.safetensors"))
+    assert checkpoint.load(saved).record == {"epoch": 3}
+
+
+def test_safetensors_says_what_the_system_says(tmp_path: Path):
+    """A real error of its writer, whose words are read."""
+    with pytest.raises(OSError, match="File name too long") as caught:
+        weights.save_tensors({"x": torch.zeros(1)}, tmp_path / ("x" * 300))
+    assert caught.value.errno == errno.ENAMETOOLONG

@@ -1,6 +1,9 @@
 """Training learns, is deterministic, and goes on from a stopped run as if it had not been stopped."""
 
 import json
+import os
+import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from chan_rt.chan_ref.train_config import EpochLog, TrainConfig
 from chan_rt.chan_ref.train_state import make_optimizer
 from chan_rt.chan_ref.validate import chance_rsum, evaluate
 from chan_rt.runtime.data.images import CaptionedImages
-from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.errors import CheckpointError, InputError
 from chan_rt.runtime.evaluation import metrics
 from chan_rt.runtime.text import ScanTokenizer
 
@@ -409,3 +412,63 @@ def test_two_processes_never_train_in_one_folder(data: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="has no finished epoch"):
         resume(data, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_best_checkpoint_that_is_gone_is_missed_at_resume(data: Path, tmp_path: Path) -> None:
+    """Later epochs may be no better, and the run would end by naming a folder that is not there."""
+    run = tmp_path / "run"
+    train(data, run, replace(SMALL, epochs=1))
+    shutil.rmtree(run / "best")
+    with pytest.raises(CheckpointError) as caught:
+        resume(data, run, epochs=2)
+    assert str(caught.value) == (
+        f"{run}/best does not hold the best epoch so far, 0, any more: bring it back, or copy {run}/last there to go "
+        "on without it"
+    )
+    shutil.copytree(run / "last", run / "best")
+    resume(data, run, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"embed_dim": 10**8},
+            "a model with embed_dim 100,000,000 and word_dim 16 takes .* GB, more than this machine",
+        ),
+        ({"embed_dim": 10**16}, "embed_dim 10,000,000,000,000,000 and word_dim 16 are more than a tensor can have"),
+        ({"word_dim": 10**20}, "word_dim 100,000,000,000,000,000,000 are more than a tensor can have"),
+    ],
+)
+def test_a_model_that_fits_into_no_memory_is_an_error(
+    data: Path, tmp_path: Path, sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(data, tmp_path / "run", replace(SMALL, **sizes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_finds_no_memory_is_an_error(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lower --batch-size or --embed-dim"):
+        train(data, tmp_path / "run", SMALL, on_step=lambda *_: torch.empty(10**15) and None)
+
+
+def test_a_loss_that_is_not_finite_before_any_update_is_not_blamed_on_the_learning_rate(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 20, "dev": 6})
+    file = data / "precomp/train_ims.npy"
+    sound = np.load(file)
+    np.save(file, sound * np.float32(1e30))
+    with pytest.raises(InputError, match=r"before anything was learned: .* reach \d[.\d]*e\+30; scale features"):
+        train(data, tmp_path / "run", SMALL)
+    np.save(file, sound)
+    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch \d, step \d+: lower --learning-rate"):
+        train(data, tmp_path / "run", replace(SMALL, learning_rate=1e30))
+
+
+def test_the_files_of_a_run_have_the_mode_of_the_umask(data: Path, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        train(data, tmp_path / "run", replace(SMALL, epochs=1))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "run").rglob("*") if file.is_file()} == {0o644}

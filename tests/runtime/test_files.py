@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,6 +305,35 @@ def test_a_disk_without_room_is_an_error_before_a_map_is_written(
         new_npy(beside, (4, 3))
     assert caught.value.filename == str(tmp_path / "x.npy")
     assert _names(tmp_path) == ["sound.npy"]
+
+
+@pytest.mark.parametrize("kind", ["unnamed", "numpy", "copied", "inside"])
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_a_full_disk_is_named_by_the_place_that_is_full(tmp_path: Path, writer: Any, kind: str) -> None:
+    source, path = tmp_path / "source", tmp_path / "out.x"
+
+    def write(beside: Path) -> None:
+        if kind == "copied":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(beside))
+        if kind == "numpy":
+            raise OSError("262144 requested and 1000 written")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([str(beside)] if kind == "inside" else []))
+
+    with pytest.raises(OSError, match="No space left on device") as caught, writer(path) as beside:
+        write(beside)
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+    assert str(caught.value) == f"[Errno 28] No space left on device: '{path}'"
+    assert _names(tmp_path) == []
+
+
+def test_an_error_of_another_place_keeps_its_name(tmp_path: Path) -> None:
+    other = tmp_path / "missing"
+    with pytest.raises(FileNotFoundError) as caught, atomic_folder(tmp_path / "out"):
+        other.read_bytes()
+    assert caught.value.filename == str(other)
+    with pytest.raises(BrokenPipeError) as broken, atomic_file(tmp_path / "out"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert broken.value.filename is None
 
 
 def _fails(code: int) -> Callable[..., None]:
