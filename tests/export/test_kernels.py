@@ -20,6 +20,8 @@ from chan_rt.runtime.errors import BackendError, EngineError, InputError, Missin
 from chan_rt.runtime.gallery.cuda.kernels import FORMS, GPUS, PICKS, POOLINGS, PRECISIONS, KernelRecord, find_kernels
 from chan_rt.runtime.gpu import examine_gpu
 
+from ..runtime.gallery.on_gpu import compile_ahead
+
 pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
 ROOT = Path(__file__).parents[2]
 
@@ -237,9 +239,10 @@ def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
-@pytest.mark.parametrize("name", ["resident", "resident_levels", "decide", "gpu_queries", "overlap"])
+@pytest.mark.parametrize("name", ["gpu_queries", "self_test", "decide", "resident_levels", "resident", "overlap"])
 def test_on_a_gpu_kernels_rank_as_the_cpu_does(name: str) -> None:
     """All of the gallery's tests once more, with the compiled kernels on this machine's GPU."""
+    compile_ahead(examine_gpu().gpus[0].architecture)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu",
                f"tests/runtime/gallery/test_{name}.py"]  # fmt: skip
     environment = os.environ | {"CHAN_TEST_KERNELS": "cuda"}
