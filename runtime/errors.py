@@ -12,6 +12,7 @@ ChanError
 ├── ParityError             a parity check that could not be carried out (a miss is a verdict, not an error)
 └── GalleryError            a gallery that cannot be opened, written or trusted
     ├── GalleryLocked       another writer holds it
+    ├── GalleryMissing      no gallery is in its folder, or another one than was opened
     ├── GalleryIncomplete   shards do not answer now, and an answer without them is not wanted
     └── GalleryCorrupt      bytes on disk are not the bytes that were committed
 """
@@ -90,6 +91,10 @@ class GalleryError(ChanError):
 
 class GalleryLocked(GalleryError):
     """Another writer holds the gallery."""
+
+
+class GalleryMissing(GalleryError):
+    """No gallery is in its folder, or another one than was opened: it was moved away, replaced, or never there."""
 
 
 class GalleryIncomplete(GalleryError):

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from ..runtime.checks import check_positive
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import GalleryError, GalleryIncomplete, InputError
+from ..runtime.errors import GalleryError, GalleryIncomplete, GalleryMissing, InputError
 from ..runtime.gallery.answer import check_queries
 from ..runtime.gallery.merge import Floors, merge_results
 from ..runtime.gallery.result import SearchResult
@@ -57,13 +57,13 @@ class Commits:
         self.last = read_manifest(folder)
 
     def newest(self) -> tuple[Header, ShardManifest]:
-        """The newest one; raises as `read_manifest`, and GalleryError where another gallery took its place."""
+        """The newest one; raises as `read_manifest`, and GalleryMissing where another gallery took its place."""
         before = self.last
         if manifest_header(self.folder) == before[0]:
             return before
         newest = read_manifest(self.folder)
         if newest[0].gallery != before[0].gallery:
-            raise GalleryError(f"{self.folder} was replaced by another gallery; open it again")
+            raise GalleryMissing(f"{self.folder} was replaced by another gallery; open it again")
         _log.debug("%s: read generation %d", self.folder, newest[0].generation)
         self.last = newest
         return newest

@@ -208,6 +208,7 @@ class GalleryInfo(Struct):
     max_words: int
     writable: bool
     prepared: str | None
+    problem: Annotated[str | None, Meta(description="The error that keeps it from being read now; rows are 0 then.")]
 
 
 class GalleriesResponse(Struct):

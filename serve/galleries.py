@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.counts import counted
+from ..runtime.errors import GalleryError
 from ..runtime.gallery import Gallery, fingerprint
 from ..runtime.gallery.settings import NO_MODEL
 from ..runtime.matcher import Matcher
@@ -100,11 +101,16 @@ class OpenGallery(Held):
 
     def info(self, writable: bool) -> bodies.GalleryInfo:
         """What `GET /v1/galleries` answers about it."""
-        settings, prepared = self.gallery.settings, self.gallery.prepared
+        rows, prepared, problem = 0, None, None
+        try:
+            rows, prepared = len(self.gallery), self.gallery.prepared
+        except GalleryError as error:  # the others are wanted all the same
+            problem = type(error).__name__
+        settings = self.gallery.settings
         return bodies.GalleryInfo(
             name=self.name,
             kind=settings.kind,
-            rows=len(self.gallery),
+            rows=rows,
             dim=settings.dim,
             coding=settings.alignment.coding,
             pooling=settings.alignment.pooling,
@@ -118,6 +124,7 @@ class OpenGallery(Held):
             max_words=0 if self.matcher is None else self.matcher.max_words,
             writable=writable,
             prepared=prepared if prepared is None or isinstance(prepared, str) else prepared.describe(),
+            problem=problem,
         )
 
 

@@ -5,10 +5,13 @@ With several workers each keeps its values in files of a shared folder, and whic
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..runtime.errors import GalleryError
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -104,7 +107,10 @@ class Metrics:
         from prometheus_client.multiprocess import MultiProcessCollector
 
         for name, opened in galleries.items():
-            self.rows.labels(name).set(len(opened.gallery))
+            try:
+                self.rows.labels(name).set(len(opened.gallery))
+            except GalleryError:  # the other metrics are wanted all the more
+                self.rows.labels(name).set(math.nan)
             if (left_out := opened.left_out) is not None:
                 self.left_out.labels(name).set(left_out)
         registry: CollectorRegistry = self._registry

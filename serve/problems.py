@@ -11,6 +11,7 @@ from ..runtime.errors import (
     ChanError,
     GalleryIncomplete,
     GalleryLocked,
+    GalleryMissing,
     InputError,
     MissingExtra,
     TensorError,
@@ -23,6 +24,7 @@ _DETAIL = 1000  # characters of an error's detail
 _STATUS: tuple[tuple[type[ChanError], int], ...] = (
     (InputError, 422),
     (GalleryLocked, 409),
+    (GalleryMissing, 503),
     (GalleryIncomplete, 503),
     (MissingExtra, 501),
     (ChanError, 500),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..counts import counted
-from ..errors import GalleryCorrupt, GalleryError, InputError
+from ..errors import GalleryCorrupt, GalleryError, GalleryMissing, InputError
 from .settings import GallerySettings
 from .sharded.manifest import ShardEntry, check_shard, is_sharded, manifest_header, read_manifest, read_pinned
 from .snapshot import Damaged, Rank, Snapshot, open_newest, open_snapshot
@@ -177,7 +177,8 @@ def newest_view(folder: Path, before: View | None, damaged: Damaged, rank: Rank)
         rank: makes the rankers.
 
     Raises:
-        GalleryError: there is no gallery, it cannot be read, or it is another one than before.
+        GalleryMissing: there is no gallery, or it is another one than before.
+        GalleryError: it cannot be read.
         GalleryCorrupt: a file or a shard is missing or damaged, and damage is refused.
     """
     sharded = is_sharded(folder)
@@ -186,10 +187,10 @@ def newest_view(folder: Path, before: View | None, damaged: Damaged, rank: Rank)
         if header == before.header and not before.replaced:
             return before
         if not is_same_gallery(before.header, header):
-            raise GalleryError(f"{folder} was replaced by another gallery; open it again")
+            raise GalleryMissing(f"{folder} was replaced by another gallery; open it again")
     view = _shards(folder, before, damaged, rank) if sharded else _folder(folder, before, damaged, rank)
     if before is not None and replace(view.settings, bundle=None) != replace(before.settings, bundle=None):
-        raise GalleryError(f"{folder} was replaced by another gallery; open it again")
+        raise GalleryMissing(f"{folder} was replaced by another gallery; open it again")
     return view
 
 

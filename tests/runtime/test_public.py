@@ -24,6 +24,7 @@ PUBLIC = [
     "GalleryError",
     "GalleryIncomplete",
     "GalleryLocked",
+    "GalleryMissing",
     "GallerySettings",
     "GalleryWriter",
     "GpuMemoryError",

@@ -179,7 +179,7 @@ def test_a_gallery_that_was_replaced_is_opened_again(start_server, gallery: Path
             with open_writer(path, settings) as writer:
                 writer.add([way], row)
             refused = client.post("/v1/search", json={"captions": [CAPTION]})
-            assert (refused.status_code, refused.json()["error"]) == (500, "GalleryError")
+            assert (refused.status_code, refused.json()["error"]) == (503, "GalleryMissing")
             assert str(path) not in refused.text
             if way == "endpoint":
                 assert client.post("/v1/reopen").json()["galleries"][0]["rows"] == 1
@@ -190,8 +190,29 @@ def test_a_gallery_that_was_replaced_is_opened_again(start_server, gallery: Path
             assert before == [way]
         shutil.rmtree(path)
         failed = client.post("/v1/reopen")
-        assert (failed.status_code, failed.json()["error"]) == (500, "GalleryError")
+        assert (failed.status_code, failed.json()["error"]) == (503, "GalleryMissing")
         assert client.get("/readyz").status_code == 200
+
+
+def test_a_gallery_that_was_moved_away_fails_alone(start_server, gallery: Path, tmp_path: Path) -> None:
+    away = shutil.copytree(gallery, tmp_path / "away")
+    served = (f"away={away}", f"here={gallery}", "--writable")
+    with start_server(*served) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        away.rename(tmp_path / "moved")
+        for path, body in (("/v1/search", {"captions": [CAPTION], "gallery": "away"}), ("/v1/reopen", None)):
+            refused = client.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]) == (503, "GalleryMissing")
+            assert refused.headers["retry-after"] == "1"
+            assert "the gallery away is not a gallery" in refused.json()["detail"]
+            assert str(tmp_path) not in refused.text
+        assert ids(client, gallery="here")
+        listed = {one["name"]: (one["rows"], one["problem"]) for one in client.get("/v1/galleries").json()["galleries"]}
+        assert listed == {"away": (0, "GalleryMissing"), "here": (8, None)}
+        metrics = client.get("/metrics").text
+        assert 'chan_gallery_rows{gallery="away"} NaN' in metrics
+        assert 'chan_gallery_rows{gallery="here"} 8.0' in metrics
+        (tmp_path / "moved").rename(away)
+        assert len(ids(client, gallery="away")) == 8
 
 
 def test_an_answer_that_a_change_took_too_long_means_that_nothing_changed(

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...counts import counted
-from ...errors import ChanError, GalleryCorrupt, GalleryError
+from ...errors import ChanError, GalleryCorrupt, GalleryError, GalleryMissing
 from ..settings import GallerySettings
 from .files import MANIFEST, MAX_LENGTH, PAGE, FileRecord
 from .header import LINE, Header, parse_line, text_of, with_line
@@ -163,9 +163,9 @@ def is_gallery(folder: str | Path) -> bool:
     return any(os.path.lexists(Path(folder) / name) for name in (CATALOGUE, OLD_CATALOGUE, MANIFEST))
 
 
-def no_gallery(folder: Path) -> GalleryError:
+def no_gallery(folder: Path) -> GalleryMissing:
     """The error of a folder without a gallery."""
-    return GalleryError(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o GALLERY")
+    return GalleryMissing(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o GALLERY")
 
 
 def read_header(folder: Path, name: str = CATALOGUE) -> Header:
