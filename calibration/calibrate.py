@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import GraphName, Manifest, sha256_file, verified, write_manifest
 from ..runtime.directions import DIRECTIONS_FILE, directions_of
-from ..runtime.errors import BundleError, InputError, reason_of
+from ..runtime.errors import BundleError, InputError, quoted, reason_of
 from ..runtime.files import atomic_file, write_file
 from ..runtime.onnx_session import open_session
 from .bounds import known_bounds
@@ -95,7 +95,7 @@ class Calibration:
 def load_calibration(bundle: Path, manifest: Manifest) -> Calibration:
     """Read the calibration of a bundle; BundleError if it has none, or the file was altered."""
     if RANGES_FILE not in manifest.calibration:
-        raise BundleError(f"{bundle} is not calibrated; run: chan calibrate {bundle} DATA")
+        raise BundleError(f"{bundle} is not calibrated; run: chan calibrate {quoted(bundle)} DATA")
     path = verified(bundle, RANGES_FILE, manifest.calibration[RANGES_FILE])
     return Calibration.from_json(path.read_text(encoding="utf-8"))
 

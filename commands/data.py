@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..runtime.errors import quoted
 from . import options, values
 from .terminal import echo, print_json, progress_bar, visible, warn
 
@@ -155,7 +156,7 @@ def _print(counted: DataReport, out: Path) -> None:
         _list(kind, items, out)
     if counted.alike:
         _list("pictures of dev and test that look like one of train, so that recalls are easier", counted.alike, out)
-    echo(f"{visible(out)}: next, `chan features {visible(out)} -o {visible(out)}`")
+    echo(f"{visible(out)}: next, `chan features {visible(quoted(out))} -o {visible(quoted(out))}`")
 
 
 def _list(kind: str, items: Sequence[SkippedItem], out: Path) -> None:

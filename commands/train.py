@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ..runtime.errors import quoted
 from .options import data_argument, out_option
 from .terminal import Progress, echo, progress_bar
 from .values import COUNT, FOLDER, NEW_FOLDER, TEXT
@@ -222,7 +223,7 @@ def command(
         if kept is None:
             echo("Stopped before the first epoch was finished: nothing is kept.", err=True)
         else:
-            again = f"chan train {data} -o {out} --resume"
+            again = f"chan train {quoted(data)} -o {quoted(out)} --resume"
             echo(f"Stopped: epoch {kept} is kept in {out}/last. Go on with: {again}", err=True)
         context.exit(130)
     if training.stopped_early(out):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..runtime.errors import quoted
 from . import options, values
 from .terminal import echo, print_json, visible
 
@@ -112,7 +113,7 @@ def command(
     for model in models:
         batch = str(model.batch) if model.batch else "-"
         echo(f"{model.name:<22}{model.backend:<14}{batch:>6}{model.bytes / 1e6:>9.2f}")
-    echo(f"serve it with: tritonserver --model-repository={visible(out)}")
+    echo(f"serve it with: tritonserver --model-repository={visible(quoted(out))}")
 
 
 def _validate(context: click.Context, repository: Path, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from ..export.parity import Report, check_parity, record_verdict, table
 from ..export.parity.page import page as parity_page
 from ..runtime.counts import counted
 from ..runtime.data.images import open_sample
-from ..runtime.errors import ChanError, InputError, reason_of
+from ..runtime.errors import ChanError, InputError, quoted, reason_of
 from .page import Findings, render
 from .steps import (
     CHECKPOINT,
@@ -114,11 +114,10 @@ def run(out: Path, scenes: int) -> bool:
     activate = Path(sys.prefix, "bin", "activate")
     if shutil.which("chan") is None and activate.is_file():
         click.echo(f"    . {os.path.relpath(activate)}    # so that the shell finds chan")
-    click.echo(f'    chan search {gallery} "{query.caption}" --html {out / "hits.html"}')
-    click.echo(
-        f'    chan explain {bundle} {data / "images" / SPLIT / "00000.png"} "{query.caption}" --html {out / "why.html"}'
-    )
-    click.echo(f"    chan serve {gallery}")
+    picture, caption = quoted(data / "images" / SPLIT / "00000.png"), quoted(query.caption)
+    click.echo(f"    chan search {quoted(gallery)} {caption} --html {quoted(out / 'hits.html')}")
+    click.echo(f"    chan explain {quoted(bundle)} {picture} {caption} --html {quoted(out / 'why.html')}")
+    click.echo(f"    chan serve {quoted(gallery)}")
     return report.passed
 
 

@@ -20,6 +20,7 @@ ChanError
 from __future__ import annotations
 
 import re
+import shlex
 
 
 class ChanError(Exception):
@@ -103,6 +104,11 @@ class GalleryIncomplete(GalleryError):
 
 class GalleryCorrupt(GalleryError):
     """Bytes on disk are not the bytes that were committed."""
+
+
+def quoted(word: object) -> str:
+    """A path, or other text from outside, in a command that a message advises: as a shell reads it."""
+    return shlex.quote(str(word))
 
 
 def reason_of(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from ..runtime.checks import check_positive
-from ..runtime.errors import GalleryCorrupt, GalleryError, InputError
+from ..runtime.errors import GalleryCorrupt, GalleryError, InputError, quoted
 from ..runtime.files import write_file
 from ..runtime.gallery import ShardedWriter, is_gallery
 from ..runtime.gallery.prepare import Preparation
@@ -170,7 +170,7 @@ class _Target:
             if not is_sharded(folder):
                 raise GalleryError(
                     f"{folder} is a gallery in one folder, and a cluster fills shards: make one in shards of it with: "
-                    f"chan gallery split {folder} -o NEW"
+                    f"chan gallery split {quoted(folder)} -o NEW"
                 )
             self.writer = ShardedWriter.open(folder, keep_staged=True)
             try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..runtime.counts import counted
-from ..runtime.errors import GalleryCorrupt, GalleryError
+from ..runtime.errors import GalleryCorrupt, GalleryError, quoted
 from ..runtime.files import publish, sync_tree
 from ..runtime.gallery import Gallery
 from ..runtime.gallery.store.refusals import write_errors
@@ -56,7 +56,9 @@ def read_head(remote: Remote) -> bytes:
     """The head at an address; GalleryError where there is none."""
     data = remote.get(HEAD)
     if data is None:
-        raise GalleryError(f"{remote.url} holds no gallery; put one there with: chan gallery push GALLERY {remote.url}")
+        raise GalleryError(
+            f"{remote.url} holds no gallery; put one there with: chan gallery push GALLERY {quoted(remote.url)}"
+        )
     return data
 
 

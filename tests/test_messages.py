@@ -14,7 +14,7 @@ from chan_rt.chan_ref import checkpoint, torch_file
 from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.counts import counted
 from chan_rt.runtime.data.images import CaptionedImages
-from chan_rt.runtime.errors import ChanError, reason_of
+from chan_rt.runtime.errors import ChanError, quoted, reason_of
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.gallery.sharded.manifest import describe_shards
 from chan_rt.runtime.indexing.metadata_file import read_metadata
@@ -147,3 +147,39 @@ def test_no_message_counts_with_a_fixed_plural(folder: str) -> None:
 def test_a_fixed_plural_would_be_noticed() -> None:
     source = """f"{len(rows)} rows, {n} of {total} old pieces in {MOST} shards"; log.info("%d of %d rows", 1, 2)"""
     assert fixed_plurals(source) == ["{len(rows)} rows", "{total} old pieces", "%d of %d rows"]
+
+
+# A command that a message advises, up to what comes from outside; and what needs no quotes, because it is a choice.
+ADVISED = re.compile(r"\b(?:chan [a-z]+(?: [a-z]+)?|tritonserver)(?: [A-Z]+| --?[a-z-]+)*[ =]$")
+A_CHOICE = {"caption", "flavor", "precision", "graph", "here", "picture"}
+
+
+def unquoted(source: str) -> list[str]:
+    """What f-strings put into a command that they advise without `quoted`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        said = ""
+        for part in node.values if isinstance(node, ast.JoinedStr) else ():
+            if isinstance(part, ast.Constant):
+                said += str(part.value)
+                continue
+            shown = ast.unparse(part.value) if isinstance(part, ast.FormattedValue) else ""
+            if ADVISED.search(said) and "quoted(" not in shown and shown not in A_CHOICE:
+                found.append(f"{said}{{{shown}}}")
+            said += "X"
+    return found
+
+
+@pytest.mark.parametrize(
+    "folder", ["calibration", "chan_ref", "commands", "demo", "export", "runtime", "scale", "serve"]
+)
+def test_advised_commands_are_quoted_for_a_shell(folder: str) -> None:
+    files = (Path(__file__).parent.parent / folder).rglob("*.py")
+    assert {file.name: found for file in files if (found := unquoted(file.read_text(encoding="utf-8")))} == {}
+
+
+def test_an_unquoted_path_would_be_noticed() -> None:
+    source = "f'run: chan gallery verify {path}'; f'chan train {quoted(data)} -o {out}'; f'no `chan train`: {reason}'"
+    assert unquoted(source) == ["run: chan gallery verify {path}", "chan train X -o {out}"]
+    assert f"chan serve {quoted(Path('o 1'))}" == "chan serve 'o 1'"
+    assert quoted("plain/path-1.x") == "plain/path-1.x"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..contract import Manifest, sha256_file
-from ..errors import EngineError
+from ..errors import EngineError, quoted
 from ..extras import install_command
 from ..gpu import architecture, examine_gpu
 from .sidecar import AMPERE_PLUS, Engine, EngineRecord, host_os, installed_version, read_sidecars, stem
@@ -80,7 +80,7 @@ def find_engine(bundle: str | Path, graph: str, precision: str, flavor: str, gpu
             return engine.path
         reasons.append(f"{engine.path.name}: {reason}")
     reasons += map(str, sidecars.unreadable)
-    command = f"chan build {bundle} --backend {flavor} --precision {precision} --graph {graph}"
+    command = f"chan build {quoted(bundle)} --backend {flavor} --precision {precision} --graph {graph}"
     raise EngineError("; ".join([f"no usable {flavor} engine of {graph} at {precision}", *reasons, f"run: {command}"]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..counts import counted
-from ..errors import GalleryCorrupt, GalleryError, GalleryMissing, InputError
+from ..errors import GalleryCorrupt, GalleryError, GalleryMissing, InputError, quoted
 from .settings import GallerySettings
 from .sharded.manifest import ShardEntry, check_shard, is_sharded, manifest_header, read_manifest, read_pinned
 from .snapshot import Damaged, Rank, Snapshot, open_newest, open_snapshot
@@ -87,11 +87,11 @@ class View:
         texts = name_missing((entry, shard.problem if shard.snapshot is None else None) for entry, shard in listed)
         if not texts:
             lost = counted(self.lost, "row is lost to damage and was", "rows are lost to damage and were")
-            return f"{lost} left out (chan gallery verify {path})"
+            return f"{lost} left out (chan gallery verify {quoted(path)})"
         damaged = sum(snapshot.lost for snapshot in self.opened)
         if damaged:
             texts.append(counted(damaged, "row that is damaged", "rows that are damaged"))
-        return f"{lost_rows(self.lost, texts)}; see chan gallery verify {path}"
+        return f"{lost_rows(self.lost, texts)}; see chan gallery verify {quoted(path)}"
 
     def find(self, ids: Sequence[str]) -> list[Place]:
         """Where the rows with these ids are; InputError names the ids that the gallery does not have."""

@@ -6,6 +6,7 @@ Each row has the path of a picture and one caption, and optionally a split. The 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .entries import Entry, split_named
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "filepath", "image_path", "image_name", "image")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "comment", "description", "title")
 SPLIT_COLUMNS = ("split",)
+_NUMBER = re.compile(r"#\d+$")  # of a caption, behind the path, in Flickr30K's results_20130124.token
 
 
 def read_table(file: Path, path_column: str | None = None, caption_column: str | None = None) -> Iterator[Entry]:
@@ -58,13 +60,32 @@ def _csv_rows(file: Path, text: Iterator[str], path: str | None, caption: str | 
     delimiter = "\t" if tabs else _delimiter(header, path, caption)
     columns = csv_columns(header, delimiter, quotes=not tabs)
     first = place(file, 1)
-    path_at = columns.index(_column(first, columns, path, PATH_COLUMNS, "path"))
-    caption_at = columns.index(_column(first, columns, caption, CAPTION_COLUMNS, "caption"))
+    if not {name.lower() for name in columns} & _wanted(path, PATH_COLUMNS):
+        _check_header(first, header)
+    or_row = ", or put the names of the columns above line 1 if it is a row"
+    path_at = columns.index(_column(first, columns, path, PATH_COLUMNS, "path", or_row))
+    caption_at = columns.index(_column(first, columns, caption, CAPTION_COLUMNS, "caption", or_row))
     split_name = _optional(columns, SPLIT_COLUMNS)
     split_at = None if split_name is None else columns.index(split_name)
     for where, row in csv_rows(file, text, columns, delimiter, quotes=not tabs):
         _check_quotes(where, row, delimiter)
         yield _entry(where, row[path_at], [row[caption_at]], None if split_at is None else row[split_at])
+
+
+def _check_header(where: str, header: str) -> None:
+    """InputError where line 1 is nothing, or a row, so that no name of a column can be given."""
+    if not header.strip():
+        raise InputError(f"{where}: there must be a header with the names of the columns, got an empty line or file")
+    for delimiter in ("\t", *DELIMITERS):
+        cells = [cell.strip().strip('"') for cell in header.split(delimiter)]
+        for cell in cells if len(cells) > 1 else ():
+            if not _NUMBER.sub("", cell.lower()).endswith(PICTURE_SUFFIXES):
+                continue
+            names = f"path{delimiter}caption".replace("\t", "<tab>")
+            advice = f"put a line such as {names} above it, with a name for each column"
+            if _NUMBER.search(cell):
+                advice += r", take the numbers behind the paths away (sed 's/#[0-9]*\t/\t/'), and name the file .tsv"
+            raise InputError(f"{where}: there must be a header, got a row of the picture {cell[:80]!r}: {advice}")
 
 
 def _entry(where: str, name: str, captions: Sequence[str], split: str | None) -> Entry:
@@ -97,13 +118,16 @@ def _wanted(given: str | None, usual: Sequence[str]) -> set[str]:
     return set(usual) if given is None else {given.strip().lower()}
 
 
-def _column(where: str, columns: Sequence[str], given: str | None, usual: Sequence[str], kind: str) -> str:
+def _column(
+    where: str, columns: Sequence[str], given: str | None, usual: Sequence[str], kind: str, or_row: str = ""
+) -> str:
     """The name of a column, as the header or the JSON object writes it."""
     found = _optional(columns, usual if given is None else (given.strip().lower(),))
     if found is None:
         wanted = f"named {', '.join(usual)}" if given is None else repr(given)
+        advice = f"give --{kind}-column{or_row}"
         shown = ", ".join(repr(name[:40]) for name in columns[:9]) or "nothing"
-        raise InputError(f"{where}: there must be a column of the {kind} {wanted}, got {shown}: give --{kind}-column")
+        raise InputError(f"{where}: there must be a column of the {kind} {wanted}, got {shown}: {advice}")
     return found
 
 

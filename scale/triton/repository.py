@@ -22,7 +22,7 @@ from ...runtime.backends.buckets import symbol_ranges, union
 from ...runtime.backends.sidecar import Engine, read_sidecars, stem
 from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, GraphSpec, Manifest, has_keys, sha256_file, verified, write_manifest
-from ...runtime.errors import EngineError, InputError
+from ...runtime.errors import EngineError, InputError, quoted
 from ...runtime.files import atomic_folder, recover, write_file
 from ...runtime.gallery import Gallery, fingerprint
 from .configs import MODEL_FILES, SEARCH, ModelFolder, Served, batch_symbol, graph_model, search_model
@@ -147,7 +147,7 @@ def _find_engine(bundle: Path, graph: str, precision: str, spec: GraphSpec) -> E
             if sha256_file(engine.path) != engine.record.engine_sha256:
                 raise EngineError(f"{engine.path} is corrupt: its sha256 is not the sidecar's")
             return engine
-    command = f"chan build {bundle} --backend tensorrt --precision {precision} --graph {graph}"
+    command = f"chan build {quoted(bundle)} --backend tensorrt --precision {precision} --graph {graph}"
     raise EngineError(f"no TensorRT engine of {graph} at {precision}; run: {command}")
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ...errors import BackendError, ChanError, reason_of
+from ...errors import BackendError, ChanError, quoted, reason_of
 from ...gpu import architecture
 from ..proof.prefix import level_widths
 
@@ -172,7 +172,7 @@ def find_kernels(
             reason = str(error)
         reasons.append(f"{sidecar.name}: {reason}")
     here = architecture(capability)
-    advice = f"run: chan gallery kernel {gallery} --precision {precision} --gpu {here}"
+    advice = f"run: chan gallery kernel {quoted(gallery)} --precision {precision} --gpu {here}"
     if here not in GPUS:
         advice = f"there are kernels for {', '.join(GPUS)}, this GPU is {here}: search with device='cpu'"
     raise BackendError("; ".join([f"no usable {precision} kernels in {folder}", *reasons, advice]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import GalleryCorrupt, GalleryError
+from ...errors import GalleryCorrupt, GalleryError, quoted
 from ..settings import GallerySettings
 from ..store.catalogue import CATALOGUE, Catalogue
 from ..store.files import MANIFEST, SEGMENTS, FileRecord
@@ -61,6 +61,6 @@ def _bytes(folder: Path, header: Header, catalogue: Catalogue) -> bytes:
     found, data = catalogue.to_bytes()
     if found != header:
         raise GalleryError(
-            f"{folder} was written by an older version; upgrade it first with: chan gallery compact {folder}"
+            f"{folder} was written by an older version; upgrade it first with: chan gallery compact {quoted(folder)}"
         )
     return data

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...counts import counted
-from ...errors import ChanError, GalleryCorrupt, GalleryError
+from ...errors import ChanError, GalleryCorrupt, GalleryError, quoted
 from ...files import atomic_file
 from ..settings import GallerySettings
 from ..store.catalogue import (
@@ -116,7 +116,9 @@ def not_sharded(folder: Path) -> GalleryError:
     """The error of a folder that holds no gallery, or one that is not in shards."""
     if not is_gallery(folder):
         return no_gallery(folder)
-    return GalleryError(f"{folder} is not a gallery in shards; make one with: chan gallery split {folder} -o SHARDS")
+    return GalleryError(
+        f"{folder} is not a gallery in shards; make one with: chan gallery split {quoted(folder)} -o SHARDS"
+    )
 
 
 def is_shard(folder: Path) -> bool:

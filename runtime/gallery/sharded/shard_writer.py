@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from ...errors import GalleryCorrupt
+from ...errors import GalleryCorrupt, quoted
 from ...files import sync
 from ..preparing import RowsToPrepare
 from ..settings import GallerySettings
@@ -46,7 +46,7 @@ class ShardWriter(OneShard):
             OSError: it cannot be written.
         """
         if not folder.is_dir():
-            instead = f"take it out with: chan gallery repair {folder.parent} --give-up-missing"
+            instead = f"take it out with: chan gallery repair {quoted(folder.parent)} --give-up-missing"
             raise GalleryCorrupt(
                 f"{folder} is missing: the gallery is incomplete; restore the shard from a copy, or {instead}"
             )

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import GalleryCorrupt, GalleryError
+from ...errors import GalleryCorrupt, GalleryError, quoted
 from .mapping import ADVICE, map_file, open_regular
 
 SEGMENTS = "segments"  # the folder of a gallery's files
@@ -329,7 +329,7 @@ class MappedFile:
             gallery = gallery.parent
         return GalleryCorrupt(
             f"{where}: the bytes are not those that were committed{ADVICE}"
-            f"chan gallery verify {gallery}, and save the rest with: chan gallery repair {gallery}"
+            f"chan gallery verify {quoted(gallery)}, and save the rest with: chan gallery repair {quoted(gallery)}"
         )
 
     def _describe(self, begin: int, end: int) -> str:

@@ -64,8 +64,16 @@ def test_columns_by_name_and_splits_by_every_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"line 1: there must be a column of the path .* got nothing: give --path-column"),
-        ("a.jpg,A dog\n", r"line 1: there must be a column of the path .* got 'a.jpg', 'A dog'"),
+        ("", r"line 1: there must be a header .* got an empty line or file"),
+        (
+            "a.jpg,A dog\n",
+            r"line 1: there must be a header, got a row of the picture 'a.jpg': put a line such as path,caption",
+        ),
+        ("a,A dog\n", r"line 1: .* got 'a', 'A dog': give --path-column, or put the names of the columns above line 1"),
+        (
+            "1000092795.jpg#0\tTwo friends, who\n1000092795.jpg#1\tTwo men\n",
+            r"line 1: .* of the picture '1000092795.jpg#0': put a line .* path<tab>caption .* name the file \.tsv",
+        ),
         ("path,text,text\na,b,c\n", r"line 1: each column must have a name of its own"),
         ("path,caption\na.jpg,A dog, running\n", r"line 2: must have 2 cells, got 3: a cell that holds ','"),
         ('path,caption\na.jpg,A dog\nb.jpg,"A "big" cat"\n', r"line 3: must be CSV: .* must be doubled"),
