@@ -57,14 +57,16 @@ FIRST = 3  # candidates of each section that come before what is worth less
     help="Numbers of images and captions whose pairs are all scored.")  # fmt: skip
 @click.option("--candidates", "names", type=values.TEXT, multiple=True,
     help="Candidates to run, by a part of their names; may be repeated. The default is all.")  # fmt: skip
-@click.option("--seconds", default=3.0, show_default=True, help="Seconds of timed searches of each candidate.")
+@click.option(
+    "--seconds", type=values.NUMBER, default=3.0, show_default=True, help="Seconds of timed searches of each candidate."
+)
 @click.option("--demo", type=values.NEW_FOLDER, default=DEMO, show_default=True,
     help="Folder of the demo, for the section parity; the demo is run where the folder is missing.")  # fmt: skip
 @click.option("--out", type=values.NEW_FILE,
     help="File of the results; the default is bench/results/gpu-NAME.json.")  # fmt: skip
 @click.option("--cases", type=values.NEW_FOLDER,
     help="Folder that keeps the galleries for other runs; the default removes each after its last use.")  # fmt: skip
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True),
+@click.option("--minutes", type=values.NumberRange(min=0, min_open=True),
     help=f"Minutes of the run. The default is {MINUTES:.0f} for the sections {CORE[0]} to {CORE[-1]}, and as long as "
     "they take for the others.")  # fmt: skip
 @click.option("--interpreted", is_flag=True,

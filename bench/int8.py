@@ -64,7 +64,7 @@ MODELS = {
     default=GRAPHS,
     help="Encoder to measure; repeatable. The changes of scores are measured only with both.",
 )
-@click.option("--seconds", default=6.0, show_default=True, help="Seconds for each comparison.")
+@click.option("--seconds", type=values.NUMBER, default=6.0, show_default=True, help="Seconds for each comparison.")
 @click.option("--threads", type=int, help="CPU threads; the default is one per core.")
 @click.option("--json", "json_file", type=values.NEW_FILE, help="Also write the figures to this file.")
 def main(

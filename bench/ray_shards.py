@@ -197,7 +197,13 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 @click.option("--images", default=4000, show_default=True, help="Number of images.")
 @click.option("--queries", default=100, show_default=True, help="Number of captions.")
 @click.option("--shards", multiple=True, type=int, default=(1, 2, 4), show_default=True, help="Numbers of shards.")
-@click.option("--seconds", default=30.0, show_default=True, help="Length of the load during which a process is killed.")
+@click.option(
+    "--seconds",
+    type=values.NUMBER,
+    default=30.0,
+    show_default=True,
+    help="Length of the load during which a process is killed.",
+)
 @click.option("-o", "--out", type=values.NEW_FILE, help="File for the record.")
 def main(images: int, queries: int, shards: tuple[int, ...], seconds: float, out: Path | None) -> None:
     """Measure searches of shards in processes of Ray."""

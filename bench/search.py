@@ -321,7 +321,13 @@ def growth(counts: list[int], source: GrowingRows, kept: Path | None) -> list[di
     help="Number of images in the gallery; repeatable.",
 )
 @click.option("--threads", default=2, show_default=True, help="CPU threads of every candidate.")
-@click.option("--seconds", default=15.0, show_default=True, help="Seconds for each size, all candidates together.")
+@click.option(
+    "--seconds",
+    type=values.NUMBER,
+    default=15.0,
+    show_default=True,
+    help="Seconds for each size, all candidates together.",
+)
 @click.option(
     "--bulk",
     "bulk_size",

@@ -235,8 +235,10 @@ def show(name: str, load: Load, cores: float, others: float) -> None:
 @click.option("--dim", default=1024, show_default=True, help="Width of its embeddings.")
 @click.option("--gallery", type=values.FOLDER, help="Search this gallery of images instead.")
 @click.option("--queries", type=values.FILE, help="Captions for it, one on each line.")
-@click.option("--start", default=40.0, show_default=True, help="Searches a second of the first rate.")
-@click.option("--seconds", default=10.0, show_default=True, help="Seconds at each rate.")
+@click.option(
+    "--start", type=values.NUMBER, default=40.0, show_default=True, help="Searches a second of the first rate."
+)
+@click.option("--seconds", type=values.NUMBER, default=10.0, show_default=True, help="Seconds at each rate.")
 @click.option("--workers", default=1, show_default=True, help="Worker processes of `chan serve`.")
 @click.option("--litserve", type=values.FILE, help="Python that has LitServe and this package, if this one has not.")
 @click.option("--triton", type=values.FILE, help="Python that has NVIDIA's server: .venv-triton/bin/python.")

@@ -190,9 +190,21 @@ def table(recorded: Recorded, assumed: Assumed, queries: int) -> list[dict[str, 
 @click.option("--record", default=RECORD, show_default=True, type=values.FILE, help="Measured times.")
 @click.option("--queries", default=5000, show_default=True, help="Number of queries of each simulation.")
 @click.option("--cores", default=Assumed.cores, show_default=True, help="Cores of a node.")
-@click.option("--memory-gb", default=Assumed.memory_gb, show_default=True, help="Memory of a node.")
-@click.option("--price", default=Assumed.price, show_default=True, help="Dollars that a node costs in an hour.")
-@click.option("--load", default=Assumed.load, show_default=True, help="Load as a share of what the nodes can do.")
+@click.option("--memory-gb", type=values.NUMBER, default=Assumed.memory_gb, show_default=True, help="Memory of a node.")
+@click.option(
+    "--price",
+    type=values.NUMBER,
+    default=Assumed.price,
+    show_default=True,
+    help="Dollars that a node costs in an hour.",
+)
+@click.option(
+    "--load",
+    type=values.NUMBER,
+    default=Assumed.load,
+    show_default=True,
+    help="Load as a share of what the nodes can do.",
+)
 @click.option("-o", "--out", type=values.NEW_FILE, help="File for the record.")
 def main(record: Path, queries: int, cores: int, memory_gb: float, price: float, load: float, out: Path | None) -> None:
     """Simulate galleries of 10^6 to 10^9 images on many nodes."""

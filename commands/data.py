@@ -22,7 +22,7 @@ _SHOWN = 5  # items of each kind that are listed; data.json has all
 def _share_option(split: str, use: str) -> options.Decorator:
     return click.option(
         f"--{split}-share",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=values.NumberRange(0, 1, max_open=True),
         default=0.1,
         show_default=True,
         help=f"Share of the pictures to {use} on, where SOURCES name no splits.",

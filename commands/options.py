@@ -56,7 +56,7 @@ output_json_option = click.option(
     "--output-json", "json_file", type=values.NEW_FILE, help="Also write the result as JSON to this file."
 )
 plot_option = click.option(
-    "--plot", "plot_file", type=values.NEW_FILE, help="Also draw the result to this file (PNG, SVG or PDF)."
+    "--plot", "plot_file", type=values.NEW_PLOT, help="Also draw the result to this file (PNG, SVG or PDF)."
 )
 moved_bundle_option = click.option(
     "--bundle", "moved", type=values.FOLDER, help="The bundle of the gallery. Needed only if the bundle was moved."

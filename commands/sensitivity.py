@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-rsum-drop",
-    type=float,
+    type=values.NUMBER,
     help="Search the plan that computes as much as possible in int8 and loses at most this much rsum.",
 )
 @click.option(

@@ -67,14 +67,14 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
 )
 @click.option(
     "--hedge-seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=values.NumberRange(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Seconds to wait for a shard before a second process of it is asked as well, with --ray.",
 )
 @click.option(
     "--shard-seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=values.NumberRange(0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds to wait for a shard before it is left out, with --ray. The answer then names the rows that it lacks.",

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from ..runtime.errors import quoted
 from .options import data_argument, out_option
 from .terminal import Progress, echo, progress_bar
-from .values import COUNT, FOLDER, NEW_FOLDER, TEXT
+from .values import COUNT, FOLDER, NEW_FOLDER, NUMBER, TEXT, NumberRange
 
 _COLLAPSED = (
     "Warning: the model has collapsed: it gives all pairs one score (the loss is twice the margin) and recalls no more "
@@ -43,7 +43,7 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard",
     type=click.IntRange(min=2),
     help="Number of pairs in a batch. The default is 384 for bigru and 128 for bert.",
 )
-@click.option("--learning-rate", type=float, default=5e-4, show_default=True, help="Learning rate of AdamW.")
+@click.option("--learning-rate", type=NUMBER, default=5e-4, show_default=True, help="Learning rate of AdamW.")
 @click.option(
     "--drop-epoch",
     type=click.IntRange(min=0),
@@ -89,11 +89,11 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard",
     help="Weights of BERT to train: all of them, as published, or none (frozen), which is faster and less accurate.",
 )
 @click.option(
-    "--bert-learning-rate", type=float, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."
+    "--bert-learning-rate", type=NUMBER, default=5e-5, show_default=True, help="Learning rate of the weights of BERT."
 )
 @click.option(
     "--bert-weight-decay",
-    type=float,
+    type=NUMBER,
     default=1e-4,
     show_default=True,
     help="Weight decay of all weights of a model with BERT.",
@@ -114,10 +114,10 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard",
     help="How the chosen similarities are pooled into a score.",
 )
 @click.option(
-    "--attention-temperature", type=float, default=0.1, show_default=True, help="Temperature of the attention of VSA."
+    "--attention-temperature", type=NUMBER, default=0.1, show_default=True, help="Temperature of the attention of VSA."
 )
 @click.option(
-    "--pooling-temperature", type=float, default=0.1, show_default=True, help="Temperature of LSE and Softmax pooling."
+    "--pooling-temperature", type=NUMBER, default=0.1, show_default=True, help="Temperature of LSE and Softmax pooling."
 )
 @click.option(
     "--loss",
@@ -128,7 +128,7 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard",
 )
 @click.option(
     "--loss-temperature",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     default=0.01,
     show_default=True,
     help="Temperature of infonce, in units of the score. With LSE pooling at 0.1, scores are ten times a similarity.",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+_PLOTS = (".png", ".svg", ".pdf")
 
 
 def _refuse_empty(
@@ -15,6 +18,15 @@ def _refuse_empty(
     """A mistake of the command line where a value is empty, such as that of a shell's variable that is not set."""
     if value == "":
         kind.fail("must not be empty", parameter, context)
+
+
+def _finite(
+    kind: click.ParamType[Any], number: float, parameter: click.Parameter | None, context: click.Context | None
+) -> float:
+    """A number that is neither NaN nor infinite; a mistake of the command line otherwise."""
+    if not math.isfinite(number):
+        kind.fail(f"must be a finite number, got {number}", parameter, context)
+    return number
 
 
 class Text(click.ParamType[str]):
@@ -40,12 +52,40 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
-TEXT = Text()
+class Number(click.types.FloatParamType):
+    """A finite number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        return _finite(self, super().convert(value, param, ctx), param, ctx)
+
+
+class NumberRange(click.FloatRange):
+    """A finite number of a range; the arguments are those of `click.FloatRange`, which lets NaN through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        return _finite(self, super().convert(value, param, ctx), param, ctx)
+
+
+class PlotFile(PathType):
+    """A file to draw to, in a form that its ending names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() not in _PLOTS:
+            self.fail(f"{path} must end in {', '.join(_PLOTS[:-1])} or {_PLOTS[-1]}", param, ctx)
+        return path
+
+
+TEXT, NUMBER = Text(), Number()
 PATH = PathType()
 EXISTING = PathType(exists=True)
 FOLDER = PathType(exists=True, file_okay=False)
 FILE = PathType(exists=True, dir_okay=False)
 NEW_FILE = PathType(dir_okay=False)
+NEW_PLOT = PlotFile(dir_okay=False)
 NEW_FOLDER = PathType(file_okay=False)
 COUNT = click.IntRange(min=1)
 

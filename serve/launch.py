@@ -5,7 +5,10 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import tempfile
+from pathlib import Path
 
+from ..runtime.errors import InputError, reason_of
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -19,7 +22,10 @@ def serve(settings: Settings) -> None:
     Raises:
         ChanError: a gallery cannot be opened.
         OSError: the address cannot be listened at.
+        InputError: the folder for uploads cannot be written.
     """
+    if settings.uploads is not None:
+        _check_uploads(settings.uploads)
     with listen(settings) as listener:
         if settings.workers == 1:
             from .server import run_worker
@@ -29,6 +35,15 @@ def serve(settings: Settings) -> None:
             from .workers import Supervisor
 
             Supervisor(settings, listener).run()
+
+
+def _check_uploads(folder: Path) -> None:
+    """Make the folder for pictures that clients add, and see that files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"uploads must be a folder that can be written, got {folder}: {reason_of(error)}") from error
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from ..runtime.checks import check_positive
 from ..runtime.errors import InputError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..scale.ray_serve import RayShards
 
 LogFormat = Literal["text", "json"]
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -119,6 +121,23 @@ class Settings:
         if self.ray is not None and self.device != "cpu":
             raise InputError(f"device must be cpu where shards are searched on Ray, got {self.device}")
         check_positive("grace", self.grace)
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InputError(
+                    "origins (--cors) must be as a browser sends them, such as https://example.org or "
+                    f"http://localhost:3000, in small letters and without a path, or '*' for all, got {origin!r}"
+                )
+        if self.otlp_endpoint is not None and not _is_url(self.otlp_endpoint):
+            raise InputError(f"otlp_endpoint must be a URL such as http://localhost:4318, got {self.otlp_endpoint!r}")
+
+
+def _is_url(text: str) -> bool:
+    """Whether something can be sent to a URL over HTTP."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def named_galleries(arguments: tuple[str, ...]) -> dict[str, Path]:

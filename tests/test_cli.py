@@ -1,5 +1,6 @@
 """The command line: every command explains itself, and a library error is one readable line."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -328,6 +329,34 @@ def test_no_value_may_be_empty(words: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_no_value_of_a_module_may_be_empty(module: str) -> None:
     check_that_no_value_may_be_empty(f"python -m {module}", importlib.import_module(module).main)
+
+
+def check_that_numbers_are_finite(command: click.Command) -> None:
+    for parameter in command.params:
+        if isinstance(parameter.type, click.types.FloatParamType):
+            for text in ("nan", "inf", "-inf"):
+                with pytest.raises(click.BadParameter):
+                    parameter.type(text, parameter, click.Context(command))
+
+
+@pytest.mark.parametrize("words", EVERY)
+def test_numbers_are_finite(words: str) -> None:
+    check_that_numbers_are_finite(EVERY[words])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_numbers_of_a_module_are_finite(module: str) -> None:
+    check_that_numbers_are_finite(importlib.import_module(module).main)
+
+
+@pytest.mark.parametrize(("name", "taken"), [("x.png", True), ("x.PDF", True), ("x.gif", False), ("x", False)])
+def test_a_plot_has_a_form_that_can_be_drawn(name: str, taken: bool) -> None:
+    for words in ("bench", "sensitivity"):
+        (plot,) = [option for option in options(EVERY[words]) if option.name == "plot_file"]
+        with (
+            contextlib.nullcontext() if taken else pytest.raises(click.BadParameter, match=r"must end in .png, .svg or")
+        ):
+            plot.type(name, plot, click.Context(EVERY[words]))
 
 
 def test_an_empty_value_is_a_mistake_of_the_command_line(tmp_path: Path) -> None:

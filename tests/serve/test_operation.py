@@ -20,6 +20,8 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt.cli import main
+from chan_rt.runtime import InputError
+from chan_rt.serve import Settings, serve
 
 SEARCH = {"captions": ["two red apples"], "k": 2}
 BODY = json.dumps(SEARCH).encode()
@@ -189,6 +191,10 @@ def test_no_request_writes_a_line_of_the_log(server, http: httpx.Client) -> None
         (["/x", "--max-k", "0"], "--max-k"),
         (["/x", "--max-bodies", "100"], "bodies must be at least payload"),
         (["/x", "--port", "70000"], "--port"),
+        (["/x", "--cors", "foo"], "such as https://example.org"),
+        (["/x", "--cors", "https://example.org/"], "without a path"),
+        (["/x", "--otlp-endpoint", "foo"], "otlp_endpoint must be a URL"),
+        (["/x", "--otlp-endpoint", "http://"], "otlp_endpoint must be a URL"),
         (["/x", "--log", "xml"], "--log"),
     ],
 )
@@ -196,6 +202,17 @@ def test_a_wrong_command_line_is_one_error(arguments: list[str], words: str) -> 
     result = CliRunner().invoke(main, ["serve", *arguments])
     assert result.exit_code == 2
     assert words in result.output
+
+
+@pytest.mark.parametrize("origin", ["*", "http://localhost:3000", "http://[::1]:8000", "chrome-extension://abc"])
+def test_an_origin_of_a_browser_is_taken(origin: str) -> None:
+    assert Settings({"x": Path("/x")}, origins=(origin,)).origins == (origin,)
+
+
+def test_uploads_that_cannot_be_written_are_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="uploads must be a folder that can be written"):
+        serve(Settings({"x": tmp_path}, writable=True, uploads=tmp_path / "file" / "x"))
 
 
 @pytest.mark.parametrize(("key", "words"), [("", "at least one character"), ("schl\u00fcssel", "of ASCII")])
@@ -496,6 +513,8 @@ LATE_FIRST = """
 import os, time
 
 from chan_rt.cli import main
+from chan_rt.runtime import InputError
+from chan_rt.serve import Settings, serve
 
 fork, forks = os.fork, []
 
