@@ -64,7 +64,7 @@ def list_rows(gallery: Path, where: Any, as_json: bool) -> None:
 
 @command.command("delete")
 @options.gallery_argument
-@click.argument("ids", nargs=-1, required=True)
+@click.argument("ids", nargs=-1, required=True, type=values.ID)
 @options.json_option
 def delete(gallery: Path, ids: tuple[str, ...], as_json: bool) -> None:
     """Delete the rows with these IDS, all of them or none. `chan gallery compact` frees their bytes."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option("--image", type=values.FILE, help="Picture to search with: its captions, or pictures like it.")
 @click.option(
-    "--like", type=values.TEXT, metavar="ID", help="Search with the row of this id, which is not among the hits."
+    "--like", type=values.ID, metavar="ID", help="Search with the row of this id, which is not among the hits."
 )
 @click.option(
     "--embeddings",

@@ -80,6 +80,7 @@ class PlotFile(PathType):
 
 
 TEXT, NUMBER = Text(), Number()
+ID = click.STRING  # of a row; a gallery may have one that is empty
 PATH = PathType()
 EXISTING = PathType(exists=True)
 FOLDER = PathType(exists=True, file_okay=False)

@@ -315,6 +315,7 @@ def check_that_no_value_may_be_empty(words: str, command: click.Command) -> None
     context = click.Context(command)
     for parameter in command.params:
         if (words, parameter.name) in IDS or getattr(parameter, "is_flag", False):
+            assert getattr(parameter, "is_flag", False) or parameter.type("", parameter, context) == ""
             continue
         with pytest.raises(click.BadParameter) as refused:
             parameter.type("", parameter, context)

@@ -224,6 +224,18 @@ def test_rows_like_a_row(desk: Path) -> None:
     assert [hit["id"] for hit in everything["hits"]] == expected
 
 
+def test_an_empty_id_is_an_id_everywhere(desk: Path) -> None:
+    np.savez("docs.npz", **rows(3))
+    ok("index", "--embeddings", "docs.npz", "-o", "g")
+    with GalleryWriter.open("g") as writer, Gallery.open("g") as gallery:
+        writer.add([""], gallery.embeddings(["doc-1"]))
+    answer = json.loads(ok("search", "g", "--like", "", "-k", 4, "--json"))
+    assert answer["hits"][0]["id"] == "doc-1"
+    assert "" not in [hit["id"] for hit in answer["hits"]]
+    ok("gallery", "delete", "g", "")
+    assert len(json.loads(ok("gallery", "list", "g", "--json"))) == 3
+
+
 def test_search_is_fitted_to_queries_of_embeddings(desk: Path) -> None:
     np.savez("docs.npz", **rows(300))
     np.savez("queries.npz", **rows(60, seed=2))
