@@ -36,22 +36,22 @@ def write_file(path: str | Path, data: bytes | str) -> None:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A path beside PATH, with the same suffix, for the block to write; the file then replaces PATH.
 
-    Folders above PATH are created where they are missing.
+    Folders above PATH are created where they are missing, and after an error are gone again.
 
     Raises:
         OSError: the disk is full, the folder is read-only, ...; the error names PATH, and PATH is as it was.
     """
     path = Path(path)
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        publish(beside, path)
-    except OSError as error:
-        _name_place(error, beside, path)
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
+    with new_folders(path.parent):
+        try:
+            yield beside
+            publish(beside, path)
+        except OSError as error:
+            _name_place(error, beside, path)
+            raise
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -66,9 +66,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             is as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+    with (
+        new_folders(path.parent),
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch,
+    ):
         fresh = Path(scratch, "new")
         try:
             fresh.mkdir()
@@ -77,6 +79,20 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         except OSError as error:
             _name_place(error, fresh, path)
             raise
+
+
+@contextmanager
+def new_folders(path: Path) -> Iterator[None]:
+    """Make a folder and those above it for the block to write to; after an error, those made that are empty go."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
+        raise
 
 
 def _name_place(error: OSError, beside: Path, path: Path) -> None:

@@ -61,7 +61,6 @@ def convert_features(
     if broken is not None:
         raise InputError(f"{source}: an image id must be one line of text, got {broken!r}")
     lengths = np.full(store.count, store.max_regions) if store.lengths is None else store.lengths
-    out.mkdir(parents=True, exist_ok=True)
     with FlatWriter(file, lengths, store.region_dim) as writer:
         for start in range(0, store.count, _AT_ONCE):
             rows = np.arange(start, min(start + _AT_ONCE, store.count))

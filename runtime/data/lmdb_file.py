@@ -101,8 +101,8 @@ def _read_record(where: str, value: bytes) -> Mapping[str, Any]:
             with np.load(io.BytesIO(value), allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files if name in _WANTED}
         found = _Plain(io.BytesIO(value)).load()
-    except InputError:
-        raise
+    except InputError as error:  # of `_Plain`
+        raise InputError(f"{where}: {error}") from error
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
         raise InputError(f"{where} is damaged: {reason_of(error)}") from error
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -119,7 +119,7 @@ class _Plain(pickle.Unpickler):
     """Reads plain values only: a name of anything else ends it before that is imported."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise InputError(f"a record must be a dictionary of plain values, got one that would import {module}.{name}")
+        raise InputError(f"the record must be a dictionary of plain values, got one that would import {module}.{name}")
 
 
 def _features(where: str, record: Mapping[str, Any]) -> NDArray[Any]:

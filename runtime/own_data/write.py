@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..data.layout import SplitFiles, is_data_folder
 from ..errors import InputError
-from ..files import atomic_folder, write_file
+from ..files import atomic_file, atomic_folder
 from .gather import Gathered
 from .report import DataReport
 from .splits import SPLITS
@@ -42,7 +42,6 @@ def write_data(out: Path, gathered: Gathered, report: DataReport, force: bool) -
         InputError: as `check_place`.
     """
     check_place(out, force)
-    out.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out / "precomp") as fresh:
         for split in SPLITS:
             pictures = gathered.of(split)
@@ -52,13 +51,18 @@ def write_data(out: Path, gathered: Gathered, report: DataReport, force: bool) -
                 _lines(files.ids, [picture.image_id for picture in pictures for _ in picture.captions])
         root = Path(os.path.abspath(out))
         mapping = {picture.image_id: _below(picture.file, root) for picture in gathered.pictures}
-        write_file(out / "id_mapping.json", json.dumps(mapping, ensure_ascii=False, indent=0) + "\n")
-        write_file(out / REPORT, json.dumps(report.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        with atomic_file(out / "id_mapping.json") as pictures_of, atomic_file(out / REPORT) as told:
+            _json(pictures_of, mapping, indent=0)
+            _json(told, report.to_dict(), indent=2)
 
 
 def _below(file: Path, root: Path) -> str:
     """A picture's path as id_mapping.json has it: below the data folder, or absolute."""
     return file.relative_to(root).as_posix() if root in file.parents else str(file)
+
+
+def _json(file: Path, content: object, indent: int) -> None:
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8", newline="\n")
 
 
 def _lines(file: Path, lines: list[str]) -> None:

@@ -324,6 +324,9 @@ def test_a_full_disk_is_named_by_the_place_that_is_full(tmp_path: Path, writer: 
     assert (caught.value.filename, caught.value.filename2) == (str(path), None)
     assert str(caught.value) == f"[Errno 28] No space left on device: '{path}'"
     assert _names(tmp_path) == []
+    with pytest.raises(OSError, match="No space left"), writer(tmp_path / "made/for/it") as beside:
+        write(beside)
+    assert _names(tmp_path) == []
 
 
 def test_an_error_of_another_place_keeps_its_name(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_boxes_of_some_images_are_never_lost_without_a_word(tmp_path: Path, with
     np.savez(folder / f"{items[without][0]}.npz", features=items[without][1])
     with pytest.raises(InputError, match=f"all images must have boxes, or none, and {found}"):
         convert_features(folder, tmp_path / "out")
-    assert not (tmp_path / "out/ims.npz").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_one_size_come_from_an_array(tmp_path: Path) -> None:
@@ -222,8 +222,9 @@ class _Evil:
 )
 def test_a_damaged_record_is_named_and_never_run(value: bytes, message: str, tmp_path: Path) -> None:
     path = write_lmdb(tmp_path / "x.lmdb", {b"im0": value})
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         convert_features(path, tmp_path / "out")
+    assert str(caught.value).startswith(f"{path}: image 'im0'")
     assert not Path("/tmp/chan-evil-record").exists()
 
 

@@ -1,5 +1,6 @@
 """From pictures and captions on disk to a data folder: what goes in, what is left out, and that nothing is lost."""
 
+import errno
 import json
 import os
 import unicodedata
@@ -437,6 +438,29 @@ def test_data_of_others_are_never_replaced(photos: Path, tmp_path: Path) -> None
     assert result.exit_code == 1
     assert "holds data that `chan data` did not write" in result.output
     assert (tmp_path / "theirs/precomp/train_caps.txt").read_text() == "a dog\n"
+
+
+@pytest.mark.parametrize("full_at", ["train_caps.txt", ".id_mapping.", ".data."])
+def test_a_full_disk_leaves_nothing_or_what_was_there(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str
+) -> None:
+    whole = Path.write_text
+
+    def write(self: Path, *rest: Any, **options: Any) -> int:
+        if self.name.startswith(full_at):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(self, *rest, **options)
+
+    chan_data(photos / "captions.csv", "-o", tmp_path / "old")
+    before = {file: file.read_bytes() for file in (tmp_path / "old").rglob("*") if file.is_file()}
+    monkeypatch.setattr(Path, "write_text", write)
+    for out in (tmp_path / "new", tmp_path / "old"):
+        result = chan_data(photos / "captions.csv", "-o", out, "--force", "--seed", "7")
+        assert result.exit_code == 1
+        assert f"Error: {out}/" in result.output
+        assert "No space left on device" in result.output
+    assert not (tmp_path / "new").exists()
+    assert {file: file.read_bytes() for file in (tmp_path / "old").rglob("*") if file.is_file()} == before
 
 
 def test_options_without_effect_are_refused(photos: Path, tmp_path: Path) -> None:
