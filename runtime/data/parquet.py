@@ -2,17 +2,20 @@
 
 The column of embeddings has lists of lists of floating-point numbers, or lists for one vector a row; lists of a fixed
 size are read alike. The column `id` has the ids, and a text column `metadata` may hold JSON objects, as `chan gallery
-export` writes them. Every other column is metadata by its name; what is null is left out, and dates and times become
-text in the form of ISO 8601.
+export` writes them. Every other column is metadata by its name, and what is null is left out. Dates and times become
+text in the form of ISO 8601, durations their seconds, decimals numbers (whole ones exactly, others the nearest of 64
+bits), UUIDs text, and bytes the text that they are in UTF-8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import date, time
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfoNotFoundError
 
 import numpy as np
@@ -54,7 +57,9 @@ def open_parquet_vectors(file: Path) -> VectorFile:
             raise InputError(
                 f"{file} cannot be read as Parquet: it claims {counted(count, 'row')}, and {grouped} are in its groups"
             )
-        ids = parquet.read([ID]).column(0).to_pylist() if ID in schema.names else None
+        ids = None
+        if ID in schema.names:
+            ids = [_as_json(id) for id in parquet.read([ID]).column(0).to_pylist()]
 
     def read() -> Iterator[StoredRow]:
         with _reading(file) as parquet:
@@ -160,9 +165,20 @@ def _dicts(batch: Any, file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _as_json(value: Any) -> Any:
-    """A value with its dates and times as ISO 8601 text, those inside lists and structs too."""
+    """A value as JSON has it, as the head of this module says; those inside lists and structs too."""
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value  # no JSON: whoever takes the row names it
     if isinstance(value, list):
         return [_as_json(item) for item in value]
     if isinstance(value, dict):

@@ -5,7 +5,8 @@ import re
 import struct
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,24 @@ def test_columns_of_parquet_are_ids_and_metadata(tmp_path: Path) -> None:
     assert source.ids == ["4", "5", "6", "7"]
     found = [dict(row.metadata) for row in source.read()]
     assert found == [{"year": 2020, "tags": ["a"]}, {"tags": []}, {"year": 2022}, {"year": 2023, "tags": ["b"]}]
+
+
+def test_values_of_parquet_that_json_lacks_become_what_they_mean(tmp_path: Path) -> None:
+    long = Decimal("12345678901234567890123")
+    columns = {
+        "price": [Decimal("19.99"), Decimal("20.00"), None, Decimal("-0.01")],
+        "big": [long, None, None, None],
+        "took": [timedelta(minutes=1, milliseconds=500), None, None, None],
+        "name": [b"caf\xc3\xa9", None, None, None],
+        "deep": [{"price": [Decimal("0.5")]}, None, None, None],
+    }
+    ids = [Decimal(number) for number in (4, 5, 6, 7)]
+    write_lists(tmp_path / "x.parquet", rows_of(), id=ids, **columns)
+    source = embedding_source([tmp_path / "x.parquet"])
+    assert source.ids == ["4", "5", "6", "7"]
+    first, second, third, last = (row.metadata for row in source.read())
+    assert first == {"price": 19.99, "big": int(long), "took": 60.5, "name": "café", "deep": {"price": [0.5]}}
+    assert (second["price"], third.get("price"), last["price"]) == (20, None, -0.01)
 
 
 def test_dates_and_times_of_parquet_are_text(tmp_path: Path) -> None:
