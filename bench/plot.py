@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..runtime.files import atomic_file
 from .latency import LatencyReport
 
 
@@ -24,4 +25,5 @@ def plot_report(report: LatencyReport, path: Path) -> None:
         axes.set_xlabel("milliseconds: median, whisker to p90")
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(str(report.machine["processor"]), fontsize=10)
-    figure.savefig(path)
+    with atomic_file(path) as beside:
+        figure.savefig(beside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runtime.files import atomic_file
 from .sensitivity import Effect
 
 
@@ -24,4 +25,5 @@ def plot_effects(effects: Sequence[Effect], path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
         axes.tick_params(axis="y", labelsize=8)
     figure.suptitle("One layer in int8, the rest in float32")
-    figure.savefig(path)
+    with atomic_file(path) as beside:
+        figure.savefig(beside)

@@ -18,7 +18,7 @@ from ..runtime.counts import counted
 from ..runtime.data.flat import FlatWriter
 from ..runtime.data.npy import new_npy
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_file, publish, write_file
+from ..runtime.files import atomic_file, naming, publish, write_file
 from ..runtime.locks import only_one
 from ..runtime.pictures.load import Picture, fit_picture, load_pixels
 from ..runtime.regions import Regions
@@ -179,7 +179,7 @@ def write_features(
             than the limit cannot, or the backbone fails.
     """
     busy = f"another process writes features to {out}: wait for it to end, or choose another folder"
-    with only_one(out / ".ims.lock", busy):
+    with only_one(out / ".ims.lock", busy), naming(out):
         yield from _write_alone(files, out, force, Skipped() if skipped is None else skipped, backbone, weights)
 
 
@@ -250,8 +250,10 @@ class _Unfinished:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._row_file.close()
-        self._journal_file.close()
+        with suppress(OSError):  # what could not be written is no part of what is kept
+            self._row_file.close()
+        with suppress(OSError):
+            self._journal_file.close()
         if not self.names:  # nothing worth keeping
             self._rows.unlink(missing_ok=True)
             self._journal.unlink(missing_ok=True)

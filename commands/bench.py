@@ -83,6 +83,7 @@ def command(
     from chan_rt.bench.latency import Setting, run
     from chan_rt.runtime.backends import BACKENDS
     from chan_rt.runtime.contract import Manifest
+    from chan_rt.runtime.files import write_file
 
     known = Manifest.load(bundle).graphs["text_encoder"]
     setting = Setting(images, regions, words, batches, seconds, threads, device)
@@ -99,7 +100,7 @@ def command(
     else:
         _print(report)
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_file(json_file, json.dumps(report.to_dict(), indent=2, sort_keys=True) + "\n")
     if plot_file is not None:
         from chan_rt.bench.plot import plot_report
 

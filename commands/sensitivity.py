@@ -60,6 +60,7 @@ def command(
     from chan_rt.calibration.sensitivity import Sensitivity
     from chan_rt.commands.samples import open_samples
     from chan_rt.runtime.contract import Manifest
+    from chan_rt.runtime.files import write_file
 
     if plan_file is not None and max_rsum_drop is None:
         raise click.UsageError("--plan needs --max-rsum-drop, which limits how much rsum the plan may lose")
@@ -82,7 +83,7 @@ def command(
         record["plan"] = {"rsum_change": found.rsum_change, "int8": found.quantized, "layers": found.total}
         record["plan"]["exclude"] = {graph: list(nodes) for graph, nodes in found.plan.exclude.items()}
         if plan_file is not None:
-            plan_file.write_text(found.plan.to_json(), encoding="utf-8")
+            write_file(plan_file, found.plan.to_json())
         if not as_json:
             where = f", written to {plan_file}" if plan_file is not None else ""
             change = f"rsum {found.rsum_change:+.1f}"

@@ -42,7 +42,7 @@ from ..runtime.backends.tf32 import VARIABLE
 from ..runtime.checks import check_choice
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
 from ..runtime.errors import EngineError, InputError
-from ..runtime.files import publish
+from ..runtime.files import naming, publish
 from ..runtime.gpu import examine_gpu
 from .engine_layers import WANTED, check_precision
 from .profiles import choose_profiles, default_profiles, parse_profile
@@ -259,7 +259,7 @@ def build_engine(
                 os.utime(sidecar)  # find_engine prefers the engine that was requested last
                 return BuiltEngine(path, record, True, None)
             sidecar.unlink()
-        with tempfile.TemporaryDirectory(prefix=f".{name}.build-", dir=folder) as work:
+        with tempfile.TemporaryDirectory(prefix=f".{name}.build-", dir=folder) as work, naming(folder, Path(work)):
             request = {
                 "flavor": target.flavor,
                 "onnx": str(onnx),

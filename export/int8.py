@@ -24,7 +24,7 @@ from ..chan_ref.backbones.base import Backbone
 from ..runtime.contract import Manifest, Precision, verified, write_manifest
 from ..runtime.data.images import CaptionedImages
 from ..runtime.errors import InputError, ParityError
-from ..runtime.files import publish
+from ..runtime.files import naming, publish
 from .bundle import ExportedGraph, describe, write_graph
 from .parity import check_parity, record_verdict
 from .parity.reference import pictures_of
@@ -132,7 +132,7 @@ def _write_graphs(
 ) -> list[ExportedGraph]:
     """Write the new graphs into a folder that no manifest names yet."""
     calibration = load_calibration(bundle, manifest)
-    with tempfile.TemporaryDirectory(prefix=".int8.", dir=bundle / "graphs") as scratch:
+    with tempfile.TemporaryDirectory(prefix=".int8.", dir=bundle / "graphs") as scratch, naming(bundle):
         built = Path(scratch, "new")
         made = []
         digest = hashlib.sha256()

@@ -43,13 +43,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
-    with new_folders(path.parent):
+    with new_folders(path.parent), naming(path, beside):
         try:
             yield beside
             publish(beside, path)
-        except OSError as error:
-            _name_place(error, beside, path)
-            raise
         finally:
             beside.unlink(missing_ok=True)
 
@@ -72,13 +69,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch,
     ):
         fresh = Path(scratch, "new")
-        try:
+        with naming(path, fresh):
             fresh.mkdir()
             yield fresh
             publish(fresh, path)
-        except OSError as error:
-            _name_place(error, fresh, path)
-            raise
 
 
 @contextmanager
@@ -95,12 +89,21 @@ def new_folders(path: Path) -> Iterator[None]:
         raise
 
 
-def _name_place(error: OSError, beside: Path, path: Path) -> None:
-    """Let an error of writing name PATH, or what is in it, instead of what is written beside it.
+@contextmanager
+def naming(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """Let an error of writing in the block name PATH, or what is in it, also where it is written BESIDE first.
 
     The system's error of a full disk has no name where an open file was written, and Python's of a copy has the
     source's first.
     """
+    try:
+        yield
+    except OSError as error:
+        _name_place(error, path if beside is None else beside, path)
+        raise
+
+
+def _name_place(error: OSError, beside: Path, path: Path) -> None:
     if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy's
         error.errno, error.strerror = errno.ENOSPC, os.strerror(errno.ENOSPC)
     for name in (error.filename2, error.filename):

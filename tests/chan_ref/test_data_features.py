@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from chan_rt.chan_ref.data_features import pictures_of, write_data_features
-from chan_rt.chan_ref.features import Encoder, write_features
+from chan_rt.chan_ref.features import Encoder, _Unfinished, write_features
 from chan_rt.cli import main
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import InputError
@@ -101,3 +101,18 @@ def test_two_processes_never_write_features_to_one_folder(data: Path, tmp_path: 
     assert (result.exit_code, result.output.splitlines()[-1]) == (1, wanted)
     assert list(writing) == [1]
     assert sorted(path.name for path in out.iterdir()) == ["ims.npy", "names.txt"]
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_is_left(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error has no name where an open file is written."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_Unfinished, "add", full)
+    out = tmp_path / "made" / "out"
+    result = CliRunner().invoke(main, ["features", str(data / "a.png"), "-o", str(out)])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (1, f"Error: {out}: No space left on device")
+    assert list(tmp_path.iterdir()) == []
