@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import random
 import re
 import time
 from typing import Any
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..runtime.counts import counted
 from ..runtime.errors import ChanError
 from .logs import FACTS
-from .problems import Refusal, overloaded, problem_of, problem_response, retry_headers, unavailable
+from .problems import Refusal, new_request_id, overloaded, problem_of, problem_response, retry_headers, unavailable
 from .reading import CLOSE, READING, body_size
 from .state import State
 
@@ -44,7 +43,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
         scope["app"] = self._app  # so that starlette's routes raise their refusals
         sharing = "cross-origin" if self._state.settings.origins else "same-origin"
         begin = time.perf_counter()

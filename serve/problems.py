@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import random
 
 import msgspec
 from starlette.responses import Response
@@ -46,6 +47,11 @@ class Refusal(Exception):
         self.status = status
         self.reason = reason
         self.headers = headers or {}
+
+
+def new_request_id() -> str:
+    """An id for a request that brings none of its own."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def overloaded(detail: str, seconds: int = 1) -> Refusal:

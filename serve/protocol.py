@@ -10,13 +10,13 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..runtime.counts import counted
+from .problems import Refusal, new_request_id, problem_of, problem_response, unavailable
+from .reading import CLOSE
 from .settings import Limits
 
 HEAD_BYTES = 64 << 10  # of a request line with all its headers
 KEEP_ALIVE = 60  # seconds that a connection may be idle between requests
-_REFUSED = (
-    b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n%s"
-)
 
 
 def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
@@ -30,7 +30,8 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             self._head: int | None = 0  # bytes of a request's head so far; None while there is none to come
             self._timer = self.loop.call_later(limits.seconds, self._too_slow)
             if len(self.connections) > limits.connections:
-                self._refuse(b"503 Service Unavailable", b"connections", b"Retry-After: 1\r\n")
+                most = counted(limits.connections, "connection")
+                self._refuse(unavailable("connections", f"{most} are open, the most that are taken at once"))
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._timer.cancel()
@@ -43,7 +44,9 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 self._head += len(data)
             super().data_received(data)
             if self._head is not None and self._head > HEAD_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large", b"head")
+                self._refuse(
+                    Refusal(431, "head", f"the head of a request must have at most {HEAD_BYTES} bytes, got more")
+                )
 
         def on_message_begin(self) -> None:
             self._timer.cancel()
@@ -66,13 +69,19 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             super().timeout_keep_alive_handler()
 
         def _too_slow(self) -> None:
-            self._refuse(b"408 Request Timeout", b"slow")
+            self._refuse(Refusal(408, "slow", f"the head of a request must arrive within {limits.seconds} seconds"))
 
-        def _refuse(self, status: bytes, reason: bytes, headers: bytes = b"") -> None:
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(Refusal(400, "http", "the request must be HTTP/1.1 or HTTP/1.0, but cannot be understood"))
+
+        def _refuse(self, refusal: Refusal) -> None:
+            """Answer what has not become a request, and end the connection."""
             if not self.transport.is_closing():
-                code, _, title = status.partition(b" ")
-                body = b'{"type":"urn:chan-rt:problem:%s","title":"%s","status":%s}' % (reason, title, code)
-                self.transport.write(_REFUSED % (status, len(body), headers, body))
+                problem = problem_of(refusal, new_request_id())
+                answer = problem_response(problem, {**refusal.headers, **CLOSE, "x-request-id": problem.request_id})
+                lines = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+                status = f"HTTP/1.1 {problem.status} {problem.title}\r\n".encode()
+                self.transport.write(status + lines + b"\r\n" + bytes(answer.body))
                 self.transport.close()
 
     return BoundedProtocol

@@ -16,12 +16,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from chan_rt.cli import main
 from chan_rt.runtime import InputError
 from chan_rt.serve import Settings, serve
+from chan_rt.serve.bodies import Problem
 
 SEARCH = {"captions": ["two red apples"], "k": 2}
 BODY = json.dumps(SEARCH).encode()
@@ -292,7 +294,9 @@ def test_a_head_that_only_grows_is_cut_off(bounded) -> None:
         with contextlib.suppress(OSError):
             for n in range(200):
                 connection.sendall(b"x-%d: %s\r\n" % (n, b"y" * 1000))
-        assert read_answer(connection)[0] == 431
+        answer = read_answer(connection)
+        assert answer[0] == 431
+        check_problem(answer, "head")
 
 
 def test_one_connection_too_many_is_refused(bounded) -> None:
@@ -302,9 +306,32 @@ def test_one_connection_too_many_is_refused(bounded) -> None:
             connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert read_answer(connection)[0] == 200
         with connect(bounded.url) as ninth:
-            assert read_answer(ninth)[0] == 503
+            answer = read_answer(ninth)
+            assert answer[0] == 503
+            check_problem(answer, "connections")
+            assert b"retry-after: 1" in answer[1].lower()
     with httpx.Client(base_url=bounded.url, timeout=60) as client:
         assert client.get("/livez").status_code == 200
+
+
+def check_problem(answer: tuple[int, bytes], reason: str) -> None:
+    """What has not become a request is answered as a request is."""
+    status, data = answer
+    lines, _, body = data.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in lines.lower()
+    problem = msgspec.json.decode(body, type=Problem)
+    assert (problem.status, problem.type) == (status, f"urn:chan-rt:problem:{reason}")
+    assert problem.detail
+    assert f"x-request-id: {problem.request_id}".encode() in lines
+
+
+@pytest.mark.parametrize("sent", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+def test_what_is_no_http_is_a_problem(bounded, sent: bytes) -> None:
+    with connect(bounded.url) as connection:
+        connection.sendall(sent)
+        answer = read_answer(connection)
+        assert answer[0] == 400
+        check_problem(answer, "http")
 
 
 def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
@@ -315,7 +342,9 @@ def test_slow_clients_are_cut_off(start_server, gallery: Path) -> None:
         for connection, sent in zip(held, starts, strict=True):
             connection.sendall(sent)
         for connection in held:
-            assert read_answer(connection)[0] == 408
+            answer = read_answer(connection)
+            assert answer[0] == 408
+            check_problem(answer, "slow")
             assert connection.recv(1) == b""
         assert time.monotonic() - begin < 30
         assert httpx.post(f"{server.url}/v1/search", timeout=60, json=SEARCH).status_code == 200
