@@ -207,7 +207,7 @@ def test_galleries_are_listed_with_the_limits(http: httpx.Client, library: tuple
         "name": "gallery", "kind": "images", "rows": 8, "dim": 16, "coding": "VHA", "pooling": "LSE",
         "fine": "float32", "precision": "fp32", "model": "", "scan": "", "grid": 2,
         "takes_captions": True, "takes_pictures": True, "max_words": library[1].max_words, "writable": False,
-        "prepared": None,
+        "prepared": None, "problem": None,
     }  # fmt: skip
     assert body["limits"]["k"] == 1000
 
