@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
+from ...counts import counted
 from ...errors import BackendError
 from ..proof.pooling import Float64Array, pool
 from ..proof.prefix import (
@@ -131,7 +132,10 @@ def _wrong_answers(
         for own in ([-2], [-1]):
             yield from _of_search(scan, rows, own, _K, queries, truth)
             if rows.levels is not None:
-                yield f"the first level for {len(queries[own[0]])} words", _is_loose(scan, rows, own[0], truth)
+                yield (
+                    f"the first level for {counted(len(queries[own[0]]), 'word')}",
+                    _is_loose(scan, rows, own[0], truth),
+                )
 
 
 def _of_search(
@@ -139,7 +143,7 @@ def _of_search(
 ) -> Iterator[tuple[str, bool]]:
     asked, everything, floors = [queries[i] for i in own], np.ones(_ROWS, bool), np.full(len(own), -np.inf)
     for i, listed in zip(own, scan.shortlist(rows, asked, k, everything, floors), strict=True):
-        yield f"the list of {len(queries[i])} words", _is_wrong(scan, listed, i, k, truth)
+        yield f"the list for {counted(len(queries[i]), 'word')}", _is_wrong(scan, listed, i, k, truth)
     decide = scan.decider(rows)
     if decide is None:
         return
@@ -154,7 +158,7 @@ def _of_search(
                 truth.holds(i, int(decided.rows[p]), decided.maxima[p, :length], decided.winners[p, :length])
                 for p in pairs
             )
-            yield f"the decision of {length} words", missed or off
+            yield f"the decision for {counted(length, 'word')}", missed or off
 
 
 def _is_loose(scan: KernelScan, rows: HeldRows, which: int, truth: _Truth) -> bool:

@@ -283,7 +283,7 @@ def test_an_error_names_the_source_and_the_image(tmp_path: Path) -> None:
     np.save(tmp_path / "source.npy", features)
     with pytest.raises(InputError, match=r"source\.npy, image id 1: the features of image 1 must be finite, got NaN"):
         convert_features(tmp_path / "source.npy", tmp_path / "out")
-    assert not (tmp_path / "out/ims.npz").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tsv_with_a_header_is_refused_in_plain_words(tmp_path: Path) -> None:
