@@ -17,7 +17,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -78,15 +78,25 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def new_folders(path: Path) -> Iterator[None]:
     """Make a folder and those above it for the block to write to; after an error, those made that are empty go."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = missing_folders(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for folder in made:
-            with suppress(OSError):  # something else is in it
-                folder.rmdir()
+        remove_empty(made)
         raise
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """A folder and those above it that are not there, the innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, but for those that something is in."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

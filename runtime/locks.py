@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
+from .files import missing_folders, remove_empty
 
 _ATTEMPTS = 100  # to lock a file that others remove
 
@@ -27,18 +28,18 @@ def only_one(path: Path, busy: str) -> Iterator[None]:
         InputError: another process holds it; `busy` is the message.
         OSError: the folder cannot be written.
     """
-    made = [folder for folder in path.parents if not folder.exists()]
+    made = missing_folders(path.parent)
     try:
         descriptor = _take(path, busy)
     except BaseException:
-        _remove(made)
+        remove_empty(made)
         raise
     try:
         yield
     finally:
         with suppress(OSError):
             path.unlink()  # while it is held, so that nobody's file but our own is removed
-        _remove(made)
+        remove_empty(made)
         os.close(descriptor)
 
 
@@ -70,9 +71,3 @@ def _lock(descriptor: int) -> None:
     except ImportError:  # Windows
         return
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _remove(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):  # something else is in it
-            folder.rmdir()

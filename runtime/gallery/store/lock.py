@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import GalleryError, GalleryLocked
+from ...files import missing_folders, remove_empty
 
 LOCK = "writer.lock"
 _ATTEMPTS = 100  # to lock a file that others remove
@@ -42,13 +43,13 @@ class WriterLock:
         self._folder = folder
         self._path = folder / LOCK
         self._descriptor: int | None = None
-        self.made = [path for path in (folder, *folder.parents) if not path.exists()] if make else []
+        self.made = missing_folders(folder) if make else []
         try:
             if make:
                 folder.mkdir(parents=True, exist_ok=True)
             self._acquire()
         except BaseException as error:
-            self._remove_made()
+            remove_empty(self.made)
             if not isinstance(error, OSError):
                 raise
             reason = "the lock is a link" if error.errno == errno.ELOOP else error.strerror
@@ -106,13 +107,8 @@ class WriterLock:
         if self._descriptor is not None:
             with suppress(OSError):
                 self._path.unlink()
-            self._remove_made()
+            remove_empty(self.made)
         self.release()
-
-    def _remove_made(self) -> None:
-        for path in self.made:
-            with suppress(OSError):  # something else is in it
-                path.rmdir()
 
     def release(self) -> None:
         """Give the lock back; twice does no harm."""
