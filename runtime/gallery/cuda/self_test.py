@@ -174,10 +174,9 @@ def _is_wrong(scan: KernelScan, listed: Listed, which: int, k: int, truth: _Trut
     """Whether a list misses one of the best rows, or a score on it is further off than its bound."""
     if len(listed.rows) == 0 or listed.rows[-1] >= _ROWS or not np.isfinite(listed.scores).all():
         return True
-    if not scan.certified:
-        off = np.abs(listed.scores - truth.scores[which][listed.rows])
-        return bool((off > _HALF * max(1.0, float(np.abs(truth.scores[which]).max()))).any())
     off = np.abs(listed.scores - truth.scores[which][listed.rows])
+    if not scan.certified:
+        return bool((off > _HALF * max(1.0, float(np.abs(truth.scores[which]).max()))).any())
     return not truth.best(which, k) <= set(listed.rows.tolist()) or bool(
         (off > listed.radii + truth.slack[which]).any()
     )

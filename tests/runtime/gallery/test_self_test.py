@@ -41,6 +41,16 @@ def test_kernels_that_compute_the_truth_pass_and_nothing_is_left(
     assert device.empty
 
 
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("dim", [1, 150, 300])
+def test_kernels_pass_at_any_temperature(dim: int, temperature: float) -> None:
+    """Otherwise a gallery whose kernels are right would be refused."""
+    alignment = AlignmentConfig(pooling_temperature=temperature)
+    scan, _ = open_scan("int8", dim, alignment)
+    check_kernels(scan, dim, alignment, "fixed16")
+    scan.close()
+
+
 @of_numpy
 def test_every_kernel_is_asked() -> None:
     scan, device = open_scan("int8", 200, AlignmentConfig())
