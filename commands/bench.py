@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.bundle_argument
 @options.backends_option("The default is every backend.")
-@options.precisions_option("The default is every precision that BUNDLE has.")
+@options.precisions_option
 @click.option(
     "--checkpoint",
     type=values.FOLDER,

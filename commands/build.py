@@ -20,7 +20,7 @@ from .terminal import echo, print_json, progress_bar
     help="Library that builds the engines. tensorrt builds on the GPU that will run them; tensorrt_rtx builds on any "
     "machine, for every GPU that the library knows.",
 )
-@options.precisions_option("The default is every precision that BUNDLE has.")
+@options.precisions_option
 @click.option(
     "--graph",
     "graphs",

@@ -98,15 +98,13 @@ def backends_option(default: str) -> Decorator:
     )
 
 
-def precisions_option(default: str) -> Decorator:
-    """`--precision`, repeatable; `default` is a sentence on what happens without it."""
-    return click.option(
-        "--precision",
-        "precisions",
-        multiple=True,
-        type=values.PRECISION,
-        help=f"Precision to use; may be repeated. {default}",
-    )
+precisions_option: Decorator = click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=values.PRECISION,
+    help="Precision to use; may be repeated. The default is every precision that BUNDLE has.",
+)
 
 
 def split_option(default: str, purpose: str) -> Decorator:

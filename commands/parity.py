@@ -29,7 +29,7 @@ from .terminal import echo, progress_bar, warn
 @options.backends_option(
     "The default is onnxruntime and every backend that engines were built for; those that cannot run here are listed."
 )
-@options.precisions_option("The default is every precision that BUNDLE has.")
+@options.precisions_option
 @options.json_option
 @options.output_json_option
 @click.option(

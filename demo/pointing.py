@@ -33,7 +33,7 @@ class Pointing:
 
 
 def pointing_accuracy(
-    chosen: Sequence[npt.NDArray[np.integer[Any]]], data: str | Path, split: str, grid: int, skip: int = 1
+    chosen: Sequence[npt.NDArray[np.integer[Any]]], data: str | Path, split: str, grid: int
 ) -> Pointing:
     """Score the regions that the words of every caption of a split chose in the caption's own picture.
 
@@ -41,11 +41,10 @@ def pointing_accuracy(
 
     Args:
         chosen: for each caption of the split, in file order, the region (0 to grid * grid - 1, row by row) each of its
-            tokens chose; padding behind the last token is ignored.
+            tokens chose, `<start>` first; padding behind the last token is ignored.
         data: a folder `chan scenes` wrote.
         split: train, dev or test.
         grid: G; region r is the cell at row r // G and column r % G of the picture.
-        skip: tokens before the caption's first word (`<start>`).
 
     Raises:
         InputError: `data` has no boxes for that split, or `chosen` does not fit its captions.
@@ -59,7 +58,7 @@ def pointing_accuracy(
     hits, inside = [], []
     for regions, (record, words) in zip(chosen, mentions, strict=True):
         for mention in words:
-            token = skip + mention["stop"] - 1
+            token = mention["stop"]  # of the name's last word: `<start>` is token 0
             if token >= len(regions) or not 0 <= regions[token] < grid * grid:
                 raise InputError(
                     f"chosen must have a region from 0 to {grid * grid - 1} for token {token} of a caption"

@@ -52,7 +52,6 @@ def open_session(
     log_id: str = "",
     name: str | None = None,
     purpose: str = "running an ONNX graph",
-    extra: str = "cpu",
     instead: str = "use precision fp32, or export the int8 graphs again",
 ) -> Any:
     """An onnxruntime session.
@@ -68,7 +67,6 @@ def open_session(
             not.
         name: what errors call the graph; None for its file.
         purpose: what needs onnxruntime, for the error where it is missing.
-        extra: the extra that brings the provider.
         instead: what to do where the graph's integer products would saturate on this CPU, for the error.
 
     Raises:
@@ -76,7 +74,7 @@ def open_session(
         BackendError: the graph's integer products would saturate on this CPU.
         Exception: whatever onnxruntime raises; its exceptions have no other base.
     """
-    ort = import_onnxruntime(purpose, extra)
+    ort = import_onnxruntime(purpose)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cpus()
     options.inter_op_num_threads = 1

@@ -54,9 +54,9 @@ def new_request_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def overloaded(detail: str, seconds: int = 1) -> Refusal:
-    """429: too much is at work; the client should try again after some seconds."""
-    return Refusal(429, "overloaded", detail, {"Retry-After": str(seconds)})
+def overloaded(detail: str) -> Refusal:
+    """429: too much is at work; the client should try again after a second."""
+    return Refusal(429, "overloaded", detail, {"Retry-After": "1"})
 
 
 def unavailable(reason: str, detail: str, seconds: int = 1) -> Refusal:

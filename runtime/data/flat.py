@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..files import atomic_file
 
 FEATURES, SPANS, BOXES, CLASS_SCORES = "features", "pos_boxes", "boxes", "class_scores"
+_FLOATS = np.dtype("<f4")
 
 
 class FlatWriter:
@@ -29,14 +30,13 @@ class FlatWriter:
         path: of the .npz file.
         room: how many rows are kept for each image, [N]: its number of regions, or more where it is not known yet.
         width: of the features (F).
-        dtype: of the features, float32 or float16.
     """
 
-    def __init__(self, path: Path, room: NDArray[np.integer], width: int, dtype: str = "<f4") -> None:
+    def __init__(self, path: Path, room: NDArray[np.integer], width: int) -> None:
         self._path = path
         self._room = np.asarray(room, np.int64)
         self._lengths: list[int] = []
-        self._width, self._dtype = width, np.dtype(dtype)
+        self._width = width
         self._boxes: list[NDArray[Any]] = []
         self._scores: list[NDArray[Any]] = []
         self._stack = ExitStack()
@@ -46,7 +46,7 @@ class FlatWriter:
         self._archive = zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._stack.callback(self._archive.close)
         self._stream: IO[bytes] = self._archive.open(f"{FEATURES}.npy", "w", force_zip64=True)
-        _header(self._stream, (int(self._room.sum()), self._width), self._dtype)
+        _header(self._stream, (int(self._room.sum()), self._width))
         return self
 
     def __exit__(
@@ -91,11 +91,11 @@ class FlatWriter:
             if image and (given is not None) != bool(held):
                 differs = "has none" if held else "is the first that has some"
                 raise InputError(f"{self._path}: all images must have {what}, or none, and image {image} {differs}")
-        self._stream.write(_filled(features, room, self._dtype).tobytes())
+        self._stream.write(_filled(features, room).tobytes())
         if boxes is not None:
-            self._boxes.append(_filled(boxes.reshape(len(features), 4), room, np.dtype(np.float32)))
+            self._boxes.append(_filled(boxes.reshape(len(features), 4), room))
         if class_scores is not None:
-            self._scores.append(_filled(class_scores, room, np.dtype(np.float32)))
+            self._scores.append(_filled(class_scores, room))
         self._lengths.append(len(features))
 
     def _finish(self) -> None:
@@ -113,15 +113,15 @@ class FlatWriter:
             self._archive.writestr(f"{name}.npy", content.getvalue())
 
 
-def _filled(rows: NDArray[Any], room: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _filled(rows: NDArray[Any], room: int) -> NDArray[Any]:
     """Rows [r, n] with zeros below, [room, n]."""
-    whole: NDArray[Any] = np.zeros((room, rows.shape[1]), dtype)
+    whole: NDArray[Any] = np.zeros((room, rows.shape[1]), _FLOATS)
     whole[: len(rows)] = rows
     return whole
 
 
-def _header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+def _header(stream: IO[bytes], shape: tuple[int, ...]) -> None:
     content = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    described = {"descr": np.lib.format.dtype_to_descr(_FLOATS), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(content, described)
     stream.write(content.getvalue())

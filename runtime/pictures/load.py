@@ -170,15 +170,6 @@ def list_pictures(paths: Sequence[str | Path]) -> PictureFiles:
     return PictureFiles(list(found), dict(passed_over), unreadable)
 
 
-def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
-    """The picture files among `paths`: files as given, folders searched through, in sorted order, each file once.
-
-    Raises:
-        InputError: a path that does not exist, or no picture at all.
-    """
-    return list_pictures(paths).files
-
-
 def picture_suffixes() -> tuple[str, ...]:
     """Suffixes of the picture files that a folder is searched for, in lower case."""
     return PICTURE_SUFFIXES + (HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") is not None else ())

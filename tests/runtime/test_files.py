@@ -296,7 +296,7 @@ def test_reserved_bytes_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_disk_without_room_is_an_error_before_a_map_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    array = new_npy(tmp_path / "sound.npy", (4, 3), np.float32)
+    array = new_npy(tmp_path / "sound.npy", (4, 3))
     array[2] = 7
     array.flush()
     np.testing.assert_array_equal(np.load(tmp_path / "sound.npy")[:, 0], [0, 0, 7, 0])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from chan_rt.runtime.contract import Preprocess
 from chan_rt.runtime.errors import InputError
-from chan_rt.runtime.pictures.load import find_pictures, list_pictures, load_pixels, open_picture
+from chan_rt.runtime.pictures.load import list_pictures, load_pixels, open_picture
 
 SPEC = Preprocess(size=8, mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 2.0), grid=2)
 IDENTITY = Preprocess(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), grid=2)
@@ -152,19 +152,19 @@ def test_missing_file_and_no_pictures_are_errors(tmp_path: Path) -> None:
         load_pixels([], SPEC)
 
 
-def test_find_pictures_searches_folders_in_order_and_names_each_once(tmp_path: Path) -> None:
+def test_list_pictures_searches_folders_in_order_and_names_each_once(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.PNG", "a.jpeg", "sub/c.webp", "notes.txt"):
         (tmp_path / name).touch()
-    found = find_pictures([tmp_path / "b.PNG", tmp_path])
+    found = list_pictures([tmp_path / "b.PNG", tmp_path]).files
     assert [str(path.relative_to(tmp_path)) for path in found] == ["b.PNG", "a.jpeg", "sub/c.webp"]
 
 
-def test_find_pictures_says_what_is_missing(tmp_path: Path) -> None:
+def test_list_pictures_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        find_pictures([tmp_path / "none"])
+        list_pictures([tmp_path / "none"])
     with pytest.raises(InputError, match="no picture"):
-        find_pictures([tmp_path])
+        list_pictures([tmp_path])
 
 
 # -- files as people have them, and damaged ones
@@ -183,7 +183,7 @@ def encoded(name: str) -> bytes:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_that_a_folder_is_searched_for_is_read(name: str, tmp_path: Path) -> None:
     (tmp_path / f"picture.{name.upper()}").write_bytes(encoded(name))
-    (file,) = find_pictures([tmp_path])
+    (file,) = list_pictures([tmp_path]).files
     assert open_picture(file).size == (32, 24)
     assert open_picture(file).mode == "RGB"
 
