@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,8 +61,8 @@ class FakeBackend(Backend):
 class FakeDevice:
     """The part of `Device` that moves bytes and launches kernels, on the host: addresses are real, streams a count.
 
-    What is queued is done when somebody waits for it, so that memory of the host that is written again before then, or
-    read before then, shows.
+    What is queued on a stream is done when somebody waits for that stream, so that memory of the host that is written
+    again before then, or read before then, shows. Any number of threads may use one.
 
     Args:
         kernels: what a kernel's name runs: a function of this device, the number of blocks and the arguments.
@@ -81,14 +83,16 @@ class FakeDevice:
         self.loaded = 0
         self.launched: list[str] = []
         self.copied_in = 0
-        self._queued: list[Callable[[], None]] = []
+        self._numbers = itertools.count(1)  # of streams
+        self._queued: dict[int, list[Callable[[], None]]] = {}
+        self._turn = threading.RLock()
 
     def activate(self) -> None:
         """Nothing to choose between."""
 
     def malloc(self, size: int) -> int:
         """See `Device.malloc`; memory is filled, so that what was never written shows."""
-        if sum(map(len, self.memory.values())) + size > self._capacity:
+        if sum(map(len, list(self.memory.values()))) + size > self._capacity:
             raise GpuMemoryError("CUDA: cudaMalloc failed: out of memory (cudaErrorMemoryAllocation)")
         memory = np.full(size + 255, 0xAB, np.uint8)
         memory = memory[-memory.ctypes.data % 256 :][:size]  # real addresses are aligned, kernels rely on it
@@ -97,7 +101,7 @@ class FakeDevice:
 
     def free_memory(self) -> int:
         """See `Device.free_memory`."""
-        return self._capacity - sum(map(len, self.memory.values()))
+        return self._capacity - sum(map(len, list(self.memory.values())))
 
     def free(self, address: int) -> None:
         """See `Device.free`; it waits."""
@@ -118,18 +122,19 @@ class FakeDevice:
     def create_stream(self) -> int:
         """See `Device.create_stream`."""
         self.streams += 1
-        return self.streams
+        return next(self._numbers)
 
     def destroy_stream(self, stream: int) -> None:
         """See `Device.destroy_stream`."""
         self.streams -= 1
 
     def synchronize(self, stream: int) -> None:
-        """Do all that was queued, on any stream."""
+        """Do all that was queued on a stream; 0 stands for every one."""
         assert self.streams or not stream, "the stream was destroyed"
-        queued, self._queued = self._queued, []
-        for do in queued:
-            do()
+        with self._turn:
+            for each in [stream] if stream else list(self._queued):
+                for do in self._queued.pop(each, []):
+                    do()
 
     def copy_in(self, address: int, memory: Array, stream: int) -> None:
         """See `Device.copy_in`."""
@@ -138,7 +143,7 @@ class FakeDevice:
         def copy() -> None:
             self.array(address, np.uint8)[: memory.nbytes] = memory.reshape(-1).view(np.uint8)
 
-        self._queued.append(copy)
+        self._queue(stream, copy)
 
     def copy_out(self, memory: Array, address: int, stream: int) -> None:
         """See `Device.copy_out`."""
@@ -146,7 +151,7 @@ class FakeDevice:
         def copy() -> None:
             memory[...] = self.array(address, np.uint8)[: memory.nbytes]
 
-        self._queued.append(copy)
+        self._queue(stream, copy)
 
     def load_kernel(self, image: bytes, name: str, shared: int, hidden: int) -> Any:
         """The Python function of that name."""
@@ -165,7 +170,7 @@ class FakeDevice:
         """Queue the function."""
         assert all(isinstance(each, float) or -(1 << 31) <= each < 1 << 31 for each in (blocks, *numbers))
         self.launched.append(kernel)
-        self._queued.append(lambda: self._kernels[kernel](self, blocks, *addresses, *numbers))
+        self._queue(stream, lambda: self._kernels[kernel](self, blocks, *addresses, *numbers))
 
     def unload_kernel(self, kernel: Any) -> None:
         """See `Device.unload_kernel`."""
@@ -178,9 +183,13 @@ class FakeDevice:
         weakref.finalize(tensor, self.free, address)
         return address, tensor
 
+    def _queue(self, stream: int, do: Callable[[], None]) -> None:
+        with self._turn:
+            self._queued.setdefault(stream, []).append(do)
+
     def array(self, address: int, dtype: Any) -> Array:
         """What lies from an address to the end of its allocation, as a view."""
-        for base, memory in self.memory.items():
+        for base, memory in list(self.memory.items()):
             if base <= address < base + len(memory):
                 rest = memory[address - base :]
                 return rest[: len(rest) // np.dtype(dtype).itemsize * np.dtype(dtype).itemsize].view(dtype)

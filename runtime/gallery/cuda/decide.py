@@ -1,14 +1,13 @@
 """The last step on a GPU: the listed rows' similarities by the fine copy, in float64 and in the order of true_score.py.
 
 They are the CPU's to the bit. So nothing has to be bounded, and the CPU only pools the maxima and sorts (best.py). The
-GPU holds the fine copy for this beside the codes, as the gallery stores it: 4, 2 or 1 bytes a value (the upper bytes of
-fixed16 are the codes). Where it does not fit, the compiled search ranks the lists by the fine copy in host memory.
+GPU holds the fine copy for this (fine.py). Where it does not fit, the compiled search ranks the lists by the fine copy
+in host memory.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,51 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
-from ...counts import counted
 from ..proof.pooling import Float64Array
-from ..proof.rows import FINE, Part
-from .kernels import DECIDE_WORDS, UNIT
+from .fine import Fine
+from .kernels import DECIDE_WORDS
 from .lists import DeviceLists
-from .memory import Arena, gib
+from .memory import Arena
 from .queries import SentQueries
 
-SHARE = 0.5  # of the memory that is free beside the codes, that fine copies may take
-_FORMS = {"float32": ("float32", 4), "float16": ("float16", 2), "uint8": ("fixed16", 1)}  # by the type that is stored
 _AHEAD = 1024  # pairs that are decided before the CPU knows how long the lists are,
 _AHEAD_BYTES = 256 << 10  # as far as their results take no more
 _MOST_AHEAD = 256  # places of each list that are decided so, where the last lists were as long
 _LONGEST = 4096  # vectors of a query up to which they are
 RESULTS = 64 << 20  # bytes of results on the GPU at once; more pairs are decided in turns
 PAIR_BYTES = 12  # of results, for each of a query's vectors
-_PIECE = 8 << 20  # bytes of a fine copy that are made ready for the upload at a time
 
 _OF_PAIRS = ("queries", "rows", "maxima", "winners")
 _Rows = tuple[NDArray[np.int32], Float64Array, NDArray[np.int32]]  # rows, maxima, winners
-
-
-@dataclass(eq=False)
-class _Copy:
-    """A part's fine copy on the device."""
-
-    part: Part
-    vectors: int = 0
-
-
-@dataclass(eq=False)
-class Fine:
-    """The fine copies of some rows on the device.
-
-    Attributes:
-        form: how they are stored, one of FORMS.
-        copies: of each part.
-        base: where the vectors begin.
-        places: of each row, where its vectors begin beyond that; int64 [rows] on the device, in units of UNIT bytes.
-    """
-
-    form: str
-    copies: tuple[_Copy, ...]
-    base: int
-    places: int = 0
 
 
 class Codes(NamedTuple):
@@ -116,74 +86,20 @@ def join(several: Sequence[Decided]) -> Decided:
 
 
 class Decider:
-    """Fine copies on a device, and the kernel that reads them. Callers take turns.
+    """Queues the kernel that reads fine copies. Callers take turns.
 
     Args:
-        arena: what allocates them.
+        arena: what results lie in.
         launch: queues a kernel, given its name, the blocks, the addresses and the numbers.
-        width: values that a vector takes there, padding included.
-        dim: D.
         alignment: how similarities become scores.
     """
 
-    def __init__(
-        self, arena: Arena, launch: Callable[..., None], width: int, dim: int, alignment: AlignmentConfig
-    ) -> None:
+    def __init__(self, arena: Arena, launch: Callable[..., None], alignment: AlignmentConfig) -> None:
         self._arena, self._launch = arena, launch
-        self._width, self._dim = width, dim
         # A score can be off by what a similarity can, or by that over the temperature: `terms` of query_kernels.py.
         slope = 1 / alignment.pooling_temperature if alignment.pooling == "LSE" else 1.0
         self._share = 2 / slope * (1 + 1e-8)
-        self._known: weakref.WeakValueDictionary[int, _Copy] = weakref.WeakValueDictionary()
         self._listed = 0  # rows on the longest list of the last queries
-
-    def hold(self, parts: Sequence[Part]) -> Fine | None:
-        """The fine copies of parts on the device, each uploaded once; None where they do not fit.
-
-        Raises:
-            GpuMemoryError: the memory did not suffice after all; the message gives how much is needed and what to do.
-            GalleryCorrupt: bytes of a fine copy are not those that were committed.
-        """
-        stored = [part.arrays().fine for part in parts]
-        kinds = {each.dtype.name for each in stored}
-        if len(kinds) != 1:
-            return None
-        form, size = _FORMS[kinds.pop()]
-        fresh = [part for part in parts if id(part) not in self._known]
-        need = sum(int(part.starts[-1]) for part in fresh) * self._width * size
-        if need > SHARE * self._arena.device.free_memory():
-            return None
-        copies = tuple(self._copy(part, each) for part, each in zip(parts, stored, strict=True))
-        base = min(each.vectors for each in copies)
-        units = self._width * size // UNIT
-        places = [(each.vectors - base) // UNIT + each.part.starts[:-1] * units for each in copies]
-        fine = Fine(form, copies, base)
-        (fine.places,) = self._arena.keep(fine, [np.concatenate(places).astype(np.int64, copy=False)], "its places")
-        return fine
-
-    def _copy(self, part: Part, stored: NDArray[Any]) -> _Copy:
-        copy = self._known.get(id(part))
-        if copy is None:
-            copy = _Copy(part)
-            size = len(stored) * self._width * stored.itemsize
-            need = f"the fine copy of {counted(len(part.starts) - 1, 'row')} needs {gib(size)}"
-            copy.vectors = self._arena.upload(copy, size, self._pieces(part, stored), need)
-            self._known[id(part)] = copy  # the part lives as long as its copy, so its id is its own
-        return copy
-
-    def _pieces(self, part: Part, stored: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """What is stored of the part's vectors, checked, some rows at a time: [vectors, width]."""
-        rows = len(part.starts) - 1
-        longest = int(np.diff(part.starts).max(initial=1))
-        step = max(1, _PIECE // (longest * self._width * stored.itemsize))
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            for row in range(first, last):
-                part.check(row, FINE)
-            vectors = stored[part.starts[first] : part.starts[last]]
-            padded = np.zeros((len(vectors), self._width), stored.dtype)
-            padded[:, : self._dim] = vectors
-            yield padded
 
     def decide(
         self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int

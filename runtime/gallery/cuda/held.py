@@ -24,7 +24,7 @@ from ..proof.rows import Part
 from .kernels import MOST_NORMS, UNIT, KernelRecord
 from .levels import COVERED, LEAST, Levels, Weights, coded_vectors, common_plan, joined_places
 from .memory import Arena, gib
-from .queries import QuerySender, SentPlans
+from .plans import PlanHolder, SentPlans
 
 _MOST_VALUES = 1 << 31  # of a row: GPU kernels count them in int32
 ROW_BYTES = 49  # that lie beside the vectors of a row
@@ -82,12 +82,12 @@ class RowHolder:
     Args:
         arena: what allocates them.
         record: of the kernels that read them.
-        sender: what the axes of their plans go through.
         dim: D.
     """
 
-    def __init__(self, arena: Arena, record: KernelRecord, sender: QuerySender, dim: int) -> None:
-        self._arena, self._sender, self._dim = arena, sender, dim
+    def __init__(self, arena: Arena, record: KernelRecord, dim: int) -> None:
+        self._arena, self._dim = arena, dim
+        self._plans = PlanHolder(arena, record.width)
         self._precision, self._width, self._codes = record.precision, record.width, record.precision == "int8"
         self._stride = record.stride
         self._known: weakref.WeakValueDictionary[tuple[int, int], Weights] = weakref.WeakValueDictionary()
@@ -143,7 +143,7 @@ class RowHolder:
             plans.append(np.full(count, number, np.int32))
             blocks[: part.blocks.shape[1], first : first + count] = part.blocks.T
         largest = max((float((part.norm + part.error).max(initial=0)) for part in parts), default=0.0) * (1 + 1e-6)
-        rows = HeldRows(tuple(held), sum(counts), base, self._sender.hold([own for _, own in axes.values()]), largest)
+        rows = HeldRows(tuple(held), sum(counts), base, self._plans.hold([own for _, own in axes.values()]), largest)
         scales = [part.scale if self._codes else np.ones_like(part.scale) for part in parts]
         arrays: list[NDArray[Any]] = [
             _joined(places, np.int64),

@@ -54,7 +54,7 @@ class Decide(Protocol):
 
 
 class ResidentScan(Protocol):
-    """Rows on a GPU. Any number of threads may use one; their calls take turns.
+    """Rows on a GPU. Any number of threads may use one: uploads take turns, and searches take turns beside them.
 
     Attributes:
         name: what runs, for messages and benchmarks.

@@ -12,8 +12,10 @@ float16 holds a half-precision copy instead: twice the bytes, nothing proven, no
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -23,9 +25,12 @@ from numpy.typing import NDArray
 
 from ...backends.device import Device
 from ...contract import AlignmentConfig
+from ...errors import BackendError
+from ...forks import now_and_after_fork
 from ..proof.pooling import Float64Array
 from ..proof.rows import Part
-from .decide import Codes, Decided, Decider, Fine, join
+from .decide import Codes, Decided, Decider, join
+from .fine import Fine, FineHolder
 from .held import HeldPart, HeldRows, RowHolder
 from .kernels import PICKS, KernelRecord
 from .list_queue import ListQueue, Truth
@@ -45,6 +50,8 @@ class KernelScan:
     Device memory: the codes (or the half copy) and 49 bytes a row, for as long as they are held; for a call 8 bytes for
     each pair of row and query (the ranker's turns keep them below 128 MiB), 80 KiB of lists a query, and the queries.
 
+    Uploads have a stream, page-locked memory and a lock of their own, so searches of what is there go on beside them.
+
     Attributes:
         left: int32 [queries], how many rows the first level left in the last launch; None where it was not read.
 
@@ -62,14 +69,17 @@ class KernelScan:
         self._record = record
         self._device = device
         device.activate()
-        self._arena = Arena(device)
+        self._arena, self._uploads = Arena(device), Arena(device)
+        self._rows = RowHolder(self._uploads, record, dim)
+        self._fine = FineHolder(self._uploads, record.width, dim)
         self._sender = QuerySender(self._arena, self._launch, self.certified, record.width, dim, alignment)
-        self._holder = RowHolder(self._arena, record, self._sender, dim)
-        self._decider = Decider(self._arena, self._launch, record.width, dim, alignment)
+        self._decider = Decider(self._arena, self._launch, alignment)
         self._queue = ListQueue(self._arena, self._launch, record, self._sender, alignment)
         self._turns = Turns(self._arena)
         self._kernels: dict[str, Any] = {}
         self._known: weakref.WeakValueDictionary[int, HeldPart] = weakref.WeakValueDictionary()
+        self._closed = False
+        now_and_after_fork(self._make_lock)
         try:
             for name, function in record.functions.items():
                 self._kernels[name] = device.load_kernel(code[name], function.symbol, function.shared, function.hidden)
@@ -77,16 +87,27 @@ class KernelScan:
             self.close()
             raise
 
+    def _make_lock(self) -> None:
+        self._upload_lock = threading.Lock()  # taken before that of `_turns`, where both are
+
+    @contextmanager
+    def _upload(self) -> Iterator[None]:
+        """A thread's turn to upload."""
+        with self._upload_lock:
+            if self._closed:
+                raise BackendError("the gallery was closed")
+            self._device.activate()
+            yield
+
     @property
     def allocations(self) -> int:
         """How often device memory was allocated so far."""
-        return self._arena.allocations
+        return self._arena.allocations + self._uploads.allocations
 
     def require(self, parts: Sequence[Part]) -> None:
         """See `ResidentScan.require`."""
-        with self._turns.lock:
-            self._device.activate()
-            self._holder.require([part for part in parts if id(part) not in self._known])
+        with self._upload():
+            self._rows.require([part for part in parts if id(part) not in self._known])
 
     def hold(self, part: Part) -> HeldPart:
         """See `ResidentScan.hold`.
@@ -95,11 +116,10 @@ class KernelScan:
             BackendError: the device has too little memory; the message gives how much is needed and what to do.
             TensorError: a value that float16 cannot hold.
         """
-        with self._turns.lock:
+        with self._upload():
             held = self._known.get(id(part))
             if held is None:
-                self._device.activate()
-                held = self._holder.upload(part)
+                held = self._rows.upload(part)
                 self._known[id(part)] = held  # the part lives as long as what holds it, so its id is its own
             return held
 
@@ -111,9 +131,8 @@ class KernelScan:
         Raises:
             GpuMemoryError: the device has too little memory.
         """
-        with self._turns.lock:
-            self._device.activate()
-            return self._holder.gather(held, least)
+        with self._upload():
+            return self._rows.gather(held, least)
 
     def shortlist(
         self, rows: HeldRows, queries: Queries, k: int, allowed: NDArray[np.bool_], floors: Float64Array
@@ -141,9 +160,8 @@ class KernelScan:
         """
         if not self.certified:
             return None
-        with self._turns.lock:
-            self._device.activate()
-            fine = self._decider.hold([each.part for each in rows.held])
+        with self._upload():
+            fine = self._fine.hold([each.part for each in rows.held])
         return None if fine is None else partial(self._decide, rows, fine)
 
     def _decide(
@@ -264,14 +282,14 @@ class KernelScan:
             return found.copy()
 
     def close(self) -> None:
-        """See `ResidentScan.close`."""
-        with self._turns.lock:
-            try:
-                self._device.activate()
-                while self._kernels:
-                    self._device.unload_kernel(self._kernels.popitem()[1])
-            finally:
-                self._arena.close()
+        """See `ResidentScan.close`; it waits for the part that is being uploaded, and no other is begun."""
+        self._closed = True
+        with self._upload_lock, self._turns.lock, ExitStack() as closing:
+            closing.callback(self._uploads.close)
+            closing.callback(self._arena.close)
+            self._device.activate()
+            while self._kernels:
+                self._device.unload_kernel(self._kernels.popitem()[1])
 
     def _fetch_candidates(self, lists: DeviceLists) -> NDArray[np.int32]:
         """Queue how many candidates there are: [queries]."""

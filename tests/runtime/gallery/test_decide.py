@@ -117,7 +117,7 @@ def test_each_pair_is_the_true_row(
     parts, queries = make_parts(rows, (3,), precision=form), made_queries((40, 1, 16), dim)
     scan, _ = open_scan("int8", dim, alignment)
     held = scan.gather([scan.hold(part) for part in parts])
-    fine = scan._decider.hold(parts)
+    fine = scan._fine.hold(parts)
     assert fine.form == form
     lists = [[4, 0, 7, 5], [], [6, 1, 2, 3, 0]]
     listed = np.full((3, 6), 1 << 30, np.int32)
@@ -210,7 +210,7 @@ def test_where_the_fine_copy_does_not_fit_the_compiled_search_ranks(monkeypatch:
 def test_fine_copies_of_several_forms_are_not_held() -> None:
     scan, _ = open_scan("int8", 24, AlignmentConfig())
     parts = [part for form in FORMS for part in make_parts(made_up("plain", 3, 5, 5, 24), precision=form)]
-    assert scan._decider.hold(parts) is None
+    assert scan._fine.hold(parts) is None
     assert scan.decider(scan.gather([scan.hold(part) for part in parts])) is None
     assert scan.decider(scan.gather([])) is None
 

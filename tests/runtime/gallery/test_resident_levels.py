@@ -18,7 +18,7 @@ from chan_rt.runtime.gallery import Gallery, GallerySettings, GalleryWriter
 from chan_rt.runtime.gallery import scanner as scanner_module
 from chan_rt.runtime.gallery.compiled import open_core
 from chan_rt.runtime.gallery.cuda import SplitScan
-from chan_rt.runtime.gallery.cuda import decide as decide_module
+from chan_rt.runtime.gallery.cuda import fine as fine_module
 from chan_rt.runtime.gallery.cuda import held as held_module
 from chan_rt.runtime.gallery.cuda import list_queue as queue_module
 from chan_rt.runtime.gallery.cuda.decide import Decided
@@ -103,7 +103,7 @@ def test_rankings_by_levels_are_those_of_the_cpu(
     if open_core():
         searches.append(compiled_ranker(parts, kind, alignment, scan))
         with monkeypatch.context() as patch:
-            patch.setattr(decide_module, "SHARE", 0.0)
+            patch.setattr(fine_module, "SHARE", 0.0)
             searches.append(compiled_ranker(parts, kind, alignment, scan))
     cpu = rankers(parts, kind, alignment, scan)[1]
     everything, some = np.ones(count, bool), rng.random(count) < 0.6
