@@ -13,13 +13,12 @@ from .buckets import Sizes
 from .onnxruntime import OnnxRuntimeBackend
 from .recording import SESSIONS
 
-# What onnxruntime says where memory is short: in its arena, and of CUDA, cuBLAS and cuDNN.
 _NO_MEMORY = (
-    "Failed to allocate memory",
+    "Failed to allocate memory for requested buffer",
     "is smaller than requested bytes",
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
 )
 # Sessions that a process got by a fork. Freeing one would call CUDA, which does not survive the fork.
 _of_parent: list[GpuSession] = []
@@ -78,5 +77,12 @@ class GpuSession(OnnxRuntimeBackend):
 
 
 def is_short_of_memory(error: Exception) -> bool:
-    """Whether onnxruntime failed because the GPU has too little memory left."""
+    """Whether onnxruntime failed because the GPU has too little memory left: its exceptions have no type that says so.
+
+    What is looked for comes from onnxruntime/core/framework/bfc_arena.cc (`BFCArena::Extend`: the allocation failed, or
+    it is beyond `gpu_mem_limit`), and from `CudaCall` in onnxruntime/core/providers/cuda/cuda_call.cc, which puts into
+    words what failed elsewhere: by cudaGetErrorString for cudaErrorMemoryAllocation, by the name of the status for
+    cuBLAS, and by cudnnGetErrorString. cuDNN 9.19 no longer has a text for CUDNN_STATUS_ALLOC_FAILED, cuDNN 8's name.
+    NVIDIA's plugin has the same `CudaCall`, but TensorRT says only in its log that memory was short.
+    """
     return any(words in str(error) for words in _NO_MEMORY)
