@@ -25,11 +25,19 @@ FIRST_DRIVER = "R580"  # that serves CUDA 13: https://docs.nvidia.com/cuda/cuda-
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device: its name, compute capability and memory."""
+    """One CUDA device.
+
+    Attributes:
+        name: of the product.
+        capability: compute capability.
+        memory_bytes: of all of its memory.
+        bus: domain, bus, device and function on PCI; a MIG instance has those of its GPU. None where they are unknown.
+    """
 
     name: str
     capability: tuple[int, int]
     memory_bytes: int
+    bus: tuple[int, int, int, int] | None = None
 
     @property
     def architecture(self) -> str:
@@ -68,6 +76,15 @@ def device_index(device: str) -> int:
         instead = "" if numbers else "; on the CPU the backend onnxruntime runs them"
         raise InputError(f"device must be one GPU for the graphs of a bundle, cuda or cuda:N, got {device!r}{instead}")
     return numbers[0]
+
+
+def parse_bus(text: str | None) -> tuple[int, int, int, int] | None:
+    """Domain, bus, device and function of a PCI address: `0000:65:00.0`, or `00000000:65:00.0` as NVML writes it."""
+    found = re.fullmatch(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", (text or "").strip().lower())
+    if found is None:
+        return None
+    domain, bus, device, function = (int(part, 16) for part in found.groups())
+    return domain, bus, device, function
 
 
 def architecture(capability: tuple[int, int]) -> str:
@@ -155,7 +172,7 @@ def _devices(library: Any) -> list[Gpu]:
             raise _DriverError(text.value.decode() if text.value else f"{name} failed with status {status}")
 
     count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    name, memory, bus = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.create_string_buffer(32)
     ask("cuInit", 0)
     ask("cuDeviceGetCount", ctypes.byref(count))
     if not count.value:
@@ -168,7 +185,9 @@ def _devices(library: Any) -> list[Gpu]:
         ask("cuDeviceGetAttribute", ctypes.byref(major), _MAJOR, device)
         ask("cuDeviceGetAttribute", ctypes.byref(minor), _MINOR, device)
         ask("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
-        gpus.append(Gpu(name.value.decode(), (major.value, minor.value), memory.value))
+        known = library.cuDeviceGetPCIBusId(bus, len(bus), device) == 0
+        place = parse_bus(bus.value.decode()) if known else None
+        gpus.append(Gpu(name.value.decode(), (major.value, minor.value), memory.value, place))
     return gpus
 
 

@@ -13,13 +13,14 @@ from typing import Any
 from ..contract import GraphSpec
 from ..errors import BackendError
 from ..extras import needs
-from ..gpu import examine_gpu
+from ..gpu import GpuReport, examine_gpu, parse_bus
 from ..onnx_session import open_session
 from .base import Backend
 from .onnxruntime_gpu import GpuSession
 from .rtx_gpus import INSTEAD, why_not_served
 from .tf32 import forbid_tf32
 
+ALONE = "start the process with that GPU alone in CUDA_VISIBLE_DEVICES, and use cuda:0"
 _registering = threading.Lock()
 _registered: set[str] = set()
 
@@ -40,18 +41,41 @@ class PluginBackend(GpuSession):
     """An onnxruntime session on the plugin's device that the provider's `device_id` names; see `GpuSession`."""
 
     def _start(self, ort: Any, file: Path, provider: tuple[str, dict[str, str]], extra: str) -> Any:
-        return open_session(
-            file, self.threads, provider=provider, devices=[device_of(devices(ort), int(provider[1]["device_id"]))]
-        )
+        chosen = device_of(devices(ort), int(provider[1]["device_id"]), examine_gpu())
+        return open_session(file, self.threads, provider=provider, devices=[chosen])
 
 
-def device_of(found: list[Any], index: int) -> Any:
-    """The plugin's device of a GPU; BackendError where the plugin has none. The plugin gives each CUDA's number."""
+def device_of(found: list[Any], index: int, shown: GpuReport) -> Any:
+    """The plugin's device of a GPU.
+
+    The plugin computes on the GPU to which CUDA gives the device's number, its option `device_id`. But it counts
+    onnxruntime's list, which has no order, and leaves out GPUs that it does not run on. So the PCI address of the
+    device with this number must be that of CUDA's GPU; where one of the two is not known, there must be only one GPU.
+    (nv_provider_factory.cc of onnxruntime, `GetSupportedDevicesImpl` and `CreateIExecutionProvider`.)
+
+    Args:
+        found: the plugin's devices.
+        index: the GPU's number, as CUDA counts those it shows.
+        shown: those that it shows.
+
+    Raises:
+        BackendError: there is no such device, or it is not sure which one it is.
+    """
     numbers = [int(device.ep_options.get("device_id", place)) for place, device in enumerate(found)]
     if index not in numbers:
-        known = ", ".join(f"cuda:{number}" for number in numbers)
+        known = ", ".join(f"cuda:{number}" for number in sorted(numbers))
         raise BackendError(f"onnxruntime's TensorRT-RTX plugin can use {known}, not cuda:{index}")
-    return found[numbers.index(index)]
+    chosen = found[numbers.index(index)]
+    expected = shown.gpus[index].bus if index < len(shown.gpus) else None
+    listed = parse_bus(chosen.device.metadata.get("pci_bus_id"))
+    alone = len(found) == 1 and len(shown.gpus) <= 1
+    sure = expected == listed if expected and listed else alone
+    if not sure:
+        raise BackendError(
+            f"onnxruntime's TensorRT-RTX plugin numbers GPUs in an order of its own, and its number {index} is not "
+            f"surely cuda:{index}; {ALONE}"
+        )
+    return chosen
 
 
 def plugin() -> Any:

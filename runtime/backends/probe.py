@@ -14,7 +14,7 @@ from ..extras import install_command
 from ..gpu import CUDA_12, NEWEST_CUDA, GpuReport, examine_gpu, remedy_of_driver, too_old_for
 from ..onnx_session import FATAL, import_onnxruntime, open_session
 from .onnxruntime import preload_cuda
-from .onnxruntime_rtx import device_of, devices
+from .onnxruntime_rtx import ALONE, device_of, devices
 from .recording import SESSIONS
 from .rtx_gpus import INSTEAD, why_not_served
 from .sidecar import installed_version
@@ -67,6 +67,8 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
     problem = _plugin_problem(gpu.first) if info.provider is None else _provider_problem(info.provider, gpu.first)
     if problem is None:
         return BackendReport(name, version, True, None)
+    if problem.endswith(ALONE):
+        return BackendReport(name, version, False, None, problem.removesuffix(f"; {ALONE}"), ALONE)
     if cuda and package_version("onnxruntime") is not None:  # the packages for CPU and GPU are one module
         installed.insert(0, "onnxruntime")
     if cuda or (info.gpu and gpu.cuda_major == CUDA_12):
@@ -131,7 +133,7 @@ def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendRep
 
 def _plugin_problem(index: int) -> str | None:
     try:
-        device_of(devices(import_onnxruntime("the backend onnxruntime_rtx")), index)
+        device_of(devices(import_onnxruntime("the backend onnxruntime_rtx")), index, examine_gpu())
     except BackendError as error:
         return str(error)
     return None

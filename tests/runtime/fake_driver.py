@@ -63,6 +63,10 @@ class FakeDriver:
         def attribute(value: Any, number: int, device: int) -> int:
             return _set(value, self._of(device).capability[{75: 0, 76: 1}[number]])
 
+        def bus(text: Any, size: int, device: int) -> int:
+            place = self._of(device).bus
+            return UNKNOWN if place is None else _fill(text, size, b"%04x:%02x:%02x.%x" % place)
+
         def describe(status: int, text: Any) -> int:
             text[0] = _TEXTS[status]
             return 0
@@ -78,6 +82,7 @@ class FakeDriver:
                 (POINTER(c_size_t), c_int),
                 lambda value, device: _set(value, self._of(device).memory_bytes),
             ),
+            "cuDeviceGetPCIBusId": ((POINTER(c_char), c_int, c_int), bus),
             "cuGetErrorString": ((c_int, POINTER(c_char_p)), describe),
         }
         if self.fails is not None:

@@ -1,5 +1,6 @@
 """`device="cuda:1"`: everything of a matcher that uses a GPU uses that one."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,11 @@ from chan_rt.runtime.backends import engine_staleness, loading, onnxruntime_cuda
 from chan_rt.runtime.backends.onnxruntime_rtx import device_of
 from chan_rt.runtime.contract import GraphSpec
 from chan_rt.runtime.errors import BackendError, InputError
-from chan_rt.runtime.gpu import Gpu, GpuReport, device_index
+from chan_rt.runtime.gpu import Gpu, GpuReport, device_index, parse_bus
 from chan_rt.runtime.matcher import Matcher
 
 A100, L4 = Gpu("NVIDIA A100", (8, 0), 80 << 30), Gpu("NVIDIA L4", (8, 9), 24 << 30)
+T4 = Gpu("Tesla T4", (7, 5), 16 << 30)
 TWO = GpuReport((A100, L4), "580.1", "13.0")
 NO_SPEC: Any = None
 
@@ -103,13 +105,68 @@ def test_an_engine_is_loaded_for_its_gpu_and_runs_there(monkeypatch: pytest.Monk
     assert engine_staleness.capability_here(1) == (8, 9)
 
 
-def test_the_plugin_is_given_the_device_of_that_number() -> None:
-    first, second = (SimpleNamespace(ep_options={"device_id": str(number)}) for number in (0, 1))
-    assert device_of([second, first], 1) is second
-    unnumbered = [SimpleNamespace(ep_options={}) for _ in range(2)]
-    assert device_of(unnumbered, 1) is unnumbered[1]
+def listed(number: int | None, address: str | None) -> Any:
+    """A device as onnxruntime lists it for the plugin."""
+    metadata = {"card_idx": "0"} if address is None else {"pci_bus_id": address}
+    options = {} if number is None else {"device_id": str(number)}
+    return SimpleNamespace(ep_options=options, device=SimpleNamespace(metadata=metadata))
+
+
+def test_the_plugin_is_given_the_device_of_that_number_and_address() -> None:
+    shown = GpuReport((replace(L4, bus=(0, 0x17, 0, 0)), replace(L4, bus=(1, 0xCA, 0, 0))))
+    first, second = listed(0, "0000:17:00.0"), listed(1, "00000001:CA:00.0")  # as sysfs and as NVML write it
+    for found in ([first, second], [second, first]):
+        assert device_of(found, 0, shown) is first
+        assert device_of(found, 1, shown) is second
     with pytest.raises(BackendError, match="can use cuda:0, not cuda:1"):
-        device_of([first], 1)
+        device_of([first], 1, shown)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_plugin_that_counts_gpus_in_another_order_is_refused(index: int) -> None:
+    shown = GpuReport((replace(L4, bus=(0, 0x17, 0, 0)), replace(L4, bus=(0, 0xCA, 0, 0))))
+    found = [listed(0, "0000:ca:00.0"), listed(1, "0000:17:00.0")]
+    with pytest.raises(
+        BackendError, match=rf"not surely cuda:{index}; .* alone in CUDA_VISIBLE_DEVICES, and use cuda:0"
+    ):
+        device_of(found, index, shown)
+
+
+def test_a_plugin_that_leaves_a_gpu_out_is_not_believed() -> None:
+    """It runs on the second of two GPUs only, and calls that one number 0, by which CUDA computes on the first one."""
+    shown = GpuReport((replace(T4, bus=(0, 0x17, 0, 0)), replace(L4, bus=(0, 0xCA, 0, 0))))
+    with pytest.raises(BackendError, match="not surely cuda:0"):
+        device_of([listed(0, "0000:ca:00.0")], 0, shown)
+
+
+def test_doctor_says_what_to_do_about_a_plugin_that_counts_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = GpuReport((replace(L4, bus=(0, 0x17, 0, 0)), replace(L4, bus=(0, 0xCA, 0, 0))), "580.1", "13.0")
+    monkeypatch.setattr(probe, "examine_gpu", lambda: shown)
+    monkeypatch.setattr(probe, "devices", lambda ort: [listed(0, "0000:ca:00.0"), listed(1, "0000:17:00.0")])
+    monkeypatch.setattr(probe, "installed_packages", lambda info: [info.package])
+    monkeypatch.setattr(probe, "package_version", lambda package: "1.0")
+    report = probe.examine_backend("onnxruntime_rtx", shown.only(1))
+    assert not report.runs
+    assert (report.problem or "").endswith("its number 1 is not surely cuda:1")
+    assert report.remedy == "start the process with that GPU alone in CUDA_VISIBLE_DEVICES, and use cuda:0"
+
+
+def test_without_addresses_only_a_single_gpu_is_sure() -> None:
+    one, two = GpuReport((L4,)), GpuReport((L4, L4))
+    for number, address in ((0, None), (None, None), (0, "0000:17:00.0"), (0, "somewhere")):
+        alone = listed(number, address)
+        assert device_of([alone], 0, one) is alone
+        assert device_of([alone], 0, GpuReport()) is alone
+        with pytest.raises(BackendError, match="not surely cuda:0"):
+            device_of([alone], 0, two)
+        with pytest.raises(BackendError, match="not surely cuda:0"):
+            device_of([alone, listed(1, address)], 0, one)
+
+
+@pytest.mark.parametrize("text", ["", None, "0000:17:00", "17:00.0", "0000:17:00.8", "0000:1g:00.0", "[N/A]"])
+def test_what_is_no_pci_address_is_none(text: str | None) -> None:
+    assert parse_bus(text) is None
+    assert parse_bus(" 0001:CA:1f.7\n") == (1, 0xCA, 0x1F, 7)
 
 
 def test_doctor_tries_backends_on_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,12 @@ def test_every_device_is_reported(driver) -> None:
     assert found == GpuReport((H100, L4), "580.65.06", "13.0")
     assert found.gpus[0].architecture == "sm_90"
     assert [found.extra_for(extra) for extra in ("gpu", "gpu-cu13", "tensorrt")] == ["gpu", "gpu-cu13", "tensorrt"]
+
+
+def test_a_gpu_is_reported_with_its_place_on_pci(driver) -> None:
+    placed = replace(L4, bus=(1, 0xCA, 0x1F, 7))
+    driver("580.65.06", 13000, 13, (placed, H100))
+    assert [each.bus for each in examine_gpu().gpus] == [(1, 0xCA, 0x1F, 7), None]
 
 
 def test_a_gpu_is_examined_before_anything_is_installed(driver) -> None:
