@@ -20,15 +20,6 @@ def _refuse_empty(
         kind.fail("must not be empty", parameter, context)
 
 
-def _finite(
-    kind: click.ParamType[Any], number: float, parameter: click.Parameter | None, context: click.Context | None
-) -> float:
-    """A number that is neither NaN nor infinite; a mistake of the command line otherwise."""
-    if not math.isfinite(number):
-        kind.fail(f"must be a finite number, got {number}", parameter, context)
-    return number
-
-
 class Text(click.ParamType[str]):
     """Text that is not empty."""
 
@@ -53,19 +44,18 @@ class PathType(click.Path):
 
 
 class Number(click.types.FloatParamType):
-    """A finite number."""
+    """A finite number; click's own also takes NaN and infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number."""
-        return _finite(self, super().convert(value, param, ctx), param, ctx)
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"must be a finite number, got {number}", param, ctx)
+        return number
 
 
-class NumberRange(click.FloatRange):
-    """A finite number of a range; the arguments are those of `click.FloatRange`, which lets NaN through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number."""
-        return _finite(self, super().convert(value, param, ctx), param, ctx)
+class NumberRange(Number, click.FloatRange):
+    """A finite number of a range; the arguments are those of `click.FloatRange`."""
 
 
 class PlotFile(PathType):
