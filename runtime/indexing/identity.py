@@ -8,7 +8,6 @@ moved as a whole keeps its ids.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,12 +84,6 @@ class Plan:
     kept: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     roots: dict[str, str] = field(default_factory=dict)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def add_digest(origin: Origin, source: dict[str, Any]) -> bool:

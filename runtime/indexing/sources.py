@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_paths
+from ..contract import sha256_file
 from ..embeddings import Embeddings, Kind
 from ..errors import BackendError, ChanError, InputError
 from ..matcher import Matcher
 from ..pictures.load import Picture, fit_picture, list_pictures
 from ..regions import box_metadata, boxes_as_metadata
 from ..skipped import SkippedItem
-from .identity import Origin, Scope, file_digest
+from .identity import Origin, Scope
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _picture_origin(file: Path, path: Path, whole: Sequence[Path]) -> Origin:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{file} is not a regular file")
     return Origin(
-        root, within.relative_to(root).as_posix(), path, status.st_size, status.st_mtime_ns, partial(file_digest, path)
+        root, within.relative_to(root).as_posix(), path, status.st_size, status.st_mtime_ns, partial(sha256_file, path)
     )
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..contract import sha256_file
 from ..errors import InputError, reason_of
 from ..pictures.load import open_picture
 
@@ -46,12 +47,11 @@ def _check(file: Path) -> Checked | InputError:
         picture = open_picture(file)
         pixels = hashlib.sha256(f"{picture.width} {picture.height} ".encode() + picture.tobytes())
         look = picture.resize((_SIDE, _SIDE), _BOX).tobytes()
-        with open(file, "rb") as stream:
-            content = hashlib.file_digest(stream, "sha256")
+        content = sha256_file(file)
     except UnicodeEncodeError:
         return InputError("its name is not valid UTF-8: rename it")
     except InputError as error:
         return InputError(str(error).removeprefix(f"{file} "))
     except OSError as error:
         return InputError(reason_of(error))
-    return Checked(pixels.hexdigest(), content.hexdigest(), picture.width, picture.height, look)
+    return Checked(pixels.hexdigest(), content, picture.width, picture.height, look)
