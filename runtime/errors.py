@@ -111,6 +111,11 @@ def quoted(word: object) -> str:
     return shlex.quote(str(word))
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """A text that someone's own value may have made long, at about `most` characters: without its middle."""
+    return text if len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
+
+
 def reason_of(error: BaseException) -> str:
     """Why a file or a record cannot be used, in words: without Python's names, numbers of errors, and the path."""
     if isinstance(error, OSError) and error.strerror is not None:

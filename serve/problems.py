@@ -16,11 +16,11 @@ from ..runtime.errors import (
     InputError,
     MissingExtra,
     TensorError,
+    shortened,
 )
 from .bodies import Problem
 
 MEDIA_TYPE = "application/problem+json"
-_DETAIL = 1000  # characters of an error's detail
 # The first class that an error is an instance of decides its status; every other ChanError is the server's fault.
 _STATUS: tuple[tuple[type[ChanError], int], ...] = (
     (InputError, 422),
@@ -89,7 +89,7 @@ def problem_of(error: Exception, request_id: str, places: dict[str, str] | None 
     problem = _problem(status, type(error).__name__, detail, request_id)
     problem.error = type(error).__name__
     if isinstance(error, TensorError):
-        problem.tensor, problem.rule, problem.value = error.tensor, error.rule, _short(str(error.value))
+        problem.tensor, problem.rule, problem.value = error.tensor, error.rule, shortened(str(error.value))
     if isinstance(error, MissingExtra):
         problem.module, problem.extra = error.module, error.extra
     return problem
@@ -102,9 +102,4 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 def _problem(status: int, reason: str, detail: str, request_id: str) -> Problem:
     title = http.HTTPStatus(status).phrase
-    return Problem(f"urn:chan-rt:problem:{reason}", title, status, _short(detail), request_id)
-
-
-def _short(text: str) -> str:
-    """A text that a client's own value may have made long, without its middle."""
-    return text if len(text) <= _DETAIL else f"{text[: _DETAIL // 2]} [...] {text[-_DETAIL // 2 :]}"
+    return Problem(f"urn:chan-rt:problem:{reason}", title, status, shortened(detail), request_id)

@@ -16,13 +16,11 @@ import triton_python_backend_utils as pb  # in the process that Triton starts, o
 
 from ...runtime.counts import counted
 from ...runtime.cpus import usable_cpus
-from ...runtime.errors import ChanError, InputError, MissingExtra
+from ...runtime.errors import ChanError, InputError, MissingExtra, shortened
 from ...runtime.gallery import Gallery
 from ...runtime.session import open_matcher
 from .configs import LIMITS, SEARCH_INPUTS
 from .search import Limits, Request, Searcher
-
-_DETAIL = 1000  # characters of an error that a client is sent
 
 
 class TritonPythonModel:
@@ -83,12 +81,12 @@ class TritonPythonModel:
     def _error(self, error: Exception) -> Any:
         """What a client learns: what is wrong with its request, or that the model failed and its log has the reason."""
         if isinstance(error, InputError):
-            return pb.TritonError(_short(str(error)), pb.TritonError.INVALID_ARG)
+            return pb.TritonError(shortened(str(error)), pb.TritonError.INVALID_ARG)
         pb.Logger.log_error("".join(traceback.format_exception(error)))
         if isinstance(error, MissingExtra):
             return pb.TritonError(str(error), pb.TritonError.UNSUPPORTED)
         if isinstance(error, ChanError):
-            return pb.TritonError(_short(str(error).replace(self._place, "the gallery")), pb.TritonError.INTERNAL)
+            return pb.TritonError(shortened(str(error).replace(self._place, "the gallery")), pb.TritonError.INTERNAL)
         return pb.TritonError("the model failed; the server's log has the reason", pb.TritonError.INTERNAL)
 
 
@@ -99,8 +97,3 @@ def _local(place: str) -> Path:
     from ..cache import cached_gallery
 
     return cached_gallery(place)
-
-
-def _short(text: str) -> str:
-    """A text that a client's own value may have made long, without its middle."""
-    return text if len(text) <= _DETAIL else f"{text[: _DETAIL // 2]} [...] {text[-_DETAIL // 2 :]}"
