@@ -119,7 +119,7 @@ class Observer:
     """
 
     def __init__(
-        self, path: Path, threads: int, unit_inputs: Collection[str] = (), encoded: tuple[str, str] | None = None
+        self, path: Path, threads: int | None, unit_inputs: Collection[str] = (), encoded: tuple[str, str] | None = None
     ) -> None:
         model = onnx.load(path)
         self.outputs = [item.name for item in model.graph.output]
@@ -129,7 +129,7 @@ class Observer:
         self._encoded = encoded
         known = {item.name for item in (*model.graph.input, *model.graph.output)}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.histograms if name not in known)
-        self._session = open_session(model.SerializeToString(), threads or None, purpose="calibrating")
+        self._session = open_session(model.SerializeToString(), threads, purpose="calibrating")
 
     def ranges(self, method: Method) -> dict[str, TensorRange]:
         """Choose the range of each observed tensor; InputError if one has no values, or only zeros."""
@@ -156,7 +156,7 @@ def calibrate(
     bundle: Path,
     samples: Samples,
     method: Method,
-    threads: int = 0,
+    threads: int | None = None,
     progress: Callable[[str, int, int], None] = lambda graph, done, total: None,
 ) -> Calibration:
     """Calibrate a bundle and record the ranges in it.
@@ -169,7 +169,7 @@ def calibrate(
         samples: real regions and captions. A backbone is calibrated where there are pictures, too, and its regions are
             a grid.
         method: how clipping ranges are chosen; see `calibration.ranges`.
-        threads: number of threads of onnxruntime; 0 for one per CPU this process may use.
+        threads: number of threads of onnxruntime; None for one per CPU this process may use.
         progress: called with the graph, the number of finished batches, and the number of all batches.
 
     Returns:

@@ -87,7 +87,7 @@ class Sensitivity:
         samples: images and captions to measure on; they should not be those of the calibration.
         image_of_caption: position of each caption's image in the samples, int64 [C].
         scheme: whose int8 to measure.
-        threads: number of threads of onnxruntime; 0 for one per CPU this process may use.
+        threads: number of threads of onnxruntime; None for one per CPU this process may use.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Sensitivity:
         samples: Samples,
         image_of_caption: np.ndarray,
         scheme: Scheme = "x86",
-        threads: int = 0,
+        threads: int | None = None,
     ) -> None:
         self._samples = samples
         self._image_of_caption = image_of_caption
@@ -193,7 +193,7 @@ class Sensitivity:
         return to_int8(self._models[graph], self._ranges[graph], self._scheme, self._excluded(graph, layers))
 
     def _session(self, model: onnx.ModelProto) -> Any:
-        return open_session(model.SerializeToString(), self._threads or None, purpose="measuring sensitivity")
+        return open_session(model.SerializeToString(), self._threads, purpose="measuring sensitivity")
 
     def _embed(self, graph: str, session: Any) -> np.ndarray:
         """Return the embeddings [N, L, D] of every sample, zeros past each length, in the samples' order."""

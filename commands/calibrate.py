@@ -47,7 +47,7 @@ def command(
             bundle,
             chosen,
             method,
-            threads or 0,
+            threads,
             lambda graph, done, total: progress(done, total, graph),
         )
     if as_json:

@@ -66,7 +66,7 @@ def command(
         raise click.UsageError("--plan needs --max-rsum-drop, which limits how much rsum the plan may lose")
     images, chosen = open_samples(bundle, data, split, samples)
     calibration = load_calibration(bundle, Manifest.load(bundle))
-    study = Sensitivity(bundle, calibration, chosen, images.image_of_caption, scheme, threads or 0)
+    study = Sensitivity(bundle, calibration, chosen, images.image_of_caption, scheme, threads)
     groups = study.groups(by_scope)
     with progress_bar("layers", len(groups)) as progress:
         effects = study.measure_all(groups, progress)
