@@ -18,7 +18,7 @@ from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.matcher import Matcher
 from . import published
 from .measure import read_bandwidth
-from .search import PART, BuiltGallery, K, one_caption, rows_read, table, throughput
+from .search_measures import PART, BuiltGallery, K, one_caption, rows_read, table, throughput
 
 
 class RealRows:

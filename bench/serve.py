@@ -34,7 +34,7 @@ from ..runtime.session import open_gallery_with_matcher
 from ..scale.triton import write_repository
 from .load import Load, open_loop
 from .measure import machine
-from .search import K
+from .search_measures import K
 from .serve_data import make_captions, make_gallery
 from .triton_server import copy_backends, find_server, start_server
 

@@ -10,7 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from chan_rt.bench import published, search
-from chan_rt.bench.search import WORDS, Concepts, build, bulk, main, packed
+from chan_rt.bench.search import WORDS, Concepts, build, bulk, main
+from chan_rt.bench.search_measures import packed
 from chan_rt.bench.search_real import RealRows, blocks_by_length
 from chan_rt.runtime import Embeddings, Gallery, gallery_settings, open_writer
 
