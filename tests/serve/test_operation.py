@@ -558,6 +558,7 @@ def fork_late_first():
         reopen = Galleries.reopen
 
         def late(galleries):
+            open({go!r} + ".waits", "w").close()
             while not os.path.exists({go!r}):
                 time.sleep(0.01)
             reopen(galleries)
@@ -578,6 +579,7 @@ def late_first(start_server, gallery: Path, tmp_path: Path) -> Iterator:
     code = LATE_FIRST.format(go=str(go))
     with start_server(path, "--workers", "2", "--grace", "20", wait=False, code=code) as server:
         server.wait_for(lambda log: "opened late" in log)
+        wait_until((tmp_path / "go.waits").exists)
         yield server, path, go
         go.touch()  # for a worker that a failed test left
 
