@@ -10,10 +10,19 @@ INTERFACE: int
 def features() -> list[str]:
     """Names of the instruction sets that work on this CPU, the best first."""
 
-def identities(folder: bytes, names: tuple[bytes, ...]) -> bytes:
-    """Of files of a folder: device, inode, size, and times of modification and change in nanoseconds.
+def untouched(
+    watched: tuple[tuple[bytes, tuple[bytes, ...], bytes], ...],
+    newest: bytes = ...,
+    line: bytes = ...,
+    absent: bytes | None = None,
+) -> bool:
+    """Whether files are as they were seen, and where it is asked for, whether a gallery's newest commit is a known one.
 
-    8 bytes each; all zero of a file that is not there.
+    Args:
+        watched: (folder, names, seen) each: files of a folder, and for each 40 bytes: device, inode, size, and times of
+            modification and change in nanoseconds, as 8 bytes each.
+        newest, line: path of a regular file, and what it begins with if the commit is that one.
+        absent: path of what must not be there.
     """
 
 class Threads:

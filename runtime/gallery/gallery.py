@@ -276,11 +276,12 @@ class Gallery:
         condition = None if where is None else Filter.parse(where)
         attempts = _ATTEMPTS
         while attempts:
-            view = self._view()
+            view, checked = self._newest()
             try:
-                self._recheck(view)
+                if not checked:
+                    self._recheck(view)
                 results = self._answers(view, split, k, view.allowed(wanted, condition), least)
-                if not self._recheck(view, may_be_removed=True):
+                if view.untouched() or not self._recheck(view, may_be_removed=True):
                     return results
             except _ShardFailed as failed:
                 self._leave_out(view, failed)
@@ -313,6 +314,13 @@ class Gallery:
                 _log.debug("%s: read generation %d", self.path, view.header.generation)
                 self.settings, self._current = view.settings, view
             return view
+
+    def _newest(self) -> tuple[View, bool]:
+        """The newest commit, and whether its files are known to be as they were when they were last checked."""
+        view = self._current
+        if view is not None and not self._closed and view.untouched(newest=True):
+            return view, True
+        return self._view(), False
 
     def _recheck(self, view: View, *, may_be_removed: bool = False) -> bool:
         """Whether a file was touched since the last check; see store/files.py."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,20 @@ from numpy.typing import NDArray
 
 from ..counts import counted
 from ..errors import GalleryCorrupt, GalleryError, GalleryMissing, InputError, quoted
+from .compiled import open_core
 from .settings import GallerySettings
-from .sharded.manifest import ShardEntry, check_shard, is_sharded, manifest_header, read_manifest, read_pinned
+from .sharded.manifest import (
+    ShardEntry,
+    check_shard,
+    is_sharded,
+    manifest_header,
+    manifest_line,
+    read_manifest,
+    read_pinned,
+)
 from .snapshot import Damaged, Rank, Snapshot, open_newest, open_snapshot
+from .store.catalogue import CATALOGUE, catalogue_line
+from .store.files import MANIFEST
 from .store.header import Header
 from .store.mapping import describe
 from .store.newest import is_same_gallery, newest_header, read_newest
@@ -46,12 +58,15 @@ class View:
         header: what tells this commit from others.
         settings: of the gallery.
         shards: in the order of their rows.
+        head: while this is the newest commit, a file of this path begins with this line, and nothing has the third
+            path; None where it is not asked whether it is the newest.
         opened: the snapshots of the shards that could be read, in order: all that a search sees.
     """
 
     header: Header
     settings: GallerySettings
     shards: tuple[Shard, ...]
+    head: tuple[bytes, bytes, bytes | None] | None = None
 
     @property
     def opened(self) -> list[Snapshot]:
@@ -131,6 +146,19 @@ class View:
     def replaced(self) -> bool:
         """Whether the name of a file is another file's, as the last check found."""
         return any(snapshot.watch.replaced for snapshot in self.opened)
+
+    def untouched(self, *, newest: bool = False) -> bool:
+        """Whether one call to the core tells that no file was touched since the last check.
+
+        False where it does not tell, and then `recheck` must be asked, and `newest_view` for the newest commit.
+
+        Args:
+            newest: whether this must be the gallery's newest commit as well.
+        """
+        core = open_core()
+        watched = tuple(snapshot.watch.watched for snapshot in self.opened)
+        head = self.head if newest else ()
+        return core is not None and None not in watched and head is not None and core.untouched(watched, *head)
 
     def recheck(self) -> bool:
         """Whether a file was touched since the last check; GalleryCorrupt if one was changed. See store/files.py."""
@@ -217,7 +245,8 @@ def pinned_view(folder: Path, entry: ShardEntry, settings: GallerySettings, befo
 def _folder(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> View:
     old = None if before is None else before.shards[0].snapshot
     snapshot = open_newest(folder, old, damaged, rank)
-    return View(snapshot.header, snapshot.catalogue.settings, (Shard(None, snapshot),))
+    head = os.fsencode(folder / CATALOGUE), catalogue_line(snapshot.header), os.fsencode(folder / MANIFEST)
+    return View(snapshot.header, snapshot.catalogue.settings, (Shard(None, snapshot),), head)
 
 
 def _shards(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> View:
@@ -241,7 +270,8 @@ def _shards(folder: Path, before: View | None, damaged: Damaged, rank: Rank) -> 
             problem = next(shard.problem for shard in shards if shard.snapshot is None)
             hint = "restore the shard from a copy, or search the others with --skip-damaged"
             raise GalleryCorrupt(f"{folder} is incomplete: {problem}; {hint}") from errors[0]
-        return View(header, manifest.settings, tuple(shards))
+        head = os.fsencode(folder / MANIFEST), manifest_line(header), None
+        return View(header, manifest.settings, tuple(shards), head)
 
 
 def _pinned(

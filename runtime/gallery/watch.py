@@ -1,7 +1,7 @@
 """Whether files were touched since they were last checked, asked for all files of a gallery in one call.
 
-Two of these questions stand around every search, and each file of each segment is asked. For 30 files that takes 67 us
-in Python, which lets go of its lock and takes it again each time, and 24 us in one call to the core (a Zen 5).
+This question stands before and after every search, and each file of each segment is asked. For 30 files that takes
+67 us in Python, which lets go of its lock and takes it again each time, and 24 us in one call to the core (a Zen 5).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from .store.files import MappedFile
 _IDENTITY = struct.Struct("=5Q")  # device, inode, size, times; core/identities.h has the same
 _MASK = (1 << 64) - 1  # where a file system keeps any time, nanoseconds can leave 64 bits; the core cuts them off, too
 
+Watched = tuple[bytes, tuple[bytes, ...], bytes]  # a folder, its files, and what they were known by; see _core.pyi
+
 
 class Watch:
     """Watches files of one folder; any number of threads may use one.
@@ -28,8 +30,13 @@ class Watch:
         self._files = tuple(files)
         self._folder = os.fsencode(files[0].path.parent) if files else b""
         self._names = tuple(os.fsencode(file.path.name) for file in files)
-        self._seen: bytes | None = None  # what the core finds as long as no file is touched
+        self._watched: Watched | None = None
         self._replaced = False  # whether a file was, when they were last asked one by one
+
+    @property
+    def watched(self) -> Watched | None:
+        """What the core is asked; None where the files themselves must be, as one of them may have been touched."""
+        return self._watched
 
     @property
     def replaced(self) -> bool:
@@ -42,13 +49,14 @@ class Watch:
         Raises:
             GalleryCorrupt: a file was cut short, or its bytes are not those that were committed.
         """
-        core = open_core()
-        if core is not None and self._seen is not None and core.identities(self._folder, self._names) == self._seen:
+        core, watched = open_core(), self._watched
+        if core is not None and watched is not None and core.untouched((watched,)):
             return False
         touched = True in [file.recheck(may_be_removed=may_be_removed) for file in self._files]
         self._replaced = any(file.replaced for file in self._files)
         known = [file.identity for file in self._files]
-        self._seen = None if None in known else b"".join(_packed(one) for one in known if one is not None)
+        seen = None if None in known else b"".join(_packed(one) for one in known if one is not None)
+        self._watched = None if seen is None else (self._folder, self._names, seen)
         return touched
 
 

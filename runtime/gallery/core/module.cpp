@@ -520,28 +520,48 @@ PyType_Spec SEARCH_SPEC = {"chan_rt.runtime.gallery._core.Search", sizeof(Search
 
 // -- the module
 
-PyObject* identities(PyObject*, PyObject* args) {
-    PyObject *folder, *names;
-    if (!PyArg_ParseTuple(args, "SO!", &folder, &PyTuple_Type, &names)) return nullptr;
-    const char* path = PyBytes_AsString(folder);
-    std::vector<const char*> files;
+// Reads (folder, names, seen); false, with an error set, where that is not what it is given.
+bool read_watched(PyObject* tuple, chan::Watched& watched) {
+    PyObject *folder, *names, *seen;
+    if (!PyArg_ParseTuple(tuple, "SO!S", &folder, &PyTuple_Type, &names, &seen)) return false;
+    watched.folder = PyBytes_AsString(folder);
     for (Py_ssize_t i = 0; i < PyTuple_Size(names); ++i) {
         const char* name = PyBytes_AsString(PyTuple_GetItem(names, i));
-        if (!name) return nullptr;
-        files.push_back(name);
+        if (!name) return false;
+        watched.names.push_back(name);
     }
-    std::vector<chan::Identity> found;
-    Py_BEGIN_ALLOW_THREADS
-    found = chan::identities(path, files);
-    Py_END_ALLOW_THREADS
-    return bytes_of(found.data(), found.size() * sizeof(chan::Identity));
+    if (PyBytes_Size(seen) != PyTuple_Size(names) * static_cast<Py_ssize_t>(sizeof(chan::Identity))) {
+        PyErr_SetString(PyExc_ValueError, "seen must have 40 bytes for each name");
+        return false;
+    }
+    watched.seen = reinterpret_cast<const chan::Identity*>(PyBytes_AsString(seen));
+    return true;
 }
 
-constexpr long INTERFACE = 5;  // what compiled.py expects; raise both where a dictionary or a function changes
+PyObject* untouched(PyObject*, PyObject* args) {
+    PyObject *folders, *other = Py_None;
+    const char *newest = nullptr, *line = nullptr;
+    Py_ssize_t length = 0;
+    if (!PyArg_ParseTuple(args, "O!|yy#O", &PyTuple_Type, &folders, &newest, &line, &length, &other)) return nullptr;
+    const char* absent = other == Py_None ? nullptr : PyBytes_AsString(other);
+    if (PyErr_Occurred()) return nullptr;
+    std::vector<chan::Watched> watched(static_cast<size_t>(PyTuple_Size(folders)));
+    for (size_t i = 0; i < watched.size(); ++i)
+        if (!read_watched(PyTuple_GetItem(folders, static_cast<Py_ssize_t>(i)), watched[i])) return nullptr;
+    bool same;
+    Py_BEGIN_ALLOW_THREADS
+    same = (!absent || chan::is_absent(absent)) &&
+           (!newest || chan::begins_with(newest, std::string(line, static_cast<size_t>(length)))) &&
+           std::all_of(watched.begin(), watched.end(), chan::untouched);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(same);
+}
+
+constexpr long INTERFACE = 6;  // what compiled.py expects; raise both where a dictionary or a function changes
 
 PyMethodDef METHODS[] = {
     {"features", features, METH_NOARGS, "Names of the instruction sets that work on this CPU, the best first."},
-    {"identities", identities, METH_VARARGS, "identities(folder, names): see watch.py."},
+    {"untouched", untouched, METH_VARARGS, "untouched(watched[, newest, line, absent]): see watch.py."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_core", nullptr, 0, METHODS, nullptr, nullptr, nullptr, nullptr};
 

@@ -40,7 +40,7 @@ from ..store.catalogue import (
     read_head,
 )
 from ..store.files import MANIFEST, MAX_LENGTH
-from ..store.header import LINE, Header, parse_line, text_of, with_line
+from ..store.header import LINE, Header, line_of, parse_line, text_of, with_line
 
 NEXT = f"{CATALOGUE}.next"  # a shard's catalogue from before its manifest names it until it takes its place
 MANIFEST_SCHEMA = 1
@@ -153,6 +153,11 @@ def manifest_header(folder: Path) -> Header:
         GalleryCorrupt: the line is not what was committed.
     """
     return _parse(folder, read_head(folder / MANIFEST, LINE))
+
+
+def manifest_line(header: Header) -> bytes:
+    """The first line of the manifest with this header, as it is written."""
+    return line_of(_WORD, header)
 
 
 def read_manifest(folder: Path) -> tuple[Header, ShardManifest]:

@@ -29,7 +29,7 @@ from ...counts import counted
 from ...errors import ChanError, GalleryCorrupt, GalleryError, GalleryMissing
 from ..settings import GallerySettings
 from .files import MANIFEST, MAX_LENGTH, PAGE, FileRecord
-from .header import LINE, Header, parse_line, text_of, with_line
+from .header import LINE, Header, line_of, parse_line, text_of, with_line
 from .mapping import open_regular
 
 CATALOGUE = "catalogue"
@@ -176,6 +176,11 @@ def read_header(folder: Path, name: str = CATALOGUE) -> Header:
         GalleryCorrupt: the line is not what was committed.
     """
     return _parse_line(folder, read_head(folder / name, LINE))
+
+
+def catalogue_line(header: Header) -> bytes:
+    """The first line of the catalogue with this header, as it is written."""
+    return line_of(_WORD, header)
 
 
 def read_catalogue(folder: Path, name: str = CATALOGUE) -> tuple[Header, Catalogue]:

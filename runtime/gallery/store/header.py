@@ -34,8 +34,13 @@ def with_line(word: str, schema: int, gallery: str, generation: int, text: bytes
     word: what the file is.
     """
     header = Header(gallery, generation, digest_of(schema, gallery, generation, text), schema)
-    line = f"{word} {schema} {gallery} {generation} {header.digest}"
-    return header, f"{line:<{LINE - 1}}\n".encode() + text + b"\n"
+    return header, line_of(word, header) + text + b"\n"
+
+
+def line_of(word: str, header: Header) -> bytes:
+    """The line of a file with this header, as it is written; word: what the file is."""
+    line = f"{word} {header.schema} {header.gallery} {header.generation} {header.digest}"
+    return f"{line:<{LINE - 1}}\n".encode()
 
 
 def parse_line(word: str, line: bytes) -> Header | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import GalleryCorrupt
 from chan_rt.runtime.gallery import Gallery, split_gallery, watch
 from chan_rt.runtime.gallery.compiled import open_core
+from chan_rt.runtime.gallery.sharded.open import open_for_writing
 from chan_rt.runtime.gallery.store.files import MappedFile, write_arrays
 from chan_rt.runtime.gallery.watch import Watch
 
@@ -172,24 +175,84 @@ def test_no_files_are_never_touched() -> None:
     assert not found.recheck()
 
 
-def test_the_core_finds_what_python_finds(tmp_path: Path) -> None:
+def facts_of(path: Path) -> list[int]:
+    """What the core knows a file by."""
+    found = path.lstat()
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def need_core() -> ModuleType:
     core = open_core()
     if core is None:
         pytest.skip("the core was not built")
+    return core
+
+
+def test_the_core_compares_all_that_is_known_of_a_file(tmp_path: Path) -> None:
+    core, folder = need_core(), os.fsencode(tmp_path)
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("a")
     os.utime(tmp_path / "a", ns=(1, 1_700_000_000_123_456_789))
-    names = ("a", "none", "link")
-    identities = core.identities(os.fsencode(tmp_path), tuple(map(os.fsencode, names)))
-    found = np.frombuffer(identities, np.int64).reshape(3, 5)
-    for name, row in zip(("a", "link"), found[[0, 2]], strict=True):
-        facts = (tmp_path / name).lstat()
-        expected = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-        assert tuple(row.tolist()) == expected
-    assert not found[1].any()
-    assert not any(core.identities(os.fsencode(tmp_path / "gone"), (b"a",)))
+    seen = facts_of(tmp_path / "a") + facts_of(tmp_path / "link")
+
+    def untouched(seen: list[int], names: tuple[bytes, ...] = (b"a", b"link")) -> bool:
+        return core.untouched(((folder, (), b""), (folder, names, struct.pack(f"={len(seen)}Q", *seen))))
+
+    assert untouched(seen)
+    for place in range(len(seen)):
+        assert not untouched([number + (i == place) for i, number in enumerate(seen)])
+    assert not untouched(seen, (b"link", b"a"))
+    assert not untouched(seen, (b"a", b"none"))
+    assert not core.untouched(((folder + b"/none", (b"a",), bytes(40)),))
     with pytest.raises(TypeError):
-        core.identities(os.fsencode(tmp_path), ("a",))
+        untouched(seen, ("a", "link"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="40 bytes for each name"):
+        untouched(seen[:5])
+
+
+def test_the_core_compares_the_line_of_the_newest_commit(tmp_path: Path) -> None:
+    core, line = need_core(), b"a line\n"
+    for name, data in {"same": line + b"more", "other": b"b" + line[1:], "short": line[:-1], "empty": b""}.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "link").symlink_to("same")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "broken").symlink_to("nowhere")
+
+    def is_newest(name: str, absent: str | None = None) -> bool:
+        other = None if absent is None else os.fsencode(tmp_path / absent)
+        return core.untouched((), os.fsencode(tmp_path / name), line, other)
+
+    assert is_newest("same")
+    for name in ("other", "short", "empty", "link", "folder", "pipe", "broken", "none"):
+        assert not is_newest(name), name
+        assert is_newest("same", name) == (name == "none"), name
+    assert not is_newest("same", "same/below")  # which cannot be told: "same" is no folder
+    with pytest.raises(TypeError):
+        core.untouched((), b"path", line, "absent")
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["one folder", "shards"])
+def test_an_untouched_gallery_is_asked_for_in_one_call(
+    gallery_path: Path, make_embeddings: Callable[..., Embeddings], monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    need_core()
+    if cut:
+        split_gallery(gallery_path, gallery_path.with_name("shards"), 2)
+        gallery_path = gallery_path.with_name("shards")
+    queries = make_embeddings(99, 3)
+    with Gallery.open(gallery_path) as gallery:
+        gallery.search(queries)
+        wait_for_clock()
+        expected = gallery.search(queries)
+        with monkeypatch.context() as patched:
+            patched.setattr(Gallery, "_view", lambda gallery: pytest.fail("the catalogue was read by Python"))
+            patched.setattr(Watch, "recheck", lambda watch, **_: pytest.fail("a file was asked by itself"))
+            found = gallery.search(queries)
+        assert [[hit.id for hit in one.hits] for one in found] == [[hit.id for hit in one.hits] for one in expected]
+        with open_for_writing(gallery_path) as writer:
+            writer.delete([expected[0].hits[0].id])
+        assert expected[0].hits[0].id not in {hit.id for hit in gallery.search(queries)[0].hits}
 
 
 def test_a_file_of_a_later_time_is_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
