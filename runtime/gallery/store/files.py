@@ -163,6 +163,7 @@ class MappedFile:
             self._seen = _seen(found)  # one tuple: threads read it while another changes it
             self._check_length(found.st_size)
             self._bytes = map_file(descriptor, record.length)
+            self._memory = self._bytes.data  # of which slices take a third of the time
         except OSError as error:
             raise GalleryError(f"{self.path} cannot be mapped: {error.strerror}") from error
         finally:
@@ -206,11 +207,13 @@ class MappedFile:
         """Rows first..last - 1 of an array, mapped, once their bytes are known to be those that were committed."""
         place = self._places[key]
         stop = place.rows if last is None else last
-        return self._checked_bytes(key, first, stop).view(place.dtype).reshape(stop - first, *place.row)
+        begin, end = self._checked_span(key, first, stop)
+        return self._bytes[begin:end].view(place.dtype).reshape(stop - first, *place.row)
 
     def read_bytes(self, key: str, first: int, last: int) -> bytes:
         """The bytes of rows first..last - 1 of an array, copied; as `read`."""
-        return self._checked_bytes(key, first, last).tobytes()
+        begin, end = self._checked_span(key, first, last)
+        return self._memory[begin:end].tobytes()
 
     def unchecked(self, key: str) -> NDArray[Any]:
         """An array, mapped, for a caller who reads a row of it only after a `read` of that row."""
@@ -282,13 +285,14 @@ class MappedFile:
                 lost[first : -(-(min(end, place.end) - place.begin) // place.stride)] = True
         return lost
 
-    def _checked_bytes(self, key: str, first: int, last: int) -> NDArray[np.uint8]:
+    def _checked_span(self, key: str, first: int, last: int) -> tuple[int, int]:
+        """Where rows first..last - 1 of an array begin and end, once their bytes are known to be right."""
         place = self._places[key]
         if not 0 <= first <= last <= place.rows:
             raise GalleryCorrupt(f"{self.path}: rows {first} to {last} lie outside of {key}, which has {place.rows}")
         begin, end = place.begin + first * place.stride, place.begin + last * place.stride
         self._check(begin, end)
-        return self._bytes[begin:end]
+        return begin, end
 
     def _facts(self) -> os.stat_result | None:
         """What the file system says of the name; None where it is gone, most likely because of a newer commit."""

@@ -104,7 +104,7 @@ class MappedRows:
     def __init__(self, file: MappedFile, count: int) -> None:
         self.file = file
         self._count = count
-        self._starts: dict[str, NDArray[np.int64]] = {}  # read once: a search asks for a few rows of many
+        self._starts: dict[str, memoryview] = {}  # read once: a search asks for a few rows of many
         for name in ("hashes", "order"):
             file.expect(name, np.int64, count)
         for name in ("id_starts", "metadata_starts"):
@@ -163,11 +163,11 @@ class MappedRows:
         edges = self._starts.get(starts)
         if edges is None:
             try:
-                edges = self._starts[starts] = self.file.read(starts)
+                edges = self._starts[starts] = self.file.read(starts).data
             except GalleryCorrupt:  # somewhere: what matters is whether it is here
                 begin, end = self.file.read(starts, position, position + 2).tolist()
                 return self._decode(self.file.read_bytes(data, begin, end), position)
-        return self._decode(self.file.read_bytes(data, int(edges[position]), int(edges[position + 1])), position)
+        return self._decode(self.file.read_bytes(data, edges[position], edges[position + 1]), position)
 
     def _texts(self, starts: str, data: str) -> list[str]:
         edges = self.file.read(starts).tolist()
