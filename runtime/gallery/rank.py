@@ -94,7 +94,7 @@ class Ranker:
             return self._search.rank(queries, k, allowed, floors)
         rows = np.flatnonzero(allowed)
         least = [-np.inf] * len(queries) if floors is None else floors.tolist()
-        if self._gallery.has_fine and self._gallery.alignment.coding == "VSA":
+        if self._gallery.alignment.coding == "VSA":  # codes have no maxima that its scores could be pooled from
             return [
                 self._certifier.exhaustive(query, rows, k).reaching(floor)
                 for query, floor in zip(queries, least, strict=True)

@@ -131,12 +131,15 @@ class Certifier:
         return Ranking(chosen[order], scores, best, len(rows), done, certified=True).reaching(floor)
 
     def exhaustive(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
-        """Score every row from the fine copy: certified by construction (VSA, whose bounds prune nothing)."""
+        """Score every row from the fine copy: certified by construction (VSA, whose bounds prune nothing).
+
+        Without a fine copy rows are scored from what their codes stand for, and nothing is certified.
+        """
         scores = np.empty(len(rows))
 
         def score(row: int) -> TrueRow:
-            (fine,) = self._gallery.fine(np.array([row]))
-            return true_row(fine, query, self._gallery.kind, self._gallery.alignment)
+            vectors = self._gallery.kept(row, query.shape[1])
+            return true_row(vectors, query, self._gallery.kind, self._gallery.alignment)
 
         def task(first: int, last: int) -> None:
             for i in range(first, last):
@@ -145,6 +148,8 @@ class Certifier:
         step = max(1, -(-len(rows) // (4 * self._pool.threads)))
         self._pool.run([partial(task, a, min(a + step, len(rows))) for a in range(0, len(rows), step)])
         order = np.lexsort((rows, -scores))[:k]
+        if not self._gallery.has_fine:
+            return Ranking(rows[order], scores[order], None, len(rows), 0, certified=False)
         details = tuple(score(int(row)) for row in rows[order])
         return Ranking(rows[order], scores[order], details, len(rows), len(rows), certified=True)
 

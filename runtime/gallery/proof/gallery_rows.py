@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
+from ..kernels.layout import OFFSET
 from ..settings import Kind
 from .pooling import Float64Array, pools_query
 from .rows import Part
@@ -68,6 +69,17 @@ class GalleryRows:
         owner = np.searchsorted(self.bases, rows, side="right") - 1
         local = rows - self.bases[owner]
         return [self.parts[index].fine(row) for index, row in zip(owner.tolist(), local.tolist(), strict=True)]
+
+    def kept(self, row: int, dim: int) -> NDArray[np.floating]:
+        """The fine copy of one row, or where there is none what its codes stand for: [L, D]."""
+        index = int(np.searchsorted(self.bases, row, side="right")) - 1
+        part, local = self.parts[index], row - int(self.bases[index])
+        if part.has_fine:
+            return part.fine(local)
+        codes: NDArray[np.float32] = part.codes(local, local + 1)[:, :dim].astype(np.float32)
+        codes -= OFFSET
+        codes *= part.scale[local]
+        return codes
 
     def by_part(self, rows: NDArray[np.int64]) -> Iterator[tuple[Part, NDArray[np.int64], NDArray[np.int64]]]:
         """Each part that holds some of the rows, their numbers within that part, and their places in `rows`."""

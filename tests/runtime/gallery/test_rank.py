@@ -240,6 +240,26 @@ def test_without_a_fine_copy_two_planes_are_scanned() -> None:
     assert one[0].scores.tolist() == two[0].scores.tolist()
 
 
+@pytest.mark.parametrize("kind", ["images", "captions"])
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_without_a_fine_copy_scores_are_those_of_what_the_codes_stand_for(kind, coding, pooling) -> None:
+    """Vectors of whole numbers up to 127 are coded without a loss, so the scores of codes are the true ones."""
+    rng = np.random.default_rng(14)
+    rows = [rng.integers(-20, 21, (length, 24)).astype(np.float32) for length in rng.integers(1, 6, 40)]
+    for row in rows:
+        row[0, 0] = 127
+    query = rng.integers(-20, 21, (4, 24)).astype(np.float32)
+    query[:, 0] = 127
+    alignment = AlignmentConfig(coding, pooling, attention_temperature=300, pooling_temperature=300)
+    searched = ranker(rows, kind, alignment, cuts=[7, 23], precision="none")
+    (found,) = searched.exact([query], 40, np.ones(40, bool))
+    expected = brute_force(rows, query, kind, alignment)
+    np.testing.assert_allclose(found.scores, expected[found.rows], rtol=1e-6)
+    assert not found.certified
+    assert (found.rescored, found.details) == (0, None)
+
+
 def test_estimates_are_made_in_turns_that_fit_the_memory_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_module, "_ESTIMATE_BYTES", 3 * 16 * 50 * POOL.threads)
     rng = np.random.default_rng(13)
