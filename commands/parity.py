@@ -30,6 +30,7 @@ from .terminal import echo, progress_bar, warn
     "The default is onnxruntime and every backend that engines were built for; those that cannot run here are listed."
 )
 @options.precisions_option
+@options.device_option
 @options.json_option
 @options.output_json_option
 @click.option(
@@ -49,6 +50,7 @@ def command(
     samples: int,
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
+    device: str,
     as_json: bool,
     backbone: str | None,
     weights: str,
@@ -83,6 +85,7 @@ def command(
             precisions,
             network,
             lambda stage, done, total: progress(done, total, stage),
+            device,
         )
     if as_json:
         echo(report.to_json(), nl=False)

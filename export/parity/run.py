@@ -44,7 +44,7 @@ from ...runtime.counts import counted
 from ...runtime.data.fitting import fit_captions
 from ...runtime.data.images import CaptionedImages
 from ...runtime.errors import BackendError, ChanError, ParityError
-from ...runtime.gpu import examine_gpu
+from ...runtime.gpu import device_index, examine_gpu
 from ...runtime.matcher import Matcher
 from ...runtime.text import load_tokenizer
 from .blocks import Tick
@@ -64,6 +64,7 @@ def check_parity(
     precisions: Sequence[str] = (),
     backbone: Backbone | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    device: str = "cuda",
 ) -> Report:
     """Compare a bundle with the checkpoint it was made of.
 
@@ -76,13 +77,18 @@ def check_parity(
         precisions: names; empty for all the bundle (or its engines) has.
         backbone: what the bundle's backbone was exported from; None leaves that graph unchecked, as the report notes.
         progress: called with the name of what runs, blocks done and blocks in all, over every stage.
+        device: the GPU of backends that run on one, as of `Matcher.open`.
 
     Raises:
+        InputError: a device that is not one GPU, or a GPU that CUDA does not show.
         ParityError: the checkpoint is of another model than the bundle, or nothing could be run.
         BundleError: the bundle lacks a precision, or a file was altered.
         BackendError: a backend that was named cannot run here.
     """
     bundle, checkpoint = Path(bundle), Path(checkpoint)
+    gpu = device_index(device)
+    if gpu:  # the first one may be missing: then backends say so
+        examine_gpu().only(gpu)
     manifest = Manifest.load(bundle)
     source = load_checkpoint(checkpoint)
     _check_same_model(manifest, source.model.config, f"{checkpoint} and {bundle}")
@@ -106,17 +112,17 @@ def check_parity(
         turn = 0
         for backend, group in itertools.groupby(planned, key=lambda stage: stage[0]):
             names = [precision for _, precision in group]
-            if cannot := _cannot_run(backend):
+            if cannot := _cannot_run(backend, gpu):
                 if backends:
                     raise BackendError(f"{backend} cannot run here: {cannot}")
                 stages += [Stage(backend, name, "not run", f"built, not run: {cannot}") for name in names]
                 turn += len(names)
                 continue
-            with GraphPool(bundle, manifest, backend) as pool:
+            with GraphPool(bundle, manifest, backend, gpu) as pool:
                 for precision in names:
                     turn += 1
                     graphs = pool.graphs(precision)
-                    matcher = Matcher(bundle, manifest, tokenizer, graphs, precision)
+                    matcher = Matcher(bundle, manifest, tokenizer, graphs, precision, gpu=gpu)
                     tick = ticker(f"{backend}/{precision}", turn)
                     run = StageRun(reference, GraphRunner(graphs), matcher, folder(f"{backend}-{precision}"), tick)
                     stages.append(_check_stage(run, backend, precision, tolerances[backend, precision]))
@@ -190,8 +196,8 @@ def _check_stage(run: StageRun, backend: str, precision: str, tolerances: Bounds
     return Stage(backend, precision, status, "", tuple(checks), round(time.perf_counter() - started, 3))
 
 
-def _cannot_run(backend: str) -> str | None:
-    report = examine_backend(backend, examine_gpu())
+def _cannot_run(backend: str, gpu: int) -> str | None:
+    report = examine_backend(backend, examine_gpu().only(gpu))
     return None if report.runs else report.problem or "this machine cannot run it"
 
 

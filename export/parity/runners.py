@@ -137,10 +137,11 @@ class GraphPool:
         bundle: the bundle's folder.
         manifest: of the bundle.
         backend: a name of `runtime.backends.BACKENDS`.
+        gpu: the number of the GPU that it runs on, where it runs on one.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest, backend: str) -> None:
-        self._bundle, self._manifest, self._backend = bundle, manifest, backend
+    def __init__(self, bundle: Path, manifest: Manifest, backend: str, gpu: int = 0) -> None:
+        self._bundle, self._manifest, self._backend, self._gpu = bundle, manifest, backend, gpu
         self._open: dict[tuple[str, str], Backend] = {}
 
     def graphs(self, precision: str) -> dict[str, Backend]:
@@ -157,7 +158,9 @@ class GraphPool:
             forms["backbone"] = precision
         for graph, form in forms.items():
             if (graph, form) not in self._open:
-                self._open[graph, form] = open_graph(self._backend, self._bundle, self._manifest, graph, form)
+                self._open[graph, form] = open_graph(
+                    self._backend, self._bundle, self._manifest, graph, form, gpu=self._gpu
+                )
         return {graph: self._open[graph, form] for graph, form in forms.items()}
 
     def __enter__(self) -> Self:

@@ -31,13 +31,14 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         values = {name: value["string_value"] for name, value in config["parameters"].items()}
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
-        instances = sum(max(1, group.get("count", 1)) for group in config.get("instance_group", [])) or 1
+        instances = sum(_instances(group) for group in config.get("instance_group", [])) or 1
         threads = max(1, usable_cpus() // instances)
         limits = Limits(*(int(values[name]) for name in LIMITS))
         self._opened = ExitStack()
         try:
             gallery = self._opened.enter_context(Gallery.open(_local(values["gallery"]), threads=threads))
-            matcher = self._opened.enter_context(open_matcher(gallery, bundle, values["backend"], threads))
+            device = _device(args.get("model_instance_kind"), args.get("model_instance_device_id"))
+            matcher = self._opened.enter_context(open_matcher(gallery, bundle, values["backend"], threads, device))
         except (ChanError, OSError) as error:
             self._opened.close()
             raise pb.TritonModelException(str(error)) from error
@@ -88,6 +89,16 @@ class TritonPythonModel:
         if isinstance(error, ChanError):
             return pb.TritonError(shortened(str(error).replace(self._place, "the gallery")), pb.TritonError.INTERNAL)
         return pb.TritonError("the model failed; the server's log has the reason", pb.TritonError.INTERNAL)
+
+
+def _instances(group: Mapping[str, Any]) -> int:
+    """How many instances a group of the configuration has: as many on each of its GPUs, where it names some."""
+    return max(1, int(group.get("count", 1))) * max(1, len(group.get("gpus", [])))
+
+
+def _device(kind: str | None, number: str | None) -> str:
+    """The GPU of an instance's matcher: the one that Triton gives an instance of KIND_GPU, and else the first one."""
+    return f"cuda:{int(number or 0)}" if kind == "GPU" else "cuda"
 
 
 def _local(place: str) -> Path:

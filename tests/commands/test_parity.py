@@ -118,3 +118,10 @@ def test_data_that_do_not_fit_are_named_before_any_work(world: Path, tmp_path: P
     np.save(tmp_path / "data/precomp/test_ims.npy", np.zeros((4, 3, 9), np.float32))
     error = fails_on(tmp_path / "data")
     assert f"{tmp_path / 'data/precomp/test_ims.npy'} has features 9 wide and {world / 'bundle'} reads 6" in error
+
+
+def test_a_gpu_that_is_not_there_is_refused(world: Path) -> None:
+    arguments = [str(world / "bundle"), "--checkpoint", str(world / "checkpoint"), "--data", str(world / "data")]
+    result = CliRunner().invoke(main, ["parity", *arguments, "--device", "cuda:77"])
+    assert result.exit_code == 1
+    assert "device cuda:77 is not there: CUDA shows" in result.output

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,11 +20,13 @@ from chan_rt.export.alignment import hard_alignment
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target, plan
 from chan_rt.export.parity import run as parity
+from chan_rt.export.parity import runners
 from chan_rt.export.parity.reference import pictures_of
 from chan_rt.export.parity.report import Report
 from chan_rt.export.parity.run import check_parity, record_verdict
 from chan_rt.runtime import backends
 from chan_rt.runtime.backends import Backend
+from chan_rt.runtime.backends.probe import BackendReport
 from chan_rt.runtime.backends.table import FLAVORS
 from chan_rt.runtime.contract import AlignmentConfig, Manifest, sha256_file, write_manifest
 from chan_rt.runtime.data.images import CaptionedImages, open_sample
@@ -31,7 +34,8 @@ from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, BundleError, InputError, ParityError
 from chan_rt.runtime.gallery import Gallery, SearchResult
-from chan_rt.runtime.gpu import examine_gpu
+from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
+from chan_rt.runtime.matcher import Matcher
 
 IMAGES = 20  # two blocks, the second one short
 Edit = Callable[[onnx.ModelProto], onnx.ModelProto | None]
@@ -271,7 +275,7 @@ def test_an_engine_that_cannot_run_is_listed_and_refused_when_asked_for(
 ) -> None:
     build_engine(bundle, "hard_alignment", "fp32", find_target("tensorrt_rtx"))
     cannot = {"tensorrt_rtx": "there is no GPU"}
-    monkeypatch.setattr(parity, "_cannot_run", cannot.get)
+    monkeypatch.setattr(parity, "_cannot_run", lambda backend, gpu: cannot.get(backend))
     report = check(bundle, "fp32")
     assert report.passed
     engine = report.stages[1]
@@ -281,6 +285,36 @@ def test_an_engine_that_cannot_run_is_listed_and_refused_when_asked_for(
     assert "tensorrt_rtx/fp32" not in Manifest.load(bundle).parity
     with pytest.raises(BackendError, match="tensorrt_rtx cannot run here: there is no GPU"):
         check_parity(bundle, world / "checkpoint", sample, ["tensorrt_rtx"])
+
+
+def test_everything_runs_on_the_gpu_that_is_named(
+    world: Path, sample: CaptionedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = Gpu("NVIDIA A100", (8, 0), 80 << 30), Gpu("NVIDIA L4", (8, 9), 24 << 30)
+    asked: list[Any] = []
+    real, checked = runners.open_graph, Matcher.__init__
+
+    def matcher(self: Matcher, *given: Any, **how: Any) -> None:
+        asked.append(how["gpu"])
+        checked(self, *given, **how)
+
+    def examine(backend: str, gpu: GpuReport) -> BackendReport:
+        asked.append((backend, gpu.first, [each.name for each in gpu.gpus]))
+        return BackendReport(backend, "1", True, None)
+
+    monkeypatch.setattr(parity, "examine_gpu", lambda: GpuReport(gpus, "580.1", "13.0"))
+    monkeypatch.setattr(parity, "examine_backend", examine)
+    monkeypatch.setattr(runners, "open_graph", lambda *given, gpu: (asked.append(gpu), real(*given))[1])
+    monkeypatch.setattr(Matcher, "__init__", matcher)
+    how: dict[str, Any] = {"backends": ["onnxruntime"], "precisions": ["fp32"]}
+    check_parity(world / "bundle", world / "checkpoint", sample, **how, device="cuda:1")
+    assert asked == [("onnxruntime", 1, ["NVIDIA L4"]), *[1] * len((*runners.COMPARED, "backbone", "matcher"))]
+    with pytest.raises(
+        InputError, match=r"cuda:2 is not there: CUDA shows cuda:0 \(NVIDIA A100\), cuda:1 \(NVIDIA L4\)"
+    ):
+        check_parity(world / "bundle", world / "checkpoint", sample, **how, device="cuda:2")
+    with pytest.raises(InputError, match="must be one GPU"):
+        check_parity(world / "bundle", world / "checkpoint", sample, **how, device="cuda:0,1")
 
 
 def test_what_cannot_be_checked_is_an_error_or_a_note(

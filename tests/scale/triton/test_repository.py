@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import io
 import json
@@ -434,7 +435,9 @@ def asking(parameters: str = "", **inputs: Any) -> Any:
     )
 
 
-def open_model(bundle: Path, gallery: Path, out: Path) -> Any:
+def open_model(
+    bundle: Path, gallery: Path, out: Path, groups: tuple[dict, ...] = ({"count": 2},), **instance: str
+) -> Any:
     from chan_rt.scale.triton.search_model import TritonPythonModel
 
     if not out.exists():
@@ -443,12 +446,43 @@ def open_model(bundle: Path, gallery: Path, out: Path) -> Any:
     values = {line.partition('"')[0]: line.partition('string_value: "')[2].partition('"')[0] for line in lines}
     config = {
         "parameters": {name: {"string_value": value} for name, value in values.items()},
-        "instance_group": [{"count": 2}],
+        "instance_group": list(groups),
     }
     model = TritonPythonModel()
     place = str(out / "chan_search")
-    model.initialize({"model_config": json.dumps(config), "model_repository": place, "model_version": "1"})
+    given = {"model_config": json.dumps(config), "model_repository": place, "model_version": "1"}
+    model.initialize(given | {f"model_instance_{name}": value for name, value in instance.items()})
     return model
+
+
+@pytest.mark.parametrize(
+    ("instance", "device"),
+    [
+        ({}, "cuda"),
+        ({"kind": "CPU", "device_id": "0"}, "cuda"),
+        ({"kind": "GPU", "device_id": "0"}, "cuda:0"),
+        ({"kind": "GPU", "device_id": "2"}, "cuda:2"),
+    ],
+)
+@pytest.mark.usefixtures("fake_triton")
+def test_an_instance_encodes_on_the_gpu_that_triton_gives_it(
+    bundle: Path, gallery: Path, tmp_path: Path, instance: dict, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search_model = importlib.import_module("chan_rt.scale.triton.search_model")  # anew, as `fake_triton` left it
+    asked: list[Any] = []
+    real = search_model.open_matcher
+    monkeypatch.setattr(search_model, "usable_cpus", lambda: 24)
+    monkeypatch.setattr(search_model, "open_matcher", lambda *given: (asked.append(given[3:]), real(*given[:4]))[1])
+    open_model(bundle, gallery, tmp_path / "out", ({"count": 2, "gpus": [0, 2]}, {"count": 4}), **instance).finalize()
+    assert asked == [(3, device)], "2 instances on each of 2 GPUs and 4 others share the cores"
+
+
+@pytest.mark.usefixtures("fake_triton")
+def test_an_instance_on_a_gpu_that_is_not_there_says_so(bundle: Path, gallery: Path, tmp_path: Path) -> None:
+    from triton_python_backend_utils import TritonModelException
+
+    with pytest.raises(TritonModelException, match="device cuda:77 is not there: CUDA shows"):
+        open_model(bundle, gallery, tmp_path / "out", kind="GPU", device_id="77")
 
 
 def test_the_model_answers_and_names_errors(
