@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import threading
-import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Self
-
-import numpy as np
+from typing import Any
 
 from ..runtime.backends.device import CudaDevice
 
 _COPIED = 1 << 30  # bytes: far more than a level-2 cache holds
 _READ = 2 << 30
 _FLUSHED = 256 << 20  # bytes: several times the largest level-2 cache
-_STATE = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,temperature.gpu,memory.used"
 
 
 class TimedDevice(CudaDevice):
@@ -158,88 +150,3 @@ def read_bandwidth() -> float:
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
     return float(_READ / min(times))
-
-
-def gpu_uuid(index: int = 0) -> tuple[str | None, str]:
-    """What nvidia-smi calls a GPU by CUDA's count, whatever CUDA_VISIBLE_DEVICES says, or why it has no name.
-
-    CUDA's own UUID of a MIG instance is that of a `MIG-...` in nvidia-smi's list. Clocks and power are of the whole GPU
-    that it is a part of, so that is named.
-    """
-    from cuda.bindings import runtime
-
-    status, properties = runtime.cudaGetDeviceProperties(index)
-    if status != 0:
-        return None, "CUDA does not say which GPU it uses"
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None, "nvidia-smi is not installed"
-    wanted, whole = str(uuid.UUID(bytes=bytes(properties.uuid.bytes))), None
-    for name in re.findall(r"UUID: ([^)]+)", subprocess.run([tool, "-L"], capture_output=True, text=True).stdout):
-        whole = name if name.startswith("GPU-") else whole
-        if name in (f"GPU-{wanted}", f"MIG-{wanted}"):
-            return whole or name, ""
-    return None, f"nvidia-smi -L lists no GPU and no MIG instance {wanted}"
-
-
-class Clocks:
-    """Samples a GPU's clocks, power and temperature while a block runs.
-
-    Args:
-        gpu: its name, from `gpu_uuid`; None samples nothing.
-        every: seconds between samples.
-
-    Attributes:
-        samples: what nvidia-smi reported, in order.
-    """
-
-    def __init__(self, gpu: str | None, every: float = 0.5) -> None:
-        self._gpu, self._every = gpu, every
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self.samples: list[dict[str, str]] = []
-
-    def __enter__(self) -> Self:
-        if self._gpu is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._ended.set()
-        if self._gpu is not None:
-            self._thread.join()
-
-    def summary(self) -> dict[str, list[float]]:
-        """Smallest, middle and largest of each number sampled."""
-        found = {}
-        for name in ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu"):
-            values = [number for each in self.samples if (number := _number(each.get(name, ""))) is not None]
-            if values:
-                found[name] = [min(values), float(np.median(values)), max(values)]
-        return found
-
-    def _sample(self) -> None:
-        while not self._ended.wait(self._every):
-            self.samples.append(gpu_state(self._gpu))
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text.split()[0])
-    except (ValueError, IndexError):
-        return None
-
-
-def gpu_state(gpu: str | None = None) -> dict[str, str]:
-    """Clocks, power, temperature and memory in use, as nvidia-smi tells them; empty where it is not installed.
-
-    gpu: its UUID; None for the first.
-    """
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return {}
-    command = [tool, f"--query-gpu={_STATE}", "--format=csv,noheader", f"--id={gpu or 0}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        return {"nvidia-smi": done.stderr.strip() or done.stdout.strip()}
-    return dict(zip(_STATE.split(","), (value.strip() for value in done.stdout.strip().split(",")), strict=True))

@@ -27,13 +27,13 @@ import click
 from ..commands import values
 from ..runtime.errors import InputError
 from ..runtime.gpu import GpuReport, examine_gpu
-from .cuda import gpu_state, gpu_uuid
 from .gpu_candidates import candidates
 from .gpu_cases import Cases, CaseShape
 from .gpu_images import K, make_case
 from .gpu_process import Record
 from .gpu_run import CORE, MINUTES, Job, Run
 from .measure import PACKAGES, machine
+from .nvidia_smi import gpu_state, gpu_uuid
 from .search import DIM, REGIONS, WORDS
 
 RESULTS = Path(__file__).parent / "results"

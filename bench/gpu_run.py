@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 
 from ..runtime.files import write_file
-from .cuda import Clocks, gpu_uuid
 from .gpu_candidates import precision_of
 from .gpu_cases import Cases, CaseShape
 from .gpu_process import Record, ask_worker
+from .nvidia_smi import Clocks, gpu_uuid
 from .search import DIM, REGIONS
 
 CORE = ("limits", "search", "all-pairs", "host", "shortlist")

@@ -30,8 +30,9 @@ from ..runtime.errors import ChanError, InputError
 from ..runtime.gpu import device_index
 from ..runtime.matcher import Matcher
 from ..runtime.text import Tokenizer, load_tokenizer
-from .cuda import TimedDevice, gpu_state, gpu_uuid
+from .cuda import TimedDevice
 from .measure import PACKAGES, Latency, float32_rate, machine, read_bandwidth, take_turns
+from .nvidia_smi import gpu_state, gpu_uuid
 
 TOP_K = 10
 ON_GPU = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx")
