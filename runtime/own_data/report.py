@@ -104,6 +104,7 @@ def report(gathered: Gathered, min_count: int) -> DataReport:
         if not pictures:
             continue
         captions = Counter(_plain(text) for text in _captions(pictures))
+        owners = Counter(text for picture in pictures for text in {_plain(text) for text in picture.captions})
         if split != "train":
             unknown.update(word for words in texts[split] for word in words if word not in known)
         splits[split] = SplitReport(
@@ -111,7 +112,7 @@ def report(gathered: Gathered, min_count: int) -> DataReport:
             captions=sum(captions.values()),
             captions_of_picture=Range.of([len(picture.captions) for picture in pictures]),
             words_of_caption=Range.of([len(words) for words in texts[split]]),
-            shared_captions=sum(count for count in captions.values() if count > 1),
+            shared_captions=sum(count for text, count in captions.items() if owners[text] > 1),
             words=sum(map(len, texts[split])),
             unknown_words=sum(word not in known for words in texts[split] for word in words),
             unknown_captions=sum(not known.intersection(words) for words in texts[split]),

@@ -546,6 +546,7 @@ def test_the_report_counts(tmp_path: Path) -> None:
         picture(folder / f"{number}.png", number)
     rows = ["0.png,a red dog runs,train", "0.png,a dog,train", "1.png,a cat,train", "2.png,a cat,train"]
     rows += ["3.png,A cat.,test", "3.png,a red zebra,test", "4.png,zebra stripes,test"]
+    rows += ["4.png,Zebra stripes.,test"]  # of the same picture
     file = table(folder, rows, "path,caption,split")
     result = chan_data(file, "-o", tmp_path / "data", "--min-count", "2", "--json")
     assert result.exit_code == 0, result.output
@@ -555,14 +556,15 @@ def test_the_report_counts(tmp_path: Path) -> None:
     assert (train["pictures"], train["captions"], train["shared_captions"], train["in_train"]) == (3, 4, 2, 0)
     assert train["captions_of_picture"] == {"least": 1, "median": 1.0, "most": 2}
     assert train["words_of_caption"] == {"least": 2, "median": 2.0, "most": 4}
-    # known: a, dog, cat. The test has: a cat . a red zebra zebra stripes
+    assert test["shared_captions"] == 0
+    # known: a, dog, cat. The test has: a cat . a red zebra zebra stripes zebra stripes .
     assert (found["vocabulary"], found["train_words"], found["examples"][0]) == (3, 5, "zebra")
-    assert (test["words"], test["unknown_words"], test["unknown_captions"], test["in_train"]) == (8, 5, 1, 1)
+    assert (test["words"], test["unknown_words"], test["unknown_captions"], test["in_train"]) == (11, 8, 2, 1)
     shown = chan_data(file, "-o", tmp_path / "data", "--min-count", "2", "--force").output
     for line in (
         "train has 5 different words, of which 3 occur at least 2 times",
         "captions of train that describe more than one of its pictures: 2",
         "captions of test that train has too, so that recalls on test are easier: 1",
-        "captions of test without a known word (use a lower --min-count, or BERT): 1",
+        "captions of test without a known word (use a lower --min-count, or BERT): 2",
     ):
         assert line in shown
