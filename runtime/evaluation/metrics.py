@@ -109,7 +109,7 @@ def ranks(
     owner = _checked(scores, image_of_caption)
     num_images, num_captions = scores.shape
     own_scores = np.asarray(scores[owner, np.arange(num_captions)])
-    best = np.full(num_images, -np.inf, dtype=own_scores.dtype)
+    best = np.full(num_images, own_scores.min(), own_scores.dtype)  # integers have no infinity to begin with
     with np.errstate(invalid="ignore"):  # NaN is refused below, with its place
         np.maximum.at(best, owner, own_scores)
     # Among an image's own captions that share its best score, the one that the tie order puts first stands for it.
@@ -157,6 +157,9 @@ def _ahead(
 
 def _checked(scores: NDArray[Any], image_of_caption: NDArray[Any]) -> NDArray[np.int64]:
     """image_of_caption as int64 [C], once it is known to fit the scores."""
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "biuf":
+        found = scores.dtype if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise TensorError("scores", "must be a numpy array of real numbers", found)
     if scores.ndim != 2 or 0 in scores.shape:
         raise TensorError("scores", "must be a matrix of images by captions, neither empty", f"shape {scores.shape}")
     return check_owner(image_of_caption, *scores.shape)

@@ -60,6 +60,26 @@ def test_ranks_are_the_definition_under_many_ties(images: int, per_image: int, s
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64, np.float16, np.float64, ">f4"])
+@pytest.mark.parametrize("ties", ["lower", "published", "optimistic", "pessimistic"])
+def test_ranks_do_not_depend_on_the_type_of_the_scores(kind: type, ties: metrics.Ties) -> None:
+    """Distances are negative scores, and of few bits: an integer has no infinity below them."""
+    rng = np.random.default_rng(3)
+    owner = np.repeat(np.arange(6), 5)
+    scores = -rng.integers(1, 100, (6, 30)).astype(kind)
+    found = metrics.ranks(scores, owner, ties)
+    expected = _slow_ranks(scores.astype(float), owner, ties)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_scores_that_have_no_order_are_refused() -> None:
+    with pytest.raises(TensorError, match="scores: must be a numpy array of real numbers, got complex64"):
+        metrics.evaluate(np.ones((1, 1), np.complex64), np.array([0]))
+    with pytest.raises(TensorError, match="scores: must be a numpy array of real numbers, got list"):
+        metrics.evaluate([[1.0]], np.array([0]))  # type: ignore[arg-type]
+
+
 def test_every_tie_order_lies_between_the_bounds() -> None:
     owner = np.arange(40) // 5
     scores = np.random.default_rng(0).integers(0, 4, (8, 40)).astype(np.float32)
