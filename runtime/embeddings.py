@@ -39,6 +39,10 @@ class Embeddings:
     boxes: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("vectors", "lengths", "boxes"):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) and not (name == "boxes" and array is None):
+                raise TensorError(name, "must be a numpy array", type(array).__name__)
         if self.vectors.dtype != np.float32:
             raise TensorError("vectors", "dtype must be float32", self.vectors.dtype)
         if self.vectors.ndim != 3 or 0 in self.vectors.shape:
@@ -111,13 +115,19 @@ class Embeddings:
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-        """Join the rows of all parts, in order, padded to the longest; boxes are kept where every part has them."""
+        """Join the rows of all parts, in order, padded to the longest; boxes are kept where every part has them.
+
+        Raises:
+            TensorError: there is no part, or parts have several widths, or some are of images and others of captions.
+        """
         if not parts:
             raise TensorError("parts", "must hold at least one Embeddings", "none")
         if len({part.dim for part in parts}) > 1:
             raise TensorError("parts", "must have one width D", sorted({part.dim for part in parts}))
         width = max(part.vectors.shape[1] for part in parts)
         kinds = {part.kind for part in parts}
+        if kinds >= {"images", "captions"}:
+            raise TensorError("parts", "must be all of images or all of captions", "both")
         boxes = [part.boxes for part in parts if part.boxes is not None]
         return Embeddings(
             _stacked([part.vectors for part in parts], width),

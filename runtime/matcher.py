@@ -251,6 +251,7 @@ class Matcher:
             TensorError: captions where images belong or the reverse; embeddings of another width, NaN or infinite,
                 or longer than the graph takes.
         """
+        _check_kinds(images, texts)
         if self._core_scores():
             self._check_pair("hard_alignment", images, texts)
             scores = all_scores(images, texts, self.alignment, self._core_threads)
@@ -262,7 +263,7 @@ class Matcher:
             image, text = (int(index) for index in np.argwhere(~np.isfinite(scores))[0])
             raise BackendError(
                 f"{self.backend} at {self.precision} returned the score {scores[image, text]} for image {image} and "
-                f"caption {text}: use precision fp32"
+                f"caption {text}: {self._way_out()}"
             )
         return scores
 
@@ -276,6 +277,7 @@ class Matcher:
         Raises:
             TensorError: as in `score`.
         """
+        _check_kinds(images, texts)
         shape = (len(images), *texts.vectors.shape[:2])
         word_scores, word_regions = np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
         for image_rows, text_rows, outputs in self._align("alignment_map", images, texts):
@@ -394,8 +396,14 @@ class Matcher:
         try:
             check_finite(output, encoded.vectors, lengths)
         except TensorError as error:
-            raise BackendError(f"{backend.name} at {self.precision} failed: {error}; use precision fp32") from error
+            raise BackendError(f"{backend.name} at {self.precision} failed: {error}; {self._way_out()}") from error
         return encoded
+
+    def _way_out(self) -> str:
+        """What to do where a graph returned NaN or an infinity."""
+        if self.precision != "fp32":
+            return "use precision fp32"
+        return "its inputs or the model's weights are too large for float32"
 
     def _core_scores(self) -> bool:
         """Whether the compiled core scores in place of the graph: it computes what the float32 one does on the CPU."""
@@ -409,7 +417,6 @@ class Matcher:
         """The graph that takes these images and captions; the errors are those of `score`."""
         backend = self._open(graph)
         ranges = backend.ranges
-        _check_kinds(images, texts)
         _check_embeddings("region_embeddings", images, self.manifest.embed_dim, ("R", ranges["R"].max))
         _check_embeddings("word_embeddings", texts, self.manifest.embed_dim, ("W", ranges["W"].max))
         return backend
@@ -492,6 +499,10 @@ def _lengths(lengths: Array) -> NDArray[np.int32]:
 
 
 def _check_kinds(images: Embeddings, texts: Embeddings) -> None:
+    for name, given in (("images", images), ("texts", texts)):
+        if not isinstance(given, Embeddings):
+            rule = "must be Embeddings, as the encoders return them; Embeddings.from_rows makes them of arrays"
+            raise TensorError(name, rule, type(given).__name__)
     if images.kind == "captions":
         raise TensorError("images", "must be of images, and the captions come second: swap the two", "captions")
     if texts.kind == "images":

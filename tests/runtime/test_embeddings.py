@@ -23,6 +23,13 @@ def made(*lengths: int, dim: int = 4, dtype: Any = np.float32) -> list[Any]:
     return [np.random.default_rng(length).standard_normal((length, dim)).astype(dtype) for length in lengths]
 
 
+@pytest.mark.parametrize("name", ["vectors", "lengths", "boxes"])
+def test_a_list_where_an_array_belongs_is_named(name: str) -> None:
+    arrays: dict[str, Any] = {"vectors": np.ones((1, 2, 4), np.float32), "lengths": np.array([2], np.int32)}
+    with pytest.raises(InputError, match=f"{name}: must be a numpy array, got list"):
+        Embeddings(**{**arrays, name: [2]})
+
+
 def test_rows_of_any_length_are_padded() -> None:
     rows = made(3, 1, 2)
     found = Embeddings.from_rows(rows)

@@ -255,6 +255,8 @@ def test_swapped_arguments_are_named(matcher: Matcher, regions: tuple) -> None:
             call(texts, images)
         with pytest.raises(TensorError, match="texts: must be of captions, and the images come first, got images"):
             call(images, images[2:4])
+        with pytest.raises(TensorError, match="images: must be Embeddings, as the encoders return them; .*got ndarray"):
+            call(images.vectors, texts)
     with pytest.raises(TensorError, match="images: must be of images"):
         matcher.explain(Embeddings.concatenate([texts[0]]).trimmed(), CAPTIONS[0])
     # made by hand they have no kind, and may stand on either side
@@ -277,6 +279,10 @@ def test_embeddings_select_and_concatenate() -> None:
     assert (len(both), both.dim) == (4, 2)
     with pytest.raises(TensorError, match="one width D"):
         Embeddings.concatenate([one, Embeddings(np.ones((1, 1, 3), np.float32), np.array([1], np.int32))])
+    images, captions = replace(one, kind="images"), replace(one, kind="captions")
+    assert Embeddings.concatenate([images, one]).kind is None
+    with pytest.raises(TensorError, match="parts: must be all of images or all of captions, got both"):
+        Embeddings.concatenate([images, one, captions])
 
 
 def test_a_graph_that_gives_nan_is_an_error(small: Any) -> None:
@@ -289,7 +295,10 @@ def test_a_graph_that_gives_nan_is_an_error(small: Any) -> None:
         return outputs
 
     narrow._backends["text_encoder"] = FakeBackend(real.spec, broken)
-    with pytest.raises(BackendError, match=r"fake at fp32 failed: word_embeddings\[0, 1, 2\].*use precision fp32"):
+    with pytest.raises(BackendError, match=r"fake at fp32 failed: word_embeddings\[0, 1, 2\].*too large for float32"):
+        narrow.encode_texts(["a red apple"])
+    narrow.precision = "fp16"
+    with pytest.raises(BackendError, match=r"fake at fp16 failed: word_embeddings\[0, 1, 2\].*; use precision fp32$"):
         narrow.encode_texts(["a red apple"])
 
 
