@@ -18,6 +18,8 @@ import pytest
 from chan_rt.bench.own_cluster import own_cluster
 from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter
 
+from . import fake_shards
+
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
@@ -99,6 +101,18 @@ def gallery(tmp_path: Path) -> Path:
             writer.add(ids[: 40 - first], rows_of(first, len(ids)), [{"n": id} for id in ids], overwrite=True)
         writer.delete(["3", "35"])
     return path
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A gallery of 30 rows in 3 shards."""
+    return fake_shards.make_shards(tmp_path, 3, fake_shards.rows_of(np.random.default_rng(0), 30, ties=False))
+
+
+@pytest.fixture
+def query() -> Embeddings:
+    """A query of those shards."""
+    return fake_shards.rows_of(np.random.default_rng(1), 1, ties=False)
 
 
 @pytest.fixture(scope="session")

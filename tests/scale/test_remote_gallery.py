@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from chan_rt.runtime import AlignmentConfig
@@ -14,18 +13,7 @@ from chan_rt.runtime.errors import GalleryCorrupt, GalleryError, GalleryIncomple
 from chan_rt.scale.asking import Patience
 from chan_rt.scale.remote_gallery import RemoteGallery
 
-from .fake_shards import FakeTransport, make_shards, rows_of
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """A gallery of 30 rows in 3 shards."""
-    return make_shards(tmp_path, 3, rows_of(np.random.default_rng(0), 30, ties=False))
-
-
-@pytest.fixture
-def query() -> Any:
-    return rows_of(np.random.default_rng(1), 1, ties=False)
+from .fake_shards import FakeTransport
 
 
 def test_a_gallery_opens_without_a_silent_shard_unless_answers_must_be_complete(shards: Path, query: Any) -> None:

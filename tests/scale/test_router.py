@@ -166,17 +166,6 @@ def change(rng: np.random.Generator, folder: Path, ties: bool) -> None:
             writer.compact()
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """A gallery of 30 rows in 3 shards."""
-    return make_shards(tmp_path, 3, rows_of(np.random.default_rng(0), 30, ties=False))
-
-
-@pytest.fixture
-def query() -> Any:
-    return rows_of(np.random.default_rng(1), 1, ties=False)
-
-
 def test_a_late_shard_is_asked_twice_and_the_first_answer_counts(shards: Path, query: Any) -> None:
     late = {1}
 

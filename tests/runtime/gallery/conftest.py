@@ -1,6 +1,8 @@
 """Small galleries of made-up embeddings."""
 
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
-from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
+from chan_rt.runtime.gallery import GallerySettings, GalleryWriter, split_gallery
 from chan_rt.runtime.gallery.kernels.base import Kernel
 from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, OLD_CATALOGUE, FileRecord, read_catalogue
@@ -48,6 +50,26 @@ def gallery_path(tmp_path: Path) -> Path:
             ids = [str(n) for n in range(i, i + 10)]
             writer.add(ids, embeddings(i, 10), [{"n": n, "even": n % 2 == 0} for n in range(i, i + 10)])
     return path
+
+
+@pytest.fixture
+def shards(gallery_path: Path, tmp_path: Path) -> Path:
+    """The gallery of 30 rows, in 3 shards of 10."""
+    split_gallery(gallery_path, tmp_path / "shards", 3)
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def make_read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """The function that makes the disk one that is read only, which root would not notice by permission bits."""
+    real = os.open
+
+    def refuse(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *args, **kwargs)
+
+    return lambda: monkeypatch.setattr(os, "open", refuse)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from chan_rt.runtime.gallery.store import files as files_module
 from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, SegmentRecord, read_catalogue
 from chan_rt.runtime.gallery.store.files import MappedFile
 
+from .damage import flip
 from .killed import killed_at
 
 ROWS = 3000
@@ -60,12 +61,6 @@ def path(kept: Path, tmp_path: Path, make_embeddings, make_settings, request: py
 
 def segment(path: Path, index: int = 1) -> SegmentRecord:
     return read_catalogue(path)[1].segments[index]
-
-
-def flip(file: Path, at: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[at] ^= 1
-    file.write_bytes(data)
 
 
 def place(path: Path, kind: str, array: str, share: float) -> tuple[Path, int]:

@@ -3,10 +3,8 @@
 Commit 77514cb wrote them, of 40 images and 24 captions in two segments each: rows deleted, search of prefixes prepared.
 """
 
-import errno
 import functools
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -98,16 +96,9 @@ def old(tmp_path: Path, name: str) -> Path:
     return tmp_path / "g"
 
 
-def test_it_is_read_as_it_is(old: Path, name: str, scan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_read_as_it_is(old: Path, name: str, scan: str, make_read_only) -> None:
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
-    real = os.open
-
-    def refuse(path, flags: int, *args, **kwargs) -> int:  # as on a read-only disk, which root would not notice
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return real(path, flags, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", refuse)
+    make_read_only()
     check_answers(old, name, scan)
     with Gallery.open(old) as gallery:
         assert gallery.prepared is None, "what was prepared then is not used any more"

@@ -12,18 +12,11 @@ from click.testing import CliRunner
 
 from chan_rt import cli
 from chan_rt.runtime.errors import GalleryCorrupt, GalleryLocked, InputError
-from chan_rt.runtime.gallery import Gallery, ShardedWriter, repair_gallery, split_gallery, verify_gallery
+from chan_rt.runtime.gallery import Gallery, ShardedWriter, repair_gallery, verify_gallery
 from chan_rt.runtime.gallery.sharded import give_up
 from chan_rt.runtime.gallery.sharded.manifest import read_manifest
 
 KEPT = [str(i) for i in range(30) if not 10 <= i < 20]
-
-
-@pytest.fixture
-def shards(gallery_path: Path, tmp_path: Path) -> Path:
-    """The gallery of 30 rows, in 3 shards of 10."""
-    split_gallery(gallery_path, tmp_path / "shards", 3)
-    return tmp_path / "shards"
 
 
 def remove(shard: Path) -> str:

@@ -29,14 +29,8 @@ from chan_rt.runtime.gallery import (
 from chan_rt.runtime.gallery.sharded import arrange, shard_writer
 from chan_rt.runtime.gallery.sharded.manifest import NEXT, read_manifest
 
+from ..damage import flip
 from ..killed import possible_rows, run_child
-
-
-@pytest.fixture
-def shards(gallery_path: Path, tmp_path: Path) -> Path:
-    """The gallery of 30 rows, in 3 shards of 10."""
-    split_gallery(gallery_path, tmp_path / "shards", 3)
-    return tmp_path / "shards"
 
 
 def found(gallery: Gallery, queries: Embeddings) -> list[list[tuple[str, float]]]:
@@ -302,19 +296,13 @@ def test_a_missing_shard_is_an_error_or_an_answer_without_it(shards: Path, make_
         assert all(result.certified for result in gallery.search(queries, 7))
 
 
-def flip(path: Path, place: int = -40) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
 def largest_file(shard: Path) -> Path:
     return max((shard / "segments").iterdir(), key=lambda file: file.stat().st_size)
 
 
 def test_a_damaged_shard_is_named_left_out_and_repaired(shards: Path, make_embeddings) -> None:
     queries = make_embeddings(99, 3)
-    flip(largest_file(shards / "shard-000002"))
+    flip(largest_file(shards / "shard-000002"), -40)
     with pytest.raises(GalleryCorrupt, match=rf"shard-000002/.* chan gallery repair {shards}$"):
         Gallery.open(shards)
     assert "shard-000002" in verify_gallery(shards)[0]
@@ -338,7 +326,7 @@ def test_a_shard_that_breaks_while_it_is_open_is_left_out(shards: Path, make_emb
     with Gallery.open(shards, damaged="skip") as gallery, Gallery.open(shards) as strict:
         assert all(result.certified for result in gallery.search(queries, 7))
         strict.search(queries, 30)
-        flip(largest_file(shards / "shard-000003"))
+        flip(largest_file(shards / "shard-000003"), -40)
         results = gallery.search(queries, 30)
         assert [(result.certified, result.rows) for result in results] == [(False, 20)] * 3
         assert "shard-000003 with rows 20 to 29" in results[0].reason
@@ -404,7 +392,7 @@ def test_a_manifest_that_breaks_a_rule_is_an_error(shards: Path, change, message
 
 
 def test_a_split_that_fails_leaves_nothing(shards: Path, gallery_path: Path, tmp_path: Path) -> None:
-    flip(largest_file(gallery_path))
+    flip(largest_file(gallery_path), -40)
     with pytest.raises(GalleryCorrupt):
         split_gallery(gallery_path, tmp_path / "out", 2)
     assert not (tmp_path / "out").exists()
