@@ -97,6 +97,12 @@ def make_small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     return make
 
 
+@pytest.fixture(scope="session")
+def bundle(make_small_model: Callable[..., SmallModel]) -> Path:
+    """A small bundle that reads pictures."""
+    return make_small_model(pictures=True).bundle
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium, for one module: until it stops, no other event loop of Playwright can run in this thread."""

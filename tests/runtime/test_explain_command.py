@@ -16,11 +16,6 @@ from chan_rt.runtime.matcher import Matcher
 CAPTION = "two red Clouds"
 
 
-@pytest.fixture(scope="module")
-def bundle(make_small_model: Callable) -> Path:
-    return make_small_model(pictures=True).bundle
-
-
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (30, 60, 3), np.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +31,6 @@ def photos(tmp_path: Path) -> Path:
     (folder / "empty.png").write_bytes(b"")
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
-
-
-@pytest.fixture
-def bundle(make_small_model: Callable[..., Any]) -> Path:
-    return make_small_model(pictures=True).bundle
 
 
 def chan(*arguments: object) -> Any:

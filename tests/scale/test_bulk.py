@@ -54,11 +54,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def bundle(make_small_model: Callable[..., Any]) -> Path:
-    return make_small_model(pictures=True).bundle
-
-
 def chan(*arguments: object) -> Any:
     result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output

@@ -56,12 +56,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(make_small_model: Callable) -> Path:
-    """A bundle that reads pictures."""
-    return make_small_model(pictures=True).bundle
-
-
-@pytest.fixture(scope="session")
 def gallery(bundle: Path, pictures: Path) -> Path:
     """A gallery of the pictures."""
     path = pictures.parent / "gallery"

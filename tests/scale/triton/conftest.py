@@ -203,12 +203,6 @@ def make_gallery(path: Path, bundle: Path, kind: str = "images", rows: int = 400
 
 
 @pytest.fixture(scope="session")
-def bundle(make_small_model: Callable[..., Any]) -> Path:
-    """A bundle with a backbone."""
-    return make_small_model(pictures=True).bundle  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="session")
 def new_gallery() -> Callable[..., Path]:
     """The function that makes a gallery."""
     return make_gallery

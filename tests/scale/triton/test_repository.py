@@ -33,11 +33,6 @@ GRAPHS = ["alignment_map", "backbone", "hard_alignment", "region_encoder", "text
 
 
 @pytest.fixture(scope="module")
-def bundle(make_small_model: Callable[..., Any]) -> Path:
-    return make_small_model(pictures=True).bundle  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
 def gallery(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("triton") / "gallery"
     vectors = np.random.default_rng(0).standard_normal((50, 4, 16)).astype(np.float32)
