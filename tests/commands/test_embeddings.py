@@ -8,26 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from chan_rt import cli
 from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryWriter
 from chan_rt.runtime.indexing import export as export_module
 from chan_rt.runtime.indexing import index_embeddings as module
 from chan_rt.runtime.indexing.embedding_source import embedding_source
 from chan_rt.runtime.indexing.index_embeddings import index_embeddings
 
+from ..run_chan import chan, ok
+
 DIM = 6
-
-
-def chan(*args: object) -> Result:
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
-
-
-def ok(*args: object) -> str:
-    result = chan(*args)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def rows(count: int = 8, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,58 +1,34 @@
 """chan calibrate and chan sensitivity on a tiny bundle and made-up data, as a user calls them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from chan_rt import cli, demo
-from chan_rt.chan_ref import checkpoint
-from chan_rt.chan_ref.config import ModelConfig
-from chan_rt.chan_ref.model import ChanModel
-from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime.contract import Manifest
-from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
+
+from ..run_chan import ok
 
 CHECKPOINT = Path(demo.__file__).parent / "checkpoint"
 IMAGES = 20
-WORDS = [f"w{index}" for index in range(12)]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    vocabulary = build_scan_vocabulary(WORDS, 1)
-    torch.manual_seed(0)
-    vocab_size = ScanTokenizer(vocabulary["word2idx"]).vocab_size
-    model = ChanModel(ModelConfig(8, 16, vocab_size=vocab_size, word_dim=8)).eval()
-    checkpoint.save(root / "checkpoint", model, {"vocab.json": json.dumps(vocabulary).encode()}, {})
-    export_bundle(root / "checkpoint", root / "bundle", ("fp32",))
-    rng = np.random.default_rng(0)
-    (root / "data/precomp").mkdir(parents=True)
-    for split in ("train", "dev"):
-        np.save(root / f"data/precomp/{split}_ims.npy", rng.standard_normal((IMAGES, 4, 8)).astype(np.float32))
-        captions = [" ".join(rng.choice(WORDS, 4)) for _ in range(5 * IMAGES)]
-        (root / f"data/precomp/{split}_caps.txt").write_text("\n".join(captions) + "\n")
-    return root
-
-
-def chan(*arguments: object) -> str:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def world(make_world: Callable[..., Path]) -> Path:
+    return make_world(IMAGES, "train", "dev")
 
 
 def test_calibrate_then_sensitivity(world: Path, tmp_path: Path) -> None:
-    table = chan("calibrate", world / "bundle", world / "data")
+    table = ok("calibrate", world / "bundle", world / "data")
     assert "20 images, 100 captions, method minmax" in table
     assert "region_encoder" in table
-    assert json.loads(chan("calibrate", world / "bundle", world / "data", "--json"))["data"]["images"] == IMAGES
+    assert json.loads(ok("calibrate", world / "bundle", world / "data", "--json"))["data"]["images"] == IMAGES
     plan, plot = tmp_path / "plan.json", tmp_path / "plot.png"
     options = ["--max-rsum-drop", 600, "--plan", plan, "--plot", plot, "--json"]
-    found = json.loads(chan("sensitivity", world / "bundle", world / "data", *options))
+    found = json.loads(ok("sensitivity", world / "bundle", world / "data", *options))
     assert found["plan"]["int8"] == found["plan"]["layers"] == len(found["effects"])
     assert set(json.loads(plan.read_text())["exclude"]) == {"region_encoder", "text_encoder"}
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -105,9 +81,9 @@ def test_options_without_effect_are_refused(world: Path, tmp_path: Path, given: 
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's checkpoint as a calibrated bundle, and scenes, over which its ranks mean something."""
     root = tmp_path_factory.mktemp("demo")
-    chan("scenes", root / "data", "--train", 24, "--dev", 0, "--test", 24)
-    chan("export", CHECKPOINT, "-o", root / "bundle", "--no-backbone")
-    chan("calibrate", root / "bundle", root / "data", "--samples", 24)
+    ok("scenes", root / "data", "--train", 24, "--dev", 0, "--test", 24)
+    ok("export", CHECKPOINT, "-o", root / "bundle", "--no-backbone")
+    ok("calibrate", root / "bundle", root / "data", "--samples", 24)
     return root
 
 
@@ -117,9 +93,9 @@ def test_a_plan_from_sensitivity_can_be_exported_and_passes_parity(demo: Path, s
     bundle, data, plan = demo / "bundle", demo / "data", demo / f"{scheme}.json"
     # of few images one changed rank is a point of recall, so the plan is made on those that parity sees
     options = ["--split", "test", "--samples", 24, "--by-scope", "--scheme", scheme, "--max-rsum-drop", 0]
-    chan("sensitivity", bundle, data, *options, "--plan", plan)
+    ok("sensitivity", bundle, data, *options, "--plan", plan)
     assert set(json.loads(plan.read_text())["exclude"]) == {"region_encoder", "text_encoder"}
-    chan("export", CHECKPOINT, "-o", bundle, "--precision", precision, "--data", data, "--samples", 24, "--plan", plan)
+    ok("export", CHECKPOINT, "-o", bundle, "--precision", precision, "--data", data, "--samples", 24, "--plan", plan)
     manifest = Manifest.load(bundle)
     assert manifest.parity[f"onnxruntime/{precision}"]["passed"]
     assert precision in manifest.graphs["region_encoder"]
@@ -128,15 +104,15 @@ def test_a_plan_from_sensitivity_can_be_exported_and_passes_parity(demo: Path, s
 
 def test_a_backbone_is_quantized_for_onnxruntime_where_there_are_pictures(demo: Path, tmp_path: Path) -> None:
     bundle, data = tmp_path / "bundle", demo / "data"
-    chan("export", CHECKPOINT, "-o", bundle, "--precision", "fp32")
-    chan("calibrate", bundle, data, "--samples", 24)
+    ok("export", CHECKPOINT, "-o", bundle, "--precision", "fp32")
+    ok("calibrate", bundle, data, "--samples", 24)
     # 24 captions are too few for the bounds of ranks, which are not what is tested
     export = ["export", CHECKPOINT, "-o", bundle, "--data", data, "--samples", 24, "--force", "--json"]
     both = ["--precision", "int8", "--precision", "int8_x86"]
-    left = json.loads(chan(*export, *both, "--no-backbone"))
+    left = json.loads(ok(*export, *both, "--no-backbone"))
     assert "backbone" not in {item["graph"] for item in left["graphs"]}
     assert left["backbone"] == "as it was"
-    found = json.loads(chan(*export, *both))
+    found = json.loads(ok(*export, *both))
     assert [item["precision"] for item in found["graphs"] if item["graph"] == "backbone"] == ["int8_x86"]
     assert found["backbone"] == "quantized for onnxruntime"
     manifest = Manifest.load(bundle)

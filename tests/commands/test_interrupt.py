@@ -9,39 +9,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from click._termui_impl import ProgressBar
 from click.testing import CliRunner, Result
 
 from chan_rt import cli
-from chan_rt.chan_ref import checkpoint
-from chan_rt.chan_ref.config import ModelConfig
-from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime.gallery import Gallery, verify_gallery
-from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
 
-WORDS = [f"w{index}" for index in range(12)]
 IMAGES = 600
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    vocabulary = build_scan_vocabulary(WORDS, 1)
-    torch.manual_seed(0)
-    vocab_size = ScanTokenizer(vocabulary["word2idx"]).vocab_size
-    model = ChanModel(ModelConfig(8, 16, vocab_size=vocab_size, word_dim=8)).eval()
-    checkpoint.save(root / "checkpoint", model, {"vocab.json": json.dumps(vocabulary).encode()}, {})
-    export_bundle(root / "checkpoint", root / "bundle", ("fp32",))
-    rng = np.random.default_rng(0)
-    (root / "data/precomp").mkdir(parents=True)
-    np.save(root / "data/precomp/test_ims.npy", rng.standard_normal((IMAGES, 4, 8)).astype(np.float32))
-    captions = [" ".join(rng.choice(WORDS, 4)) for _ in range(5 * IMAGES)]
-    (root / "data/precomp/test_caps.txt").write_text("\n".join(captions) + "\n")
-    return root
+def world(make_world: Callable[..., Path]) -> Path:
+    return make_world(IMAGES, "test")
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -35,6 +35,8 @@ from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.indexing.sources import encode_named
 from chan_rt.runtime.matcher import Matcher
 
+from ..run_chan import chan, ok
+
 SIZE, REGIONS, DIM = 24, 3, 12
 PREPROCESS = Preprocess(SIZE, (0.5,) * 3, (0.25,) * 3, None)
 
@@ -116,12 +118,6 @@ def world(
     return backbone, bundle, small.bundle
 
 
-def run(*arguments: object) -> Any:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result
-
-
 def test_the_bundle_has_boxes(world: tuple[Any, ...], pictures: Path) -> None:
     backbone, bundle, _ = world
     manifest = Manifest.load(bundle)
@@ -147,8 +143,8 @@ def test_the_bundle_has_boxes(world: tuple[Any, ...], pictures: Path) -> None:
 
 def test_boxes_travel_with_the_gallery(world: tuple[Any, ...], pictures: Path, tmp_path: Path) -> None:
     backbone, bundle, bare = world
-    run("index", bundle, pictures, "-o", tmp_path / "gallery")
-    run("index", bare, pictures, "-o", tmp_path / "own", "--backbone",
+    ok("index", bundle, pictures, "-o", tmp_path / "gallery")
+    ok("index", bare, pictures, "-o", tmp_path / "own", "--backbone",
         f"{__name__}:{'make' if 'boxed' in backbone.name else 'make_ragged'}")  # fmt: skip
     for name in ("gallery", "own"):
         with Gallery.open(tmp_path / name) as gallery:
@@ -156,7 +152,7 @@ def test_boxes_travel_with_the_gallery(world: tuple[Any, ...], pictures: Path, t
             boxes = rows[0].metadata["boxes"]
         assert len(boxes) in ((REGIONS,) if "boxed" in backbone.name else (2, 3))
         page = tmp_path / f"{name}.html"
-        run("search", tmp_path / name, "a red strawberry", "--html", page)
+        ok("search", tmp_path / name, "a red strawberry", "--html", page)
         text = page.read_text().replace(" ", "")
         assert any(json.dumps(box).replace(" ", "") in text for box in boxes)
         assert '"boxes"' not in text
@@ -166,8 +162,8 @@ def test_an_explanation_has_the_boxes(world: tuple[Any, ...], pictures: Path, tm
     backbone, bundle, _ = world
     out = tmp_path / "drawn.png"
     found = json.loads(
-        run("explain", bundle, pictures / "a.png", "a red strawberry", "-o", out, "--html", tmp_path / "page.html",
-            "--json").stdout
+        ok("explain", bundle, pictures / "a.png", "a red strawberry", "-o", out, "--html", tmp_path / "page.html",
+            "--json")
     )  # fmt: skip
     pixels = np.asarray(Image.open(out).convert("RGB"))
     assert pixels.shape[0] > 60
@@ -192,12 +188,12 @@ def test_moved_and_unchanged_pictures_keep_their_boxes(world: tuple[Any, ...], p
         with Gallery.open(gallery) as opened:
             return opened.find([f"in/{name}"])[0].metadata.get("boxes")
 
-    run("index", bundle, folder, "-o", gallery)
+    ok("index", bundle, folder, "-o", gallery)
     first = boxes("a.png")
     (folder / "a.png").rename(folder / "b.png")
-    assert "1 renamed" in run("index", bundle, folder, "-o", gallery).output
+    assert "1 renamed" in ok("index", bundle, folder, "-o", gallery)
     assert boxes("b.png") == first
-    run("index", bundle, folder, "-o", gallery)
+    ok("index", bundle, folder, "-o", gallery)
     assert boxes("b.png") == first
 
 
@@ -205,7 +201,7 @@ def test_features_with_boxes_are_written_and_continued(
     world: tuple[Any, ...], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"{__name__}:{'make' if 'boxed' in world[0].name else 'make_ragged'}"
-    run("features", pictures, "-o", tmp_path / "out", "--backbone", name)
+    ok("features", pictures, "-o", tmp_path / "out", "--backbone", name)
     with np.load(tmp_path / "out" / "ims.npz") as held:
         spans, boxes, features = held["pos_boxes"], held["boxes"], held["features"]
     names = (tmp_path / "out" / "names.txt").read_text().split("\n")[:-1]
@@ -260,11 +256,11 @@ def test_the_picture_that_cannot_be_indexed_is_named_and_what_was_committed_is_k
     arguments = ["index", bundle, f"{scheme}{tmp_path / 'in'}", "-o", tmp_path / "g"]
     if own:
         arguments += ["--backbone", f"{__name__}:make_failing"]
-    result = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    result = chan(*arguments)
     assert result.exit_code == 1
     assert re.search(r"Error: \S+/3.png: the b\S+ .* regions\[0, 0, 0\]: must be finite", result.output)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "in/3.png")
-    run(*arguments)
+    ok(*arguments)
     with Gallery.open(tmp_path / "g") as gallery:
         assert len(gallery) == 5
 
@@ -549,8 +545,8 @@ def test_a_backbone_without_an_engine_runs_with_onnxruntime(
 def test_class_scores_are_stored_with_the_features_and_not_in_a_bundle(
     make_small_model: Callable[..., Any], pictures: Path, tmp_path: Path
 ) -> None:
-    run("features", pictures, "-o", tmp_path / "out", "--backbone", f"{__name__}:make_scored")
-    run("features", pictures, "-o", tmp_path / "plain", "--backbone", f"{__name__}:make_ragged")
+    ok("features", pictures, "-o", tmp_path / "out", "--backbone", f"{__name__}:make_scored")
+    ok("features", pictures, "-o", tmp_path / "plain", "--backbone", f"{__name__}:make_ragged")
     with np.load(tmp_path / "out/ims.npz") as held, np.load(tmp_path / "plain/ims.npz") as plain:
         scores, features, spans = held["class_scores"], held["features"], held["pos_boxes"]
         assert {name: held[name].tobytes() for name in plain} == {name: plain[name].tobytes() for name in plain}

@@ -35,6 +35,8 @@ from chan_rt.scale import cache as cache_module
 from chan_rt.scale import cached_gallery, head, pull, pull_gallery, push, push_gallery
 from chan_rt.scale.remote import Remote
 
+from ..run_chan import ok
+
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,12 +60,6 @@ def large(tmp_path: Path) -> Path:
 def found(path: Path, queries: Embeddings) -> list[list[tuple[str, float]]]:
     with Gallery.open(path, threads=1) as gallery:
         return [[(hit.id, hit.score) for hit in one.hits] for one in gallery.search(queries, 50)]
-
-
-def chan(*args: object) -> str:
-    result = CliRunner().invoke(cli.main, [str(arg) for arg in args])
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.mark.parametrize("shards", [0, 3])
@@ -413,14 +409,14 @@ def test_credentials_that_are_missing_are_named(bucket: str, reason: str) -> Non
 
 def test_commands_take_addresses(bucket: str, gallery: Path, tmp_path: Path) -> None:
     url = f"{bucket}/g"
-    assert "38 rows" in chan("gallery", "push", gallery, url)
-    assert json.loads(chan("gallery", "push", gallery, url, "--prune", "--json"))["sent"] == 0
-    assert json.loads(chan("gallery", "info", url, "--json"))["rows"] == 38
-    assert chan("gallery", "list", url) == chan("gallery", "list", gallery)
-    assert "every byte is as it was committed" in chan("gallery", "verify", url)
-    assert chan("search", url, "--like", "7", "-k", "3") == chan("search", gallery, "--like", "7", "-k", "3")
-    assert "38 rows in 2 shards" in chan("gallery", "split", url, "-o", tmp_path / "shards", "--shards", "2")
-    assert "pulled: 38 rows" in chan("gallery", "pull", url, "-o", tmp_path / "pulled")
+    assert "38 rows" in ok("gallery", "push", gallery, url)
+    assert json.loads(ok("gallery", "push", gallery, url, "--prune", "--json"))["sent"] == 0
+    assert json.loads(ok("gallery", "info", url, "--json"))["rows"] == 38
+    assert ok("gallery", "list", url) == ok("gallery", "list", gallery)
+    assert "every byte is as it was committed" in ok("gallery", "verify", url)
+    assert ok("search", url, "--like", "7", "-k", "3") == ok("search", gallery, "--like", "7", "-k", "3")
+    assert "38 rows in 2 shards" in ok("gallery", "split", url, "-o", tmp_path / "shards", "--shards", "2")
+    assert "pulled: 38 rows" in ok("gallery", "pull", url, "-o", tmp_path / "pulled")
     result = CliRunner().invoke(cli.main, ["gallery", "delete", url, "7"])
     assert result.exit_code == 2
     assert "does not exist" in result.output
@@ -449,6 +445,6 @@ def test_a_cached_gallery_does_not_learn_where_its_bundle_is(
             split_gallery(tmp_path / "g", tmp_path / "many", shards)
         push_gallery(tmp_path / ("many" if shards else "g"), url)
         before = {path: path.read_bytes() for path in cached_gallery(url).rglob("*") if path.is_file()}
-        assert "certified" in chan("search", url, "two red apples", "--bundle", bundle)
+        assert "certified" in ok("search", url, "two red apples", "--bundle", bundle)
         assert {path: path.read_bytes() for path in cached_gallery(url).rglob("*") if path.is_file()} == before
-        assert chan("gallery", "verify", url)
+        assert ok("gallery", "verify", url)

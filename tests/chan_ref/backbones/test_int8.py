@@ -21,6 +21,8 @@ from chan_rt.chan_ref.model import ChanModel
 from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
 
+from ...run_chan import ok
+
 WORDS = [f"w{index}" for index in range(12)]
 COUNT = 20
 NETWORKS = [
@@ -33,12 +35,6 @@ NETWORKS = [
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed: make test-backbones"
 )
-
-
-def chan(*arguments: object) -> str:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def write_world(folder: Path, width: int) -> None:
@@ -74,13 +70,13 @@ def test_a_network_is_quantized_and_passes_parity(name: str, width: int, tmp_pat
     write_world(tmp_path, width)
     saved, bundle, data = (tmp_path / part for part in ("checkpoint", "bundle", "data"))
     network = ["--backbone", name, "--weights", weights_of(name, tmp_path)]
-    chan("data", tmp_path / "pictures", "-o", data, "--dev-share", 0, "--test-share", 0, "--min-count", 1)
-    chan("features", data, "-o", data, *network)
-    chan("export", saved, "-o", bundle, "--precision", "fp32", *network)
-    chan("calibrate", bundle, data, "--samples", COUNT)
+    ok("data", tmp_path / "pictures", "-o", data, "--dev-share", 0, "--test-share", 0, "--min-count", 1)
+    ok("features", data, "-o", data, *network)
+    ok("export", saved, "-o", bundle, "--precision", "fp32", *network)
+    ok("calibrate", bundle, data, "--samples", COUNT)
     sample = ["--data", data, "--split", "train", "--samples", COUNT, "--precision", "int8_x86", *network, "--json"]
     # 20 captions are too few for the bounds of ranks, which are not what is tested
-    found = json.loads(chan("export", saved, "-o", bundle, *sample, "--force"))
+    found = json.loads(ok("export", saved, "-o", bundle, *sample, "--force"))
     assert [one["precision"] for one in found["graphs"] if one["graph"] == "backbone"] == ["int8_x86"]
     assert Manifest.load(bundle).resolve("backbone", "int8_x86") == "int8_x86"
     result = CliRunner().invoke(cli.main, ["parity", str(bundle), "--checkpoint", str(saved), *map(str, sample)])

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.commands.terminal import visible_lines
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
 from chan_rt.runtime.gallery import writer as writer_module
@@ -22,13 +20,10 @@ from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.pictures.load import picture_suffixes
 from chan_rt.runtime.session import gallery_settings
 
+from ...run_chan import chan
+
 CAPTION = "two red Clouds"
 WORDS = ["<start>", "two", "red", "clouds", "<end>"]
-
-
-@pytest.fixture(scope="module")
-def bundle(make_small_model: Callable) -> Path:
-    return make_small_model(pictures=True).bundle
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +45,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = [" ".join(rng.choice(words, 4)) for _ in range(30)]
     (folder / "precomp" / "test_caps.txt").write_text("".join(f"{caption}\n" for caption in captions))
     return folder
-
-
-def chan(*args: object) -> Result:
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
 
 
 def ok(*args: object) -> str:

@@ -12,25 +12,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.serve import Settings
 from chan_rt.serve.app import create_app
 from chan_rt.serve.state import State
 
+from ....run_chan import chan, ok
+
 CAPTION = "two red Clouds"
-
-
-def chan(*args: object) -> Result:
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
-
-
-def ok(*args: object) -> str:
-    result = chan(*args)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def paint(path: Path, seed: int) -> None:
