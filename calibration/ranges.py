@@ -136,7 +136,10 @@ def choose_range(
         low, high = min(bounds[0], histogram.minimum), max(bounds[1], histogram.maximum)
         return TensorRange(low, high, histogram.minimum, histogram.maximum, histogram.total, clipped=0.0)
     counts = histogram.magnitudes()
-    threshold = min(_THRESHOLDS[method](counts, histogram.limit, largest), largest)
+    threshold = largest
+    if largest >= (LEVELS + 1) * histogram.limit / len(counts):
+        threshold = min(_THRESHOLDS[method](counts, histogram.limit, largest), largest)
+    # else all values are so small that bins are coarser than the steps of int8, and cannot show what clipping gains
     edges = np.linspace(0, histogram.limit, len(counts) + 1)
     clipped = float(counts[edges[:-1] >= threshold].sum() / histogram.total) if threshold < largest else 0.0
     return TensorRange(
@@ -178,8 +181,6 @@ def _entropy(counts: np.ndarray, limit: float, largest: float) -> float:
     # the demo's features this cost 41 points of rsum. As in TensorRT, the first bin gets the count of its neighbor.
     counts = np.concatenate([counts[1:2], counts[1:]])
     last = int(np.nonzero(counts)[0][-1]) + 1
-    if last <= levels:
-        return largest
     best, best_divergence = last, np.inf
     for kept in range(levels, last + 1, max(1, (last - levels) // 200)):
         reference = counts[:kept].astype(np.float64)

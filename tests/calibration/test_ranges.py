@@ -72,6 +72,14 @@ def test_degenerate_samples_are_refused(batches: list[np.ndarray], message: str)
         choose_range("x", histogram_of(*batches), "mse")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1e-35, 1e-9, 1e-6, 2e-4])
+def test_values_below_the_resolution_of_the_bins_are_not_clipped(method: str, scale: float) -> None:
+    values = np.linspace(-1, 1, 1001) * scale
+    found = choose_range("x", histogram_of(values), method)
+    assert (found.low, found.high, found.clipped) == (-scale, scale, 0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(InputError, match="x: every calibration value must be finite"):
