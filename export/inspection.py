@@ -96,7 +96,10 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+        model = onnx.load(path, load_external_data=False)
+        if not model.HasField("graph"):  # also of an empty file
+            raise ValueError("it holds no graph")
+        model = onnx.shape_inference.infer_shapes(model)
     except (DecodeError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise BundleError(f"{path} is not a readable ONNX file: {error}") from error
     graph = model.graph

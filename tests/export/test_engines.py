@@ -586,7 +586,13 @@ def test_inspect_shows_bundles_engines_and_onnx_files(
         find_engine(bundle, "region_encoder", "fp32", "tensorrt_rtx")  # its neighbor's damage is not its own
     onnx_file.write_bytes(b"\xff" * 10)
     assert "altered" in shown(bundle)
-    for path, message in [(onnx_file, "not a readable ONNX file"), (tmp_path, "path must be a bundle's folder")]:
+    empty = tmp_path / "empty.onnx"
+    empty.touch()
+    for path, message in [
+        (onnx_file, "not a readable ONNX file"),
+        (empty, "not a readable ONNX file: it holds no graph"),
+        (tmp_path, "path must be a bundle's folder"),
+    ]:
         result = CliRunner().invoke(cli.main, ["inspect", str(path)])
         assert result.exit_code == 1
         assert message in result.output
