@@ -88,7 +88,7 @@ class Calibration:
                 for name, item in raw["graphs"].items()
             }
             return cls(raw["method"], raw["data"], graphs)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{RANGES_FILE} cannot be understood: {reason_of(error)}") from error
 
 

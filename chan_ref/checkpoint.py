@@ -116,8 +116,8 @@ def load(path: str | Path) -> Checkpoint:
         tokenizer_files = {file.name: file.read_bytes() for file in files if file.is_file()}
     except OSError as error:
         raise _not_a_checkpoint(path, error) from error
-    except (ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, SafetensorError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     return Checkpoint(
         model=build(config, state, str(path)),
         tokenizer_kind="scan" if config.text_encoder == "bigru" else "bert",
@@ -132,7 +132,7 @@ def read_config(path: str | Path) -> ModelConfig:
         return _read_config(Path(path))[0]
     except OSError as error:
         raise _not_a_checkpoint(Path(path), error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
 
 

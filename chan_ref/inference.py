@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import BundleError, CheckpointError
+from ..runtime.errors import BundleError, CheckpointError, reason_of
 from ..runtime.text import BertTokenizer, ScanTokenizer
 from . import checkpoint
 from .model import ChanModel
@@ -73,8 +73,9 @@ def read_tokenizer(files: Mapping[str, bytes]) -> ScanTokenizer | BertTokenizer:
     if "vocab.json" in files:
         try:
             return ScanTokenizer(json.loads(files["vocab.json"])["word2idx"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"vocab.json must be a vocabulary {{word2idx, idx2word, idx}}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = reason_of(error)
+            raise BundleError(f"vocab.json must be a vocabulary {{word2idx, idx2word, idx}}: {reason}") from error
     if "tokenizer.json" in files:
         return BertTokenizer(files["tokenizer.json"].decode())
     raise CheckpointError(

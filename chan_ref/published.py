@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..runtime.contract import AlignmentConfig, sha256_file
 from ..runtime.errors import BundleError, CheckpointError, InputError
-from ..runtime.text import SCAN_MASK, BertTokenizer, ScanTokenizer, scan_vocabulary
+from ..runtime.text import SCAN_MASK, BertTokenizer, ScanTokenizer, read_vocabulary, scan_vocabulary
 from . import checkpoint
 from .bert import read_settings, read_tokenizer
 from .config import ModelConfig
@@ -279,8 +279,8 @@ def _tokenizer_files(
             raise CheckpointError(f"{path}: opt.word2idx must give {SCAN_MASK} the last id")
         source = f"{path}: opt.word2idx"
     if vocabulary is not None:
-        ScanTokenizer.from_file(vocabulary)
-        given = json.loads(Path(vocabulary).read_text(encoding="utf-8"))["word2idx"]
+        given = read_vocabulary(vocabulary)
+        ScanTokenizer(given)
         if words is not None and given != words:
             raise CheckpointError(f"{vocabulary} differs from the vocabulary that {path} carries: leave out --vocab")
         words, source = given, str(vocabulary)

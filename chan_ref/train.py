@@ -231,7 +231,7 @@ def _last_record(run: str | Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))["training"]
         int(record["epoch"]), int(record["options"]["epochs"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{config} was not written by `chan train`: {reason_of(error)}") from error
     return record
 

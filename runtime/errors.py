@@ -124,6 +124,8 @@ def reason_of(error: BaseException) -> str:
         return f"it is not UTF-8 text (at byte {error.start})"
     if isinstance(error, KeyError):
         return f"the key {error.args[0]!r} is missing" if error.args else "a key is missing"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
     text = str(error)
     if isinstance(error, TypeError) and (unknown := re.search(r"unexpected keyword argument ('.*')", text)):
         return f"the key {unknown[1]} is unknown"

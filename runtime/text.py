@@ -85,7 +85,7 @@ class ScanTokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> ScanTokenizer:
         """Read a vocabulary JSON `{word2idx, idx2word, idx}`; BundleError names what does not fit."""
-        return cls(_read_vocabulary(Path(path)))
+        return cls(read_vocabulary(path))
 
     @property
     def vocab_size(self) -> int:
@@ -272,6 +272,26 @@ def scan_vocabulary(word2idx: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def read_vocabulary(path: str | Path) -> dict[str, int]:
+    """The table word -> id of a vocabulary file `{word2idx, idx2word, idx}`; BundleError names what does not fit."""
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows begin it with a mark
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read: {reason_of(error)}") from error
+    if not isinstance(raw, dict) or not {"word2idx", "idx2word", "idx"} <= raw.keys():
+        raise BundleError(f"{path} must be a vocabulary {{word2idx, idx2word, idx}}")
+    word2idx, idx2word = raw["word2idx"], raw["idx2word"]
+    if not isinstance(word2idx, dict) or not all(type(index) is int for index in word2idx.values()):
+        raise BundleError(f"{path}: word2idx must map words to integers")
+    if not isinstance(idx2word, dict) or {word: str(index) for word, index in word2idx.items()} != {
+        word: index for index, word in idx2word.items()
+    }:
+        raise BundleError(f"{path}: idx2word must be the inverse of word2idx")
+    if raw["idx"] != len(word2idx):
+        raise BundleError(f"{path}: idx must be the number of words {len(word2idx)}, got {raw['idx']}")
+    return word2idx
+
+
 def load_tokenizer(bundle: str | Path, spec: TokenizerSpec) -> ScanTokenizer | BertTokenizer:
     """The bundle's tokenizer, once its files are those of the manifest; BundleError otherwise."""
     names = {"scan": "vocab.json", "bert": "tokenizer.json"}
@@ -319,25 +339,6 @@ def _check_captions(captions: Sequence[str]) -> None:
 def _no_words(row: int, caption: str) -> str:
     shown = caption if len(caption) <= 40 else caption[:40] + "..."
     return f"captions[{row}] must hold at least one word, got {shown!r}"
-
-
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {reason_of(error)}") from error
-    if not isinstance(raw, dict) or not {"word2idx", "idx2word", "idx"} <= raw.keys():
-        raise BundleError(f"{path} must be a vocabulary {{word2idx, idx2word, idx}}")
-    word2idx, idx2word = raw["word2idx"], raw["idx2word"]
-    if not isinstance(word2idx, dict) or not all(type(index) is int for index in word2idx.values()):
-        raise BundleError(f"{path}: word2idx must map words to integers")
-    if not isinstance(idx2word, dict) or {word: str(index) for word, index in word2idx.items()} != {
-        word: index for index, word in idx2word.items()
-    }:
-        raise BundleError(f"{path}: idx2word must be the inverse of word2idx")
-    if raw["idx"] != len(word2idx):
-        raise BundleError(f"{path}: idx must be the number of words {len(word2idx)}, got {raw['idx']}")
-    return word2idx
 
 
 def _tokenizers() -> Any:

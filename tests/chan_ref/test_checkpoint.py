@@ -13,12 +13,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from chan_rt.calibration.calibrate import Calibration
 from chan_rt.chan_ref import checkpoint, weights
+from chan_rt.chan_ref.bert import bert_from_pretrained
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
+from chan_rt.chan_ref.inference import read_tokenizer
 from chan_rt.chan_ref.model import ChanModel
+from chan_rt.chan_ref.train import last_epoch
 from chan_rt.runtime import files
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.errors import CheckpointError
+from chan_rt.runtime.errors import BundleError, CheckpointError, InputError
 
 BERT = BertConfig(vocab_size=12, hidden=16, layers=2, heads=4, intermediate=8, positions=6)
 GRU = ModelConfig(region_dim=6, embed_dim=8, vocab_size=12, word_dim=5, alignment=AlignmentConfig("THA", "Softmax"))
@@ -170,6 +174,21 @@ def test_the_configuration_is_read_without_the_weights(saved: Path):
     (saved / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.read_config(saved)
+
+
+def test_json_nested_too_deep_is_an_error(saved: Path, tmp_path: Path):
+    deep = "[" * 100_000
+    with pytest.raises(BundleError, match=r"vocab.json must be a vocabulary .*: it is nested too deep"):
+        read_tokenizer({"vocab.json": deep.encode()})
+    with pytest.raises(InputError, match="cannot be understood: it is nested too deep"):
+        Calibration.from_json(deep)
+    (saved / "config.json").write_text(deep)
+    for read in (checkpoint.load, checkpoint.read_config, bert_from_pretrained):
+        with pytest.raises(CheckpointError, match="cannot be read: it is nested too deep"):
+            read(saved)
+    saved.rename(tmp_path / "last")
+    with pytest.raises(CheckpointError, match="was not written by `chan train`: it is nested too deep"):
+        last_epoch(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])

@@ -95,6 +95,15 @@ def test_scan_vocabulary_rules(word2idx: dict[str, int], message: str) -> None:
         scan_vocabulary(word2idx)
 
 
+def test_a_vocabulary_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    text = json.dumps(build_scan_vocabulary(CAPTIONS, 1))
+    (tmp_path / "vocab.json").write_text(text, encoding="utf-8-sig")
+    assert ScanTokenizer.from_file(tmp_path / "vocab.json").rows(["a cat"]) == [[1, 4, 9, 2]]
+    (tmp_path / "vocab.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match=r"vocab.json cannot be read: it is nested too deep"):
+        ScanTokenizer.from_file(tmp_path / "vocab.json")
+
+
 @pytest.mark.parametrize("kind", ["scan", "bert"])
 @pytest.mark.parametrize(
     ("captions", "message"),
