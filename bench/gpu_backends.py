@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..chan_ref.config import ModelConfig
 from ..export.engines import build_engine, find_target, plan
 from ..runtime.backends import BACKENDS
 from ..runtime.backends.sidecar import ENGINES
@@ -21,14 +22,20 @@ from ..runtime.doctor import examine
 from ..runtime.errors import ChanError
 
 CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"  # what the demo's bundle is made of
+_SCENES = 16  # as many as calibration needs
+_SMALL = ModelConfig(region_dim=32, embed_dim=64, attention_heads=2, vocab_size=40, word_dim=16)
 
 Record = dict[str, Any]
 
 
-def parity(demo: Path) -> Record:
+def parity(demo: Path, small: bool) -> Record:
     """The verdict on every backend and precision of the demo's bundle, with engines built for this GPU.
 
     int8 is calibrated on 64 of the pictures it is checked on: its verdict is on the arithmetic, not on unseen data.
+
+    Args:
+        demo: the demo's folder; it is run where there is none.
+        small: whether few pictures suffice, because only the benchmark is tested.
     """
     from ..calibration.calibrate import calibrate
     from ..calibration.feeds import Samples
@@ -38,7 +45,8 @@ def parity(demo: Path) -> Record:
     from ..runtime.text import load_tokenizer
 
     if not (demo / "bundle").is_dir():
-        subprocess.run([sys.executable, "-m", "chan_rt.demo", str(demo)], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "chan_rt.demo", str(demo), *(("--scenes", str(_SCENES)) if small else ())]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     cannot = {report.name: report.problem for report in examine().backends if not report.runs}
     with TemporaryDirectory(prefix="chan-bench-gpu-") as scratch:
         bundle = Path(scratch, "bundle")
@@ -66,15 +74,21 @@ def build_engines(bundle: Path) -> dict[str, str]:
     return reasons
 
 
-def backends(seconds: float) -> Record:
-    """`chan bench` on a model of the published size: every backend and precision, beside torch."""
+def backends(seconds: float, small: bool) -> Record:
+    """`chan bench` on a model of the published size: every backend and precision, beside torch.
+
+    Args:
+        seconds: for each operation, all candidates together.
+        small: whether a small model suffices, because only the benchmark is tested.
+    """
     from .int8 import MODELS, make_bundle
     from .latency import Setting, run
 
     with TemporaryDirectory(prefix="chan-bench-gpu-") as folder:
         model = Path(folder)
-        _, bundle = make_bundle(MODELS["gru"], model, np.random.default_rng(0))
+        _, bundle = make_bundle(_SMALL if small else MODELS["gru"], model, np.random.default_rng(0))
         reasons = build_engines(bundle)
         precisions = tuple(dict.fromkeys(name for held in Manifest.load(bundle).graphs.values() for name in held))
-        report = run(bundle, tuple(BACKENDS), precisions, model / "checkpoint", Setting(seconds=seconds))
+        setting = Setting(10, 4, 4, (1, 2), seconds) if small else Setting(seconds=seconds)
+        report = run(bundle, tuple(BACKENDS), precisions, model / "checkpoint", setting)
     return report.to_dict() | {"engines not built": reasons}

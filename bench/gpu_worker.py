@@ -203,14 +203,14 @@ def parity(request: Record) -> Record:
     """The verdict on every backend and precision of the demo's bundle, with engines built for this GPU."""
     from .gpu_backends import parity
 
-    return parity(Path(request["demo"]))
+    return parity(Path(request["demo"]), small=request["capability"] is None)
 
 
 def backends(request: Record) -> Record:
     """`chan bench` on a model of the published size: every backend and precision, beside torch."""
     from .gpu_backends import backends
 
-    return backends(request["seconds"])
+    return backends(request["seconds"], small=request["capability"] is None)
 
 
 _SECTIONS: dict[str, Callable[[Record], Record]] = {

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from chan_rt.bench import gpu as bench
 from chan_rt.bench.gpu_run import Run
+from chan_rt.runtime.backends import BACKENDS
+from chan_rt.runtime.backends.table import FLAVORS
 from chan_rt.runtime.gpu import GpuReport, examine_gpu
 
 # Kernels that a search for one caption launches, where the vectors are too few for a level to be read first.
@@ -91,6 +94,48 @@ def test_interpreted_on_a_bare_machine_every_search_section_runs(tmp_path: Path,
     assert report["shortlist"].keys() == {"20 images as segments", "20 images as one part"}
     assert all(len(one["listed"]) == len(one["rescored"]) == 4 for one in report["shortlist"].values())
     assert report["all-pairs"]["12 images: this, triton int8, certified"]["agreement"] == 1.0
+
+
+def run_section(section: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a section finds on the CPU, with the demo in tmp_path/demo; and what did not run."""
+    out = tmp_path / "gpu.json"
+    given = ["--interpreted", "--only", section, "--seconds", "0", "--demo", str(tmp_path / "demo"), "--out", str(out)]
+    done = CliRunner().invoke(bench.main, given)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    return report.get(section, {}).get(section, {}), report["not run"]
+
+
+def test_interpreted_the_section_backends_measures_what_runs_on_the_cpu_beside_torch(tmp_path: Path) -> None:
+    found, refused = run_section("backends", tmp_path)
+    assert refused == {}
+    assert (found["setting"]["images"], found["setting"]["batches"]) == (10, [1, 2])
+    measured = {f"onnxruntime {precision}" for precision in ("fp32", "fp16", "int8", "int8_x86")}
+    measured |= {"torch eager", "torch.compile"}
+    for operation in ("encode 2 captions", "encode 2 images", "score 1 caption x 10 images", "whole query, 10 images"):
+        latencies = found["latencies"][operation]
+        assert latencies.keys() >= measured - found["skipped"].keys() >= {"onnxruntime fp32", "torch eager"}
+        assert all(latency["p50"] > 0 for latency in latencies.values())
+    on_gpu = [f"{name} fp32" for name, info in BACKENDS.items() if info.gpu]
+    assert len(on_gpu) == 4
+    if not examine_gpu().gpus:
+        assert found["skipped"].keys() >= set(on_gpu), "each with its reason"
+    assert found["engines not built"].keys() <= set(FLAVORS)
+    assert found["process"]["seconds"] > 0
+
+
+def test_interpreted_the_section_parity_runs_the_demo_and_judges_what_runs_on_the_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    found, refused = run_section("parity", tmp_path)
+    assert refused == {}
+    assert len(list((tmp_path / "demo" / "data" / "images" / "test").iterdir())) == 16
+    judged = {stage["name"]: stage["status"] for stage in found["report"]["stages"]}
+    for precision in ("fp32", "fp16", "int8"):
+        assert judged[f"onnxruntime/{precision}"] in ("passed", "missed"), "16 pictures are too few for a verdict"
+    assert judged["onnxruntime/fp32"] == "passed"
+    if not examine_gpu().gpus:
+        assert found["not run"].keys() >= {name for name, info in BACKENDS.items() if info.gpu}
+    assert found["report"]["sample"]["images"] == 16
 
 
 def test_sections_are_chosen_by_name() -> None:
