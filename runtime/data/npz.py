@@ -48,11 +48,18 @@ class _Opened(NamedTuple):
 
 
 def map_npy(file: Path) -> NDArray[Any]:
-    """The array of an .npy file, mapped."""
+    """The array of an .npy file, mapped; InputError if it cannot be read, or is not all that the file holds."""
     try:
-        return np.lib.format.open_memmap(file, "r")  # np.load takes what it does not know for a pickle
+        array = np.lib.format.open_memmap(file, "r")  # np.load takes what it does not know for a pickle
+        rest = file.stat().st_size - array.offset - array.nbytes
     except Exception as error:  # numpy has no common base for what damage makes it raise
         raise InputError(f"{file} cannot be read as a numpy array of numbers: {reason_of(error)}") from error
+    if rest > 0:
+        raise InputError(
+            f"{file} holds {rest:,} bytes behind its array {list(array.shape)}, such as those of a second numpy.save "
+            "to the same open file: write each array to a file of its own"
+        )
+    return array
 
 
 def map_npz(file: Path) -> dict[str, NDArray[Any]]:

@@ -188,6 +188,12 @@ def entry(**changes: Any) -> Callable[[bytes, dict], bytes]:
     return lambda data, header: with_header({"embeddings": {**header["embeddings"], **changes}}, data)
 
 
+def twice(path: Path) -> None:
+    with open(path, "wb") as file:
+        for _ in range(2):
+            np.save(file, np.ones((2, 4), F4))
+
+
 def npy(array: Any) -> Callable[[Path], object]:
     return lambda path: np.save(path, array)
 
@@ -211,6 +217,7 @@ def text(content: bytes) -> Callable[[Path], object]:
 HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.npy", text(b""), "cannot be read as a numpy array"),
     ("x.npy", text(CUT), "cannot be read as a numpy array"),
+    ("x.npy", twice, "holds 160 bytes behind its array [2, 4], such as those of a second numpy.save"),
     ("x.npy", npy(np.array([[1, None]])), "cannot be read as a numpy array"),
     ("x.npy", npy(np.zeros((0, 4), F4)), "none of them 0, got float32 [0, 4]"),
     ("x.npy", npy(np.zeros(4, F4)), "the shape [N, L, D] or [N, D], got float32 [4]"),
