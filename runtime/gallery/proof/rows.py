@@ -255,7 +255,8 @@ def _coded(
         codes, low = split_bytes(integers)
         kept = from_fixed(integers, np.repeat(scale, np.diff(starts)))
         return kept, measure(kept, codes, scale, starts), low
-    exact = vectors if precision == "none" else vectors.astype(precision, copy=False)
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused here
+        exact = vectors if precision == "none" else vectors.astype(precision, copy=False)
     if not np.isfinite(exact).all():
         raise TensorError("vectors", "must fit float16, or keep the fine copy as float32", float(np.abs(vectors).max()))
     return exact, quantize(exact, starts), None
