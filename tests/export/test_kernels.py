@@ -239,7 +239,9 @@ def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not examine_gpu().gpus, reason="no NVIDIA GPU")
-@pytest.mark.parametrize("name", ["gpu_queries", "self_test", "decide", "resident_levels", "resident", "overlap"])
+@pytest.mark.parametrize(
+    "name", ["gpu_queries", "self_test", "decide", "resident_levels", "resident", "overlap", "upload"]
+)
 def test_on_a_gpu_kernels_rank_as_the_cpu_does(name: str) -> None:
     """All of the gallery's tests once more, with the compiled kernels on this machine's GPU."""
     compile_ahead(examine_gpu().gpus[0].architecture)

@@ -52,7 +52,7 @@ class ObservedGpu(CudaDevice):
         self._names: dict[int, str] = {}
 
     def malloc(self, size: int) -> int:
-        if sum(map(len, self.memory.values())) + size > self._capacity:
+        if sum(map(len, list(self.memory.values()))) + size > self._capacity:
             raise GpuMemoryError("CUDA: cudaMalloc failed: out of memory (cudaErrorMemoryAllocation)")
         address = super().malloc(size)
         self._call("cudaMemset", address, 0xAB, size)
@@ -61,7 +61,7 @@ class ObservedGpu(CudaDevice):
         return address
 
     def free_memory(self) -> int:
-        return self._capacity - sum(map(len, self.memory.values()))
+        return self._capacity - sum(map(len, list(self.memory.values())))
 
     def free(self, address: int) -> None:
         del self.memory[address]  # before another thread may be given this address
