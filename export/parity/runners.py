@@ -1,11 +1,11 @@
-"""Who computes: the torch reference and the graphs of a bundle, behind one interface."""
+"""Who computes: the torch reference and the graphs of a bundle, by methods of the same names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,22 +20,6 @@ from ...runtime.embeddings import Embeddings
 COMPARED = ("region_encoder", "text_encoder", "hard_alignment", "alignment_map")
 
 
-class Runner(Protocol):
-    """The graphs of a bundle between features and scores, as functions of numpy arrays."""
-
-    def encode_regions(self, regions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """[B, R, F], [B] -> [B, R, D]."""
-
-    def encode_words(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """[B, W], [B] -> [B, W, D]."""
-
-    def score(self, images: Embeddings, captions: Embeddings) -> np.ndarray:
-        """Scores [I, C]."""
-
-    def align(self, images: Embeddings, captions: Embeddings) -> tuple[np.ndarray, np.ndarray]:
-        """Similarity [I, C, W] of each word with the region it chooses, and that region's index."""
-
-
 class TorchRunner:
     """The reference: the checkpoint's own model in float32 on the CPU."""
 
@@ -43,22 +27,22 @@ class TorchRunner:
         self._model = model.eval()
 
     def encode_regions(self, regions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """See `Runner`."""
+        """[B, R, F], [B] -> [B, R, D]."""
         with torch.inference_mode():
             return self._model.encode_regions(torch.from_numpy(regions), torch.from_numpy(lengths)).numpy()
 
     def encode_words(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """See `Runner`."""
+        """[B, W], [B] -> [B, W, D]."""
         with torch.inference_mode():
             return self._model.encode_words(torch.from_numpy(ids), torch.from_numpy(lengths)).numpy()
 
     def score(self, images: Embeddings, captions: Embeddings) -> np.ndarray:
-        """See `Runner`."""
+        """Scores [I, C]."""
         with torch.inference_mode():
             return self._model.score(*_tensors(images, captions)).numpy()
 
     def align(self, images: Embeddings, captions: Embeddings) -> tuple[np.ndarray, np.ndarray]:
-        """See `Runner`."""
+        """Similarity [I, C, W] of each word with the region it chooses, and that region's index."""
         word_scores, word_regions = alignment.align(*_tensors(images, captions))
         return word_scores.numpy(), word_regions.numpy()
 
@@ -99,19 +83,19 @@ class GraphRunner:
         return self._run("backbone", {"pixels": pixels})
 
     def encode_regions(self, regions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """See `Runner`."""
+        """As `TorchRunner`."""
         return self._run("region_encoder", {"regions": regions, "region_lengths": lengths})["region_embeddings"]
 
     def encode_words(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """See `Runner`."""
+        """As `TorchRunner`."""
         return self._run("text_encoder", {"token_ids": ids, "token_lengths": lengths})["word_embeddings"]
 
     def score(self, images: Embeddings, captions: Embeddings) -> np.ndarray:
-        """See `Runner`."""
+        """As `TorchRunner`."""
         return self._run("hard_alignment", _alignment_feeds(images, captions))["scores"]
 
     def align(self, images: Embeddings, captions: Embeddings) -> tuple[np.ndarray, np.ndarray]:
-        """See `Runner`."""
+        """As `TorchRunner`."""
         outputs = self._run("alignment_map", _alignment_feeds(images, captions))
         return outputs["word_scores"], outputs["word_regions"]
 
