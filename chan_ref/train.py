@@ -132,44 +132,30 @@ def resume(
     if not run.is_dir():
         raise _nothing_to_resume(run)
     with _alone(run), _enough_memory():
-        going = _go_on(Path(data_dir), run, epochs, patience, place, on_step, on_epoch)
-        return going.go(tensorboard)
-
-
-def _go_on(
-    data_dir: Path,
-    run: Path,
-    epochs: int | None,
-    patience: int | None,
-    device: str,
-    on_step: OnStep | None,
-    on_epoch: OnEpoch | None,
-) -> _Run:
-    """The run in a folder, as it was after its last finished epoch."""
-    recover(run / "last")
-    if not (run / "last").is_dir():
-        raise _nothing_to_resume(run)
-    last = checkpoint.load(run / "last")
-    try:
-        training = last.record["training"]
-        config, epoch, logs = TrainConfig.from_dict(training["options"]), training["epoch"], training["log"]
-        fingerprint = training["data"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {reason_of(error)}") from error
-    _check_best(run, logs)
-    data = TrainData.open(data_dir)
-    if data.fingerprint != fingerprint:
-        raise InputError(
-            f"{data_dir} is not the data this run was trained on (sha256 {data.fingerprint}, not {fingerprint})"
+        recover(run / "last")
+        if not (run / "last").is_dir():
+            raise _nothing_to_resume(run)
+        last = checkpoint.load(run / "last")
+        try:
+            training = last.record["training"]
+            config, epoch, logs = TrainConfig.from_dict(training["options"]), training["epoch"], training["log"]
+            fingerprint = training["data"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{run / 'last'} was not written by `chan train`: {reason_of(error)}") from error
+        _check_best(run, logs)
+        data = TrainData.open(data_dir)
+        if data.fingerprint != fingerprint:
+            raise InputError(
+                f"{data_dir} is not the data this run was trained on (sha256 {data.fingerprint}, not {fingerprint})"
+            )
+        config = replace(
+            config,
+            epochs=config.epochs if epochs is None else epochs,
+            patience=config.patience if patience is None else patience,
         )
-    config = replace(
-        config,
-        epochs=config.epochs if epochs is None else epochs,
-        patience=config.patience if patience is None else patience,
-    )
-    going = _Run(run, data, config, last.model, last.tokenizer_files, device, on_step, on_epoch)
-    going.restore(epoch, [EpochLog.from_dict(line) for line in logs])
-    return going
+        going = _Run(run, data, config, last.model, last.tokenizer_files, place, on_step, on_epoch)
+        going.restore(epoch, [EpochLog.from_dict(line) for line in logs])
+        return going.go(tensorboard)
 
 
 def _check_best(run: Path, logs: list[dict[str, Any]]) -> None:
