@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..runtime.counts import counted
 from . import options, values
+from .index_embeddings import index_files, report_preparation
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, warn
-
-if TYPE_CHECKING:
-    from ..runtime.contract import Coding, Pooling
-    from ..runtime.gallery.prepare import Preparation
 
 
 @click.command("index", short_help="Encode images or captions into a gallery for `chan search`.")
@@ -136,7 +131,7 @@ def command(
         options.refuse_given(context, (*encoding, "address", "actors", "shard_rows"), "with --embeddings")
         alignment = coding, pooling
         files = [Path(file) for file in arguments]
-        _index_embeddings(files, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
+        index_files(files, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
         return
     options.refuse_given(context, ("coding", "pooling"), "without --embeddings: the bundle decides it")
     bundle, *sources = arguments
@@ -204,11 +199,12 @@ def command(
                 )
             prepared = prepare_search(writer, matcher, texts)
             held = writer.describe()
+    encoded = result.encoded - (earlier or 0)
     if as_json:
         print_json(
             {
                 "gallery": str(out),
-                "encoded": result.encoded - (earlier or 0),
+                "encoded": encoded,
                 **({} if earlier is None else {"encoded_earlier": earlier}),
                 "added": result.added,
                 "refreshed": result.refreshed,
@@ -223,7 +219,7 @@ def command(
             }
         )
     else:
-        echo(f"{result.encoded - (earlier or 0)} encoded, {result.unchanged} already there")
+        echo(f"{encoded} encoded, {result.unchanged} already there")
         for count, text in (
             (earlier or 0, "encoded by an earlier run, which was interrupted"),
             (result.refreshed, "of these encoded again, because the content changed or --replace was given"),
@@ -235,7 +231,7 @@ def command(
         if result.missing and not prune:
             gone = f"{len(result.missing)} kept although the item is gone"
             echo(f"{gone}, such as {result.missing[0]}; --prune removes these")
-        _report_preparation(prepared, queries)
+        report_preparation(prepared, queries)
         echo(f"{out}: {held}")
     if unmatched:
         warn(
@@ -245,16 +241,6 @@ def command(
     report_skipped(result.skipped, source.passed_over)
     if strict and result.skipped:
         raise click.exceptions.Exit(1)
-
-
-def _report_preparation(prepared: Preparation | None, queries: Path | None) -> None:
-    if prepared is not None:
-        echo(prepared.describe())
-    elif queries is not None:
-        echo(
-            f"search is not fitted to {queries}, because the gallery has fewer than 256 rows, keeps no fine copy, or "
-            "scores with VSA"
-        )
 
 
 def _as_before(context: click.Context, out: Path, *choices: Any) -> tuple[Any, ...]:
@@ -269,59 +255,3 @@ def _as_before(context: click.Context, out: Path, *choices: Any) -> tuple[Any, .
     names = ("coding", "pooling", "fine", "precision")
     given = [context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in names]
     return tuple(choice if is_given else old for choice, old, is_given in zip(choices, before, given, strict=True))
-
-
-def _index_embeddings(
-    files: Sequence[Path],
-    out: Path,
-    alignment: tuple[Coding, Pooling],
-    captions: bool,
-    fine: Literal["float32", "fixed16", "float16", "none"],
-    metadata: Path | None,
-    queries: Path | None,
-    max_bad: int,
-    strict: bool,
-    as_json: bool,
-) -> None:
-    """Bring the gallery up to date with files of embeddings."""
-    from ..runtime.contract import AlignmentConfig
-    from ..runtime.gallery.settings import NO_MODEL, GallerySettings
-    from ..runtime.indexing.embedding_source import embedding_source, read_embeddings
-    from ..runtime.indexing.index_embeddings import index_embeddings, prepare_embeddings
-    from ..runtime.session import open_writer
-
-    readers = options.vector_readers()
-    source = embedding_source(files, metadata, readers)
-    kind: Literal["images", "captions"] = "captions" if captions else "images"
-    settings = GallerySettings(kind, source.dim(), AlignmentConfig(*alignment), NO_MODEL, fine)
-    asked = None if queries is None else read_embeddings([queries], settings.dim, readers)[1]
-    with open_writer(out, settings) as writer:
-        with progress_bar("index", len(source.ids)) as progress:
-            result = index_embeddings(writer, source, max_bad=max_bad, progress=progress)
-        prepared = prepare_embeddings(writer, asked)
-        held = writer.describe()
-    low, high = result.norms
-    if as_json:
-        facts = asdict(result)
-        facts["skipped"] = skipped_as_dicts(result.skipped)
-        prepared_text = None if prepared is None else prepared.describe()
-        print_json({"gallery": str(out), **facts, "rounded": source.rounds, "prepared": prepared_text})
-    else:
-        echo(f"{result.added + result.refreshed} added, {result.unchanged + result.relabeled} already there")
-        for count, text in (
-            (result.refreshed, "of these took the place of rows with the same id and other vectors"),
-            (result.relabeled, "of those that were there have other metadata now"),
-            (result.padding, "vectors of zeros were left out as padding"),
-        ):
-            if count:
-                echo(f"{count} {text}")
-        unit = 0.999 < low <= high < 1.001
-        measured = "vectors have length 1" if unit else f"vectors have lengths from {low:.4g} to {high:.4g}"
-        echo(f"{measured}; a score is {alignment[0]} and {alignment[1]} of {'cosines' if unit else 'inner products'}")
-        if source.rounds:
-            echo("float64 values were rounded to float32")
-        _report_preparation(prepared, queries)
-        echo(f"{out}: {held}")
-    report_skipped(result.skipped)
-    if strict and result.skipped:
-        raise click.exceptions.Exit(1)
