@@ -57,15 +57,10 @@ def points(seed: int, tmp_path: Path, count: int) -> list[int]:
     return random.Random(seed).sample(range(1, lines), count)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(100, 200))]
+)
 def test_kill_at_random_points(tmp_path: Path, seed: int) -> None:
-    for line in points(seed, tmp_path, 10):
-        kill_and_check(tmp_path, seed, line)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(100, 200))
-def test_kill_at_many_random_points(tmp_path: Path, seed: int) -> None:
     for line in points(seed, tmp_path, 10):
         kill_and_check(tmp_path, seed, line)
 

@@ -150,21 +150,16 @@ def live(rng: np.random.Generator, path: Path, coding: str, pooling: str) -> int
     return compared
 
 
+@pytest.mark.parametrize(
+    ("seed", "least"), [((7,), 60), *(pytest.param((70, n), 134, marks=pytest.mark.nightly) for n in range(10))]
+)
 @pytest.mark.parametrize(("coding", "pooling"), EACH)
-def test_answers_through_random_lives(tmp_path: Path, coding: str, pooling: str) -> None:
-    rng, compared = np.random.default_rng([7, EACH.index((coding, pooling))]), 0
+def test_answers_through_random_lives(
+    tmp_path: Path, coding: str, pooling: str, seed: tuple[int, ...], least: int
+) -> None:
+    """20,000 answers at night."""
+    rng, compared = np.random.default_rng([*seed, EACH.index((coding, pooling))]), 0
     for turn in itertools.count():
-        if compared >= 60:
-            break
-        compared += live(rng, tmp_path / str(turn), coding, pooling)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize(("coding", "pooling"), EACH)
-def test_20_000_answers_through_random_lives(tmp_path: Path, coding: str, pooling: str, seed: int) -> None:
-    rng, compared = np.random.default_rng([70, seed, EACH.index((coding, pooling))]), 0
-    for turn in itertools.count():
-        if compared >= 134:
+        if compared >= least:
             break
         compared += live(rng, tmp_path / str(turn), coding, pooling)

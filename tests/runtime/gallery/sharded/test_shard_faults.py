@@ -87,15 +87,12 @@ def kill_at_points(tmp_path: Path, seed: int, count: int) -> None:
         assert stored(path) in possible
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_kill_at_random_points(tmp_path: Path, seed: int) -> None:
-    kill_at_points(tmp_path, seed, 5)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(100, 200))
-def test_kill_at_many_random_points(tmp_path: Path, seed: int) -> None:
-    kill_at_points(tmp_path, seed, 10)
+@pytest.mark.parametrize(
+    ("seed", "count"),
+    [(0, 5), (1, 5), *(pytest.param(seed, 10, marks=pytest.mark.nightly) for seed in range(100, 200))],
+)
+def test_kill_at_random_points(tmp_path: Path, seed: int, count: int) -> None:
+    kill_at_points(tmp_path, seed, count)
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
