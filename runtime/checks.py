@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from .errors import InputError
 
+MAX_THREADS = 1024  # a million ended in the system killing the process for its memory
+
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -44,6 +46,12 @@ def check_positive(name: str, value: object) -> int:
     if number < 1:
         raise InputError(f"{name} must be positive, got {number}")
     return number
+
+
+def check_threads(threads: int | None) -> None:
+    """InputError unless a number of CPU threads is positive and no more than a machine can start, or None."""
+    if threads is not None and check_positive("threads", threads) > MAX_THREADS:
+        raise InputError(f"threads must be at most {MAX_THREADS}, got {threads}")
 
 
 def check_choices(name: str, values: Iterable[str], choices: Iterable[str]) -> None:

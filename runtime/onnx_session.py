@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import check_threads
 from .cpus import usable_cpus
 from .errors import BackendError
 from .extras import needs
@@ -70,10 +71,12 @@ def open_session(
         instead: what to do where the graph's integer products would saturate on this CPU, for the error.
 
     Raises:
+        InputError: threads below 1, or more than any machine starts.
         MissingExtra: onnxruntime is not installed.
         BackendError: the graph's integer products would saturate on this CPU.
         Exception: whatever onnxruntime raises; its exceptions have no other base.
     """
+    check_threads(threads)
     ort = import_onnxruntime(purpose)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cpus()

@@ -225,7 +225,7 @@ def bert_tokenizer_json(
     """
     tokenizers = _tokenizers()
     try:
-        pieces = Path(vocab_txt).read_text(encoding="utf-8").split("\n")
+        pieces = Path(vocab_txt).read_text(encoding="utf-8-sig").split("\n")  # see `read_vocabulary`
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{vocab_txt} cannot be read: {reason_of(error)}") from error
     vocabulary = {piece.rstrip("\r"): row for row, piece in enumerate(pieces) if piece.rstrip("\r")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import check_choice, check_positive
+from ..checks import check_choice, check_threads
 from ..contract import GraphSpec, Manifest, verified
 from ..errors import BackendError, ChanError, InputError
 from ..gpu import examine_gpu
@@ -46,12 +46,11 @@ def open_backend(name: str, file: str | Path, spec: GraphSpec, *, threads: int |
         gpu: the GPU of those that run on one, as CUDA counts them.
 
     Raises:
-        InputError: an unknown name, or threads below 1.
+        InputError: an unknown name, or threads below 1 or above 1024.
         BackendError: the library is missing or cannot run here, or the file does not fit the spec.
     """
     check_choice("backend", name, BACKENDS)
-    if threads is not None:
-        check_positive("threads", threads)
+    check_threads(threads)
     module = importlib.import_module(f"{__name__}.{name}")
     backend: Backend = module.open_file(Path(file), spec, threads, gpu)
     return backend

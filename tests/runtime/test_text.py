@@ -179,6 +179,9 @@ def test_bert_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
         bert_tokenizer_json(tmp_path / "vocab.txt")
     with pytest.raises(BundleError, match="cannot be read"):
         BertTokenizer("{}")
+    text = (MINILM / "vocab.txt").read_text(encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text(text, encoding="utf-8-sig")
+    assert bert_tokenizer_json(tmp_path / "vocab.txt") == bert_tokenizer_json(MINILM / "vocab.txt")
 
 
 def test_load_from_a_bundle_checks_the_hash(tmp_path: Path, bert: BertTokenizer) -> None:

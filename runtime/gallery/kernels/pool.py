@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
-from ...checks import check_positive
+from ...checks import check_threads
 from ...cpus import usable_cpus
 from ...forks import now_and_after_fork
 
@@ -24,8 +24,7 @@ class Pool:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        if threads is not None:
-            check_positive("threads", threads)
+        check_threads(threads)
         self.threads = threads or usable_cpus()
         now_and_after_fork(self._prepare)
 

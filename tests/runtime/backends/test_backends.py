@@ -134,6 +134,8 @@ def test_names_and_threads_are_checked(bundle: tuple[Path, Manifest]) -> None:
         backends.open_graph("torch", folder, manifest, "text_encoder", "fp32")
     with pytest.raises(InputError, match="threads must be positive, got 0"):
         backends.open_graph("onnxruntime", folder, manifest, "text_encoder", "fp32", threads=0)
+    with pytest.raises(InputError, match="threads must be at most 1024, got 1000000"):
+        backends.open_graph("onnxruntime", folder, manifest, "text_encoder", "fp32", threads=1_000_000)
     with pytest.raises(BundleError, match="no graph 'backbone'"):
         backends.open_graphs("auto", folder, manifest, {"backbone": "fp32"})
 

@@ -111,6 +111,8 @@ def test_unknown_kernel_and_threads_are_refused() -> None:
         open_kernel("cuda")
     with pytest.raises(InputError, match="threads must be positive, got 0"):
         Pool(0)
+    with pytest.raises(InputError, match="threads must be at most 1024, got 1000000"):
+        Pool(1_000_000)
 
 
 def test_pool_takes_the_cpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
