@@ -117,6 +117,12 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
         assert not anchor or anchor in anchors(file), f"{page} links to {target}"
 
 
+def test_the_rooms_of_the_runtime_are_all_of_it() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = {name.removeprefix("runtime/").split("/")[0] for name in FILES if name.startswith("runtime/")}
+    assert {room for room in rooms if not re.search(rf"`runtime/{room}\b", page)} == {"__init__.py"}
+
+
 # -- names in comments, docstrings and pages
 
 # A path or a bare name, but no pattern (`*.md`), placeholder (`gpu-NAME.json`) or address.
