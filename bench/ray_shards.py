@@ -21,9 +21,8 @@ import click
 import numpy as np
 
 from ..commands import values
-from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
-from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchResult, split_gallery
+from ..runtime.gallery import Gallery, SearchResult, split_gallery
 from ..runtime.gallery.merge import Floors
 from ..runtime.gallery.sharded.manifest import ShardEntry, read_manifest
 from ..scale.questions import Found, Question, SearchShard
@@ -32,8 +31,9 @@ from ..scale.remote_gallery import RemoteGallery
 from ..scale.shard_host import ShardHost
 from .measure import machine
 from .search import DIM, WORDS, Concepts
+from .search_measures import K
+from .shards import make_gallery
 
-K = 10
 Hits = list[list[tuple[str, float]]]
 
 
@@ -53,11 +53,7 @@ def measure(images: int, queries: int, shards: Sequence[int], seconds: float, di
     found: dict[str, Any] = {"machine": machine(("numpy", "ray")), "images": images, "dim": dim, "queries": queries}
     with tempfile.TemporaryDirectory(prefix="chan-bench-") as scratch, ExitStack() as closing:
         one = Path(scratch, "one")
-        with GalleryWriter.create(one, GallerySettings("images", dim, AlignmentConfig(), "bench")) as writer:
-            for first in range(0, images, 500):
-                rows = range(first, min(first + 500, images))
-                writer.add([str(row) for row in rows], concepts.images(len(rows)))
-            writer.prepare(fitted)
+        make_gallery(one, images, concepts, fitted)
         cluster = RayCluster(RayShards("local"))
         closing.callback(cluster.close)
         found["shards"] = {}

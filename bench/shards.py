@@ -26,8 +26,17 @@ from ..runtime.gallery import Gallery, GallerySettings, GalleryWriter, SearchRes
 from ..runtime.gallery.merge import merge_results
 from .measure import machine
 from .search import DIM, WORDS, Concepts
+from .search_measures import K
 
-K = 10
+
+def make_gallery(folder: Path, images: int, concepts: Concepts, queries: Embeddings) -> None:
+    """A gallery of made-up images, prepared with queries."""
+    settings = GallerySettings("images", concepts.table.shape[1], AlignmentConfig(), "bench")
+    with GalleryWriter.create(folder, settings) as writer:
+        for first in range(0, images, 500):
+            rows = range(first, min(first + 500, images))
+            writer.add([str(row) for row in rows], concepts.images(len(rows)))
+        writer.prepare(queries)
 
 
 def measure(images: int, queries: int, shards: tuple[int, ...], dim: int = DIM) -> dict[str, Any]:
@@ -51,11 +60,7 @@ def measure(images: int, queries: int, shards: tuple[int, ...], dim: int = DIM) 
     }
     with tempfile.TemporaryDirectory(prefix="chan-bench-") as scratch:
         one = Path(scratch, "one")
-        with GalleryWriter.create(one, GallerySettings("images", dim, AlignmentConfig(), "bench")) as writer:
-            for first in range(0, images, 500):
-                rows = range(first, min(first + 500, images))
-                writer.add([str(row) for row in rows], concepts.images(len(rows)))
-            writer.prepare(fitted)
+        make_gallery(one, images, concepts, fitted)
         with Gallery.open(one, threads=1) as gallery:
             expected, found["ways"]["one folder"] = _run(lambda query: gallery.search(query, K)[0], asked)
         for count in shards:
