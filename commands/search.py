@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,7 +101,8 @@ def command(
             query.answer(gallery, matcher, rest[0] if rest else None, image)
     else:
         if len(rest) < 2 or any(query is not None for query in (image, like, vectors)):
-            raise click.UsageError(f"{first} is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION")
+            what = "is not a gallery" if os.path.lexists(first) else "does not exist"
+            raise click.UsageError(f"{first} {what}; to search pictures give BUNDLE IMAGES... CAPTION")
         for flag, given in (("--device cuda", device != "cpu"), ("--where", bool(where)), ("--bundle", bool(moved)),
                             ("--skip-damaged", skip_damaged)):  # fmt: skip
             if given:

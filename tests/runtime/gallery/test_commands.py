@@ -363,6 +363,7 @@ def test_mistakes_are_one_line(
             next(photos.iterdir()),
         ): "give one caption, --image, --like or --embeddings",
         ("index", photos, bundle, "-o", tmp_path / "y"): "is not a bundle: it has no manifest.json",
+        ("search", tmp_path / "none", "red"): "none does not exist; to search pictures give BUNDLE IMAGES... CAPTION",
         ("search", photos, "red"): "is not a gallery; to search pictures give BUNDLE IMAGES... CAPTION",
         ("search", gallery, "--image", next(photos.iterdir()), "--html", "x"): "compares no caption with a picture",
         ("search", gallery, CAPTION, "--where", "=x"): "where: must be KEY=VALUE, ",
