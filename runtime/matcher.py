@@ -301,6 +301,9 @@ class Matcher:
         Raises:
             InputError: more than one image, or a caption without a word.
         """
+        if not isinstance(image, Embeddings):
+            kind = type(image).__name__
+            raise InputError(f"image must be a row of what encode_images or encode_pictures returned, got {kind}")
         if len(image) != 1:
             raise InputError(f"image must be one row of embeddings, got {len(image)}: pass images[row]")
         text = self.encode_texts([caption])

@@ -366,6 +366,8 @@ def test_explanation_shows_each_words_region(matcher: Matcher, regions: tuple) -
     assert found.to_dict()["words"][1]["word"] == "two"
     with pytest.raises(InputError, match="one row of embeddings, got 7"):
         matcher.explain(images, "a")
+    with pytest.raises(InputError, match="a row of what encode_images or encode_pictures returned, got str"):
+        matcher.explain("picture.png", "a")  # type: ignore[arg-type]
 
 
 def test_one_matcher_serves_many_threads(small: Any, regions: tuple) -> None:
