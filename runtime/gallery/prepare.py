@@ -65,8 +65,10 @@ class Preparation:
             else "the int8 codes of every row are scanned, because shorter codes exclude too few rows"
         )
         if self.second is None or self.codes is None or self.rescored is None:
-            return f"{levels}; not measured, which takes rows, two queries or more, and the compiled search"
-        shares = f"second level {self.second:.1%}, int8 {self.codes:.1%}, rescored {self.rescored:.2%} of the rows"
+            return f"{levels}; what this reads was not measured: that needs two queries or more and the compiled search"
+        shares = f"rescored {self.rescored:.2%} of the rows"
+        if self.plan.first is not None:
+            shares = f"second level {self.second:.1%}, int8 {self.codes:.1%}, {shares}"
         return f"{levels}; top {self.k} over {counted(self.queries, 'query')}: {shares}"
 
 

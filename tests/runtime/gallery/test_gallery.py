@@ -16,7 +16,7 @@ from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, Tens
 from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
 from chan_rt.runtime.gallery import writer as writer_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
-from chan_rt.runtime.gallery.prepare import Preparation
+from chan_rt.runtime.gallery.prepare import Preparation, plan_for
 from chan_rt.runtime.gallery.proof.rows import kept_vectors
 from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 from chan_rt.runtime.gallery.store.files import MappedFile
@@ -213,6 +213,14 @@ def test_scan_names_what_answers(
         assert (named == "compiled") is bool(ranked)
         if scan == "compiled":
             assert (named == "compiled") is (coding != "VSA" and fine != "none")
+
+
+@pytest.mark.parametrize(("dim", "shares"), [(64, ""), (512, "second level 20.0%, int8 6.4%, ")])
+def test_a_preparation_names_the_levels_that_its_search_reads(dim: int, shares: str) -> None:
+    vectors = np.random.default_rng(0).standard_normal((400, dim)).astype(np.float32)
+    prepared = Preparation(plan_for(vectors, None, [vectors]), 10, 30, second=0.2, codes=0.064, rescored=0.0618)
+    assert (prepared.plan.first is None) is (not shares)
+    assert prepared.describe().endswith(f"; top 10 over 30 queries: {shares}rescored 6.18% of the rows")
 
 
 @pytest.mark.parametrize("scan", ["compiled", "onnxruntime", "numpy"])
