@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -385,11 +385,8 @@ def test_one_matcher_serves_many_threads(small: Any, regions: tuple) -> None:
                 if not np.array_equal(scores, expected[caption]) or not same:
                     wrong.append(caption)
 
-        threads = [threading.Thread(target=work, args=(caption,)) for caption in CAPTIONS]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(CAPTIONS)) as pool:
+            list(pool.map(work, CAPTIONS))
     assert wrong == []
 
 

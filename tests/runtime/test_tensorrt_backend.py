@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -492,21 +493,13 @@ def test_cuda_errors_carry_cudas_message_and_the_lane_recovers(make) -> None:
 
 def test_threads_share_lanes_and_never_see_each_others_values(make) -> None:
     backend, _, _ = make(contexts=2)
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            for turn in range(20):
-                check(backend, feeds(1 + (seed + turn) % 16, 1 + turn % 8, seed=seed * 100 + turn))
-        except BaseException as error:
-            failures.append(error)
+        for turn in range(20):
+            check(backend, feeds(1 + (seed + turn) % 16, 1 + turn % 8, seed=seed * 100 + turn))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # raises what one of them did
 
 
 def test_close_frees_everything_and_later_calls_are_refused(make) -> None:

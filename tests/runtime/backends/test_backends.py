@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -398,9 +398,6 @@ def test_one_session_serves_many_threads(bundle: tuple[Path, Manifest]) -> None:
             feeds = _feeds(size)
             wrong.extend(size for _ in range(200) if not np.array_equal(backend.run(feeds)["y"], 2 * feeds["x"]))
 
-        threads = [threading.Thread(target=work, args=(size,)) for size in (2, 3, 5, 8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, (2, 3, 5, 8)))
     assert wrong == []
