@@ -97,6 +97,12 @@ def make_small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     return make
 
 
+@pytest.fixture
+def small(make_small_model: Callable[..., SmallModel]) -> SmallModel:
+    """A small model and its bundle, for region features."""
+    return make_small_model()
+
+
 @pytest.fixture(scope="session")
 def bundle(make_small_model: Callable[..., SmallModel]) -> Path:
     """A small bundle that reads pictures."""

@@ -49,11 +49,6 @@ def regions() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def small(make_small_model: Callable) -> Any:
-    return make_small_model()
-
-
-@pytest.fixture
 def matcher(small: Any) -> Matcher:
     with Matcher.open(small.bundle, "onnxruntime", threads=1) as opened:
         yield opened

@@ -25,11 +25,6 @@ from .fake_driver import FakeDriver
 ROWS = np.ones((2, 3, 12), np.float32)
 
 
-@pytest.fixture
-def small(make_small_model: Callable) -> Any:
-    return make_small_model()
-
-
 def test_every_use_after_close_says_that_the_matcher_is_closed(small: Any) -> None:
     matcher = Matcher.open(small.bundle, "onnxruntime", threads=1)
     images, texts = matcher.encode_images(ROWS), matcher.encode_texts(["a red apple"])

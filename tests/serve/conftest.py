@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import gallery_settings, index_source, open_matcher, open_writer, picture_source
+from chan_rt.runtime import (
+    Gallery,
+    Matcher,
+    gallery_settings,
+    index_source,
+    open_gallery_with_matcher,
+    open_matcher,
+    open_writer,
+    picture_source,
+)
 
 T = TypeVar("T")
 CAPTION = "two red apples lie on the blue table"
@@ -62,6 +71,13 @@ def gallery(bundle: Path, pictures: Path) -> Path:
     with open_writer(path, gallery_settings(bundle)) as writer, open_matcher(writer, threads=1) as matcher:
         index_source(writer, matcher, picture_source([pictures]))
     return path
+
+
+@pytest.fixture(scope="module")
+def library(gallery: Path) -> Iterator[tuple[Gallery, Matcher]]:
+    """The gallery and its matcher in this process."""
+    with open_gallery_with_matcher(gallery, threads=1) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

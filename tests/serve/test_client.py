@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import Gallery, InputError, Matcher, TensorError, open_gallery_with_matcher
+from chan_rt.runtime import Gallery, InputError, Matcher, TensorError
 from chan_rt.serve import AsyncClient, Client, RequestRefused, calls
 
 CAPTION = "two red apples lie on the blue table"
@@ -40,12 +40,6 @@ def client(request: pytest.FixtureRequest, server) -> Iterator[Client]:
     client = request.param(server.url)
     yield client
     client.close()
-
-
-@pytest.fixture(scope="module")
-def library(gallery: Path) -> Iterator[tuple[Gallery, Matcher]]:
-    with open_gallery_with_matcher(gallery, threads=1) as opened:
-        yield opened
 
 
 def test_the_clients_have_the_same_methods() -> None:

@@ -17,19 +17,11 @@ from chan_rt.runtime import (
     GalleryWriter,
     Matcher,
     gallery_settings,
-    open_gallery_with_matcher,
     open_writer,
 )
 from chan_rt.serve import Client
 
 CAPTION = "two red apples lie on the blue table"
-
-
-@pytest.fixture(scope="module")
-def library(gallery: Path) -> Iterator[tuple[Gallery, Matcher]]:
-    """The gallery and its matcher in this process."""
-    with open_gallery_with_matcher(gallery, threads=1) as opened:
-        yield opened
 
 
 def picture(seed: int = 1, format: str = "PNG") -> bytes:
