@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..bench.latency import LatencyReport
 
 
-@click.command()
+@click.command(short_help="Measure how fast a bundle encodes, scores and answers queries here.")
 @options.bundle_argument
 @options.backends_option("The default is every backend.")
 @options.precisions_option

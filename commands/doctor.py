@@ -11,7 +11,7 @@ from . import options, values
 from .terminal import describe_placement, echo, print_json, warn
 
 
-@click.command()
+@click.command(short_help="Report what runs here, why the rest does not, and what to install.")
 @click.option(
     "--bundle",
     type=values.FOLDER,

@@ -12,7 +12,7 @@ from . import options, values
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts
 
 
-@click.command()
+@click.command(short_help="Compute the recalls of checkpoints or bundles over a split of data.")
 @click.argument("models", nargs=-1, required=True, type=values.FOLDER)
 @options.data_argument
 @options.split_option("test", "Split of DATA to evaluate.")

@@ -28,7 +28,7 @@ def command() -> None:
     """
 
 
-@command.command("info")
+@command.command("info", short_help="Show rows, bytes and model, and how search was prepared.")
 @options.read_gallery_argument
 @options.json_option
 def info(gallery: Path, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def verify(context: click.Context, gallery: Path, as_json: bool) -> None:
         print_result(gallery, as_json, text, rows=len(opened), damaged=[])
 
 
-@command.command("repair")
+@command.command("repair", short_help="Save the readable rows of damaged files, and list the lost ones.")
 @options.gallery_argument
 @click.option(
     "--give-up-missing",
@@ -141,7 +141,7 @@ def repair(gallery: Path, give_up_missing: bool, as_json: bool) -> None:
     echo(f"{gallery}: {counted(result.kept, 'row')}; {changes}")
 
 
-@command.command("prepare")
+@command.command("prepare", short_help="Fit search to a gallery as it is now and to its queries.")
 @options.gallery_argument
 @options.queries_option
 @options.moved_bundle_option
@@ -170,7 +170,7 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None, as_json: bo
     print_result(gallery, as_json, prepared.describe(), prepared=prepared.describe())
 
 
-@command.command("export")
+@command.command("export", short_help="Write ids, metadata and embeddings to a file.")
 @options.read_gallery_argument
 @options.out_option(values.NEW_FILE, "File to write: it ends in .safetensors, .npz or .parquet.")
 @options.where_option
@@ -194,7 +194,7 @@ def export(gallery: Path, out: Path, where: Any, as_json: bool) -> None:
     echo(f"{visible(out)}: {counted(done.rows, 'row')} with {counted(done.vectors, 'vector')} of {done.dtype}, {how}")
 
 
-@command.command("kernel")
+@command.command("kernel", short_help="Compile the GPU kernels of `chan search --device cuda`.")
 @options.gallery_argument
 @click.option(
     "--precision",

@@ -15,7 +15,7 @@ _shards_option = click.option(
 )
 
 
-@click.command("split")
+@click.command("split", short_help="Write the rows of a gallery to a new gallery in shards.")
 @options.read_gallery_argument
 @options.out_option(values.NEW_FOLDER, "Folder of the new gallery in shards.")
 @_shards_option
@@ -36,7 +36,7 @@ def split(gallery: Path, out: Path, shards: int, as_json: bool) -> None:
     print_result(out, as_json, text, rows=sum(rows), shards={shard.name: shard.rows for shard in made.shards})
 
 
-@click.command("merge")
+@click.command("merge", short_help="Write the rows of all shards to a gallery in one folder.")
 @options.read_gallery_argument
 @options.out_option(values.NEW_FOLDER, "Folder of the new gallery.")
 @options.json_option
@@ -49,7 +49,7 @@ def merge(gallery: Path, out: Path, as_json: bool) -> None:
     print_result(out, as_json, f"{visible(out)}: {counted(rows, 'row')}", rows=rows)
 
 
-@click.command("rebalance")
+@click.command("rebalance", short_help="Cut a gallery in shards into another number of shards.")
 @options.gallery_argument
 @_shards_option
 @options.json_option

@@ -12,7 +12,7 @@ from . import options, values
 from .terminal import echo, print_json, print_result, progress_bar, visible
 
 
-@click.command("push")
+@click.command("push", short_help="Copy a gallery to object storage.")
 @options.gallery_argument
 @click.argument("url", type=values.TEXT)
 @click.option("--prune", is_flag=True, help="Remove what is stored of earlier commits.")

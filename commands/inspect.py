@@ -14,7 +14,7 @@ from .terminal import echo, print_json
 WIDTH = 100  # columns
 
 
-@click.command()
+@click.command(short_help="Show what is inside a bundle, an .engine file or an .onnx file.")
 @click.argument("path", type=values.EXISTING)
 @options.json_option
 def command(path: Path, as_json: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..calibration.sensitivity import Effect
 
 
-@click.command()
+@click.command(short_help="Quantize one layer of a bundle at a time, and measure what that costs.")
 @options.bundle_argument
 @options.data_argument
 @options.split_option("dev", "Split of DATA to measure on.")

@@ -171,6 +171,14 @@ def test_group_lists_every_command() -> None:
         assert f"\n  {name} " in result.output
 
 
+@pytest.mark.parametrize("words", [[], ["gallery"]])
+def test_the_list_of_commands_is_not_cut_at_80_columns(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.main, [*words, "--help"], terminal_width=80)
+    listed = result.output.partition("Commands:")[2].splitlines()
+    assert len(listed) > 10
+    assert [line for line in listed if line.endswith("...")] == []
+
+
 def test_unknown_command_is_an_error() -> None:
     result = CliRunner().invoke(cli.main, ["no-such-command"])
     assert result.exit_code == 2
