@@ -17,7 +17,7 @@ from .terminal import echo, progress_bar
 @options.bundle_argument
 @options.data_argument
 @options.split_option("train", "Split of DATA to calibrate on. Do not use the split that you test on.")
-@options.samples_option(256)
+@options.samples_option(256, options.CALIBRATION_SAMPLES)
 @click.option(
     "--method",
     type=click.Choice(["minmax", "percentile", "entropy", "mse"]),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..runtime.data.vector_file import VectorFile
     from ..runtime.data.vectors import Readers
 
+CALIBRATION_SAMPLES = 16  # the fewest images of calibration/feeds.py, which no command imports to show its help
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -112,11 +114,11 @@ def split_option(default: str, purpose: str) -> Decorator:
     return click.option("--split", type=values.SPLIT, default=default, show_default=True, help=purpose)
 
 
-def samples_option(default: int) -> Decorator:
-    """`--samples`, how many images of a split are used."""
+def samples_option(default: int, least: int = 1) -> Decorator:
+    """`--samples`, how many images of a split are used: LEAST or more."""
     return click.option(
         "--samples",
-        type=values.COUNT,
+        type=click.IntRange(min=least),
         default=default,
         show_default=True,
         help="Number of images to use, spread evenly over the split, with all their captions.",

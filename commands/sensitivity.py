@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @options.bundle_argument
 @options.data_argument
 @options.split_option("dev", "Split of DATA to measure on.")
-@options.samples_option(200)
+@options.samples_option(200, options.CALIBRATION_SAMPLES)
 @click.option(
     "--scheme",
     type=click.Choice(["x86", "tensorrt"]),
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-rsum-drop",
-    type=values.NUMBER,
+    type=values.NumberRange(min=0),
     help="Search the plan that computes as much as possible in int8 and loses at most this much rsum.",
 )
 @click.option(

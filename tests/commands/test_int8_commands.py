@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt import cli, demo
+from chan_rt.calibration.feeds import MIN_SAMPLES
 from chan_rt.runtime.contract import Manifest
 
 from ..run_chan import ok
@@ -39,6 +40,24 @@ def test_a_plan_needs_a_limit(world: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 2
     assert "--plan needs --max-rsum-drop" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "rule"),
+    [
+        ("calibrate", "--samples", MIN_SAMPLES - 1, f"x>={MIN_SAMPLES}"),
+        ("sensitivity", "--samples", MIN_SAMPLES - 1, f"x>={MIN_SAMPLES}"),
+        ("sensitivity", "--max-rsum-drop", -1, "x>=0"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_the_work(
+    world: Path, command: str, option: str, value: int, rule: str
+) -> None:
+    arguments = [command, str(world / "bundle"), str(world / "data"), option, str(value)]
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': {value}" in result.stderr
+    assert f"is not in the range {rule}" in result.stderr
 
 
 @pytest.mark.parametrize(
