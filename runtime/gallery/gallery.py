@@ -89,7 +89,7 @@ class Gallery:
                 (kernels/base.py) that works here. Where `compiled` cannot search the gallery, which is coded by VSA or
                 has no fine copy, the others do.
             threads: number of threads for scans; every core by default.
-            device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/engines.md); `cuda:1`
+            device: `cuda` holds the vectors in the first GPU's memory and scans them there (docs/gpu.md); `cuda:1`
                 in the second one's, and so on, of the GPUs that CUDA_VISIBLE_DEVICES leaves; `cuda:0,1` spreads the
                 segments over both.
             resident: what the GPU holds: the codes at `int8`, certified, or `float16`, not certified.
