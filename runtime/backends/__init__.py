@@ -69,10 +69,11 @@ def open_graph(
     """Open a bundle's graph with the backend `name`, its file (or the newest usable engine) verified by hash.
 
     Raises:
+        InputError: no such backend, or `auto`, which `open_graphs` chooses for all graphs together.
         BundleError: no such graph at that precision, or a file that was altered.
         BackendError: as in `open_backend`; EngineError where no usable engine was built.
     """
-    check_choice("backend", name, ("auto", *BACKENDS))
+    check_choice("backend", name, tuple(BACKENDS))
     spec = manifest.graph(graph, precision)
     if BACKENDS[name].runs == "engine":
         check_gpu(name, gpu)
@@ -110,9 +111,11 @@ def open_graphs(
         measured: is given, for `auto` on a GPU, what was measured to place the graphs.
 
     Raises:
+        InputError: no such backend.
         BundleError: a graph is not in the bundle, or its file was altered.
         BackendError: the backend cannot run here; for `auto`, with the reason of every one.
     """
+    check_choice("backend", name, ("auto", *BACKENDS))
     for graph, precision in precisions.items():
         manifest.graph(graph, precision)  # an absent graph is no reason to try the next backend
     if name != "auto":

@@ -131,13 +131,15 @@ def test_altered_graph_is_refused(bundle: tuple[Path, Manifest]) -> None:
 def test_names_and_threads_are_checked(bundle: tuple[Path, Manifest]) -> None:
     folder, manifest = bundle
     with pytest.raises(InputError, match=r"backend must be one of auto, tensorrt, .* got 'torch'"):
-        backends.open_graph("torch", folder, manifest, "text_encoder", "fp32")
+        backends.open_graphs("torch", folder, manifest, {"text_encoder": "fp32"})
     with pytest.raises(InputError, match="threads must be positive, got 0"):
         backends.open_graph("onnxruntime", folder, manifest, "text_encoder", "fp32", threads=0)
     with pytest.raises(InputError, match="threads must be at most 1024, got 1000000"):
         backends.open_graph("onnxruntime", folder, manifest, "text_encoder", "fp32", threads=1_000_000)
     with pytest.raises(BundleError, match="no graph 'backbone'"):
         backends.open_graphs("auto", folder, manifest, {"backbone": "fp32"})
+    with pytest.raises(InputError, match=r"backend must be one of tensorrt, .* got 'auto'"):
+        backends.open_graph("auto", *bundle, "text_encoder", "fp32")
 
 
 def test_a_provider_that_is_not_there_is_never_replaced(
