@@ -56,13 +56,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new, empty folder beside PATH for the block to fill; it then replaces what is at PATH.
 
     Folders above PATH are created where they are missing. Whether what lies at PATH may be replaced is for the caller
-    to check.
+    to check. Where PATH is a link it stays one, and the folder that it leads to is written.
 
     Raises:
         OSError: the disk is full, the folder is read-only, ...; the error names PATH or what is to be in it, and PATH
             is as it was.
     """
     path = Path(path)
+    if path.is_symlink():  # or the link would go, and the folder would be on another disk than was meant
+        path = Path(os.path.realpath(path))
     recover(path)
     with (
         new_folders(path.parent),

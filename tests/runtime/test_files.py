@@ -32,6 +32,23 @@ def test_a_file_is_written_whole_and_leaves_nothing_beside(tmp_path: Path, data:
         assert _names(tmp_path / "made") == ["out.json"]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path, there: bool) -> None:
+    target, link = tmp_path / "disk" / "bundle", tmp_path / "bundle"
+    if there:
+        target.mkdir(parents=True)
+        (target / "old").touch()
+    link.symlink_to(Path("disk", "bundle"))
+    for name in ("first", "second"):
+        with atomic_folder(link) as fresh:
+            assert fresh.is_relative_to(target.parent)  # not on the disk of the link
+            (fresh / name).touch()
+        assert link.is_symlink()
+        assert _names(target) == [name]
+    assert _names(tmp_path) == ["bundle", "disk"]
+    assert _names(tmp_path / "disk") == ["bundle"]
+
+
 def test_modes_are_those_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
