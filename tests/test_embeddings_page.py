@@ -1,4 +1,4 @@
-"""docs/embeddings.md runs as it stands, from top to bottom, in a folder with the files that it takes for granted."""
+"""docs/embeddings.md runs as it stands, from top to bottom, in an empty folder."""
 
 import re
 import shlex
@@ -44,12 +44,8 @@ def colpali(attention_mask: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the page takes for granted: two files of embeddings, metadata, PyLate, and a ColPali model with pictures."""
+    """What the page takes for granted: PyLate, and a ColPali model with pictures."""
     monkeypatch.chdir(tmp_path)
-    pages = {f"page-{n}": row for n, row in enumerate(vectors(*(1 + n % 9 for n in range(280))))}
-    np.savez("pages.npz", **pages)
-    np.savez("questions.npz", *vectors(*(12,) * 40))
-    Path("pages.csv").write_text("id,year\n" + "".join(f"{id},{2000 + n % 25}\n" for n, id in enumerate(pages)))
     pylate = ModuleType("pylate")
     pylate.models = SimpleNamespace(ColBERT=ColBERT)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pylate", pylate)
