@@ -7,10 +7,10 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from .backends.probe import BackendReport, examine_backend, libraries_that_do_not_load, package_version
+from .backends.probe import BackendReport, examine_backend, libraries_that_do_not_load
 from .backends.table import BACKENDS
 from .errors import BackendError
-from .extras import EXTRAS, install_command
+from .extras import EXTRAS, install_command, package_version
 from .gallery.compiled import need_core
 from .gallery.kernels.choose import open_kernel
 from .gallery.scanner import ScanName

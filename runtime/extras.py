@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 
 from .errors import MissingExtra
 
@@ -102,6 +103,20 @@ def extra_of(module: str) -> str | None:
     """The extra that brings a module, given by its full name; None where no extra does."""
     top = module.partition(".")[0]
     return next((extra for extra, packages in EXTRAS.items() if top in packages.values()), None)
+
+
+def install_alone(extra: str) -> str:
+    """The pip command for an extra with onnxruntime-gpu. It removes onnxruntime, where that is: both are one module."""
+    removed = "" if package_version("onnxruntime") is None else "pip uninstall onnxruntime && "
+    return removed + install_command(extra)
+
+
+def package_version(package: str) -> str | None:
+    """Version of an installed package, by its name for pip; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from ..contract import GraphSpec, TensorSpec
 from ..cpus import usable_cpus
 from ..errors import BackendError
-from ..extras import install_command
+from ..extras import install_alone, install_command
 from ..gpu import examine_gpu
 from ..onnx_session import CPU, import_onnxruntime, open_session
 from .base import Array, Backend, Feeds, check_feeds
@@ -87,9 +87,8 @@ class OnnxRuntimeBackend(Backend):
             preload_cuda(ort)
         if provider[0] not in ort.get_available_providers():
             installed = ", ".join(ort.get_available_providers())
-            raise BackendError(
-                f"{self.name} needs {provider[0]}, this onnxruntime has {installed}: {install_command(extra)}"
-            )
+            install = install_alone(extra) if provider[0] == "CUDAExecutionProvider" else install_command(extra)
+            raise BackendError(f"{self.name} needs {provider[0]}, this onnxruntime has {installed}: {install}")
         cut = find_branches(file, self.spec, self.threads) if provider[0] == CPU else None
         if cut is None:
             return open_session(file, self.threads, provider=provider)

@@ -21,12 +21,12 @@ import numpy as np
 
 from ..cpus import usable_cpus
 from ..errors import InputError
+from ..extras import package_version
 from ..files import write_file
 from ..gpu import Gpu
 from ..strict_json import decode, read_json
 from .base import Array, Backend
 from .lane import shape_of
-from .probe import package_version
 from .sidecar import ENGINES, host_os
 from .table import BACKENDS
 

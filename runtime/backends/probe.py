@@ -6,11 +6,10 @@ import ctypes
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from ..errors import BackendError
-from ..extras import install_command
+from ..extras import install_alone, install_command, package_version
 from ..gpu import CUDA_12, NEWEST_CUDA, GpuReport, examine_gpu, remedy_of_driver, too_old_for
 from ..onnx_session import FATAL, import_onnxruntime, open_session
 from .onnxruntime import preload_cuda
@@ -61,7 +60,8 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
     if name == "onnxruntime_rtx" and (foreign := why_not_served(gpu)) is not None:
         return BackendReport(name, version, False, None, foreign, INSTEAD)
     if version is None:
-        return BackendReport(name, None, False, None, f"{info.package} is not installed", install)
+        missing = install_alone(gpu.extra_for(info.extra)) if cuda else install
+        return BackendReport(name, None, False, None, f"{info.package} is not installed", missing)
     if info.gpu and gpu.problem is not None:
         return BackendReport(name, version, False, None, f"no usable GPU: {gpu.problem}", _remedy(gpu, install))
     problem = _plugin_problem(gpu.first) if info.provider is None else _provider_problem(info.provider, gpu.first)
@@ -174,11 +174,3 @@ def libraries_that_do_not_load() -> list[str]:
         except OSError as error:
             failures.append(f"{library.name}: {error}")
     return failures
-
-
-def package_version(package: str) -> str | None:
-    """Version of an installed package, by its name for pip; None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -166,6 +166,9 @@ def test_a_library_that_is_missing_is_advised_for_the_cuda_of_the_driver(
     driver("580.65.06", 13000, bindings, (L4,))
     newest = BACKENDS[name].extra
     assert examine_backend(name, examine_gpu()).remedy == f"pip install 'chan-rt[{newest}]'"
+    installed("onnxruntime")
+    alone = "pip uninstall onnxruntime && " if name == "onnxruntime_cuda" else ""
+    assert examine_backend(name, examine_gpu()).remedy == f"{alone}pip install 'chan-rt[{newest}]'"
 
 
 @pytest.mark.parametrize("name", ["tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx"])
@@ -275,13 +278,16 @@ def test_the_gpus_that_are_known_without_the_library_are_those_of_the_library() 
 
 
 def test_a_session_that_cannot_open_advises_what_the_driver_serves(
-    driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    driver, installed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cuda = ("CUDAExecutionProvider", {})
+    installed("onnxruntime")
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     for serves, extra in ((12040, "gpu-cu12"), (13000, "gpu")):
         driver("550.54.15", serves, 0)
-        with pytest.raises(BackendError, match=rf"this onnxruntime has .* pip install 'chan-rt\[{extra}\]'"):
+        with pytest.raises(
+            BackendError, match=rf"has .*: pip uninstall onnxruntime && pip install 'chan-rt\[{extra}\]'"
+        ):
             OnnxRuntimeBackend("onnxruntime_cuda", tmp_path, None, cuda, 1, extra="gpu")  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "onnxruntime", None)

@@ -14,8 +14,8 @@ import pytest
 
 from chan_rt.runtime import backends, gpu
 from chan_rt.runtime.backends.base import Backend
-from chan_rt.runtime.backends.probe import package_version
 from chan_rt.runtime.errors import BackendError
+from chan_rt.runtime.extras import package_version
 from chan_rt.runtime.gpu import Gpu, GpuReport
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.regions import Regions
