@@ -165,7 +165,8 @@ def is_gallery(folder: str | Path) -> bool:
 
 def no_gallery(folder: Path) -> GalleryMissing:
     """The error of a folder without a gallery."""
-    return GalleryMissing(f"{folder} is not a gallery; make one with: chan index BUNDLE IMAGES -o GALLERY")
+    absent = "" if os.path.lexists(folder) else ", as it does not exist"
+    return GalleryMissing(f"{folder} is not a gallery{absent}; make one with: chan index BUNDLE IMAGES -o GALLERY")
 
 
 def read_header(folder: Path, name: str = CATALOGUE) -> Header:

@@ -215,6 +215,13 @@ def test_scan_names_what_answers(
             assert (named == "compiled") is (coding != "VSA" and fine != "none")
 
 
+def test_a_folder_without_a_gallery_and_one_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(GalleryError, match="is not a gallery; make one with: chan index"):
+        Gallery.open(tmp_path)
+    with pytest.raises(GalleryError, match="none is not a gallery, as it does not exist; make one with: chan index"):
+        Gallery.open(tmp_path / "none")
+
+
 @pytest.mark.parametrize(("dim", "shares"), [(64, ""), (512, "second level 20.0%, int8 6.4%, ")])
 def test_a_preparation_names_the_levels_that_its_search_reads(dim: int, shares: str) -> None:
     vectors = np.random.default_rng(0).standard_normal((400, dim)).astype(np.float32)
