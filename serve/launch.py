@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import socket
@@ -21,8 +22,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         ChanError: a gallery cannot be opened.
-        OSError: the address cannot be listened at.
-        InputError: the folder for uploads cannot be written.
+        InputError: the address cannot be listened at, or the folder for uploads cannot be written.
     """
     if settings.uploads is not None:
         _check_uploads(settings.uploads)
@@ -50,10 +50,15 @@ def listen(settings: Settings) -> socket.socket:
     """A socket that listens at the host and port of the settings; the log names its address.
 
     Raises:
-        OSError: the address cannot be listened at.
+        InputError: the address cannot be listened at.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = reason_of(error).partition(" (while")[0]  # Python adds the address
+        other = "; port 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
+        raise InputError(f"cannot listen at host {settings.host}, port {settings.port}: {reason}{other}") from error
     host, port = listener.getsockname()[:2]
     _log.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
     if settings.api_key is None and not ipaddress.ip_address(host).is_loopback:

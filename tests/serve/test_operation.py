@@ -217,6 +217,17 @@ def test_uploads_that_cannot_be_written_are_refused_at_the_start(tmp_path: Path)
         serve(Settings({"x": tmp_path}, writable=True, uploads=tmp_path / "file" / "x"))
 
 
+def test_an_address_that_cannot_be_listened_at_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InputError) as caught:
+            serve(Settings({"x": tmp_path}, port=port))
+    place = f"cannot listen at host 127.0.0.1, port {port}"
+    assert str(caught.value) == f"{place}: Address already in use; port 0 takes a free one"
+    with pytest.raises(InputError, match=r"^cannot listen at host 256\.0\.0\.1, port 0: [^(]*$"):
+        serve(Settings({"x": tmp_path}, host="256.0.0.1", port=0))
+
+
 @pytest.mark.parametrize(("key", "words"), [("", "at least one character"), ("schl\u00fcssel", "of ASCII")])
 def test_a_key_that_no_header_can_carry(key: str, words: str) -> None:
     result = CliRunner().invoke(main, ["serve", "/x"], env={"CHAN_API_KEY": key})
