@@ -13,6 +13,7 @@ help:  ## show this list
 # core change; without a C++ compiler there is no core, and searches are slower. The demo needs 1.5 GB, the tests 3.7 GB,
 # the demo's included.
 .venv/installed-demo: $(BUILT_FROM)
+	@echo "Installing the extra demo into .venv: 1.5 GB on the disk, some minutes, and no output until it is done"
 	test -x $(PY) || python3 -m venv .venv
 	.venv/$(INSTALL) -e '.[demo]'
 	touch $@
@@ -43,7 +44,7 @@ core:  ## compile the search core anew, which `make test` does, too
 	$(PY) setup.py -q build_ext --inplace
 
 demo: .venv/installed-demo  ## pictures -> features -> bundle -> engines -> parity -> search, in under three minutes
-	# waiting torch threads must not spin where the cores are shared: at load 6 the scenes took 101 s so, 243 s without
+	@# waiting torch threads must not spin where the cores are shared: at load 6 the scenes took 101 s so, 243 s without
 	OMP_WAIT_POLICY=passive $(PY) -m chan_rt.demo out/demo
 
 test: .venv/installed  ## every test that needs neither GPU nor network, with branch coverage
