@@ -82,6 +82,19 @@ def test_table_shows_every_stage_and_ends_with_the_verdict(report: Report) -> No
     assert max(map(len, lines)) <= 120
 
 
+def test_table_says_where_few_images_may_miss_a_share(report: Report) -> None:
+    def lines(miss: str, images: int) -> list[str]:
+        missed = report.stages[1]
+        checks = tuple(replace(check, misses=(miss,)) for check in missed.checks)
+        stages = (report.stages[0], replace(missed, checks=checks))
+        return table(replace(report, stages=stages, sample={**report.sample, "images": images}))
+
+    note = "One image is 12.5 % of these 8, so chance may miss a share; compare more images"
+    assert lines("top1_t2i is 93.75, less than 95", 8)[-2] == note
+    assert note not in lines("max_abs is 1, more than 0.1", 8)
+    assert not any(line.startswith("One image") for line in lines("top1_t2i is 93.75, less than 95", 100))
+
+
 def test_page_is_whole_by_itself(report: Report) -> None:
     html = page(report)
     links = Links()
