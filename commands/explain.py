@@ -32,8 +32,8 @@ def command(
 ) -> None:  # fmt: skip
     """Score IMAGE with CAPTION, and show the region that each word chose, how similar they are, and the word's share.
 
-    A region of a grid is shown as its row and its column, counted from 0 at the top left; another one as its index. With
-    --out the regions are drawn on the picture. With --html they are a page on which each word shows its region.
+    A region of a grid is shown as its row and its column, counted from 0 at the top left; another one as its index.
+    With --out the regions are drawn on the picture. With --html they are a page on which each word shows its region.
     """
     from ..runtime.gallery import is_gallery
     from ..runtime.matcher import Matcher

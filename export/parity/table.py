@@ -36,8 +36,8 @@ def table(report: Report) -> list[str]:
     ran = [stage for stage in report.stages if stage.status != "not run"]
     missed = sum(stage.status == "missed" for stage in ran)
     images = int(sample["images"])
-    names = {miss.split()[0] for stage in ran for check in stage.checks for miss in check.misses}
-    if images < _FEW and names & _SHARES:
+    broken = {miss.split()[0] for stage in ran for check in stage.checks for miss in check.misses}
+    if images < _FEW and broken & _SHARES:
         share = f"One image is {100 / images:.3g} % of these {images}"
         lines.append(f"{share}, so chance may miss a share; compare more images")
     idle = len(report.stages) - len(ran)
