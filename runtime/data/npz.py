@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,11 @@ def _members(opened: _Opened, most: int) -> dict[str, tuple[zipfile.ZipInfo, int
     if not infos:
         return {}
     ends = [info.header_offset for info in infos[1:]] + [min(archive.start_dir, len(opened.whole))]
-    return {info.filename.removesuffix(".npy"): (info, end) for info, end in zip(infos, ends, strict=True)}
+    names = [info.filename.removesuffix(".npy") for info in infos]
+    ((name, count),) = Counter(names).most_common(1)
+    if count > 1:  # only the last would be read
+        raise InputError(f"{archive.filename} must hold one array of each name, got {count} named {name}")
+    return dict(zip(names, zip(infos, ends, strict=True), strict=True))
 
 
 def _member(opened: _Opened, info: zipfile.ZipInfo, end: int) -> NDArray[Any]:

@@ -4,6 +4,7 @@ import json
 import re
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -194,6 +195,12 @@ def twice(path: Path) -> None:
             np.save(file, np.ones((2, 4), F4))
 
 
+def named_twice(path: Path) -> None:
+    np.savez(path, embeddings=np.ones((2, 4), F4))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("embeddings", b"")
+
+
 def npy(array: Any) -> Callable[[Path], object]:
     return lambda path: np.save(path, array)
 
@@ -218,6 +225,7 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.npy", text(b""), "cannot be read as a numpy array"),
     ("x.npy", text(CUT), "cannot be read as a numpy array"),
     ("x.npy", twice, "holds 160 bytes behind its array [2, 4], such as those of a second numpy.save"),
+    ("x.npz", named_twice, "must hold one array of each name, got 2 named embeddings"),
     ("x.npy", npy(np.array([[1, None]])), "cannot be read as a numpy array"),
     ("x.npy", npy(np.zeros((0, 4), F4)), "none of them 0, got float32 [0, 4]"),
     ("x.npy", npy(np.zeros(4, F4)), "the shape [N, L, D] or [N, D], got float32 [4]"),
