@@ -210,6 +210,7 @@ def command(
                 "refreshed": result.refreshed,
                 "moved": result.moved,
                 "already_there": result.unchanged,
+                "relabeled": result.relabeled,
                 "missing": list(result.missing),
                 "removed": len(result.missing) if result.removed else 0,
                 "metadata_without_picture": unmatched,
@@ -224,6 +225,7 @@ def command(
             (earlier or 0, "encoded by an earlier run, which was interrupted"),
             (result.refreshed, "of these encoded again, because the content changed or --replace was given"),
             (result.moved, "renamed, because the same content lies elsewhere now"),
+            (result.relabeled, "of those that were there have other metadata now"),
             (len(result.missing) * prune, "removed, because the item is gone"),
         ):
             if count:

@@ -143,6 +143,7 @@ def index_on_cluster(
             refreshed=replaced,
             moved=len(plan.moved),
             unchanged=0 if replace_rows else len(plan.kept) - len(plan.moved),
+            relabeled=0 if replace_rows else plan.relabeled,
             missing=tuple(plan.missing),
             removed=prune,
             skipped=skipped.items,

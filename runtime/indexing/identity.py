@@ -69,7 +69,9 @@ class Plan:
         added: items that the gallery does not have.
         refreshed: items whose content changed since it was encoded.
         moved: rows of items that lie elsewhere now, with the same content.
-        touched: rows whose file has another size or time, or a root another place, with the same content.
+        touched: rows whose file has another size or time, whose root has another place, or which have other metadata,
+            with the same content.
+        relabeled: how many of `touched` have other metadata.
         kept: ids of the rows that keep their vectors: unchanged, moved and touched ones.
         missing: ids of the rows of these roots whose items are gone.
         roots: name -> folder of every root of the gallery, as it will be.
@@ -81,6 +83,7 @@ class Plan:
     refreshed: list[int] = field(default_factory=list)
     moved: list[Relabel] = field(default_factory=list)
     touched: list[Relabel] = field(default_factory=list)
+    relabeled: int = 0
     kept: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     roots: dict[str, str] = field(default_factory=dict)
@@ -233,6 +236,10 @@ class _Planner:
         plan.kept.add(row.id)
         if details != dict(row.metadata):
             plan.touched.append(Relabel(row.id, row.id, details))
+            plan.relabeled += details | _OF_FILE != dict(row.metadata) | _OF_FILE
+
+
+_OF_FILE = {"path": None, SOURCE: None}  # what this module and sources say of a row's file, in place of its user
 
 
 def _is_address(root: str) -> bool:

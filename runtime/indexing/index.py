@@ -41,6 +41,7 @@ class IndexResult:
         refreshed: rows that were encoded again, since their content changed or `replace` asked for it.
         moved: rows that keep their vectors under a new id, because their file lies elsewhere now.
         unchanged: rows that the gallery had already.
+        relabeled: how many of `unchanged` have other metadata now.
         missing: ids of rows whose items the source no longer has.
         removed: whether the rows of `missing` were removed.
         skipped: what could not be encoded, with the reasons.
@@ -50,6 +51,7 @@ class IndexResult:
     refreshed: int
     moved: int
     unchanged: int
+    relabeled: int
     missing: tuple[str, ...]
     removed: bool
     skipped: tuple[SkippedItem, ...]
@@ -119,6 +121,7 @@ def index_source(
         refreshed=done[True],
         moved=len(plan.moved),
         unchanged=0 if replace else len(plan.kept) - len(plan.moved),
+        relabeled=0 if replace else plan.relabeled,
         missing=tuple(plan.missing),
         removed=prune,
         skipped=skipped.items,

@@ -302,6 +302,14 @@ def test_a_gallery_follows_its_folder_and_its_bundle(bundle: Path, photos: Path,
     assert "1 line of" in done.stderr
     ids = [hit["id"] for hit in json.loads(ok("search", gallery, CAPTION, "--where", "year>=2020", "--json"))["hits"]]
     assert ids == ["photos/1.png"]
+    table.write_text("path,year\n0.png,2019\n1.png,2021\n")
+    for changed, touched in ((1, "2.png"), (0, "0.png")):  # a file that is touched has no other metadata by that
+        os.utime(copy / touched)
+        again = json.loads(chan("index", moved, copy, "-o", gallery, "--metadata", table, "--json").stdout)
+        assert (again["relabeled"], again["encoded"]) == (changed, 0)
+    table.write_text("path,year\n0.png,2019\n1.png,2022\n")
+    text = ok("index", moved, copy, "-o", gallery, "--metadata", table)
+    assert "\n1 of those that were there have other metadata now\n" in text
     (copy / "0.png").rename(copy / "zero.png")
     (copy / "2.png").unlink()
     text = ok("index", moved, copy, "-o", gallery)
