@@ -43,6 +43,7 @@ class Embeddings:
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) and not (name == "boxes" and array is None):
                 raise TensorError(name, "must be a numpy array", type(array).__name__)
+            check_unmasked(name, array)
         if self.vectors.dtype != np.float32:
             raise TensorError("vectors", "dtype must be float32", self.vectors.dtype)
         if self.vectors.ndim != 3 or 0 in self.vectors.shape:
@@ -155,6 +156,7 @@ def checked_vectors(row: Any, place: str, *, drop_zeros: bool = False) -> NDArra
     if hasattr(row, "is_floating_point") and row.is_floating_point():  # a torch tensor
         row = row.detach().cpu()
         row = row.float() if "bfloat16" in str(row.dtype) else row  # which numpy lacks
+    check_unmasked(place, row)
     try:
         array = np.asarray(row)
     except (TypeError, ValueError) as error:
@@ -192,6 +194,13 @@ def _stacked(parts: Sequence[NDArray[np.float32]], width: int) -> NDArray[np.flo
         whole[row : row + len(part), : part.shape[1]] = part
         row += len(part)
     return whole
+
+
+def check_unmasked(tensor: str, array: object) -> None:
+    """TensorError if an array of `numpy.ma` masks a value: what lies under a mask would be taken for a number."""
+    if isinstance(array, np.ma.MaskedArray) and (count := int(np.ma.getmaskarray(array).sum())):
+        rule = "must not be masked: leave out or fill what is missing"
+        raise TensorError(tensor, rule, counted(count, "masked value"))
 
 
 def check_lengths(tensor: str, lengths: NDArray[np.int32], shape: tuple[int, ...]) -> None:

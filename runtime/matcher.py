@@ -20,7 +20,7 @@ from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .counts import counted
 from .directions import read_directions
-from .embeddings import Embeddings, Kind, check_finite, check_lengths
+from .embeddings import Embeddings, Kind, check_finite, check_lengths, check_unmasked
 from .errors import BackendError, BundleError, EngineError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
 from .gallery.all_scores import all_scores, can_score
@@ -482,6 +482,7 @@ def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:
 def _check_array(tensor: str, array: Array, dtype: type, shape: tuple[int | str, ...]) -> None:
     if not isinstance(array, np.ndarray):
         raise TensorError(tensor, "must be a numpy array", type(array).__name__)
+    check_unmasked(tensor, array)
     if array.dtype != dtype:
         raise TensorError(tensor, f"dtype must be {np.dtype(dtype).name}", array.dtype)
     wanted = f"[{', '.join(map(str, shape))}]"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_choice
 from ..counts import counted
+from ..embeddings import check_unmasked
 from ..errors import InputError, TensorError
 
 Ties = Literal["lower", "published", "optimistic", "pessimistic"]
@@ -160,6 +161,7 @@ def _checked(scores: NDArray[Any], image_of_caption: NDArray[Any]) -> NDArray[np
     if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "biuf":
         found = scores.dtype if isinstance(scores, np.ndarray) else type(scores).__name__
         raise TensorError("scores", "must be a numpy array of real numbers", found)
+    check_unmasked("scores", scores)
     if scores.ndim != 2 or 0 in scores.shape:
         raise TensorError("scores", "must be a matrix of images by captions, neither empty", f"shape {scores.shape}")
     return check_owner(image_of_caption, *scores.shape)

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
+from chan_rt.runtime import Embeddings, Matcher, evaluate
 from chan_rt.runtime.checks import check_choice, check_choices
 from chan_rt.runtime.contract import AlignmentConfig
-from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.errors import InputError, TensorError
+
+
+@pytest.mark.parametrize("take", ["regions", "rows", "vectors", "scores"])
+def test_what_lies_under_a_mask_is_no_number(take: str, make_small_model: Any) -> None:
+    def masked(shape: tuple[int, ...], some: bool) -> Any:
+        mask = np.zeros(shape, bool)
+        mask.flat[1] = some
+        return np.ma.MaskedArray(np.ones(shape, np.float32), mask)
+
+    def call(some: bool) -> object:
+        if take == "rows":
+            return Embeddings.from_rows([masked((2, 3), some)])
+        if take == "vectors":
+            return Embeddings(masked((1, 2, 3), some), np.array([2], np.int32))
+        if take == "scores":
+            return evaluate(masked((1, 2), some), np.array([0, 0]))
+        with Matcher.open(make_small_model().bundle, backend="onnxruntime", threads=1) as matcher:
+            return matcher.encode_images(masked((1, 2, 12), some))
+
+    call(False)
+    with pytest.raises(TensorError, match="must not be masked: leave out or fill what is missing, got 1 masked value"):
+        call(True)
 
 
 def test_a_choice() -> None:
