@@ -47,6 +47,8 @@ def open_parquet_vectors(file: Path) -> VectorFile:
         if len(named) != 1:
             found = ", ".join(floats) or ", ".join(f"{one.name} ({one.type})" for one in schema) or "no column"
             rule = "must have one column of lists of floating-point numbers, or name one of them `embeddings`"
+            if len(set(_VECTORS) & set(floats)) > 1:
+                rule, found = f"must have only one of the columns {', '.join(_VECTORS)}", ", ".join(named)
             raise InputError(f"{file} {rule}, got {found}")
         if len(set(schema.names)) < len(schema.names):
             raise InputError(f"{file}: each column must have a name of its own, got {', '.join(schema.names)}")

@@ -344,6 +344,14 @@ def test_values_of_parquet_that_json_lacks_become_what_they_mean(tmp_path: Path)
     assert (second["price"], third.get("price"), last["price"]) == (20, None, -0.01)
 
 
+def test_two_columns_of_embeddings_in_parquet_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_lists(tmp_path / "x.parquet", rows_of(), vectors=[[1.0]] * len(rows_of()))
+    rule = "must have only one of the columns embeddings, embedding, vectors, got embeddings, vectors"
+    with pytest.raises(InputError, match=rule):
+        embedding_source([tmp_path / "x.parquet"])
+
+
 def test_dates_and_times_of_parquet_are_text(tmp_path: Path) -> None:
     at = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
     columns = {"when": [at] * 4, "day": [at.date()] * 4, "hour": [at.time()] * 4, "days": [[at.date()], [], None, []]}
