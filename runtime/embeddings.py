@@ -203,6 +203,13 @@ def check_unmasked(tensor: str, array: object) -> None:
         raise TensorError(tensor, rule, counted(count, "masked value"))
 
 
+def check_embeddings(name: str, given: object) -> None:
+    """TensorError unless the argument that the caller calls `name` is Embeddings."""
+    if not isinstance(given, Embeddings):
+        rule = "must be Embeddings, as the encoders return them; Embeddings.from_rows makes them of arrays"
+        raise TensorError(name, rule, type(given).__name__)
+
+
 def check_lengths(tensor: str, lengths: NDArray[np.int32], shape: tuple[int, ...]) -> None:
     """TensorError unless lengths are int32 [B] between 1 and L, for shape (B, L)."""
     batch, width = shape

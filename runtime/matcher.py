@@ -20,7 +20,7 @@ from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .counts import counted
 from .directions import read_directions
-from .embeddings import Embeddings, Kind, check_finite, check_lengths, check_unmasked
+from .embeddings import Embeddings, Kind, check_embeddings, check_finite, check_lengths, check_unmasked
 from .errors import BackendError, BundleError, EngineError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
 from .gallery.all_scores import all_scores, can_score
@@ -503,10 +503,8 @@ def _lengths(lengths: Array) -> NDArray[np.int32]:
 
 
 def _check_kinds(images: Embeddings, texts: Embeddings) -> None:
-    for name, given in (("images", images), ("texts", texts)):
-        if not isinstance(given, Embeddings):
-            rule = "must be Embeddings, as the encoders return them; Embeddings.from_rows makes them of arrays"
-            raise TensorError(name, rule, type(given).__name__)
+    check_embeddings("images", images)
+    check_embeddings("texts", texts)
     if images.kind == "captions":
         raise TensorError("images", "must be of images, and the captions come second: swap the two", "captions")
     if texts.kind == "images":

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
 from ..counts import counted
-from ..embeddings import Embeddings
+from ..embeddings import Embeddings, check_embeddings
 from ..errors import InputError
 from .proof.certify import Ranking
 from .proof.rows import pack_rows
@@ -34,6 +34,7 @@ def check_queries(
     Raises:
         InputError, TensorError: as in `Gallery.search`.
     """
+    check_embeddings("queries", queries)
     if queries.dim != settings.dim:
         raise InputError(f"queries: D must be this gallery's {settings.dim}, got {queries.dim}")
     if queries.kind == settings.kind and not same_kind:

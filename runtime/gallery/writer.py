@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
 from ..counts import counted
-from ..embeddings import Embeddings
+from ..embeddings import Embeddings, check_embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryLocked, InputError
 from ..progress import Progress, WorkCounter
 from .prepare import Preparation, load_preparation
@@ -287,6 +287,7 @@ class GalleryWriter:
         """
         if isinstance(ids, set | frozenset):
             raise InputError(f"ids: must have an order, got a {type(ids).__name__}")
+        check_embeddings("embeddings", embeddings)
         ids = checked_ids(ids)
         details = [{}] * len(ids) if metadata is None else checked_metadata(metadata)
         if not len(ids) == len(embeddings) == len(details):

@@ -282,7 +282,7 @@ def test_a_second_writer_is_told_and_readers_are_not_hindered(gallery_path: Path
 
 
 def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, make_settings) -> None:
-    with pytest.raises(GalleryError, match="not a gallery; make one with: chan index"):
+    with pytest.raises(GalleryError, match="not a gallery, as it does not exist; make one with: chan index"):
         Gallery.open(tmp_path / "none")
     with pytest.raises(GalleryError, match="not a gallery"):
         GalleryWriter.open(tmp_path / "none")
@@ -309,6 +309,9 @@ def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, ma
         broken.vectors[0, 0, 0] = np.nan
         with pytest.raises(TensorError, match="values must be finite"):
             writer.add(["x"], broken)
+        for name, use in {"embeddings": partial(writer.add, ["x"]), "queries": gallery.search}.items():
+            with pytest.raises(TensorError, match=rf"{name}: must be Embeddings, .*from_rows .*, got ndarray"):
+                use(broken.vectors)
         with pytest.raises(TensorError, match="queries: values must be finite"):
             gallery.search(broken)
         with pytest.raises(InputError, match="not in the gallery: nobody"):
