@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +63,16 @@ def test_a_pool_runs_in_a_child_whatever_its_parents_threads_held() -> None:
     assert len(done) == 6, "the parent's pool goes on"
 
 
-def test_a_gallery_is_searched_in_a_child_though_a_thread_held_its_lock(gallery_path: Path, make_embeddings) -> None:
+def test_a_gallery_is_searched_in_a_child_though_threads_held_its_locks(gallery_path: Path, make_embeddings) -> None:
     queries = make_embeddings(99, 1)
     with Gallery.open(gallery_path) as gallery:
         expected = [hit.id for hit in gallery.search(queries, 4)[0].hits]
         locked, done = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with gallery._lock:
+            with gallery._lock, ExitStack() as held:
+                while gallery._slots.acquire(blocking=False):
+                    held.callback(gallery._slots.release)
                 locked.set()
                 done.wait(60)
 

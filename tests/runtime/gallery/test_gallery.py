@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from chan_rt.runtime.gallery import writer as writer_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
 from chan_rt.runtime.gallery.prepare import Preparation, plan_for
 from chan_rt.runtime.gallery.proof.rows import kept_vectors
+from chan_rt.runtime.gallery.result import SearchResult
 from chan_rt.runtime.gallery.store.catalogue import read_catalogue
 from chan_rt.runtime.gallery.store.files import MappedFile
 from chan_rt.runtime.gallery.store.segments import Segment
@@ -181,6 +183,34 @@ def test_kernels_and_threads_give_the_same_bytes(gallery_path: Path, make_embedd
                 (h.id, h.score, h.word_regions.tolist()) for h in b.hits
             ]
             assert a.rescored == b.rescored or kernel == "compiled", "which takes other bounds"
+
+
+def test_no_more_searches_run_at_once_than_there_are_cpus(
+    gallery_path: Path, make_embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chan_rt.runtime.gallery.gallery.usable_cpus", lambda: 3)
+    queries, now, most = make_embeddings(99, 1), [], []
+    three = threading.Barrier(3)
+    answers = Gallery._answers
+
+    def watched(gallery: Gallery, *rest) -> list[SearchResult]:
+        now.append(1)
+        most.append(len(now))
+        try:
+            if len(most) <= 3:
+                three.wait(60)  # three do run at once
+            elif len(most) == 7:
+                raise ZeroDivisionError  # which must give its place to another
+            return answers(gallery, *rest)
+        finally:
+            now.pop()
+
+    with Gallery.open(gallery_path) as gallery:
+        monkeypatch.setattr(Gallery, "_answers", watched)
+        with ThreadPoolExecutor(8) as threads:
+            found = [threads.submit(gallery.search, queries) for _ in range(60)]
+        assert sum(each.exception() is not None for each in found) == 1
+        assert max(most) == 3
 
 
 def test_many_queries_are_served_in_turns(gallery_path: Path, make_embeddings, monkeypatch) -> None:
