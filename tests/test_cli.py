@@ -1,5 +1,6 @@
 """The command line: every command explains itself, and a library error is one readable line."""
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -162,6 +163,34 @@ def test_shell_completion_offers(line: str, offered: set[str]) -> None:
     *words, last = line.split(" ")
     completion = ShellComplete(cli.main, {}, "chan", "_CHAN_COMPLETE")
     assert {item.value for item in completion.get_completions(words[1:], last)} == offered
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": cli.SPINS}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_waiting_threads_of_torch_soon_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: dict[str, str]
+) -> None:
+    """In a process of its own, as libgomp reads this when torch is imported."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    code = (
+        "import os, sys; from importlib.abc import MetaPathFinder\n"
+        "class Watch(MetaPathFinder):\n"
+        "  def find_spec(self, name, *rest):\n"
+        "    if name == 'torch':\n"
+        f"      print({{n: os.environ[n] for n in {names} if n in os.environ}}, flush=True)\n"
+        "      os._exit(0)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "from chan_rt.cli import main; main(['export', '.', '-o', 'none'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert ast.literal_eval(done.stdout) == expected, done.stderr
 
 
 def test_group_lists_every_command() -> None:
