@@ -22,14 +22,14 @@ from typing import TypeVar
 
 from ..runtime.checks import check_positive
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import GalleryError, GalleryIncomplete, GalleryMissing, InputError
+from ..runtime.errors import GalleryError, GalleryIncomplete, GalleryMissing
 from ..runtime.gallery.answer import check_queries
 from ..runtime.gallery.merge import Floors, merge_results
 from ..runtime.gallery.result import SearchResult
 from ..runtime.gallery.sharded.manifest import ShardManifest, manifest_header, read_manifest
 from ..runtime.gallery.store.header import Header
 from ..runtime.gallery.store.rows import Row
-from ..runtime.gallery.values import checked_ids
+from ..runtime.gallery.values import checked_ids, unknown_ids
 from ..runtime.gallery.view import lost_rows, name_missing
 from ..runtime.gallery.where import Filter, Where
 from .asking import Asker, Patience, Transport
@@ -130,9 +130,9 @@ class Router:
                     found |= {id: (row, answer.embeddings.get(id)) for id, row in answer.rows.items()}
             absent = _absent(wanted, found)
             if absent and one.problems:
-                raise GalleryIncomplete(f"{one.lacks()}; one of them may be {absent}")
+                raise GalleryIncomplete(f"{one.lacks()}; one of them may be {', '.join(absent[:5])}")
             if absent:
-                raise InputError(f"ids: not in the gallery: {absent}")
+                raise unknown_ids(absent, "ids")
             return [found[id] for id in wanted]
 
         return await self._at_one_commit(run, False)
@@ -275,12 +275,12 @@ async def _choose(commit: _Commit, ids: tuple[str, ...]) -> list[tuple[str, ...]
     chosen = [tuple(answer.rows) if isinstance(answer, Rows) else () for answer in answers]
     absent = _absent(ids, {id for some in chosen for id in some})
     if absent and not commit.problems:
-        raise InputError(f"ids: not in the gallery: {absent}")
+        raise unknown_ids(absent, "ids")
     return chosen
 
 
-def _absent(wanted: Sequence[str], found: Collection[str]) -> str:
-    return ", ".join([id for id in wanted if id not in found][:5])
+def _absent(wanted: Sequence[str], found: Collection[str]) -> list[str]:
+    return [id for id in wanted if id not in found]
 
 
 async def _gather(asked: Sequence[Awaitable[T]]) -> list[T]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
+_SHOWN = 5  # ids that an error names
 MAX_DEPTH = 32  # of nested metadata: no recursion over it comes near Python's limit
 MAX_VALUES = 100_000  # of one row's metadata
 _MAX_BITS = 2048  # Python refuses to write or read integers of more than 4,300 digits, or 640 where it is set so
@@ -193,14 +194,25 @@ def check_relabels(
     ids = checked_ids((change.id for change in changes), "changes")
     new_ids = checked_ids((change.new_id for change in changes), "changes")
     found = there(ids)
-    missing = [id for id in ids if id not in found]
-    if missing:
-        raise InputError(f"changes: not in the gallery: {', '.join(missing[:5])}")
+    check_known(ids, found, "changes")
     taken = there(new_ids) - set(ids)
     if taken or len(set(new_ids)) < len(new_ids):
         raise InputError(f"changes: a new id must be free, got {', '.join(sorted(taken)[:5]) or 'one twice'}")
     check_unique(ids, "changes")
     return ids, new_ids
+
+
+def check_known(ids: Iterable[str], there: Container[str], name: str) -> None:
+    """InputError where an id is not among those that are there; `name` is what to call them."""
+    missing = [id for id in dict.fromkeys(ids) if id not in there]
+    if missing:
+        raise unknown_ids(missing, name)
+
+
+def unknown_ids(ids: Sequence[str], name: str) -> InputError:
+    """The error of ids that a gallery does not have; `name` is what to call them."""
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return InputError(f"{name}: not in the gallery: {', '.join(ids[:_SHOWN])}{more}; `chan gallery list` shows its ids")
 
 
 def check_unique(ids: Sequence[str], name: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..counts import counted
-from ..errors import GalleryCorrupt, GalleryError, GalleryMissing, InputError, quoted
+from ..errors import GalleryCorrupt, GalleryError, GalleryMissing, quoted
 from .compiled import open_core
 from .settings import GallerySettings
 from .sharded.manifest import (
@@ -30,6 +30,7 @@ from .store.header import Header
 from .store.mapping import describe
 from .store.newest import is_same_gallery, newest_header, read_newest
 from .store.rows import Row
+from .values import check_known
 from .where import Filter
 
 Place = tuple[int, int]  # (index of a shard, row in it)
@@ -113,9 +114,7 @@ class View:
         found: dict[str, Place] = {}
         for index, snapshot in enumerate(self.opened):
             found |= {id: (index, row) for id, row in snapshot.find(ids).items()}
-        missing = [id for id in ids if id not in found]
-        if missing:
-            raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+        check_known(ids, found, "ids")
         return [found[id] for id in ids]
 
     def all_rows(self) -> list[Row]:

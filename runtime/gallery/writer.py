@@ -50,7 +50,7 @@ from .store.old import old_files, upgrade
 from .store.refusals import missing_files, write_errors
 from .store.rows import MappedRows, Relabel, Row, hash_ids, row_arrays
 from .store.segments import Segment
-from .values import as_json, check_relabels, check_unique, checked_ids, checked_metadata, checked_roots
+from .values import as_json, check_known, check_relabels, check_unique, checked_ids, checked_metadata, checked_roots
 
 _log = logging.getLogger(__name__)
 SEGMENT_BYTES = 512 << 20  # of vectors in one file: what add and compact hold in memory at once
@@ -327,9 +327,7 @@ class GalleryWriter:
         """
         ids = checked_ids(ids)
         found = self._find(ids)
-        missing = [id for id in dict.fromkeys(ids) if id not in found]
-        if missing:
-            raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+        check_known(ids, found, "ids")
         with self._new_files() as files:
             self._commit(files, segments=tuple(without_rows(self._catalogue.segments, found.values())))
 

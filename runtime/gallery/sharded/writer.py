@@ -28,7 +28,7 @@ from ..store.header import Header
 from ..store.lock import WriterLock, lock_to_open
 from ..store.refusals import write_errors
 from ..store.rows import Relabel, Row
-from ..values import check_relabels, checked_ids, checked_roots
+from ..values import check_known, check_relabels, checked_ids, checked_roots
 from .arrange import Source, shard_folders, write_shards
 from .manifest import (
     ShardEntry,
@@ -142,9 +142,7 @@ class ShardedWriter:
         """
         gone = set(delete)
         known = [shard.ids(gone) for shard in self._shards]
-        missing = sorted(gone - set().union(*known))
-        if missing:
-            raise InputError(f"delete: not in the gallery: {', '.join(missing[:5])}")
+        check_known(sorted(gone), set().union(*known), "delete")
         twice = sorted(set().union(*(self.ids(row.id for row in shard.rows()) for shard in staged)) - gone)
         if twice:
             raise InputError(f"ids: already in the gallery: {', '.join(twice[:5])}")
@@ -259,9 +257,7 @@ class ShardedWriter:
         """Remove rows in one commit, as `GalleryWriter.delete`."""
         wanted = checked_ids(ids)
         found = [shard.ids(wanted) for shard in self._shards]
-        missing = [id for id in dict.fromkeys(wanted) if not any(id in some for some in found)]
-        if missing:
-            raise InputError(f"ids: not in the gallery: {', '.join(missing[:5])}")
+        check_known(wanted, set().union(*found), "ids")
         with self._change():
             for shard, some in zip(self._shards, found, strict=True):
                 if some:

@@ -344,8 +344,10 @@ def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, ma
                 use(broken.vectors)
         with pytest.raises(TensorError, match="queries: values must be finite"):
             gallery.search(broken)
-        with pytest.raises(InputError, match="not in the gallery: nobody"):
-            writer.delete(["1", "nobody"])
+        with pytest.raises(
+            InputError, match=r"ids: not in the gallery: a, b, c, d, e and 2 more; `chan gallery list` shows its ids"
+        ):
+            writer.delete(["1", *"abcdefg"])
         with pytest.raises(InputError, match="k must be positive, got 0"):
             gallery.search(make_embeddings(1, 1), k=0)
         assert len(gallery) == 30
