@@ -305,7 +305,7 @@ class Gallery:
                 if not checked:
                     self._recheck(view)
                 results = self._answers(view, queries, k, view.allowed(wanted, condition), least)
-                if view.untouched() or not self._recheck(view, may_be_removed=True):
+                if not self._recheck(view, may_be_removed=True):
                     return results
             except _ShardFailed as failed:
                 self._leave_out(view, failed)
@@ -341,6 +341,8 @@ class Gallery:
 
     def _recheck(self, view: View, *, may_be_removed: bool = False) -> bool:
         """Whether a file was touched since the last check; see store/files.py."""
+        if view.untouched():
+            return False
         touched = False
         for index, snapshot in enumerate(view.opened):
             with self._may_fail(view, index):
