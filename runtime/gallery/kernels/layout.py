@@ -25,3 +25,11 @@ def store_codes(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     stored = np.full((vectors, stored_width(dim)), OFFSET, np.uint8)
     stored[:, :dim] = (codes.view(np.uint8)) ^ np.uint8(OFFSET)  # two's complement: adding 128 flips the sign bit
     return stored
+
+
+def decoded(stored: NDArray[np.uint8], dim: int, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What stored codes [V, S] stand for, [V, dim]; scale: of the vectors, [] or [V, 1]."""
+    vectors = stored[:, :dim].astype(np.float32)
+    vectors -= OFFSET
+    vectors *= scale
+    return vectors

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract import AlignmentConfig
-from ..kernels.layout import OFFSET
+from ..kernels.layout import decoded
 from ..settings import Kind
 from .pooling import Float64Array, pools_query
 from .rows import Part
@@ -74,12 +74,7 @@ class GalleryRows:
         """The fine copy of one row, or where there is none what its codes stand for: [L, D]."""
         index = int(np.searchsorted(self.bases, row, side="right")) - 1
         part, local = self.parts[index], row - int(self.bases[index])
-        if part.has_fine:
-            return part.fine(local)
-        codes: NDArray[np.float32] = part.codes(local, local + 1)[:, :dim].astype(np.float32)
-        codes -= OFFSET
-        codes *= part.scale[local]
-        return codes
+        return part.fine(local) if part.has_fine else decoded(part.codes(local, local + 1), dim, part.scale[local])
 
     def by_part(self, rows: NDArray[np.int64]) -> Iterator[tuple[Part, NDArray[np.int64], NDArray[np.int64]]]:
         """Each part that holds some of the rows, their numbers within that part, and their places in `rows`."""

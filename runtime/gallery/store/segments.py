@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt
 from ...progress import WorkCounter
-from ..kernels.layout import OFFSET, stored_width
+from ..kernels.layout import OFFSET, decoded, stored_width
 from ..proof.bounds import block_edges, no_axes
 from ..proof.fixed16 import join_bytes
 from ..proof.prefix import (
@@ -197,10 +197,7 @@ class Segment:
             self._check_finite(fine, f"rows {first} to {last - 1}")
             return fine
         scale = np.repeat(self.scale[first:last], np.diff(self.starts[first : last + 1]))
-        codes = self.codes(first, last)[:, : self._settings.dim].astype(np.float32)
-        codes -= OFFSET
-        codes *= scale[:, None]
-        return codes
+        return decoded(self.codes(first, last), self._settings.dim, scale[:, None])
 
     def kept(self, name: str, live: NDArray[np.bool_]) -> NDArray[Any]:
         """An array's values for the rows where `live` is True: per row, or per vector for `codes` and `fine`."""
