@@ -143,7 +143,8 @@ class Manifest:
             than this field and its backbone is efficientnet-lite0.
         calibration: sha256 of the calibration ranges by file; empty where none.
         tools: versions of what wrote the bundle.
-        parity: verdicts by "backend/precision": {"passed": bool, "report_sha256": str, ...}.
+        parity: verdicts by "backend/precision": {"passed": bool, "report_sha256": str, ...}. The hash is the `sha256`
+            of the report (chan parity --output-json); in older bundles that of its file.
     """
 
     model: Mapping[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -112,8 +113,27 @@ class Report:
         """Why `passed` is False: each miss with stage and part, in the order of the data."""
         return [f"{stage.name} {miss}" for stage in self.stages for miss in stage.misses()]
 
+    def sha256(self) -> str:
+        """Hex sha256 of what was found, without times and without where the bundle, checkpoint and data lie.
+
+        So equal findings on equal files have one hash, however long they took and wherever they were made.
+        """
+        record = self._record()
+        del record["bundle"]
+        record["checkpoint"].pop("path", None)
+        record["sample"].pop("data", None)
+        for stage in record["stages"]:
+            del stage["seconds"]
+        return hashlib.sha256(_canonical(record).encode()).hexdigest()
+
     def to_json(self) -> str:
-        """The report without the plots' points; sorted keys, a figure that is no number as null, a final newline."""
+        """The report without the plots' points; sorted keys, a figure that is no number as null, a final newline.
+
+        `sha256` is that of the method, by which a verdict in a manifest names its report.
+        """
+        return _canonical({**self._record(), "sha256": self.sha256()})
+
+    def _record(self) -> dict[str, Any]:
         stages = []
         for stage in self.stages:
             checks = [
@@ -128,7 +148,7 @@ class Report:
             recalls = None if stage.recalls is None else _recalls(stage.recalls)
             own = {"name": stage.name, "status": stage.status, "reason": stage.reason, "seconds": stage.seconds}
             stages.append({**own, "checks": checks, "recalls": recalls})
-        record = {
+        return {
             "schema": SCHEMA,
             "passed": self.passed,
             "bundle": self.bundle,
@@ -138,7 +158,10 @@ class Report:
             "stages": stages,
             "notes": list(self.notes),
         }
-        return json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _canonical(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _recalls(metrics: Metrics) -> dict[str, Any]:

@@ -19,7 +19,6 @@ measures are listed in `measures.MEASURES`; what is allowed is in `tolerances.js
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import tempfile
@@ -163,7 +162,7 @@ def plan_stages(
 def record_verdict(bundle: str | Path, report: Report) -> None:
     """Put the verdict of each stage that ran into the bundle's manifest, with the hashes of the graphs it is about."""
     manifest = Manifest.load(bundle)
-    digest = hashlib.sha256(report.to_json().encode()).hexdigest()
+    digest = report.sha256()
     verdicts = {
         stage.name: {
             "passed": stage.status == "passed",

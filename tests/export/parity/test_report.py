@@ -136,6 +136,26 @@ def test_json_has_every_figure_and_no_points(report: Report) -> None:
     assert len(report.to_json()) < 20_000
 
 
+def test_the_hash_is_of_what_was_found_and_not_of_times_or_places(report: Report) -> None:
+    slower = tuple(replace(stage, seconds=stage.seconds + 1) for stage in report.stages)
+    elsewhere = replace(
+        report,
+        bundle="other",
+        checkpoint={**report.checkpoint, "path": "other"},
+        sample={**report.sample, "data": "other"},
+        stages=slower,
+    )
+    assert elsewhere.to_json() != report.to_json()
+    assert elsewhere.sha256() == report.sha256() == json.loads(report.to_json())["sha256"]
+    for changed in (
+        replace(report, checkpoint={**report.checkpoint, "sha256": "cd" * 32}),
+        replace(report, sample={**report.sample, "split": "dev"}),
+        replace(report, stages=report.stages[:2]),
+        replace(report, notes=()),
+    ):
+        assert changed.sha256() != report.sha256()
+
+
 def test_a_run_that_broke_off_is_shown(report: Report) -> None:
     broken = Check("region_encoder", None, {"max_abs": 1e-4}, ("broke off: scores: shape must be [6, 30]",))
     only = replace(report, stages=(Stage("onnxruntime", "fp32", "missed", "", (broken,), 0.1),))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -268,6 +269,21 @@ def test_the_report_is_json_and_the_verdict_goes_into_the_manifest(bundle: Path,
     edit_graph(bundle, "text_encoder", change_weight("forward/weight", 1.0))
     record_verdict(bundle, check(bundle, "fp32"))
     assert Manifest.load(bundle).parity["onnxruntime/fp32"]["passed"] is False
+
+
+def test_the_same_check_leaves_the_same_manifest_wherever_and_whenever(
+    world: Path, check: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = []
+    for name in ("first", "second"):
+        shutil.copytree(world / "bundle", tmp_path / name)
+        monkeypatch.setattr(parity, "time", SimpleNamespace(perf_counter=iter([0.0, float(len(name))]).__next__))
+        report = check(tmp_path / name, "fp32")
+        hashes.append(json.loads(report.to_json())["sha256"])
+        record_verdict(tmp_path / name, report)
+        assert Manifest.load(tmp_path / name).parity["onnxruntime/fp32"]["report_sha256"] == hashes[-1]
+    assert hashes[0] == hashes[1]
+    assert (tmp_path / "first/manifest.json").read_bytes() == (tmp_path / "second/manifest.json").read_bytes()
 
 
 def test_an_engine_that_cannot_run_is_listed_and_refused_when_asked_for(
