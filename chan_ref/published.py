@@ -2,7 +2,8 @@
 
 The file is `torch.save` of `{epoch, model: [image, text, similarity, criterion], best_rsum, opt, Eiters}`; the last two
 state dicts are empty. What can be repaired without a loss is repaired and reported: prefixes of wrappers, weights of
-another precision, embeddings padded to more rows, and objects among the options that are not data.
+another precision, embeddings padded to more rows, objects among the options that are not data, and an epoch or a best
+rsum that is no plain number: no score depends on these two.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .model import ChanModel
 from .published_tensors import bert_sizes, cut_embedding, read_part, read_state
 from .torch_file import find_unknown, not_data, read_torch_file
 
-KEYS = {"epoch", "model", "best_rsum", "opt"}
+KEYS = {"model", "opt"}
 OTHERS = {  # other kinds of checkpoints, by a key that they contain
     "state_dict": "a PyTorch Lightning or torchvision training checkpoint",
     "model_state_dict": "a plain PyTorch training checkpoint",
@@ -42,7 +43,7 @@ class Published:
         model: the model with the published weights, on the CPU and in evaluation mode.
         word2idx: the whole vocabulary, `<mask>` included; None if the file does not contain it.
         epoch, best_rsum: the epoch of the checkpoint, and the best validation rsum of its training; None if the file
-            does not store it as data.
+            does not store it as a finite number, which `repairs` then says.
         unused: names of tensors that the file contains and that no score depends on; they are left out.
         repairs: what was changed or skipped without a loss, as sentences.
         warnings: what the file does not say and had to be assumed, as sentences.
@@ -95,8 +96,8 @@ def read_published(path: str | Path, bert: Mapping[str, Any] | None = None) -> P
     return Published(
         model=checkpoint.build(config, state, str(path)),
         word2idx=_read_word2idx(options.get("word2idx"), path),
-        epoch=None if _is_skipped("epoch", raw["epoch"], repairs) else _typed(raw["epoch"], int, "epoch", path),
-        best_rsum=_read_rsum(raw["best_rsum"], path, repairs),
+        epoch=_read_epoch(raw, repairs),
+        best_rsum=_read_number("best_rsum", raw, repairs),
         unused=tuple(unused),
         repairs=tuple(repairs),
         warnings=tuple(warnings),
@@ -178,12 +179,39 @@ def _is_skipped(name: str, value: object, repairs: list[str]) -> bool:
     return asked is not None
 
 
-def _read_rsum(value: object, path: Path, repairs: list[str]) -> float | None:
-    if _is_skipped("best_rsum", value, repairs):
+def _read_epoch(raw: Mapping[str, Any], repairs: list[str]) -> int | None:
+    number = _read_number("epoch", raw, repairs)
+    if number is not None and not number.is_integer():
+        repairs.append(_left_out("epoch", f"it is {number:g}, not a whole number"))
+        return None
+    return None if number is None else int(number)
+
+
+def _read_number(name: str, raw: Mapping[str, Any], repairs: list[str]) -> float | None:
+    """Return a number on which no score depends, also of a tensor; anything else is left out and reported."""
+    if name not in raw:
+        repairs.append(f"The file has no {name}. No score depends on it.")
+        return None
+    value = raw[name]
+    if _is_skipped(name, value, repairs):
         return None
     if isinstance(value, Tensor) and value.numel() == 1:
-        value = float(value.item())
-    return float(_typed(value, float, "best_rsum", path))
+        value = value.item()
+    if type(value) not in (int, float):
+        repairs.append(_left_out(name, f"it is of type {type(value).__name__.strip('_')}, not a number"))
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        repairs.append(_left_out(name, f"it is {number:g}, not a finite number"))
+        return None
+    return number
+
+
+def _left_out(name: str, why: str) -> str:
+    return f"{name} was left out: {why}. No score depends on it."
 
 
 def _without_padding(published: Published, files: Mapping[str, bytes], path: Path) -> Published:

@@ -44,15 +44,23 @@ def _options(**options: object) -> argparse.Namespace:
 
 
 def _gru(
-    path: Path, images: Rename = _same, texts: Rename = _same, best: object = 100.0, rows: int = 30, **options: object
+    path: Path,
+    images: Rename = _same,
+    texts: Rename = _same,
+    best: object = 100.0,
+    epoch: object = 3,
+    rows: int = 30,
+    **options: object,
 ) -> Path:
+    """Save a checkpoint of a GRU; what is `...` is left out of the file."""
     torch.manual_seed(0)
     gru = torch.nn.GRU(6, 16, batch_first=True, bidirectional=True)
     image = {"fc.weight": torch.randn(16, 8), "fc.bias": torch.randn(16)}
     text = {"embed.weight": torch.randn(rows, 6)}
     text |= {f"rnn.{name}": tensor.detach().clone() for name, tensor in gru.state_dict().items()}
     parts = [dict(images(*item) for item in image.items()), dict(texts(*item) for item in text.items()), {}, {}]
-    torch.save({"epoch": 3, "model": parts, "best_rsum": best, "opt": _options(**options), "Eiters": 7}, path)
+    raw = {"epoch": epoch, "model": parts, "best_rsum": best, "opt": _options(**options), "Eiters": 7}
+    torch.save({name: value for name, value in raw.items() if value is not ...}, path)
     return path
 
 
@@ -97,6 +105,18 @@ class Stray:
         ({"images": lambda name, tensor: (name, torch.nn.Parameter(tensor))}, []),
         ({"images": lambda name, tensor: (name, tensor.t().contiguous().t())}, []),
         ({"best": torch.tensor(100.0)}, []),
+        ({"best": float("nan")}, ["best_rsum was left out: it is nan, not a finite number. No score depends on it."]),
+        ({"best": torch.tensor(torch.inf)}, ["best_rsum was left out: it is inf, not a finite number. *"]),
+        ({"best": 10**400}, ["best_rsum was left out: it is inf, not a finite number. *"]),
+        ({"best": None}, ["best_rsum was left out: it is of type NoneType, not a number. *"]),
+        ({"best": True}, ["best_rsum was left out: it is of type bool, not a number. *"]),
+        ({"best": torch.zeros(2)}, ["best_rsum was left out: it is of type Tensor, not a number. *"]),
+        ({"best": ...}, ["The file has no best_rsum. No score depends on it."]),
+        ({"epoch": torch.tensor(3)}, []),
+        ({"epoch": 3.0}, []),
+        ({"epoch": 3.5}, ["epoch was left out: it is 3.5, not a whole number. *"]),
+        ({"epoch": "last"}, ["epoch was left out: it is of type str, not a number. *"]),
+        ({"epoch": ...}, ["The file has no epoch. *"]),
         ({"best": np.float64(100)}, ["best_rsum was skipped: it holds a numpy._core.multiarray.scalar, *"]),
         ({"data_path": Path("x")}, ["opt.data_path was skipped: it holds a pathlib.*"]),
         ({"extra": {1, 2}}, ["opt.extra was skipped: it holds a builtins.set, *"]),
@@ -115,6 +135,10 @@ def test_a_repair_loses_nothing_and_is_reported(
     for sentence, expected in zip(found["repairs"], repairs, strict=True):
         assert sentence.startswith(expected.removesuffix("*").rstrip())
     assert found["warnings"] == []
+    for name in ("epoch", "best_rsum"):
+        kept = not any(name in repair for repair in repairs)
+        assert found[name] == ({"epoch": 3, "best_rsum": 100.0}[name] if kept else None)
+    assert type(found["epoch"]) in (int, type(None))
     assert not (tmp_path / "ran").exists()
     state = checkpoint.load(tmp_path / "out").model.state_dict()
     whole = read_published(_gru(tmp_path / "whole.pth", rows=change.get("rows", 30))).model.state_dict()
