@@ -8,7 +8,6 @@ import logging
 import re
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -126,10 +125,11 @@ class Guard:
 
     def _check_origin(self, method: str, headers: Headers) -> None:
         """Refusal of what a page of another origin sends: a browser asks before most of it, but not before all."""
-        origin = headers.get("origin")
-        if origin is None or method in ("GET", "HEAD") or origin in self._state.settings.origins:
+        origin, allowed = headers.get("origin"), self._state.settings.origins
+        if origin is None or method in ("GET", "HEAD") or "*" in allowed or origin in allowed:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        place = origin.partition("://")[2].lower()
+        if not place or place != headers.get("host", "").lower():
             raise Refusal(403, "origin", f"pages of {origin} may not use this server; --cors allows an origin")
 
     def _check_key(self, path: str, headers: Headers) -> None:

@@ -153,6 +153,14 @@ def test_an_origin_may_be_allowed(keyed) -> None:
         assert "access-control-allow-origin" not in other.headers
 
 
+def test_every_origin_may_be_allowed(start_server, gallery: Path) -> None:
+    with start_server(gallery, "--cors", "*") as server:
+        answer = httpx.post(
+            f"{server.url}/v1/search", timeout=60, json=SEARCH, headers={"origin": "https://example.org"}
+        )
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
+
+
 def test_the_log_has_the_request_and_neither_key_nor_picture(keyed) -> None:
     with httpx.Client(
         base_url=keyed.url, timeout=60, headers={"api-key": "s3cret-key", "x-request-id": "find-me"}

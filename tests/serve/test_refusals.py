@@ -107,7 +107,9 @@ def test_no_caption_keeps_the_server_from_others(http: httpx.Client) -> None:
         check_problem(answer, 422, "characters")
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "", "http://localhost:1", "http://[", "//127.0.0.1", "http://a:b:c"]
+)
 @pytest.mark.parametrize("path", ["/v1/reopen", "/v1/search"])
 def test_a_page_of_another_origin_is_refused(http: httpx.Client, origin: str, path: str) -> None:
     check_problem(http.post(path, headers={"origin": origin}), 403, "origin")
