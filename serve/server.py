@@ -17,6 +17,7 @@ from .app import create_app
 from .protocol import protocol_options
 from .settings import Settings
 from .state import State
+from .workers import END_AT_ONCE
 
 _log = logging.getLogger(__name__)
 _FLUSH = 1  # seconds after the grace in which the last answers are sent
@@ -94,6 +95,8 @@ class Server(uvicorn.Server):
         opening = loop.run_in_executor(None, self._state.galleries.reopen)
         opening.add_done_callback(self._done)
         loop.add_signal_handler(signal.SIGHUP, self._reopen)
+        if self._supervisor is not None:
+            loop.add_signal_handler(END_AT_ONCE, self._end_at_once)
         if self._after is not None:
             await asyncio.wait([opening])
             while not _at_end(self._after) and not await self.on_tick(0):
@@ -102,9 +105,14 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second signal ends at once."""
+        """Begin to drain; a second signal ends at once, which one of several workers leaves to the supervisor.
+
+        Ctrl-C and systemd signal every process of the server, so a worker hears of one end twice.
+        """
         if self._state.draining:
-            self.should_exit = self.force_exit = True
+            if self._supervisor is None:
+                self._end_at_once()
+            return
         self._state.draining = True
         _log.info("%s: finishing %s", signal.Signals(sig).name, counted(self._state.at_work, "request"))
 
@@ -136,6 +144,9 @@ class Server(uvicorn.Server):
         self.should_exit = self.should_exit or self.failure is not None
         if self._opened is not None and self._state.ready:
             os.close(self._opened)
+
+    def _end_at_once(self) -> None:
+        self._state.draining = self.should_exit = self.force_exit = True
 
     def _reopen(self) -> None:
         """SIGHUP: open the galleries again."""

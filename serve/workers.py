@@ -25,6 +25,7 @@ from .settings import Settings
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+END_AT_ONCE = signal.SIGUSR1  # told to workers when the server is told to end a second time
 _CANNOT_OPEN = 3  # exit status of a worker that could not open the galleries
 _PAUSE = 1.0  # seconds between the starts of a worker that dies again and again
 
@@ -89,10 +90,12 @@ class Supervisor:
             self._end()
 
     def _end(self) -> None:
-        """Tell every worker to drain."""
+        """Tell every worker to drain; the second time, to end at once."""
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._settings.grace + 5
-        self._tell(signal.SIGTERM)
+            self._tell(signal.SIGTERM)
+        else:
+            self._tell(END_AT_ONCE)
 
     def _tell(self, what: signal.Signals) -> None:
         for pid in self._started:

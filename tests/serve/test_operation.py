@@ -485,6 +485,35 @@ def test_a_server_drains(start_server, gallery: Path) -> None:
             connect(server.url)
 
 
+def test_workers_drain_where_every_process_is_told(start_server, gallery: Path) -> None:
+    """As by Ctrl-C in a terminal, and by systemd: a worker is told by these and by its supervisor."""
+    with start_server(gallery, "--workers", "2") as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with unfinished(server.url, lambda: at_work(client) == 1) as connection:
+            for pid in (*children(server.process.pid), server.process.pid):
+                os.kill(pid, signal.SIGINT)
+            server.wait_for(lambda log: "finishing 1 request" in log)
+            time.sleep(1)  # what the supervisor tells has come, too
+            connection.sendall(BODY[-1:])
+            assert read_answer(connection)[0] == 200
+        assert server.process.wait(20) == 0
+        assert server.log.read_text().count(": finishing ") == 2
+
+
+def test_workers_that_are_told_twice_end_at_once(start_server, gallery: Path) -> None:
+    with (
+        start_server(gallery, "--workers", "2") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        unfinished(server.url, lambda: at_work(client) == 1) as connection,
+    ):
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda log: "finishing 1 request" in log)
+        begin = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begin < 10
+        status, answer = read_answer(connection)
+        assert (status, b"urn:chan-rt:problem:draining" in answer) == (503, True)
+
+
 def test_a_drain_ends_with_the_grace_and_answers_what_it_cuts(start_server, gallery: Path) -> None:
     with (
         start_server(gallery, "--grace", "1") as server,
