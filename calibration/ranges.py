@@ -131,7 +131,10 @@ def choose_range(
         raise InputError(f"calibration saw no value of {name}: use more samples")
     largest = max(abs(histogram.minimum), abs(histogram.maximum))
     if largest == 0:
-        raise InputError(f"calibration saw only zeros in {name}: the samples are degenerate")
+        raise InputError(
+            f"calibration saw only zeros in {name}, which give no range: calibrate on pictures that are not blank, or "
+            "on region features that are not all zero (chan features makes them)"
+        )
     if bounds is not None:
         low, high = min(bounds[0], histogram.minimum), max(bounds[1], histogram.maximum)
         return TensorRange(low, high, histogram.minimum, histogram.maximum, histogram.total, clipped=0.0)

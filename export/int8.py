@@ -61,7 +61,13 @@ def export_int8(
     def prove(added: Sequence[str]) -> list[str]:
         report = check_parity(bundle, checkpoint, sample, ("onnxruntime",), added, backbone, progress)
         record_verdict(bundle, report)
-        return report.misses()
+        misses = report.misses()
+        if misses and report.constant and not force:
+            raise ParityError(
+                f"the int8 graphs were not added, parity missed: {'; '.join(misses)}. The data cannot show "
+                f"{report.constant}"
+            )
+        return misses
 
     provable = backbone is not None and bool(pictures_of(sample))
     return add_int8(Path(bundle), prove, precisions, plan, force, with_backbone=provable)

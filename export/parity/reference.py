@@ -12,6 +12,7 @@ from ...runtime.embeddings import Embeddings
 from ...runtime.evaluation.metrics import evaluate
 from ...runtime.text import pad_rows
 from .blocks import EmbeddingStore, Tick, caption_blocks, image_blocks, score_all, steps_of, token_block
+from .constant import Constant
 from .independent import read_independently
 from .runners import TorchRunner
 
@@ -35,6 +36,7 @@ class Reference:
         readings: of the captions, by packages that share no code with this one.
         scores: [I, C].
         recalls: of the scores.
+        constant: what the region features cannot show because they do not differ; empty where they do.
     """
 
     def __init__(
@@ -56,11 +58,14 @@ class Reference:
         self.images = EmbeddingStore(scratch / "images")
         self.captions = EmbeddingStore(scratch / "captions")
         blocks = caption_blocks(sample)
+        constant = Constant()
         done, total = 0, steps_of(sample)
         for block in image_blocks(sample):
             regions, lengths = sample.regions(block)
+            constant.add(regions, lengths)
             self.images.put(block, Embeddings(self.runner.encode_regions(regions, lengths), lengths))
             tick(done := done + 1, total)
+        self.constant = constant.note()
         for block in blocks:
             ids, lengths = token_block(self.tokens, block)
             self.captions.put(block, Embeddings(self.runner.encode_words(ids, lengths), lengths))

@@ -95,6 +95,7 @@ class Report:
         notes: what was not checked, and why.
         reference: the torch model's recalls over the sample.
         stages: as they were run.
+        constant: the note that the region features are the same everywhere; empty where they differ.
     """
 
     bundle: str
@@ -103,6 +104,7 @@ class Report:
     reference: Metrics
     stages: tuple[Stage, ...]
     notes: tuple[str, ...] = ()
+    constant: str = ""
 
     @property
     def passed(self) -> bool:

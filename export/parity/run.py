@@ -134,6 +134,7 @@ def check_parity(
         reference=reference.recalls,
         stages=tuple(stages),
         notes=_notes(manifest, reference, sidecars),
+        constant=reference.constant,
     )
 
 
@@ -203,6 +204,7 @@ def _cannot_run(backend: str, gpu: int) -> str | None:
 def _notes(manifest: Manifest, reference: Reference, sidecars: Sidecars) -> tuple[str, ...]:
     notes = [f"an engine whose sidecar is unreadable: {error}" for error in sidecars.unreadable]
     notes += reference.readings.notes
+    notes += [reference.constant] if reference.constant else []
     if reference.sample.cut_rows:
         notes.append(
             f"captions that were cut to {counted(manifest.max_words, 'word')}: {len(reference.sample.cut_rows)}"

@@ -37,7 +37,7 @@ def table(report: Report) -> list[str]:
     missed = sum(stage.status == "missed" for stage in ran)
     images = int(sample["images"])
     broken = {miss.split()[0] for stage in ran for check in stage.checks for miss in check.misses}
-    if images < _FEW and broken & _SHARES:
+    if images < _FEW and broken & _SHARES and not report.constant:
         share = f"One image is {100 / images:.3g} % of these {images}"
         lines.append(f"{share}, so chance may miss a share; compare more images")
     idle = len(report.stages) - len(ran)

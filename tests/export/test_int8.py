@@ -23,7 +23,7 @@ from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import build_engine, find_target, plan
-from chan_rt.export.int8 import add_int8
+from chan_rt.export.int8 import add_int8, export_int8
 from chan_rt.export.parity import check_parity
 from chan_rt.runtime.contract import MANIFEST, Manifest, sha256_file, verified, write_manifest
 from chan_rt.runtime.data.images import CaptionedImages
@@ -270,3 +270,17 @@ def test_scales_along_the_wrong_axis_are_caught(
 def test_range_records_survive(bundle: Path) -> None:
     record = json.loads((bundle / RANGES_FILE).read_text())
     assert TensorRange(**record["graphs"]["region_encoder"]["tensors"]["regions"]).count == IMAGES * REGIONS * WIDTH
+
+
+def test_constant_features_are_blamed_for_a_miss_and_not_the_plan(bundle: Path, world: Path) -> None:
+    """More layers in float32 would not help: no choice of a region can be compared."""
+    before = (bundle / MANIFEST).read_bytes()
+    alike = CaptionedImages.from_arrays(np.full((4, REGIONS, WIDTH), 0.5, np.float32), WORDS[:4], np.arange(4))
+    with pytest.raises(ParityError) as raised:
+        export_int8(bundle, world / "checkpoint", alike, ["int8_x86"])
+    assert "same_region_clear could not be measured" in str(raised.value)
+    assert "because all regions of 4 images have the same features. Compare on features of real" in str(raised.value)
+    assert "float32" not in str(raised.value)
+    assert (bundle / MANIFEST).read_bytes() == before
+    assert int8_folders(bundle) == []
+    assert export_int8(bundle, world / "checkpoint", alike, ["int8_x86"], force=True)

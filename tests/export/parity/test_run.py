@@ -25,6 +25,7 @@ from chan_rt.export.parity import runners
 from chan_rt.export.parity.reference import pictures_of
 from chan_rt.export.parity.report import Report
 from chan_rt.export.parity.run import check_parity, record_verdict
+from chan_rt.export.parity.table import table
 from chan_rt.runtime import backends
 from chan_rt.runtime.backends import Backend
 from chan_rt.runtime.backends.probe import BackendReport
@@ -369,6 +370,30 @@ def test_captions_that_are_too_long_are_cut_and_noted(world: Path) -> None:
     report = check_parity(world / "bundle", world / "checkpoint", sample, ["onnxruntime"], ["fp32"])
     assert "captions that were cut to 128 words: 1" in report.notes
     assert report.passed, report.misses()
+
+
+def test_features_that_are_the_same_everywhere_are_named(world: Path) -> None:
+    rng = np.random.default_rng(2)
+    captions = [f"w{row} w{row + 1}" for row in range(6)]
+
+    def note(features: np.ndarray) -> str:
+        sample = CaptionedImages.from_arrays(features.astype(np.float32), captions, np.arange(6))
+        report = check_parity(world / "bundle", world / "checkpoint", sample, ["onnxruntime"], ["fp32"])
+        lines = table(replace(report, sample={**report.sample, "data": "data", "split": "test"}))
+        assert (f"Not checked: {report.constant}" in lines) == bool(report.constant)
+        assert not report.constant or not any(line.startswith("One image") for line in lines)
+        return report.constant
+
+    advice = ". Compare on features of real pictures: chan features makes them"
+    both = "how images rank and which region a word chooses, because "
+    assert note(np.zeros((6, 4, 13))) == f"{both}all region features of 6 images are zero{advice}"
+    assert note(np.full((6, 4, 13), 0.5)) == f"{both}all regions of 6 images have the same features{advice}"
+    same = np.repeat(rng.standard_normal((1, 4, 13)), 6, axis=0)
+    assert note(same) == f"how images rank, because 6 images have the same region features{advice}"
+    same = np.repeat(rng.standard_normal((6, 1, 13)), 4, axis=1)
+    why = "in each of 6 images all regions have the same features"
+    assert note(same) == f"which region a word chooses, because {why}{advice}"
+    assert note(rng.standard_normal((6, 4, 13))) == ""
 
 
 @pytest.mark.gpu
