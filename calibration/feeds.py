@@ -50,7 +50,7 @@ class Samples:
     def __post_init__(self) -> None:
         for name, count in (("images", self.num_images), ("captions", len(self.tokens.lengths))):
             if count < MIN_SAMPLES:
-                raise InputError(f"calibration needs at least {MIN_SAMPLES} {name}, got {count}")
+                raise InputError(f"int8 is calibrated and measured on at least {MIN_SAMPLES} {name}, got {count}")
 
     def image_feeds(self) -> list[Callable[[], Feeds]]:
         """Return functions that read one batch each for `region_encoder`: images of equal length, shortest first."""

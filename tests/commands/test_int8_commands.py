@@ -60,6 +60,19 @@ def test_values_that_cannot_work_are_refused_before_the_work(
     assert f"is not in the range {rule}" in result.stderr
 
 
+@pytest.mark.parametrize(("command", "split"), [("calibrate", "train"), ("sensitivity", "dev")])
+def test_a_split_that_is_too_small_is_named(
+    world: Path, make_world: Callable[..., Path], command: str, split: str
+) -> None:
+    data = make_world(MIN_SAMPLES - 1, split) / "data"
+    result = CliRunner().invoke(cli.main, [command, str(world / "bundle"), str(data)])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: the split {split} of {data} is too small: int8 is calibrated and measured on at least {MIN_SAMPLES} "
+        f"images, got {MIN_SAMPLES - 1}; choose another with --split, or add images with captions to it\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("precisions", "message"),
     [(["fp32", "int8"], "export fp32 and fp16, calibrate, then export int8"), (["int8"], "give --data")],
