@@ -43,12 +43,14 @@ def _show_bundle(found: Mapping[str, Any]) -> None:
         result = "passed" if verdict.get("passed") else "missed"
         counts = [f"{verdict[key]} {key}" for key in ("images", "captions") if key in verdict]
         _row("parity", f"{name} {result}" + (f" on {' and '.join(counts)}" if counts else ""))
+    for problem in found["problems"]:
+        _row("unusable", problem)
     echo(f"\n{'graph':<16}{'precision':<10}{'MiB':>8}")
     for graph in found["graphs"]:
-        size = "missing" if graph["bytes"] is None else _mib(graph["bytes"])
+        size = "-" if graph["bytes"] is None else _mib(graph["bytes"])
         echo(f"{graph['graph']:<16}{graph['precision']:<10}{size:>8}")
-        if not graph["sound"]:
-            echo("  altered: its bytes are not those of the manifest")
+        if graph["problem"] is not None:
+            _row("  unusable", graph["problem"])
         _row("  inputs", *_tensors(graph["inputs"]))
         _row("  outputs", *_tensors(graph["outputs"]))
     echo(f"\n{'engine of':<16}{'precision':<10}{'flavor':<14}{'MiB':>8}  layers")

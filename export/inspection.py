@@ -11,7 +11,7 @@ from typing import Any
 
 from ..runtime.backends.engine_staleness import capability_here, why_unusable_here
 from ..runtime.backends.sidecar import Engine, EngineRecord, read_sidecars
-from ..runtime.contract import MANIFEST, Manifest, TensorSpec, sha256_file
+from ..runtime.contract import MANIFEST, Manifest, TensorSpec, verified
 from ..runtime.errors import BundleError, EngineError, InputError
 
 SIDECAR = ".json"
@@ -34,26 +34,31 @@ def inspect_path(path: Path) -> dict[str, Any]:
 
 
 def inspect_bundle(bundle: Path) -> dict[str, Any]:
-    """Graphs, their files and ranges, and every engine with whether it may be used here."""
+    """Graphs, their files and ranges, and every engine with whether it may be used here.
+
+    `problem` says why the file of a graph cannot be used, and `problems` the same of the tokenizer's and calibration's.
+    """
     manifest = Manifest.load(bundle)
     graphs = []
     for name, by_precision in manifest.graphs.items():
         for precision, spec in by_precision.items():
-            file = bundle / spec.file
-            sound = file.is_file() and sha256_file(file) == spec.sha256
+            problem = _problem(bundle, spec.file, spec.sha256)
             graphs.append(
                 {
                     "graph": name,
                     "precision": precision,
                     "file": spec.file,
-                    "bytes": file.stat().st_size if file.is_file() else None,
-                    "sound": sound,
+                    "bytes": _size(bundle / spec.file),
+                    "sound": problem is None,
+                    "problem": problem,
                     "opset": spec.opset,
                     "inputs": [asdict(tensor) for tensor in spec.inputs],
                     "outputs": [asdict(tensor) for tensor in spec.outputs],
                     "ranges": {symbol: asdict(limits) for symbol, limits in spec.ranges.items()},
                 }
             )
+    others = {**manifest.tokenizer.files, **manifest.calibration}
+    problems = (_problem(bundle, file, sha256) for file, sha256 in others.items())
     engines: list[dict[str, Any]] = []
     sidecars = read_sidecars(bundle)
     capability = capability_here()
@@ -71,9 +76,27 @@ def inspect_bundle(bundle: Path) -> dict[str, Any]:
         "tools": dict(manifest.tools),
         "parity": dict(manifest.parity),
         "graphs": graphs,
+        "problems": [problem for problem in problems if problem is not None],
         "engines": engines,
         "broken": [str(error) for error in sidecars.unreadable],
     }
+
+
+def _problem(bundle: Path, file: str, sha256: str) -> str | None:
+    """Why a file of the bundle would be refused; None where it is sound."""
+    try:
+        verified(bundle, file, sha256)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def _size(file: Path) -> int | None:
+    """The bytes of a file; None where there is none that can be read."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except (OSError, ValueError):  # a name too long, a NUL in it
+        return None
 
 
 def inspect_engine(path: Path) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle, is_bundle
 from chan_rt.export.engines import plan
 from chan_rt.export.inspection import inspect_bundle
@@ -190,6 +193,30 @@ def sweep_sidecars(bundle: Path, sidecar: dict[str, Any], step: int) -> None:
     assert len(damages) > 1000
     tried = damages[::step]
     assert 0 < sum(use_sidecar(bundle, text) for text in tried) < len(tried) / 2
+
+
+def test_inspect_says_one_thing_of_each_damaged_file(bundle: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "bundle"
+    shutil.copytree(bundle, damaged)
+    for name in ("tokenizer/vocab.json", "graphs/fp32/text_encoder.onnx"):
+        (damaged / name).unlink()
+    with (damaged / "graphs/fp32/hard_alignment.onnx").open("ab") as file:
+        file.write(b"x")
+    shown = CliRunner().invoke(main, ["inspect", str(damaged)])
+    assert shown.exit_code == 0, shown.output
+    words = " ".join(shown.stdout.split())
+    for name in ("tokenizer/vocab.json", "graphs/fp32/text_encoder.onnx"):
+        assert words.count(f"unusable {damaged / name} is missing: the bundle is incomplete, export it again") == 1
+    assert words.count("was altered: its sha256 must be") == 1
+    assert f"unusable {damaged / 'graphs/fp32/hard_alignment.onnx'} was altered" in words
+    assert words.count("unusable") == 3
+    found = json.loads(CliRunner().invoke(main, ["inspect", str(damaged), "--json"]).stdout)
+    assert {graph["graph"]: (graph["sound"], graph["bytes"] is None) for graph in found["graphs"]} == {
+        "alignment_map": (True, False),
+        "hard_alignment": (False, False),
+        "region_encoder": (True, False),
+        "text_encoder": (False, True),
+    }
 
 
 def test_fields_of_a_manifest_survive_other_values(bundle: Path, manifest: dict[str, Any]) -> None:
