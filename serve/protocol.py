@@ -6,11 +6,13 @@ A request's body and its answer are bounded elsewhere (reading.py, settings.py).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..runtime.counts import counted
+from .bodies import Problem
 from .problems import Refusal, new_request_id, problem_of, problem_response, unavailable
 from .reading import CLOSE
 from .settings import Limits
@@ -19,8 +21,13 @@ HEAD_BYTES = 64 << 10  # of a request line with all its headers
 KEEP_ALIVE = 60  # seconds that a connection may be idle between requests
 
 
-def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """The protocol class with the limits of a server."""
+def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type[HttpToolsProtocol]:
+    """The protocol class with the limits of a server.
+
+    Args:
+        limits: of the server.
+        refused: told what has not become a request, once it is answered.
+    """
 
     class BoundedProtocol(HttpToolsProtocol):
         """Closes connections over the limit, and those whose request head does not come in time."""
@@ -28,6 +35,7 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._head: int | None = 0  # bytes of a request's head so far; None while there is none to come
+            self._refusal: Refusal | None = None  # of what came last; nothing is read any more
             self._timer = self.loop.call_later(limits.seconds, self._too_slow)
             if len(self.connections) > limits.connections:
                 most = counted(limits.connections, "connection")
@@ -38,7 +46,7 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
+            if self.transport.is_closing() or self._refusal is not None:
                 return
             if self._head is not None:
                 self._head += len(data)
@@ -62,6 +70,13 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             self._head = 0
             super().on_message_complete()
 
+        def on_response_complete(self) -> None:
+            """Go on with the next request, or with the refusal of what came after the last one."""
+            if self._refusal is not None and not self.pipeline:
+                self._answer(self._refusal)
+            else:
+                super().on_response_complete()
+
         def timeout_keep_alive_handler(self) -> None:
             """Close an idle connection; one whose client does not read its answer is cut."""
             if self.transport.get_write_buffer_size():
@@ -75,7 +90,18 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             self._refuse(Refusal(400, "http", "the request must be HTTP/1.1 or HTTP/1.0, but cannot be understood"))
 
         def _refuse(self, refusal: Refusal) -> None:
-            """Answer what has not become a request, and end the connection."""
+            """Answer what has not become a request, after the requests before it, and end the connection."""
+            if self.cycle is None or self.cycle.response_complete:
+                self._answer(refusal)
+                return
+            self._refusal = self._refusal or refusal
+            if self.cycle.more_body:  # the refusal is of this request, whose body cannot come any more
+                if self.pipeline:
+                    self.pipeline.popleft()
+                else:
+                    self._answer(refusal)
+
+        def _answer(self, refusal: Refusal) -> None:
             if not self.transport.is_closing():
                 problem = problem_of(refusal, new_request_id())
                 answer = problem_response(problem, {**refusal.headers, **CLOSE, "x-request-id": problem.request_id})
@@ -83,10 +109,11 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 status = f"HTTP/1.1 {problem.status} {problem.title}\r\n".encode()
                 self.transport.write(status + lines + b"\r\n" + bytes(answer.body))
                 self.transport.close()
+                refused(problem)
 
     return BoundedProtocol
 
 
-def protocol_options(limits: Limits) -> dict[str, Any]:
-    """Options of `uvicorn.Config` for these connections."""
-    return {"http": bounded_protocol(limits), "ws": "none", "timeout_keep_alive": KEEP_ALIVE}
+def protocol_options(limits: Limits, refused: Callable[[Problem], None]) -> dict[str, Any]:
+    """Options of `uvicorn.Config` for these connections; arguments as of `bounded_protocol`."""
+    return {"http": bounded_protocol(limits, refused), "ws": "none", "timeout_keep_alive": KEEP_ALIVE}

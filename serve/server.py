@@ -57,7 +57,7 @@ def run_worker(
             lifespan="off",
             server_header=False,
             proxy_headers=False,
-            **protocol_options(settings.limits),
+            **protocol_options(settings.limits, state.refused),
         )
         server = Server(config, state, supervisor, opened, after)
         server.run([listener])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from .batching import Batcher
+from .bodies import Problem
 from .galleries import Galleries
+from .logs import FACTS
 from .metrics import Metrics
 from .pictures import Pictures
 from .settings import Settings
 from .tracing import Tracing
 from .work import Work, run_batch
 
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 # Batches at work at once. Encoding and scans use every core, so a second batch only takes from the first, and both are
@@ -56,6 +60,13 @@ class State:
         self.metrics.at_work.set(self.at_work)
         self.metrics.waiting.set(self.batcher.waiting)
         self.metrics.waiting_words.set(self.batcher.waiting_words)
+
+    def refused(self, problem: Problem) -> None:
+        """Count and log what was refused before it became a request."""
+        reason = problem.type.rpartition(":")[2]
+        self.metrics.failures.labels(reason).inc()
+        facts = {"request_id": problem.request_id, "reason": reason, "status": problem.status}
+        _log.info("refused", extra={FACTS: facts})
 
     def _run(self, jobs: Sequence[Work]) -> None:
         run_batch(jobs, self.settings.limits.batch_words)

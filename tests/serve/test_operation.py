@@ -344,6 +344,39 @@ def check_problem(answer: tuple[int, bytes], reason: str) -> None:
     assert f"x-request-id: {problem.request_id}".encode() in lines
 
 
+def metric(client: httpx.Client, name: str) -> float:
+    found = re.search(f"^{re.escape(name)} (.*)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+@pytest.mark.parametrize(
+    ("last", "statuses"),
+    [
+        (b"hello\r\n\r\n", [200, 200, 400]),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 600_000, [200, 200, 431]),
+        (head("chunked") + b"no size\r\n", [200, 200, 400]),
+    ],
+)
+def test_what_is_no_http_is_answered_after_the_requests_before_it(
+    server, http: httpx.Client, last: bytes, statuses: list[int]
+) -> None:
+    """Otherwise the client takes the refusal for the answer to its first request."""
+    with connect(server.url) as connection:
+        connection.sendall(2 * (head(len(BODY)) + BODY) + last)
+        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", data)] == statuses
+
+
+def test_what_has_not_become_a_request_is_counted_and_logged(server, http: httpx.Client) -> None:
+    before = metric(http, 'chan_failures_total{reason="http"}')
+    with connect(server.url) as connection:
+        connection.sendall(b"hello\r\n\r\n")
+        status, data = read_answer(connection)
+    assert metric(http, 'chan_failures_total{reason="http"}') == before + 1
+    (id,) = re.findall(rb"x-request-id: (\w+)", data)
+    server.wait_for(lambda log: f"refused request_id={id.decode()} reason=http status={status}" in log)
+
+
 @pytest.mark.parametrize("sent", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
 def test_what_is_no_http_is_a_problem(bounded, sent: bytes) -> None:
     with connect(bounded.url) as connection:
