@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..runtime.counts import counted
@@ -18,6 +19,7 @@ from .reading import CLOSE
 from .settings import Limits
 
 HEAD_BYTES = 64 << 10  # of a request line with all its headers
+_OFFERS = (b"upgrade", b"http2-settings")
 KEEP_ALIVE = 60  # seconds that a connection may be idle between requests
 
 
@@ -50,11 +52,39 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
                 return
             if self._head is not None:
                 self._head += len(data)
-            super().data_received(data)
+            self._unset_keepalive_if_required()
+            self._parse(data)
             if self._head is not None and self._head > HEAD_BYTES:
                 self._refuse(
                     Refusal(431, "head", f"the head of a request must have at most {HEAD_BYTES} bytes, got more")
                 )
+
+        def _parse(self, data: bytes) -> None:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":
+                    self.send_400_response("")
+                else:
+                    self._parse(self._without_upgrade() + data[upgrade.args[0] :])
+
+        def _without_upgrade(self) -> bytes:
+            """The head of a request without its offer to speak HTTP/2 or websockets, for a new parser.
+
+            The parser takes what follows such an offer for the other protocol, but it is the body of the request, as
+            Java's client and `curl --http2` send it.
+            """
+            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            for name, value in self.headers:
+                if name == b"connection":
+                    value = b",".join(one for one in value.split(b",") if one.strip().lower() not in _OFFERS)
+                if name not in _OFFERS:
+                    lines.append(b"%s: %s" % (name, value))
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            return b"\r\n".join(lines) + b"\r\n\r\n"
 
         def on_message_begin(self) -> None:
             self._timer.cancel()
@@ -62,11 +92,15 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return  # it is read again
             self._timer.cancel()
             self._head = None
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return
             self._head = 0
             super().on_message_complete()
 

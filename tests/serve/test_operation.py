@@ -344,6 +344,27 @@ def check_problem(answer: tuple[int, bytes], reason: str) -> None:
     assert f"x-request-id: {problem.request_id}".encode() in lines
 
 
+@pytest.mark.parametrize("offer", [b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAA", b"Upgrade: websocket"])
+@pytest.mark.parametrize("tokens", [b"Upgrade, HTTP2-Settings", b"keep-alive, upgrade"])
+@pytest.mark.parametrize("pause", [0, 0.2])
+def test_a_request_that_offers_another_protocol_is_answered_over_http(
+    server, offer: bytes, tokens: bytes, pause: float
+) -> None:
+    """Java's client and `curl --http2` offer HTTP/2 with every first request; its body was lost."""
+    offering = head(len(BODY))[:-2] + b"Connection: %s\r\n%s\r\n\r\n" % (tokens, offer)
+    with connect(server.url) as connection:
+        for _ in range(2):  # the connection goes on
+            connection.sendall(offering)
+            time.sleep(pause)
+            connection.sendall(BODY)
+            assert read_answer(connection)[0] == 200
+        connection.sendall(offering.replace(b"keep-alive", b"close") + BODY + head(len(BODY)) + BODY)
+        assert read_answer(connection)[0] == 200
+    log = server.log.read_text()
+    assert "upgrade" not in log
+    assert "pip install 'uvicorn" not in log
+
+
 def metric(client: httpx.Client, name: str) -> float:
     found = re.search(f"^{re.escape(name)} (.*)$", client.get("/metrics").text, re.MULTILINE)
     return float(found[1]) if found else 0.0
