@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import AlignmentConfig
 from ..runtime.cpus import usable_cpus
 from ..runtime.gallery.estimate import CpuEstimator
+from ..runtime.gallery.folder_writer import SEGMENT_BYTES
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
@@ -35,7 +36,6 @@ from ..runtime.gallery.proof.prefix import (
 )
 from ..runtime.gallery.proof.rows import ArrayPart, PrefixCodes, array_part
 from ..runtime.gallery.rank import Ranker
-from ..runtime.gallery.writer import SEGMENT_BYTES
 from .search import Concepts
 
 Floats = NDArray[np.float32]

@@ -120,7 +120,7 @@ def _repair_shards(folder: Path) -> Repair:
                     salvage = _salvage(shard.path / SEGMENTS, shard.catalogue, files)
                     if salvage.damage:
                         changes = {"segments": salvage.records, "prepared": salvage.prepared}
-                        shard.stage(files, keep=salvage.bad, **changes)
+                        shard.commit(files, keep=salvage.bad, **changes)
                         found.append((shard.path, salvage))
         moved = [f"{place.name}/{name}" for place, salvage in found for name in _move(place, salvage.bad)]
         return Repair(

@@ -27,14 +27,14 @@ def test_a_case_is_the_same_as_segments_and_as_one_part(case: Path, monkeypatch:
 
 
 def test_segments_are_cut_as_the_writer_cuts_them(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("bench.gpu_images", "runtime.gallery.writer"):
+    for module in ("bench.gpu_images", "runtime.gallery.folder_writer"):
         monkeypatch.setattr(f"chan_rt.{module}.SEGMENT_BYTES", 7 * 4 * 64 * 4 + 1000)
     vectors = np.random.default_rng(0).standard_normal((30, 4, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     settings = GallerySettings("images", 64, AlignmentConfig(), model="test")
     with GalleryWriter.create(tmp_path / "gallery", settings) as writer:
         writer.add([str(i) for i in range(30)], Embeddings(vectors, np.full(30, 4, np.int32)))
-        written = [len(segment.live) for segment in writer._catalogue.segments]
+        written = [len(segment.live) for segment in writer._folders[0].catalogue.segments]
     assert written == [len(part.starts) - 1 for part in Case.load(case).images.parts] == [7, 7, 7, 7, 2]
 
 

@@ -20,7 +20,7 @@ from ...checks import check_positive
 from ...errors import GalleryCorrupt, GalleryError, InputError
 from ...files import atomic_folder
 from ...progress import Progress, WorkCounter
-from .. import writer
+from .. import folder_writer
 from ..prepare import load_preparation
 from ..proof.prefix import SearchPlan
 from ..store.catalogue import Catalogue, SegmentRecord
@@ -61,7 +61,7 @@ class _Rows:
     @property
     def whole(self) -> bool:
         """Whether the segment's files can be taken over as they are."""
-        large = self.record.vectors.length * GROWTH >= writer.SEGMENT_BYTES
+        large = self.record.vectors.length * GROWTH >= folder_writer.SEGMENT_BYTES
         return large and self.table is None and bool(self.keep.all())
 
     def piece(self, plan: SearchPlan | None) -> Piece:
@@ -213,7 +213,7 @@ def _records(files: NewFiles, rows: Sequence[_Rows], plan: SearchPlan | None, wo
             work.add(len(record.live))
             continue
         piece = some.piece(plan)
-        if sum(one.bytes for one in pieces) + piece.bytes > writer.SEGMENT_BYTES:
+        if sum(one.bytes for one in pieces) + piece.bytes > folder_writer.SEGMENT_BYTES:
             write_pieces()
         pieces.append(piece)
         work.add(len(piece.ids))

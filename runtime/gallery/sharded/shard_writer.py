@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ...errors import GalleryCorrupt, quoted
 from ...files import sync
-from ..preparing import RowsToPrepare
+from ..folder_writer import FolderWriter
 from ..settings import GallerySettings
 from ..store.catalogue import CATALOGUE, Catalogue, permissions, read_header
-from ..store.commit import NewFiles, publish, sweep
+from ..store.commit import publish, sweep
 from ..store.header import Header
 from ..store.lock import lock_to_open
 from ..store.mapping import check_folder
-from ..writer import GalleryWriter
 from .manifest import NEXT, ShardEntry, check_shard, read_pinned
 
 
-class OneShard(GalleryWriter):
-    """The writer of a shard that a manifest names, or will name."""
-
-    @property
-    def entry(self) -> ShardEntry:
-        """What the next manifest says of it."""
-        return ShardEntry(self.path.name, self._header, self._catalogue.count)
-
-
-class ShardWriter(OneShard):
+class ShardWriter(FolderWriter):
     """Changes one shard. A change ends with `settle`."""
 
     _before: tuple[Header, Catalogue] | None = None  # the commit before the staged one
@@ -62,27 +52,7 @@ class ShardWriter(OneShard):
                 sync(folder)
             (folder / NEXT).unlink(missing_ok=True)
             sweep(folder, catalogue, catalogue.files)
-            return cls(folder, lock, header, replace(catalogue, dropped=()))
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """What it holds."""
-        return self._catalogue
-
-    def new_files(self) -> AbstractContextManager[NewFiles]:
-        """Files for one change, removed again if it fails."""
-        return self._new_files()
-
-    def to_prepare(self, files: NewFiles) -> RowsToPrepare:
-        """Its rows, for `prepare_rows`."""
-        return RowsToPrepare(self._segments, self._catalogue.segments, files)
-
-    def stage(self, files: NewFiles, keep: Collection[str] = (), **changes: Any) -> None:
-        """Make a change, which waits for `settle`.
-
-        keep: files that stay though the change does not need them.
-        """
-        self._commit(files, keep, **changes)
+            return cls(folder, lock, header, catalogue)
 
     def settle(self, named: Collection[ShardEntry]) -> None:
         """End a change: what was staged takes its place where the manifest names it, and else is taken back.
@@ -92,20 +62,20 @@ class ShardWriter(OneShard):
         """
         if self._before is None:
             return
-        if self._header != self._before[0] and self.entry in named:
+        if self.header != self._before[0] and self.entry in named:
             self._before = None
             os.replace(self.path / NEXT, self.path / CATALOGUE)
             sync(self.path)
             super()._remove_dropped()
             return
-        (self._header, self._catalogue), self._before = self._before, None
+        (self.header, self.catalogue), self._before = self._before, None
         self._tables.clear()
         with suppress(OSError):
             (self.path / NEXT).unlink(missing_ok=True)
-            sweep(self.path, self._catalogue, self._catalogue.files)
+            sweep(self.path, self.catalogue, self.catalogue.files)
 
     def _publish(self, following: Catalogue) -> Header:
-        self._before = self._header, replace(self._catalogue, dropped=())
+        self._before = self.header, replace(self.catalogue, dropped=())
         return publish(self.path, following, permissions(self.path / CATALOGUE), NEXT)
 
     def _remove_dropped(self) -> None:

@@ -1,6 +1,6 @@
 """Shards that are filled before a manifest names them, by any process that reaches the gallery's folder.
 
-Their newest commit lies in `catalogue.next`, so nothing opens them as galleries. `ShardedWriter.adopt` and `create_set`
+Their newest commit lies in `catalogue.next`, so nothing opens them as galleries. `ShardedWriter.adopt` and `create`
 make them part of a gallery, all in one commit; what no manifest names by then is removed by the next writer.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from ...errors import GalleryError
+from ..folder_writer import FolderWriter
 from ..settings import GallerySettings
 from ..store.catalogue import CATALOGUE, Catalogue, read_catalogue
 from ..store.commit import publish, sweep
@@ -20,14 +20,17 @@ from ..store.files import SEGMENTS
 from ..store.header import Header
 from ..store.lock import LOCK, lock_to_open
 from ..store.refusals import write_errors
-from .manifest import NEXT, shard_number
-from .shard_writer import OneShard
+from ..writer import GalleryWriter
+from .manifest import NEXT, ShardEntry, shard_number
 
 
-class StagedShard(OneShard):
-    """The one writer of a shard that no manifest names yet; it has the methods of `GalleryWriter`."""
+class StagedShard(GalleryWriter):
+    """The one writer of a shard that no manifest names yet."""
 
-    _current = NEXT
+    @property
+    def entry(self) -> ShardEntry:
+        """What a manifest will say of it."""
+        return self._folders[0].entry
 
     @classmethod
     def open_staged(cls, folder: Path, settings: GallerySettings, gallery: str) -> Self:
@@ -55,7 +58,7 @@ class StagedShard(OneShard):
                     found = publish(folder, catalogue, None, NEXT), catalogue
                 header, catalogue = found
                 sweep(folder, catalogue, catalogue.files)
-            return cls(folder, lock, header, replace(catalogue, dropped=()))
+            return cls(FolderWriter(folder, lock, header, catalogue, NEXT))
 
 
 def staged_rows(folder: Path) -> int:

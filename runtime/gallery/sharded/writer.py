@@ -6,29 +6,22 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...counts import counted
-from ...embeddings import Embeddings
 from ...errors import GalleryError, GalleryLocked, InputError
-from ...progress import Progress, WorkCounter
-from ..prepare import Preparation
-from ..preparing import prepare_rows
+from ...progress import Progress
+from ..row_writer import RowWriter
 from ..settings import GallerySettings
 from ..store.files import MANIFEST
 from ..store.header import Header
 from ..store.lock import WriterLock, lock_to_open
 from ..store.refusals import write_errors
-from ..store.rows import Relabel, Row
-from ..values import check_known, check_relabels, checked_ids, checked_roots
+from ..values import check_known, checked_roots
 from .arrange import Source, shard_folders, write_shards
 from .manifest import (
     ShardEntry,
@@ -47,23 +40,21 @@ from .staged import StagedShard
 _log = logging.getLogger(__name__)
 
 
-class ShardedWriter:
+class ShardedWriter(RowWriter):
     """The one writer of a gallery in shards; it has the methods of `GalleryWriter`, and `rebalance`.
 
     New rows go to the last shard, so the order of the rows is the order of addition, as in one folder.
 
     Attributes:
         path: the gallery's folder, absolute.
-        settings: what was fixed when the gallery was made.
     """
 
+    _folders: Sequence[ShardWriter]
+
     def __init__(self, path: Path, lock: WriterLock, header: Header, manifest: ShardManifest) -> None:
-        self.path = path
-        self.settings = manifest.settings
-        self._lock = lock
+        super().__init__(path, lock)
         self._header = header
         self._manifest = manifest
-        self._shards: list[ShardWriter] = []
 
     @classmethod
     def open(cls, path: str | Path, *, keep_staged: bool = False) -> Self:
@@ -140,10 +131,10 @@ class ShardedWriter:
             InputError: an id of a new row would be there twice, or one of `delete` is not there.
             GalleryError: it cannot be written; nothing was changed.
         """
-        gone = set(delete)
-        known = [shard.ids(gone) for shard in self._shards]
-        check_known(sorted(gone), set().union(*known), "delete")
-        twice = sorted(set().union(*(self.ids(row.id for row in shard.rows()) for shard in staged)) - gone)
+        gone = sorted(set(delete))
+        known = [shard.find(gone) for shard in self._folders]
+        check_known(gone, set().union(*known), "delete")
+        twice = sorted(set().union(*(self.ids(row.id for row in shard.rows()) for shard in staged)).difference(gone))
         if twice:
             raise InputError(f"ids: already in the gallery: {', '.join(twice[:5])}")
         entries = tuple(shard.entry for shard in staged)
@@ -154,13 +145,13 @@ class ShardedWriter:
             return
         following = max([self._manifest.next_shard, *(number + 1 for number in numbers)])
         with self._change(entries, roots=kept, next_shard=following):
-            for shard, some in zip(self._shards, known, strict=True):
-                if some:
-                    shard.delete(sorted(some))
+            for shard, places in zip(self._folders, known, strict=True):
+                shard.remove(places.values())
         with write_errors(self.path):
             for new, entry in zip(staged, entries, strict=True):
                 new.close()
-                self._shards.append(ShardWriter.open_shard(self.path / entry.name, entry, self.settings))
+                shard = ShardWriter.open_shard(self.path / entry.name, entry, self.settings)
+                self._folders = (*self._folders, shard)
             self._sweep()
 
     @property
@@ -173,118 +164,16 @@ class ShardedWriter:
         """32 hex digits that tell the gallery from every other one."""
         return self._manifest.gallery
 
-    def close(self) -> None:
-        """Give the locks back; twice does no harm."""
-        for shard in self._shards:
-            shard.close()
-        self._lock.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        """Rows that are not deleted."""
-        return sum(len(shard) for shard in self._shards)
+    @property
+    def _newest(self) -> ShardManifest:
+        return self._manifest
 
     def describe(self) -> str:
         """Rows, shards and bytes in words."""
-        size = sum(file.length for shard in self._shards for file in shard.catalogue.files.values())
+        size = sum(file.length for shard in self._folders for file in shard.catalogue.files.values())
         rows = counted(len(self), self.settings.kind.removesuffix("s"))
-        return f"{rows} in {describe_shards([len(shard) for shard in self._shards])}, {size / 1e6:.1f} MB"
-
-    def check(self, settings: GallerySettings) -> None:
-        """Raise unless rows of these settings may be added here; see `GalleryWriter.check`."""
-        self.settings.check_rows(settings, self.path)
-
-    def ids(self, among: Iterable[str | int]) -> set[str]:
-        """Those of the given ids that the gallery has."""
-        wanted = checked_ids(among, "among")
-        return {id for shard in self._shards for id in shard.ids(wanted)}
-
-    def rows(self) -> list[Row]:
-        """Every row's id and metadata, in order of addition."""
-        return [row for shard in self._shards for row in shard.rows()]
-
-    @property
-    def roots(self) -> Mapping[str, str]:
-        """Name -> folder of the roots that rows were indexed from (indexing/identity.py)."""
-        return self._manifest.roots
-
-    def relabel(self, changes: Iterable[Relabel], roots: Mapping[str, str] | None = None) -> None:
-        """Give rows other ids or metadata in one commit, as `GalleryWriter.relabel`."""
-        changes = list(changes)
-        kept = self.roots if roots is None else checked_roots(roots)
-        check_relabels(changes, self.ids)
-        if not changes and kept == self.roots:
-            return
-        with self._change(roots=kept):
-            for shard in self._shards:
-                mine = shard.ids([change.id for change in changes])
-                shard.relabel([change for change in changes if str(change.id) in mine])
-
-    def set_bundle(self, bundle: str | Path) -> None:
-        """Remember where the gallery's bundle is now, as `GalleryWriter.set_bundle`."""
-        with self._change(settings=replace(self.settings, bundle=str(Path(bundle).resolve()))):
-            pass
-
-    def add(
-        self,
-        ids: Iterable[str | int],
-        embeddings: Embeddings,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        overwrite: bool = False,
-    ) -> None:
-        """Add rows to the last shard in one commit, as `GalleryWriter.add`; ids are unique in all shards."""
-        given = ids if isinstance(ids, set | frozenset) else list(ids)
-        *others, last = self._shards
-        known = [shard.ids(given) for shard in others]
-        existing = sorted(set().union(*known))
-        if existing and not overwrite:
-            raise InputError(f"ids: already in the gallery (pass overwrite to replace them): {', '.join(existing[:5])}")
-        with self._change():
-            last.add(given, embeddings, metadata, overwrite=overwrite)
-            for shard, some in zip(others, known, strict=True):
-                if some:
-                    shard.delete(sorted(some))
-
-    def delete(self, ids: Iterable[str | int]) -> None:
-        """Remove rows in one commit, as `GalleryWriter.delete`."""
-        wanted = checked_ids(ids)
-        found = [shard.ids(wanted) for shard in self._shards]
-        check_known(wanted, set().union(*found), "ids")
-        with self._change():
-            for shard, some in zip(self._shards, found, strict=True):
-                if some:
-                    shard.delete(sorted(some))
-
-    def compact(self, *, progress: Progress | None = None) -> None:
-        """Rewrite the segments of each shard that hold deleted rows or are small, as `GalleryWriter.compact`."""
-        work = WorkCounter(sum(shard.rows_to_compact for shard in self._shards), progress)
-        with self._change():
-            for shard in self._shards:
-                shard.compact_counted(work)
-
-    def prepare(
-        self,
-        queries: Embeddings | Iterable[Embeddings] | None = None,
-        directions: NDArray[np.float32] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Preparation:
-        """Fit search to the rows of all shards and their queries together, as `GalleryWriter.prepare`."""
-        with self._change(), ExitStack() as stack:
-            files = [stack.enter_context(shard.new_files()) for shard in self._shards]
-            rows = [shard.to_prepare(new) for shard, new in zip(self._shards, files, strict=True)]
-            found, changes = prepare_rows(rows, self.settings, queries, directions, progress)
-            for shard, new, change in zip(self._shards, files, changes, strict=True):
-                shard.stage(new, **change)
-        return found
+        shards = describe_shards([shard.catalogue.count for shard in self._folders])
+        return f"{rows} in {shards}, {size / 1e6:.1f} MB"
 
     def rebalance(self, shards: int, *, progress: Progress | None = None) -> None:
         """Cut the rows into this many shards of the same number of rows, in one commit; their order stays.
@@ -302,9 +191,9 @@ class ShardedWriter:
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
         self._lock.check()
-        sources = [Source(shard.path, shard.catalogue) for shard in self._shards]
+        sources = [Source(shard.path, shard.catalogue) for shard in self._folders]
         first = self._manifest.next_shard
-        old, made = self._shards, shard_folders(self.path, first, shards, sources)
+        old, made = self._folders, shard_folders(self.path, first, shards, sources)
         try:
             with write_errors(self.path, "; nothing of this change was kept"):
                 entries = write_shards(sources, made, progress=progress)
@@ -324,7 +213,7 @@ class ShardedWriter:
     def changing(self) -> Iterator[Sequence[ShardWriter]]:
         """The shards, for a block whose changes become one commit: at most one change of each shard."""
         with self._change():
-            yield self._shards
+            yield self._folders
 
     # -- pieces
 
@@ -335,7 +224,7 @@ class ShardedWriter:
                 shards.append(ShardWriter.open_shard(self.path / entry.name, entry, self.settings))
                 opened.callback(shards[-1].close)
             opened.pop_all()
-        self._shards = shards
+        self._folders = shards
 
     def _named(self) -> tuple[ShardEntry, ...]:
         """The shards of the newest commit, from the disk: Ctrl-C may come after it and before this writer knows."""
@@ -349,18 +238,18 @@ class ShardedWriter:
                 shutil.rmtree(entry.path)
 
     @contextmanager
-    def _change(self, new: Sequence[ShardEntry] = (), **changes: Any) -> Iterator[None]:
+    def _change(self, new: Sequence[ShardEntry] = (), **changes: Any) -> Iterator[Mapping[str, Any]]:
         """What the shards stage in the block, and new shards, become one commit; if anything fails, none of it."""
         self._lock.check()
         try:
-            yield
-            entries = (*(shard.entry for shard in self._shards), *new)
+            yield {}
+            entries = (*(shard.entry for shard in self._folders), *new)
             if changes or entries != self._manifest.shards:
                 with write_errors(self.path, "; nothing of this change was kept"):
                     self._publish(shards=entries, **changes)
         finally:
             named = self._named()
-            for shard in self._shards:
+            for shard in self._folders:
                 with write_errors(self.path, "; this change is in the gallery, and the next writer finishes it"):
                     shard.settle(named)
 
@@ -382,5 +271,5 @@ class ShardedWriter:
             raise
         finally:
             if manifest_header(self.path) == header:
-                self._header, self._manifest, self.settings = header, following, following.settings
+                self._header, self._manifest = header, following
         _log.debug("%s: committed generation %d", self.path / MANIFEST, following.generation)

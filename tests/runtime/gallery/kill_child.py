@@ -18,7 +18,7 @@ import numpy as np
 
 from chan_rt.runtime import gallery
 from chan_rt.runtime.embeddings import Embeddings
-from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.gallery import folder_writer
 from chan_rt.runtime.gallery.store.rows import Relabel
 
 PACKAGE = str(Path(gallery.__file__).parent)
@@ -54,7 +54,7 @@ def main(path: str, seed: int, kill_at: int) -> None:
         sys.stdout.write(json.dumps({"phase": phase, **change}) + "\n")
         sys.stdout.flush()
 
-    writer_module.SEGMENT_BYTES = 3000
+    folder_writer.SEGMENT_BYTES = 3000
     live: dict[str, int] = {}
     kinds = ["add", "add", "overwrite", "delete", "relabel", "compact", "prepare"]
     with gallery.open_for_writing(path) as writer:

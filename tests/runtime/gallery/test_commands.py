@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from chan_rt.commands.terminal import visible_lines
-from chan_rt.runtime.gallery import Gallery, GalleryWriter
-from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.gallery import Gallery, GalleryWriter, folder_writer
 from chan_rt.runtime.indexing import index
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.pictures.load import picture_suffixes
@@ -407,13 +406,13 @@ def test_a_damaged_gallery_is_verified_searched_and_repaired(
     bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a person would: search fails, verify names the file, --skip-damaged answers, repair saves the rest."""
-    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 1)  # a segment for each picture
+    monkeypatch.setattr(folder_writer, "SEGMENT_BYTES", 1)  # a segment for each picture
     gallery = tmp_path / "g"
     ok("index", bundle, photos, "-o", gallery)
     whole = json.loads(ok("search", gallery, CAPTION, "--json", "-k", 99))
     assert whole["certified"]
     with GalleryWriter.open(gallery) as writer:
-        segments = writer._catalogue.segments
+        segments = writer._folders[0].catalogue.segments
     file = gallery / "segments" / segments[-1].vectors.name
     file.write_bytes(file.read_bytes()[:-1])
     refused = chan("search", gallery, CAPTION)
@@ -441,7 +440,7 @@ def test_a_gallery_of_damaged_rows_is_not_called_empty(bundle: Path, photos: Pat
     gallery = tmp_path / "g"
     ok("index", bundle, photos, "-o", gallery)
     with GalleryWriter.open(gallery) as writer:
-        files = [gallery / "segments" / segment.vectors.name for segment in writer._catalogue.segments]
+        files = [gallery / "segments" / segment.vectors.name for segment in writer._folders[0].catalogue.segments]
     for file in files:
         file.write_bytes(bytes(file.stat().st_size))
     assert "see what is lost with: chan gallery verify" in chan("search", gallery, CAPTION).output

@@ -43,7 +43,7 @@ def kill_and_check(tmp_path: Path, seed: int, line: int) -> None:
     possible = possible_rows({}, run_child(path, seed, line))
     assert stored(path) in possible, "the gallery is neither before nor after the change that was killed"
     with GalleryWriter.open(path) as writer:  # the lock is free, orphans are swept, and work goes on
-        assert {file.name for file in (path / "segments").iterdir()} == writer._catalogue.files.keys()
+        assert {file.name for file in (path / "segments").iterdir()} == writer._folders[0].catalogue.files.keys()
         writer.compact()
     assert stored(path) in possible
     shutil.rmtree(path)

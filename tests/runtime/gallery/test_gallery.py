@@ -14,8 +14,7 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
-from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
-from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.gallery import Gallery, GalleryWriter, folder_writer, verify_gallery
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
 from chan_rt.runtime.gallery.prepare import Preparation, plan_for
 from chan_rt.runtime.gallery.proof.rows import kept_vectors
@@ -124,7 +123,7 @@ def test_open_galleries_see_adds_deletes_replacements_and_compaction(gallery_pat
 
 
 def test_compaction_leaves_full_segments_alone(gallery_path: Path, monkeypatch, make_embeddings) -> None:
-    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 1)
+    monkeypatch.setattr(folder_writer, "SEGMENT_BYTES", 1)
     with GalleryWriter.open(gallery_path) as writer:
         files = {path.name for path in (gallery_path / "segments").iterdir()}
         writer.delete(["11"])

@@ -126,15 +126,15 @@ def test_1100_additions_of_one_row_under_usual_limits(tmp_path: Path) -> None:
 
 def test_40_segments_under_32_descriptors(tmp_path: Path, make_embeddings, make_settings) -> None:
     """Segments too large to merge: each has its files, and none of them stays open."""
-    from chan_rt.runtime.gallery import writer as writer_module
+    from chan_rt.runtime.gallery import folder_writer
 
-    limit = writer_module.SEGMENT_BYTES
-    writer_module.SEGMENT_BYTES = 1
+    limit = folder_writer.SEGMENT_BYTES
+    folder_writer.SEGMENT_BYTES = 1
     try:
         with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
             writer.add([str(i) for i in range(40)], make_embeddings(1, 40))
     finally:
-        writer_module.SEGMENT_BYTES = limit
+        folder_writer.SEGMENT_BYTES = limit
     assert len(list((tmp_path / "g" / "segments").iterdir())) == 80
     child(FEW, tmp_path / "g")
 

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
-from chan_rt.runtime.gallery import Gallery, GallerySettings, GalleryWriter, ShardedWriter, merge_gallery, split_gallery
-from chan_rt.runtime.gallery import writer as writer_module
+from chan_rt.runtime.gallery import (
+    Gallery,
+    GallerySettings,
+    GalleryWriter,
+    ShardedWriter,
+    folder_writer,
+    merge_gallery,
+    split_gallery,
+)
 from chan_rt.runtime.gallery.store.rows import Relabel
 
 DIM = 16
@@ -104,7 +111,7 @@ def test_answers_are_those_of_one_gallery(seed, data, kind, coding, pooling, fin
 def test_changes_do_what_they_do_to_one_gallery(seed: int, data: str, small: bool) -> None:
     rng = np.random.default_rng(seed)
     made = GallerySettings("images", DIM, AlignmentConfig(), "m")
-    before, writer_module.SEGMENT_BYTES = writer_module.SEGMENT_BYTES, 3000 if small else writer_module.SEGMENT_BYTES
+    before, folder_writer.SEGMENT_BYTES = folder_writer.SEGMENT_BYTES, 3000 if small else folder_writer.SEGMENT_BYTES
     try:
         with TemporaryDirectory() as scratch:
             one, many = Path(scratch, "one"), Path(scratch, "many")
@@ -122,7 +129,7 @@ def test_changes_do_what_they_do_to_one_gallery(seed: int, data: str, small: boo
             with Gallery.open(many) as gallery:
                 assert gallery.verify() == []
     finally:
-        writer_module.SEGMENT_BYTES = before
+        folder_writer.SEGMENT_BYTES = before
 
 
 def change_both(rng: np.random.Generator, whole: GalleryWriter, shards: ShardedWriter, data: str, step: int) -> None:
