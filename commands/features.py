@@ -55,7 +55,7 @@ def command(
     precomp/SPLIT_ims.npy, or .npz.
 
     With --from, features that others made are written to OUT/ims.npz, with their boxes, and the image ids to
-    OUT/ids.txt.
+    OUT/ids.txt: those that the file names, or else numbers from 0.
     """
     if source is not None:
         if images:
@@ -122,8 +122,11 @@ def _convert(source: Path, out: Path, force: bool, as_json: bool) -> None:
     with progress_bar("features") as progress:
         done = convert_features(source, out, force, progress)
     if as_json:
-        print_json({"features": str(done.file), "rows": done.images, "regions": done.regions, "boxes": done.boxed})
+        found = {"features": str(done.file), "rows": done.images, "regions": done.regions, "boxes": done.boxed}
+        print_json({**found, "left_out": done.left_out})
         return
     why = "without boxes, because there are none or the sizes of the pictures are not known"
     boxes = "with their boxes" if done.boxed else why
     echo(f"{visible(done.file)}: {counted(done.regions, 'region')} of {counted(done.images, 'image')}, {boxes}")
+    if done.left_out:
+        echo(f"left out: {', '.join(map(visible, done.left_out))}, which are neither features, nor boxes, nor ids")

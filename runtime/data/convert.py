@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..files import write_file
 from ..progress import Progress
 from .flat import FlatWriter
-from .regions import open_features
+from .regions import open_features, unread_arrays
 
 _AT_ONCE = 64
 
@@ -25,12 +25,14 @@ class Converted:
         images: how many images they are of.
         regions: how many regions these have in all.
         boxed: whether each region has its box.
+        left_out: names of arrays of the source that are neither features, nor boxes, nor ids.
     """
 
     file: Path
     images: int
     regions: int
     boxed: bool
+    left_out: tuple[str, ...] = ()
 
 
 def convert_features(
@@ -73,4 +75,4 @@ def convert_features(
                     raise InputError(f"{source}, image id {names[row]}: {reason}") from error
             progress(min(start + _AT_ONCE, store.count), store.count)
     write_file(ids, "".join(f"{name}\n" for name in names))
-    return Converted(file, store.count, int(lengths.sum()), writer.boxed)
+    return Converted(file, store.count, int(lengths.sum()), writer.boxed, tuple(unread_arrays(source)))

@@ -95,11 +95,16 @@ def hdf5_names(file: Path) -> list[str] | None:
         InputError: the file is damaged.
         MissingExtra: h5py is not installed.
     """
+    names = hdf5_arrays(file)
+    return None if any(name in names for name in FEATURE_NAMES) else names
+
+
+def hdf5_arrays(file: Path) -> list[str]:
+    """The names of what an HDF5 file holds; InputError and MissingExtra as `hdf5_names`."""
     with needs("h5py", f"reading {file}"):
         import h5py
     with _damage(file), h5py.File(file, "r") as opened:
-        names = list(opened)
-    return None if any(name in names for name in FEATURE_NAMES) else names
+        return list(opened)
 
 
 def _dataset(file: Path, group: Any, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -63,16 +63,22 @@ def map_npy(file: Path) -> NDArray[Any]:
     return array
 
 
-def map_npz(file: Path) -> dict[str, NDArray[Any]]:
-    """The features of an .npz file and what says which image has which of them, by name.
+def map_npz(file: Path, beside: Sequence[str] = NEEDED) -> dict[str, NDArray[Any]]:
+    """The features of an .npz file and what is needed beside them, where it is there, by name.
 
     Raises:
         InputError: it is no archive, is damaged, holds Python objects, or a compressed array is larger than 4 GiB.
     """
     with _open(file) as opened:
         members = _members(opened, _MAX_MEMBERS)
-        wanted = (feature_name(file, members), *NEEDED)
+        wanted = (feature_name(file, members), *beside)
         return {name: _member(opened, *members[name]) for name in wanted if name in members}
+
+
+def npz_names(file: Path) -> list[str]:
+    """The names of the arrays in an .npz file; InputError if it is no archive."""
+    with _open(file) as opened:
+        return list(_members(opened, _MAX_MEMBERS))
 
 
 def map_npz_arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -96,7 +102,7 @@ def read_image(file: Path) -> NDArray[Any]:
     else:
         if not zipfile.is_zipfile(file):
             raise InputError(f"{file} is not an .npz archive, or was cut off: write it again with numpy.savez")
-        members = map_npz(file)
+        members = map_npz(file, ())
         array = members[feature_name(file, members)]
     check_image(file, array)
     return array
@@ -177,7 +183,7 @@ def _read_header(file: Path, stream: IO[bytes], info: zipfile.ZipInfo) -> _Heade
     shape, fortran, dtype = read(stream)
     header = _Header(shape, dtype, "F" if fortran else "C", stream.tell() - start)
     if dtype.hasobject:
-        raise InputError(f"{file}: {info.filename} holds Python objects, which are never loaded")
+        raise InputError(f"{file}: {info.filename} holds Python objects, which are never loaded: store text as str")
     if any(size < 0 for size in shape) or header.size + header.nbytes != info.file_size:
         raise InputError(
             f"{file}: {info.filename} claims {list(shape)} of {dtype}, {header.nbytes:,} bytes, and holds "

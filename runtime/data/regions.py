@@ -9,10 +9,11 @@
     SPLIT_ims.tsv                   a line for each image, as bottom-up attention writes them, in base64
     SPLIT_ims.lmdb                  a record for each image, named by its id: an .npz, or a pickle of plain values
 
-`image_features`, `feat` and `x` are read as `features`. The last four name their images: SPLIT_ids.txt says which of
-them are meant and in which order. Arrays are memory-mapped; those of a compressed .npz are read whole, up to 4 GiB.
-Numbers of regions may vary in every form but the first. Nothing but numpy is needed, and h5py for HDF5, lmdb for LMDB.
-`boxes` says in which forms boxes are read.
+`image_features`, `feat` and `x` are read as `features`. Beside arrays of all images, `ids` (or `image_ids`, `image_id`)
+[N] name them. Such a file, and the last four forms, name their images: SPLIT_ids.txt says which of them are meant and
+in which order. Arrays are memory-mapped; those of a compressed .npz are read whole, up to 4 GiB. Numbers of regions may
+vary in every form but the first. Nothing but numpy is needed, and h5py for HDF5, lmdb for LMDB. `boxes` says in which
+forms boxes are read.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .boxes import Boxes
-from .hdf5 import hdf5_names, open_hdf5
+from .hdf5 import hdf5_arrays, hdf5_names, open_hdf5
 from .layout import SplitFiles
 from .lmdb_file import open_lmdb
-from .npz import image_boxes, map_npy, map_npz, read_image
-from .store import RegionStore, one_width, padded_store, store_of
+from .npz import image_boxes, map_npy, map_npz, npz_names, read_image
+from .store import NEEDED, RegionStore, chosen, feature_name, one_width, padded_store, store_of
 from .tsv import open_tsv
 
 FORMS = (".npy", ".npz", ".h5", ".hdf5", ".tsv", ".lmdb", "")
@@ -56,7 +57,10 @@ def open_store(files: SplitFiles, ids: Sequence[str] | None) -> RegionStore:
         forms = ", ".join(path.name for path in found)
         raise InputError(f"{files.folder} holds {files.features('').name} in several forms ({forms}): keep one")
     (file,) = found
-    return _folder_store(file, files.ids.name, ids) if _holds_files(file) else _file_store(file, ids)
+    if _holds_files(file):
+        return _folder_store(file, files.ids.name, ids)
+    store = _file_store(file, ids)
+    return store if ids is None or store.names is None else chosen(store, ids, files.ids.name)
 
 
 def open_features(path: Path) -> RegionStore:
@@ -77,6 +81,17 @@ def open_features(path: Path) -> RegionStore:
     if path.suffix not in FORMS[:-1] and not path.is_dir():
         raise InputError(f"{path} must end in one of {', '.join(FORMS[:-1])}, or be a folder, got {path.suffix!r}")
     return _file_store(path, hdf5_names(path) if path.suffix in (".h5", ".hdf5") else None)
+
+
+def unread_arrays(path: Path) -> list[str]:
+    """The names of arrays beside those that are read, in a file of the arrays of all images; sorted."""
+    if path.suffix == ".npz" and path.is_file():
+        names = npz_names(path)
+    elif path.suffix in (".h5", ".hdf5") and path.is_file() and hdf5_names(path) is None:
+        names = hdf5_arrays(path)
+    else:
+        return []
+    return sorted(set(names) - {feature_name(path, names), *NEEDED})
 
 
 def _holds_files(path: Path) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from ..counts import counted
 from ..errors import InputError
 from .boxes import BOX_NAMES, Boxes, BoxReader, stored_boxes
 
-NEEDED = ("pos_boxes", "num_boxes", *BOX_NAMES)
+ID_NAMES = ("ids", "image_ids", "image_id")
+NEEDED = ("pos_boxes", "num_boxes", *BOX_NAMES, *ID_NAMES)
 FEATURE_NAMES = ("features", "image_features", "feat", "x")
 # Far beyond any data set, and below what a damaged header may claim: images of a split, bytes of one image.
 MAX_IMAGES = 10**8
 MAX_IMAGE_BYTES = 1 << 30
+_LAST_LETTER = 0x10FFFF  # of Unicode
 _NO_REGION = "give it one region with the features of the whole picture, or leave it and its captions out"
 
 
@@ -111,15 +114,78 @@ def flat_store(file: Path, array: Any, spans: NDArray[np.int64], boxes: BoxReade
 
 
 def store_of(file: Path, members: Mapping[str, Any]) -> RegionStore:
-    """The store of a file with named arrays: `features` with `pos_boxes`, with `num_boxes`, or alone."""
+    """The store of a file with named arrays: `features` with `pos_boxes`, with `num_boxes`, or alone, and their ids."""
     name = feature_name(file, members)
     boxes = stored_boxes(file, members, members[name])
     if "pos_boxes" in members:
         spans = whole_numbers(file, "pos_boxes", members["pos_boxes"], "[N, 2]")
-        return flat_store(file, members[name], spans, boxes)
-    counts = members.get("num_boxes")
-    lengths = None if counts is None else whole_numbers(file, "num_boxes", counts, "[N]").reshape(-1)
-    return padded_store(file, members[name], lengths, boxes)
+        store = flat_store(file, members[name], spans, boxes)
+    else:
+        counts = members.get("num_boxes")
+        lengths = None if counts is None else whole_numbers(file, "num_boxes", counts, "[N]").reshape(-1)
+        store = padded_store(file, members[name], lengths, boxes)
+    given = [name for name in ID_NAMES if name in members]
+    if len(given) > 1:
+        raise InputError(f"{file}: one array may hold the ids of the images, got {', '.join(given)}: keep one")
+    if not given:
+        return store
+    names = [str(one) for one in texts(file, given[0], members[given[0]], store.count)]
+    repeated, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{file}: {given[0]} must name each image once, got {repeated!r} {count} times")
+    return replace(store, names=names)
+
+
+def chosen(store: RegionStore, ids: Sequence[str], ids_name: str) -> RegionStore:
+    """The images that `ids` names, in this order, of a store that names its images.
+
+    Raises:
+        InputError: the store has no image of one of the ids.
+    """
+    assert store.names is not None
+    if list(ids) == list(store.names):
+        return store
+    places = {name: row for row, name in enumerate(store.names)}
+    missing = next((name for name in ids if name not in places), None)
+    if missing is not None:
+        raise InputError(
+            f"{store.file} names its images itself, and none {missing!r}, which {ids_name} names: take the ids that it "
+            f"has, such as {store.names[0]!r}, or write it without them"
+        )
+    rows, boxes = np.array([places[name] for name in ids], np.int64), store.boxes
+    return replace(
+        store,
+        count=len(rows),
+        read=lambda wanted: store.read(rows[wanted]),
+        names=list(ids),
+        lengths=None if store.lengths is None else store.lengths[rows],
+        boxes=None if boxes is None else lambda wanted: boxes(rows[wanted]),
+    )
+
+
+def texts(file: Path, name: str, array: Any, count: int) -> list[Any]:
+    """The ids of `count` rows in an array of text, of bytes in UTF-8 or of integers.
+
+    Raises:
+        InputError: it is of another kind or length, or holds what is no text.
+    """
+    ids = np.asarray(array[()])
+    if ids.dtype.kind == "O" and all(isinstance(one, bytes) for one in ids.reshape(-1)):  # text of HDF5
+        ids = ids.astype(bytes) if ids.size else ids
+    if ids.shape != (count,) or ids.dtype.kind not in "iuUS":
+        raise InputError(f"{file}: {name} must be {counted(count, 'text')} or integers, got {found(ids)}")
+    if ids.dtype.kind == "U" and ids.dtype.itemsize:
+        letters = np.ascontiguousarray(ids, ids.dtype.newbyteorder("=")).view(np.uint32)  # tolist() fails at no letter
+        if letters.max() > _LAST_LETTER:
+            row = int(letters.argmax()) // (len(letters) // count)
+            raise InputError(f"{file}: {name} must be text, got no letter, {letters.max():#x}, in row {row}")
+    if ids.dtype.kind != "S":
+        plain: list[Any] = ids.tolist()
+        return plain
+    try:
+        return [id.decode() for id in ids.tolist()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: {name} must be text in UTF-8, got {error.object!r}") from error
 
 
 def feature_name(where: Path | str, names: Collection[str]) -> str:

@@ -11,12 +11,11 @@ import numpy as np
 from ..counts import counted
 from ..errors import InputError, reason_of
 from ..strict_json import parse_json
-from .store import found, whole_numbers
+from .store import found, texts, whole_numbers
 from .vector_file import StoredRow, VectorFile
 
 _NAMES = ("embeddings", "embedding", "vectors")
 _ALIASES = {"doclens": "lengths", "attention_mask": "mask"}
-_LAST_LETTER = 0x10FFFF  # of Unicode
 _BESIDE = ("lengths", "mask", "offsets", "ids", "rows")
 
 
@@ -130,20 +129,7 @@ def _ids(file: Path, beside: Mapping[str, Any], count: int) -> tuple[list[Any] |
         return [line["id"] for line in lines], [line["metadata"] for line in lines]
     if "ids" not in beside:
         return None, None
-    ids = np.asarray(beside["ids"])
-    if ids.shape != (count,) or ids.dtype.kind not in "iuUS":
-        raise InputError(f"{file}: ids must be {counted(count, 'text')} or integers, got {found(ids)}")
-    if ids.dtype.kind == "U" and ids.dtype.itemsize:
-        letters = np.ascontiguousarray(ids, ids.dtype.newbyteorder("=")).view(np.uint32)  # tolist() fails at no letter
-        if letters.max() > _LAST_LETTER:
-            row = int(letters.argmax()) // (len(letters) // count)
-            raise InputError(f"{file}: ids must be text, got no letter, {letters.max():#x}, in row {row}")
-    if ids.dtype.kind != "S":
-        return ids.tolist(), None
-    try:
-        return [id.decode() for id in ids.tolist()], None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: ids must be text in UTF-8, got {error.object!r}") from error
+    return texts(file, "ids", beside["ids"], count), None
 
 
 def _json_lines(file: Path, data: bytes) -> list[dict[str, Any]]:

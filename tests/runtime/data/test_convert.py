@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.runtime.data.convert import convert_features
 from chan_rt.runtime.data.flat import FlatWriter
+from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.data.regions import open_features
 from chan_rt.runtime.errors import ChanError, InputError
 
@@ -144,6 +145,72 @@ def test_boxes_of_some_images_are_never_lost_without_a_word(tmp_path: Path, with
     assert not (tmp_path / "out").exists()
 
 
+def _named(path: Path, **arrays: Any) -> Path:
+    """Features [3, 2, DIM] of which image i has the number i everywhere, with arrays beside them."""
+    features = np.ones((3, 2, DIM), np.float32) * np.arange(3, dtype=np.float32)[:, None, None]
+    if path.suffix == ".npz":
+        np.savez(path, features=features, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in {"features": features, **arrays}.items():
+                file[name] = array
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize(
+    ("name", "ids", "lines"),
+    [
+        ("ids", np.array(["c", "a", "é"]), ["c", "a", "é"]),
+        ("image_ids", np.array([b"c", b"a", b"b"]), ["c", "a", "b"]),
+        ("image_id", np.array([7, 391895, -1]), ["7", "391895", "-1"]),
+    ],
+)
+def test_ids_in_the_file_name_the_images(
+    tmp_path: Path, suffix: str, name: str, ids: np.ndarray, lines: list[str]
+) -> None:
+    if suffix == ".h5" and ids.dtype.kind == "U":
+        ids = ids.astype(h5py.string_dtype())
+    source = _named(tmp_path / f"x{suffix}", **{name: ids, "class_scores": np.ones(3), "other": np.ones(1)})
+    done = convert_features(source, tmp_path / "out")
+    assert (tmp_path / "out/ids.txt").read_text(encoding="utf-8").splitlines() == lines
+    assert done.left_out == ("class_scores", "other")
+    command = ["features", "--from", str(source), "-o", str(tmp_path / "out"), "--force"]
+    assert "left out: class_scores, other, which are" in CliRunner().invoke(cli.main, command).output
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"ids": np.array(["a", "b"])}, r"x\.npz: ids must be 3 texts or integers, got <U1 \[2\]"),
+        ({"ids": np.ones(3)}, r"x\.npz: ids must be 3 texts or integers, got float64 \[3\]"),
+        ({"ids": np.array(["a", "b", "a"])}, r"x\.npz: ids must name each image once, got 'a' 2 times"),
+        ({"ids": np.array(["a", "b", "c"], object)}, r"x\.npz: ids\.npy holds Python objects"),
+        ({"ids": np.arange(3), "image_id": np.arange(3)}, r"one array may hold the ids .*, got ids, image_id"),
+    ],
+)
+def test_ids_that_do_not_name_the_images_are_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        convert_features(_named(tmp_path / "x.npz", **arrays), tmp_path / "out")
+
+
+def test_a_split_takes_the_images_that_it_names(tmp_path: Path) -> None:
+    """They came in the order of the file, so every caption had the features of another image."""
+    (tmp_path / "precomp").mkdir()
+    _named(tmp_path / "precomp/test_ims.npz", ids=np.array(["c", "a", "b"]))
+    (tmp_path / "precomp/test_caps.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "precomp/test_ids.txt").write_text("a\na\nc\n")
+    found = CaptionedImages.open(tmp_path, "test")
+    assert found.image_ids == ["a", "c"]
+    assert found.image_of_caption.tolist() == [0, 0, 1]
+    assert found.regions(slice(None))[0][:, 0, 0].tolist() == [1, 0]
+    (tmp_path / "precomp/test_ids.txt").write_text("a\nb\nd\n")
+    with pytest.raises(InputError, match=r"names its images itself, and none 'd', which test_ids\.txt names"):
+        CaptionedImages.open(tmp_path, "test")
+    (tmp_path / "precomp/test_ids.txt").unlink()
+    assert CaptionedImages.open(tmp_path, "test").image_ids == ["c", "a", "b"]
+
+
 def test_images_of_one_size_come_from_an_array(tmp_path: Path) -> None:
     regions = np.random.default_rng(1).normal(size=(3, 4, DIM)).astype(np.float16)
     np.save(tmp_path / "x.npy", regions)
@@ -160,6 +227,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == {
         "features": str(tmp_path / "out" / "ims.npz"), "rows": 3, "regions": 10, "boxes": True,
+        "left_out": [],
     }  # fmt: skip
     again = CliRunner().invoke(cli.main, command)
     assert again.exit_code == 1
