@@ -54,6 +54,9 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
                 self._head += len(data)
             self._unset_keepalive_if_required()
             self._parse(data)
+            if not self._head and self.cycle is not None and self.cycle.response_complete:
+                # it was answered before its body came: what is left of that is dropped, and may never come
+                self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE, self.timeout_keep_alive_handler)
             if self._head is not None and self._head > HEAD_BYTES:
                 self._refuse(
                     Refusal(431, "head", f"the head of a request must have at most {HEAD_BYTES} bytes, got more")

@@ -25,6 +25,7 @@ from chan_rt.runtime import InputError
 from chan_rt.serve import Settings, serve
 from chan_rt.serve.bodies import Problem
 
+CHAN = "from chan_rt.cli import main; main()"
 SEARCH = {"captions": ["two red apples"], "k": 2}
 BODY = json.dumps(SEARCH).encode()
 
@@ -363,6 +364,18 @@ def test_a_request_that_offers_another_protocol_is_answered_over_http(
     log = server.log.read_text()
     assert "upgrade" not in log
     assert "pip install 'uvicorn" not in log
+
+
+@pytest.mark.parametrize("rest", [BODY[:-1], BODY])
+def test_a_connection_is_closed_when_idle_also_after_a_body_that_nobody_reads(
+    start_server, gallery: Path, rest: bytes
+) -> None:
+    code = f"import chan_rt.serve.protocol as p; p.KEEP_ALIVE = 1; {CHAN}"
+    with start_server(gallery, code=code) as server, connect(server.url) as connection:
+        connection.sendall(head(len(BODY), "/v1/nothing"))
+        assert read_answer(connection)[0] == 404
+        connection.sendall(rest)
+        assert connection.recv(1) == b""
 
 
 def metric(client: httpx.Client, name: str) -> float:
