@@ -62,6 +62,13 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
                     Refusal(431, "head", f"the head of a request must have at most {HEAD_BYTES} bytes, got more")
                 )
 
+        def eof_received(self) -> bool:  # type: ignore[override]
+            """Answer a request that came whole before its client ended its side, and end the connection after that."""
+            if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+                return False
+            self.cycle.keep_alive = False
+            return True
+
         def _parse(self, data: bytes) -> None:
             try:
                 self.parser.feed_data(data)

@@ -378,6 +378,16 @@ def test_a_connection_is_closed_when_idle_also_after_a_body_that_nobody_reads(
         assert connection.recv(1) == b""
 
 
+def test_a_client_that_sends_no_more_is_answered(server) -> None:
+    """As by `printf ... | nc -N`."""
+    for count in (1, 3):
+        with connect(server.url) as connection:
+            connection.sendall(count * (head(len(BODY)) + BODY))
+            connection.shutdown(socket.SHUT_WR)
+            data = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert len(re.findall(rb"HTTP/1\.1 200 ", data)) == count
+
+
 def metric(client: httpx.Client, name: str) -> float:
     found = re.search(f"^{re.escape(name)} (.*)$", client.get("/metrics").text, re.MULTILINE)
     return float(found[1]) if found else 0.0
