@@ -123,10 +123,12 @@ def _convert(source: Path, out: Path, force: bool, as_json: bool) -> None:
         done = convert_features(source, out, force, progress)
     if as_json:
         found = {"features": str(done.file), "rows": done.images, "regions": done.regions, "boxes": done.boxed}
-        print_json({**found, "left_out": done.left_out})
+        print_json({**found, "left_out": done.left_out, "rounded": bool(done.rounded)})
         return
     why = "without boxes, because there are none or the sizes of the pictures are not known"
     boxes = "with their boxes" if done.boxed else why
     echo(f"{visible(done.file)}: {counted(done.regions, 'region')} of {counted(done.images, 'image')}, {boxes}")
     if done.left_out:
         echo(f"left out: {', '.join(map(visible, done.left_out))}, which are neither features, nor boxes, nor ids")
+    if done.rounded:
+        echo(f"{' and '.join(done.rounded)} values were rounded to float32")

@@ -51,7 +51,7 @@ def index_files(
         facts = asdict(result)
         facts["skipped"] = skipped_as_dicts(result.skipped)
         prepared_text = None if prepared is None else prepared.describe()
-        print_json({"gallery": str(out), **facts, "rounded": source.rounds, "prepared": prepared_text})
+        print_json({"gallery": str(out), **facts, "rounded": bool(source.rounded), "prepared": prepared_text})
     else:
         echo(f"{result.added + result.refreshed} added, {result.unchanged + result.relabeled} already there")
         for count, text in (
@@ -64,8 +64,8 @@ def index_files(
         unit = 0.999 < low <= high < 1.001
         measured = "vectors have length 1" if unit else f"vectors have lengths from {low:.4g} to {high:.4g}"
         echo(f"{measured}; a score is {alignment[0]} and {alignment[1]} of {'cosines' if unit else 'inner products'}")
-        if source.rounds:
-            echo("float64 values were rounded to float32")
+        if source.rounded:
+            echo(f"{' and '.join(source.rounded)} values were rounded to float32")
         report_preparation(prepared, queries)
         echo(f"{out}: {held}")
     report_skipped(result.skipped)

@@ -73,7 +73,8 @@ class Embeddings:
 
         Args:
             rows: for each row its vectors [L, D], or one vector [D]: a list of arrays or of torch tensors, an array
-                [B, D] of one vector a row, or an array [B, L, D]. Floating-point numbers; float64 is rounded.
+                [B, D] of one vector a row, or an array [B, L, D]. Floating-point numbers; float64 and wider ones are
+                rounded.
             kind: as the attribute.
 
         Raises:

@@ -12,6 +12,7 @@ from ..files import write_file
 from ..progress import Progress
 from .flat import FlatWriter
 from .regions import open_features, unread_arrays
+from .vector_file import number_type
 
 _AT_ONCE = 64
 
@@ -26,6 +27,7 @@ class Converted:
         regions: how many regions these have in all.
         boxed: whether each region has its box.
         left_out: names of arrays of the source that are neither features, nor boxes, nor ids.
+        rounded: types of numbers of the source that were rounded to float32, such as float64.
     """
 
     file: Path
@@ -33,6 +35,7 @@ class Converted:
     regions: int
     boxed: bool
     left_out: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
 
 
 def convert_features(
@@ -63,16 +66,21 @@ def convert_features(
     if broken is not None:
         raise InputError(f"{source}: an image id must be one line of text, got {broken!r}")
     lengths = np.full(store.count, store.max_regions) if store.lengths is None else store.lengths
+    rounded: set[str] = set()
     with FlatWriter(file, lengths, store.region_dim) as writer:
         for start in range(0, store.count, _AT_ONCE):
             rows = np.arange(start, min(start + _AT_ONCE, store.count))
             places = [None] * len(rows) if store.boxes is None else store.boxes(rows)
             for row, features, boxes in zip(rows, store.read(rows), places, strict=True):
+                if features.dtype.itemsize > np.dtype(np.float32).itemsize:
+                    rounded.add(number_type(features.dtype))
                 try:
-                    writer.add(np.asarray(features, np.float32), boxes)
+                    with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+                        writer.add(np.asarray(features, np.float32), boxes)
                 except InputError as error:
                     reason = str(error).removeprefix(f"{file}: ")
                     raise InputError(f"{source}, image id {names[row]}: {reason}") from error
             progress(min(start + _AT_ONCE, store.count), store.count)
     write_file(ids, "".join(f"{name}\n" for name in names))
-    return Converted(file, store.count, int(lengths.sum()), writer.boxed, tuple(unread_arrays(source)))
+    left_out = tuple(unread_arrays(source))
+    return Converted(file, store.count, int(lengths.sum()), writer.boxed, left_out, tuple(sorted(rounded)))

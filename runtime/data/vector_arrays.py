@@ -12,7 +12,7 @@ from ..counts import counted
 from ..errors import InputError, reason_of
 from ..strict_json import parse_json
 from .store import found, texts, whole_numbers
-from .vector_file import StoredRow, VectorFile
+from .vector_file import StoredRow, VectorFile, number_type
 
 _NAMES = ("embeddings", "embedding", "vectors")
 _ALIASES = {"doclens": "lengths", "attention_mask": "mask"}
@@ -27,7 +27,7 @@ def rows_by_name(file: Path, members: Mapping[str, Any]) -> VectorFile:
     def read() -> Iterator[StoredRow]:
         return (StoredRow(array[:]) for array in members.values())
 
-    dtypes = sorted({str(array.dtype) for array in members.values()})
+    dtypes = sorted({number_type(array.dtype) for array in members.values()})
     return VectorFile(file, len(members), ", ".join(dtypes), list(members), False, read)
 
 
@@ -70,7 +70,7 @@ def rows_of_array(file: Path, array: Any, beside: Mapping[str, Any]) -> VectorFi
     def read() -> Iterator[StoredRow]:
         return (StoredRow(select(row), metadata[row] if metadata else {}) for row in range(count))
 
-    return VectorFile(file, count, str(array.dtype), ids, len(array.shape) == 3 and how is None, read)
+    return VectorFile(file, count, number_type(array.dtype), ids, len(array.shape) == 3 and how is None, read)
 
 
 def _flat(file: Path, array: Any, how: str | None, beside: Any) -> tuple[int, Callable[[int], Any]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class StoredRow:
@@ -30,7 +32,7 @@ class VectorFile:
     Attributes:
         file: the file or folder.
         count: number of rows (N).
-        dtype: how numbers are stored, for a message.
+        dtype: how numbers are stored: names of `number_type`, or pyarrow's type.
         ids: the rows' ids, unchecked; None where the file has none.
         padded: whether vectors of zeros are padding, because nothing says how many vectors of a row are real.
         read: reads all rows in order; InputError where the file turns out to be damaged.
@@ -42,3 +44,8 @@ class VectorFile:
     ids: Sequence[Any] | None
     padded: bool
     read: Callable[[], Iterator[StoredRow]]
+
+
+def number_type(dtype: Any) -> str:
+    """The name of a type of numbers whatever its byte order: float64 also where the array says `>f8`."""
+    return dtype.newbyteorder("=").name if isinstance(dtype, np.dtype) else str(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..errors import InputError
 from ..gallery.values import checked_ids, checked_metadata
 from .metadata_file import read_table
 
+_FLOATS = re.compile(r"\b(float(\d+))\b")
 _ID = "id"
 BYTES_AT_ONCE = 64 << 20  # of padded vectors that are held, or committed, together
 
@@ -88,9 +90,10 @@ class EmbeddingSource:
         raise InputError(f"no row can be read; the last: {problem}")
 
     @property
-    def rounds(self) -> bool:
-        """Whether a file stores numbers that float32 cannot hold exactly."""
-        return any("float64" in file.dtype or "double" in file.dtype for file in self.files)
+    def rounded(self) -> list[str]:
+        """The types of numbers in the files that float32 cannot hold exactly, such as float64; sorted."""
+        stored = " ".join(file.dtype for file in self.files).replace("double", "float64")
+        return sorted({name for name, bits in _FLOATS.findall(stored) if int(bits) > 32})
 
     @staticmethod
     def _checked(id: str, stored: StoredRow, beside: Mapping[str, Any], padded: bool) -> EmbeddingRow:

@@ -194,6 +194,20 @@ def test_ids_that_do_not_name_the_images_are_refused(tmp_path: Path, arrays: dic
         convert_features(_named(tmp_path / "x.npz", **arrays), tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rounded"),
+    [("<f2", None), (">f4", None), ("<f8", "float64"), (">f8", "float64"), (np.longdouble, np.longdouble().dtype.name)],
+)
+def test_numbers_that_are_rounded_are_said(tmp_path: Path, dtype: Any, rounded: str | None) -> None:
+    np.save(tmp_path / "x.npy", np.linspace(0.25, 1, 12).astype(dtype).reshape(3, 2, 2))
+    command = ["features", "--from", str(tmp_path / "x.npy"), "-o", str(tmp_path / "out"), "--force"]
+    shown = CliRunner().invoke(cli.main, command).output
+    said = [line for line in shown.splitlines() if line.endswith(" values were rounded to float32")]
+    assert said == ([] if rounded is None else [f"{rounded} values were rounded to float32"])
+    found = json.loads(CliRunner().invoke(cli.main, [*command, "--json"]).stdout)
+    assert found["rounded"] == (rounded is not None)
+
+
 def test_a_split_takes_the_images_that_it_names(tmp_path: Path) -> None:
     """They came in the order of the file, so every caption had the features of another image."""
     (tmp_path / "precomp").mkdir()
@@ -227,7 +241,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == {
         "features": str(tmp_path / "out" / "ims.npz"), "rows": 3, "regions": 10, "boxes": True,
-        "left_out": [],
+        "left_out": [], "rounded": False,
     }  # fmt: skip
     again = CliRunner().invoke(cli.main, command)
     assert again.exit_code == 1

@@ -90,7 +90,21 @@ def test_every_form_gives_the_same_rows(tmp_path: Path, name: str, dtype: str) -
     assert len(found) == len(rows)
     for row, kept in zip(rows, found, strict=True):
         np.testing.assert_array_equal(row.astype(np.float32), kept)
-    assert embedding_source([tmp_path / name]).rounds == (dtype == "float64")
+    assert embedding_source([tmp_path / name]).rounded == (["float64"] if dtype == "float64" else [])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounded"),
+    [(">f2", []), (">f4", []), (">f8", ["float64"]), (np.longdouble, [np.longdouble().dtype.name])],
+)
+def test_numbers_that_are_rounded_are_known_whatever_their_form(tmp_path: Path, dtype: Any, rounded: list[str]) -> None:
+    rows = np.stack([np.concatenate(rows_of())[:4]] * 2).astype(dtype)
+    np.save(tmp_path / "x.npy", rows)
+    np.savez(tmp_path / "x.npz", embeddings=rows)
+    np.savez(tmp_path / "named.npz", a=rows[0], b=rows[1])
+    for name in ("x.npy", "x.npz", "named.npz"):
+        np.testing.assert_array_equal(read(tmp_path / name)[0], rows[0].astype(np.float32))
+        assert embedding_source([tmp_path / name]).rounded == rounded
 
 
 @pytest.mark.parametrize("name", ["one.npy", "one.npz", "one.safetensors", "one.parquet"])
