@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import CPU_BACKEND, Array, Backend, open_graphs
+from .backends import CPU_BACKEND, Array, Backend, open_graph, open_graphs
 from .backends.placement import Placement
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
 from .checks import check_paths
@@ -119,23 +119,11 @@ class Matcher:
         gpu = _gpu_index(device, backend)
         manifest = Manifest.load(bundle)
         tokenizer = load_tokenizer(bundle, manifest.tokenizer)
-        passed_over: dict[str, str] = {}
-        measured: list[Placement] = []
         precisions = {graph: manifest.resolve(graph, precision) for graph in NEEDED}
-        backends = open_graphs(
-            backend,
-            bundle,
-            manifest,
-            precisions,
-            threads=threads,
-            passed_over=passed_over,
-            batch=batch,
-            gpu=gpu,
-            measured=measured,
-        )
-        matcher = cls(bundle, manifest, tokenizer, backends, precision, threads, backbone, gpu)
-        matcher.backend_report = passed_over
-        matcher.placement_report = measured[0] if measured else None
+        opened = open_graphs(backend, bundle, manifest, precisions, threads=threads, batch=batch, gpu=gpu)
+        matcher = cls(bundle, manifest, tokenizer, opened.backends, precision, threads, backbone, gpu)
+        matcher.backend_report = opened.passed_over
+        matcher.placement_report = opened.placement
         _log.info("opened %s with %s at %s", bundle, matcher.backend, precision)
         return matcher
 
@@ -360,19 +348,19 @@ class Matcher:
                 raise BackendError("this matcher is closed; open it again with Matcher.open")
             if graph not in self._backends:
                 precision = self.manifest.resolve(graph, self.precision)
-                self._backends.update(self._open_graph(graph, precision))
+                self._backends[graph] = self._open_graph(graph, precision)
             return self._backends[graph]
 
-    def _open_graph(self, graph: str, precision: str) -> dict[str, Backend]:
+    def _open_graph(self, graph: str, precision: str) -> Backend:
         """Open a graph with the backend at work; a backbone without a usable engine with onnxruntime."""
-        graphs = {graph: precision}
+        what = self._bundle, self.manifest, graph, precision
         try:
-            return open_graphs(self.backend, self._bundle, self.manifest, graphs, threads=self._threads, gpu=self._gpu)
+            return open_graph(self.backend, *what, threads=self._threads, gpu=self._gpu)
         except EngineError as error:
             if graph != "backbone":
                 raise
             _log.warning("the backbone runs with onnxruntime: %s", error)
-            return open_graphs(CPU_BACKEND, self._bundle, self.manifest, graphs, threads=self._threads)
+            return open_graph(CPU_BACKEND, *what, threads=self._threads)
 
     def _encode(
         self, graph: str, rows: Array, lengths: NDArray[np.int32], tensor: str, symbol: str, kind: Kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "CPU_BACKEND",
     "Array",
     "Backend",
+    "OpenedGraphs",
     "check_feeds",
     "find_engine",
     "open_backend",
@@ -83,6 +85,21 @@ def open_graph(
     return open_backend(name, file, spec, threads=threads, gpu=gpu)
 
 
+@dataclass(frozen=True)
+class OpenedGraphs:
+    """Graphs of a bundle that are open.
+
+    Attributes:
+        backends: graph name -> what runs it.
+        passed_over: where `auto` was asked for, each better backend that was not taken, and why.
+        placement: where `auto` took a GPU, what was measured to place the graphs.
+    """
+
+    backends: dict[str, Backend]
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    placement: Placement | None = None
+
+
 def open_graphs(
     name: str,
     bundle: str | Path,
@@ -90,11 +107,9 @@ def open_graphs(
     precisions: Mapping[str, str],
     *,
     threads: int | None = None,
-    passed_over: dict[str, str] | None = None,
     batch: int = 1,
     gpu: int = 0,
-    measured: list[Placement] | None = None,
-) -> dict[str, Backend]:
+) -> OpenedGraphs:
     """Open several graphs of a bundle with one backend; for `auto`, with the first on which all of them really run.
 
     Where that is a GPU, `auto` measures each graph there and on the CPU, and takes the faster (`placement`).
@@ -105,10 +120,8 @@ def open_graphs(
         manifest: of the bundle.
         precisions: graph name -> precision.
         threads: as in `open_backend`.
-        passed_over: is filled, for `auto`, with the reason for each better backend that was not taken.
         batch: how many images or captions a call will usually have, which decides where `auto` runs each graph.
         gpu: as in `open_backend`.
-        measured: is given, for `auto` on a GPU, what was measured to place the graphs.
 
     Raises:
         InputError: no such backend.
@@ -119,8 +132,8 @@ def open_graphs(
     for graph, precision in precisions.items():
         manifest.graph(graph, precision)  # an absent graph is no reason to try the next backend
     if name != "auto":
-        return _open_all(name, bundle, manifest, precisions, threads, gpu)
-    reasons = {} if passed_over is None else passed_over
+        return OpenedGraphs(_open_all(name, bundle, manifest, precisions, threads, gpu))
+    reasons: dict[str, str] = {}
     for candidate, info in BACKENDS.items():
         try:
             backends = _open_all(candidate, bundle, manifest, precisions, threads, gpu)
@@ -139,10 +152,9 @@ def open_graphs(
         for name, reason in reasons.items():
             _log.log(level, "auto takes %s and not %s: %s", candidate, name, reason)
         if not info.gpu:
-            return backends
-        return _placed(
-            backends, bundle, manifest, precisions, threads, batch, gpu, [] if measured is None else measured
-        )
+            return OpenedGraphs(backends, reasons)
+        chosen, placement = _placed(backends, bundle, manifest, precisions, threads, batch, gpu)
+        return OpenedGraphs(chosen, reasons, placement)
     raise BackendError("no backend works here. " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
@@ -154,14 +166,14 @@ def _placed(
     threads: int | None,
     batch: int,
     index: int,
-    measured: list[Placement],
-) -> dict[str, Backend]:
-    """Each graph on a GPU, or on the CPU where it is faster there; what is not taken is closed."""
+) -> tuple[dict[str, Backend], Placement | None]:
+    """Each graph on a GPU, or on the CPU where it is faster there, and how that was measured; the rest is closed."""
     gpu = examine_gpu().only(index)
     name = next(iter(backends.values())).name
     if not gpu.gpus:
-        return backends
+        return backends, None
     opened = {name: backends}
+    found: Placement | None = None
     try:
         for candidate, graphs in _on_cpu(manifest, precisions).items():
             try:
@@ -169,9 +181,8 @@ def _placed(
             except BackendError as error:
                 _log.info("graphs are not tried with %s, because the CPU cannot run them: %s", candidate, error)
         if len(opened) == 1:
-            return backends
+            return backends, None
         found = place(bundle, precisions, opened, gpu.gpus[0], gpu.driver, batch)
-        measured.append(found)
         fastest = found.fastest
         chosen = {graph: opened[fastest[graph]][graph] for graph in precisions}
     except (BackendError, InputError) as error:
@@ -184,7 +195,7 @@ def _placed(
     for own in opened.values():
         _close({graph: backend for graph, backend in own.items() if chosen[graph] is not backend})
     _log.info("auto runs %s", ", ".join(f"{graph} with {backend.name}" for graph, backend in chosen.items()))
-    return chosen
+    return chosen, found
 
 
 def _on_cpu(manifest: Manifest, precisions: Mapping[str, str]) -> dict[str, Mapping[str, str]]:

@@ -39,12 +39,6 @@ class InputRange:
         if not all(0 <= a <= b <= c <= MAX_INTEGER for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
             raise EngineError(f"a profile must satisfy 0 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
 
-    def admits(self, shape: tuple[int, ...]) -> bool:
-        """Whether `shape` lies within the range, axis by axis."""
-        return len(shape) == len(self.min) and all(
-            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
-        )
-
 
 Profile = Mapping[str, InputRange]  # by input name
 

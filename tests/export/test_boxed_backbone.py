@@ -27,7 +27,7 @@ from chan_rt.export.backbone import backbone as graph_of
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.check import check_graph, make_cases
 from chan_rt.export.region_match import match_regions
-from chan_rt.runtime.backends import open_graphs
+from chan_rt.runtime.backends import open_graph
 from chan_rt.runtime.contract import Manifest, Preprocess, sha256_file, write_manifest
 from chan_rt.runtime.data.regions import open_features
 from chan_rt.runtime.errors import BackendError, BundleError, EngineError, InputError
@@ -523,17 +523,17 @@ def test_a_backbone_that_does_not_build_is_left_out_and_said(
 def test_a_backbone_without_an_engine_runs_with_onnxruntime(
     world: tuple[Any, ...], pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def open_them(backend: str, bundle: Path, manifest: Manifest, graphs: Any, **options: Any) -> Any:
+    def open_it(backend: str, bundle: Path, manifest: Manifest, graph: str, precision: str, **options: Any) -> Any:
         if backend == "tensorrt_rtx":
             raise EngineError("no engine of backbone at fp32")
-        return open_graphs(backend, bundle, manifest, graphs, **options)
+        return open_graph(backend, bundle, manifest, graph, precision, **options)
 
     with Matcher.open(world[1]) as matcher:
         expected = matcher.encode_pictures([pictures / "a.png"])
         other = Matcher(world[1], matcher.manifest, matcher.tokenizer, matcher._backends, "fp32")
         del other._backends["backbone"]
         other.backend = "tensorrt_rtx"
-        monkeypatch.setattr("chan_rt.runtime.matcher.open_graphs", open_them)
+        monkeypatch.setattr("chan_rt.runtime.matcher.open_graph", open_it)
         found = other.encode_pictures([pictures / "a.png"])
         np.testing.assert_array_equal(found.vectors, expected.vectors)
         assert "the backbone runs with onnxruntime: no engine of backbone" in caplog.text

@@ -66,17 +66,20 @@ def test_a_matcher_is_not_opened_on_what_is_not_one_gpu(device: str, backend: st
 def test_a_matcher_opens_every_graph_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def open_graphs(name: str, bundle: Path, manifest: Any, graphs: dict[str, str], **how: Any) -> dict[str, Any]:
-        opened.append((sorted(graphs), how["gpu"]))
-        return {graph: SimpleNamespace(name="onnxruntime_cuda", close=lambda: None) for graph in graphs}
+    def open_graph(name: str, bundle: Path, manifest: Any, graph: str, precision: str, **how: Any) -> Any:
+        opened.append((graph, how["gpu"]))
+        return SimpleNamespace(name="onnxruntime_cuda", close=lambda: None)
 
-    monkeypatch.setattr(matcher, "open_graphs", open_graphs)
+    for module in (backends, matcher):
+        monkeypatch.setattr(module, "open_graph", open_graph)
     monkeypatch.setattr(matcher, "load_tokenizer", lambda *of: SimpleNamespace(vocab_size=1))
-    manifest = SimpleNamespace(resolve=lambda *of: "fp32", tokenizer=None, model={}, alignment=None)
+    manifest = SimpleNamespace(
+        graph=lambda *of: None, resolve=lambda *of: "fp32", tokenizer=None, model={}, alignment=None
+    )
     monkeypatch.setattr(matcher, "Manifest", SimpleNamespace(load=lambda bundle: manifest))
-    with Matcher.open("bundle", device="cuda:1") as one:
+    with Matcher.open("bundle", "onnxruntime_cuda", device="cuda:1") as one:
         one._open("alignment_map")
-    assert opened == [(sorted(matcher.NEEDED), 1), (["alignment_map"], 1)]
+    assert opened == [(graph, 1) for graph in (*matcher.NEEDED, "alignment_map")]
 
 
 def test_onnxruntimes_provider_and_memory_are_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

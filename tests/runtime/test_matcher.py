@@ -57,7 +57,7 @@ def matcher(small: Any) -> Matcher:
 def _narrow(bundle: Path, ranges: dict[str, Range]) -> tuple[Matcher, dict[str, FakeBackend]]:
     """A matcher whose engines were built for fewer sizes, and its backends, which remember their calls."""
     manifest = Manifest.load(bundle)
-    real = open_graphs("onnxruntime", bundle, manifest, dict.fromkeys(GRAPHS, "fp32"), threads=1)
+    real = open_graphs("onnxruntime", bundle, manifest, dict.fromkeys(GRAPHS, "fp32"), threads=1).backends
     narrow = {
         name: FakeBackend(backend.spec, backend.run, {axis: ranges.get(axis, r) for axis, r in backend.ranges.items()})
         for name, backend in real.items()
@@ -299,7 +299,7 @@ def test_a_graph_that_gives_nan_is_an_error(small: Any) -> None:
 
 def test_a_tokenizer_of_another_model_is_refused(small: Any) -> None:
     manifest = Manifest.load(small.bundle)
-    real = open_graphs("onnxruntime", small.bundle, manifest, dict.fromkeys(GRAPHS, "fp32"), threads=1)
+    real = open_graphs("onnxruntime", small.bundle, manifest, dict.fromkeys(GRAPHS, "fp32"), threads=1).backends
     tokenizer = load_tokenizer(small.bundle, manifest.tokenizer)
     fewer = replace(manifest, model={**manifest.model, "vocab_size": tokenizer.vocab_size - 1})
     Matcher(small.bundle, manifest, tokenizer, real, "fp32").close()

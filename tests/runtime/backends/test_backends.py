@@ -244,7 +244,7 @@ def test_auto_takes_the_first_that_really_runs(bundle: tuple[Path, Manifest], mo
             "onnxruntime": ("never", None),
         },
     )
-    chosen = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"})
+    chosen = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"}).backends
     assert [backend.name for backend in opened] == ["tensorrt_rtx", "onnxruntime_cuda"]
     assert opened[0].closed
     assert chosen == {"text_encoder": opened[1]}
@@ -262,10 +262,9 @@ def test_auto_reports_why_each_better_backend_was_passed_over(
     for gpus, level in (((), logging.INFO), ((Gpu("H100", (9, 0), 2**36),), logging.WARNING)):
         monkeypatch.setattr(backends, "examine_gpu", lambda gpus=gpus: GpuReport(gpus))
         caplog.clear()
-        found: dict[str, str] = {}
         with caplog.at_level(logging.INFO, logger="chan_rt"):
-            backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"}, passed_over=found)
-        assert found == reasons
+            found = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"})
+        assert found.passed_over == reasons
         assert [record.levelno for record in caplog.records] == [level] * len(reasons)
         assert "auto takes onnxruntime and not tensorrt_rtx: why not tensorrt_rtx" in caplog.text
 
@@ -388,7 +387,7 @@ def test_auto_with_nothing_that_works_gives_every_reason(
 def test_auto_here_ends_at_the_cpu_when_there_is_no_gpu(bundle: tuple[Path, Manifest]) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has a CUDA provider")
-    (backend,) = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"}).values()
+    (backend,) = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"}).backends.values()
     assert backend.name == "onnxruntime"
 
 

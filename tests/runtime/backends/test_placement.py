@@ -82,7 +82,7 @@ class Machine:
     ) -> dict[str, str]:
         """Where `auto` runs each graph; all else is closed."""
         self.opened.clear()
-        chosen = backends.open_graphs("auto", *bundle, precisions, batch=batch)
+        chosen = backends.open_graphs("auto", *bundle, precisions, batch=batch).backends
         assert [one for one in self.opened if not one.closed and one not in chosen.values()] == []
         assert not any(one.closed for one in chosen.values())
         return {graph: one.name for graph, one in chosen.items()}
