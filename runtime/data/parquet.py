@@ -2,13 +2,14 @@
 
 The column of embeddings has lists of lists of floating-point numbers, or lists for one vector a row; lists of a fixed
 size are read alike. The column `id` has the ids, and a text column `metadata` may hold JSON objects, as `chan gallery
-export` writes them. Every other column is metadata by its name, and what is null is left out. Dates and times become
-text in the form of ISO 8601, durations their seconds, decimals numbers (whole ones exactly, others the nearest of 64
-bits), UUIDs text, and bytes the text that they are in UTF-8.
+export` writes them. Every other column is metadata by its name, and what is null, or NaN as libraries of tables write
+what is missing, is left out. Dates and times become text in the form of ISO 8601, durations their seconds, decimals
+numbers (whole ones exactly, others the nearest of 64 bits), UUIDs text, and bytes the text that they are in UTF-8.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, time, timedelta
@@ -67,15 +68,15 @@ def open_parquet_vectors(file: Path) -> VectorFile:
         with _reading(file) as parquet:
             for batch in parquet.iter_batches(_ROWS):
                 stored = batch.column(column)
-                others = _dicts(batch.drop_columns([name for name in (column, ID) if name in batch.schema.names]), file)
-                for row, metadata in enumerate(others):
-                    yield _row(stored[row], deep, metadata)
+                others = _dicts(batch.drop_columns([name for name in (column, ID) if name in batch.schema.names]))
+                for row, beside in enumerate(others):
+                    yield _row(stored[row], deep, beside)
 
     return VectorFile(file, count, str(schema.field(column).type), ids, False, read)
 
 
 def read_parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file as dicts; nulls are left out.
+    """The rows of a file as dicts; what is null or NaN is left out.
 
     Raises:
         InputError: it is no Parquet file, or is damaged.
@@ -83,7 +84,11 @@ def read_parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     """
     with _reading(file) as parquet:
         for batch in parquet.iter_batches(_ROWS):
-            yield from _dicts(batch, file)
+            for row in _dicts(batch):
+                try:
+                    yield _metadata(row)
+                except InputError as error:
+                    raise InputError(f"{file}: {error}") from error
 
 
 def write_parquet_vectors(
@@ -140,9 +145,13 @@ def _depth(kind: Any) -> int:
     return depth if types.is_floating(kind) and depth < 3 else 0
 
 
-def _row(cell: Any, deep: bool, metadata: dict[str, Any]) -> StoredRow:
+def _row(cell: Any, deep: bool, beside: dict[str, Any]) -> StoredRow:
     """One row: `cell` is a scalar of the column of embeddings, `deep` whether it has several vectors."""
     nothing = np.zeros((0, 0), np.float32)
+    try:
+        metadata = _metadata(beside)
+    except InputError as error:
+        return StoredRow(nothing, problem=str(error))
     if not cell.is_valid:
         return StoredRow(nothing, metadata, "its embeddings are null")
     inner = cell.values
@@ -159,15 +168,16 @@ def _row(cell: Any, deep: bool, metadata: dict[str, Any]) -> StoredRow:
     return StoredRow(numbers.reshape(count, -1) if deep and count else numbers, metadata)
 
 
-def _dicts(batch: Any, file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a batch as metadata."""
-    if not batch.num_columns:
-        return ({} for _ in range(batch.num_rows))
-    return (_metadata(row, file) for row in batch.to_pylist())
+def _dicts(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch, each with its columns by name."""
+    rows: list[dict[str, Any]] = batch.to_pylist() if batch.num_columns else [{} for _ in range(batch.num_rows)]
+    return rows
 
 
 def _as_json(value: Any) -> Any:
-    """A value as JSON has it, as the head of this module says; those inside lists and structs too."""
+    """A value as JSON has it, as the head of this module says; those inside lists and structs too. NaN becomes null."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
     if isinstance(value, timedelta):
@@ -188,16 +198,17 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _metadata(row: dict[str, Any], file: Path) -> dict[str, Any]:
-    found = {name: _as_json(value) for name, value in row.items() if value is not None and name != METADATA}
-    inside = row.get(METADATA)
+def _metadata(row: dict[str, Any]) -> dict[str, Any]:
+    found = {name: _as_json(value) for name, value in row.items() if name != METADATA}
+    found = {name: value for name, value in found.items() if value is not None}
+    inside = _as_json(row.get(METADATA))
     if isinstance(inside, str):
         try:
             inside = parse_json(inside)
         except InputError as error:
-            raise InputError(f"{file}: the column {METADATA} must have JSON objects: {error}") from error
+            raise InputError(f"the column {METADATA} must have JSON objects: {error}") from error
     if isinstance(inside, dict):
         return {**inside, **found}
     if inside is not None:
-        raise InputError(f"{file}: the column {METADATA} must have JSON objects, got {inside!r}")
+        raise InputError(f"the column {METADATA} must have JSON objects, got {inside!r}")
     return found

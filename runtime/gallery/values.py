@@ -67,6 +67,11 @@ def checked_metadata(metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Js
     return rows
 
 
+def checked_row(metadata: Mapping[str, Any]) -> dict[str, Json]:
+    """Metadata of one row of a file, as `checked_metadata`; an error names the key, and the caller the row."""
+    return _Converter().mapping(metadata, "metadata", 1)
+
+
 def checked_roots(roots: Mapping[str, str]) -> dict[str, str]:
     """Roots of an index (name -> folder) as plain text.
 
@@ -164,7 +169,7 @@ class _Converter:
             return _plain_integer(value, place)
         if isinstance(value, float):
             if not math.isfinite(value):
-                raise InputError(f"{place}: must be finite, got {value}; use None, or leave the key out")
+                raise InputError(f"{place}: must be finite, got {value}; leave it out, or make it null")
             return float(value)
         if isinstance(value, str):
             return plain_text(value, place)

@@ -19,7 +19,7 @@ from ..data.vector_file import StoredRow, VectorFile
 from ..data.vectors import Readers, open_vectors
 from ..embeddings import Embeddings, checked_vectors
 from ..errors import InputError
-from ..gallery.values import checked_ids, checked_metadata
+from ..gallery.values import checked_ids, checked_row
 from .metadata_file import read_table
 
 _FLOATS = re.compile(r"\b(float(\d+))\b")
@@ -100,10 +100,10 @@ class EmbeddingSource:
         try:
             if stored.problem is not None:
                 raise InputError(stored.problem)
-            metadata = checked_metadata([{**stored.metadata, **beside}])[0]
+            metadata = checked_row({**stored.metadata, **beside})
             vectors = checked_vectors(stored.vectors, "vectors", drop_zeros=padded)
         except InputError as error:
-            return EmbeddingRow(id, None, {}, problem=str(error).removeprefix("metadata[0]"))
+            return EmbeddingRow(id, None, {}, problem=str(error))
         held = np.shape(stored.vectors)
         return EmbeddingRow(id, vectors, metadata, (held[0] if len(held) == 2 else 1) - len(vectors))
 

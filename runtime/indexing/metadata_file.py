@@ -12,7 +12,7 @@ from typing import Any
 from ..data.parquet import read_parquet_rows
 from ..data.text_table import csv_columns, csv_delimiter, csv_rows, json_lines, open_table, place
 from ..errors import InputError
-from ..gallery.values import checked_metadata
+from ..gallery.values import checked_row
 from .identity import SOURCE
 from .sources import Source
 
@@ -38,8 +38,8 @@ def read_table(path: str | Path, key: str, *, needed: bool = False) -> list[tupl
     """The lines of a file of metadata, each with its place in words.
 
     A file whose name ends in `.csv` is CSV with a header, separated by commas, semicolons, tabs or `|`; its numbers,
-    `true` and `false` become such values, and empty cells are left out. In `.parquet`, nulls are. Every other file
-    holds one JSON object a line.
+    `true` and `false` become such values, and empty cells are left out. In `.parquet`, null and NaN are. Every other
+    file holds one JSON object a line.
 
     Args:
         path: the file.
@@ -57,9 +57,9 @@ def read_table(path: str | Path, key: str, *, needed: bool = False) -> list[tupl
         if SOURCE in row:
             raise InputError(f"{where}: rename the reserved key {SOURCE!r}")
         try:
-            found.append((where, checked_metadata([row])[0]))
+            found.append((where, checked_row(row)))
         except InputError as error:
-            raise InputError(f"{where}: {str(error).removeprefix('metadata[0]')}") from error
+            raise InputError(f"{where}: {error}") from error
     if not found:
         raise InputError(f"{file} must hold at least one line of metadata, got none")
     return found

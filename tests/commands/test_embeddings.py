@@ -147,7 +147,7 @@ def test_lines_of_metadata_belong_to_ids_or_to_rows(desk: Path) -> None:
         ('{"id": "doc-1"}\n{"id": "doc-1"}\n', "m.jsonl, line 2: each id must occur once, got 'doc-1' again"),
         ('{"year": 3}\n', "m.jsonl, line 1: must have an `id`, because the files of embeddings have ids"),
         ('{"id": null}\n', "m.jsonl, line 1: id[0]: must be text or an integer, got None"),
-        ('{"id": "doc-1", "a": 1e999}\n', "m.jsonl, line 1: ['a']: must be finite"),
+        ('{"id": "doc-1", "a": 1e999}\n', "m.jsonl, line 1: metadata['a']: must be finite"),
         ('{"id": "doc-1", "source": 1}\n', "m.jsonl, line 1: rename the reserved key 'source'"),
         ('{"id": "\\ud800"}\n', "must be text that UTF-8 can encode"),
     ],

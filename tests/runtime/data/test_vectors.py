@@ -402,6 +402,35 @@ def test_a_row_of_parquet_that_is_none(tmp_path: Path, cells: Any, problem: str)
     assert bad.problem.startswith(problem)
 
 
+def test_what_is_missing_in_metadata_of_parquet_costs_no_row(tmp_path: Path) -> None:
+    """pyarrow and polars write NaN where pandas writes null; a value that is none costs its row alone."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    nan, inf = float("nan"), float("inf")
+    columns = {
+        "v": [[1.0, 2.0]] * 6,
+        "year": [1.0, nan, None, 2.0, inf, 3.0],
+        "inside": [{"a": 1.0}, {"a": nan}, None, {"a": None}, {"a": 1.0}, {"a": 1.0}],
+        "list": [[1.0], [nan, 2.0], None, [], [], []],
+        "metadata": ['{"x": 1}', "null", None, '{"x": NaN}', "{}", '{"x": null}'],
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = list(embedding_source([tmp_path / "x.parquet"]).read())
+    assert [row.metadata for row in found if row.problem is None] == [
+        {"x": 1, "year": 1, "inside": {"a": 1}, "list": [1]},
+        {"inside": {"a": None}, "list": [None, 2]},
+        {},
+        {"x": None, "year": 3, "inside": {"a": 1}, "list": []},
+    ]
+    assert [row.problem for row in found if row.problem is not None] == [
+        "the column metadata must have JSON objects: it must be valid JSON: NaN is no JSON number",
+        "metadata['year']: must be finite, got inf; leave it out, or make it null",
+    ]
+    with pytest.raises(InputError, match=r"x\.parquet: the column metadata must have JSON objects: .* NaN is no"):
+        embedding_source([tmp_path / "x.parquet"], metadata=tmp_path / "x.parquet")
+
+
 @pytest.mark.parametrize(
     ("kind", "number"), [("timestamp[us, tz=Mars/Phobos]", 1), ("duration[s]", 2**62), ("timestamp[ms]", 2**60)]
 )
