@@ -69,12 +69,7 @@ class Pictures:
         return not self._roots or any(real.is_relative_to(root) for root in self._roots)
 
     def _make(self, path: str, side: int) -> bytes:
-        from PIL import Image
-
-        with Image.open(path) as opened:  # reads no more than the head
-            if opened.size[0] * opened.size[1] > self._pixels:
-                raise InputError(f"{path} has more than {self._pixels} pixels")
-        picture = open_picture(path)
+        picture = open_picture(path, self._pixels)
         picture.thumbnail((side, side))
         data = io.BytesIO()
         picture.save(data, "JPEG", quality=88)

@@ -75,14 +75,18 @@ def fit_picture(picture: Picture, size: int) -> Image.Image:
     return image
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_picture(picture: Picture, most: int | None = None) -> Image.Image:
     """A picture as upright RGB: EXIF orientation applied, transparency laid over white, 16-bit gray scaled to 8.
 
     Of a file with several frames (GIF, TIFF) the first one is read.
 
+    Args:
+        picture: a file or an open Pillow image.
+        most: pixels that a file may have, by its head; None for as many as Pillow accepts (178 million).
+
     Raises:
-        InputError: the file is missing, corrupt or truncated, is not a regular file, or has more pixels than Pillow
-            accepts (178 million). Its pixels are floating-point numbers, or beyond 16 bits, whose range is not known.
+        InputError: the file is missing, corrupt or truncated, is not a regular file, or has too many pixels. Its
+            pixels are floating-point numbers, or beyond 16 bits, whose range is not known.
     """
     pillow = _pillow()
     from PIL import ImageOps
@@ -91,6 +95,8 @@ def open_picture(picture: Picture) -> Image.Image:
         return _flatten(ImageOps.exif_transpose(picture), "a picture")
     try:
         with _opened(picture) as file, pillow.open(file) as opened:
+            if most is not None and opened.width * opened.height > most:
+                raise InputError(f"{picture} must have at most {most} pixels, got {opened.width} x {opened.height}")
             return _flatten(ImageOps.exif_transpose(opened), str(picture))
     except InputError:
         raise

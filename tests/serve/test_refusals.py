@@ -2,12 +2,21 @@
 
 import base64
 import json
+import os
+import shutil
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from chan_rt.runtime import Gallery, gallery_settings, index_source, open_matcher, open_writer, picture_source
+from chan_rt.serve.galleries import OpenGallery
+from chan_rt.serve.pictures import Pictures
+from chan_rt.serve.problems import Refusal
 
 CAPTION = "a red strawberry"
 JSON = {"content-type": "application/json"}
@@ -198,3 +207,27 @@ def test_no_body_makes_the_server_fail(http: httpx.Client, path: str, body: obje
     assert answer.status_code in (200, 400, 404, 413, 415, 422), answer.text
     if answer.status_code != 200:
         check_problem(answer, answer.status_code, answer.json()["type"].rpartition(":")[2])
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [lambda path: path.write_bytes(huge_png(8_000)), lambda path: path.write_bytes(huge_png(60_000)), _pipe],
+    ids=["more pixels than the server's limit", "more than Pillow's", "a pipe that nobody writes to"],
+)
+def test_a_picture_that_was_replaced_by_what_is_none(
+    bundle: Path, pictures: Path, tmp_path: Path, replace: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "picture.png"
+    shutil.copy(next(pictures.iterdir()), path)
+    with open_writer(tmp_path / "gallery", gallery_settings(bundle)) as writer, open_matcher(writer) as matcher:
+        index_source(writer, matcher, picture_source([path]))
+    path.unlink()
+    replace(path)
+    with Gallery.open(tmp_path / "gallery") as gallery:
+        opened = OpenGallery("gallery", gallery, None, lambda: None)
+        with pytest.raises(Refusal, match="has no picture here"):
+            Pictures([], 50_000_000).read(opened, gallery.rows()[0].id, 160)
