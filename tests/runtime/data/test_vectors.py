@@ -409,7 +409,7 @@ def test_what_is_missing_in_metadata_of_parquet_costs_no_row(tmp_path: Path) -> 
 
     nan, inf = float("nan"), float("inf")
     columns = {
-        "v": [[1.0, 2.0]] * 6,
+        "embeddings": [[1.0, 2.0]] * 6,
         "year": [1.0, nan, None, 2.0, inf, 3.0],
         "inside": [{"a": 1.0}, {"a": nan}, None, {"a": None}, {"a": 1.0}, {"a": 1.0}],
         "list": [[1.0], [nan, 2.0], None, [], [], []],
