@@ -81,7 +81,7 @@ def first_convolutions(model: onnx.ModelProto) -> tuple[str, ...]:
     """Return the Convs in front of the first that makes a map of at most an eighth of the picture's size.
 
     They have few channels and lose most: int8 in all of efficientnet-lite0's Convs left a least cosine of 0.62 between
-    regions, with its first ten in float32 it is 0.95 (docs/int8.md).
+    regions, with its first ten in float32 it is 0.95 (docs/int8-figures.md).
     """
     convolutions = [site for site in find_sites(model) if site.convolution]
     if not convolutions:

@@ -24,7 +24,7 @@ from .terminal import echo, progress_bar
     default="minmax",
     show_default=True,
     help="How a clipping range is chosen from the values that were seen. minmax lost the least recall where it was "
-    "measured (docs/int8.md).",
+    "measured (docs/int8-figures.md).",
 )
 @options.threads_option
 @options.json_option

@@ -149,7 +149,7 @@ def _write_graphs(
             exclude = (plan or Plan()).excluded(name, model)
             for precision in precisions:
                 if name == "backbone" and precision != "int8_x86":
-                    continue  # TensorRT's symmetric form loses 14 to 22 points of rsum (docs/int8.md)
+                    continue  # TensorRT's symmetric form loses 14 to 22 points of rsum (docs/int8-figures.md)
                 if not set(find_layers(model, SCHEMES[precision])) - set(exclude):
                     continue
                 quantized = to_int8(model, calibration.ranges(name, spec.sha256), SCHEMES[precision], exclude)
