@@ -216,15 +216,18 @@ def _decide_jobs(width: int, pooling: str) -> dict[str, _Job]:
 
 
 def _reach_jobs(pooling: str) -> dict[str, _Job]:
-    """`reach` for each number of rows that may be picked."""
-    types = {
-        "maxima": "*fp64", "found": "*i32", "word_starts": "*i32", "margins": "*fp64", "thresholds": "*fp64",
-        **dict.fromkeys(("k", "picks", "stride"), "i32"), "temperature": "fp64",
-    }  # fmt: skip
+    """`reach` and `select` for each number of rows that may be picked."""
+    asked = {"found": "*i32", "word_starts": "*i32", "margins": "*fp64", "thresholds": "*fp64"}
+    kept = {"kept_maxima": "*fp64", "kept_winners": "*i32", "kept_rows": "*i32", "kept": "*i32"}
+    numbers = {"k": "i32", "picks": "i32", "stride": "i32", "temperature": "fp64"}
+    reach = {"maxima": "*fp64", **asked, **numbers}
+    select = {"maxima": "*fp64", "winners": "*i32", "decided": "*i32", **asked, **kept, "k": "i32", "picks": "i32"}
+    select |= {"room": "i32", "stride": "i32", "temperature": "fp64"}
     constants = {"POOLING": pooling, "BLOCK_W": REACH_WORDS}
     jobs = {}
     for picks, warps in zip(PICKS, _REACH_WARPS, strict=True):
-        jobs[f"reach_{picks}"] = _Job("reach", types, {**constants, "PICKS": picks}, warps)
+        for name, types in (("reach", reach), ("select", select)):
+            jobs[f"{name}_{picks}"] = _Job(name, types, {**constants, "PICKS": picks}, warps)
     return jobs
 
 

@@ -147,6 +147,32 @@ def shortlist(
 
 
 @triton.jit
+def pooled_pairs(
+    maxima, first, valid, words, stride, temperature, POOLING: tl.constexpr, PAIRS: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """The scores of PAIRS pairs of one query, from the first one on: [PAIRS]; -inf of those that are not valid."""
+    pair = first + tl.arange(0, PAIRS)
+    peak = tl.full([PAIRS], float("-inf"), tl.float64)
+    total = tl.full([PAIRS], 0.0, tl.float64)
+    for begin in range(0, words, BLOCK_W):
+        word = begin + tl.arange(0, BLOCK_W)
+        valid_word = word < words
+        at = maxima + pair[:, None] * stride + word[None, :]
+        value = tl.load(at, mask=valid[:, None] & valid_word[None, :], other=0.0)
+        peak, total = pool_more(peak, total, value, valid_word, temperature, POOLING)
+    return tl.where(valid, pool_all(peak, total, words, POOLING), float("-inf"))
+
+
+@triton.jit
+def kth_largest(value, k, COUNT: tl.constexpr):
+    """The k-th largest of some values [COUNT]; -inf where there are fewer."""
+    place = tl.arange(0, COUNT)
+    # Each one counts those that are before it, the earlier ones of equal ones.
+    ahead = (value[None, :] > value[:, None]) | ((value[None, :] == value[:, None]) & (place[None, :] < place[:, None]))
+    return tl.max(tl.where(tl.sum(ahead.to(tl.int32), axis=1) == k - 1, value, float("-inf")), axis=0)
+
+
+@triton.jit
 def reach(
     maxima,  # float64 [queries, picks, stride], of each word the largest true similarity over a row's vectors
     found,  # int32 [queries], how many rows were picked for each
@@ -163,22 +189,53 @@ def reach(
 ):
     """Pool the true similarities of PICKS rows of one query at most, and find the k-th largest score."""
     which = tl.program_id(0).to(tl.int64)
+    valid = tl.arange(0, PICKS) < tl.minimum(tl.load(found + which), picks)
+    words = tl.load(word_starts + which + 1) - tl.load(word_starts + which)
+    score = pooled_pairs(maxima, which * picks, valid, words, stride, temperature, POOLING, PICKS, BLOCK_W)
+    best = kth_largest(score, k, PICKS) - tl.load(margins + which)
+    tl.store(thresholds + which, tl.maximum(best, tl.load(thresholds + which)))
+
+
+@triton.jit
+def select(
+    maxima,  # float64 [queries, picks, stride], as of `reach`, of the first rows on each list
+    winners,  # int32 [queries, picks, stride]
+    decided,  # int32 [queries, picks], the rows
+    found,  # int32 [queries], how long each list is
+    word_starts,  # int32 [queries + 1]
+    margins,  # float64 [queries]
+    thresholds,  # float64 [queries], true scores that rows must reach
+    kept_maxima,  # float64 [queries, room, stride]
+    kept_winners,  # int32 [queries, room, stride]
+    kept_rows,  # int32 [queries, room]
+    kept,  # int32 [queries], how many rows are left; those beyond the room are counted only
+    k,
+    picks,
+    room,
+    stride,
+    temperature,
+    POOLING: tl.constexpr,
+    PICKS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Copy what could be among the best k of the PICKS rows of one query at most."""
+    which = tl.program_id(0).to(tl.int64)
     pick = tl.arange(0, PICKS)
     valid = pick < tl.minimum(tl.load(found + which), picks)
-    begin = tl.load(word_starts + which)
-    words = tl.load(word_starts + which + 1) - begin
-    peak = tl.full([PICKS], float("-inf"), tl.float64)
-    total = tl.full([PICKS], 0.0, tl.float64)
-    for first in range(0, words, BLOCK_W):
-        word = first + tl.arange(0, BLOCK_W)
-        valid_word = word < words
-        at = maxima + (which * picks + pick[:, None]) * stride + word[None, :]
-        value = tl.load(at, mask=valid[:, None] & valid_word[None, :], other=0.0)
-        peak, total = pool_more(peak, total, value, valid_word, temperature, POOLING)
-    score = pool_all(peak, total, words, POOLING) - tl.load(margins + which)
-    score = tl.where(valid, score, float("-inf"))
-    # Each row counts those that are before it, the earlier ones of equal ones.
-    ahead = (score[None, :] > score[:, None]) | ((score[None, :] == score[:, None]) & (pick[None, :] < pick[:, None]))
-    kth = tl.sum(ahead.to(tl.int32), axis=1) == k - 1
-    best = tl.max(tl.where(kth, score, float("-inf")), axis=0)
-    tl.store(thresholds + which, tl.maximum(best, tl.load(thresholds + which)))
+    words = tl.load(word_starts + which + 1) - tl.load(word_starts + which)
+    score = pooled_pairs(maxima, which * picks, valid, words, stride, temperature, POOLING, PICKS, BLOCK_W)
+    margin = tl.load(margins + which)
+    threshold = tl.maximum(tl.load(thresholds + which), kth_largest(score, k, PICKS) - margin)
+    keep = valid & (score + margin >= threshold)
+    counted = keep.to(tl.int32)
+    place = tl.cumsum(counted, axis=0) - counted
+    tl.store(kept + which, tl.sum(counted, axis=0))
+    keep = keep & (place < room)
+    source, target = which * picks + pick, which * room + place
+    tl.store(kept_rows + target, tl.load(decided + source, mask=keep), mask=keep)
+    for begin in range(0, words, BLOCK_W):
+        word = begin + tl.arange(0, BLOCK_W)
+        both = keep[:, None] & (word < words)[None, :]
+        from_at, to_at = source[:, None] * stride + word[None, :], target[:, None] * stride + word[None, :]
+        tl.store(kept_maxima + to_at, tl.load(maxima + from_at, mask=both), mask=both)
+        tl.store(kept_winners + to_at, tl.load(winners + from_at, mask=both), mask=both)

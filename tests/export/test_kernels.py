@@ -39,14 +39,14 @@ def test_code_for_the_architecture_is_made_without_a_gpu(tmp_path: Path, gpu: st
     assert found == record
     names = {"scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist"}
     decides = {f"decide_{form}" for form in FORMS} if precision == "int8" else set()
-    reaches = {f"reach_{picks}" for picks in PICKS} if precision == "int8" else set()
+    reaches = {f"{name}_{picks}" for name in ("reach", "select") for picks in PICKS} if precision == "int8" else set()
     of_queries = {"quantize", "terms"} if precision == "int8" else {"quantize"}
     assert code.keys() == names | decides | reaches | of_queries
     for name, function in record.functions.items():
         assert code[name][:4] == b"\x7fELF"
         assert int.from_bytes(code[name][18:20], "little") == 190, "the machine an ELF file is for: NVIDIA CUDA"
         assert function.symbol.encode() in code[name]
-        assert function.threads == (512 if name == "reach_256" else 128)
+        assert function.threads == (512 if name in ("reach_256", "select_256") else 128)
         assert function.shared <= 160 << 10, "what an Ampere block may have"
         assert function.hidden == 2, "Triton 3.9's pointers to scratch memory, unused here"
     assert record.functions["scan_16"].symbol == "scan"
@@ -150,7 +150,7 @@ def test_every_kernel_compiles_for_every_gpu_and_fits_its_shared_memory(gpu: str
         (lambda sidecar, code: code.unlink(), "No such file"),
         (lambda sidecar, code: sidecar.write_text("{"), "cannot be understood"),
         (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace("sm_90", "sm_80")), "was altered"),
-        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace('schema": 7', 'schema": 9')), "version"),
+        (lambda sidecar, code: sidecar.write_text(sidecar.read_text().replace('schema": 8', 'schema": 9')), "version"),
         (lambda sidecar, code: sidecar.write_bytes(b"\xff"), "decode"),
     ],
 )

@@ -1,8 +1,9 @@
 """The last step on a GPU: the listed rows' similarities by the fine copy, in float64 and in the order of true_score.py.
 
-They are the CPU's to the bit. So nothing has to be bounded, and the CPU only pools the maxima and sorts (best.py). The
-GPU holds the fine copy for this (fine.py). Where it does not fit, the compiled search ranks the lists by the fine copy
-in host memory.
+They are the CPU's to the bit. So nothing has to be bounded, and the CPU only pools the maxima and sorts (best.py). Of
+many queries' long lists the GPU pools, too, and leaves out what its scores say cannot be among the best k. The GPU
+holds the fine copy for this (fine.py). Where it does not fit, the compiled search ranks the lists by the fine copy in
+host memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from ...contract import AlignmentConfig
 from ..proof.pooling import Float64Array
 from .fine import Fine
-from .kernels import DECIDE_WORDS
+from .kernels import DECIDE_WORDS, PICKS
 from .lists import DeviceLists
 from .memory import Arena
 from .queries import SentQueries
@@ -26,6 +27,7 @@ _AHEAD = 1024  # pairs that are decided before the CPU knows how long the lists 
 _AHEAD_BYTES = 256 << 10  # as far as their results take no more
 _MOST_AHEAD = 256  # places of each list that are decided so, where the last lists were as long
 _LONGEST = 4096  # vectors of a query up to which they are
+_SPARE = 4  # pairs of each query beyond k that are copied to the CPU where the GPU selects the best ones
 RESULTS = 64 << 20  # bytes of results on the GPU at once; more pairs are decided in turns
 PAIR_BYTES = 12  # of results, for each of a query's vectors
 
@@ -53,7 +55,7 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class Decided:
-    """What a GPU decided of some queries' listed rows: P pairs of a query and a row, in no order.
+    """What a GPU decided of some queries' listed rows: P pairs of a query and a row, in no order, the best k among them.
 
     Attributes:
         numbers: int64 [n], the queries, by number.
@@ -86,7 +88,7 @@ def join(several: Sequence[Decided]) -> Decided:
 
 
 class Decider:
-    """Queues the kernel that reads fine copies. Callers take turns.
+    """Queues the kernels that read fine copies. Callers take turns.
 
     Args:
         arena: what results lie in.
@@ -95,14 +97,14 @@ class Decider:
     """
 
     def __init__(self, arena: Arena, launch: Callable[..., None], alignment: AlignmentConfig) -> None:
-        self._arena, self._launch = arena, launch
+        self._arena, self._launch, self._alignment = arena, launch, alignment
         # A score can be off by what a similarity can, or by that over the temperature: `terms` of query_kernels.py.
         slope = 1 / alignment.pooling_temperature if alignment.pooling == "LSE" else 1.0
         self._share = 2 / slope * (1 + 1e-8)
         self._listed = 0  # rows on the longest list of the last queries
 
     def decide(
-        self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int
+        self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, k: int, longest: int
     ) -> Callable[[], Decided]:
         """Queue the similarities of the first rows on lists; a function that computes the rest, once these are done.
 
@@ -113,6 +115,7 @@ class Decider:
             codes: beside it.
             lists: of the queries; queued, not waited for.
             sent: the first `lists.queries` of them are those of the lists.
+            k: how many of each list's rows are wanted: those of the largest scores.
             longest: no less than any Q_i; so many similarities each pair has room for (S).
         """
         arena, count, capacity = self._arena, lists.queries, lists.capacity
@@ -121,17 +124,29 @@ class Decider:
         usual = min(self._listed + self._listed // 4, _MOST_AHEAD, RESULTS // size)  # the next list may be longer
         ahead = min(capacity, max(min(_AHEAD // count, _AHEAD_BYTES // size), usual))  # places of each list
         ahead *= longest <= _LONGEST
+        room = k + _SPARE
         begins = np.arange(count) * capacity
-        first = self._fetch(fine, codes, lists, sent, (begins[:, None] + np.arange(ahead)).reshape(-1), longest)
+        chosen = (begins[:, None] + np.arange(ahead)).reshape(-1)
+        selects = 2 * room <= ahead <= PICKS[-1]
+        if selects:
+            places = arena.send("chosen", chosen.astype(np.int32))
+            decided = self._queue(fine, codes, lists, sent, places, len(chosen), longest)
+            kept, *first = self._select(lists, sent, decided, k, ahead, room, longest)
+        else:
+            room, first = ahead, [*self._fetch(fine, codes, lists, sent, chosen, longest)]
 
         def finish() -> Decided:
             found = fetched.astype(np.int64)
             held = np.where(found <= capacity, found, 0)
             self._listed = int(held.max())
-            which, place = np.nonzero(np.arange(ahead) < held[:, None])
-            results: list[tuple[NDArray[Any], ...]] = [(which, *(array[which * ahead + place] for array in first))]
-            rest = np.maximum(held - ahead, 0)
-            left = np.repeat(begins + ahead - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
+            done, filled = np.full(count, ahead), np.minimum(held, ahead)  # places of each list, and of the first
+            if selects:
+                fits = kept <= room
+                done, filled = done * fits, np.where(fits & (held > 0), kept, 0)
+            which, place = np.nonzero(np.arange(room) < filled[:, None])
+            results: list[tuple[NDArray[Any], ...]] = [(which, *(array[which * room + place] for array in first))]
+            rest = np.maximum(held - done, 0)
+            left = np.repeat(begins + done - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
             most = max(1, RESULTS // (PAIR_BYTES * longest))
             for begin in range(0, len(left), most):
                 chosen = left[begin : begin + most]
@@ -165,9 +180,7 @@ class Decider:
     ) -> int:
         """Queue `decide` of the lists' places at an address, int32 [pairs]; the address of maxima, winners and rows."""
         tiles = -(-longest // DECIDE_WORDS)
-        maxima = self._arena.scratch("decided", _size(pairs, longest))
-        winners = maxima + 8 * pairs * longest
-        rows = winners + 4 * pairs * longest
+        maxima, winners, rows = _columns(self._arena.scratch("decided", _size(pairs, longest)), pairs, longest)
         *held, count, num_plans = codes
         queries = sent.exact, sent.starts, sent.query, sent.query_starts, sent.word_scale
         listed = lists.terms, lists.found, lists.rows, chosen
@@ -194,9 +207,38 @@ class Decider:
             return np.zeros(0, np.int32), np.zeros((0, longest)), np.zeros((0, longest), np.int32)
         places = self._arena.send("chosen", chosen.astype(np.int32))
         address = self._queue(fine, codes, lists, sent, places, pairs, longest)
-        data = self._arena.fetch("decided", address, _size(pairs, longest), np.uint8)
-        maxima, rest = data[: 8 * pairs * longest].view(np.float64), data[8 * pairs * longest :].view(np.int32)
-        return rest[pairs * longest :], maxima.reshape(pairs, longest), rest[: pairs * longest].reshape(pairs, longest)
+        return _parted(self._arena.fetch("decided", address, _size(pairs, longest), np.uint8), pairs, longest)
+
+    def _select(
+        self, lists: DeviceLists, sent: SentQueries, decided: int, k: int, picks: int, room: int, longest: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], Float64Array, NDArray[np.int32]]:
+        """Queue the choice among the first rows of lists, which `_queue` decided at an address.
+
+        Returns how many of each list are left, int32 [queries], and these as of `_fetch`: [queries * room]. Where more
+        are left than there is room for, some are missing.
+        """
+        count = lists.queries
+        pairs = count * room
+        size = _size(pairs, longest)
+        target = self._arena.scratch("kept", size + 4 * count)
+        sources, targets = _columns(decided, count * picks, longest), _columns(target, pairs, longest)
+        addresses = (*sources, lists.found, sent.starts, sent.margins, lists.thresholds, *targets, target + size)
+        name = next(f"select_{most}" for most in PICKS if most >= picks)
+        temperature = float(self._alignment.pooling_temperature)
+        self._launch(name, count, addresses, k, picks, room, longest, temperature)
+        data = self._arena.fetch("kept", target, size + 4 * count, np.uint8)
+        return data[size:].view(np.int32), *_parted(data[:size], pairs, longest)
+
+
+def _columns(address: int, pairs: int, longest: int) -> tuple[int, int, int]:
+    """Where maxima, winners and rows of the results of so many pairs lie."""
+    return address, address + 8 * pairs * longest, address + 12 * pairs * longest
+
+
+def _parted(data: NDArray[np.uint8], pairs: int, longest: int) -> _Rows:
+    """The rows, maxima and winners in the results of so many pairs."""
+    maxima, rest = data[: 8 * pairs * longest].view(np.float64), data[8 * pairs * longest :].view(np.int32)
+    return rest[pairs * longest :], maxima.reshape(pairs, longest), rest[: pairs * longest].reshape(pairs, longest)
 
 
 def _size(pairs: int, longest: int) -> int:

@@ -19,7 +19,7 @@ from ...gpu import architecture
 from ..proof.prefix import level_widths
 
 KERNELS = "kernels"
-SCHEMA = 7
+SCHEMA = 8
 ScanPrecision = Literal["int8", "float16"]
 PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
@@ -30,8 +30,8 @@ WORDS_A_TILE = 64  # query vectors that a program of `pairs` takes, of several q
 SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned for one by one
 # Rows that a program of `scan`, of `pairs` and, for each of WORD_TILES, of `bound` takes; it reads the queries once.
 SCAN_ROWS, PAIR_ROWS, BOUND_ROWS = 4, 8, (8, 4)
-PICKS = (64, 256)  # most rows that a program of `reach` pools
-REACH_WORDS = 16  # words that it takes at once
+PICKS = (64, 256)  # most rows that a program of `reach` and of `select` pools
+REACH_WORDS = 16  # words that these take at once
 MOST_NORMS = 16  # of a coded vector, that `weigh` takes
 PROJECT_WORDS, PROJECT_AXES = 16, 16  # of a program of `project`
 LISTED_BLOCKS = 2048  # programs of `scan_listed`, at most: each takes several of a query's listed rows
@@ -88,9 +88,9 @@ class KernelRecord:
         compiler: Triton's version.
         source_sha256: of the kernels' source.
         functions: `scan_16` and the like, `pairs_16` and the like, `best_rows`, `kth_best`, `shortlist`;
-            `quantize`; for int8 `terms`, `decide_float32` and the like, one for each form of the fine copy, `reach_64`
-            and the like, and, for galleries that can have levels, `project`, `weigh`, `bound_16`, `scan_listed_16`
-            and the like.
+            `quantize`; for int8 `terms`, `decide_float32` and the like, one for each form of the fine copy, `reach_64`,
+            `select_64` and the like, and, for galleries that can have levels, `project`, `weigh`, `bound_16`,
+            `scan_listed_16` and the like.
     """
 
     precision: ScanPrecision

@@ -53,7 +53,8 @@ class SentQueries(NamedTuple):
     def alone(self, which: int) -> SentQueries:
         """Without the queries before one."""
         starts, query_starts = self.starts + 4 * which, self.query_starts + 4 * which
-        return self._replace(lengths=self.lengths[which:], starts=starts, query_starts=query_starts)
+        later = {"starts": starts, "query_starts": query_starts, "margins": self.margins + 8 * which}
+        return self._replace(lengths=self.lengths[which:], **later)
 
 
 class QuerySender:

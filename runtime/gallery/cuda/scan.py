@@ -181,7 +181,7 @@ class KernelScan:
 
         def take(lists: DeviceLists, sent: SentQueries) -> Callable[[], Decided]:
             longest = max(sent.lengths)
-            first = self._decider.decide(fine, held, lists, sent, longest)
+            first = self._decider.decide(fine, held, lists, sent, k, longest)
 
             def decided() -> Decided:
                 several = [first()]
@@ -189,7 +189,7 @@ class KernelScan:
                     threshold = self._arena.fetch("threshold", lists.thresholds + 8 * which, 1, np.float64)
                     self._arena.wait()
                     long = self._queue.again(lists, rows, which, threshold)
-                    more = self._decider.decide(fine, held, long, sent.alone(which), longest)
+                    more = self._decider.decide(fine, held, long, sent.alone(which), k, longest)
                     self._arena.wait()
                     again = more()
                     several.append(replace(again, queries=np.full_like(again.queries, which)))

@@ -125,7 +125,8 @@ def _wrong_answers(
     held = scan.hold(part)
     rows = scan.gather([held])
     larger = PICKS[0] - BEYOND + 1  # than the smaller `reach` takes
-    for own, k in ((many, _K), (many, larger), ([-2], _K), ([-1], _K)):
+    repeated = many[:4] * 4  # so many that the smaller `select` takes what is decided ahead of each
+    for own, k in ((many, _K), (many, larger), (repeated, _K), ([-2], _K), ([-1], _K)):
         yield from _of_search(scan, rows, own, k, queries, truth)
     if scan.certified:
         rows = scan.gather([held], 0)

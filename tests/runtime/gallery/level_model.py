@@ -1,4 +1,4 @@
-"""The kernels `project`, `weigh`, `bound` and `reach` in numpy: what they must leave in memory."""
+"""The kernels `project`, `weigh`, `bound`, `reach` and `select` in numpy: what they must leave in memory."""
 
 from typing import Any
 
@@ -109,3 +109,28 @@ def reach(most: int, pooling: str, device: Any, blocks: int, maxima, found, word
         kth = np.sort(score)[count - k] - device.array(margins, np.float64)[which]
         target = device.array(thresholds, np.float64)
         target[which] = max(target[which], kth)
+
+
+def select(most: int, pooling: str, device: Any, blocks: int, maxima, winners, decided, found, word_starts, margins,
+           thresholds, kept_maxima, kept_winners, kept_rows, kept, k, picks, room, stride, temperature) -> None:  # fmt: skip
+    """What could be among the best k of each query's picked rows, as far as there is room."""
+    assert picks <= most
+    queries = blocks
+    starts = device.array(word_starts, np.int32)[: queries + 1]
+    columns = (maxima, kept_maxima, np.float64), (winners, kept_winners, np.int32)
+    for which in range(queries):
+        count, words = min(int(device.array(found, np.int32)[which]), picks), starts[which + 1] - starts[which]
+        values = device.array(maxima, np.float64)[: queries * picks * stride].reshape(queries, picks, stride)
+        score = pooled(values[which, :count, :words], pooling, temperature) if count else np.zeros(0)
+        margin, least = (device.array(at, np.float64)[which] for at in (margins, thresholds))
+        if count >= k:
+            least = max(least, np.sort(score)[count - k] - margin)
+        left = np.flatnonzero(score + margin >= least)
+        device.array(kept, np.int32)[which] = len(left)
+        left = left[:room]
+        target = slice(which * room, which * room + len(left))
+        device.array(kept_rows, np.int32)[target] = device.array(decided, np.int32)[which * picks + left]
+        for source, copy, kind in columns:
+            of_picks = device.array(source, kind)[: queries * picks * stride].reshape(queries, picks, stride)
+            of_kept = device.array(copy, kind)[: queries * room * stride].reshape(-1, stride)
+            of_kept[target, :words] = of_picks[which, left, :words]

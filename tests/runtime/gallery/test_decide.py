@@ -130,7 +130,7 @@ def test_each_pair_is_the_true_row(
     on_device = DeviceLists(3, 6, 0, 0, *sent, 0, 0, 0, terms)
     bounds = held.error, held.norm, held.blocks, held.plans
     codes = Codes(held.base, held.places, held.scale, held.lengths, *bounds, len(rows), len(held.coded.columns))
-    finish = scan._decider.decide(fine, codes, on_device, asked, 40)
+    finish = scan._decider.decide(fine, codes, on_device, asked, 6, 40)
     scan._arena.wait()
     decided = finish()
     assert decided.found.tolist() == [4, 0, 5]
@@ -168,8 +168,42 @@ def test_true_scores_of_a_few_rows_make_the_lists_short(pooling: str, k: int) ->
         assert set(np.flatnonzero(truth >= kth)) <= set(chosen.tolist()) <= set(own.rows.tolist())
         upper = dict(zip(own.rows.tolist(), (own.scores + own.radii).tolist(), strict=True))
         assert own.threshold < kth - 1e-6
-        assert chosen.tolist() == [row for row in own.rows.tolist() if upper[row] >= kth - 1e-9 * abs(kth)]
+        assert decided.found[i] == sum(upper[row] >= kth - 1e-9 * abs(kth) for row in own.rows.tolist())
     assert decided.found.sum() < sum(len(own.rows) for own in listed)
+
+
+@pytest.mark.parametrize("pooling", ["LSE", "Max", "Mean", "Sum"])
+@pytest.mark.parametrize(("count", "k", "floored"), [(40, 3, False), (100, 4, True)])
+def test_of_long_lists_the_gpu_leaves_the_best(pooling: str, count: int, k: int, floored: bool) -> None:
+    """All rows are listed, as close as they are, and only those of the k largest scores that reach the floor come back.
+
+    But where more rows than there is room for are equal to the k-th, all of the list does.
+    """
+    rng, dim, alignment = np.random.default_rng(count), 64, AlignmentConfig(pooling=pooling)
+    sizes = 1 + 1e-6 * np.arange(count)[:, None, None]
+    rows = list((rng.standard_normal((2, dim)) * sizes).astype(np.float32))
+    queries = [*made_queries((3, 16, 1), dim), np.zeros((2, dim), np.float32)]
+    scan, device = open_scan("int8", dim, alignment)
+    parts = make_parts(rows, (30,), precision="float32")
+    held = scan.gather([scan.hold(part) for part in parts])
+    truth = np.array([[true_row(row, query, "images", alignment).score for row in rows] for query in queries])
+    floors = np.sort(truth)[:, -2] if floored else np.full(4, -np.inf)
+    every: list[Decided] = []
+    scan.decider(held)(queries, k, np.ones(count, bool), floors, 4, every.append)
+    (decided,) = every
+    assert device.launched.count("select_64" if count <= 64 else "select_256") == 1
+    assert decided.found.tolist() == [count] * 4
+    for i, own in enumerate(truth):
+        chosen = decided.rows[decided.queries == i]
+        best = np.flatnonzero(own >= max(floors[i], np.sort(own)[-k]))
+        assert sorted(chosen.tolist()) == best.tolist()
+        assert len(best) == (count if i == 3 else 2 if floored else k)
+        for row, maxima, winners in zip(
+            chosen, decided.maxima[decided.queries == i], decided.winners[decided.queries == i]
+        ):
+            known = true_row(rows[row], queries[i], "images", alignment)
+            assert maxima[: len(queries[i])].tolist() == known.maxima.tolist()
+            assert winners[: len(queries[i])].tolist() == known.winners.tolist()
 
 
 @needs_core
@@ -380,7 +414,7 @@ def test_no_more_is_decided_ahead_than_is_soon_copied(longest: int, most: int, m
 
     monkeypatch.setattr(scan._decider, "_fetch", queue)
     lists = DeviceLists(1, 4096, 0, 0, scan._arena.send("found", np.zeros(1, np.int32)), *[0] * 5)
-    scan._decider.decide(None, None, lists, None, longest)
+    scan._decider.decide(None, None, lists, None, 600, longest)
     assert asked == [most]
     scan.close()
 

@@ -62,14 +62,14 @@ from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 from .decide_model import decide
-from .level_model import bound, pooled, project, reach, weigh
+from .level_model import bound, pooled, project, reach, select, weigh
 from .on_gpu import ObservedGpu, compiled_kernels
 from .query_model import quantize, terms
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = os.environ.get("CHAN_TEST_KERNELS") or ("interpreted" if INTERPRETED else "numpy")
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
-DECIDE = (*(f"decide_{form}" for form in FORMS), *(f"reach_{most}" for most in PICKS))
+DECIDE = (*(f"decide_{form}" for form in FORMS), *(f"{name}_{most}" for name in ("reach", "select") for most in PICKS))
 OF_QUERIES = ("quantize", "terms")
 POOL = Pool(1)
 
@@ -208,7 +208,11 @@ def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
                 scans[f"scan_listed_{words}"] = model.scan_listed
                 scans[f"bound_{words}"] = partial(bound, words, stride, pooling)
             scans |= {"project": partial(project, width), "weigh": partial(weigh, width, stride)}
-        reaches = {f"reach_{most}": partial(reach, most, pooling) for most in PICKS}
+        reaches = {
+            f"{name}_{most}": partial(kernel, most, pooling)
+            for name, kernel in (("reach", reach), ("select", select))
+            for most in PICKS
+        }
         of_queries = {"quantize": partial(quantize, precision, width), "terms": partial(terms, pooling, width)}
         others = {name: getattr(model, name) for name in NAMES[5:]}
         return {**scans, **pairs, **decides, **reaches, **of_queries, **others}
