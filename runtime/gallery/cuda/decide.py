@@ -55,7 +55,7 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class Decided:
-    """What a GPU decided of some queries' listed rows: P pairs of a query and a row, in no order, the best k among them.
+    """What a GPU decided of some queries' listed rows, the best k among them: P pairs of a query and a row, unordered.
 
     Attributes:
         numbers: int64 [n], the queries, by number.
@@ -127,20 +127,20 @@ class Decider:
         room = k + _SPARE
         begins = np.arange(count) * capacity
         chosen = (begins[:, None] + np.arange(ahead)).reshape(-1)
-        selects = 2 * room <= ahead <= PICKS[-1]
-        if selects:
+        kept: NDArray[np.int32] | None = None
+        if 2 * room <= ahead <= PICKS[-1]:
             places = arena.send("chosen", chosen.astype(np.int32))
             decided = self._queue(fine, codes, lists, sent, places, len(chosen), longest)
-            kept, *first = self._select(lists, sent, decided, k, ahead, room, longest)
+            kept, first = self._select(lists, sent, decided, k, ahead, room, longest)
         else:
-            room, first = ahead, [*self._fetch(fine, codes, lists, sent, chosen, longest)]
+            room, first = ahead, self._fetch(fine, codes, lists, sent, chosen, longest)
 
         def finish() -> Decided:
             found = fetched.astype(np.int64)
             held = np.where(found <= capacity, found, 0)
             self._listed = int(held.max())
             done, filled = np.full(count, ahead), np.minimum(held, ahead)  # places of each list, and of the first
-            if selects:
+            if kept is not None:
                 fits = kept <= room
                 done, filled = done * fits, np.where(fits & (held > 0), kept, 0)
             which, place = np.nonzero(np.arange(room) < filled[:, None])
@@ -211,7 +211,7 @@ class Decider:
 
     def _select(
         self, lists: DeviceLists, sent: SentQueries, decided: int, k: int, picks: int, room: int, longest: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], Float64Array, NDArray[np.int32]]:
+    ) -> tuple[NDArray[np.int32], _Rows]:
         """Queue the choice among the first rows of lists, which `_queue` decided at an address.
 
         Returns how many of each list are left, int32 [queries], and these as of `_fetch`: [queries * room]. Where more
@@ -227,7 +227,7 @@ class Decider:
         temperature = float(self._alignment.pooling_temperature)
         self._launch(name, count, addresses, k, picks, room, longest, temperature)
         data = self._arena.fetch("kept", target, size + 4 * count, np.uint8)
-        return data[size:].view(np.int32), *_parted(data[:size], pairs, longest)
+        return data[size:].view(np.int32), _parted(data[:size], pairs, longest)
 
 
 def _columns(address: int, pairs: int, longest: int) -> tuple[int, int, int]:

@@ -112,7 +112,8 @@ def reach(most: int, pooling: str, device: Any, blocks: int, maxima, found, word
 
 
 def select(most: int, pooling: str, device: Any, blocks: int, maxima, winners, decided, found, word_starts, margins,
-           thresholds, kept_maxima, kept_winners, kept_rows, kept, k, picks, room, stride, temperature) -> None:  # fmt: skip
+           thresholds, kept_maxima, kept_winners, kept_rows, kept, k, picks, room, stride,
+           temperature) -> None:  # fmt: skip
     """What could be among the best k of each query's picked rows, as far as there is room."""
     assert picks <= most
     queries = blocks

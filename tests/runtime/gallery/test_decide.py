@@ -194,13 +194,11 @@ def test_of_long_lists_the_gpu_leaves_the_best(pooling: str, count: int, k: int,
     assert device.launched.count("select_64" if count <= 64 else "select_256") == 1
     assert decided.found.tolist() == [count] * 4
     for i, own in enumerate(truth):
-        chosen = decided.rows[decided.queries == i]
+        pairs = decided.choose(decided.queries == i)
         best = np.flatnonzero(own >= max(floors[i], np.sort(own)[-k]))
-        assert sorted(chosen.tolist()) == best.tolist()
+        assert sorted(pairs.rows.tolist()) == best.tolist()
         assert len(best) == (count if i == 3 else 2 if floored else k)
-        for row, maxima, winners in zip(
-            chosen, decided.maxima[decided.queries == i], decided.winners[decided.queries == i]
-        ):
+        for row, maxima, winners in zip(pairs.rows, pairs.maxima, pairs.winners, strict=True):
             known = true_row(rows[row], queries[i], "images", alignment)
             assert maxima[: len(queries[i])].tolist() == known.maxima.tolist()
             assert winners[: len(queries[i])].tolist() == known.winners.tolist()
