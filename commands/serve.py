@@ -197,7 +197,7 @@ def _read_shards(flags: dict[str, Any]) -> RayShards | None:
 def _read_key(file: Path | None) -> str | None:
     """The key of a file without surrounding blanks, or that of the environment."""
     if file is not None:
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8", errors="replace").strip()
     return os.environ.get(_KEY)
 
 

@@ -52,6 +52,10 @@ def listen(settings: Settings) -> socket.socket:
     Raises:
         InputError: the address cannot be listened at.
     """
+    try:
+        settings.host.encode("idna")
+    except UnicodeError as error:
+        raise InputError(f"host must be an address or a name of this machine, got {settings.host!r}") from error
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from ..runtime.checks import check_positive
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from ..scale.ray_serve import RayShards
 
+MAX_SECONDS = 10**9
 LogFormat = Literal["text", "json"]
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -55,6 +56,7 @@ class Limits:
     def __post_init__(self) -> None:
         for one in fields(self):
             check_positive(one.name, getattr(self, one.name))
+        _check_seconds("seconds", self.seconds)
         if self.bodies < self.payload:
             raise InputError(f"bodies must be at least payload ({self.payload} bytes), got {self.bodies}")
 
@@ -113,14 +115,14 @@ class Settings:
                     f"the name of a gallery must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter "
                     f"or digit, got {name!r}: write NAME=GALLERY"
                 )
-        if self.api_key is not None and (not self.api_key or not self.api_key.isascii()):
-            raise InputError("the API key must be at least one character of ASCII, got another text")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise InputError("the API key must be at least one character of ASCII on one line, got another text")
         check_positive("workers", self.workers)
         if self.ray is not None and self.workers > 1:
             raise InputError(f"workers must be 1 where shards are searched on Ray, got {self.workers}")
         if self.ray is not None and self.device != "cpu":
             raise InputError(f"device must be cpu where shards are searched on Ray, got {self.device}")
-        check_positive("grace", self.grace)
+        _check_seconds("grace", self.grace)
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise InputError(
@@ -129,6 +131,12 @@ class Settings:
                 )
         if self.otlp_endpoint is not None and not _is_url(self.otlp_endpoint):
             raise InputError(f"otlp_endpoint must be a URL such as http://localhost:4318, got {self.otlp_endpoint!r}")
+
+
+def _check_seconds(name: str, seconds: int) -> None:
+    """InputError unless a time is positive, and one that clocks can add."""
+    if check_positive(name, seconds) > MAX_SECONDS:
+        raise InputError(f"{name} must be at most {MAX_SECONDS} seconds, got {shortened(str(seconds), 40)}")
 
 
 def _is_url(text: str) -> bool:

@@ -207,6 +207,8 @@ def test_no_request_writes_a_line_of_the_log(server, http: httpx.Client) -> None
         (["/x", "--otlp-endpoint", "foo"], "otlp_endpoint must be a URL"),
         (["/x", "--otlp-endpoint", "http://"], "otlp_endpoint must be a URL"),
         (["/x", "--log", "xml"], "--log"),
+        (["/x", "--grace", "1" + "0" * 10], "grace must be at most 1000000000 seconds"),
+        (["/x", "--max-seconds", "1" + "0" * 400], "seconds must be at most 1000000000 seconds"),
     ],
 )
 def test_a_wrong_command_line_is_one_error(arguments: list[str], words: str) -> None:
@@ -233,16 +235,23 @@ def test_an_address_that_cannot_be_listened_at_is_named(tmp_path: Path) -> None:
             serve(Settings({"x": tmp_path}, port=port))
     place = f"cannot listen at host 127.0.0.1, port {port}"
     assert str(caught.value) == f"{place}: Address already in use; port 0 takes a free one"
+    with pytest.raises(InputError, match=r"^host must be an address or a name of this machine, got 'ü\.\.x'$"):
+        serve(Settings({"x": tmp_path}, host="ü..x", port=0))
     with pytest.raises(InputError, match=r"^cannot listen at host 256\.0\.0\.1, port 0: [^(]*$"):
         serve(Settings({"x": tmp_path}, host="256.0.0.1", port=0))
 
 
-@pytest.mark.parametrize(("key", "words"), [("", "at least one character"), ("schl\u00fcssel", "of ASCII")])
-def test_a_key_that_no_header_can_carry(key: str, words: str) -> None:
-    result = CliRunner().invoke(main, ["serve", "/x"], env={"CHAN_API_KEY": key})
-    assert result.exit_code == 2
-    assert words in result.output
-    assert "schl" not in result.output
+@pytest.mark.parametrize("key", [b"", b"schl\xc3\xbcssel", b"schl\xfcssel", b"schl\nussel", b"schl\x7fussel"])
+def test_a_key_that_no_header_can_carry(tmp_path: Path, key: bytes) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(key)
+    results = [CliRunner().invoke(main, ["serve", "/x", "--api-key-file", str(file)])]
+    with contextlib.suppress(UnicodeDecodeError):
+        results.append(CliRunner().invoke(main, ["serve", "/x"], env={"CHAN_API_KEY": key.decode()}))
+    for result in results:
+        assert result.exit_code == 2
+        assert "at least one character of ASCII on one line" in result.output
+        assert "schl" not in result.output
 
 
 # -- bounds
