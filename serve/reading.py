@@ -66,9 +66,13 @@ async def read_request(request: Request, limits: Limits, kind: type[T], picture:
             where none is taken. The other fields come from the query then.
 
     Raises:
-        Refusal: as `read_body`; 415 for another media type, 400 for what is no JSON, 422 for fields that do not fit.
+        Refusal: as `read_body`; 415 for another media type or a compressed body, 400 for what is no JSON, 422 for
+            fields that do not fit, or that stand in the query beside JSON.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise Refusal(415, "media", f"the body must not be encoded, got the content encoding {coding[:60]!r}")
     body = await read_body(request, limits)
     if picture is not None and media.startswith("image/"):
         fields = _query_fields(request, kind)
@@ -77,6 +81,9 @@ async def read_request(request: Request, limits: Limits, kind: type[T], picture:
     if media != "application/json":
         also = " or image/..." if picture is not None else ""
         raise Refusal(415, "media", f"the content type must be application/json{also}, got {media or 'none'}")
+    if request.query_params:
+        names = ", ".join(dict.fromkeys(request.query_params))
+        raise Refusal(422, "query", f"beside a body in JSON the query must be empty, got {names[:60]!r} in it")
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

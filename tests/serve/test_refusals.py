@@ -1,6 +1,7 @@
 """What the server does not do, each with a problem that names the rule; and whatever comes, never a status 500."""
 
 import base64
+import gzip
 import json
 import os
 import shutil
@@ -181,6 +182,19 @@ def test_an_upload_that_is_no_picture(http: httpx.Client, data: bytes, status: i
 def test_a_query_that_breaks_a_rule(http: httpx.Client, query: str) -> None:
     answer = http.post(f"/v1/search?{query}", content=PNG_HEAD, headers={"content-type": "image/png"})
     check_problem(answer, 422, "query")
+
+
+def test_a_query_beside_json_is_not_ignored(http: httpx.Client) -> None:
+    problem = check_problem(http.post("/v1/search?k=3&k=4", json={"captions": [CAPTION]}), 422, "query")
+    assert problem["detail"] == "beside a body in JSON the query must be empty, got 'k' in it"
+
+
+def test_a_compressed_body_is_called_so(http: httpx.Client) -> None:
+    packed = gzip.compress(json.dumps({"captions": [CAPTION]}).encode())
+    problem = check_problem(
+        http.post("/v1/search", content=packed, headers={**JSON, "content-encoding": "gzip"}), 415, "media"
+    )
+    assert problem["detail"] == "the body must not be encoded, got the content encoding 'gzip'"
 
 
 VALUES = st.recursive(
