@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
 
-from ..runtime.counts import counted
 from . import options, values
-from .index_embeddings import index_files, report_preparation
-from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, warn
+from .index_embeddings import index_files
+from .index_sources import index_sources
+
+if TYPE_CHECKING:
+    from ..runtime.contract import Coding, Pooling
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """What the command line asks for; `chan index --help` describes each."""
+
+    arguments: tuple[Path | str, ...]
+    embeddings: bool
+    coding: Coding
+    pooling: Pooling
+    out: Path
+    split: Any
+    captions: bool
+    replace: bool
+    fine: Literal["float32", "fixed16", "float16", "none"]
+    prune: bool
+    metadata: Path | None
+    backbone: str | None
+    weights: str
+    queries: Path | None
+    address: str | None
+    actors: int | None
+    shard_rows: int | None
+    backend: str
+    device: str
+    precision: str
+    max_bad: int
+    strict: bool
+    as_json: bool
+
+    @property
+    def kind(self) -> Literal["images", "captions"]:
+        """Of the rows."""
+        return "captions" if self.captions else "images"
 
 
 @click.command("index", short_help="Encode images or captions into a gallery for `chan search`.")
@@ -79,32 +116,7 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
 @options.skipping_options
 @options.json_option
 @click.pass_context
-def command(
-    context: click.Context,
-    arguments: tuple[Path | str, ...],
-    embeddings: bool,
-    coding: Any,
-    pooling: Any,
-    out: Path,
-    split: Any,
-    captions: bool,
-    replace: bool,
-    fine: Any,
-    prune: bool,
-    metadata: Path | None,
-    backbone: str | None,
-    weights: str,
-    queries: Path | None,
-    address: str | None,
-    actors: int | None,
-    shard_rows: int | None,
-    backend: str,
-    device: str,
-    precision: str,
-    max_bad: int,
-    strict: bool,
-    as_json: bool,
-) -> None:
+def command(context: click.Context, /, **given: Any) -> None:
     """Encode SOURCES with BUNDLE, or take FILES of embeddings of another model, and keep them in the gallery OUT.
 
     \b
@@ -125,135 +137,33 @@ def command(
     FILES hold one vector or several for each row, in the forms that docs/embeddings.md lists. A score is made of their
     inner products as they are. The gallery knows no words: search it with `chan search GALLERY --embeddings FILE`.
     """
-    coding, pooling, fine, precision = _as_before(context, out, coding, pooling, fine, precision)
-    if embeddings:
+    asked = _as_before(context, IndexOptions(**given))
+    if asked.embeddings:
         encoding = ("split", "replace", "prune", "backbone", "weights", "backend", "device", "precision")
         options.refuse_given(context, (*encoding, "address", "actors", "shard_rows"), "with --embeddings")
-        alignment = coding, pooling
-        files = [Path(file) for file in arguments]
-        index_files(files, out, alignment, captions, fine, metadata, queries, max_bad, strict, as_json)
+        index_files(asked)
         return
     options.refuse_given(context, ("coding", "pooling"), "without --embeddings: the bundle decides it")
-    bundle, *sources = arguments
-    if isinstance(bundle, str) or not bundle.is_dir() or not sources:
-        raise click.UsageError("give BUNDLE SOURCES..., where BUNDLE is a folder, or --embeddings FILES...")
-
-    if address is None:
+    if asked.address is None:
         options.refuse_given(context, ("actors", "shard_rows"), "without --ray")
     else:
         options.refuse_given(context, ("device",), "with --ray, which gives each process a GPU")
-
-    from ..runtime.indexing.data_sources import open_source
-    from ..runtime.indexing.index import index_source, prepare_search
-    from ..runtime.indexing.metadata_file import read_metadata, with_metadata
-    from ..runtime.indexing.sources import read_lines
-    from ..runtime.matcher import Matcher
-    from ..runtime.session import gallery_settings, open_writer
-
-    settings = gallery_settings(bundle, "captions" if captions else "images", precision=precision, fine=fine)
-    if any(isinstance(path, str) for path in sources):
-        from ..scale.bucket import bucket_source
-
-        if len(sources) > 1 or captions:
-            raise click.UsageError("an address must be the only source, and it holds pictures")
-        source = bucket_source(str(sources[0]))
-    else:
-        source = open_source(sources, split, captions=captions)
-    unmatched: list[str] = []
-    if metadata is not None:
-        source, unmatched = with_metadata(source, read_metadata(metadata))
-    texts = source.queries if queries is None else read_lines(queries)
-    earlier = None  # rows that an interrupted run on the cluster had encoded
-    if address is not None:
-        from ..scale.bulk import SHARD_ROWS, index_on_cluster
-
-        make_network = options.backbone_maker(context, backbone, weights)
-        # Ray prints about nodes that it lost
-        with stdout_to_stderr(), progress_bar("index", len(source.ids)) as progress:
-            ran = index_on_cluster(
-                bundle,
-                source,
-                out,
-                settings,
-                address=address or None,
-                actors=actors,
-                shard_rows=shard_rows or SHARD_ROWS,
-                backend=backend,
-                backbone=make_network,
-                queries=texts,
-                replace_rows=replace,
-                prune=prune,
-                max_bad=max_bad,
-                progress=progress,
-            )
-        result, prepared, held, earlier = ran.rows, ran.prepared, ran.held, ran.earlier
-    else:
-        network = options.open_backbone(context, backbone, weights)
-        with (
-            Matcher.open(bundle, backend, precision, backbone=network, device=device) as matcher,
-            open_writer(out, settings) as writer,
-        ):
-            with progress_bar("index", len(source.ids)) as progress:
-                result = index_source(
-                    writer, matcher, source, replace=replace, prune=prune, max_bad=max_bad, progress=progress
-                )
-            prepared = prepare_search(writer, matcher, texts)
-            held = writer.describe()
-    encoded = result.encoded - (earlier or 0)
-    if as_json:
-        print_json(
-            {
-                "gallery": str(out),
-                "encoded": encoded,
-                **({} if earlier is None else {"encoded_earlier": earlier}),
-                "added": result.added,
-                "refreshed": result.refreshed,
-                "moved": result.moved,
-                "already_there": result.unchanged,
-                "relabeled": result.relabeled,
-                "missing": list(result.missing),
-                "removed": len(result.missing) if result.removed else 0,
-                "metadata_without_picture": unmatched,
-                "skipped": skipped_as_dicts(result.skipped),
-                "not_read": dict(source.passed_over),
-                "prepared": None if prepared is None else prepared.describe(),
-            }
-        )
-    else:
-        echo(f"{encoded} encoded, {result.unchanged} already there")
-        for count, text in (
-            (earlier or 0, "encoded by an earlier run, which was interrupted"),
-            (result.refreshed, "of these encoded again, because the content changed or --replace was given"),
-            (result.moved, "renamed, because the same content lies elsewhere now"),
-            (result.relabeled, "of those that were there have other metadata now"),
-            (len(result.missing) * prune, "removed, because the item is gone"),
-        ):
-            if count:
-                echo(f"{count} {text}")
-        if result.missing and not prune:
-            gone = f"{len(result.missing)} kept although the item is gone"
-            echo(f"{gone}, such as {result.missing[0]}; --prune removes these")
-        report_preparation(prepared, queries)
-        echo(f"{out}: {held}")
-    if unmatched:
-        warn(
-            f"{counted(len(unmatched), f'line of {metadata} names', f'lines of {metadata} name')} no picture of "
-            f"SOURCES, such as {unmatched[0]}"
-        )
-    report_skipped(result.skipped, source.passed_over)
-    if strict and result.skipped:
-        raise click.exceptions.Exit(1)
+    index_sources(context, asked)
 
 
-def _as_before(context: click.Context, out: Path, *choices: Any) -> tuple[Any, ...]:
-    """Coding, pooling, fine copy and precision: where they are not given, those of the gallery that is added to."""
+def _as_before(context: click.Context, asked: IndexOptions) -> IndexOptions:
+    """With coding, pooling, fine copy and precision of the gallery that is added to, where they are not given."""
     from ..runtime.gallery import Gallery, is_gallery
 
-    if not is_gallery(out):
-        return choices
-    with Gallery.open(out) as opened:
+    if not is_gallery(asked.out):
+        return asked
+    with Gallery.open(asked.out) as opened:
         kept = opened.settings
-    before = kept.alignment.coding, kept.alignment.pooling, kept.fine, kept.precision or choices[-1]
-    names = ("coding", "pooling", "fine", "precision")
-    given = [context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in names]
-    return tuple(choice if is_given else old for choice, old, is_given in zip(choices, before, given, strict=True))
+    before: dict[str, Any] = {
+        "coding": kept.alignment.coding,
+        "pooling": kept.alignment.pooling,
+        "fine": kept.fine,
+        "precision": kept.precision or asked.precision,
+    }
+    given = {name for name in before if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    return replace(asked, **{name: value for name, value in before.items() if name not in given})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,22 +12,11 @@ from . import options
 from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts
 
 if TYPE_CHECKING:
-    from ..runtime.contract import Coding, Pooling
     from ..runtime.gallery.prepare import Preparation
+    from .index import IndexOptions
 
 
-def index_files(
-    files: Sequence[Path],
-    out: Path,
-    alignment: tuple[Coding, Pooling],
-    captions: bool,
-    fine: Literal["float32", "fixed16", "float16", "none"],
-    metadata: Path | None,
-    queries: Path | None,
-    max_bad: int,
-    strict: bool,
-    as_json: bool,
-) -> None:
+def index_files(asked: IndexOptions) -> None:
     """Bring the gallery up to date with files of embeddings."""
     from ..runtime.contract import AlignmentConfig
     from ..runtime.gallery.settings import NO_MODEL, GallerySettings
@@ -37,21 +25,21 @@ def index_files(
     from ..runtime.session import open_writer
 
     readers = options.vector_readers()
-    source = embedding_source(files, metadata, readers)
-    kind: Literal["images", "captions"] = "captions" if captions else "images"
-    settings = GallerySettings(kind, source.dim(), AlignmentConfig(*alignment), NO_MODEL, fine)
-    asked = None if queries is None else read_embeddings([queries], settings.dim, readers)[1]
-    with open_writer(out, settings) as writer:
+    source = embedding_source([Path(file) for file in asked.arguments], asked.metadata, readers)
+    alignment = AlignmentConfig(asked.coding, asked.pooling)
+    settings = GallerySettings(asked.kind, source.dim(), alignment, NO_MODEL, asked.fine)
+    queries = None if asked.queries is None else read_embeddings([asked.queries], settings.dim, readers)[1]
+    with open_writer(asked.out, settings) as writer:
         with progress_bar("index", len(source.ids)) as progress:
-            result = index_embeddings(writer, source, max_bad=max_bad, progress=progress)
-        prepared = prepare_embeddings(writer, asked)
+            result = index_embeddings(writer, source, max_bad=asked.max_bad, progress=progress)
+        prepared = prepare_embeddings(writer, queries)
         held = writer.describe()
     low, high = result.norms
-    if as_json:
+    if asked.as_json:
         facts = asdict(result)
         facts["skipped"] = skipped_as_dicts(result.skipped)
         prepared_text = None if prepared is None else prepared.describe()
-        print_json({"gallery": str(out), **facts, "rounded": bool(source.rounded), "prepared": prepared_text})
+        print_json({"gallery": str(asked.out), **facts, "rounded": bool(source.rounded), "prepared": prepared_text})
     else:
         echo(f"{result.added + result.refreshed} added, {result.unchanged + result.relabeled} already there")
         for count, text in (
@@ -63,13 +51,13 @@ def index_files(
                 echo(f"{count} {text}")
         unit = 0.999 < low <= high < 1.001
         measured = "vectors have length 1" if unit else f"vectors have lengths from {low:.4g} to {high:.4g}"
-        echo(f"{measured}; a score is {alignment[0]} and {alignment[1]} of {'cosines' if unit else 'inner products'}")
+        echo(f"{measured}; a score is {asked.coding} and {asked.pooling} of {'cosines' if unit else 'inner products'}")
         if source.rounded:
             echo(f"{' and '.join(source.rounded)} values were rounded to float32")
-        report_preparation(prepared, queries)
-        echo(f"{out}: {held}")
+        report_preparation(prepared, asked.queries)
+        echo(f"{asked.out}: {held}")
     report_skipped(result.skipped)
-    if strict and result.skipped:
+    if asked.strict and result.skipped:
         raise click.exceptions.Exit(1)
 
 
