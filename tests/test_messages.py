@@ -113,8 +113,8 @@ COUNTABLE = re.compile(
     r"|items|keys|layers|lines|numbers|objects|pictures|pieces|queries|regions|requests|rows|segments|shards|stages|tensors|texts"
     r"|threads|values|vectors|words|workers)\b"
 )
-# Numbers that are never 1, and one that is not whole.
-NEVER_ONE = re.compile(r"[A-Z_]+|max_words|counted\.train_words|num_captions / 5")
+# Numbers that are never 1, one that is not whole, and names.
+NEVER_ONE = re.compile(r"[A-Z_]+|max_words|counted\.train_words|num_captions / 5|' and '\.join\(.*\)")
 
 
 def fixed_plurals(source: str) -> list[str]:
