@@ -19,6 +19,13 @@ const MARK_NOTES = {
   "<end>": "marks where the caption ends", "[SEP]": "marks where the caption ends",
 };
 
+// JSON with every digit of its integers: one too large for a number is kept as text that stringify writes as it was.
+export function parseJson(text) {
+  const keep = (key, value, context) => (typeof value === "number" && Math.abs(value) > Number.MAX_SAFE_INTEGER
+    && /^-?\d+$/.test(context?.source) ? JSON.rawJSON(context.source) : value);
+  return JSON.parse(text, /\d{16}/.test(text) && "rawJSON" in JSON ? keep : undefined);
+}
+
 // An element with properties and children; text children are text, whatever they hold.
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -625,5 +632,5 @@ const views = {
   explanation: (place, data) => place.append(explanation(data)),
 };
 for (const place of document.querySelectorAll("[data-view]")) {
-  views[place.dataset.view](place, JSON.parse(document.getElementById(place.dataset.from).textContent));
+  views[place.dataset.view](place, parseJson(document.getElementById(place.dataset.from).textContent));
 }

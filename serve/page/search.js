@@ -1,11 +1,11 @@
 // The live page: a search of the server's galleries. The address holds all of its state, so that links, reloads and the
 // back button work; only pictures cannot be in it. docs/serve.md describes the requests.
 
-import { HitsView, explanation, loadPicturesWith, make, visible } from "./components.js";
+import { HitsView, explanation, loadPicturesWith, make, parseJson, visible } from "./components.js";
 
 const find = (id) => document.getElementById(id);
 const SIGNS = {
-  "=": "is", "!=": "is not", "<": "<", "<=": "≤", ">": ">", ">=": "≥", "~": "contains", "?": "exists",
+  "=": "is", "!=": "is not", "<": "<", "<=": "≤", ">": ">", ">=": "≥", "~": "contains", "?": "exists", "!": "is missing",
 };
 const FILTERS = { "=": "$eq", "!=": "$ne", "<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte", "~": "$contains" };
 const FIRST = 60; // hits that are shown before a long answer is there
@@ -44,8 +44,11 @@ async function request(path, { signal = null, ...options } = {}, tries = PATIENC
   throw new Problem(problem?.detail ?? `The server answered with status ${response.status}.`);
 }
 
-const post = (path, body, signal) => request(path, {
-  method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+// `where` is JSON already, so that no digit of its numbers is lost.
+function post(path, fields, signal, where) {
+  const body = JSON.stringify(fields).replace(/}$/, where === undefined ? "}" : () => `,"where":${where}}`);
+  return request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
+}
 
 // A request whose body is a picture; the other fields stand in the query.
 function postPicture(path, fields, picture, signal) {
@@ -123,30 +126,53 @@ const pictureOf = (state) => pictures[parseInt(state.picture, 10)] ?? null;
 // -- filters, in the words of `chan search --where`
 
 function readCondition(text) {
-  const found = /^([^=<>!~]+)(>=|<=|!=|=|>|<|~)(.*)$/s.exec(text);
-  return found ? { name: found[1], sign: found[2], value: found[3] } : { name: text, sign: "?", value: "" };
+  const found = /^(!?)([^=<>!~]+)(?:(>=|<=|!=|=|>|<|~)(.*))?$/s.exec(text);
+  if (!found || isJson(text) || (found[1] && found[3])) return { name: text, sign: "?", value: "" };
+  return { name: found[2], sign: found[3] ?? (found[1] || "?"), value: found[4] ?? "" };
+}
+
+const isJson = (text) => /^\s*[{[]/.test(text);
+
+// All conditions as one filter, in JSON.
+function filterOf(conditions) {
+  const each = conditions.map((text) => {
+    if (isJson(text)) return readJson(text);
+    const { name, sign, value } = readCondition(text);
+    if (/[=<>!~]/.test(name)) throw new Problem(`The filter ${text} cannot be read.`);
+    return conditionOf(name, sign, value);
+  });
+  return each.length ? `{"$and":[${each}]}` : undefined;
 }
 
 // Text cannot show its type: `year=2020` passes rows with the number and rows with the text.
-function filterOf(conditions) {
-  const each = conditions.map((text) => {
-    if (text.trimStart().startsWith("{")) return readJson(text);
-    const { name, sign, value } = readCondition(text);
-    if (sign === "?") return { [name]: { $exists: true } };
-    const number = value.trim() !== "" && Number.isFinite(Number(value)) ? [Number(value)] : [];
-    const literal = { true: [true], false: [false], null: [null] }[value] ?? [];
-    const meanings = "<>".includes(sign[0]) ? [...number, value] : [...number, ...literal, value];
-    return { [sign === "!=" ? "$and" : "$or"]: meanings.map((meant) => ({ [name]: { [FILTERS[sign]]: meant } })) };
-  });
-  return each.length ? { $and: each } : undefined;
+function conditionOf(name, sign, value) {
+  const key = JSON.stringify(name);
+  if (sign === "?" || sign === "!") return `{${key}:{"$exists":${sign === "?"}}}`;
+  const ordered = "<>".includes(sign[0]);
+  const meanings = meaningsOf(value).filter((meant) => !ordered || !/^[tfn]/.test(meant));
+  return `{"${sign === "!=" ? "$and" : "$or"}":[${meanings.map((meant) => `{${key}:{"${FILTERS[sign]}":${meant}}}`)}]}`;
+}
+
+// What a text can mean, in JSON: itself, and the number, boolean, null or text that it spells.
+function meaningsOf(text) {
+  const spelled = text.trim();
+  if (spelled.startsWith('"') && parses(spelled)) return [spelled];
+  const number = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/.test(spelled) && Number.isFinite(Number(spelled));
+  return [...(number || /^(true|false|null)$/.test(spelled) ? [spelled] : []), JSON.stringify(text)];
+}
+
+function parses(text) {
+  try {
+    JSON.parse(text);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function readJson(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    throw new Problem(`The filter ${text} is no JSON.`);
-  }
+  if (!parses(text)) throw new Problem(`The filter ${text} is no JSON.`);
+  return text;
 }
 
 function conditionRow(text = null) {
@@ -159,7 +185,7 @@ function conditionRow(text = null) {
   const wanted = make("input", {
     class: "button", "data-part": "value", value, "aria-label": "Value", placeholder: "value",
   });
-  const hide = () => { wanted.hidden = signs.value === "?"; };
+  const hide = () => { wanted.hidden = "?!".includes(signs.value); };
   signs.addEventListener("change", hide);
   hide();
   const remove = make("button", {
@@ -177,7 +203,8 @@ function readConditions() {
   return [...find("conditions").children].map((row) => {
     const read = (part) => row.querySelector(`[data-part="${part}"]`).value.trim();
     const [name, sign, value] = ["name", "sign", "value"].map(read);
-    return name && (sign === "?" ? name : `${name}${sign}${value}`);
+    if (/[=<>!~{[]/.test(name) && !(sign === "?" && isJson(name))) return conditionOf(name, sign, value);
+    return name && ({ "?": name, "!": `!${name}` }[sign] ?? `${name}${sign}${value}`);
   }).filter(Boolean);
 }
 
@@ -224,10 +251,10 @@ async function fetchAnswer(state, k, off, signal) {
   const picture = pictureOf(state);
   const asked = { gallery: state.gallery, k };
   const where = filterOf(state.where);
-  const response = state.like ? await post("/v1/search", { ...asked, where, like: state.like }, signal)
-    : picture ? await postPicture("/v1/search", { ...asked, where: where && JSON.stringify(where) }, picture, signal)
-    : await post("/v1/search", { ...asked, where, captions: [state.q], off }, signal);
-  const { results: [result] } = await response.json();
+  const response = state.like ? await post("/v1/search", { ...asked, like: state.like }, signal, where)
+    : picture ? await postPicture("/v1/search", { ...asked, where }, picture, signal)
+    : await post("/v1/search", { ...asked, captions: [state.q], off }, signal, where);
+  const { results: [result] } = parseJson(await response.text());
   const times = ["x-inference-time", "x-search-time"].map((name) => Number(response.headers.get(name)));
   return readResult(result, picture, times);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from chan_rt.runtime import (
     open_matcher,
     open_writer,
 )
+from chan_rt.runtime.gallery.where import parse_words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -31,6 +33,7 @@ CAPTION = "two red apple clouds"
 WORDS = ["<start>", "two", "red", "apple", "clouds", "<end>"]
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>{{7*7}}\u202egnp"
 PHOTOS = 8
+SHOT = 2**60 + 1  # more digits than a number of JavaScript has
 COLORS = "all => all.map((one) => getComputedStyle(one).getPropertyValue('--word'))"
 
 
@@ -57,7 +60,7 @@ def site(
         images, texts = matcher.encode_pictures(photos), matcher.encode_texts(captions)
     settings = gallery_settings(bundle)
     with open_writer(folder / "photos", settings) as writer:
-        metadata = [{"path": str(path), "year": 2018 + number} for number, path in enumerate(photos)]
+        metadata = [{"path": str(path), "year": 2018 + n, "shot": SHOT + n} for n, path in enumerate(photos)]
         writer.add([f"photos/{path.name}" for path in photos], images, metadata)
     with open_writer(folder / "hostile", settings) as writer:
         ids = [f"{number}{ATTACK}" for number in range(PHOTOS)]
@@ -267,6 +270,37 @@ def test_filters_count_and_are_in_the_address(open_page: Open, site: str) -> Non
     wait_text(page, "summary", re.compile("^certified"))
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "year=2020", "year!=2020", "year='x'", 'year="2020"', 'year>="2020"', "year>=2020", "year>true", "year=true",
+        "year= 2020", "year=0x7E4", "year=2.02e3", "year=1e400", "year=NaN", "year=", 'year="', "year~20", "year=null",
+        "year", "!year", f"shot={SHOT}", f"shot>{SHOT}", f'{{"shot": {{"$in": [{SHOT}]}}}}', "__proto__=1",
+    ],
+)  # fmt: skip
+def test_a_filter_means_what_it_means_in_a_terminal(browser: Any, site: str, condition: str) -> None:
+    page = browser.new_page()
+    with page.expect_request("**/v1/search") as asked:
+        page.goto(f"{site}/?gallery=photos&q=apple&where={quote(condition)}")
+    assert json.loads(asked.value.post_data)["where"] == parse_words([condition])
+    page.close()
+
+
+def test_no_digit_of_a_large_number_is_lost(open_page: Open, site: str) -> None:
+    page = open_page(f"{site}/?q=apple&where=shot%3D{SHOT + 3}")
+    assert [int(name[0]) for name in ids(page)] == [3]
+    page.click(".open-hit")
+    wait_text(page, "dialog .metadata dd", str(SHOT + 3))
+    page.goto(f"{site}/")
+    find(page)
+    page.click("#filters-button")
+    page.fill("[data-part=name]", "a=b")
+    page.select_option("[data-part=sign]", "!")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".hit[aria-setsize='8']")
+    assert state(page)["where"] == '{"a=b":{"$exists":false}}'
+
+
 def test_mistakes_are_explained(browser: Any, site: str, violations: Check) -> None:
     page = browser.new_page()  # the console lists the statuses that are meant here
     page.goto(f"{site}/?q=apple&where=yeer%3D2019")
@@ -274,6 +308,8 @@ def test_mistakes_are_explained(browser: Any, site: str, violations: Check) -> N
     assert violations(page) == []
     page.goto(f"{site}/?q=apple&where=%7B")
     wait_text(page, ".problem", "is no JSON")
+    page.goto(f"{site}/?q=apple&where=!year%3D2019")
+    wait_text(page, ".problem", "cannot be read")
     page.goto(f"{site}/?q=two+zyzzyva")
     page.wait_for_selector("#status:has-text('The model does not know zyzzyva.')")
     page.goto(f"{site}/?gallery=captions&q=apple")
