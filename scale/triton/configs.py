@@ -16,14 +16,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...runtime.checks import check_positive
 from ...runtime.contract import GraphSpec, TensorSpec
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, shortened
 from .pbtxt import Message, Symbol, Value, mapping
 
 PREFIX = "chan_"  # of every model's name, because a server may have other models
 SEARCH = "chan_search"
 RANGES = "chan_ranges"  # parameter with the sizes that each symbol may take
 SHA256 = "chan_sha256"  # parameter with the hash of the model's file
+_MOST = {"instances": 2**31 - 1, "queue": 2**32 - 1}  # int32 and uint32 in Triton's configuration
 SEARCH_BATCH = 64  # queries that chan_search does together
 TIMEOUT_SECONDS = 30
 MODEL_FILES: Mapping[str, str] = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.py"}
@@ -71,9 +73,9 @@ class Served:
     queue: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("instances", "queue"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if check_positive(name, getattr(self, name)) > most:
+                raise InputError(f"{name} must be at most {most}, got {shortened(str(getattr(self, name)), 40)}")
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,16 @@ def _write_search(
         settings = opened.settings
         precision = settings.precision or "fp32"
         opened.check_model(fingerprint(manifest, precision))
+    place = place if place is not None else str(gallery.resolve())
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        rule = "the gallery's place must be UTF-8 text, as Triton's configurations are"
+        raise InputError(f"{rule}, got {place!a}: give another path to it with --gallery-place") from error
     chosen = {graph: manifest.resolve(graph, precision) for graph in manifest.graphs}
     needed = {graph: {form: manifest.graph(graph, form)} for graph, form in chosen.items()}
     facts = {
-        "gallery": place if place is not None else str(gallery.resolve()),
+        "gallery": place,
         "backend": "auto",
         "max_k": "1000",
         "max_characters": "10000",

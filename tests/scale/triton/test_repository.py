@@ -132,6 +132,13 @@ def test_what_fails_leaves_nothing(
         (BundleError, "at precision 'fp16'", lambda: write_repository(bundle, out, precision="fp16")),
         (InputError, "backend must be one of", lambda: write_repository(bundle, out, backend="openvino")),
         (InputError, "instances must be positive, got 0", lambda: write_repository(bundle, out, served=Served(0))),
+        (InputError, "instances must be at most", lambda: write_repository(bundle, out, served=Served(2**31))),
+        (InputError, "queue must be at most", lambda: write_repository(bundle, out, served=Served(1, 2**32))),
+        (
+            InputError,
+            r"must be UTF-8 text, .* got '/g\\udcff': .* --gallery-place",
+            lambda: write_repository(bundle, out, gallery=gallery, gallery_place="/g\udcff"),
+        ),
         (GalleryError, "is not a gallery", lambda: write_repository(bundle, out, gallery=tmp_path)),
         (GalleryError, "was made with another model", lambda: write_repository(other, out, gallery=gallery)),
         (EngineError, "no TensorRT engine of .* chan build", lambda: write_repository(bundle, out, backend="tensorrt")),
