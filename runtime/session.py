@@ -81,6 +81,22 @@ class HasSettings(Protocol):
         ...
 
 
+def bundle_of(settings: GallerySettings, bundle: str | Path | None = None) -> Path:
+    """The folder of the bundle that a gallery's rows were encoded with.
+
+    Args:
+        settings: of the gallery.
+        bundle: the folder where it was moved; None for the one that the gallery remembers.
+
+    Raises:
+        InputError: the gallery does not know its bundle, or it is no longer there.
+    """
+    folder = bundle if bundle is not None else settings.bundle
+    if folder is None or not Path(folder).is_dir():
+        raise InputError(f"the gallery's bundle {folder} is not there; say where it is with --bundle")
+    return Path(folder)
+
+
 def open_matcher(
     gallery: HasSettings,
     bundle: str | Path | None = None,
@@ -108,9 +124,7 @@ def open_matcher(
             f"{gallery.path} holds embeddings of no known model, so nothing here encodes captions or pictures for it. "
             "Encode them with the model that made its rows, and search with `chan search GALLERY --embeddings FILE`"
         )
-    folder = bundle if bundle is not None else settings.bundle
-    if folder is None or not Path(folder).is_dir():
-        raise InputError(f"the gallery's bundle {folder} is not there; say where it is with --bundle")
+    folder = bundle_of(settings, bundle)
     matcher = Matcher.open(folder, backend, settings.precision or "fp32", threads, device=device)
     try:
         settings.check_model(fingerprint(matcher.manifest, matcher.precision), gallery.path)

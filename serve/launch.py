@@ -9,7 +9,11 @@ import socket
 import tempfile
 from pathlib import Path
 
+from ..runtime.contract import Manifest
 from ..runtime.errors import InputError, reason_of
+from ..runtime.gallery.settings import NO_MODEL, fingerprint
+from ..runtime.gallery.view import newest_settings
+from ..runtime.session import bundle_of
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -26,6 +30,7 @@ def serve(settings: Settings) -> None:
     """
     if settings.uploads is not None:
         _check_uploads(settings.uploads)
+    _check_galleries(settings)
     with listen(settings) as listener:
         if settings.workers == 1:
             from .server import run_worker
@@ -35,6 +40,20 @@ def serve(settings: Settings) -> None:
             from .workers import Supervisor
 
             Supervisor(settings, listener).run()
+
+
+def _check_galleries(settings: Settings) -> None:
+    """See that each gallery is there, and its bundle, before clients are told to come: opening them takes longer.
+
+    Raises:
+        GalleryError: a gallery is missing, cannot be read, or is of another model than the bundle.
+        InputError, BundleError: a bundle is missing, or is none.
+    """
+    for folder in settings.galleries.values():
+        held = newest_settings(folder)
+        if held.model != NO_MODEL:
+            manifest = Manifest.load(bundle_of(held, settings.bundle))
+            held.check_model(fingerprint(manifest, held.precision or "fp32"), folder)
 
 
 def _check_uploads(folder: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +23,9 @@ from click.testing import CliRunner
 
 from chan_rt.cli import main
 from chan_rt.runtime import InputError
-from chan_rt.serve import Settings, serve
+from chan_rt.runtime.contract import Manifest, write_manifest
+from chan_rt.runtime.errors import ChanError
+from chan_rt.serve import Settings, launch, serve
 from chan_rt.serve.bodies import Problem
 
 CHAN = "from chan_rt.cli import main; main()"
@@ -222,23 +225,45 @@ def test_an_origin_of_a_browser_is_taken(origin: str) -> None:
     assert Settings({"x": Path("/x")}, origins=(origin,)).origins == (origin,)
 
 
+def test_what_is_missing_is_refused_before_the_server_listens(
+    gallery: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listened: list[Settings] = []
+    monkeypatch.setattr(launch, "listen", listened.append)
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    manifest = Manifest.load(other)
+    files = dict.fromkeys(manifest.tokenizer.files, "0" * 64)
+    write_manifest(other, replace(manifest, tokenizer=replace(manifest.tokenizer, files=files)))
+    for places, moved, message in (
+        ({"here": gallery, "gone": tmp_path / "gone"}, None, "gone is not a gallery, as it does not exist"),
+        ({"empty": tmp_path}, None, "is not a gallery; make one"),
+        ({"here": gallery}, tmp_path / "gone", "bundle .*gone is not there; say where it is with --bundle"),
+        ({"here": gallery}, tmp_path, "is not a bundle: it has no manifest.json"),
+        ({"here": gallery}, other, "another model|other model|made with"),
+    ):
+        with pytest.raises(ChanError, match=message):
+            serve(Settings(places, moved))
+    assert listened == []
+
+
 def test_uploads_that_cannot_be_written_are_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="uploads must be a folder that can be written"):
         serve(Settings({"x": tmp_path}, writable=True, uploads=tmp_path / "file" / "x"))
 
 
-def test_an_address_that_cannot_be_listened_at_is_named(tmp_path: Path) -> None:
+def test_an_address_that_cannot_be_listened_at_is_named(gallery: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(InputError) as caught:
-            serve(Settings({"x": tmp_path}, port=port))
+            serve(Settings({"x": gallery}, port=port))
     place = f"cannot listen at host 127.0.0.1, port {port}"
     assert str(caught.value) == f"{place}: Address already in use; port 0 takes a free one"
     with pytest.raises(InputError, match=r"^host must be an address or a name of this machine, got 'ü\.\.x'$"):
-        serve(Settings({"x": tmp_path}, host="ü..x", port=0))
+        serve(Settings({"x": gallery}, host="ü..x", port=0))
     with pytest.raises(InputError, match=r"^cannot listen at host 256\.0\.0\.1, port 0: [^(]*$"):
-        serve(Settings({"x": tmp_path}, host="256.0.0.1", port=0))
+        serve(Settings({"x": gallery}, host="256.0.0.1", port=0))
 
 
 @pytest.mark.parametrize("key", [b"", b"schl\xc3\xbcssel", b"schl\xfcssel", b"schl\nussel", b"schl\x7fussel"])
@@ -623,7 +648,7 @@ def test_a_gallery_that_cannot_be_opened_ends_the_server(
     start_server, gallery: Path, tmp_path: Path, workers: int
 ) -> None:
     path = shutil.copytree(gallery, tmp_path / "broken")
-    next(path.glob("catalogue*")).write_bytes(b"nothing")
+    next(path.glob("segments/*")).write_bytes(b"nothing")  # which is found when it is opened, and no earlier
     with start_server(path, "--workers", workers, wait=False) as server:
         assert server.process.wait(30) == 1
         assert "broken" in server.log.read_text()
@@ -677,7 +702,9 @@ import os, time
 
 from chan_rt.cli import main
 from chan_rt.runtime import InputError
-from chan_rt.serve import Settings, serve
+from chan_rt.runtime.contract import Manifest, write_manifest
+from chan_rt.runtime.errors import ChanError
+from chan_rt.serve import Settings, launch, serve
 
 fork, forks = os.fork, []
 
