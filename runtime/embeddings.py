@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,8 @@ class Embeddings:
         if self.vectors.dtype != np.float32:
             raise TensorError("vectors", "dtype must be float32", self.vectors.dtype)
         if self.vectors.ndim != 3 or 0 in self.vectors.shape:
-            raise TensorError("vectors", "shape must be [B, L, D], none of them 0", list(self.vectors.shape))
+            rule = "shape must be [B, L, D], none of them 0; Embeddings.from_rows takes rows [L, D] and vectors [D]"
+            raise TensorError("vectors", rule, list(self.vectors.shape))
         check_lengths("lengths", self.lengths, self.vectors.shape[:2])
         if self.boxes is not None and self.boxes.shape != (*self.vectors.shape[:2], 4):
             wanted = [*self.vectors.shape[:2], 4]
@@ -82,7 +84,12 @@ class Embeddings:
             TensorError: a row is no array of numbers, has no vector, has another D than the rows before, or holds a
                 value that is not finite or a vector of zeros (padding, most likely: leave it out). It names the row.
         """
-        checked = [checked_vectors(row, f"rows[{number}]") for number, row in enumerate(rows)]
+        checked = []
+        for number, row in enumerate(rows):
+            if isinstance(row, Real) or getattr(row, "shape", None) == ():  # of one vector, or of a list of numbers
+                rule = "must be vectors [L, D] or one vector [D]; where the rows are one vector, pass [vector]"
+                raise TensorError(f"rows[{number}]", rule, "one number")
+            checked.append(checked_vectors(row, f"rows[{number}]"))
         if not checked:
             raise InputError("rows: must hold at least one row, got none")
         dim = checked[0].shape[1]

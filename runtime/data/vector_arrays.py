@@ -59,7 +59,8 @@ def rows_of_array(file: Path, array: Any, beside: Mapping[str, Any]) -> VectorFi
     """The rows of one array [N, L, D] or [T, D], with `lengths`, `mask` or `offsets`, and `ids` or `rows` beside it."""
     _check_floats(str(file), array)
     if len(array.shape) not in (2, 3) or 0 in array.shape:
-        raise InputError(f"{file} must have embeddings [N, L, D] or [N, D], none of them 0, got {found(array)}")
+        one = "; write one vector [D] as [1, D], a row of one vector" if len(array.shape) == 1 else ""
+        raise InputError(f"{file} must have embeddings [N, L, D] or [N, D], none of them 0, got {found(array)}{one}")
     told = [name for name in ("lengths", "mask", "offsets") if name in beside]
     if len(told) > 1:
         raise InputError(f"{file}: only one of {', '.join(told)} may say which vectors a row has")

@@ -28,7 +28,6 @@ from ..errors import InputError
 from .npz import map_npy, map_npz_arrays
 from .parquet import open_parquet_vectors
 from .safetensors_file import map_safetensors
-from .store import found
 from .vector_arrays import rows_by_name, rows_of_array, rows_of_members
 from .vector_file import VectorFile
 
@@ -99,10 +98,7 @@ def _open_file(file: Path, others: Readers) -> VectorFile:
     if not file.is_file():
         raise InputError(f"{file} must be a file, got {'something else' if file.exists() else 'nothing there'}")
     if file.suffix == ".npy":
-        array = map_npy(file)
-        if array.ndim not in (2, 3):
-            raise InputError(f"{file} must have the shape [N, L, D] or [N, D], got {found(array)}")
-        return rows_of_array(file, array, {})
+        return rows_of_array(file, map_npy(file), {})
     if file.suffix == ".parquet":
         return open_parquet_vectors(file)
     return rows_of_members(file, map_npz_arrays(file) if file.suffix == ".npz" else map_safetensors(file))

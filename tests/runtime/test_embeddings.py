@@ -87,7 +87,8 @@ def put(value: float) -> Any:
         ([[[1.0, 2.0], [3.0]]], "rows[0]: must be an array of numbers, got list"),
         (["text"], "rows[0]: must be floating-point numbers"),
         ([np.ones((1, 2, 3, 4), np.float32)], "rows[0]: must be vectors [L, D], neither 0, or one vector [D], got [1,"),
-        ([np.float32(1)], "rows[0]: must be vectors [L, D], neither 0, or one vector [D], got []"),
+        *((rows, "rows[0]: must be vectors [L, D] or one vector [D]; where the rows are one vector, pass [vector]")
+          for rows in ([np.float32(1)], np.ones(4, np.float32), torch.ones(4), [0.5, 1.0])),
     ],
 )  # fmt: skip
 def test_what_is_no_row_is_refused_by_its_number(rows: Any, message: str) -> None:
