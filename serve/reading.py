@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -104,8 +103,8 @@ def _query_fields(request: Request, kind: type[msgspec.Struct]) -> dict[str, Any
         if name not in lists and len(values) > 1:
             raise Refusal(422, "query", f"the query must have {name} once, got it {len(values)} times")
         try:
-            parsed = [json.loads(value) for value in values] if name in objects else values
-        except (ValueError, RecursionError) as error:
+            parsed = [msgspec.json.decode(value) for value in values] if name in objects else values
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Refusal(422, "query", f"{name} must be JSON, got {values[0][:60]!r}") from error
         found[name] = parsed if name in lists else parsed[0]
     return found

@@ -116,6 +116,9 @@ def test_a_picture_is_put_as_a_file(writable: httpx.Client) -> None:
     answer = writable.put("/v1/galleries/mine/pictures", params=query, content=picture(7), headers=headers)
     assert answer.status_code == 200, answer.text
     assert ids(writable, where={"year": 7}) == ["as a file/ü.png"]
+    query["metadata"] = '{"year": "\\ud800"}'
+    answer = writable.put("/v1/galleries/mine/pictures", params=query, content=picture(7), headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:chan-rt:problem:query")
     writable.request("DELETE", "/v1/galleries/mine/rows", json={"ids": ["as a file/ü.png"]})
 
 

@@ -178,7 +178,9 @@ def test_an_upload_that_is_no_picture(http: httpx.Client, data: bytes, status: i
     check_problem(http.post("/v1/encode", content=data, headers=headers), status, reason)
 
 
-@pytest.mark.parametrize("query", ["k=3&k=4", "k=three", "where={", "nothing=1", "where=[]"])
+@pytest.mark.parametrize(
+    "query", ["k=3&k=4", "k=three", "where={", "nothing=1", "where=[]", 'where={"a":NaN}', 'where={"a":"\\ud800"}']
+)
 def test_a_query_that_breaks_a_rule(http: httpx.Client, query: str) -> None:
     answer = http.post(f"/v1/search?{query}", content=PNG_HEAD, headers={"content-type": "image/png"})
     check_problem(answer, 422, "query")
