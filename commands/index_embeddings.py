@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..runtime.counts import counted
 from . import options
-from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts
+from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, visible
 
 if TYPE_CHECKING:
     from ..runtime.gallery.prepare import Preparation
+    from ..runtime.indexing.embedding_source import EmbeddingSource
     from .index import IndexOptions
 
 
@@ -39,7 +41,15 @@ def index_files(asked: IndexOptions) -> None:
         facts = asdict(result)
         facts["skipped"] = skipped_as_dicts(result.skipped)
         prepared_text = None if prepared is None else prepared.describe()
-        print_json({"gallery": str(asked.out), **facts, "rounded": bool(source.rounded), "prepared": prepared_text})
+        print_json(
+            {
+                "gallery": str(asked.out),
+                **facts,
+                "rounded": bool(source.rounded),
+                "ids_made_up": sum(map(len, source.made_up)),
+                "prepared": prepared_text,
+            }
+        )
     else:
         echo(f"{result.added + result.refreshed} added, {result.unchanged + result.relabeled} already there")
         for count, text in (
@@ -52,6 +62,8 @@ def index_files(asked: IndexOptions) -> None:
         unit = 0.999 < low <= high < 1.001
         measured = "vectors have length 1" if unit else f"vectors have lengths from {low:.4g} to {high:.4g}"
         echo(f"{measured}; a score is {asked.coding} and {asked.pooling} of {'cosines' if unit else 'inner products'}")
+        if source.made_up:
+            echo(_made_up(source))
         if source.rounded:
             echo(f"{' and '.join(source.rounded)} values were rounded to float32")
         report_preparation(prepared, asked.queries)
@@ -59,6 +71,16 @@ def index_files(asked: IndexOptions) -> None:
     report_skipped(result.skipped)
     if asked.strict and result.skipped:
         raise click.exceptions.Exit(1)
+
+
+def _made_up(source: EmbeddingSource) -> str:
+    """What the ids are of rows that nothing names."""
+    first = source.made_up[0]
+    ids = visible(source.ids[first[0]]) + (f" to {visible(source.ids[first[-1]])}" if len(first) > 1 else "")
+    others = counted(len(source.made_up) - 1, "other file")
+    more = f", and so on for {others}" if len(source.made_up) > 1 else ""
+    made = counted(sum(map(len, source.made_up)), "row has", "rows have")
+    return f"{made} no id in the files, so ids are the file's name and the row's number: {ids}{more}"
 
 
 def report_preparation(prepared: Preparation | None, queries: Path | None) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from ..runtime.errors import quoted
 from . import values
-from .terminal import echo, progress_bar
+from .terminal import echo, progress_bar, visible
 
 _COUNT = click.IntRange(min=0)
 
@@ -37,4 +38,10 @@ def command(out: Path, train: int, dev: int, test: int, seed: int) -> None:
         for finished in write_scenes(out, {"train": train, "dev": dev, "test": test}, seed):
             done += finished
             progress(done, total)
-    echo(f"{out}: {train} training, {dev} validation and {test} test scenes")
+    echo(f"{visible(out)}: {train} training, {dev} validation and {test} test scenes")
+    place = visible(quoted(out))
+    if train:
+        echo(f"{visible(out)}: next, `chan train {place} -o run`")
+    elif total:
+        split = "test" if test else "dev"
+        echo(f"{visible(out)}: next, `chan evaluate MODEL {place} --split {split}` of a checkpoint or bundle")

@@ -54,11 +54,13 @@ class EmbeddingSource:
         files: where they are.
         ids: of all rows, unique.
         beside: metadata of all rows from a file of its own; None where there is none.
+        made_up: the rows, by file, whose ids were made of the file's name and the row's number, as nothing names them.
     """
 
     files: Sequence[VectorFile]
     ids: Sequence[str]
     beside: Sequence[Mapping[str, Any]] | None = None
+    made_up: Sequence[range] = ()
 
     def read(self) -> Iterator[EmbeddingRow]:
         """Every row in order.
@@ -139,18 +141,22 @@ def embedding_source(
         else:
             ids += checked_ids(file.ids, f"{file.file}: ids")
     beside: Sequence[Mapping[str, Any]] | None = None
+    renamed = False
     if metadata is not None:
         have_ids = [file.ids is not None for file in files]
         if any(have_ids) != all(have_ids):
             raise InputError("metadata: either all files must have ids, or none of them")
+        before = ids
         ids, beside = _with_lines(ids, all(have_ids), metadata)
+        renamed = ids is not before
     twice = [id for id, number in Counter(ids).items() if number > 1]
     if twice:
         places = (f"row {row} of {file.file}" for file in files for row in range(file.count))
         where = [place for place, id in zip(places, ids, strict=True) if id == twice[0]]
         others = f", and {counted(len(twice) - 1, 'other id')} more than once" if len(twice) > 1 else ""
         raise InputError(f"ids must be unique, got {twice[0]!r} in {where[0]} and in {where[1]}{others}")
-    return EmbeddingSource(files, ids, beside)
+    unnamed = [rows for file, rows in zip(files, _ranges(files), strict=True) if file.ids is None and rows]
+    return EmbeddingSource(files, ids, beside, [] if renamed else unnamed)
 
 
 def read_embeddings(
@@ -174,6 +180,13 @@ def read_embeddings(
             raise InputError(f"{row.id}: D must be {dim}, got {row.vectors.shape[1]}")
         rows.append(row.vectors)
     return list(source.ids), Embeddings.padded(rows)
+
+
+def _ranges(files: Sequence[VectorFile]) -> Iterator[range]:
+    """The rows of each file, counted over all of them."""
+    start = 0
+    for file in files:
+        yield range(start, start := start + file.count)
 
 
 def _with_lines(ids: list[str], named: bool, metadata: str | Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -60,6 +60,29 @@ def test_the_hits_are_those_of_maxsim(desk: Path) -> None:
     assert re.findall(r"^doc-\d$", shown, re.MULTILINE) == list(queries)
 
 
+def test_ids_that_were_made_up_are_said(desk: Path) -> None:
+    np.save("a.npy", np.eye(3, DIM, dtype=np.float32))
+    np.save("b.npy", np.eye(1, DIM, dtype=np.float32))
+    np.savez("named.npz", embeddings=np.eye(2, DIM, dtype=np.float32), ids=["x", "y"])
+
+    def said(*files: str) -> list[str]:
+        lines = ok("index", "--embeddings", *files, "-o", "g").splitlines()
+        return [line for line in lines if "no id in the files" in line]
+
+    why = "no id in the files, so ids are the file's name and the row's number"
+    assert said("b.npy") == [f"1 row has {why}: b/0"]
+    assert said("named.npz", "a.npy") == [f"3 rows have {why}: a/0 to a/2"]
+    assert said("a.npy", "b.npy") == [f"4 rows have {why}: a/0 to a/2, and so on for 1 other file"]
+    assert said("named.npz") == []
+    Path("m.jsonl").write_text("".join(f'{{"id": "n{row}"}}\n' for row in range(3)))
+    assert said("a.npy", "--metadata", "m.jsonl") == []
+    found = json.loads(ok("index", "--embeddings", "a.npy", "b.npy", "-o", "g", "--json"))
+    assert found["ids_made_up"] == 4
+    assert sorted(row["id"] for row in json.loads(ok("gallery", "list", "g", "--json"))) == [
+        "a/0", "a/1", "a/2", "b/0", "n0", "n1", "n2", "x", "y",
+    ]  # fmt: skip
+
+
 def test_a_run_continues_and_brings_the_gallery_up_to_date(desk: Path) -> None:
     documents = rows()
     np.savez("docs.npz", **documents)

@@ -31,8 +31,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["scenes", str(out), "--train", "3", "--dev", "2", "--test", "2", "--seed", "5"]
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 0, result.output
-    assert "3 training, 2 validation and 2 test scenes" in result.output
+    assert result.output.splitlines() == [
+        f"{out}: 3 training, 2 validation and 2 test scenes",
+        f"{out}: next, `chan train {out} -o run`",
+    ]
     return out
+
+
+@pytest.mark.parametrize(("dev", "test", "split"), [(1, 0, "dev"), (0, 1, "test"), (0, 0, None)])
+def test_the_next_command_is_named_where_nothing_can_be_trained(
+    tmp_path: Path, dev: int, test: int, split: str | None
+) -> None:
+    out = tmp_path / "my scenes"
+    arguments = ["scenes", str(out), "--train", "0", "--dev", str(dev), "--test", str(test)]
+    lines = CliRunner().invoke(cli.main, arguments).output.splitlines()
+    advice = f"{out}: next, `chan evaluate MODEL '{out}' --split {split}` of a checkpoint or bundle"
+    assert lines[1:] == ([] if split is None else [advice])
 
 
 def hashes(folder: Path) -> dict[str, str]:
