@@ -31,7 +31,7 @@ from .terminal import echo, progress_bar
 def command(
     bundle: Path, data: Path, split: str, samples: int, method: Any, threads: int | None, as_json: bool
 ) -> None:
-    """Calibrate BUNDLE on real samples of DATA (precomp layout).
+    """Calibrate BUNDLE on real samples of DATA.
 
     The samples run through the float32 graphs, a histogram is kept of every tensor that enters a matrix product, and
     the ranges are written to BUNDLE/calibration/ranges.json. The same command continues a run that was stopped.

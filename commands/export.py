@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=values.FOLDER,
-    help="Data for the parity check that int8 graphs must pass. Needed with an int8 precision.",
+    help=f"Data folder for the parity check that int8 graphs must pass: {options.DATA_FILES}. Needed with an int8 "
+    "precision.",
 )
 @options.split_option("test", "Split of the data for the parity check of int8 graphs.")
 @options.samples_option(500)

@@ -124,8 +124,9 @@ def command(context: click.Context, /, **given: Any) -> None:
     chan index --embeddings pages.safetensors -o GALLERY
     chan index BUNDLE photos/ -o GALLERY --ray 10.0.0.1:6379
 
-    SOURCES are pictures and folders of pictures, or one data folder in the precomp layout, or one address of pictures
-    in object storage, such as s3://bucket/photos. With --captions they are a data folder or text files.
+    SOURCES are pictures and folders of pictures, or one data folder (precomp/SPLIT_ims.npy with region features,
+    precomp/SPLIT_caps.txt with captions), or one address of pictures in object storage, such as s3://bucket/photos.
+    With --captions they are a data folder or text files.
 
     Run the same command again to continue after an interruption and to bring the gallery up to date: what is new is
     added, what changed is encoded again, what moved within SOURCES is renamed, and with --prune what is gone is

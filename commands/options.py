@@ -31,7 +31,11 @@ class Decorator(Protocol):
 
 
 bundle_argument = click.argument("bundle", type=values.FOLDER)
-data_argument = click.argument("data", type=values.FOLDER)
+DATA_FILES = "precomp/SPLIT_ims.npy (region features) and precomp/SPLIT_caps.txt (one caption a line)"
+_DATA_FOLDER = (
+    f"DATA is a folder with {DATA_FILES} for each SPLIT, and perhaps SPLIT_ids.txt (image ids). `chan data` makes one "
+    "of your pictures, `chan scenes` one of drawings."
+)
 gallery_argument = click.argument("gallery", type=values.FOLDER)
 read_gallery_argument = click.argument("gallery", type=values.Gallery(), metavar="GALLERY|URL")
 
@@ -112,6 +116,12 @@ precisions_option: Decorator = click.option(
 def split_option(default: str, purpose: str) -> Decorator:
     """`--split` of the command's DATA; `purpose` is a sentence on what the split is used for."""
     return click.option("--split", type=values.SPLIT, default=default, show_default=True, help=purpose)
+
+
+def data_argument(command: Command) -> Command:
+    """DATA, a data folder, which the command's help then explains."""
+    command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {_DATA_FOLDER}\n    "
+    return click.argument("data", type=values.FOLDER)(command)
 
 
 def samples_option(default: int, least: int = 1) -> Decorator:

@@ -22,7 +22,7 @@ from .terminal import echo, progress_bar, warn
     "--data",
     required=True,
     type=values.FOLDER,
-    help="Folder of region features and captions (precomp layout). If it has pictures, the backbone is checked too.",
+    help=f"Data folder: {options.DATA_FILES}. If it has pictures, the backbone is checked too.",
 )
 @options.split_option("test", "Split of the data to compare on.")
 @options.samples_option(500)

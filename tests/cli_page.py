@@ -32,6 +32,21 @@ With `--json` a command prints its result as one JSON document to stdout. With `
 library logs what it does to stderr; with `-vv` also the details. Control characters in file names, captions and ids are
 shown as `\\x1b` and the like, never sent to the terminal.
 
+## Data folders
+
+DATA is a folder in the layout of SCAN and VSE-infinity, which the literature calls "precomp" for its precomputed
+region features. SPLIT is train, dev, test or testall:
+
+| file | what it has |
+|---|---|
+| `DATA/precomp/SPLIT_ims.npy` | region features; `.npz`, `.h5`, `.tsv`, `.lmdb`: [backbones.md](backbones.md) |
+| `DATA/precomp/SPLIT_caps.txt` | one caption a line; without ids all images have equally many, in their order |
+| `DATA/precomp/SPLIT_ids.txt` | optional: one image id a line, of each image or of each caption |
+| `DATA/id_mapping.json` | optional: the picture file of each image id |
+
+`chan data` makes such a folder of your own pictures and captions ([own-data.md](own-data.md)), `chan scenes` of
+drawings.
+
 ## Shell completion
 
 The shell completes commands, options, choices and paths once it has read what `chan` prints for it. Add one line to the

@@ -486,3 +486,10 @@ def test_commands_print_through_one_door() -> None:
         if re.search(r"click\.(s?echo|progressbar)|\bprint\(|sys\.(stdout|stderr)", file.read_text(encoding="utf-8"))
     ]
     assert doors == ["terminal.py"]
+
+
+@pytest.mark.parametrize("words", [words for words, one in EVERY.items() if any(p.name == "data" for p in one.params)])
+def test_help_says_what_a_data_folder_is(words: str) -> None:
+    text = " ".join(CliRunner().invoke(cli.main, [*words.split(), "--help"]).output.split())
+    assert "precomp/SPLIT_ims.npy (region features) and precomp/SPLIT_caps.txt (one caption a line)" in text
+    assert "precomp layout" not in text
