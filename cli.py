@@ -93,6 +93,9 @@ class ChanGroup(click.Group):
             if extra_of(module) is None:
                 raise
             raise click.ClickException(str(missing(module, "this command"))) from error
+        except MemoryError as error:
+            reason = visible_lines(f": {error}") if str(error) else ""
+            raise click.ClickException(f"there is too little memory for this{reason}") from error
         except BrokenPipeError:  # the reader of a pipe has left: click ends quietly
             raise
         except OSError as error:

@@ -24,9 +24,10 @@ import numpy as np
 from ..chan_ref.checkpoint import load
 from ..chan_ref.model import ChanModel
 from ..runtime.backends.placement import Placement
+from ..runtime.checks import check_positive
 from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
-from ..runtime.errors import ChanError, InputError
+from ..runtime.errors import ChanError, InputError, shortened
 from ..runtime.gpu import device_index
 from ..runtime.matcher import Matcher
 from ..runtime.text import Tokenizer, load_tokenizer
@@ -35,6 +36,7 @@ from .measure import PACKAGES, Latency, float32_rate, machine, read_bandwidth, t
 from .nvidia_smi import gpu_state, gpu_uuid
 
 TOP_K = 10
+MOST = 1_000_000  # of each size; a larger one is a slip, and a list of as many captions fills the memory
 ON_GPU = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx")
 
 
@@ -59,6 +61,12 @@ class Setting:
     seconds: float = 5.0
     threads: int | None = None
     device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        sizes = [("images", self.images), ("regions", self.regions), ("words", self.words)]
+        for name, size in [*sizes, *(("batches", batch) for batch in self.batches)]:
+            if check_positive(name, size) > MOST:
+                raise InputError(f"{name} must be at most {MOST}, got {shortened(str(size), 40)}")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 import click
+import numpy as np
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
@@ -232,6 +233,17 @@ def test_library_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli.main, ["fails"])
     assert result.exit_code == 1
     assert result.output == "Error: regions: must be finite, got nan\n"
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def fails() -> None:
+        np.empty((2**20, 2**20, 2**10), np.float32)
+
+    monkeypatch.setattr(cli.ChanGroup, "get_command", lambda self, ctx, name: fails)
+    result = CliRunner().invoke(cli.main, ["fails"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: there is too little memory for this: Unable to allocate 4.00 PiB ")
 
 
 def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime import backends
 from chan_rt.runtime.backends.base import Backend
-from chan_rt.runtime.errors import BackendError
+from chan_rt.runtime.errors import BackendError, InputError
 from chan_rt.runtime.gpu import Gpu, GpuReport
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.text import scan_vocabulary
@@ -177,3 +177,10 @@ def test_a_precision_that_auto_cannot_open_is_named_with_the_reason(
     skipped: dict[str, str] = {}
     assert latency._placements(root / "bundle", ["fp32"], latency.Setting(batches=(1,)), skipped) == []
     assert skipped["auto fp32"].startswith("no backend works here. tensorrt: nothing runs")
+
+
+@pytest.mark.parametrize("sizes", [{"images": 10**9}, {"regions": 2**31}, {"words": 10**400}, {"batches": (1, 2**63)}])
+def test_sizes_that_no_machine_holds(sizes: dict) -> None:
+    (name,) = sizes
+    with pytest.raises(InputError, match=f"^{name} must be at most 1000000, got"):
+        latency.Setting(**sizes)
