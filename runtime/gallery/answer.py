@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,11 @@ from ..embeddings import Embeddings, check_embeddings
 from ..errors import InputError
 from .proof.certify import Ranking
 from .proof.rows import pack_rows
-from .proof.true_score import true_row
+from .proof.true_score import TrueRow, TrueRows, true_row
 from .result import Hit, SearchResult
 from .settings import GallerySettings
 from .snapshot import Snapshot
+from .store.rows import Row
 
 
 def check_queries(
@@ -80,10 +82,10 @@ def answer(
         reason: why results are certified, or why not.
     """
     rankings = snapshot.ranker.exact(queries, k, allowed, floors)
-    rows = int(np.count_nonzero(allowed))
+    rows, found = int(np.count_nonzero(allowed)), _FoundRows(snapshot)
     return [
         SearchResult(
-            _hits(snapshot, settings, query, ranking),
+            _hits(snapshot, found, settings, query, ranking),
             ranking.certified,
             reason,
             rows,
@@ -95,26 +97,58 @@ def answer(
     ]
 
 
+class _FoundRows:
+    """Ids and metadata of the rows of one answer: each is read once, however many queries find it."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._known: dict[int, Row] = {}
+
+    def row(self, row: int) -> Row:
+        """One row; no two of them share their metadata."""
+        known = self._known.get(row)
+        if known is None:
+            found = self._known[row] = self._snapshot.row(row)
+            return found
+        return Row(known.id, _copied(known.metadata))
+
+
+def _copied(value: Any) -> Any:
+    """A copy of what JSON held; `deepcopy` takes three times as long."""
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
+
+
 def _hits(
-    snapshot: Snapshot, settings: GallerySettings, query: NDArray[np.float32], ranking: Ranking
+    snapshot: Snapshot,
+    found: _FoundRows,
+    settings: GallerySettings,
+    query: NDArray[np.float32],
+    ranking: Ranking,
 ) -> tuple[Hit, ...]:
     """A ranking with ids, metadata and words."""
     hits = []
-    for i, row in enumerate(ranking.rows):
-        found = snapshot.row(int(row))
-        regions, similarities = _words(snapshot, settings, query, ranking, i)
-        hits.append(Hit(found.id, float(ranking.scores[i]), found.metadata, regions, similarities))
+    for row, score, (regions, similarities) in zip(
+        ranking.rows.tolist(), ranking.scores.tolist(), _words(snapshot, settings, query, ranking), strict=True
+    ):
+        own = found.row(row)
+        hits.append(Hit(own.id, score, own.metadata, regions, similarities))
     return tuple(hits)
 
 
 def _words(
-    snapshot: Snapshot, settings: GallerySettings, query: NDArray[np.float32], ranking: Ranking, i: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Each word's region and similarity."""
+    snapshot: Snapshot, settings: GallerySettings, query: NDArray[np.float32], ranking: Ranking
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Each word's region and similarity, for each row of a ranking."""
+    details: Iterable[TrueRow]
+    if settings.alignment.coding == "VHA" and isinstance(ranking.details, TrueRows):  # converts all of them at once
+        return zip(ranking.details.winners, ranking.details.maxima.astype(np.float32), strict=True)
     if settings.alignment.coding == "VHA" and ranking.details is not None:
-        detail = ranking.details[i]
+        details = ranking.details
     else:
-        index, position = snapshot.locate(int(ranking.rows[i]))
-        vectors = snapshot.segments[index].vectors(position, position + 1)
-        detail = true_row(vectors, query, settings.kind, AlignmentConfig("VHA", "Max"))
-    return detail.winners, detail.maxima.astype(np.float32)
+        hard = AlignmentConfig("VHA", "Max")
+        places = map(snapshot.locate, ranking.rows.tolist())
+        vectors = (snapshot.segments[index].vectors(position, position + 1) for index, position in places)
+        details = (true_row(own, query, settings.kind, hard) for own in vectors)
+    return ((detail.winners, detail.maxima.astype(np.float32)) for detail in details)

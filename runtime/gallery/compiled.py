@@ -26,7 +26,7 @@ from .proof.gallery_rows import GalleryRows
 from .proof.pooling import pool, pool_groups
 from .proof.prefix import PrefixLevel, SearchPlan
 from .proof.rows import Part
-from .proof.true_score import TrueRow
+from .proof.true_score import TrueRow, TrueRows
 from .settings import GallerySettings
 
 _log = logging.getLogger(__name__)
@@ -247,11 +247,14 @@ class CompiledSearch:
         rows, counts, maxima, winners = (np.frombuffer(b, t) for b, t in zip(buffers, types, strict=True))
         ends = counts.cumsum()
         if self._gallery.pools_query and len(rows):  # as many values for each row as the query has vectors
-            scores = pool(maxima.reshape(len(rows), -1), self._gallery.alignment)
-        elif len(rows):
+            maxima, winners = (each.reshape(len(rows), -1) for each in (maxima, winners))
+            scores = pool(maxima, self._gallery.alignment)
+            order = np.lexsort((rows, -scores))[:k]
+            every = TrueRows(scores[order], maxima[order], winners[order])
+            return Ranking(rows[order], every.scores, every, candidates, rescored, True, second, codes)
+        scores = np.zeros(0)
+        if len(rows):
             scores = pool_groups(maxima[:, None], np.r_[0, ends], self._gallery.alignment)[0][:, 0]
-        else:
-            scores = np.zeros(0)
         order = np.lexsort((rows, -scores))[:k]
         spans = [slice(int(ends[i] - counts[i]), int(ends[i])) for i in order.tolist()]
         best = scores[order]

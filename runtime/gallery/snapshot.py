@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +55,7 @@ class Snapshot:
         header: what tells it from other commits.
         catalogue: what it holds.
         segments: its files, mapped. Segments that cannot be read are left out where damage is skipped.
-        bases: int64 [segments + 1], the first row of each.
+        bases: the first row of each segment, and how many rows there are.
         live: [N], rows that are neither deleted nor lost.
         prepared: how search was prepared, if it was.
         damage: what cannot be read, in words; empty where damage is refused.
@@ -66,7 +68,7 @@ class Snapshot:
     header: Header
     catalogue: Catalogue
     segments: tuple[Segment, ...]
-    bases: NDArray[np.int64]
+    bases: tuple[int, ...]
     live: NDArray[np.bool_]
     prepared: Preparation | None
     damage: tuple[str, ...]
@@ -77,8 +79,8 @@ class Snapshot:
 
     def locate(self, row: int) -> tuple[int, int]:
         """(index of the segment, position in it) of a row."""
-        index = int(self.bases.searchsorted(row, side="right")) - 1
-        return index, row - int(self.bases[index])
+        index = bisect_right(self.bases, row) - 1
+        return index, row - self.bases[index]
 
     def row(self, row: int) -> Row:
         """Id and metadata of a row."""
@@ -101,7 +103,7 @@ class Snapshot:
         for segment, base, live in zip(self.segments, self.bases, self._split(), strict=False):
             for id, position in segment.table.find(ids, hashes):
                 if live[position]:
-                    found[id] = int(base) + position
+                    found[id] = base + position
         return found
 
     def passing(self, condition: Filter) -> tuple[NDArray[np.bool_], set[str]]:
@@ -191,7 +193,7 @@ def open_snapshot(
         header=header,
         catalogue=catalogue,
         segments=segments,
-        bases=np.cumsum([0] + [len(live) for live in alive]),
+        bases=tuple(accumulate(map(len, alive), initial=0)),
         live=np.concatenate(alive) if alive else np.zeros(0, bool),
         prepared=prepared,
         damage=(*damage, *(text for _, found in pairs for text in found.damage)),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,37 +10,8 @@ from numpy.typing import NDArray
 from ...contract import AlignmentConfig
 from ..proof.certify import Ranking
 from ..proof.pooling import Float64Array, pool
-from ..proof.true_score import TrueRow
+from ..proof.true_score import TrueRows
 from .decide import Decided
-
-
-class Details(Sequence[TrueRow]):
-    """The true scores of a ranking's rows; each `TrueRow` is made when it is asked for.
-
-    Args:
-        scores: float64 [n].
-        maxima: float64 [n, Q].
-        winners: int32 [n, Q].
-    """
-
-    __slots__ = ("_maxima", "_scores", "_winners")
-
-    def __init__(self, scores: Float64Array, maxima: Float64Array, winners: NDArray[np.int32]) -> None:
-        self._scores, self._maxima, self._winners = scores, maxima, winners
-
-    def __len__(self) -> int:
-        return len(self._scores)
-
-    @overload
-    def __getitem__(self, index: int) -> TrueRow: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Details: ...
-
-    def __getitem__(self, index: int | slice) -> TrueRow | Details:
-        if isinstance(index, slice):
-            return Details(self._scores[index], self._maxima[index], self._winners[index])
-        return TrueRow(float(self._scores[index]), self._maxima[index], self._winners[index])
 
 
 def best_of(
@@ -74,7 +44,7 @@ def best_of(
     for number, length, found, begin, end in zip(*(each.tolist() for each in columns), strict=True):
         span = slice(begin, end)
         own = scores[span]
-        details = Details(own, best.maxima[span, :length], best.winners[span, :length])
+        details = TrueRows(own, best.maxima[span, :length], best.winners[span, :length])
         yield number, Ranking(best.rows[span], own, details, candidates, found, certified=True)
 
 

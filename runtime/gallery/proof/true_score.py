@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,35 @@ class TrueRow:
     score: float
     maxima: Float64Array
     winners: NDArray[np.int32]
+
+
+class TrueRows(Sequence[TrueRow]):
+    """Several rows that have as many similarities each; each `TrueRow` is made when it is asked for.
+
+    Attributes:
+        scores: float64 [n].
+        maxima: float64 [n, Q].
+        winners: int32 [n, Q].
+    """
+
+    __slots__ = ("maxima", "scores", "winners")
+
+    def __init__(self, scores: Float64Array, maxima: Float64Array, winners: NDArray[np.int32]) -> None:
+        self.scores, self.maxima, self.winners = scores, maxima, winners
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @overload
+    def __getitem__(self, index: int) -> TrueRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TrueRows: ...
+
+    def __getitem__(self, index: int | slice) -> TrueRow | TrueRows:
+        if isinstance(index, slice):
+            return TrueRows(self.scores[index], self.maxima[index], self.winners[index])
+        return TrueRow(float(self.scores[index]), self.maxima[index], self.winners[index])
 
 
 def inner_products(left: Float64Array, right: Float64Array) -> Float64Array:

@@ -211,8 +211,12 @@ class MappedFile:
         return self._bytes[begin:end].view(place.dtype).reshape(stop - first, *place.row)
 
     def read_bytes(self, key: str, first: int, last: int) -> bytes:
-        """The bytes of rows first..last - 1 of an array, copied; as `read`."""
-        begin, end = self._checked_span(key, first, last)
+        """The bytes of rows first..last - 1 of an array, copied; as `read`, but quick where their page was checked."""
+        place = self._places[key]
+        begin, end = place.begin + first * place.stride, place.begin + last * place.stride
+        page = begin // PAGE
+        if not (0 <= first < last <= place.rows and end <= (page + 1) * PAGE and self._checked[page]):
+            self._checked_span(key, first, last)
         return self._memory[begin:end].tobytes()
 
     def unchecked(self, key: str) -> NDArray[Any]:

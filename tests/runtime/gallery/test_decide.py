@@ -23,7 +23,7 @@ from chan_rt.runtime.gallery.cuda import decide as decide_module
 from chan_rt.runtime.gallery.cuda import held as held_module
 from chan_rt.runtime.gallery.cuda import list_queue as queue_module
 from chan_rt.runtime.gallery.cuda import memory as memory_module
-from chan_rt.runtime.gallery.cuda.best import Details, pooled
+from chan_rt.runtime.gallery.cuda.best import pooled
 from chan_rt.runtime.gallery.cuda.decide import Codes, Decided
 from chan_rt.runtime.gallery.cuda.kernels import FORMS
 from chan_rt.runtime.gallery.cuda.lists import DeviceLists
@@ -32,7 +32,7 @@ from chan_rt.runtime.gallery.proof.certify import Ranking
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 from chan_rt.runtime.gallery.proof.pooling import pool
 from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes
-from chan_rt.runtime.gallery.proof.true_score import TrueRow, true_row
+from chan_rt.runtime.gallery.proof.true_score import TrueRow, TrueRows, true_row
 
 from .test_resident import INTERPRETED, made_up, make_parts, open_scan
 
@@ -343,7 +343,7 @@ def test_pairs_are_pooled_as_one_row_is(pooling: str) -> None:
 
 def test_details_are_a_sequence_of_true_rows() -> None:
     scores, maxima = np.array([3.0, 2.0, 1.0]), np.arange(6.0).reshape(3, 2)
-    details = Details(scores, maxima, maxima.astype(np.int32))
+    details = TrueRows(scores, maxima, maxima.astype(np.int32))
     assert [each.score for each in details] == [3, 2, 1]
     assert isinstance(details[-1], TrueRow)
     assert details[-1].maxima.tolist() == [4, 5]

@@ -60,6 +60,23 @@ def test_search_is_brute_force_with_ids_metadata_and_word_regions(gallery_path: 
             np.testing.assert_allclose(hit.word_scores, similarities.max(axis=0), atol=1e-6)
 
 
+def test_hits_of_one_row_do_not_share_its_metadata(tmp_path: Path, make_embeddings, make_settings) -> None:
+    """Whoever notes something in one hit's metadata finds it in no other hit, however deep it is."""
+    metadata = {"tags": ["a", {"b": [1]}], "split": "test"}
+    with GalleryWriter.create(tmp_path / "g", make_settings()) as writer:
+        writer.add(["only"], make_embeddings(0, 1), [metadata])
+    with Gallery.open(tmp_path / "g") as gallery:
+        (first, *others) = (result.hits[0] for result in gallery.search(make_embeddings(1, 4), 1))
+    first.metadata["split"] = "changed"
+    first.metadata["tags"][1]["b"].append(2)
+    first.word_scores[:] = 0
+    for other in others:
+        assert other.metadata == metadata
+        assert other.word_scores.any()
+    others[0].metadata["tags"].clear()
+    assert others[1].metadata == metadata
+
+
 @pytest.mark.parametrize("coding", ["VHA", "THA", "VSA"])
 @pytest.mark.parametrize("kind", ["images", "captions"])
 def test_each_word_of_a_hit_names_its_best_region(tmp_path: Path, make_embeddings, make_settings, kind, coding) -> None:
