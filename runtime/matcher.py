@@ -166,6 +166,13 @@ class Matcher:
         check_finite("regions", regions, sizes)
         return self._encode("region_encoder", regions, sizes, "regions", "R", "images")
 
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures the backbone is given together; BundleError where the bundle has none."""
+        if self._backbone is None and self.preprocess is not None:  # it raises the error of a missing backbone
+            return self._open("backbone").ranges["B"].max
+        return OWN_BATCH
+
     def encode_pictures(self, pictures: Sequence[Picture]) -> Embeddings:
         """Encode picture files or open Pillow images with the bundle's backbone.
 

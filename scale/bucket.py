@@ -11,7 +11,7 @@ from pathlib import Path
 from ..runtime.errors import InputError
 from ..runtime.indexing.identity import Origin, Scope
 from ..runtime.indexing.index import COMMIT_ROWS
-from ..runtime.indexing.sources import Encode, Encoded, Source, encode_named
+from ..runtime.indexing.sources import Encode, Encoded, Source, encode_named, pictures_at_once
 from ..runtime.matcher import Matcher
 from ..runtime.pictures.load import fit_encoded, picture_suffixes
 from ..runtime.skipped import SkippedItem
@@ -59,6 +59,7 @@ def bucket_source(url: str) -> Source:
         ],
         whole=[Scope(root)],
         passed_over=dict(passed_over),
+        at_once=pictures_at_once,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..counts import counted
@@ -84,7 +85,8 @@ def index_source(
         replace: encode the rows that the gallery has again, too.
         prune: remove the rows whose items the source no longer has.
         max_bad: how many rows may be unreadable.
-        progress: called with the rows finished and the rows there are to encode.
+        progress: called with the rows that are encoded, those of a commit in several steps, and the rows there are to
+            encode.
 
     Raises:
         InputError: the source is of the other kind; more than `max_bad` rows cannot be encoded, or none can.
@@ -105,7 +107,8 @@ def index_source(
         progress(0, len(items))  # the first commit may be a minute away
     for begin in range(0, len(items), COMMIT_ROWS):
         part = items[begin : begin + COMMIT_ROWS]
-        for item in encode_items(writer, matcher, source, plan.ids, plan.metadata, part, skipped):
+        tick = None if progress is None else partial(_report, progress, begin, len(items))
+        for item in encode_items(writer, matcher, source, plan.ids, plan.metadata, part, skipped, tick):
             done[item in old] += 1
         _log.debug("committed items %d to %d of %d", begin + 1, begin + len(part), len(items))
         if progress is not None:
@@ -136,6 +139,7 @@ def encode_items(
     metadata: Sequence[dict[str, Any]],
     items: Sequence[int],
     skipped: Skipped,
+    progress: Callable[[int], object] | None = None,
 ) -> Sequence[int]:
     """Encode some items of a source and add them in one commit.
 
@@ -146,6 +150,7 @@ def encode_items(
         ids, metadata: of all items of the source, as the gallery will keep them.
         items: the numbers of those to encode.
         skipped: gets those that cannot be encoded.
+        progress: called with how many of them are encoded, before the last are and all are committed.
 
     Returns:
         The items that were added.
@@ -157,15 +162,32 @@ def encode_items(
     if source.origins:
         for item in items:  # before it is read to be encoded, so that the next run finds what changes from here on
             add_digest(source.origins[item], metadata[item][SOURCE])
-    encoded = source.encode(matcher, items)
-    if encoded.embeddings is not None:
-        places = zip(encoded.rows, encoded.places(), strict=True)
-        details = [metadata[item] | place for item, place in places]
-        writer.add([ids[item] for item in encoded.rows], encoded.embeddings, details, overwrite=True)
-    for problem in encoded.problems:
+    rows: list[int] = []
+    embeddings: list[Embeddings] = []
+    details: list[dict[str, Any]] = []
+    problems: list[SkippedItem] = []
+    tried = 0
+    for piece in source.pieces(matcher, items):
+        if tried and progress is not None:
+            progress(tried)
+        encoded = source.encode(matcher, piece)
+        tried += len(piece)
+        problems += encoded.problems
+        if encoded.embeddings is not None:
+            rows += encoded.rows
+            embeddings.append(encoded.embeddings)
+            details += [metadata[item] | place for item, place in zip(encoded.rows, encoded.places(), strict=True)]
+    if rows:
+        writer.add([ids[item] for item in rows], Embeddings.concatenate(embeddings), details, overwrite=True)
+    for problem in problems:
         _log.info("skipped %s: %s", problem.item, problem.reason)
         skipped.add(problem)
-    return encoded.rows
+    return rows
+
+
+def _report(progress: Progress, before: int, total: int, done: int) -> None:
+    """Progress of a run from that of one commit."""
+    progress(before + done, total)
 
 
 def nothing_readable(skipped: Skipped) -> InputError:

@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..blocks import pieces
 from ..checks import check_paths
-from ..contract import sha256_file
+from ..contract import Range, sha256_file
 from ..embeddings import Embeddings, Kind
 from ..errors import BackendError, ChanError, InputError
 from ..matcher import Matcher
@@ -48,6 +49,10 @@ class Encoded:
         return [] if self.embeddings is None else boxes_as_metadata(self.embeddings)
 
 
+# Of captions and region features. 2,481 captions took 5.15 to 5.79 s of one core in pieces of 64, and 5.18 to 5.77 in
+# pieces of 256 (1024-d, two shared cores), with the same bits.
+ROWS_AT_ONCE = 64
+
 Encode: TypeAlias = "Callable[[Matcher, Sequence[int]], Encoded]"
 
 
@@ -68,6 +73,8 @@ class Source:
         whole: what the source lists completely.
         skipped: what was found and can be no row.
         passed_over: how many files the folders hold that are not read, by suffix.
+        at_once: of a matcher, how many rows its graphs take together, so that encoding them in such pieces costs
+            nothing; None for ROWS_AT_ONCE.
     """
 
     kind: Kind
@@ -80,6 +87,12 @@ class Source:
     whole: Sequence[Scope] = ()
     skipped: Sequence[SkippedItem] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    at_once: Callable[[Matcher], int] | None = None
+
+    def pieces(self, matcher: Matcher, items: Sequence[int]) -> list[Sequence[int]]:
+        """Items in the pieces that they are encoded in, so that progress is seen between them."""
+        most = ROWS_AT_ONCE if self.at_once is None else self.at_once(matcher)
+        return [items[piece] for piece in pieces(len(items), Range(1, 1, most))]
 
     def only(self, rows: Sequence[int]) -> Source:
         """A source of some of the rows, which cloudpickle can send to another process."""
@@ -90,6 +103,7 @@ class Source:
             encode=self.encode_only(rows),
             encode_only=_no_part_of_a_part,
             origins=[self.origins[row] for row in rows] if self.origins else (),
+            at_once=self.at_once,
         )
 
 
@@ -134,7 +148,13 @@ def picture_source(paths: Sequence[str | Path]) -> Source:
         whole=[Scope(root) for root in whole],
         skipped=skipped,
         passed_over=found.passed_over,
+        at_once=pictures_at_once,
     )
+
+
+def pictures_at_once(matcher: Matcher) -> int:
+    """`at_once` of a source of pictures."""
+    return matcher.pictures_at_once
 
 
 def picture_encoder(files: Sequence[Path]) -> Encode:

@@ -66,7 +66,8 @@ def test_export_leaves_no_bundle_and_keeps_the_old_one(world: Path, tmp_path: Pa
 def test_index_keeps_what_was_committed(world: Path, tmp_path: Path, monkeypatch) -> None:
     gallery = tmp_path / "gallery"
     command = ("index", world / "bundle", world / "data", "-o", gallery)
-    interrupted(monkeypatch, 3, *command)  # the first time is before anything is encoded
+    # the first time is before anything is encoded, then it is shown four times for a commit, and now within the third
+    interrupted(monkeypatch, 10, *command)
     assert verify_gallery(gallery) == []
     with Gallery.open(gallery) as opened:
         assert len(opened) == 512

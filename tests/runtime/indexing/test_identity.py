@@ -39,7 +39,7 @@ def encode(paths: Sequence[Path], rows: Sequence[int]) -> Encoded:
 def source_of(*paths: Path) -> Source:
     found = picture_source(paths)
     files = [Path(row["path"]) for row in found.metadata]
-    return Source(**{**vars(found), "encode": lambda matcher, rows: encode(files, rows)})
+    return Source(**{**vars(found), "encode": lambda matcher, rows: encode(files, rows), "at_once": None})
 
 
 class Bench:
@@ -224,6 +224,31 @@ def test_progress_begins_before_the_first_row_is_encoded(bench: Bench, monkeypat
     assert seen == [(0, 3), (2, 3), (3, 3)]
     bench.run(progress=lambda done, total: seen.append((done, total)))
     assert len(seen) == 3  # nothing to encode, so nothing to show
+
+
+def test_progress_is_shown_within_a_commit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow backbone takes minutes for the rows of one commit."""
+    for row in range(7):
+        bench.write(f"{row}.jpg", b"bad" if row == 1 else b"%d" % row)
+    source = source_of(bench.photos)
+    seen: list[tuple[int, int]] = []
+    commits: list[int] = []
+    add = GalleryWriter.add
+
+    def counted_add(writer: GalleryWriter, ids: list[str], *given: Any, **how: Any) -> None:
+        commits.append(len(ids))
+        add(writer, ids, *given, **how)
+
+    monkeypatch.setattr(GalleryWriter, "add", counted_add)
+    with GalleryWriter.open(bench.gallery) as writer:
+        source = replace(source, at_once=lambda matcher: 3)
+        result = index_source(writer, None, source, progress=lambda *done: seen.append(done))  # type: ignore[arg-type]
+    assert seen == [(0, 10), (2, 10), (5, 10), (7, 10), (10, 10)]
+    assert commits == [9]
+    assert len(result.skipped) == 1
+    assert sorted(bench.rows()) == sorted([f"photos/{row}.jpg" for row in (0, 2, 3, 4, 5, 6)] + [
+        "photos/a.jpg", "photos/b.jpg", "photos/more/c.jpg",
+    ])  # fmt: skip
 
 
 def test_an_interrupted_run_is_continued(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
