@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..runtime.counts import counted
 from ..runtime.data.fitting import cut_texts
-from ..runtime.errors import CheckpointError, InputError, reason_of
+from ..runtime.errors import CheckpointError, InputError, TensorError, reason_of
 from ..runtime.files import recover
 from ..runtime.locks import only_one
 from ..runtime.text import ScanTokenizer, build_scan_vocabulary
@@ -309,7 +309,10 @@ class _Run:
             while len(self.logs) < self.config.epochs and not self.has_stopped:
                 epoch = len(self.logs)
                 loss = self._epoch(epoch)
-                found = evaluate(self.data.validation, self.model, self.tokenizer, self.device)
+                try:
+                    found = evaluate(self.data.validation, self.model, self.tokenizer, self.device)
+                except TensorError as error:  # the last update of the epoch spoiled the weights
+                    raise InputError(f"after epoch {epoch}, {error}: lower --learning-rate") from error
                 best = found.rsum > max((log.rsum for log in self.logs), default=-1.0)
                 rate = self.optimizer.param_groups[0]["lr"]
                 collapsed = self._has_collapsed(epoch, loss, found.rsum)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from ..runtime.checks import check_choice
 from ..runtime.contract import AlignmentConfig
-from ..runtime.errors import CheckpointError, InputError, reason_of
+from ..runtime.errors import CheckpointError, InputError, reason_of, shortened
 from ..runtime.evaluation.metrics import Recalls
 from .config import RegionEncoderKind, TextEncoderKind
 from .loss import TEMPERATURE
@@ -88,6 +88,11 @@ class TrainConfig:
         for name in ("batch_size", "drop_epoch", "warmup_epochs", "patience", "bert_weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "bert_learning_rate"):
+            if getattr(self, name) > 1e30:  # AdamW computes with ten times as much, which float32 must hold
+                raise InputError(f"{name} must be at most 1e30, got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise InputError(f"seed must be below 2^63, got {shortened(str(self.seed), 40)}")
         for name in ("region_drop", "word_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")

@@ -184,6 +184,9 @@ def test_without_dev_the_last_training_images_are_held_out(tmp_path: Path) -> No
 def test_an_exploding_loss_is_an_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lower --learning-rate"):
         train(data, tmp_path / "run", TrainConfig(**{**vars(SMALL), "learning_rate": 1e30}))
+    whole = TrainConfig(**{**vars(SMALL), "learning_rate": 1e30, "batch_size": 10_000})  # one update in an epoch
+    with pytest.raises(InputError, match=r"after epoch 0, scores: must not be NaN, .*: lower --learning-rate"):
+        train(data, tmp_path / "whole", whole)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,7 @@ def test_an_exploding_loss_is_an_error(data: Path, tmp_path: Path) -> None:
     [
         ("epochs", 0, "epochs must be positive, got 0"),
         ("learning_rate", float("nan"), "learning_rate must be positive, got nan"),
+        ("learning_rate", 1e38, "learning_rate must be at most 1e30, got 1e\\+38"),
         ("region_drop", 1.0, r"region_drop must be in \[0, 1\), got 1.0"),
         ("loss", "mse", "loss must be one of hinge, infonce"),
         (
@@ -199,6 +203,7 @@ def test_an_exploding_loss_is_an_error(data: Path, tmp_path: Path) -> None:
             r"bert is for text_encoder 'bert' only, got somewhere for 'bigru' \(--text-encoder bert\)",
         ),
         ("seed", -1, "seed must not be negative"),
+        ("seed", 2**63, r"seed must be below 2\^63, got 9223372036854775808"),
     ],
 )
 def test_options_that_make_no_sense_are_named(field: str, value: object, message: str) -> None:
