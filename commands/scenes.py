@@ -39,9 +39,11 @@ def command(out: Path, train: int, dev: int, test: int, seed: int) -> None:
             done += finished
             progress(done, total)
     echo(f"{visible(out)}: {train} training, {dev} validation and {test} test scenes")
-    place = visible(quoted(out))
     if train:
-        echo(f"{visible(out)}: next, `chan train {place} -o run`")
-    elif total:
-        split = "test" if test else "dev"
-        echo(f"{visible(out)}: next, `chan evaluate MODEL {place} --split {split}` of a checkpoint or bundle")
+        echo(f"{visible(out)}: next, `chan train {visible(quoted(out))} -o run`")
+    elif test:
+        echo(f"{visible(out)}: next, `chan evaluate MODEL {visible(quoted(out))}` of a checkpoint or bundle")
+    elif dev:
+        echo(
+            f"{visible(out)}: next, `chan evaluate MODEL --split dev {visible(quoted(out))}` of a checkpoint or bundle"
+        )

@@ -38,14 +38,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("dev", "test", "split"), [(1, 0, "dev"), (0, 1, "test"), (0, 0, None)])
+@pytest.mark.parametrize(("dev", "test", "split"), [(1, 0, " --split dev"), (0, 1, ""), (0, 0, None)])
 def test_the_next_command_is_named_where_nothing_can_be_trained(
     tmp_path: Path, dev: int, test: int, split: str | None
 ) -> None:
     out = tmp_path / "my scenes"
     arguments = ["scenes", str(out), "--train", "0", "--dev", str(dev), "--test", str(test)]
     lines = CliRunner().invoke(cli.main, arguments).output.splitlines()
-    advice = f"{out}: next, `chan evaluate MODEL '{out}' --split {split}` of a checkpoint or bundle"
+    advice = f"{out}: next, `chan evaluate MODEL{split} '{out}'` of a checkpoint or bundle"
     assert lines[1:] == ([] if split is None else [advice])
 
 
