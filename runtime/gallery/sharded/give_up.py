@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import GalleryCorrupt
+from ..store.files import SEGMENTS
 from ..store.lock import WriterLock
 from ..store.mapping import describe
 from ..store.refusals import write_errors
@@ -15,7 +16,9 @@ from .manifest import read_manifest, read_pinned, write_manifest
 
 
 def give_up_missing(folder: Path, damaged: str) -> list[str]:
-    """Take the shards that are missing, or whose catalogue is damaged, out of a gallery, in one commit.
+    """Take the shards that are missing, or whose catalogue or files are, out of a gallery, in one commit.
+
+    A damaged catalogue counts as a missing one.
 
     What is left of such a shard is moved to a folder of the gallery, because the next writer removes every shard that
     no commit names.
@@ -37,8 +40,11 @@ def give_up_missing(folder: Path, damaged: str) -> list[str]:
         _, manifest = read_manifest(folder)
         problems = {}
         for shard in manifest.shards:
+            segments = folder / shard.name / SEGMENTS
             try:
                 read_pinned(folder / shard.name, shard.header)
+                if not os.path.lexists(segments):
+                    problems[shard.name] = f"{segments} is missing"
             except FileNotFoundError:
                 there = (folder / shard.name).is_dir()
                 problems[shard.name] = "it has another commit" if there else f"{folder / shard.name} is missing"

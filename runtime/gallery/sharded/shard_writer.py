@@ -15,6 +15,7 @@ from ..folder_writer import FolderWriter
 from ..settings import GallerySettings
 from ..store.catalogue import CATALOGUE, Catalogue, permissions, read_header
 from ..store.commit import publish, sweep
+from ..store.files import SEGMENTS
 from ..store.header import Header
 from ..store.lock import lock_to_open
 from ..store.mapping import check_folder
@@ -35,18 +36,20 @@ class ShardWriter(FolderWriter):
             GalleryCorrupt: it is missing, or not the commit that the manifest names.
             OSError: it cannot be written.
         """
-        if not folder.is_dir():
-            instead = f"take it out with: chan gallery repair {quoted(folder.parent)} --give-up-missing"
-            raise GalleryCorrupt(
-                f"{folder} is missing: the gallery is incomplete; restore the shard from a copy, or {instead}"
-            )
+        segments = folder / SEGMENTS
+        for needed, there in ((folder, folder.is_dir()), (segments, os.path.lexists(segments))):
+            if not there:
+                instead = f"take it out with: chan gallery repair {quoted(folder.parent)} --give-up-missing"
+                raise GalleryCorrupt(
+                    f"{needed} is missing: the gallery is incomplete; restore the shard from a copy, or {instead}"
+                )
         with lock_to_open(folder) as lock:
             try:
                 header, catalogue = read_pinned(folder, entry.header)
             except FileNotFoundError as error:
                 raise GalleryCorrupt(f"{folder} is not of the generation that its gallery's manifest names") from error
             check_shard(folder, catalogue, entry, settings)
-            check_folder(folder / "segments")
+            check_folder(segments)
             if not _is_current(folder, header):
                 os.replace(folder / NEXT, folder / CATALOGUE)
                 sync(folder)

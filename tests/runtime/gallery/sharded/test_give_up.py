@@ -36,7 +36,12 @@ def other(shard: Path) -> str:
     return "it has another commit"
 
 
-@pytest.mark.parametrize("lose", [remove, flip, other])
+def empty(shard: Path) -> str:
+    shutil.rmtree(shard / "segments")
+    return f"{shard / 'segments'} is missing"
+
+
+@pytest.mark.parametrize("lose", [remove, flip, other, empty])
 def test_a_shard_that_cannot_be_read_is_given_up_in_one_commit(
     shards: Path, make_embeddings: Callable, lose: Callable[[Path], str]
 ) -> None:
@@ -44,8 +49,10 @@ def test_a_shard_that_cannot_be_read_is_given_up_in_one_commit(
     with Gallery.open(shards) as gallery:
         expected = [[(hit.id, hit.score) for hit in one.hits] for one in gallery.search(queries, 7, ids=KEPT)]
     problem = lose(shards / "shard-000002")
-    with pytest.raises(GalleryCorrupt):
+    with pytest.raises(GalleryCorrupt) as caught:
         repair_gallery(shards)
+    if lose in (remove, empty):
+        assert str(caught.value).endswith(f"take it out with: chan gallery repair {shards} --give-up-missing")
     assert read_manifest(shards)[0] == before
     repaired = repair_gallery(shards, give_up_missing=True)
     (given_up,) = repaired.given_up
