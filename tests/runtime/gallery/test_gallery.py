@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter, folder_writer, verify_gallery
+from chan_rt.runtime.gallery import gallery as gallery_module
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
 from chan_rt.runtime.gallery.prepare import Preparation, plan_for
 from chan_rt.runtime.gallery.proof.rows import kept_vectors
@@ -58,6 +60,27 @@ def test_search_is_brute_force_with_ids_metadata_and_word_regions(gallery_path: 
             similarities = parts[part].vectors[row, : parts[part].lengths[row]] @ query.T
             np.testing.assert_array_equal(hit.word_regions, similarities.argmax(axis=0))
             np.testing.assert_allclose(hit.word_scores, similarities.max(axis=0), atol=1e-6)
+
+
+def test_searches_that_take_long_hold_up_no_other(
+    gallery_path: Path, make_embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many queries at once need no turn; a few wait for one, but not for ever."""
+    with Gallery.open(gallery_path) as gallery, ExitStack() as held:
+        expected = gallery.search(make_embeddings(99, 9), 3)
+        while gallery._slots.acquire(blocking=False):
+            held.callback(gallery._slots.release)
+        few = gallery.search(make_embeddings(99, 9)[:8], 3)
+        monkeypatch.setattr(gallery_module, "_PATIENCE", 600)
+        many = gallery.search(make_embeddings(99, 9), 3)
+        late = threading.Thread(target=gallery.search, args=(make_embeddings(99, 1), 3))
+        late.start()
+        late.join(0.2)
+        assert late.is_alive(), "it waits for its turn"
+        held.close()
+        late.join(60)
+        assert not late.is_alive()
+    assert [ids(result) for result in few + many] == [ids(result) for result in expected[:8] + expected]
 
 
 def test_hits_of_one_row_do_not_share_its_metadata(tmp_path: Path, make_embeddings, make_settings) -> None:
