@@ -50,6 +50,36 @@ def test_known_rankings(judge: object) -> None:
     assert found["eccv_r1"].t2i < 3
 
 
+def test_an_imperfect_ranking_gets_what_eccv_caption_gives(judge: object) -> None:
+    """Asked directly, of images in another order. A fifth of the captions are the best of their image."""
+    images = np.random.default_rng(0).permutation(_ids(judge))
+    captions = dict(zip(_ids(judge), judge.coco_ids.reshape(5000, 5), strict=True))  # type: ignore[attr-defined]
+    columns = np.concatenate([captions[image] for image in images.tolist()])
+    scores = np.random.default_rng(1).random((5000, 25000), np.float32)
+    scores[OWNER, np.arange(25000)] += 0.2
+    found = extended_metrics(scores, [str(image) for image in images], OWNER)
+    expected = judge.compute_all_metrics(  # type: ignore[attr-defined]
+        dict(zip(images.tolist(), columns[_best(scores)].tolist(), strict=True)),
+        dict(zip(columns.tolist(), images[_best(np.ascontiguousarray(scores.T))].tolist(), strict=True)),
+        target_metrics=("cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r"),
+        Ks=(1, 5, 10),
+        verbose=False,
+    )
+    assert expected.keys() == found.keys()
+    assert 20 < 100 * expected["cxc_r1"]["i2t"] < 80  # neither chance nor perfect, so a mixed-up order shows
+    for name, both in expected.items():
+        assert vars(found[name]) == pytest.approx({side: 100 * value for side, value in both.items()})
+
+
+def _best(scores: np.ndarray) -> np.ndarray:
+    """Columns of the 50 highest scores of each row, best first, ties by lower column."""
+    found = []
+    for row in scores:
+        top = np.sort(np.argpartition(-row, 60)[:60])
+        found.append(top[np.argsort(-row[top], kind="stable")][:50])
+    return np.array(found)
+
+
 def test_other_images_are_refused(judge: object) -> None:
     names = [str(name) for name in _ids(judge)]
     scores = np.broadcast_to(np.float32(0), (5000, 25000))
