@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,20 @@ def small(make_small_model: Callable[..., SmallModel]) -> SmallModel:
 def bundle(make_small_model: Callable[..., SmallModel]) -> Path:
     """A small bundle that reads pictures."""
     return make_small_model(pictures=True).bundle
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """An allocation of a GiB beyond what the tests hold fails, instead of taking the memory of the machine."""
+    if sys.platform != "linux":
+        pytest.skip("limits the address space as Linux does")
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, old)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import resource
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +24,7 @@ IMAGES, REGIONS, WIDTH = 3, 2, 2
 FEATURES = np.random.default_rng(0).standard_normal((IMAGES, REGIONS, WIDTH)).astype(np.float32)
 COUNTS = np.array([2, 1, 2])
 SPANS = np.array([[0, 2], [2, 4], [4, 6]])
-HEADROOM = 1 << 30  # bytes that a damaged file may ask for beyond what the tests themselves hold
-
-
-@pytest.fixture(autouse=True)
-def little_memory() -> Iterator[None]:
-    """Make a huge allocation fail, instead of taking the memory of the machine."""
-    if sys.platform != "linux":
-        pytest.skip("limits the address space as Linux does")
-    old = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, old)
+pytestmark = pytest.mark.usefixtures("little_memory")
 
 
 def _hdf5(folder: Path, grouped: bool) -> Path:
