@@ -106,7 +106,8 @@ def test_what_a_run_leaves(finished: Path, data: Path) -> None:
     assert again.rsum == last.record["training"]["log"][-1]["rsum"]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(data: Path, two_threads, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("two_threads")
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(data: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
         train(data, tmp_path / name, replace(SMALL, epochs=1, batch_size=100, seed=seed))
     assert _contents(tmp_path / "one") == _contents(tmp_path / "same")
