@@ -6,8 +6,6 @@ writes is what an engine computes in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -44,7 +42,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
     weights = {item.name: item for item in model.graph.initializer}
-    in_single, in_half = _uses(model, weights)
+    in_single, in_half = _uses(model)
     for name, tensor in weights.items():
         if name in in_single or tensor.data_type != TensorProto.FLOAT:
             result.graph.initializer.append(tensor)
@@ -122,7 +120,7 @@ def _half(tensor: TensorProto, name: str) -> TensorProto:
     return numpy_helper.from_array(half, name)
 
 
-def _uses(model: onnx.ModelProto, weights: Iterable[str]) -> tuple[set[str], set[str]]:
+def _uses(model: onnx.ModelProto) -> tuple[set[str], set[str]]:
     """Names of the float32 weights read by islands, and of those read by other nodes."""
     real = {item.name for item in model.graph.initializer if item.data_type == TensorProto.FLOAT}
     in_single: set[str] = set()

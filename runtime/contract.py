@@ -175,7 +175,7 @@ class Manifest:
 
     @property
     def max_words(self) -> int:
-        """W, the largest number of words of a caption, the marks of its start and end included."""
+        """W, the largest number of words of a caption, its marks of start and end included; BundleError without it."""
         found = [spec.ranges["W"].max for spec in self.graphs.get("text_encoder", {}).values() if "W" in spec.ranges]
         if not found:
             raise BundleError("this bundle has no graph 'text_encoder' that takes captions of W words")

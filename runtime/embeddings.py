@@ -100,7 +100,7 @@ class Embeddings:
 
     @classmethod
     def padded(cls, rows: Sequence[NDArray[np.float32]], kind: Kind | None = None) -> Embeddings:
-        """Rows of vectors [L, D] float32 that are known to be valid, padded to the longest."""
+        """Rows of vectors [L, D] float32 that are known to be valid, padded to the longest; `kind` says of what."""
         lengths = np.array([len(row) for row in rows], np.int32)
         vectors = np.zeros((len(rows), int(lengths.max()), rows[0].shape[1]), np.float32)
         for number, row in enumerate(rows):

@@ -245,6 +245,7 @@ class Matcher:
         Raises:
             TensorError: captions where images belong or the reverse; embeddings of another width, NaN or infinite,
                 or longer than the graph takes.
+            BackendError: a score is not finite, or the graph cannot be run.
         """
         _check_kinds(images, texts)
         if self._core_scores():

@@ -159,7 +159,7 @@ class BertTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> BertTokenizer:
-        """Read a `tokenizer.json`."""
+        """Read a `tokenizer.json`; BundleError where it cannot be read, or is not understood."""
         try:
             return cls(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

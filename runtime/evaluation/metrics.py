@@ -60,6 +60,8 @@ class Metrics:
 def evaluate(scores: NDArray[Any], image_of_caption: NDArray[Any], ties: Ties = "lower") -> Metrics:
     """Compute the recalls of scores [I, C] in both directions; caption c belongs to image image_of_caption[c].
 
+    `ties` is one of the orders that the head of this module lists.
+
     Raises:
         InputError: shapes that do not fit, a caption of no image, an image of no caption, an unknown tie order.
         TensorError: NaN among the scores.

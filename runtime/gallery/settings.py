@@ -77,7 +77,10 @@ class GallerySettings:
             )
 
     def check_rows(self, asked: GallerySettings, path: Path) -> None:
-        """Raise unless the gallery at `path` takes rows of the settings `asked`; see `GalleryWriter.check`."""
+        """GalleryError or InputError unless the gallery at `path` takes rows of the settings `asked`.
+
+        `GalleryWriter.check` says which.
+        """
         self.check_model(asked.model, path)
         mine_by_name, asked_by_name = ({**asdict(one), **asdict(one.alignment)} for one in (self, asked))
         for name in ("kind", "fine", "dim", *asdict(asked.alignment)):
