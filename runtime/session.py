@@ -14,7 +14,7 @@ from .contract import Manifest
 from .directions import read_directions
 from .embeddings import Kind
 from .errors import GalleryError, InputError
-from .gallery import Gallery, GallerySettings, GalleryWriter, ShardedWriter, fingerprint, is_gallery, open_for_writing
+from .gallery import Gallery, GallerySettings, GalleryWriter, RowWriter, fingerprint, is_gallery, open_for_writing
 from .gallery.settings import NO_MODEL, Precision
 from .matcher import Matcher
 
@@ -46,7 +46,7 @@ def gallery_settings(
     )
 
 
-def open_writer(path: str | Path, settings: GallerySettings) -> GalleryWriter | ShardedWriter:
+def open_writer(path: str | Path, settings: GallerySettings) -> RowWriter:
     """Open the gallery at `path` for writing; make it where there is none.
 
     Raises:
@@ -134,9 +134,7 @@ def open_matcher(
     return matcher
 
 
-def gallery_directions(
-    writer: GalleryWriter | ShardedWriter, bundle: str | Path | None = None
-) -> NDArray[np.float32] | None:
+def gallery_directions(writer: RowWriter, bundle: str | Path | None = None) -> NDArray[np.float32] | None:
     """The directions of a gallery's queries, where its bundle is there and was calibrated; see `read_directions`.
 
     Args:

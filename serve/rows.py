@@ -14,7 +14,7 @@ import msgspec
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryLocked, InputError
 from ..runtime.files import locked, write_file
-from ..runtime.gallery import GalleryWriter, ShardedWriter, open_for_writing
+from ..runtime.gallery import RowWriter, open_for_writing
 from ..runtime.pictures.received import sniff
 from ..runtime.regions import boxes_as_metadata
 from . import bodies
@@ -92,7 +92,7 @@ class Writers:
             writer.delete(ids)
         return bodies.RowsResponse(opened.name, 0, len(set(ids)), len(opened.gallery))
 
-    def _open(self, opened: OpenGallery) -> GalleryWriter | ShardedWriter:
+    def _open(self, opened: OpenGallery) -> RowWriter:
         """The gallery, open for writing.
 
         Raises:

@@ -1,12 +1,13 @@
 """Encoded images or captions on disk, and exact search over them.
 
-`GalleryWriter` changes a gallery and `ShardedWriter` one in shards, `Gallery` searches both; docs/architecture.md has
-the idea, bounds.py the proof.
+`GalleryWriter` changes a gallery and `ShardedWriter` one in shards (`RowWriter` is either), `Gallery` searches both;
+docs/architecture.md has the idea, bounds.py the proof.
 """
 
 from .gallery import Gallery
 from .repair import Repair, repair_gallery
 from .result import Hit, SearchResult
+from .row_writer import RowWriter
 from .settings import GallerySettings, fingerprint
 from .sharded.arrange import merge_gallery, split_gallery
 from .sharded.open import open_for_writing
@@ -21,6 +22,7 @@ __all__ = [
     "GalleryWriter",
     "Hit",
     "Repair",
+    "RowWriter",
     "SearchResult",
     "ShardedWriter",
     "fingerprint",

@@ -12,7 +12,7 @@ from ..counts import counted
 from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
 from ..errors import InputError
-from ..gallery import GalleryWriter, ShardedWriter
+from ..gallery import RowWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..matcher import Matcher
@@ -64,7 +64,7 @@ class IndexResult:
 
 
 def index_source(
-    writer: GalleryWriter | ShardedWriter,
+    writer: RowWriter,
     matcher: Matcher,
     source: Source,
     *,
@@ -132,7 +132,7 @@ def index_source(
 
 
 def encode_items(
-    writer: GalleryWriter | ShardedWriter,
+    writer: RowWriter,
     matcher: Matcher,
     source: Source,
     ids: Sequence[str],
@@ -196,7 +196,7 @@ def nothing_readable(skipped: Skipped) -> InputError:
     return InputError(f"none of {counted(len(skipped), 'item')} could be read; the first: {first.item}: {first.reason}")
 
 
-def plan_source(writer: GalleryWriter | ShardedWriter, source: Source) -> Plan:
+def plan_source(writer: RowWriter, source: Source) -> Plan:
     """What is new, changed, moved and missing; where the id is all there is to a row, a known id is the row."""
     if source.origins:
         known = (Known(row.id, row.metadata) for row in writer.rows())
@@ -206,9 +206,7 @@ def plan_source(writer: GalleryWriter | ShardedWriter, source: Source) -> Plan:
     return Plan(list(source.ids), [dict(row) for row in source.metadata], added, kept=there, roots=dict(writer.roots))
 
 
-def prepare_search(
-    writer: GalleryWriter | ShardedWriter, matcher: Matcher, queries: Sequence[str] = ()
-) -> Preparation | None:
+def prepare_search(writer: RowWriter, matcher: Matcher, queries: Sequence[str] = ()) -> Preparation | None:
     """Fit search to a gallery that is large enough to gain from it, and measure what it reads.
 
     Args:

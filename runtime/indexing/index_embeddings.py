@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..counts import counted
 from ..embeddings import Embeddings
 from ..errors import InputError
-from ..gallery import Gallery, GalleryWriter, ShardedWriter
+from ..gallery import Gallery, RowWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..gallery.proof.bounds import MAX_VALUE
@@ -47,7 +47,7 @@ class IndexedEmbeddings:
 
 
 def index_embeddings(
-    writer: GalleryWriter | ShardedWriter,
+    writer: RowWriter,
     source: EmbeddingSource,
     *,
     max_bad: int = MAX_BAD,
@@ -89,7 +89,7 @@ def index_embeddings(
     )  # fmt: skip
 
 
-def prepare_embeddings(writer: GalleryWriter | ShardedWriter, queries: Embeddings | None = None) -> Preparation | None:
+def prepare_embeddings(writer: RowWriter, queries: Embeddings | None = None) -> Preparation | None:
     """Fit search to a gallery that is large enough to gain from it, as `prepare_search`, which see.
 
     Args:
@@ -106,7 +106,7 @@ def prepare_embeddings(writer: GalleryWriter | ShardedWriter, queries: Embedding
 class _Run:
     """One run, and what it has done so far."""
 
-    def __init__(self, writer: GalleryWriter | ShardedWriter, skipped: Skipped, known: set[str]) -> None:
+    def __init__(self, writer: RowWriter, skipped: Skipped, known: set[str]) -> None:
         self.skipped = skipped
         self.added = self.refreshed = self.relabeled = self.padding = 0
         self.norms = (np.inf, 0.0)

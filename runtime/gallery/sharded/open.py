@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..row_writer import RowWriter
 from ..writer import GalleryWriter
 from .manifest import is_sharded
 from .writer import ShardedWriter
 
 
-def open_for_writing(path: str | Path) -> GalleryWriter | ShardedWriter:
+def open_for_writing(path: str | Path) -> RowWriter:
     """Open the gallery in a folder for writing, whether it is in shards or not.
 
     Raises:
