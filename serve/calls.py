@@ -105,28 +105,41 @@ class Exchange(Generic[T]):
         self._call, self._url, self._retries = call, url, retries
         self._attempt = 0
 
-    def after(self, answer: httpx.Response | httpx.ConnectError) -> float | None:
+    def after(self, answer: httpx.Response | httpx.TransportError) -> float | None:
         """Seconds to wait until the request is sent again; None where `result` is there.
 
         Args:
-            answer: to the request, or why nothing could be reached.
+            answer: to the request, or why there is none. The request is sent again only where it was not sent at all.
 
         Raises:
-            ChanError: what the answer carries.
+            ChanError: what the answer carries; a RequestRefused where there is none.
         """
         last, retry_after = self._attempt >= self._retries, None
         if isinstance(answer, Exception):
+            if not _is_unsent(answer):
+                reason = str(answer) or type(answer).__name__
+                raise RequestRefused(f"{self._url} did not answer: {reason}", 0, "connection", "") from answer
             if last:
                 raise RequestRefused(f"no server answers at {self._url}: {answer}", 0, "connection", "") from answer
         elif answer.status_code not in RETRIED or last:
             if answer.status_code != 200:
                 raise error_of(answer.status_code, answer.content)
-            self.result = self._call.read(answer.content)
+            try:
+                self.result = self._call.read(answer.content)
+            except msgspec.MsgspecError as error:
+                raise RequestRefused(f"{self._url} is no chan serve: {error}", 200, "unknown", "") from error
             return None
         else:
             retry_after = answer.headers.get("retry-after")
         self._attempt += 1
         return pause(self._attempt - 1, retry_after)
+
+
+def _is_unsent(error: httpx.TransportError) -> bool:
+    """Whether a request failed before there was a connection, so that sending it again does nothing twice."""
+    import httpx
+
+    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
 
 
 def error_of(status: int, content: bytes) -> errors.ChanError:

@@ -132,10 +132,10 @@ class Client(_Connection[httpx.Client]):
             time.sleep(wait)
         return exchange.result
 
-    def _try(self, request: Mapping[str, Any]) -> httpx.Response | httpx.ConnectError:
+    def _try(self, request: Mapping[str, Any]) -> httpx.Response | httpx.TransportError:
         try:
             return self._http.request(**request)
-        except httpx.ConnectError as error:
+        except httpx.TransportError as error:
             return error
 
 
@@ -176,8 +176,8 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
             await asyncio.sleep(wait)
         return exchange.result
 
-    async def _try(self, request: Mapping[str, Any]) -> httpx.Response | httpx.ConnectError:
+    async def _try(self, request: Mapping[str, Any]) -> httpx.Response | httpx.TransportError:
         try:
             return await self._http.request(**request)
-        except httpx.ConnectError as error:
+        except httpx.TransportError as error:
             return error

@@ -178,6 +178,32 @@ def test_what_may_pass_is_tried_again(
     client.close()
 
 
+@pytest.mark.parametrize("kind", [Client, Sync])
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        (httpx.ReadTimeout("timed out"), "http://x did not answer: timed out"),
+        (httpx.ReadError(""), "http://x did not answer: ReadError"),
+        ("<html>", "http://x is no chan serve: JSON is malformed"),
+    ],
+)
+def test_what_is_no_answer_is_a_refusal_and_not_sent_again(kind: type, fails: Any, words: str) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if isinstance(fails, Exception):
+            raise fails
+        return httpx.Response(200, text=fails)
+
+    http = httpx.Client if kind is Client else httpx.AsyncClient
+    client = kind("http://x", http=http(transport=httpx.MockTransport(answer)))
+    with pytest.raises(RequestRefused, match=words):
+        client.galleries()
+    assert len(asked) == 1
+    client.close()
+
+
 def test_clients_do_not_come_back_together() -> None:
     waits = [calls.pause(3, "1") for _ in range(50)]
     assert len(set(waits)) == 50
