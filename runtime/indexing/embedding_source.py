@@ -91,6 +91,24 @@ class EmbeddingSource:
             problem = f"{row.id}: {row.problem}"
         raise InputError(f"no row can be read; the last: {problem}")
 
+    def embeddings(self, dim: int | None = None) -> Embeddings:
+        """All rows at once: queries, for example.
+
+        Args:
+            dim: the width that they must have; None for that of the first row.
+
+        Raises:
+            InputError: a row cannot be read, or has another width.
+        """
+        rows = []
+        for row in self.read():
+            if row.vectors is None:
+                raise InputError(f"{row.id}: {row.problem}")
+            if row.vectors.shape[1] != (dim := dim or row.vectors.shape[1]):
+                raise InputError(f"{row.id}: D must be {dim}, got {row.vectors.shape[1]}")
+            rows.append(row.vectors)
+        return Embeddings.padded(rows)
+
     @property
     def rounded(self) -> list[str]:
         """The types of numbers in the files that float32 cannot hold exactly, such as float64; sorted."""
@@ -162,24 +180,17 @@ def embedding_source(
 def read_embeddings(
     paths: Sequence[str | Path], dim: int | None = None, readers: Readers | None = None
 ) -> tuple[list[str], Embeddings]:
-    """All rows of files of embeddings at once, with their ids: queries, for example.
+    """All rows of files of embeddings at once, with their ids.
 
     Args:
         paths, readers: as in `embedding_source`.
-        dim: the width that they must have.
+        dim: as in `EmbeddingSource.embeddings`.
 
     Raises:
         InputError: as `embedding_source`; a row cannot be read, or has another width.
     """
     source = embedding_source(paths, readers=readers)
-    rows = []
-    for row in source.read():
-        if row.vectors is None:
-            raise InputError(f"{row.id}: {row.problem}")
-        if row.vectors.shape[1] != (dim := dim or row.vectors.shape[1]):
-            raise InputError(f"{row.id}: D must be {dim}, got {row.vectors.shape[1]}")
-        rows.append(row.vectors)
-    return list(source.ids), Embeddings.padded(rows)
+    return list(source.ids), source.embeddings(dim)
 
 
 def _ranges(files: Sequence[VectorFile]) -> Iterator[range]:

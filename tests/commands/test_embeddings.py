@@ -60,6 +60,19 @@ def test_the_hits_are_those_of_maxsim(desk: Path) -> None:
     assert re.findall(r"^doc-\d$", shown, re.MULTILINE) == list(queries)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_queries_that_are_rounded_are_said(desk: Path, dtype: str) -> None:
+    np.savez("docs.npz", **rows())
+    ok("index", "--embeddings", "docs.npz", "-o", "g")
+    np.savez("queries.npz", **{id: row.astype(dtype) for id, row in rows(2, seed=1).items()})
+    shown = ok("search", "g", "--embeddings", "queries.npz", "-k", 1).splitlines()
+    said = [line for line in shown if line.endswith(" values were rounded to float32")]
+    assert said == (["float64 values were rounded to float32"] if dtype == "float64" else [])
+    answers = json.loads(ok("search", "g", "--embeddings", "queries.npz", "--json"))
+    assert [answer["rounded"] for answer in answers] == 2 * [dtype == "float64"]
+    assert "rounded" not in json.loads(ok("search", "g", "--like", "doc-1", "--json"))
+
+
 def test_ids_that_were_made_up_are_said(desk: Path) -> None:
     np.save("a.npy", np.eye(3, DIM, dtype=np.float32))
     np.save("b.npy", np.eye(1, DIM, dtype=np.float32))
