@@ -188,25 +188,33 @@ class _Query:
 
     def answer_vectors(self, gallery: Gallery, like: str | None, vectors: Path | None) -> None:
         """Search the gallery with one of its rows, or with embeddings from a file, and print the hits of each query."""
-        from ..runtime.indexing.embedding_source import read_embeddings
+        from ..runtime.indexing.embedding_source import embedding_source
 
         _check_not_empty(gallery)
+        names: Sequence[str]
+        rounded: Sequence[str] = ()
         if like is not None:
             queries = gallery.embeddings([like])
             found = gallery.search(queries, self.k + 1, where=self.where, same_kind=True)
             names, results = [like], [found[0].without(like, self.k)]
         else:
             assert vectors is not None
-            names, queries = read_embeddings([vectors], gallery.settings.dim, options.vector_readers())
-            results = gallery.search(queries, self.k, where=self.where)
+            source = embedding_source([vectors], readers=options.vector_readers())
+            names, rounded = source.ids, source.rounded
+            results = gallery.search(source.embeddings(gallery.settings.dim), self.k, where=self.where)
         if self.as_json:
-            answers = [{**_as_dict(result), "query": name} for name, result in zip(names, results, strict=True)]
+            facts = {} if vectors is None else {"rounded": bool(rounded)}
+            answers = [
+                {**_as_dict(result), "query": name, **facts} for name, result in zip(names, results, strict=True)
+            ]
             print_json(answers[0] if like is not None else answers)
             return
         for name, result in zip(names, results, strict=True):
             if len(names) > 1:
                 echo(visible(name))
             self._print(result)
+        if rounded:
+            echo(f"{' and '.join(rounded)} values were rounded to float32")
 
     def _print(self, result: SearchResult) -> None:
         for rank, hit in enumerate(result.hits, 1):

@@ -39,15 +39,12 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
             self._head: int | None = 0  # bytes of a request's head so far; None while there is none to come
             self._refusal: Refusal | None = None  # of what came last; nothing is read any more
             self._timer = self.loop.call_later(limits.seconds, self._too_slow)
-            self._unread: asyncio.TimerHandle | None = None
             if len(self.connections) > limits.connections:
                 most = counted(limits.connections, "connection")
                 self._refuse(unavailable("connections", f"{most} are open, the most that are taken at once"))
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._timer.cancel()
-            if self._unread is not None:
-                self._unread.cancel()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -123,16 +120,6 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
                 self._answer(self._refusal)
             else:
                 super().on_response_complete()
-
-        def pause_writing(self) -> None:
-            """Cut a connection whose client does not read its answers while later requests of it wait for that."""
-            super().pause_writing()
-            self._unread = self.loop.call_later(KEEP_ALIVE, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            if self._unread is not None:
-                self._unread.cancel()
-            super().resume_writing()
 
         def timeout_keep_alive_handler(self) -> None:
             """Close an idle connection; one whose client does not read its answer is cut."""
