@@ -162,6 +162,7 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None, as_json: bo
         if queries is None:
             prepared = writer.prepare(directions=gallery_directions(writer, moved), progress=progress)
         elif writer.settings.model == NO_MODEL:
+            options.refuse_given(click.get_current_context(), ("moved",), "on a gallery of no known model")
             _, asked = read_embeddings([queries], writer.settings.dim, options.vector_readers())
             prepared = writer.prepare(asked, progress=progress)
         else:

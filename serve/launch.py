@@ -47,10 +47,15 @@ def _check_galleries(settings: Settings) -> None:
 
     Raises:
         GalleryError: a gallery is missing, cannot be read, or is of another model than the bundle.
-        InputError, BundleError: a bundle is missing, or is none.
+        InputError, BundleError: a bundle is missing, or is none, or none of the galleries was made with one.
     """
-    for folder in settings.galleries.values():
-        held = newest_settings(folder)
+    found = {folder: newest_settings(folder) for folder in settings.galleries.values()}
+    if settings.bundle is not None and all(held.model == NO_MODEL for held in found.values()):
+        raise InputError(
+            "bundle must be left out where no gallery was made with one, for they are searched with embeddings or "
+            f"`like` only, got {settings.bundle}"
+        )
+    for folder, held in found.items():
         if held.model != NO_MODEL:
             manifest = Manifest.load(bundle_of(held, settings.bundle))
             held.check_model(fingerprint(manifest, held.precision or "fp32"), folder)

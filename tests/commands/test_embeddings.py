@@ -231,6 +231,11 @@ def test_mistakes_are_one_line(desk: Path) -> None:
         (("search", "g", "--like", "doc-1", "red"), 2, "give one caption, --image, --like or --embeddings"),
         (("explain", "g", "photo.png", "red"), 2, "g is a gallery: give the bundle that encoded its rows"),
         (("gallery", "prepare", "g", "--queries", "wide.npz"), 1, f"a: D must be {DIM}, got {DIM + 1}"),
+        (
+            ("gallery", "prepare", "g", "--queries", "docs.npz", "--bundle", "."),
+            2,
+            "--bundle has no effect on a gallery of no known model",
+        ),
     ):  # fmt: skip
         result = chan(*arguments)
         assert result.exit_code == code, (arguments, result.output)

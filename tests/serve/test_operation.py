@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,9 +23,10 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt.cli import main
-from chan_rt.runtime import InputError
+from chan_rt.runtime import AlignmentConfig, GalleryWriter, InputError
 from chan_rt.runtime.contract import Manifest, write_manifest
 from chan_rt.runtime.errors import ChanError
+from chan_rt.runtime.gallery.settings import NO_MODEL, GallerySettings
 from chan_rt.serve import Settings, launch, serve
 from chan_rt.serve.bodies import Problem
 
@@ -245,6 +247,21 @@ def test_what_is_missing_is_refused_before_the_server_listens(
         with pytest.raises(ChanError, match=message):
             serve(Settings(places, moved))
     assert listened == []
+
+
+def test_a_bundle_that_no_gallery_needs_is_refused(
+    gallery: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listened(Exception): ...
+
+    monkeypatch.setattr(launch, "listen", Mock(side_effect=Listened))
+    without = tmp_path / "pages"
+    GalleryWriter.create(without, GallerySettings("images", 8, AlignmentConfig("VHA", "Sum"), NO_MODEL)).close()
+    with pytest.raises(InputError, match=f"bundle must be left out where no gallery was made with one.*{bundle}"):
+        serve(Settings({"pages": without}, bundle))
+    for places, moved in (({"pages": without}, None), ({"pages": without, "here": gallery}, bundle)):
+        with pytest.raises(Listened):
+            serve(Settings(places, moved))
 
 
 def test_uploads_that_cannot_be_written_are_refused_at_the_start(tmp_path: Path) -> None:
