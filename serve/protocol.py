@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ..runtime.counts import counted
 from .bodies import Problem
 from .problems import Refusal, new_request_id, problem_of, problem_response, unavailable
 from .reading import CLOSE
 from .settings import Limits
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 HEAD_BYTES = 64 << 10  # of a request line with all its headers
 _OFFERS = (b"upgrade", b"http2-settings")
@@ -39,12 +42,18 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
             self._head: int | None = 0  # bytes of a request's head so far; None while there is none to come
             self._refusal: Refusal | None = None  # of what came last; nothing is read any more
             self._timer = self.loop.call_later(limits.seconds, self._too_slow)
+            self._unread: asyncio.TimerHandle | None = None
+            self._running: RequestResponseCycle | None = None
             if len(self.connections) > limits.connections:
                 most = counted(limits.connections, "connection")
                 self._refuse(unavailable("connections", f"{most} are open, the most that are taken at once"))
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._timer.cancel()
+            if self._unread is not None:
+                self._unread.cancel()
+            if self._running is not None:  # uvicorn tells only the one that came last
+                self._running.disconnected = True
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -120,6 +129,20 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
                 self._answer(self._refusal)
             else:
                 super().on_response_complete()
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
+
+        def pause_writing(self) -> None:
+            """Cut a connection whose client does not read its answers while later requests of it wait for that."""
+            super().pause_writing()
+            self._unread = self.loop.call_later(KEEP_ALIVE, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+            super().resume_writing()
 
         def timeout_keep_alive_handler(self) -> None:
             """Close an idle connection; one whose client does not read its answer is cut."""

@@ -429,6 +429,32 @@ def test_a_connection_is_closed_when_idle_also_after_a_body_that_nobody_reads(
         assert connection.recv(1) == b""
 
 
+def test_a_client_that_reads_no_answer_is_cut(start_server, gallery: Path) -> None:
+    """It kept its connection for ever, and the server from ending before its grace was over."""
+    code = f"import chan_rt.serve.protocol as p; p.KEEP_ALIVE = 2; {CHAN}"
+    with start_server(gallery, code=code) as server:
+        connections = f"/proc/{server.process.pid}/fd"
+        time.sleep(3)  # the connections that the start took are closed
+        before = len(os.listdir(connections))
+        with connect(server.url) as connection:
+            connection.setblocking(False)
+            deadline = time.monotonic() + 30
+            stuck = 0
+            while stuck < 20:  # the server takes no more, because it cannot send
+                assert time.monotonic() < deadline
+                try:
+                    connection.send(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 50)
+                    stuck = 0
+                except BlockingIOError:
+                    stuck += 1
+                    time.sleep(0.05)
+                except ConnectionError:
+                    break
+            wait_until(lambda: len(os.listdir(connections)) <= before)
+        assert server.stop() == 0
+        assert "Traceback" not in server.log.read_text()
+
+
 def test_a_client_that_sends_no_more_is_answered(server) -> None:
     """As by `printf ... | nc -N`."""
     for count in (1, 3):
