@@ -87,6 +87,8 @@ def report_preparation(prepared: Preparation | None, queries: Path | None) -> No
     """Print how search was fitted to the queries, or why it was not."""
     if prepared is not None:
         echo(prepared.describe())
+        if prepared.kept:
+            echo("search stays as an earlier run fitted it; --queries fits it again")
     elif queries is not None:
         echo(
             f"search is not fitted to {queries}, because the gallery has fewer than 256 rows, keeps no fine copy, or "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -44,6 +44,7 @@ class Preparation:
         queries: number of queries that measured them.
         second, codes, rescored: shares of the rows of which a search read the second level, the int8 codes and the fine
             copy, on average; None if nothing was measured.
+        kept: whether an earlier run fitted it, and the last one kept it.
     """
 
     plan: SearchPlan
@@ -52,6 +53,7 @@ class Preparation:
     second: float | None = None
     codes: float | None = None
     rescored: float | None = None
+    kept: bool = field(default=False, kw_only=True)
 
     def to_record(self, file: FileRecord) -> PreparedRecord:
         """What the catalogue keeps of it; the plan's arrays lie in `file`."""

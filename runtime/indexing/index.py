@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..counts import counted
 from ..data.fitting import cut_texts
 from ..embeddings import Embeddings
 from ..errors import InputError
-from ..gallery import RowWriter
+from ..gallery import Gallery, RowWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
 from ..matcher import Matcher
@@ -213,8 +213,8 @@ def prepare_search(writer: RowWriter, matcher: Matcher, queries: Sequence[str] =
         writer: of the gallery.
         matcher: of its model.
         queries: captions for a gallery of images; 200 of them, evenly spread, choose and measure. Those of more words
-            than the model takes are cut. Without queries, search is fitted to the directions that a calibrated bundle
-            keeps, and nothing is measured.
+            than the model takes are cut. Without queries, a fit to the queries of an earlier run is kept. Where there
+            is none, search is fitted to the directions that a calibrated bundle keeps, and nothing is measured.
 
     Returns:
         The preparation, or None where the gallery is too small (below 256 rows), keeps no fine copy, or scores every
@@ -228,7 +228,19 @@ def prepare_search(writer: RowWriter, matcher: Matcher, queries: Sequence[str] =
     if len(writer) < MIN_ROWS or not core_searches(settings):
         return None
     asked = encode_queries(matcher, queries, QUERIES) if settings.kind == "images" and queries else None
+    if asked is None and (kept := kept_preparation(writer)) is not None:
+        return kept
     return writer.prepare(asked, matcher.directions("captions" if settings.kind == "images" else "images"))
+
+
+def kept_preparation(writer: RowWriter) -> Preparation | None:
+    """How an earlier run fitted search to queries; None where none did.
+
+    Rows that were added since are coded along the same axes, and a fit without queries would read more.
+    """
+    with Gallery.open(writer.path, threads=1) as gallery:
+        prepared = gallery.prepared
+    return replace(prepared, kept=True) if prepared is not None and prepared.second is not None else None
 
 
 def encode_queries(matcher: Matcher, captions: Sequence[str], most: int = MOST_QUERIES) -> Iterator[Embeddings]:

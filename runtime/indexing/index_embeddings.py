@@ -20,7 +20,7 @@ from ..gallery.store.rows import Relabel
 from ..progress import Progress
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .embedding_source import BYTES_AT_ONCE, EmbeddingRow, EmbeddingSource
-from .index import MIN_ROWS, QUERIES
+from .index import MIN_ROWS, QUERIES, kept_preparation
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,15 @@ def prepare_embeddings(writer: RowWriter, queries: Embeddings | None = None) -> 
 
     Args:
         writer: of the gallery.
-        queries: 200 of them, evenly spread, choose and measure; without them nothing is measured.
+        queries: 200 of them, evenly spread, choose and measure. Without them a fit to the queries of an earlier run is
+            kept; where there is none, nothing is measured.
     """
     if len(writer) < MIN_ROWS or not core_searches(writer.settings):
         return None
     if queries is not None and len(queries) > QUERIES:
         queries = queries[[row * len(queries) // QUERIES for row in range(QUERIES)]]
+    if queries is None and (kept := kept_preparation(writer)) is not None:
+        return kept
     return writer.prepare(queries)
 
 

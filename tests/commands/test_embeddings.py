@@ -275,6 +275,20 @@ def test_search_is_fitted_to_queries_of_embeddings(desk: Path) -> None:
     assert "over 30 queries" in ok("gallery", "prepare", "g", "--queries", "queries.npz")
 
 
+def test_a_fit_to_queries_outlives_runs_without_queries(desk: Path) -> None:
+    np.savez("docs.npz", **rows(300))
+    np.savez("more.npz", **rows(310))
+    np.savez("queries.npz", **rows(60, seed=2))
+    ok("index", "--embeddings", "docs.npz", "-o", "g", "--queries", "queries.npz")
+    fitted = json.loads(ok("gallery", "info", "g", "--json"))["prepared"]
+    printed = ok("index", "--embeddings", "more.npz", "-o", "g")
+    assert "310 images" in printed
+    assert f"{fitted}\nsearch stays as an earlier run fitted it; --queries fits it again" in printed
+    assert json.loads(ok("gallery", "info", "g", "--json"))["prepared"] == fitted
+    assert "an earlier run" not in ok("index", "--embeddings", "more.npz", "-o", "g", "--queries", "queries.npz")
+    assert "over" not in ok("gallery", "prepare", "g")
+
+
 def test_queries_that_search_is_not_fitted_to_are_named(desk: Path) -> None:
     np.savez("docs.npz", **rows(20))
     np.savez("queries.npz", **rows(60, seed=2))
