@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..files import write_file
 from ..progress import Progress
 from .flat import FlatWriter
-from .regions import open_features, unread_arrays
+from .regions import open_features
 from .vector_file import number_type
 
 _AT_ONCE = 64
@@ -82,5 +82,5 @@ def convert_features(
                     raise InputError(f"{source}, image id {names[row]}: {reason}") from error
             progress(min(start + _AT_ONCE, store.count), store.count)
     write_file(ids, "".join(f"{name}\n" for name in names))
-    left_out = tuple(unread_arrays(source))
+    left_out = tuple(sorted(store.left_out))
     return Converted(file, store.count, int(lengths.sum()), writer.boxed, left_out, tuple(sorted(rounded)))

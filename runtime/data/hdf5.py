@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from ..errors import InputError, reason_of
 from ..extras import needs
 from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
-from .store import FEATURE_NAMES, NEEDED, RegionStore, check_image, feature_name, one_width, store_of
+from .store import (
+    FEATURE_NAMES,
+    NEEDED,
+    OF_ONE_IMAGE,
+    RegionStore,
+    check_image,
+    feature_name,
+    one_width,
+    store_of,
+    unread,
+)
 
 T = TypeVar("T")
 
@@ -44,17 +54,19 @@ def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
             wanted = [name for name in (*FEATURE_NAMES, *NEEDED) if name in names]
             store = store_of(file, {name: _dataset(file, opened, name) for name in wanted})
             boxes = None if store.boxes is None else _guarded(file, store.boxes)
-            return replace(store, read=_guarded(file, store.read), boxes=boxes)
+            return replace(store, read=_guarded(file, store.read), boxes=boxes, left_out=unread(file, names))
         if ids is None:
             raise InputError(
                 f"{file} has no `features`, and there is no file of image ids that names its groups in order; "
                 f"found {names[:9]}"
             )
-        shapes = []
+        shapes, left_out = [], set[str]()
         for name in ids:
             image = _image(file, opened, name)
             check_image(f"{file}: image {name!r}", image)
             shapes.append((int(image.shape[0]), int(image.shape[1])))
+            if hasattr(opened[name], "keys"):
+                left_out |= unread(file, list(opened[name]), OF_ONE_IMAGE)
         width = one_width(file, {width for _, width in shapes})
 
         def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
@@ -65,7 +77,7 @@ def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
 
         lengths = np.array([regions for regions, _ in shapes], np.int64)
         reads = _guarded(file, read), _guarded(file, read_boxes)
-        return RegionStore(file, len(ids), int(lengths.max()), width, reads[0], ids, lengths, reads[1])
+        return RegionStore(file, len(ids), int(lengths.max()), width, reads[0], ids, lengths, reads[1], left_out)
 
 
 def _image(file: Path, opened: Any, name: str) -> Any:
@@ -95,16 +107,11 @@ def hdf5_names(file: Path) -> list[str] | None:
         InputError: the file is damaged.
         MissingExtra: h5py is not installed.
     """
-    names = hdf5_arrays(file)
-    return None if any(name in names for name in FEATURE_NAMES) else names
-
-
-def hdf5_arrays(file: Path) -> list[str]:
-    """The names of what an HDF5 file holds; InputError and MissingExtra as `hdf5_names`."""
     with needs("h5py", f"reading {file}"):
         import h5py
     with _damage(file), h5py.File(file, "r") as opened:
-        return list(opened)
+        names = list(opened)
+    return None if any(name in names for name in FEATURE_NAMES) else names
 
 
 def _dataset(file: Path, group: Any, name: str) -> Any:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from ..counts import counted
 from ..errors import InputError, reason_of
 from ..extras import needs
 from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
-from .store import FEATURE_NAMES, MAX_IMAGES, RegionStore, check_image, feature_name, one_width
+from .store import FEATURE_NAMES, MAX_IMAGES, OF_ONE_IMAGE, RegionStore, check_image, feature_name, one_width, unread
 from .tsv import decode_floats
 
 _MAX_RECORD = 64 << 20
@@ -55,7 +55,7 @@ def open_lmdb(path: Path, ids: Sequence[str] | None) -> RegionStore:
     if missing is not None:
         raise InputError(f"{path} has no image id {missing!r}")
 
-    def record(name: str) -> Mapping[str, Any]:
+    def record(name: str) -> _Record:
         where = f"{path}: image {name!r}"
         try:
             with opened.begin(buffers=True) as transaction:
@@ -64,26 +64,37 @@ def open_lmdb(path: Path, ids: Sequence[str] | None) -> RegionStore:
             raise InputError(f"{where} cannot be read: {reason_of(error)}") from error
         return _read_record(where, value)
 
-    def features(name: str) -> NDArray[Any]:
-        return _features(f"{path}: image {name!r}", record(name))
+    def features(name: str, found: _Record) -> NDArray[Any]:
+        return _features(f"{path}: image {name!r}", found.values)
 
-    shapes = [features(name).shape for name in names]
+    shapes, left_out = [], set[str]()
+    for name in names:
+        found = record(name)
+        shapes.append(features(name, found).shape)
+        left_out |= unread(path, found.names, OF_ONE_IMAGE)
     width = one_width(path, {shape[1] for shape in shapes})
     lengths = np.array([shape[0] for shape in shapes], np.int64)
 
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-        return [features(names[row]) for row in rows]
+        return [features(names[row], record(names[row])) for row in rows]
 
     def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
         found = []
         for row in rows:
-            where, held = f"{path}: image {names[row]!r}", record(names[row])
+            where, held = f"{path}: image {names[row]!r}", record(names[row]).values
             boxes = {name: _array(f"{where}: {name}", held[name], 4) for name in BOX_NAMES if name in held}
             sizes = {name: held[name] for name in SIZE_NAMES if name in held}
             found.append(boxes_of(where, {**boxes, **sizes}, int(lengths[row])))
         return found
 
-    return RegionStore(path, len(names), int(lengths.max()), width, read, names, lengths, read_boxes)
+    return RegionStore(path, len(names), int(lengths.max()), width, read, names, lengths, read_boxes, left_out)
+
+
+class _Record(NamedTuple):
+    """What is read of a record, and the names of all that it holds."""
+
+    values: Mapping[str, Any]
+    names: Collection[str]
 
 
 def _text(path: Path, key: bytes) -> str:
@@ -93,13 +104,13 @@ def _text(path: Path, key: bytes) -> str:
         raise InputError(f"{path}: a key must be an image id in UTF-8, got {key[:20]!r}") from error
 
 
-def _read_record(where: str, value: bytes) -> Mapping[str, Any]:
+def _read_record(where: str, value: bytes) -> _Record:
     if not 0 < len(value) <= _MAX_RECORD:
         raise InputError(f"{where} must have a record of at most {_MAX_RECORD:,} bytes, got {len(value):,}")
     try:
         if value.startswith(b"PK"):
             with np.load(io.BytesIO(value), allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files if name in _WANTED}
+                return _Record({name: archive[name] for name in archive.files if name in _WANTED}, archive.files)
         found = _Plain(io.BytesIO(value)).load()
     except InputError as error:  # of `_Plain`
         raise InputError(f"{where}: {error}") from error
@@ -109,7 +120,8 @@ def _read_record(where: str, value: bytes) -> Mapping[str, Any]:
         raise InputError(f"{where} is neither an .npz archive nor a pickle of plain values: {error}") from error
     if not isinstance(found, Mapping):
         raise InputError(f"{where} must be a dictionary of features and boxes, got {type(found).__name__}")
-    return {str(name): item for name, item in found.items()}
+    values = {str(name): item for name, item in found.items()}
+    return _Record(values, values.keys())
 
 
 _WANTED = (*FEATURE_NAMES, *BOX_NAMES, *SIZE_NAMES, "num_boxes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, reason_of
 from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
-from .store import NEEDED, check_image, feature_name
+from .store import NEEDED, OF_ONE_IMAGE, check_image, feature_name, unread
 
 # Arrays that are compressed are read whole; larger ones must be stored as they are, so that they can be mapped.
 MAX_COMPRESSED = 4 << 30
@@ -37,6 +37,13 @@ class _Header:
     def nbytes(self) -> int:
         """Bytes of the array's values."""
         return prod(self.shape) * self.dtype.itemsize
+
+
+class StoredImage(NamedTuple):
+    """The features [r, F] of one image, and the names of arrays beside that are not read."""
+
+    features: NDArray[Any]
+    left_out: Collection[str]
 
 
 class _Opened(NamedTuple):
@@ -63,7 +70,7 @@ def map_npy(file: Path) -> NDArray[Any]:
     return array
 
 
-def map_npz(file: Path, beside: Sequence[str] = NEEDED) -> dict[str, NDArray[Any]]:
+def map_npz(file: Path) -> dict[str, NDArray[Any]]:
     """The features of an .npz file and what is needed beside them, where it is there, by name.
 
     Raises:
@@ -71,7 +78,7 @@ def map_npz(file: Path, beside: Sequence[str] = NEEDED) -> dict[str, NDArray[Any
     """
     with _open(file) as opened:
         members = _members(opened, _MAX_MEMBERS)
-        wanted = (feature_name(file, members), *beside)
+        wanted = (feature_name(file, members), *NEEDED)
         return {name: _member(opened, *members[name]) for name in wanted if name in members}
 
 
@@ -95,17 +102,19 @@ def map_npz_arrays(file: Path) -> dict[str, NDArray[Any]]:
         return {name: _member(opened, *place) for name, place in members.items()}
 
 
-def read_image(file: Path) -> NDArray[Any]:
-    """The features [r, F] of one image, from its own .npy file or .npz archive (compressed or not)."""
+def read_image(file: Path) -> StoredImage:
+    """One image, from its own .npy file or .npz archive (compressed or not)."""
     if file.suffix == ".npy":
-        array: NDArray[Any] = map_npy(file)
+        image = StoredImage(map_npy(file), ())
+    elif not zipfile.is_zipfile(file):
+        raise InputError(f"{file} is not an .npz archive, or was cut off: write it again with numpy.savez")
     else:
-        if not zipfile.is_zipfile(file):
-            raise InputError(f"{file} is not an .npz archive, or was cut off: write it again with numpy.savez")
-        members = map_npz(file, ())
-        array = members[feature_name(file, members)]
-    check_image(file, array)
-    return array
+        with _open(file) as opened:
+            members = _members(opened, _MAX_MEMBERS)
+            array = _member(opened, *members[feature_name(file, members)])
+        image = StoredImage(array, unread(file, members, OF_ONE_IMAGE))
+    check_image(file, image.features)
+    return image
 
 
 def image_boxes(file: Path, regions: int) -> Boxes | None:

@@ -19,6 +19,7 @@ forms boxes are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .boxes import Boxes
-from .hdf5 import hdf5_arrays, hdf5_names, open_hdf5
+from .hdf5 import hdf5_names, open_hdf5
 from .layout import SplitFiles
 from .lmdb_file import open_lmdb
 from .npz import image_boxes, map_npy, map_npz, npz_names, read_image
-from .store import NEEDED, RegionStore, chosen, feature_name, one_width, padded_store, store_of
+from .store import RegionStore, chosen, one_width, padded_store, store_of, unread
 from .tsv import open_tsv
 
 FORMS = (".npy", ".npz", ".h5", ".hdf5", ".tsv", ".lmdb", "")
@@ -83,17 +84,6 @@ def open_features(path: Path) -> RegionStore:
     return _file_store(path, hdf5_names(path) if path.suffix in (".h5", ".hdf5") else None)
 
 
-def unread_arrays(path: Path) -> list[str]:
-    """The names of arrays beside those that are read, in a file of the arrays of all images; sorted."""
-    if path.suffix == ".npz" and path.is_file():
-        names = npz_names(path)
-    elif path.suffix in (".h5", ".hdf5") and path.is_file() and hdf5_names(path) is None:
-        names = hdf5_arrays(path)
-    else:
-        return []
-    return sorted(set(names) - {feature_name(path, names), *NEEDED})
-
-
 def _holds_files(path: Path) -> bool:
     """Whether a folder has a file for each image, and is no LMDB."""
     return path.is_dir() and path.suffix != ".lmdb" and not (path / "data.mdb").exists()
@@ -108,7 +98,9 @@ def _file_store(file: Path, ids: Sequence[str] | None) -> RegionStore:
         return padded_store(file, map_npy(file), None)
     if file.suffix == ".tsv":
         return open_tsv(file, ids)
-    return store_of(file, map_npz(file)) if file.suffix == ".npz" else open_hdf5(file, ids)
+    if file.suffix == ".npz":
+        return replace(store_of(file, map_npz(file)), left_out=unread(file, npz_names(file)))
+    return open_hdf5(file, ids)
 
 
 def _folder_store(folder: Path, ids_name: str, ids: Sequence[str] | None) -> RegionStore:
@@ -116,17 +108,21 @@ def _folder_store(folder: Path, ids_name: str, ids: Sequence[str] | None) -> Reg
     if not ids:
         raise InputError(f"{folder} is a folder of one .npz or .npy an image: {ids_name} must name them in order")
     files = [_image_file(folder, ids_name, name) for name in ids]
-    shapes = [read_image(file).shape for file in files]
+    shapes, left_out = [], set[str]()
+    for file in files:
+        image = read_image(file)
+        shapes.append(image.features.shape)
+        left_out.update(image.left_out)
     width = one_width(folder, {shape[1] for shape in shapes})
 
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-        return [read_image(files[row]) for row in rows]
+        return [read_image(files[row]).features for row in rows]
 
     def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
         return [image_boxes(files[row], shapes[row][0]) for row in rows]
 
     lengths = np.array([shape[0] for shape in shapes], np.int64)
-    return RegionStore(folder, len(files), int(lengths.max()), width, read, ids, lengths, read_boxes)
+    return RegionStore(folder, len(files), int(lengths.max()), width, read, ids, lengths, read_boxes, left_out)
 
 
 def _image_file(folder: Path, ids_name: str, name: str) -> Path:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ..counts import counted
 from ..errors import InputError
-from .boxes import BOX_NAMES, Boxes, BoxReader, stored_boxes
+from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, BoxReader, stored_boxes
 
 ID_NAMES = ("ids", "image_ids", "image_id")
 NEEDED = ("pos_boxes", "num_boxes", *BOX_NAMES, *ID_NAMES)
+OF_ONE_IMAGE = ("num_boxes", *BOX_NAMES, *SIZE_NAMES, *ID_NAMES)
 FEATURE_NAMES = ("features", "image_features", "feat", "x")
 # Far beyond any data set, and below what a damaged header may claim: images of a split, bytes of one image.
 MAX_IMAGES = 10**8
@@ -40,6 +41,7 @@ class RegionStore:
         lengths: number of regions of each image, [N].
         boxes: rows -> boxes [r, 4] of each, left, top, width and height as fractions of the picture; None for an image
             whose boxes are not known. The whole is None where the file has no boxes.
+        left_out: names of arrays beside, which are neither features, nor boxes, nor ids.
     """
 
     file: Path
@@ -50,6 +52,7 @@ class RegionStore:
     names: Sequence[str] | None = None
     lengths: NDArray[np.int64] | None = None
     boxes: Callable[[NDArray[np.int64]], list[Boxes | None]] | None = None
+    left_out: Collection[str] = ()
 
 
 def padded_store(
@@ -195,6 +198,11 @@ def feature_name(where: Path | str, names: Collection[str]) -> str:
             return name
     wanted = ", ".join(f"`{name}`" for name in FEATURE_NAMES[1:])
     raise InputError(f"{where} has no `features` (or {wanted}); found {sorted(names)[:9]}")
+
+
+def unread(where: Path | str, names: Collection[str], beside: Collection[str] = NEEDED) -> set[str]:
+    """The names in a file that are neither that of its features nor among those of what may stand beside them."""
+    return set(names) - {feature_name(where, names), *beside}
 
 
 def whole_numbers(file: Path, name: str, array: Any, shape: str) -> NDArray[np.int64]:

@@ -54,9 +54,9 @@ def record(name: str, features: np.ndarray, corners: np.ndarray, /, **changes: A
     return pickle.dumps({**plain, **changes})
 
 
-def npz_record(name: str, features: np.ndarray, corners: np.ndarray) -> bytes:
+def npz_record(name: str, features: np.ndarray, corners: np.ndarray, /, **more: np.ndarray) -> bytes:
     content = io.BytesIO()
-    np.savez_compressed(content, features=features, bbox=corners, image_w=WIDTH, image_h=HEIGHT)
+    np.savez_compressed(content, features=features, bbox=corners, image_w=WIDTH, image_h=HEIGHT, **more)
     return content.getvalue()
 
 
@@ -177,6 +177,35 @@ def test_ids_in_the_file_name_the_images(
     assert done.left_out == ("class_scores", "other")
     command = ["features", "--from", str(source), "-o", str(tmp_path / "out"), "--force"]
     assert "left out: class_scores, other, which are" in CliRunner().invoke(cli.main, command).output
+
+
+def _with_more(folder: Path, form: str) -> Path:
+    """Two images in a form that keeps each by itself; each has an array beside that is not read."""
+    one, two, _ = _items()
+    more = (one, {"class_scores": np.ones(3), "image_id": np.array(1)}), (two, {"tags": np.ones((5, 2))})
+    if form == "groups":
+        source = write_groups(folder, [one, two])
+        with h5py.File(source, "a") as file:
+            for (name, *_), arrays in more:
+                for array in arrays:
+                    file[name][array] = arrays[array]
+        return source
+    if form == "pickles":
+        records = {item[0].encode(): record(*item, **{name: [1.0] for name in arrays}) for item, arrays in more}
+        return write_lmdb(folder / "x.lmdb", records)
+    archives = {item[0]: npz_record(*item, **arrays) for item, arrays in more}
+    if form == "archives":
+        return write_lmdb(folder / "x.lmdb", {name.encode(): content for name, content in archives.items()})
+    (folder / "x").mkdir()
+    for name, content in archives.items():
+        (folder / "x" / f"{name}.npz").write_bytes(content)
+    return folder / "x"
+
+
+@pytest.mark.parametrize("form", ["folder", "groups", "pickles", "archives"])
+def test_arrays_of_single_images_that_are_not_read_are_named(tmp_path: Path, form: str) -> None:
+    done = convert_features(_with_more(tmp_path, form), tmp_path / "out")
+    assert (done.images, done.boxed, done.left_out) == (2, True, ("class_scores", "tags"))
 
 
 @pytest.mark.parametrize(
