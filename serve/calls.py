@@ -288,6 +288,8 @@ def _decode(content: bytes, kind: type[T]) -> T:
 
 
 def _list(values: Sequence[str] | None) -> list[str] | None:
+    if isinstance(values, Embeddings):
+        raise errors.InputError("captions and ids must be lists of text, got Embeddings: give these as embeddings=")
     if isinstance(values, str):
         raise errors.InputError(f"captions and ids must be lists of text, got one text: write [{values[:40]!r}]")
     return None if values is None else list(values)

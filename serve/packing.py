@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..runtime.embeddings import Embeddings
+from ..runtime.embeddings import Embeddings, check_embeddings
 from ..runtime.errors import TensorError
 from . import bodies
 
 
 def pack(embeddings: Embeddings) -> bodies.PackedEmbeddings:
-    """Embeddings as a body has them."""
+    """Embeddings as a body has them; TensorError if they are anything else, such as an array."""
+    check_embeddings("embeddings", embeddings)
     rows = [vectors[:length] for vectors, length in zip(embeddings.vectors, embeddings.lengths, strict=True)]
     data = np.concatenate(rows).astype("<f4").tobytes()
     return bodies.PackedEmbeddings(embeddings.dim, embeddings.lengths.tolist(), data, embeddings.kind)

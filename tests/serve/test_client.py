@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import Gallery, InputError, Matcher, TensorError
+from chan_rt.runtime import Embeddings, Gallery, InputError, Matcher, TensorError
 from chan_rt.serve import AsyncClient, Client, RequestRefused, calls
 
 CAPTION = "two red apples lie on the blue table"
@@ -109,6 +109,11 @@ def test_errors_are_those_of_the_library(client: Client, tmp_path: Path) -> None
         client.encode_pictures("a.png")
     with pytest.raises(InputError, match=r"no\.png cannot be read: No such file"):
         client.encode_pictures([tmp_path / "no.png"])
+    vectors = np.ones((1, 3, 16), np.float32)
+    with pytest.raises(InputError, match="give these as embeddings="):
+        client.search(Embeddings.from_rows(vectors))
+    with pytest.raises(TensorError, match=r"embeddings: must be Embeddings.*from_rows makes them"):
+        client.search(embeddings=vectors)
 
 
 def test_rows_are_added_and_deleted(start_server, gallery: Path, pictures: Path, tmp_path: Path) -> None:
