@@ -139,6 +139,8 @@ def read_config(path: str | Path) -> ModelConfig:
 def _not_a_checkpoint(path: Path, error: OSError) -> CheckpointError:
     missing = isinstance(error, FileNotFoundError) and error.filename
     why = f"it has no {Path(os.fsdecode(error.filename)).name}" if missing else reason_of(error)
+    if (path / "best" / CONFIG).is_file():
+        return CheckpointError(f"{path} is not a checkpoint but the folder of a run: give {path / 'best'}")
     return CheckpointError(f"{path} is not a checkpoint: {why}; make one with `chan train` or `chan import`")
 
 

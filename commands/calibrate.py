@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from ..runtime.counts import counted
+from ..runtime.errors import quoted
 from . import options
-from .terminal import echo, progress_bar
+from .terminal import echo, progress_bar, visible
 
 
 @click.command()
@@ -63,3 +64,5 @@ def command(
             values = asdict(item)
             row = " ".join(f"{values[name]:10.4f}" for name in ("low", "high", "minimum", "maximum"))
             echo(f"  {row} {item.clipped:9.2e}  {tensor}")
+    folders = f"-o {visible(quoted(bundle))} --data {visible(quoted(data))}"
+    echo(f"\n{visible(bundle)}: next, `chan export CHECKPOINT {folders} --precision int8 --precision int8_x86`")

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ..runtime.errors import quoted
 from .options import data_argument, out_option
-from .terminal import Progress, echo, progress_bar
+from .terminal import Progress, echo, progress_bar, visible
 from .values import COUNT, FOLDER, NEW_FOLDER, NUMBER, TEXT, NumberRange
 
 _COLLAPSED = (
@@ -229,6 +229,7 @@ def command(
     if training.stopped_early(out):
         echo(f"Stopped early after epoch {training.last_epoch(out)}: no epoch since {best.epoch} was better.")
     echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best, and all epochs in {out}/curve.svg")
+    echo(f"{visible(out)}: next, `chan export {visible(quoted(f'{out}/best'))} -o bundle`")
 
 
 class _Progress:

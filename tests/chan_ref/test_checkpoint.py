@@ -191,6 +191,13 @@ def test_json_nested_too_deep_is_an_error(saved: Path, tmp_path: Path):
         last_epoch(tmp_path)
 
 
+def test_a_run_that_is_given_for_its_checkpoint_is_told_apart(saved: Path, tmp_path: Path):
+    saved.rename(tmp_path / "best")
+    for read in (checkpoint.load, checkpoint.read_config):
+        with pytest.raises(CheckpointError, match=f"is not a checkpoint but the folder of a run: give {tmp_path}/best"):
+            read(tmp_path)
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_missing_and_truncated_files_are_named(saved: Path, file: str):
     content = (saved / file).read_bytes()

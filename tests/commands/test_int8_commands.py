@@ -26,6 +26,8 @@ def test_calibrate_then_sensitivity(world: Path, tmp_path: Path) -> None:
     table = ok("calibrate", world / "bundle", world / "data")
     assert "20 images, 100 captions, method minmax" in table
     assert "region_encoder" in table
+    where = f"-o {world / 'bundle'} --data {world / 'data'}"
+    assert table.endswith(f"next, `chan export CHECKPOINT {where} --precision int8 --precision int8_x86`\n")
     assert json.loads(ok("calibrate", world / "bundle", world / "data", "--json"))["data"]["images"] == IMAGES
     plan, plot = tmp_path / "plan.json", tmp_path / "plot.png"
     options = ["--max-rsum-drop", 600, "--plan", plan, "--plot", plot, "--json"]

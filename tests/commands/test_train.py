@@ -34,7 +34,7 @@ def test_options_reach_the_run_and_resume_lengthens_it(data: Path, tmp_path: Pat
     result = CliRunner().invoke(main, ["train", str(data), "-o", str(run), *SMALL, *extra])
     assert result.exit_code == 0, result.output
     assert "epoch   1" in result.output
-    assert f"{run}/best" in result.output
+    assert result.output.endswith(f"{run}: next, `chan export {run}/best -o bundle`\n")
     record = json.loads((run / "last/config.json").read_text())
     assert record["model"]["alignment"]["coding"] == "THA"
     options = record["training"]["options"]
