@@ -64,5 +64,7 @@ def command(
             values = asdict(item)
             row = " ".join(f"{values[name]:10.4f}" for name in ("low", "high", "minimum", "maximum"))
             echo(f"  {row} {item.clipped:9.2e}  {tensor}")
-    folders = f"-o {visible(quoted(bundle))} --data {visible(quoted(data))}"
-    echo(f"\n{visible(bundle)}: next, `chan export CHECKPOINT {folders} --precision int8 --precision int8_x86`")
+    echo(
+        f"\n{visible(bundle)}: next, `chan export CHECKPOINT -o {visible(quoted(bundle))} "
+        f"--data {visible(quoted(data))} --precision int8 --precision int8_x86`"
+    )
