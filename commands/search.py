@@ -17,6 +17,7 @@ from . import options, values
 from .terminal import echo, print_json, report_skipped, skipped_as_dicts, visible, warn_of_unknown
 
 if TYPE_CHECKING:
+    from ..runtime.embeddings import Embeddings
     from ..runtime.gallery import Gallery, SearchResult
     from ..runtime.matcher import Matcher
     from ..runtime.pictures.page import HitWords
@@ -201,7 +202,9 @@ class _Query:
             assert vectors is not None
             source = embedding_source([vectors], readers=options.vector_readers())
             names, rounded = source.ids, source.rounded
-            results = gallery.search(source.embeddings(gallery.settings.dim), self.k, where=self.where)
+            queries = source.embeddings(gallery.settings.dim)
+            results = gallery.search(queries, self.k, where=self.where)
+            _say_if_words_are_queries(vectors, queries, gallery, results)
         if self.as_json:
             facts = {} if vectors is None else {"rounded": bool(rounded)}
             answers = [
@@ -225,6 +228,17 @@ class _Query:
         echo(f"{verdict}: {result.reason}; {result.rescored} of {counted(result.rows, 'row')} rescored")
         if self.html is not None:
             echo(f"page: {visible(self.html)}")
+
+
+def _say_if_words_are_queries(
+    file: Path, queries: Embeddings, gallery: Gallery, results: Sequence[SearchResult]
+) -> None:
+    """Say that each vector was a query, where rows have several: the file may be meant as one query [L, D]."""
+    if len(queries) == 1 or int(queries.lengths.max()) > 1 or not results[0].hits:
+        return
+    if gallery.embeddings([results[0].hits[0].id]).lengths[0] > 1:
+        read = f"{visible(file)} holds {counted(len(queries), 'query')} of one vector each"
+        echo(f"{read}; one query of all these vectors is an array [1, L, D]", err=True)
 
 
 def _check_not_empty(gallery: Gallery) -> None:

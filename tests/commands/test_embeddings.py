@@ -244,6 +244,29 @@ def test_mistakes_are_one_line(desk: Path) -> None:
     assert not Path("h").exists()
 
 
+def test_vectors_that_may_be_one_query_are_said(desk: Path) -> None:
+    documents, query = rows(30), next(iter(rows(1, seed=3).values()))
+    query = np.concatenate([query, query])
+    np.savez("docs.npz", **documents)
+    np.savez("flat.npz", **{id: row[:1] for id, row in documents.items()})
+    np.save("one.npy", query)
+    np.save("whole.npy", query[None])
+    ok("index", "--embeddings", "docs.npz", "-o", "g")
+    ok("index", "--embeddings", "flat.npz", "-o", "flat")
+
+    def said(gallery: str, file: str) -> str:
+        result = chan("search", gallery, "--embeddings", file, "--json")
+        assert result.exit_code == 0
+        assert json.loads(result.stdout)
+        return result.stderr
+
+    words = (
+        f"one.npy holds {len(query)} queries of one vector each; one query of all these vectors is an array [1, L, D]"
+    )
+    assert said("g", "one.npy") == f"{words}\n"
+    assert said("g", "whole.npy") == said("flat", "one.npy") == ""
+
+
 def test_rows_like_a_row(desk: Path) -> None:
     documents = rows(30)
     np.savez("docs.npz", **documents)
