@@ -204,12 +204,47 @@ def test_of_long_lists_the_gpu_leaves_the_best(pooling: str, count: int, k: int,
             assert winners[: len(queries[i])].tolist() == known.winners.tolist()
 
 
+@pytest.mark.parametrize("equal", [6, 7, 8])
+def test_where_one_row_too_many_is_left_the_whole_list_is_decided(equal: int) -> None:
+    """k + 4 rows have room; all rows that are equal to the k-th come back, and none twice."""
+    dim, k, alignment = 64, 3, AlignmentConfig()
+    (best,), rest = made_queries((2,), dim), made_up("plain", 1, 30, 3, dim)
+    rows = [*rest[:20], *[best] * equal, *rest[20:]]
+    scan, device = open_scan("int8", dim, alignment)
+    held = scan.gather([scan.hold(part) for part in make_parts(rows, precision="float32")])
+    every: list[Decided] = []
+    floors = np.full(4, true_row(rest[0], best, "images", alignment).score - 1e6)
+    scan.decider(held)([best] * 4, k, np.ones(len(rows), bool), floors, 4, every.append)
+    assert any(name.startswith("select") for name in device.launched)
+    assert device.launched.count("decide_float32") == (3 if equal > k + 4 else 2), "for the threshold, and the lists"
+    for i in range(4):
+        assert sorted(every[0].choose(every[0].queries == i).rows.tolist()) == list(range(20, 20 + equal))
+
+
+def test_the_last_queries_alone_have_their_own_numbers() -> None:
+    scan, device = open_scan("int8", 24, AlignmentConfig())
+    held = scan.gather([scan.hold(part) for part in make_parts(made_up("plain", 3, 5, 5, 24))])
+    queries = [np.float32(10.0**i) * query for i, query in enumerate(made_queries((3, 5, 2), 24))]
+    sent = scan._sender.send(queries, None)
+    scan._sender.terms(sent, held.coded, held.largest)
+    scan._arena.wait()
+    alone = sent.alone(1)
+    assert alone.lengths == (5, 2)
+    for name, kind in (("starts", np.int32), ("query_starts", np.int32), ("margins", np.float64)):
+        every, own = (device.array(getattr(each, name), kind) for each in (sent, alone))
+        assert own[:2].tolist() == every[1:3].tolist()
+        assert own[0] != every[0]
+
+
 @needs_core
 @pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.parametrize("capacity", [8, 24])
 @pytest.mark.parametrize("gpus", [1, 3])
-def test_lists_that_overflow_are_made_again_and_decided(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_that_overflow_are_made_again_and_decided(
+    gpus: int, capacity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some queries' lists, on some GPUs; the compiled search is asked for nothing."""
-    monkeypatch.setattr(queue_module, "CAPACITY", 8)
+    monkeypatch.setattr(queue_module, "CAPACITY", capacity)
     alignment, dim = AlignmentConfig(), 24
     rows = made_up("plain", 4, 50, 5, dim) + made_up("near", 3, 100, 5, dim)
     parts = make_parts(rows, (25, 50, 60, 120))
@@ -221,7 +256,7 @@ def test_lists_that_overflow_are_made_again_and_decided(gpus: int, monkeypatch: 
     for k in (1, 5, 20):
         found = ours.rank(queries, k, np.ones(150, bool))
         assert_equal(found, compiled.rank(queries, k))
-        overflowed += sum(ranking.rescored > 8 * gpus for ranking in found)
+        overflowed += sum(ranking.rescored > capacity * gpus for ranking in found)
     assert overflowed
 
 
