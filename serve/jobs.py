@@ -1,4 +1,4 @@
-"""Bodies of requests to jobs of the batcher: one kind of rows, not too many, pictures decoded, filters checked."""
+"""Bodies of requests to jobs of the batchers: one kind of rows, not too many, pictures decoded, filters checked."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def do(state: State, job: Work) -> Embeddings:
     Raises:
         Refusal, ChanError: of the job.
     """
-    await state.batcher.do(job)
+    await state.do(job)
     assert job.embeddings is not None
     return job.embeddings
 
