@@ -132,6 +132,10 @@ def _entry(key: object, value: object, place: str, keys: dict[str, None], depth:
     if key.startswith("$"):
         raise InputError(f"{place}: must use a metadata key or one of {', '.join(_JOINS)}, got {key!r}")
     operators = isinstance(value, Mapping) and any(isinstance(name, str) and name.startswith("$") for name in value)
+    if not operators and isinstance(value, Mapping) and any(f"${name}" in _CONDITIONS for name in value):
+        bare = next(name for name in value if f"${name}" in _CONDITIONS)
+        rule = f"must write ${bare} for the condition, and $eq before an object that is meant as a value"
+        raise InputError(f"{place}[{key!r}]: {rule}, got {bare!r}")
     conditions: Mapping[Any, Any] = value if operators else {"$eq": value}  # type: ignore[assignment]
     tests = [_condition(name, wanted, key, f"{place}[{key!r}]", keys) for name, wanted in conditions.items()]
     return lambda metadata: all(test(metadata) for test in tests)
