@@ -61,7 +61,10 @@ def index_files(asked: IndexOptions) -> None:
                 echo(f"{count} {text}")
         unit = 0.999 < low <= high < 1.001
         measured = "vectors have length 1" if unit else f"vectors have lengths from {low:.4g} to {high:.4g}"
-        echo(f"{measured}; a score is {asked.coding} and {asked.pooling} of {'cosines' if unit else 'inner products'}")
+        products = (
+            "cosines" if unit else "inner products: if cosines are meant, scale rows and queries to length 1 first"
+        )
+        echo(f"{measured}; a score is {asked.coding} and {asked.pooling} of {products}")
         if source.made_up:
             echo(_made_up(source))
         if source.rounded:

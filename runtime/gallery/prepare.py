@@ -67,7 +67,8 @@ class Preparation:
             else "the int8 codes of every row are scanned, because shorter codes exclude too few rows"
         )
         if self.second is None or self.codes is None or self.rescored is None:
-            return f"{levels}; what this reads was not measured: that needs two queries or more and the compiled search"
+            needs = "two queries or more (chan gallery prepare --queries) and the compiled search"
+            return f"{levels}; what this reads was not measured: that needs {needs}"
         shares = f"rescored {self.rescored:.2%} of the rows"
         if self.plan.first is not None:
             shares = f"second level {self.second:.1%}, int8 {self.codes:.1%}, {shares}"
