@@ -120,6 +120,8 @@ def _check_fits(images: CaptionedImages, path: str | Path) -> None:
         images.check_bundle(Manifest.load(path), path)
     elif (Path(path) / "config.json").is_file():
         images.check_width(read_config(path).region_dim, path)
+    elif (Path(path) / "best" / "config.json").is_file():
+        raise InputError(f"{path} is the folder of a run: give its checkpoint, {Path(path) / 'best'}")
     else:
         raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
 

@@ -127,6 +127,10 @@ def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:
     code, text = invoke(tmp_path, place / "data")
     assert code == 1
     assert "neither a checkpoint" in text
+    shutil.copytree(place / "lse", tmp_path / "run" / "best")
+    code, text = invoke(tmp_path / "run", place / "data")
+    assert code == 1
+    assert f"run is the folder of a run: give its checkpoint, {tmp_path / 'run' / 'best'}" in text
     code, text = invoke(place / "lse", place / "data", "--eccv")
     assert code == 1
     assert "test_ids.txt is missing" in text
