@@ -198,6 +198,8 @@ def command(
 
     def on_epoch(log: EpochLog) -> None:
         progress.close()
+        if progress.best < 0:
+            echo("three numbers are R@1, R@5 and R@10 on the validation images in %, rsum the sum of all six")
         progress.best = max(progress.best, log.rsum)
         echo(_line(log))
         if log.collapsed and not any(warned):

@@ -33,6 +33,7 @@ def test_options_reach_the_run_and_resume_lengthens_it(data: Path, tmp_path: Pat
     extra = ["--epochs", "2", "--pooling", "Mean", "--coding", "THA", "--seed", "7", "--loss", "infonce"]
     result = CliRunner().invoke(main, ["train", str(data), "-o", str(run), *SMALL, *extra])
     assert result.exit_code == 0, result.output
+    assert result.output.count("three numbers are R@1, R@5 and R@10 on the validation images") == 1
     assert "epoch   1" in result.output
     assert result.output.endswith(f"{run}: next, `chan export {run}/best -o bundle`\n")
     record = json.loads((run / "last/config.json").read_text())
@@ -58,6 +59,7 @@ def test_ctrl_c_keeps_the_last_finished_epoch(data: Path, tmp_path: Path) -> Non
     code = f"{heard}; from chan_rt.cli import main; main({command!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    process.stdout.readline()  # what the numbers are
     first = process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
