@@ -14,7 +14,7 @@ from .galleries import OpenGallery
 from .packing import unpack
 from .problems import Refusal
 from .state import State
-from .uploads import decode_pictures
+from .uploads import decode_upload
 from .work import Search, Work
 
 
@@ -37,7 +37,7 @@ async def make_job(
 
     Raises:
         Refusal: none or several kinds of rows, too many of them, or a picture that is none.
-        ChanError: as `decode_pictures` and `unpack`.
+        ChanError: as `decode_upload` and `unpack`.
     """
     like = None if search is None else search.like
     given = {"captions": captions, "pictures": pictures, "embeddings": packed, "like": like}
@@ -55,7 +55,10 @@ async def make_job(
         job.captions, job.words = captions, sum(3 + caption.count(" ") for caption in captions)
     elif pictures is not None:
         check_count(state, "pictures", pictures)
-        job.pictures = await state.aside(decode_pictures, opened, pictures, state.settings.limits.pixels)
+        pixels = state.settings.limits.pixels
+        job.pictures = [  # one by one, so that others' pictures come between those of a request that has many
+            await state.aside(decode_upload, opened, data, pixels, f"pictures[{i}]") for i, data in enumerate(pictures)
+        ]
         job.words = len(pictures) * opened.regions
     elif packed is not None:
         check_count(state, "embeddings", packed.lengths)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..runtime.pictures.received import TooManyPixels, UnknownFormat, decode_picture
@@ -14,11 +13,11 @@ if TYPE_CHECKING:
     from .galleries import OpenGallery
 
 
-def decode_pictures(opened: OpenGallery, files: Sequence[bytes], pixels: int) -> list[Image.Image]:
-    """Decode the pictures of a request for a gallery.
+def decode_upload(opened: OpenGallery, data: bytes, pixels: int, name: str) -> Image.Image:
+    """Decode a picture of a request for a gallery; `name` is what an error calls it.
 
     Raises:
-        Refusal: the gallery's bundle takes no pictures, or one is no picture or has too many pixels.
+        Refusal: the gallery's bundle takes no pictures, or this is no picture or has too many pixels.
         InputError, MissingExtra: as `decode_picture`.
     """
     preprocess = opened.need_matcher().manifest.preprocess
@@ -26,7 +25,7 @@ def decode_pictures(opened: OpenGallery, files: Sequence[bytes], pixels: int) ->
         detail = f"the bundle of the gallery {opened.name} has no backbone and takes no pictures: send embeddings"
         raise Refusal(422, "picture", detail)
     try:
-        return [decode_picture(data, preprocess.size, pixels, f"pictures[{i}]") for i, data in enumerate(files)]
+        return decode_picture(data, preprocess.size, pixels, name)
     except UnknownFormat as error:
         raise Refusal(415, "picture", str(error)) from error
     except TooManyPixels as error:

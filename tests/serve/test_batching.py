@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -12,9 +13,11 @@ import pytest
 from chan_rt.runtime import Gallery, Matcher, open_gallery_with_matcher
 from chan_rt.runtime.gallery.where import Filter
 from chan_rt.serve import Settings
+from chan_rt.serve import jobs as jobs_module
 from chan_rt.serve import state as state_module
 from chan_rt.serve.batching import Batcher, Job
 from chan_rt.serve.galleries import OpenGallery
+from chan_rt.serve.jobs import make_job
 from chan_rt.serve.state import State
 from chan_rt.serve.work import Search, Work, encode_texts, run_batch
 
@@ -125,6 +128,30 @@ def test_no_small_request_waits_for_a_large_one(
         assert not any(task.done() for task in large)
         go.set()
         await asyncio.gather(*large)
+        state.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_one_picture_comes_between_those_of_requests_with_many(
+    opened: OpenGallery, gallery: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for all of them: beside 2 clients with 40 pictures of 36 megapixels a request 41 s, and now 0.5 s."""
+    decoded: list[bytes] = []
+
+    def decode(opened: OpenGallery, data: bytes, pixels: int, name: str) -> None:
+        time.sleep(0.01)
+        decoded.append(data)
+
+    monkeypatch.setattr(jobs_module, "decode_upload", decode)
+
+    async def scenario() -> None:
+        state = State(Settings({"mine": gallery}))
+        many = [asyncio.create_task(make_job(state, opened, pictures=[b"many"] * 30)) for _ in range(2)]
+        await settle()
+        await make_job(state, opened, pictures=[b"one"])
+        assert len(decoded) < 10
+        assert [len(job.pictures) for job in await asyncio.gather(*many)] == [30, 30]
         state.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
