@@ -86,6 +86,11 @@ class BoundBackend(GpuSession):
         self._bindings: dict[tuple[int, ...], _Binding] = {}
 
     @property
+    def bindings(self) -> int:
+        """How many choices of sizes have a binding of their own."""
+        return len(self._bindings)
+
+    @property
     def graphs(self) -> int:
         """How many choices of sizes got a recorded graph so far."""
         return len(self._recorded)
