@@ -147,13 +147,25 @@ def shortlist(
 
 
 @triton.jit
-def pooled_pairs(
-    maxima, first, valid, words, stride, temperature, POOLING: tl.constexpr, PAIRS: tl.constexpr, BLOCK_W: tl.constexpr
+def true_scores(
+    maxima,  # as of `reach`, up to `temperature`
+    found,
+    word_starts,
+    which,
+    picks,
+    stride,
+    temperature,
+    POOLING: tl.constexpr,
+    PICKS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
-    """The scores of PAIRS pairs of one query, from the first one on: [PAIRS]; -inf of those that are not valid."""
-    pair = first + tl.arange(0, PAIRS)
-    peak = tl.full([PAIRS], float("-inf"), tl.float64)
-    total = tl.full([PAIRS], 0.0, tl.float64)
+    """The scores of one query's rows that were picked, [PICKS]; -inf of those that are beyond."""
+    pick = tl.arange(0, PICKS)
+    valid = pick < tl.minimum(tl.load(found + which), picks)
+    words = tl.load(word_starts + which + 1) - tl.load(word_starts + which)
+    pair = which * picks + pick
+    peak = tl.full([PICKS], float("-inf"), tl.float64)
+    total = tl.full([PICKS], 0.0, tl.float64)
     for begin in range(0, words, BLOCK_W):
         word = begin + tl.arange(0, BLOCK_W)
         valid_word = word < words
@@ -189,9 +201,7 @@ def reach(
 ):
     """Pool the true similarities of PICKS rows of one query at most, and find the k-th largest score."""
     which = tl.program_id(0).to(tl.int64)
-    valid = tl.arange(0, PICKS) < tl.minimum(tl.load(found + which), picks)
-    words = tl.load(word_starts + which + 1) - tl.load(word_starts + which)
-    score = pooled_pairs(maxima, which * picks, valid, words, stride, temperature, POOLING, PICKS, BLOCK_W)
+    score = true_scores(maxima, found, word_starts, which, picks, stride, temperature, POOLING, PICKS, BLOCK_W)
     best = kth_largest(score, k, PICKS) - tl.load(margins + which)
     tl.store(thresholds + which, tl.maximum(best, tl.load(thresholds + which)))
 
@@ -220,19 +230,17 @@ def select(
 ):
     """Copy what could be among the best k of the PICKS rows of one query at most."""
     which = tl.program_id(0).to(tl.int64)
-    pick = tl.arange(0, PICKS)
-    valid = pick < tl.minimum(tl.load(found + which), picks)
-    words = tl.load(word_starts + which + 1) - tl.load(word_starts + which)
-    score = pooled_pairs(maxima, which * picks, valid, words, stride, temperature, POOLING, PICKS, BLOCK_W)
+    score = true_scores(maxima, found, word_starts, which, picks, stride, temperature, POOLING, PICKS, BLOCK_W)
     margin = tl.load(margins + which)
     threshold = tl.maximum(tl.load(thresholds + which), kth_largest(score, k, PICKS) - margin)
-    keep = valid & (score + margin >= threshold)
+    keep = (score > float("-inf")) & (score + margin >= threshold)
     counted = keep.to(tl.int32)
     place = tl.cumsum(counted, axis=0) - counted
     tl.store(kept + which, tl.sum(counted, axis=0))
     keep = keep & (place < room)
-    source, target = which * picks + pick, which * room + place
+    source, target = which * picks + tl.arange(0, PICKS), which * room + place
     tl.store(kept_rows + target, tl.load(decided + source, mask=keep), mask=keep)
+    words = tl.load(word_starts + which + 1) - tl.load(word_starts + which)
     for begin in range(0, words, BLOCK_W):
         word = begin + tl.arange(0, BLOCK_W)
         both = keep[:, None] & (word < words)[None, :]
