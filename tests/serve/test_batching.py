@@ -202,6 +202,7 @@ def test_one_that_fails_does_so_alone(opened: OpenGallery) -> None:
     texts = ["a cloud", " ", "the green apple", "word " * 200]
     jobs = [Work(opened=opened, words=5, captions=[text], search=Search(2)) for text in texts]
     jobs.append(Work(opened=opened, words=5, captions=["a"], search=Search(2, Filter.parse({"nothing": 1}))))
+    jobs.append(Work(opened=opened, words=5, captions=[""], search=Search(2), off=[1]))
     run_batch(jobs, 1000)
     assert [type(job.error).__name__ for job in jobs] == [
         "NoneType",
@@ -209,8 +210,9 @@ def test_one_that_fails_does_so_alone(opened: OpenGallery) -> None:
         "NoneType",
         "TensorError",
         "InputError",
+        "InputError",
     ]
-    assert [len(job.results) for job in jobs] == [1, 0, 1, 0, 0]
+    assert [len(job.results) for job in jobs] == [1, 0, 1, 0, 0, 0]
 
 
 def test_a_gallery_that_was_closed_meanwhile_is_a_refusal(opened: OpenGallery) -> None:
