@@ -120,12 +120,8 @@ class Decider:
         """
         arena, count, capacity = self._arena, lists.queries, lists.capacity
         fetched = arena.fetch("found", lists.found, count, np.int32)
-        size = PAIR_BYTES * longest * count
-        usual = min(self._listed + self._listed // 4, _MOST_AHEAD, RESULTS // size)  # the next list may be longer
-        ahead = min(capacity, max(min(_AHEAD // count, _AHEAD_BYTES // size), usual))  # places of each list
-        ahead *= longest <= _LONGEST
-        room = k + _SPARE
-        begins = np.arange(count) * capacity
+        ahead, room = self._ahead(lists, longest), k + _SPARE
+        begins = np.arange(count) * capacity  # of each list, among all places
         chosen = (begins[:, None] + np.arange(ahead)).reshape(-1)
         kept: NDArray[np.int32] | None = None
         if 2 * room <= ahead <= PICKS[-1]:
@@ -139,14 +135,13 @@ class Decider:
             found = fetched.astype(np.int64)
             held = np.where(found <= capacity, found, 0)
             self._listed = int(held.max())
-            done, filled = np.full(count, ahead), np.minimum(held, ahead)  # places of each list, and of the first
+            done = filled = np.minimum(held, ahead)  # how many places of each list are decided, and lie in `first`
             if kept is not None:
-                fits = kept <= room
-                done, filled = done * fits, np.where(fits & (held > 0), kept, 0)
+                fits = (kept <= room) & (held > 0)
+                done, filled = done * fits, kept * fits
             which, place = np.nonzero(np.arange(room) < filled[:, None])
             results: list[tuple[NDArray[Any], ...]] = [(which, *(array[which * room + place] for array in first))]
-            rest = np.maximum(held - done, 0)
-            left = np.repeat(begins + done - (np.cumsum(rest) - rest), rest) + np.arange(rest.sum())
+            left = _ranges(begins + done, held - done)
             most = max(1, RESULTS // (PAIR_BYTES * longest))
             for begin in range(0, len(left), most):
                 chosen = left[begin : begin + most]
@@ -158,6 +153,14 @@ class Decider:
             return Decided(np.arange(count), found, which, rows.astype(np.int64), maxima, winners)
 
         return finish
+
+    def _ahead(self, lists: DeviceLists, longest: int) -> int:
+        """How many places of each list are decided before the CPU knows how long the lists are."""
+        if longest > _LONGEST:
+            return 0
+        size = PAIR_BYTES * longest * lists.queries
+        usual = min(self._listed + self._listed // 4, _MOST_AHEAD, RESULTS // size)  # the next list may be longer
+        return min(lists.capacity, max(min(_AHEAD // lists.queries, _AHEAD_BYTES // size), usual))
 
     def similarities(self, fine: Fine, codes: Codes, lists: DeviceLists, sent: SentQueries, longest: int) -> int:
         """Queue the similarities of all places of the lists; the arguments are as of `decide`.
@@ -239,6 +242,12 @@ def _parted(data: NDArray[np.uint8], pairs: int, longest: int) -> _Rows:
     """The rows, maxima and winners in the results of so many pairs."""
     maxima, rest = data[: 8 * pairs * longest].view(np.float64), data[8 * pairs * longest :].view(np.int32)
     return rest[pairs * longest :], maxima.reshape(pairs, longest), rest[: pairs * longest].reshape(pairs, longest)
+
+
+def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers from each begin on, as many as its count, one range after another."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(begins - before, counts) + np.arange(counts.sum())
 
 
 def _size(pairs: int, longest: int) -> int:
