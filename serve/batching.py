@@ -33,6 +33,11 @@ class Job:
     error: Exception | None = None
     done: asyncio.Future[None] | None = None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether its result is of use; any thread may ask."""
+        return self.error is None and (self.done is None or not self.done.done())
+
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 
@@ -70,6 +75,8 @@ class Batcher(Generic[AnyJob]):
     async def do(self, job: AnyJob) -> None:
         """Wait until a job is done. Where the wait is cancelled before a lane took the job, it is not done at all.
 
+        What a lane has taken is told by `Job.wanted`, so that `run` can leave the rest of it.
+
         Raises:
             Exception: the job's error.
         """
@@ -99,12 +106,11 @@ class Batcher(Generic[AnyJob]):
         words, now = 0, time.monotonic()
         while self._waiting:
             job = self._waiting[0]
-            wanted = job.done is not None and not job.done.done()
-            if wanted and batch and words + job.words > self._words:
+            if job.wanted and batch and words + job.words > self._words:
                 break
             self._waiting.popleft()
             self.waiting_words -= job.words
-            if wanted:
+            if job.wanted:
                 job.queued = now - job.came
                 words += job.words
                 batch.append(job)

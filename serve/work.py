@@ -1,7 +1,8 @@
 """What a batch of jobs does: encode captions and pictures of all of them together, then search with what they want.
 
 Captions are encoded in runs of similar length, so that little is computed on padding. Queries of one gallery that
-search for the same share one scan. A job that fails does so alone: what was together is tried again one by one.
+search for the same share one scan. A job that fails does so alone: what was together is tried again one by one. What
+nobody waits for any more, such as a request that took too long, is left between the steps, runs and scans of a batch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _Item = TypeVar("_Item")
+# Queries of one scan, after which a batch that nobody waits for ends. 64 queries took 2 % more of the CPU in two scans
+# than in one (0.25 s; 10,000 images at 1024-d, 2 cores of a Zen 4).
+QUERIES = 32
+
+
+class _Left(Exception):
+    """Nobody waits any more for what is being done."""
 
 
 @dataclass(frozen=True)
@@ -99,32 +108,55 @@ def _run(jobs: Sequence[Work], words: int) -> None:
     texts = [job for job in jobs if job.captions]
     pictures = [job for job in jobs if job.pictures]
     for group in _grouped(texts, lambda job: id(job.opened.need_matcher())):
-        _encode(group, lambda job: job.captions, lambda matcher, items: encode_texts(matcher, items, words))
+        _encode(
+            group, lambda job: job.captions, lambda matcher, items, check: encode_texts(matcher, items, words, check)
+        )
     for group in _grouped(pictures, lambda job: id(job.opened.need_matcher())):
-        _encode(group, lambda job: job.pictures, lambda matcher, items: matcher.encode_pictures(items))
+        _encode(group, lambda job: job.pictures, _encode_pictures)
     for job in jobs:
         if job.off and job.error is None:
             _attempt([job], _switch_off)
         if job.search is not None and job.search.like is not None:
             _attempt([job], _read_row)
     middle = time.perf_counter()
-    searching = [job for job in jobs if job.search is not None and job.error is None]
+    searching = [job for job in jobs if job.search is not None]
     for group in _grouped(searching, lambda job: (id(job.opened), job.search)):
         _attempt(group, _search)
     end = time.perf_counter()
     for job in jobs:
         job.encode_seconds, job.search_seconds = middle - begin, end - middle
-        if job.describe is not None and job.error is None:
+        if job.describe is not None:
             _attempt([job], _describe)
 
 
-def encode_texts(matcher: Matcher, captions: Sequence[str], words: int) -> Embeddings:
-    """Encode captions in runs of similar length, each of at most `words` words with its padding."""
+def encode_texts(
+    matcher: Matcher, captions: Sequence[str], words: int, check: Callable[[], None] = lambda: None
+) -> Embeddings:
+    """Encode captions in runs of similar length, each of at most `words` words with its padding.
+
+    check: called before each run; what it raises ends the work.
+    """
     lengths = [len(row) for row in matcher.tokenizer.rows(captions)]
     order = sorted(range(len(captions)), key=lengths.__getitem__)
-    parts = [matcher.encode_texts([captions[i] for i in run]) for run in _runs(order, lengths, words)]
+    parts = []
+    for run in _runs(order, lengths, words):
+        check()
+        parts.append(matcher.encode_texts([captions[i] for i in run]))
     place = np.argsort(np.array(order))
     return Embeddings.concatenate(parts)[place]
+
+
+def _encode_pictures(matcher: Matcher, pictures: Sequence[Image.Image], check: Callable[[], None]) -> Embeddings:
+    """Encode pictures, as many at a time as the backbone is given together; `check` as in `encode_texts`."""
+    parts = []
+    for piece in _pieces(pictures, matcher.pictures_at_once):
+        check()
+        parts.append(matcher.encode_pictures(piece))
+    return Embeddings.concatenate(parts)
+
+
+def _pieces(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
 
 
 def _runs(order: Sequence[int], lengths: Sequence[int], words: int) -> Iterator[list[int]]:
@@ -141,10 +173,11 @@ def _runs(order: Sequence[int], lengths: Sequence[int], words: int) -> Iterator[
 def _encode(
     jobs: Sequence[Work],
     items_of: Callable[[Work], Sequence[_Item]],
-    encode: Callable[[Matcher, Sequence[_Item]], Embeddings],
+    encode: Callable[[Matcher, Sequence[_Item], Callable[[], None]], Embeddings],
 ) -> None:
     def encode_all(group: Sequence[Work]) -> None:
-        encoded = encode(group[0].opened.need_matcher(), [item for job in group for item in items_of(job)])
+        items = [item for job in group for item in items_of(job)]
+        encoded = encode(group[0].opened.need_matcher(), items, partial(_check_wanted, group))
         row = 0
         for job in group:
             count = len(items_of(job))
@@ -180,13 +213,17 @@ def _search(jobs: Sequence[Work]) -> None:
     search = jobs[0].search
     assert search is not None
     gallery, like = jobs[0].opened.gallery, search.like
-    found = gallery.search(
-        Embeddings.concatenate(queries),
-        search.k + (like is not None),
-        ids=search.ids,
-        where=search.where,
-        same_kind=like is not None,
-    )
+    found: list[SearchResult] = []
+    together = Embeddings.concatenate(queries)
+    for rows in _pieces(range(len(together)), QUERIES):
+        _check_wanted(jobs)
+        found += gallery.search(
+            together[rows],
+            search.k + (like is not None),
+            ids=search.ids,
+            where=search.where,
+            same_kind=like is not None,
+        )
     results = iter(found if like is None else [result.without(like, search.k) for result in found])
     for job, query in zip(jobs, queries, strict=True):
         job.results = [next(results) for _ in range(len(query))]
@@ -199,15 +236,26 @@ def _describe(jobs: Sequence[Work]) -> None:
 
 
 def _attempt(jobs: Sequence[Work], do: Callable[[Sequence[Work]], None]) -> None:
-    """Do something for all jobs, or where that fails for each alone."""
+    """Do something for all jobs that are still wanted, or where that fails for each alone."""
+    jobs = [job for job in jobs if job.wanted]
+    if not jobs:
+        return
     try:
         do(jobs)
+    except _Left:
+        return
     except (ChanError, Refusal) as error:
         if len(jobs) == 1:
             jobs[0].error = error
             return
         for job in jobs:
             _attempt([job], do)
+
+
+def _check_wanted(jobs: Sequence[Work]) -> None:
+    """End what is being done where nobody waits for any of the jobs."""
+    if not any(job.wanted for job in jobs):
+        raise _Left
 
 
 def _grouped(jobs: Iterable[Work], key: Callable[[Work], Hashable]) -> Iterable[list[Work]]:

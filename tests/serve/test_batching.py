@@ -9,12 +9,14 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from chan_rt.runtime import Gallery, Matcher, open_gallery_with_matcher
 from chan_rt.runtime.gallery.where import Filter
 from chan_rt.serve import Settings
 from chan_rt.serve import jobs as jobs_module
 from chan_rt.serve import state as state_module
+from chan_rt.serve import work as work_module
 from chan_rt.serve.batching import Batcher, Job
 from chan_rt.serve.galleries import OpenGallery
 from chan_rt.serve.jobs import make_job
@@ -213,6 +215,44 @@ def test_one_that_fails_does_so_alone(opened: OpenGallery) -> None:
         "InputError",
     ]
     assert [len(job.results) for job in jobs] == [1, 0, 1, 0, 0, 0]
+
+
+def test_a_word_that_is_off_in_a_caption_that_cannot_be_encoded_harms_no_other(opened: OpenGallery) -> None:
+    jobs = [
+        Work(opened=opened, words=5, captions=[text], off=off, search=Search(2))
+        for text, off in ((" ", [0]), ("a", []))
+    ]
+    run_batch(jobs, 1000)
+    assert [type(job.error).__name__ for job in jobs] == ["InputError", "NoneType"]
+    assert len(jobs[1].results) == 1
+
+
+@pytest.mark.parametrize("method", ["encode_texts", "encode_pictures", "search"])
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "beside-another"])
+def test_a_batch_ends_between_its_parts_where_nobody_waits_for_it(
+    opened: OpenGallery, monkeypatch: pytest.MonkeyPatch, method: str, other: bool
+) -> None:
+    """A request that took too long was computed to its end, and what came after it waited for that."""
+    monkeypatch.setattr(work_module, "QUERIES", 1)
+    monkeypatch.setattr(Matcher, "pictures_at_once", 1)
+    items = {"pictures": [Image.new("RGB", (8, 8))] * 4} if method == "encode_pictures" else {"captions": CAPTIONS[:4]}
+    search = None if method == "encode_pictures" else Search(2)
+    jobs = [Work(opened=opened, words=5, search=search, **items) for _ in range(1 + other)]
+    loop = asyncio.new_event_loop()
+    jobs[0].done = loop.create_future()
+    owner = Gallery if method == "search" else Matcher
+    real = getattr(owner, method)
+
+    def leave(*args: object, **named: object) -> object:
+        jobs[0].done.cancel()
+        return real(*args, **named)
+
+    with patch.object(owner, method, autospec=True, side_effect=leave) as called:
+        run_batch(jobs, 1)
+    loop.close()
+    assert called.call_count == (8 if other else 1)
+    assert [job.error for job in jobs] == [None] * len(jobs)
+    assert [len(job.results) for job in jobs[1:]] == [0 if search is None else 4] * other
 
 
 def test_a_gallery_that_was_closed_meanwhile_is_a_refusal(opened: OpenGallery) -> None:
