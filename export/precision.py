@@ -37,75 +37,95 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         InputError: the graph is not of that form, or a weight overflows half; the message names the node or weight.
     """
     _check_before(model)
-    types = _value_types(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
-    weights = {item.name: item for item in model.graph.initializer}
-    in_single, in_half = _uses(model)
-    for name, tensor in weights.items():
-        if name in in_single or tensor.data_type != TensorProto.FLOAT:
-            result.graph.initializer.append(tensor)
-        if name in in_half:
-            result.graph.initializer.append(_half(tensor, _half_name(name) if name in in_single else name))
+    result = _Copy(model).made()
+    _check_after(model, result)
+    return result
 
-    outputs = {item.name for item in model.graph.output}
-    held = {item.name: types[item.name] for item in model.graph.input}  # the type each computed value is made in
-    for info in result.graph.input:
-        if info.name in HALF_BOUNDARY:
-            info.type.tensor_type.elem_type = held[info.name] = TensorProto.FLOAT16
-    cast: set[str] = set()
 
-    def converted(value: str, wanted: int) -> str:
-        if held[value] == wanted:
-            return value
-        name = f"{value}/{'to_half' if wanted == TensorProto.FLOAT16 else 'to_float'}"
-        if name not in cast:
-            cast.add(name)
-            result.graph.node.append(helper.make_node("Cast", [value], [name], name=name, to=wanted))
-        return name
+class _Copy:
+    """A copy of a graph in the making, which has its nodes in the graph's order and casts between them."""
 
-    for node in model.graph.node:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._types = _value_types(model)
+        self._held = {item.name: self._types[item.name] for item in model.graph.input}  # the type each value is made in
+        self._weights = {item.name for item in model.graph.initializer}
+        self._in_single, self._in_half = _uses(model)
+        self._outputs = {item.name for item in model.graph.output}
+        self._cast: set[str] = set()
+        self._result = onnx.ModelProto()
+        self._result.CopyFrom(model)
+        self._graph = self._result.graph
+        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
+
+    def made(self) -> onnx.ModelProto:
+        """The copy, made whole."""
+        for info in [*self._graph.input, *self._graph.output]:
+            if info.name in HALF_BOUNDARY:
+                info.type.tensor_type.elem_type = TensorProto.FLOAT16
+        self._held |= {info.name: TensorProto.FLOAT16 for info in self._graph.input if info.name in HALF_BOUNDARY}
+        for tensor in self._model.graph.initializer:
+            self._add_weight(tensor)
+        for node in self._model.graph.node:
+            self._add_node(node)
+        return self._result
+
+    def _add_weight(self, tensor: TensorProto) -> None:
+        """Keep a weight for islands, and round it for the nodes outside of them that read it."""
+        if tensor.name in self._in_single or tensor.data_type != TensorProto.FLOAT:
+            self._graph.initializer.append(tensor)
+        if tensor.name in self._in_half:
+            self._graph.initializer.append(_half(tensor, self._weight_name(tensor.name, TensorProto.FLOAT16)))
+
+    def _add_node(self, node: onnx.NodeProto) -> None:
+        """Add a node that reads and makes real values of its own type."""
         own = TensorProto.FLOAT if is_island(node) else TensorProto.FLOAT16
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for index, value in enumerate(node.input):
-            if not value or types[value] != TensorProto.FLOAT:
-                continue
-            if value in weights:
-                both = value in in_single and value in in_half
-                copy.input[index] = _half_name(value) if both and own == TensorProto.FLOAT16 else value
-            else:
-                copy.input[index] = converted(value, own)
+            if self._is_real(value):
+                read = self._weight_name if value in self._weights else self._converted
+                copy.input[index] = read(value, own)
         for attribute in copy.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = own
-        result.graph.node.append(copy)
+        after = []
         for index, value in enumerate(node.output):
-            real = bool(value) and types[value] == TensorProto.FLOAT
-            held[value] = own if real else types.get(value, TensorProto.UNDEFINED)
-            if value not in outputs or not real:
-                continue
+            real = self._is_real(value)
+            self._held[value] = own if real else self._types.get(value, TensorProto.UNDEFINED)
             wanted = TensorProto.FLOAT16 if value in HALF_BOUNDARY else TensorProto.FLOAT
-            if own != wanted:
-                inner = f"{value}/{'half' if own == TensorProto.FLOAT16 else 'float'}"
-                result.graph.node[-1].output[index] = inner
-                result.graph.node.append(helper.make_node("Cast", [inner], [value], name=f"{value}/cast", to=wanted))
-                held[value] = wanted
-    for info in result.graph.output:
-        if info.name in HALF_BOUNDARY:
-            info.type.tensor_type.elem_type = TensorProto.FLOAT16
-    _check_after(model, result)
-    return result
+            if real and value in self._outputs and own != wanted:
+                copy.output[index] = f"{value}/{'half' if own == TensorProto.FLOAT16 else 'float'}"
+                after.append(_cast(copy.output[index], value, wanted, f"{value}/cast"))
+                self._held[value] = wanted
+        self._graph.node.extend([copy, *after])
+
+    def _is_real(self, value: str) -> bool:
+        return bool(value) and self._types[value] == TensorProto.FLOAT
+
+    def _weight_name(self, name: str, wanted: int) -> str:
+        """A weight of that type: the rounded one has another name where islands read it, too."""
+        both = name in self._in_single and name in self._in_half
+        return f"{name}/half" if both and wanted == TensorProto.FLOAT16 else name
+
+    def _converted(self, value: str, wanted: int) -> str:
+        """A computed value of that type, by a cast that is added where there is none yet."""
+        if self._held[value] == wanted:
+            return value
+        name = f"{value}/{'to_half' if wanted == TensorProto.FLOAT16 else 'to_float'}"
+        if name not in self._cast:
+            self._cast.add(name)
+            self._graph.node.append(_cast(value, name, wanted, name))
+        return name
+
+
+def _cast(value: str, made: str, wanted: int, name: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [value], [made], name=name, to=wanted)
 
 
 def is_island(node: onnx.NodeProto) -> bool:
     """Whether a node stays float32 in an fp16 graph."""
     return node.op_type in FP32_OPS or any(part in FP32_SCOPES for part in node.name.split("/")[:-1])
-
-
-def _half_name(name: str) -> str:
-    return f"{name}/half"
 
 
 def _half(tensor: TensorProto, name: str) -> TensorProto:
