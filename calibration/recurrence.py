@@ -17,7 +17,8 @@ state is a mean of tanh values, so it is bounded by 1. TensorRT keeps the float 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ from .qdq import drop_unused_initializers, quantize_weight
 from .ranges import TensorRange
 
 MICROSOFT = "com.microsoft"
+Constant = Callable[[str, np.ndarray], str]  # adds one to a graph, and returns its full name
 
 
 def find_grus(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -51,25 +53,44 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
     if node is None:
         raise InputError(f"this graph has no GRU named {node_name!r}; it has {[n.name for n in find_grus(model)]}")
     weights = _weights(model, node)
-    hidden = weights.recurrent.shape[0]
     output = node.output[0]
     if output not in ranges:
         raise InputError(
             f"no calibrated range for {output}, the hidden states of {node.name}: run chan calibrate again"
         )
-    prefix = node.name
+    constant = partial(_add_constant, model, node.name)
+    body = _step(f"{node.name}/step", weights, ranges[output].amax, constant)
+    replacement = _replacement(node, weights, body, constant)
+    nodes = [new for old in model.graph.node for new in (replacement if old.name == node_name else [old])]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unused_initializers(model)
+    if MICROSOFT not in {item.domain for item in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
-    def constant(name: str, value: np.ndarray) -> str:
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{prefix}/{name}"))
-        return f"{prefix}/{name}"
 
-    step = _Step(f"{prefix}/step")
+def _add_constant(model: onnx.ModelProto, prefix: str, name: str, value: np.ndarray) -> str:
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{prefix}/{name}"))
+    return f"{prefix}/{name}"
+
+
+def _step(name: str, weights: _Weights, amax: float, constant: Constant) -> onnx.GraphProto:
+    """One word of each caption: the gates from the product with the last hidden state, and the next one.
+
+    Args:
+        name: of the body.
+        weights: of the GRU.
+        amax: the largest absolute value of a hidden state.
+        constant: adds one to the graph around the body.
+    """
+    hidden = weights.recurrent.shape[0]
+    step = _Step(name)
     recurrent, recurrent_scale = quantize_weight(weights.recurrent, axis=1)
     # [B, 3D] <- [B, D] x [D, 3D]; the hidden state's zero point 128 makes uint8 of a symmetric range
     product_inputs = [
         "q",
         step.constant("recurrent_int8", recurrent),
-        constant("hidden/scale", np.array(ranges[output].amax / 127, np.float32)),
+        constant("hidden/scale", np.array(amax / 127, np.float32)),
         constant("recurrent/scale", recurrent_scale),
         constant("hidden/zero_point", np.array(128, np.uint8)),
         step.constant("recurrent_zero_point", np.array(0, np.int8)),
@@ -91,8 +112,15 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
     step.add("Mul", ["d", "z"], ["z_d"])
     step.add("Add", ["z_d", "n"], ["h_next"])
     step.add("Identity", ["h_next"], ["y"])
-    body = step.graph({"h": hidden, "x": 3 * hidden}, {"h_next": hidden, "y": hidden})
-    replacement = [
+    return step.graph({"h": hidden, "x": 3 * hidden}, {"h_next": hidden, "y": hidden})
+
+
+def _replacement(
+    node: onnx.NodeProto, weights: _Weights, body: onnx.GraphProto, constant: Constant
+) -> list[onnx.NodeProto]:
+    """The nodes in place of a GRU: the projection of its input, a hidden state of zeros, and the Scan of `body`."""
+    prefix, hidden = node.name, weights.recurrent.shape[0]
+    return [
         helper.make_node(
             "MatMul", [node.input[0], constant("input/weight", weights.input)], [f"{prefix}/xw"], name=f"{prefix}/input"
         ),
@@ -119,16 +147,10 @@ def quantize_gru(model: onnx.ModelProto, node_name: str, ranges: Mapping[str, Te
         helper.make_node(
             "Unsqueeze",
             [f"{prefix}/states", constant("direction_axis", np.array([1], np.int64))],
-            [output],
+            [node.output[0]],
             name=f"{prefix}/direction",
         ),
     ]
-    nodes = [new for old in model.graph.node for new in (replacement if old.name == node_name else [old])]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    drop_unused_initializers(model)
-    if MICROSOFT not in {item.domain for item in model.opset_import}:
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
 class _Step:
