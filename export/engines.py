@@ -28,15 +28,7 @@ from filelock import FileLock
 from ..runtime.backends.engine_staleness import why_unusable
 from ..runtime.backends.probe import examine_backend
 from ..runtime.backends.rtx_gpus import portable_gpus
-from ..runtime.backends.sidecar import (
-    AMPERE_PLUS,
-    ENGINES,
-    Engine,
-    EngineRecord,
-    Profile,
-    host_os,
-    stem,
-)
+from ..runtime.backends.sidecar import AMPERE_PLUS, ENGINES, Engine, EngineRecord, Profile, host_os, stem
 from ..runtime.backends.table import FLAVORS, Flavor
 from ..runtime.backends.tf32 import VARIABLE
 from ..runtime.checks import check_choice
@@ -231,14 +223,13 @@ def build_engine(
         BundleError: the bundle lacks the graph, or its file was altered or keeps weights in another file.
     """
     spec = Manifest.load(bundle).graph(graph, precision)
-    onnx = verified(bundle, spec.file, spec.sha256)
+    onnx, what = verified(bundle, spec.file, spec.sha256), f"{graph} at {precision}"
     if graph == "backbone" and target.flavor == "tensorrt_rtx":
-        _check_operators(onnx, f"{graph} at {precision}")
+        _check_operators(onnx, what)
     profiles = default_profiles(spec) if profiles is None else profiles
     shapes = [{name: asdict(shape) for name, shape in profile.items()} for profile in profiles]
     decided = asdict(options) | {"tf32": False}
-    identity = {"onnx": spec.sha256, "profiles": shapes, "options": decided, **asdict(target)}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    key = _key({"onnx": spec.sha256, "profiles": shapes, "options": decided, **asdict(target)})
     folder = Path(bundle).resolve() / ENGINES
     folder.mkdir(exist_ok=True)
     name = stem(graph, precision, target.flavor, key)
@@ -246,19 +237,11 @@ def build_engine(
     with FileLock(folder / f".{name}.lock"):
         for leftover in folder.glob(f".{name}.build-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        replaced = None
-        if sidecar.exists():
-            try:
-                record = EngineRecord.from_file(sidecar)
-                replaced = why_unusable(Engine(path, record), spec.sha256, target.version, target.os)
-                if record.key != key:
-                    replaced = "its sidecar belongs to another engine"
-            except EngineError as error:
-                replaced = str(error)
-            if replaced is None:
-                os.utime(sidecar)  # find_engine prefers the engine that was requested last
-                return BuiltEngine(path, record, True, None)
-            sidecar.unlink()
+        cached, replaced = _cached(path, sidecar, key, spec.sha256, target)
+        if cached is not None:
+            os.utime(sidecar)  # find_engine prefers the engine that was requested last
+            return BuiltEngine(path, cached, True, None)
+        sidecar.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.build-", dir=folder) as work, naming(folder, Path(work)):
             request = {
                 "flavor": target.flavor,
@@ -270,10 +253,10 @@ def build_engine(
                 # TensorRT built it on its GPU, so it can be loaded and inspected there.
                 "inspect": target.flavor == "tensorrt",
             }
-            report = _build(Path(work), request, f"{graph} at {precision}", folder / f"{name}.reproduce.sh", progress)
-            _check_tensors(spec, report, f"{graph} at {precision}")
+            report = _build(Path(work), request, what, folder / f"{name}.reproduce.sh", progress)
+            _check_tensors(spec, report, what)
             for warning in report["warnings"]:
-                _log.warning("the %s engine of %s at %s: %s", target.flavor, graph, precision, warning)
+                _log.warning("the %s engine of %s: %s", target.flavor, what, warning)
             check_precision(precision, report["layers"], report["network"], f"the {target.flavor} engine of {graph}")
             built = Path(work) / "engine"
             record = EngineRecord(
@@ -295,6 +278,26 @@ def build_engine(
             text.write_text(record.to_json(), encoding="utf-8")
             publish(text, sidecar)
     return BuiltEngine(path, record, False, replaced)
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _cached(
+    path: Path, sidecar: Path, key: str, onnx_sha256: str, target: Target
+) -> tuple[EngineRecord | None, str | None]:
+    """The record of the engine that is there, or why it must be built again; neither where there is none."""
+    if not sidecar.exists():
+        return None, None
+    try:
+        record = EngineRecord.from_file(sidecar)
+        problem = why_unusable(Engine(path, record), onnx_sha256, target.version, target.os)
+    except EngineError as error:
+        return None, str(error)
+    if record.key != key:
+        problem = "its sidecar belongs to another engine"
+    return (record, None) if problem is None else (None, problem)
 
 
 def _check_operators(file: Path, what: str) -> None:
