@@ -30,7 +30,7 @@ from ..runtime.gallery.sharded.staged import StagedShard, check_only_staged, sta
 from ..runtime.gallery.store.lock import WriterLock
 from ..runtime.gallery.store.refusals import write_errors
 from ..runtime.indexing.identity import SOURCE, Plan, compare
-from ..runtime.indexing.index import IndexResult, nothing_readable, plan_source, prepare_search
+from ..runtime.indexing.index import IndexResult, nothing_readable, plan_source, prepare_search, result_of
 from ..runtime.indexing.sources import Source
 from ..runtime.matcher import Matcher
 from ..runtime.progress import Progress
@@ -114,9 +114,7 @@ def index_on_cluster(
         skipped.add(left_out)
     with _Target(folder, settings) as target:
         plan = target.plan(source)
-        same = {item for item, id in enumerate(plan.ids) if id in plan.kept}
-        old = {*plan.refreshed, *(same if replace_rows else ())}
-        items = sorted({*plan.added, *old})
+        items, old = plan.to_encode(replace_rows)
         target.relabel(plan)
         works = target.cut(source, plan, items, shard_rows)
         done: list[Filled] = []
@@ -138,16 +136,7 @@ def index_on_cluster(
             target.writer.compact()
         with Matcher.open(bundle, "auto", settings.precision or "fp32") as matcher:
             prepared = prepare_search(target.writer, matcher, queries or source.queries)
-        rows = IndexResult(
-            added=filled_rows - replaced,
-            refreshed=replaced,
-            moved=len(plan.moved),
-            unchanged=0 if replace_rows else len(plan.kept) - len(plan.moved),
-            relabeled=0 if replace_rows else plan.relabeled,
-            missing=tuple(plan.missing),
-            removed=prune,
-            skipped=skipped.items,
-        )
+        rows = result_of(plan, filled_rows - replaced, replaced, replace_rows, prune, skipped)
         return BulkResult(rows, filled_rows - encoded, len(done), prepared, target.writer.describe())
 
 
@@ -206,7 +195,7 @@ class _Target:
     def relabel(self, plan: Plan) -> None:
         """Rename what moved, in a commit of its own."""
         if self.writer is not None:
-            self.writer.relabel([*plan.moved, *plan.touched], plan.roots)
+            self.writer.relabel(plan.relabels, plan.roots)
 
     def cut(self, source: Source, plan: Plan, items: Sequence[int], rows: int) -> list[Work]:
         """The items in shards of so many rows, in order; the same items of the same folders make the same shards."""

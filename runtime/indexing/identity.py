@@ -88,6 +88,18 @@ class Plan:
     missing: list[str] = field(default_factory=list)
     roots: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def relabels(self) -> list[Relabel]:
+        """What the rows become that keep their vectors and nothing else."""
+        return [*self.moved, *self.touched]
+
+    def to_encode(self, replace: bool) -> tuple[list[int], set[int]]:
+        """The items to encode, in order, and those of them that the gallery has; with `replace` all that it has."""
+        old = set(self.refreshed)
+        if replace:
+            old.update(item for item, id in enumerate(self.ids) if id in self.kept)
+        return sorted({*self.added, *old}), old
+
 
 def add_digest(origin: Origin, source: dict[str, Any]) -> bool:
     """Put the digest of an item's content into `source` unless it is there already.

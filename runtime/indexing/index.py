@@ -98,10 +98,8 @@ def index_source(
     for left_out in source.skipped:
         skipped.add(left_out)
     plan = plan_source(writer, source)
-    same = {item for item, id in enumerate(plan.ids) if id in plan.kept}
-    old = {*plan.refreshed, *(same if replace else ())}
-    writer.relabel([*plan.moved, *plan.touched], plan.roots)
-    items = sorted({*plan.added, *old})
+    items, old = plan.to_encode(replace)
+    writer.relabel(plan.relabels, plan.roots)
     done = {True: 0, False: 0}  # rows encoded, by whether the gallery had them
     if progress is not None and items:
         progress(0, len(items))  # the first commit may be a minute away
@@ -119,9 +117,14 @@ def index_source(
         writer.compact()
     elif skipped.items and not plan.kept:
         raise nothing_readable(skipped)
+    return result_of(plan, done[False], done[True], replace, prune, skipped)
+
+
+def result_of(plan: Plan, added: int, refreshed: int, replace: bool, prune: bool, skipped: Skipped) -> IndexResult:
+    """What a run along a plan did; `replace` and `prune` as of `index_source`."""
     return IndexResult(
-        added=done[False],
-        refreshed=done[True],
+        added=added,
+        refreshed=refreshed,
         moved=len(plan.moved),
         unchanged=0 if replace else len(plan.kept) - len(plan.moved),
         relabeled=0 if replace else plan.relabeled,
@@ -190,10 +193,10 @@ def _report(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 
-def nothing_readable(skipped: Skipped) -> InputError:
+def nothing_readable(skipped: Skipped, noun: str = "item") -> InputError:
     """The error of a run that could not encode a single item."""
     first = skipped.items[0]
-    return InputError(f"none of {counted(len(skipped), 'item')} could be read; the first: {first.item}: {first.reason}")
+    return InputError(f"none of {counted(len(skipped), noun)} could be read; the first: {first.item}: {first.reason}")
 
 
 def plan_source(writer: RowWriter, source: Source) -> Plan:

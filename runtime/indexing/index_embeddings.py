@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..counts import counted
 from ..embeddings import Embeddings
-from ..errors import InputError
 from ..gallery import Gallery, RowWriter
 from ..gallery.compiled import core_searches
 from ..gallery.prepare import Preparation
@@ -20,7 +18,7 @@ from ..gallery.store.rows import Relabel
 from ..progress import Progress
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .embedding_source import BYTES_AT_ONCE, EmbeddingRow, EmbeddingSource
-from .index import MIN_ROWS, QUERIES, kept_preparation
+from .index import MIN_ROWS, QUERIES, kept_preparation, nothing_readable
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,7 @@ def index_embeddings(
             if progress is not None:
                 progress(done + len(run.skipped), len(source.ids))
     if not done:
-        first = run.skipped.items[0]
-        raise InputError(
-            f"none of {counted(len(run.skipped), 'row')} could be read; the first: {first.item}: {first.reason}"
-        )
+        raise nothing_readable(run.skipped, "row")
     if run.added or run.refreshed:
         writer.compact()
     return IndexedEmbeddings(
