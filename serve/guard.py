@@ -22,6 +22,7 @@ from .reading import CLOSE, READING, body_size
 from .state import State
 
 _log = logging.getLogger(__name__)
+_HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]*\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)  # RFC 9110, 7.2
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ROUTE = "chan_rt.route"  # key of an ASGI scope: the path of the operation, for metrics
 TIMES = ("x-queue-time", "x-inference-time", "x-search-time")
@@ -53,6 +54,8 @@ class Guard:
                 facts["status"] = message["status"]
                 added = MutableHeaders(scope=message)
                 added["x-request-id"] = request_id
+                if self._state.draining or scope["http_version"] == "1.0":
+                    added["Connection"] = "close"
                 added["X-Content-Type-Options"] = "nosniff"
                 added["Referrer-Policy"] = "no-referrer"
                 added["Cross-Origin-Resource-Policy"] = sharing
@@ -79,7 +82,7 @@ class Guard:
 
     async def _admitted(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         """Pass a request on if it has the key and there is room for it."""
-        self._check_host(headers)
+        self._check_host(scope["http_version"], headers)
         self._check_origin(scope["method"], headers)
         self._check_key(scope["path"], headers)
         if not scope["path"].startswith("/v1/"):
@@ -111,11 +114,16 @@ class Guard:
             state.body_bytes -= size
             state.report_work()
 
-    def _check_host(self, headers: Headers) -> None:
-        """Refusal of a request to a local server without a key that names another host.
+    def _check_host(self, version: str, headers: Headers) -> None:
+        """Refusal of a request that names no host or several, or to a local server without a key another host.
 
-        A browser sends one for a page whose name was made to lead here after it was loaded (DNS rebinding).
+        A browser sends the last for a page whose name was made to lead here after it was loaded (DNS rebinding).
         """
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 and (hosts or version != "1.0"):  # RFC 9112, 3.2
+            raise Refusal(400, "host", f"the request must have one Host header, got {len(hosts)}")
+        if hosts and not _HOST.fullmatch(hosts[0]):
+            raise Refusal(400, "host", f"the Host header must be a host, and perhaps a port, got {hosts[0][:60]!r}")
         settings = self._state.settings
         if settings.api_key is not None or settings.host not in LOCAL:
             return

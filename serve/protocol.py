@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HEAD_BYTES = 64 << 10  # of a request line with all its headers
 _OFFERS = (b"upgrade", b"http2-settings")
 KEEP_ALIVE = 60  # seconds that a connection may be idle between requests
+LINGER = 0.5  # seconds that an idle client has to close its side too, when the server ends
 
 
 def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type[HttpToolsProtocol]:
@@ -44,6 +45,7 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
             self._timer = self.loop.call_later(limits.seconds, self._too_slow)
             self._unread: asyncio.TimerHandle | None = None
             self._running: RequestResponseCycle | None = None
+            self._ended = False  # nothing is sent any more, and what comes is dropped
             if len(self.connections) > limits.connections:
                 most = counted(limits.connections, "connection")
                 self._refuse(unavailable("connections", f"{most} are open, the most that are taken at once"))
@@ -57,7 +59,7 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing() or self._refusal is not None:
+            if self.transport.is_closing() or self._refusal is not None or self._ended:
                 return
             if self._head is not None:
                 self._head += len(data)
@@ -149,6 +151,20 @@ def bounded_protocol(limits: Limits, refused: Callable[[Problem], None]) -> type
             if self.transport.get_write_buffer_size():
                 self.transport.abort()
             super().timeout_keep_alive_handler()
+
+        def shutdown(self) -> None:
+            """End an idle connection, and one at work after its answer.
+
+            What an idle client sends meanwhile is read and dropped (RFC 9112, 9.6). The system answers bytes that come
+            to a closed socket with a reset, for which the client loses answers that it has not read.
+            """
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.keep_alive = False
+            elif not self.transport.is_closing() and not self._ended:
+                self._ended = True
+                self._timer.cancel()
+                self._timer = self.loop.call_later(LINGER, self.transport.close)
+                self.transport.write_eof()
 
         def _too_slow(self) -> None:
             self._refuse(Refusal(408, "slow", f"the head of a request must arrive within {limits.seconds} seconds"))
