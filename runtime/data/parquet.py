@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
+from os import fsencode
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -106,7 +107,7 @@ def write_parquet_vectors(
     number = pyarrow.float16() if dtype == "float16" else pyarrow.float32()
     kind = pyarrow.list_(pyarrow.list_(number))
     schema = pyarrow.schema([(ID, pyarrow.string()), (_VECTORS[0], kind), (METADATA, pyarrow.string())])
-    with atomic_file(file) as beside, ParquetWriter(beside, schema) as writer:
+    with atomic_file(file) as beside, pyarrow.OSFile(fsencode(beside), "wb") as out, ParquetWriter(out, schema) as to:
         for ids, vectors, metadata in batches:
             flat = np.concatenate(vectors)
             inner = pyarrow.ListArray.from_arrays(
@@ -115,17 +116,17 @@ def write_parquet_vectors(
             )
             starts = np.cumsum([0, *map(len, vectors)], dtype=np.int32)
             lists = pyarrow.ListArray.from_arrays(pyarrow.array(starts), inner)
-            writer.write_batch(pyarrow.record_batch([ids, lists, metadata], schema=schema))
+            to.write_batch(pyarrow.record_batch([ids, lists, metadata], schema=schema))
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[Any]:
     """The file, open, for a block that reads it: whatever pyarrow raises there is an InputError."""
     with needs("pyarrow", "reading Parquet"):
-        from pyarrow import ArrowException
+        from pyarrow import ArrowException, memory_map
         from pyarrow.parquet import ParquetFile
     try:
-        with ParquetFile(file, memory_map=True) as parquet:
+        with memory_map(fsencode(file)) as mapped, ParquetFile(mapped) as parquet:  # a path may be taken for an address
             yield parquet
     except InputError:
         raise

@@ -15,6 +15,7 @@ from ..gallery.prepare import Preparation
 from ..gallery.proof.bounds import MAX_VALUE
 from ..gallery.proof.rows import kept_vectors
 from ..gallery.store.rows import Relabel
+from ..gallery.values import plain_text
 from ..progress import Progress
 from ..skipped import MAX_BAD, Skipped, SkippedItem
 from .embedding_source import BYTES_AT_ONCE, EmbeddingRow, EmbeddingSource
@@ -63,9 +64,12 @@ def index_embeddings(
         progress: called with the rows that are done and the rows there are.
 
     Raises:
-        InputError: more than `max_bad` rows cannot be read, or none can; a file is damaged.
+        InputError: more than `max_bad` rows cannot be read, or none can; a file is damaged; its name, of which ids are
+            made, is not UTF-8.
         GalleryError: the gallery cannot be written; what was committed before is kept.
     """
+    for made_up in source.made_up:
+        plain_text(source.ids[made_up[0]], "ids, made of a file's name")
     run = _Run(writer, Skipped(max_bad), writer.ids(source.ids))
     with Gallery.open(writer.path, threads=1) as gallery:
         done = 0

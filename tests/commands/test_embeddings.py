@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,17 @@ def test_mistakes_are_one_line(desk: Path) -> None:
         assert message in result.output, (arguments, result.output)
         assert "Traceback" not in result.output
     assert not Path("h").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+def test_a_file_whose_name_is_no_text_gives_no_ids(desk: Path) -> None:
+    np.save("caf\udce9.npy", np.eye(2, DIM, dtype=np.float32))
+    result = chan("index", "--embeddings", "caf\udce9.npy", "-o", "g")
+    assert result.exit_code == 1
+    assert r"ids, made of a file's name: must be text that UTF-8 can encode, got 'caf\udce9/0'" in result.output
+    Path("m.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n')
+    ok("index", "--embeddings", "caf\udce9.npy", "-o", "g", "--metadata", "m.jsonl")
+    assert ok("search", "g", "--embeddings", "caf\udce9.npy", "-k", 1).startswith("caf")
 
 
 def test_vectors_that_may_be_one_query_are_said(desk: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+from chan_rt.runtime.data.parquet import write_parquet_vectors
 from chan_rt.runtime.data.safetensors_file import Content, map_safetensors, write_safetensors
 from chan_rt.runtime.data.vectors import open_vectors
 from chan_rt.runtime.errors import InputError, MissingExtra
@@ -339,6 +340,17 @@ def test_columns_of_parquet_are_ids_and_metadata(tmp_path: Path) -> None:
     assert source.ids == ["4", "5", "6", "7"]
     found = [dict(row.metadata) for row in source.read()]
     assert found == [{"year": 2020, "tags": ["a"]}, {"tags": []}, {"year": 2022}, {"year": 2023, "tags": ["b"]}]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+@pytest.mark.parametrize("name", ["caf\udce9.parquet", "s3:x.parquet", "file:x.parquet"])
+def test_parquet_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """pyarrow takes paths for UTF-8, and some of them for addresses."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    monkeypatch.chdir(tmp_path)
+    write_parquet_vectors(Path(name), "float32", [(["a"], [np.ones((2, 3), np.float32)], ["{}"])])
+    (row,) = embedding_source([name]).read()
+    np.testing.assert_array_equal(row.vectors, np.ones((2, 3)))
 
 
 def test_values_of_parquet_that_json_lacks_become_what_they_mean(tmp_path: Path) -> None:
