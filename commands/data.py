@@ -10,7 +10,7 @@ import click
 
 from ..runtime.errors import quoted
 from . import options, values
-from .terminal import echo, print_json, progress_bar, visible, warn
+from .terminal import echo, print_json, progress_bar, visible, visible_word, warn
 
 if TYPE_CHECKING:
     from ..runtime.own_data.report import DataReport, Range
@@ -142,7 +142,7 @@ def _print(counted: DataReport, out: Path) -> None:
             f"{counted.min_count} times; the others are unknown words (--min-count)."
         )
     if counted.examples:
-        echo(f"The most frequent unknown words of other splits: {', '.join(map(visible, counted.examples))}")
+        echo(f"The most frequent unknown words of other splits: {', '.join(map(visible_word, counted.examples))}")
     for name, split in counted.splits.items():
         if split.shared_captions:
             warn(f"captions of {name} that describe more than one of its pictures: {split.shared_captions}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import options, values
-from .terminal import echo, print_json, visible, warn_of_unknown
+from .terminal import echo, print_json, visible, visible_word, warn_of_unknown
 
 if TYPE_CHECKING:
     from ..runtime.explanation import Explanation
@@ -59,7 +59,7 @@ def command(
         print_json({"image": str(image), "caption": caption, "unknown_words": unknown, **explanation.to_dict()})
         return
     echo(f"score {explanation.score:.4f}")
-    words = [visible(match.word) for match in explanation.words]
+    words = [visible_word(match.word) for match in explanation.words]
     width = max(map(len, words))
     echo(f"{'word':<{width}}  region  similarity  {'share':>7}")
     for word, match in zip(words, explanation.words, strict=True):

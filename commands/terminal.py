@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from ..runtime.counts import counted
+from ..runtime.errors import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,11 @@ class Progress(Protocol):
 def visible(text: object) -> str:
     r"""Text from others, for one line: control characters as `\x1b`, `\n`, `\u202e`, and so on."""
     return _UNSAFE_IN_A_LINE.sub(_escaped, str(text))
+
+
+def visible_word(word: str) -> str:
+    """A word of a caption, for one line; a long one without its middle."""
+    return shortened(visible(word), 40)
 
 
 def visible_lines(text: str) -> str:
@@ -134,7 +140,7 @@ def warn_of_unknown(unknown: Sequence[str], known: Sequence[bool]) -> None:
         known: whether each word of the caption is known, the marks of its start and end included.
     """
     if unknown:
-        listed = ", ".join(map(visible, unknown))
+        listed = ", ".join(map(visible_word, unknown))
         most = 2 * known.count(False) > len(known) - 2
         one_word = "It treats all unknown words as the same word."
         little = "These are most words of this caption, so the scores mean little."

@@ -39,6 +39,19 @@ def test_words_are_printed_and_drawn(bundle: Path, picture: Path, tmp_path: Path
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_a_long_word_is_cut_in_the_table_and_whole_in_the_json(bundle: Path, picture: Path) -> None:
+    """The whole table was as wide as it, and the warning as long."""
+    word = "red" + 3000 * "x" + "blue"
+    result = _explain(bundle, picture, f"two {word}")
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) < 100
+    assert max(map(len, result.stderr.splitlines())) < 200
+    assert "redxxx" in result.stdout
+    assert "xxxblue" in result.stdout
+    found = json.loads(_explain(bundle, picture, f"two {word}", "--json").stdout)
+    assert found["words"][2]["word"] == word
+
+
 def test_json_is_what_the_matcher_says(bundle: Path, picture: Path) -> None:
     result = _explain(bundle, picture, CAPTION, "--json")
     assert result.exit_code == 0, result.output
