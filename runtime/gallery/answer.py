@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
 from ..counts import counted
-from ..embeddings import Embeddings, check_embeddings
+from ..embeddings import Embeddings, check_embeddings, check_unmasked
 from ..errors import InputError
 from .proof.certify import Ranking
 from .proof.rows import pack_rows
@@ -51,7 +51,11 @@ def _least(at_least: float | Sequence[float] | None, queries: int) -> NDArray[np
     """The least score that is wanted for each query: float64 [queries]."""
     if at_least is None:
         return np.full(queries, -np.inf)
-    least = np.asarray(at_least, np.float64)
+    check_unmasked("at_least", at_least)
+    try:
+        least = np.asarray(at_least, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"at_least: must be numbers, got {at_least!r}") from error
     if least.shape not in ((), (queries,)):
         raise InputError(
             f"at_least: must be one number or one for each of {counted(queries, 'query')}, got {list(least.shape)}"

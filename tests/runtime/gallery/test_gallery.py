@@ -389,6 +389,16 @@ def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, ma
             writer.delete(["1", *"abcdefg"])
         with pytest.raises(InputError, match="k must be positive, got 0"):
             gallery.search(make_embeddings(1, 1), k=0)
+        for least, rule in (
+            ([1, 2], r"must be one number or one for each of 1 query, got \[2\]"),
+            (np.nan, "must be numbers, got NaN"),
+            ("much", "must be numbers, got 'much'"),
+            (1j, "must be numbers, got 1j"),
+            (10**400, "must be numbers, got 1000"),
+            (np.ma.array([0.5], mask=[True]), "must not be masked: .*, got 1 masked value"),
+        ):
+            with pytest.raises(InputError, match=f"^at_least: {rule}"):
+                gallery.search(make_embeddings(1, 1), at_least=least)
         assert len(gallery) == 30
         assert len(list((gallery_path / "segments").iterdir())) == 6
 
