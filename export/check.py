@@ -80,8 +80,9 @@ def check_graph(path: Path, precision: str, cases: Sequence[Case]) -> float:
     """
     label = f"{path.parent.name}/{path.stem}"
     try:
-        onnx.checker.check_model(path, full_check=True)
-        onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True, data_prop=True)
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BundleError(f"{label} is not valid ONNX: {error}") from error
     worst = 0.0

@@ -87,13 +87,22 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not products_are_exact(ort)[1]:
         options.add_session_config_entry(*_EXACT)
-    file = graph if isinstance(graph, bytes) else str(graph)
+    file = graph if isinstance(graph, bytes) else _as_utf8(Path(graph))
     if devices:
         options.add_provider_for_devices(list(devices), dict(provider[1]))
         return ort.InferenceSession(file, options)
     if provider[0] == CPU:
         _check_products(ort, graph, name or ("the graph" if isinstance(graph, bytes) else str(graph)), instead)
     return ort.InferenceSession(file, options, providers=[(provider[0], dict(provider[1]))])
+
+
+def _as_utf8(file: Path) -> str | bytes:
+    """A file as onnxruntime takes it: its path, or where that is not UTF-8 what it holds."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return file.read_bytes()
+    return str(file)
 
 
 def _check_products(ort: Any, graph: str | Path | bytes, name: str, instead: str) -> None:

@@ -46,6 +46,17 @@ def full(tiny_backbone: Backbone, save_model: Callable[..., None], tmp_path_fact
     return root / "bundle", exported
 
 
+def test_a_bundle_may_lie_where_the_path_is_not_utf8(save_model: Callable[..., None], tmp_path: Path) -> None:
+    """onnx's checker ended in a traceback, and onnxruntime's error was a list of the types that it takes."""
+    save_model(tmp_path / "checkpoint")
+    place = tmp_path / os.fsdecode(b"bundle-\xff")
+    _, exported = export_bundle(tmp_path / "checkpoint", place, ("fp32",))
+    _, again = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", ("fp32",))
+    assert exported == again
+    with Matcher.open(place, "onnxruntime") as there, Matcher.open(tmp_path / "bundle", "onnxruntime") as here:
+        np.testing.assert_array_equal(there.encode_texts(["w1 w2"]).vectors, here.encode_texts(["w1 w2"]).vectors)
+
+
 def test_bundle_is_complete(full: Full, tiny_backbone: Backbone) -> None:
     bundle, exported = full
     manifest = Manifest.load(bundle)
