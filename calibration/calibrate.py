@@ -200,28 +200,13 @@ def calibrate(
         for name in names
     }
     for name, observer in observers.items():
-        if name == "backbone":
-            assert manifest.preprocess is not None
-            batches = samples.picture_feeds(manifest.preprocess)
-        elif name == "region_encoder":
-            batches = samples.image_feeds()
-        elif name == "text_encoder":
-            batches = samples.caption_feeds()
-        else:
-            batches = _alignment_feeds(observers["region_encoder"], observers["text_encoder"], samples)
+        batches = _batches(name, manifest, samples, observers)
         for index in range(state.restore(name, observer), len(batches)):
             observer.run(batches[index]())
             progress(name, index + 1, len(batches))
             state.save(name, observer, index + 1, last=index + 1 == len(batches))
-    graphs: dict[str, tuple[str, dict[str, TensorRange]]] = {}
-    for name, observer in observers.items():
-        try:
-            graphs[name] = hashes[name], observer.ranges(method)
-        except InputError as error:
-            if name != "backbone":
-                raise
-            _log.warning("the backbone is not calibrated, and will not be quantized: %s", error)
-    calibration = Calibration(method, data, graphs)
+    ranges = _ranges(observers, method)
+    calibration = Calibration(method, data, {name: (hashes[name], found) for name, found in ranges.items()})
     moments = {label: observers[name].moment for name, (_, _, label) in ENCODED.items() if name in observers}
     _record(bundle, manifest, calibration, {label: directions_of(moment) for label, moment in moments.items()})
     state.remove()
@@ -238,6 +223,33 @@ def _unit_inputs(manifest: Manifest) -> list[str]:
     """Return the inputs of the alignment graphs that are unit vectors or zeros, as the model makes them."""
     kinds = {"region_embeddings": "normalize_regions", "word_embeddings": "normalize_words"}
     return [name for name, option in kinds.items() if manifest.model.get(option) is True]
+
+
+def _batches(
+    name: GraphName, manifest: Manifest, samples: Samples, observers: Mapping[GraphName, Observer]
+) -> Sequence[Callable[[], Feeds]]:
+    """Return functions that make the batches of a graph, those of the alignment graphs by the encoders' observers."""
+    if name == "backbone":
+        assert manifest.preprocess is not None
+        return samples.picture_feeds(manifest.preprocess)
+    if name == "region_encoder":
+        return samples.image_feeds()
+    if name == "text_encoder":
+        return samples.caption_feeds()
+    return _alignment_feeds(observers["region_encoder"], observers["text_encoder"], samples)
+
+
+def _ranges(observers: Mapping[GraphName, Observer], method: Method) -> dict[GraphName, dict[str, TensorRange]]:
+    """Return the ranges of each graph; a backbone that has none is left out, with a warning."""
+    found = {}
+    for name, observer in observers.items():
+        try:
+            found[name] = observer.ranges(method)
+        except InputError as error:
+            if name != "backbone":
+                raise
+            _log.warning("the backbone is not calibrated, and will not be quantized: %s", error)
+    return found
 
 
 def _alignment_feeds(region_encoder: Observer, text_encoder: Observer, samples: Samples) -> list[Callable[[], Feeds]]:
