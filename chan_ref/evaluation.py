@@ -87,14 +87,7 @@ def evaluate_models(
     if not models:
         raise InputError("models must hold at least one bundle or checkpoint, got none")
     owner = images.image_of_caption
-    ids = images.image_ids
-    if extended:
-        if folds > 1:
-            raise InputError(f"extended metrics need all images at once: folds must be 1, got {folds}")
-        if ids is None:
-            missing = "images in memory have none" if images.files is None else f"{images.files.ids} is missing"
-            raise InputError(f"extended metrics need COCO's image ids: {missing}")
-        check_split(ids, owner)  # before a COCO-sized split is scored, which takes minutes
+    ids = _extended_ids(images, folds) if extended else None  # before a COCO-sized split is scored: that takes minutes
     blocks = metrics.fold_slices(owner, images.num_images, folds)
     for path in models:  # all of them before the first one runs
         _check_fits(images, path)
@@ -108,10 +101,21 @@ def evaluate_models(
     return Evaluation(
         metrics=mean(ties),
         rsum_bounds={"optimistic": mean("optimistic").rsum, "pessimistic": mean("pessimistic").rsum},
-        extended=extended_metrics(scores[0], ids, owner) if extended and ids is not None else {},
+        extended={} if ids is None else extended_metrics(scores[0], ids, owner),
         cut=cut,
         seconds=seconds,
     )
+
+
+def _extended_ids(images: CaptionedImages, folds: int) -> list[str]:
+    """COCO's ids of the images; InputError unless CxC and ECCV Caption can be computed."""
+    if folds > 1:
+        raise InputError(f"extended metrics need all images at once: folds must be 1, got {folds}")
+    if images.image_ids is None:
+        missing = "images in memory have none" if images.files is None else f"{images.files.ids} is missing"
+        raise InputError(f"extended metrics need COCO's image ids: {missing}")
+    check_split(images.image_ids, images.image_of_caption)
+    return images.image_ids
 
 
 def _check_fits(images: CaptionedImages, path: str | Path) -> None:
