@@ -178,12 +178,8 @@ def open_snapshot(
         key = (*record.files, whole)
         found = known.get(key)
         if found is None:
-            table = None if tables is None else tables[i]
-            if damaged == "skip":
-                found = _open_intact(folder, record, catalogue.settings, plan, table)
-            else:
-                segment = Segment(folder, record, catalogue.settings, plan, table)
-                found = OpenSegment(segment, np.zeros(len(record.live), bool))
+            opening = _open_intact if damaged == "skip" else _open_whole
+            found = opening(folder, record, catalogue.settings, plan, None if tables is None else tables[i])
         opened[(i, key) if tables is not None else key] = found
     pairs = list(zip(catalogue.segments, opened.values(), strict=True))
     segments = tuple(found.segment for _, found in pairs if found.segment is not None)
@@ -218,6 +214,13 @@ def _preparation(
             raise
         damage.append(describe(error))
         return None
+
+
+def _open_whole(
+    folder: Path, record: SegmentRecord, settings: GallerySettings, plan: SearchPlan | None, table: RowTable | None
+) -> OpenSegment:
+    """A segment of which nothing is damaged, as far as opening it reads."""
+    return OpenSegment(Segment(folder, record, settings, plan, table), np.zeros(len(record.live), bool))
 
 
 def _open_intact(
