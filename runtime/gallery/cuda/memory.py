@@ -57,7 +57,8 @@ class Arena:
                 self.write(addresses[-1], array)
         except GpuMemoryError as error:
             self._free(addresses)
-            raise self._lacking(f"{what} need {gib(sum(each.nbytes for each in arrays))}", error) from error
+            need = f"{what} need {gib(sum(each.nbytes for each in arrays))} of the GPU's memory"
+            raise self._lacking(need, error) from error
         except BaseException:
             self._free(addresses)
             raise
@@ -82,18 +83,17 @@ class Arena:
                 self.write(at, piece)
                 at += piece.nbytes
         except GpuMemoryError as error:
-            raise self._lacking(need, error) from error
+            raise self._lacking(f"{need} of the GPU's memory", error) from error
         return address
 
     def require(self, size: int, need: str) -> None:
         """GpuMemoryError, which begins with `need`, if so many bytes are not free."""
         if size > self.device.free_memory():
-            raise self._lacking(need, None)
+            raise self._lacking(f"{need} of the GPU's memory", None)
 
-    def _lacking(self, need: str, error: GpuMemoryError | None) -> GpuMemoryError:
+    def _lacking(self, need: str, error: GpuMemoryError | None, instead: str = INSTEAD) -> GpuMemoryError:
         reason = "" if error is None else f": {error}"
-        free = gib(self.device.free_memory())
-        return GpuMemoryError(f"{need} of the GPU's memory, {free} are free{reason}; {INSTEAD}")
+        return GpuMemoryError(f"{need}, {gib(self.device.free_memory())} are free{reason}; {instead}")
 
     def write(self, address: int, array: NDArray[Any]) -> None:
         """Copy an array to the device, through pinned memory, and wait for it."""
@@ -118,9 +118,8 @@ class Arena:
             try:
                 address = self._malloc(capacity)
             except GpuMemoryError as error:
-                need = f"a search needs {gib(capacity)} of the GPU's memory for its {name}"
-                held = f"{gib(self.device.free_memory())} are free beside the gallery"
-                raise GpuMemoryError(f"{need}, {held}: {error}; {INSTEAD}, or ask fewer queries at once") from error
+                need = f"a search needs {gib(capacity)} of the GPU's memory for its {name} beside the gallery"
+                raise self._lacking(need, error, f"{INSTEAD}, or ask fewer queries at once") from error
             self._rooms[name] = address, capacity
         return address
 

@@ -591,10 +591,8 @@ def test_scratch_that_could_not_grow_is_not_handed_out_again() -> None:
     device = FakeDevice({}, capacity=4096)
     arena = Arena(device)
     arena.scratch("x", 100)
-    message = (
-        r"a search needs 0\.00 GiB of the GPU's memory for its x, 0\.00 GiB are free .*out of memory.* fewer queries"
-    )
-    with pytest.raises(GpuMemoryError, match=message):
+    need = r"a search needs 0\.00 GiB of the GPU's memory for its x beside the gallery, 0\.00 GiB are free: "
+    with pytest.raises(GpuMemoryError, match=f"{need}.*out of memory.* fewer queries"):
         arena.scratch("x", 10_000)
     assert arena.scratch("x", 100) in device.memory
     arena.close()
