@@ -38,7 +38,7 @@ from ..runtime.contract import (
 from ..runtime.errors import BundleError, InputError
 from ..runtime.files import atomic_folder
 from .backbone import backbone as backbone_graph
-from .check import check_graph, make_cases
+from .check import Case, check_graph, make_cases
 from .graphs import build_graphs
 from .precision import to_half
 
@@ -126,23 +126,19 @@ def export_bundle(
         own_regions = graphs["backbone"].graph.output[0].type.tensor_type.shape.dim[1].dim_value
     ranges = _ranges(config, max_regions, max_words, own_regions)
     with atomic_folder(out) as fresh:
-        exported = []
+        exported: list[ExportedGraph] = []
         for name, model in graphs.items():
             cases = make_cases(name, loaded.model, backbone)
             for precision in wanted:
                 on_graph(f"{name} {precision}", len(graphs) * len(wanted))
-                file = f"graphs/{precision}/{name}.onnx"
                 try:
                     converted = CONVERT[precision](model)
                 except InputError as reason:
                     if name != "backbone" or precision == "fp32" or "fp32" not in wanted:
                         raise
                     _log.warning("the backbone stays at fp32: %s", reason)
-                    continue
-                write_graph(fresh / file, converted)
-                error = check_graph(fresh / file, precision, cases)
-                spec = describe(converted, fresh, file, ranges)
-                exported.append(ExportedGraph(name, precision, spec, (fresh / file).stat().st_size, error))
+                else:
+                    exported.append(_export(converted, fresh, name, precision, ranges, cases))
         manifest = Manifest(
             model=config.to_dict(),
             alignment=config.alignment,
@@ -154,6 +150,21 @@ def export_bundle(
         )
         write_manifest(fresh, manifest)
     return manifest, exported
+
+
+def _export(
+    model: onnx.ModelProto,
+    bundle: Path,
+    name: GraphName,
+    precision: str,
+    ranges: Mapping[str, Range],
+    cases: Sequence[Case],
+) -> ExportedGraph:
+    """Write a graph into a bundle and check it."""
+    file = f"graphs/{precision}/{name}.onnx"
+    write_graph(bundle / file, model)
+    error = check_graph(bundle / file, precision, cases)
+    return ExportedGraph(name, precision, describe(model, bundle, file, ranges), (bundle / file).stat().st_size, error)
 
 
 def describe(model: onnx.ModelProto, bundle: Path, file: str, ranges: Mapping[str, Range]) -> GraphSpec:
