@@ -98,7 +98,7 @@ def check_parity(
     stages = []
     with tempfile.TemporaryDirectory(prefix="chan-parity-") as scratch:
 
-        def ticker(name: str, turn: int) -> Tick:
+        def ticker(name: str, turn: int) -> Tick:  # the reference has the first turn, and each stage the next one
             return lambda done, total: progress(name, turn * total + done, (1 + len(planned)) * total)
 
         def folder(name: str) -> Path:
@@ -108,21 +108,18 @@ def check_parity(
 
         sample = fit_captions(sample, open_tokenizer(source, checkpoint), manifest.max_words)
         reference = Reference(checkpoint, source, backbone, sample, folder("torch"), ticker("torch", 0))
-        turn = 0
         for backend, group in itertools.groupby(planned, key=lambda stage: stage[0]):
             names = [precision for _, precision in group]
             if cannot := _cannot_run(backend, gpu):
                 if backends:
                     raise BackendError(f"{backend} cannot run here: {cannot}")
                 stages += [Stage(backend, name, "not run", f"built, not run: {cannot}") for name in names]
-                turn += len(names)
                 continue
             with GraphPool(bundle, manifest, backend, gpu) as pool:
                 for precision in names:
-                    turn += 1
                     graphs = pool.graphs(precision)
                     matcher = Matcher(bundle, manifest, tokenizer, graphs, precision, gpu=gpu)
-                    tick = ticker(f"{backend}/{precision}", turn)
+                    tick = ticker(f"{backend}/{precision}", 1 + planned.index((backend, precision)))
                     run = StageRun(reference, GraphRunner(graphs), matcher, folder(f"{backend}-{precision}"), tick)
                     stages.append(_check_stage(run, backend, precision, tolerances[backend, precision]))
     if all(stage.status == "not run" for stage in stages):
