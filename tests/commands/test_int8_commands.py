@@ -25,7 +25,7 @@ def world(make_world: Callable[..., Path]) -> Path:
 def test_calibrate_then_sensitivity(world: Path, tmp_path: Path) -> None:
     table = ok("calibrate", world / "bundle", world / "data")
     assert "20 images, 100 captions, method minmax" in table
-    assert "region_encoder" in table
+    assert "\nregion_encoder: " in table
     where = f"-o {world / 'bundle'} --data {world / 'data'}"
     assert table.endswith(f"next, `chan export CHECKPOINT {where} --precision int8 --precision int8_x86`\n")
     assert json.loads(ok("calibrate", world / "bundle", world / "data", "--json"))["data"]["images"] == IMAGES
@@ -35,6 +35,23 @@ def test_calibrate_then_sensitivity(world: Path, tmp_path: Path) -> None:
     assert found["plan"]["int8"] == found["plan"]["layers"] == len(found["effects"])
     assert set(json.loads(plan.read_text())["exclude"]) == {"region_encoder", "text_encoder"}
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibrate_prints_every_tensor_where_it_is_asked_to(world: Path) -> None:
+    """It printed a hundred rows of a bundle with a backbone."""
+    command = ("calibrate", world / "bundle", world / "data", "--method", "percentile")
+    graphs = json.loads(ok(*command, "--json"))["graphs"]
+    for options, most in ((), 3), (("--all",), 1000):
+        parts = ok(*command, *options).split("\n\n")[1:-1]
+        assert sorted(part.strip().partition(":")[0] for part in parts) == sorted(graphs)
+        for part in parts:
+            tensors = graphs[part.strip().partition(":")[0]]["tensors"]
+            rows = [line.split() for line in part.strip().splitlines()[2:]]
+            assert len(rows) == min(most, len(tensors))
+            assert f"{len(tensors)} tensor" in part
+            assert ("of which these 3 are" in part) == (len(tensors) > most)
+            clipped = [tensors[row[-1]]["clipped"] for row in rows]
+            assert clipped == sorted((one["clipped"] for one in tensors.values()), reverse=True)[:most]
 
 
 def test_a_plan_needs_a_limit(world: Path, tmp_path: Path) -> None:
