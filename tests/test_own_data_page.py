@@ -13,18 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
 
-from chan_rt.chan_ref.bert import CONFIG_FIELDS
-from chan_rt.chan_ref.bert_families import huggingface_names
-from chan_rt.chan_ref.config import BertConfig
-from chan_rt.chan_ref.encoders import Bert
 from chan_rt.cli import main
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.gallery import Gallery
+
+from .stored_bert import store_bert
 
 PAGE = Path(__file__).parent.parent / "docs" / "own-data.md"
 STAMPS = Path("stamps/usr/share/tuxpaint/stamps")
@@ -58,24 +54,11 @@ def small_pictures(folder: Path) -> None:
     Image.new("RGB", (8, 8), "pink").save(folder / "alone.png")
 
 
-def small_bert(folder: Path) -> None:
-    """A BERT with random weights that has the words of the pictures."""
-    folder.mkdir()
-    torch.manual_seed(0)
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", ".", "bird", "with", "head", *COLORS, *SHAPES]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    config = BertConfig(vocab_size=len(pieces), hidden=32, layers=1, heads=2, intermediate=32, positions=32)
-    state = Bert(config).state_dict()
-    names = huggingface_names(config)
-    save_file({name: state[ours].contiguous() for name, ours in names.items()}, folder / "model.safetensors")
-    raw = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **raw}))
-
-
 def test_the_commands_of_the_page_lead_to_a_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small_pictures(STAMPS)
-    small_bert(Path("minilm"))
+    words = ["a", ".", "bird", "with", "head", *COLORS, *SHAPES]
+    store_bert(Path("minilm"), words, hidden=32, positions=32)
     commands = {words[0]: words for words in steps()}
     assert list(commands) == ["data", "features", "train", "evaluate", "export", "index", "search", "serve"]
     told = {name: run(words) for name, words in commands.items() if name != "serve"}

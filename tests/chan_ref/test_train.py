@@ -17,10 +17,8 @@ from safetensors.torch import save_file
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.augment import change_words, drop_regions
-from chan_rt.chan_ref.bert import CONFIG_FIELDS, bert_from_pretrained
-from chan_rt.chan_ref.bert_families import huggingface_names
-from chan_rt.chan_ref.config import BertConfig, ModelConfig
-from chan_rt.chan_ref.encoders import Bert
+from chan_rt.chan_ref.bert import bert_from_pretrained
+from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.inference import open_tokenizer
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.chan_ref.train import resume, train
@@ -31,6 +29,8 @@ from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import CheckpointError, InputError
 from chan_rt.runtime.evaluation import metrics
 from chan_rt.runtime.text import ScanTokenizer
+
+from ..stored_bert import store_bert
 
 WORDS = ["apple", "bear", "car", "dog", "egg", "fish", "goat", "hat", "ink", "jar", "kite", "lamp"]
 SMALL = TrainConfig(
@@ -297,18 +297,8 @@ def test_validation_scores_do_not_depend_on_blocks(data: Path, finished: Path, m
 
 
 def _tiny_bert(folder: Path) -> Path:
-    """A BERT as Hugging Face stores it, with random weights and the words of this data."""
-    folder.mkdir()
-    torch.manual_seed(0)
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "and", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    config = BertConfig(vocab_size=len(pieces), hidden=16, layers=1, heads=2, intermediate=32, positions=16)
-    names = {ours: theirs for theirs, ours in huggingface_names(config).items()}
-    state = {names[name]: tensor.contiguous() for name, tensor in Bert(config).state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    raw = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **raw}))
-    return folder
+    """One with the words of this data."""
+    return store_bert(folder, ["and", *WORDS], hidden=16)
 
 
 def test_captions_beyond_the_positions_of_bert_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,20 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
-from safetensors.torch import save_file
 
 from chan_rt.chan_ref import checkpoint
-from chan_rt.chan_ref.bert import CONFIG_FIELDS
 from chan_rt.chan_ref.bert_families import huggingface_names
-from chan_rt.chan_ref.config import BertConfig
 from chan_rt.chan_ref.curve import curve_svg
-from chan_rt.chan_ref.encoders import Bert
 from chan_rt.chan_ref.train import resume, stopped_early, train
 from chan_rt.chan_ref.train_config import EpochLog, TrainConfig
 from chan_rt.runtime.errors import InputError, MissingExtra
 from chan_rt.runtime.evaluation.metrics import Recalls
+
+from ..stored_bert import store_bert
 
 WORDS = ["apple", "bear", "car", "dog", "egg", "fish"]
 SMALL = TrainConfig(
@@ -57,20 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A BERT as Hugging Face stores it, with random weights."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "and", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    config = BertConfig(vocab_size=len(pieces), hidden=8, layers=1, heads=2, intermediate=16, positions=16)
-    state = Bert(config).state_dict()
-    save_file(
-        {theirs: state[ours].contiguous() for theirs, ours in huggingface_names(config).items()},
-        folder / "model.safetensors",
-    )
-    raw = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **raw}))
-    return str(folder)
+    return str(store_bert(tmp_path_factory.mktemp("bert") / "bert", ["and", *WORDS], hidden=8, intermediate=16))
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -210,8 +194,8 @@ def test_without_tensorboard_the_extra_is_named(data: Path, tmp_path: Path, monk
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_train_options import SMALL, contents
+sys.path.insert(0, {root!r})
+from tests.chan_ref.test_train_options import SMALL, contents
 from chan_rt.chan_ref.train import resume, train
 from chan_rt.runtime import files
 
@@ -254,7 +238,7 @@ for point in ("optimizer-1", "after optimizer-1", "curve", "last", "after last")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_killed_run_goes_on_to_the_same_bytes(data: Path, tmp_path: Path) -> None:
     """SIGKILL while the second epoch is written, at each kind of file. One process forks, so that torch loads once."""
-    words = [sys.executable, "-c", KILLED.format(tests=str(Path(__file__).parent)), str(data), str(tmp_path)]
+    words = [sys.executable, "-c", KILLED.format(root=str(Path(__file__).parents[2])), str(data), str(tmp_path)]
     found = subprocess.run(
         words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300
     )
