@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -32,14 +31,12 @@ from torch import Tensor
 from ..runtime.counts import counted
 from ..runtime.data.fitting import cut_texts
 from ..runtime.errors import CheckpointError, InputError, TensorError, reason_of
+from ..runtime.evaluation.metrics import Metrics
 from ..runtime.files import recover
 from ..runtime.locks import only_one
-from ..runtime.text import ScanTokenizer, build_scan_vocabulary
 from . import checkpoint
 from .augment import change_words, drop_regions
-from .bert import bert_from_pretrained
-from .bert import read_tokenizer as read_bert_tokenizer
-from .config import ModelConfig
+from .first_model import new_model, started_model
 from .inference import read_tokenizer
 from .loss import MARGIN, hinge, infonce
 from .model import ChanModel
@@ -56,6 +53,8 @@ _GRADIENT_CLIP = 2.0
 # above 0.2 whenever their rsum was that low.
 _AT_CHANCE, _AT_MARGIN = 2.0, (0.9, 1.5)
 
+OnStart = Callable[[int, Metrics], None]
+"""Called before the first epoch with the number of words that were added to the vocabulary, and the recalls so far."""
 OnStep = Callable[[int, int, int, float], None]
 """Called after each step with the epoch and the step (both from 0), the steps per epoch, and the mean loss per pair."""
 OnEpoch = Callable[[EpochLog], None]
@@ -69,10 +68,11 @@ def train(
     *,
     device: str | None = None,
     tensorboard: bool = False,
+    on_start: OnStart | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> EpochLog:
-    """Train from the beginning and return the log of the best epoch.
+    """Train a new model, or a checkpoint further (`config.start`), and return the log of the best epoch.
 
     An interrupt (KeyboardInterrupt) leaves RUN as it was after the last finished epoch; `resume` continues from there.
 
@@ -83,10 +83,12 @@ def train(
         config: every choice.
         device: a torch device; None uses the GPU if torch finds one, else the CPU.
         tensorboard: also log to RUN/tensorboard.
+        on_start: callback that reports on the checkpoint that is trained further.
         on_step, on_epoch: callbacks that report progress.
 
     Raises:
         InputError: the data or RUN break a rule, another process trains there, or torch cannot use the device.
+        CheckpointError: the checkpoint to start from cannot be read.
     """
     run = Path(run)
     with _alone(run), _enough_memory():
@@ -95,8 +97,14 @@ def train(
         place = usable_device(device)
         data = TrainData.open(data_dir)
         torch.manual_seed(config.seed)
-        model, files = _new_model(config, data)
-        return _Run(run, data, config, model, files, place, on_step, on_epoch).go(tensorboard)
+        if config.start is None:
+            model, files = new_model(config, data)
+            return _Run(run, data, config, model, files, place, on_step, on_epoch).go(tensorboard)
+        config, model, files, added = started_model(config, data)
+        going = _Run(run, data, config, model, files, place, on_step, on_epoch)
+        if on_start is not None:
+            on_start(added, going.validate())
+        return going.go(tensorboard)
 
 
 def resume(
@@ -222,44 +230,6 @@ def _last_record(run: str | Path) -> dict[str, Any] | None:
     return record
 
 
-def _new_model(config: TrainConfig, data: TrainData) -> tuple[ChanModel, dict[str, bytes]]:
-    """Return a model at the start of training, and the files of its tokenizer."""
-    shape = ModelConfig(
-        region_dim=data.train.region_dim,
-        embed_dim=config.embed_dim,
-        region_encoder=config.region_encoder,
-        word_dim=config.word_dim,
-        vocab_size=1,  # until the vocabulary is known
-        alignment=config.alignment,
-    )
-    if config.bert is None:
-        vocabulary = build_scan_vocabulary(data.captions, config.min_count)
-        size = ScanTokenizer(vocabulary["word2idx"]).vocab_size
-        files = {"vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode()}
-        return _made(replace(shape, vocab_size=size)), files
-    sizes, weights = bert_from_pretrained(config.bert)
-    files = read_bert_tokenizer(config.bert, sizes.vocab_size)
-    used = read_tokenizer(files).vocab_size  # fewer than the rows of an embedding that is padded
-    sizes, weights["words.weight"] = replace(sizes, vocab_size=used), weights["words.weight"][:used]
-    model = _made(replace(shape, text_encoder="bert", bert=sizes, vocab_size=0))
-    model.text_encoder.get_submodule("bert").load_state_dict(weights)
-    return model, files
-
-
-def _made(config: ModelConfig) -> ChanModel:
-    """A model with new weights; InputError where its sizes are more than a tensor, or the memory, has room for."""
-    sizes = f"embed_dim {config.embed_dim:,} and word_dim {config.word_dim:,}"
-    advice = "lower --embed-dim or --word-dim"
-    try:
-        with torch.device("meta"):  # no memory, so that a wrong size cannot exhaust it
-            size = sum(tensor.nbytes for tensor in ChanModel(config).state_dict().values())
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"{sizes} are more than a tensor can have: {advice}") from error
-    if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise InputError(f"a model with {sizes} takes {size / 1e9:,.0f} GB, more than this machine has: {advice}")
-    return ChanModel(config)
-
-
 @contextmanager
 def _enough_memory() -> Iterator[None]:
     """Turn torch's errors of memory that it did not get into InputError."""
@@ -310,7 +280,7 @@ class _Run:
                 epoch = len(self.logs)
                 loss = self._epoch(epoch)
                 try:
-                    found = evaluate(self.data.validation, self.model, self.tokenizer, self.device)
+                    found = self.validate()
                 except TensorError as error:  # the last update of the epoch spoiled the weights
                     raise InputError(f"after epoch {epoch}, {error}: lower --learning-rate") from error
                 best = found.rsum > max((log.rsum for log in self.logs), default=-1.0)
@@ -323,6 +293,10 @@ class _Run:
                 if self.on_epoch is not None:
                     self.on_epoch(self.logs[-1])
         return max(self.logs, key=lambda log: log.rsum)
+
+    def validate(self) -> Metrics:
+        """The recalls of the model on the validation images."""
+        return evaluate(self.data.validation, self.model, self.tokenizer, self.device)
 
     @property
     def has_stopped(self) -> bool:

@@ -45,6 +45,8 @@ class TrainConfig:
         min_count: number of occurrences from which a word enters the vocabulary (`bigru`).
         bf16: compute the encoders' matrix products in bfloat16; weights, scores and losses stay in float32.
         seed: seed of every random choice.
+        start: folder of a checkpoint that is trained further; None begins with a new model. The checkpoint then decides
+            the encoders, their widths and the alignment, whatever is given here.
     """
 
     embed_dim: int = 1024
@@ -69,17 +71,20 @@ class TrainConfig:
     min_count: int = 4
     bf16: bool = False
     seed: int = 0
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, get_args(LossKind))
         check_choice("bert_tuning", self.bert_tuning, get_args(BertTuning))
-        if self.text_encoder == "bert" and self.bert is None:
+        if self.start is not None and self.bert is not None:
+            raise InputError(f"bert must not be given with start, whose text encoder is kept, got {self.bert}")
+        if self.text_encoder == "bert" and self.bert is None and self.start is None:
             raise InputError("text_encoder 'bert' needs bert, the folder of a pretrained model (--bert FOLDER)")
         if self.text_encoder != "bert" and self.bert is not None:
             raise InputError(
                 f"bert is for text_encoder 'bert' only, got {self.bert} for {self.text_encoder!r} (--text-encoder bert)"
             )
-        if self.bert is None and self.bert_tuning != "all":
+        if self.bert is None and self.start is None and self.bert_tuning != "all":
             raise InputError(f"bert_tuning must be 'all' without bert, got {self.bert_tuning!r}")
         positive = ("embed_dim", "word_dim", "epochs", "learning_rate", "bert_learning_rate", "loss_temperature")
         for name in (*positive, "min_count"):

@@ -31,7 +31,7 @@ def make_optimizer(model: ChanModel, config: TrainConfig) -> torch.optim.AdamW:
         groups.append({"params": pretrained, "lr": config.bert_learning_rate})
     for group in groups:
         group["initial_lr"] = group["lr"]
-        if config.bert is not None:
+        if config.text_encoder == "bert":
             group["weight_decay"] = config.bert_weight_decay
     return torch.optim.AdamW(groups)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @options.precisions_option
 @click.option(
     "--checkpoint",
-    type=values.FOLDER,
+    type=values.CHECKPOINT,
     help="Checkpoint that BUNDLE was exported from. With it, torch eager and torch.compile are measured too.",
 )
 @click.option(

@@ -13,7 +13,7 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
 
 
 @click.command(short_help="Compute the recalls of checkpoints or bundles over a split of data.")
-@click.argument("models", nargs=-1, required=True, type=values.FOLDER)
+@click.argument("models", nargs=-1, required=True, type=values.CHECKPOINT)
 @options.data_argument
 @options.split_option("test", "Split of DATA to evaluate.")
 @click.option(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Turn a checkpoint into a bundle: ONNX graphs, tokenizer, manifest.")
-@click.argument("checkpoint", type=values.FOLDER)
+@click.argument("checkpoint", type=values.CHECKPOINT)
 @options.out_option(values.NEW_FOLDER, "Folder of the new bundle. With an int8 precision, the bundle to add graphs to.")
 @click.option(
     "--precision",

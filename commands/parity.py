@@ -15,7 +15,7 @@ from .terminal import echo, progress_bar, warn
 @click.option(
     "--checkpoint",
     required=True,
-    type=values.FOLDER,
+    type=values.CHECKPOINT,
     help="Checkpoint that BUNDLE was exported from. Its torch model is the reference.",
 )
 @click.option(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from ..runtime.counts import counted
 from ..runtime.errors import quoted
 from .options import data_argument, out_option
 from .terminal import Progress, echo, progress_bar, visible
-from .values import COUNT, FOLDER, NEW_FOLDER, NUMBER, TEXT, NumberRange
+from .values import CHECKPOINT, COUNT, FOLDER, NEW_FOLDER, NUMBER, TEXT, NumberRange
+
+if TYPE_CHECKING:
+    from ..chan_ref.train_config import EpochLog
+    from ..runtime.evaluation.metrics import Metrics
 
 _COLLAPSED = (
     "Warning: the model has collapsed: it gives all pairs one score (the loss is twice the margin) and recalls no more "
@@ -20,6 +26,11 @@ _COLLAPSED = (
     "say), or with a lower --learning-rate."
 )
 
+# What a checkpoint that is trained further decides.
+_OF_THE_MODEL = (
+    "embed_dim", "word_dim", "region_encoder", "text_encoder", "bert", "coding", "pooling", "attention_temperature",
+    "pooling_temperature",
+)  # fmt: skip
 # What may change between a run and its --resume; everything else is the run's own.
 _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard", "device"}
 
@@ -28,6 +39,13 @@ _FREE_ON_RESUME = {"data", "out", "resume", "epochs", "patience", "tensorboard",
 @data_argument
 @out_option(NEW_FOLDER, "Folder of the training run.")
 @click.option("--resume", is_flag=True, help="Continue the run in that folder after its last finished epoch.")
+@click.option(
+    "--start",
+    type=CHECKPOINT,
+    metavar="CHECKPOINT",
+    help="Train this checkpoint further, in place of a new model. It keeps its encoders, alignment and vocabulary; "
+    "words that its vocabulary lacks are added (--min-count).",
+)
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Number of passes over all pairs."
 )
@@ -173,6 +191,7 @@ def command(
     data: Path,
     out: Path,
     resume: bool,
+    start: Path | None,
     epochs: int,
     patience: int,
     device: str | None,
@@ -181,25 +200,33 @@ def command(
 ) -> None:
     """Train CHAN on DATA with the published schedule.
 
-    DATA has precomp/train_* to train on and, optionally, precomp/dev_* to validate on. OUT/best and OUT/last are
+    DATA has precomp/train_* to train on and, optionally, precomp/dev_* to validate on. The model is a new one, or with
+    --start that of a checkpoint, which is tuned so. OUT/best and OUT/last are
     checkpoints for `chan export`. OUT/log.csv and OUT/log.jsonl have one line for each epoch, and OUT/curve.svg draws
     them. Ctrl-C keeps the last finished epoch; --resume continues from there, exactly as if nothing had happened.
     """
     from ..chan_ref import train as training
-    from ..chan_ref.train_config import EpochLog, TrainConfig
+    from ..chan_ref.train_config import TrainConfig
     from ..runtime.contract import AlignmentConfig
 
     given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     if resume and (fixed := sorted(given - _FREE_ON_RESUME)):
-        flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise click.UsageError(f"--resume continues with the options of the run: leave out {flags}")
+        raise click.UsageError(f"--resume continues with the options of the run: leave out {_flags(fixed)}")
+    if start is not None and (fixed := [name for name in _OF_THE_MODEL if name in given]):
+        raise click.UsageError(f"the checkpoint of --start decides what the model is: leave out {_flags(fixed)}")
     progress = _Progress()
     warned: list[bool] = []
 
+    def on_start(added: int, found: Metrics) -> None:
+        if added:
+            echo(f"{counted(added, 'word')} of the captions added to the vocabulary")
+        progress.explain()
+        progress.before = found.rsum
+        echo(f"at the start               {_recalls(found)}")
+
     def on_epoch(log: EpochLog) -> None:
         progress.close()
-        if progress.best < 0:
-            echo("three numbers are R@1, R@5 and R@10 on the validation images in %, rsum the sum of all six")
+        progress.explain()
         progress.best = max(progress.best, log.rsum)
         echo(_line(log))
         if log.collapsed and not any(warned):
@@ -217,8 +244,9 @@ def command(
             alignment = AlignmentConfig(**{name: options.pop(name) for name in names})
             options["batch_size"] = options["batch_size"] or 0
             options["bert"] = None if options["bert"] is None else str(options["bert"])
+            options["start"] = None if start is None else str(start)
             config = TrainConfig(epochs=epochs, patience=patience, alignment=alignment, **options)
-            best = training.train(data, out, config, **watch)
+            best = training.train(data, out, config, on_start=on_start, **watch)
     except KeyboardInterrupt:
         progress.close()
         kept = training.last_epoch(out)
@@ -230,6 +258,12 @@ def command(
         context.exit(130)
     if training.stopped_early(out):
         echo(f"Stopped early after epoch {training.last_epoch(out)}: no epoch since {best.epoch} was better.")
+    if best.rsum <= progress.before:
+        echo(
+            f"Warning: no epoch is better than the checkpoint it started from, rsum {progress.before:.1f}. Try a lower "
+            "--learning-rate, and --warmup-epochs 0.",
+            err=True,
+        )
     echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best, and all epochs in {out}/curve.svg")
     echo(f"{visible(out)}: next, `chan export {visible(quoted(f'{out}/best'))} -o bundle`")
 
@@ -241,6 +275,14 @@ class _Progress:
         self._bar: AbstractContextManager[Progress] | None = None
         self._show: Progress | None = None
         self.best = -1.0  # rsum of the best epoch so far
+        self.before = -1.0  # rsum of the checkpoint that is trained further
+        self._explained = False
+
+    def explain(self) -> None:
+        """Say once what the numbers of each line are."""
+        if not self._explained:
+            echo("three numbers are R@1, R@5 and R@10 on the validation images in %, rsum the sum of all six")
+        self._explained = True
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         if self._bar is None or self._show is None:
@@ -254,9 +296,17 @@ class _Progress:
             self._bar = None
 
 
-def _line(log: Any) -> str:
-    i2t, t2i = log.i2t, log.t2i
+def _line(log: EpochLog) -> str:
+    return f"epoch {log.epoch:3d}  loss {log.loss:8.4f}  {_recalls(log)}{'  best' if log.best else ''}"
+
+
+def _recalls(found: EpochLog | Metrics) -> str:
+    i2t, t2i = found.i2t, found.t2i
     return (
-        f"epoch {log.epoch:3d}  loss {log.loss:8.4f}  image-to-text {i2t.r1:5.1f} {i2t.r5:5.1f} {i2t.r10:5.1f}  "
-        f"text-to-image {t2i.r1:5.1f} {t2i.r5:5.1f} {t2i.r10:5.1f}  rsum {log.rsum:6.1f}{'  best' if log.best else ''}"
+        f"image-to-text {i2t.r1:5.1f} {i2t.r5:5.1f} {i2t.r10:5.1f}  "
+        f"text-to-image {t2i.r1:5.1f} {t2i.r5:5.1f} {t2i.r10:5.1f}  rsum {found.rsum:6.1f}"
     )
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)

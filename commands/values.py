@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ..runtime.errors import quoted
+
 _PLOTS = (".png", ".svg", ".pdf")
 
 
@@ -43,6 +45,19 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class ModelFolder(PathType):
+    """The folder of a checkpoint or bundle."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The folder. A file of torch's is what `chan import` reads."""
+        if isinstance(value, str) and value.lower().endswith((".pth", ".pt", ".tar")) and Path(value).is_file():
+            self.fail(f"{value} is a file: make a checkpoint of it with `chan import {quoted(value)} -o CHECKPOINT`")
+        return super().convert(value, param, ctx)
+
+
 class Number(click.types.FloatParamType):
     """A finite number; click's own also takes NaN and infinity."""
 
@@ -74,6 +89,7 @@ ID = click.STRING  # of a row; a gallery may have one that is empty
 PATH = PathType()
 EXISTING = PathType(exists=True)
 FOLDER = PathType(exists=True, file_okay=False)
+CHECKPOINT = ModelFolder()
 FILE = PathType(exists=True, dir_okay=False)
 NEW_FILE = PathType(dir_okay=False)
 NEW_PLOT = PlotFile(dir_okay=False)

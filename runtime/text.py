@@ -254,11 +254,19 @@ def build_scan_vocabulary(captions: Iterable[str], min_count: int) -> dict[str, 
 
     Words are in the order of their first occurrence, as SCAN's and VSE-infinity's own script leaves them.
     """
+    return extend_scan_vocabulary({word: row for row, word in enumerate(SCAN_SPECIALS)}, captions, min_count)
+
+
+def extend_scan_vocabulary(word2idx: Mapping[str, int], captions: Iterable[str], min_count: int) -> dict[str, Any]:
+    """The vocabulary of `word2idx` and of the words it lacks that occur at least `min_count` times in captions.
+
+    Words keep their ids; new ones follow in the order of their first occurrence.
+    """
     if min_count < 1:
         raise InputError(f"min_count must be positive, got {min_count}")
     counts = Counter(word for caption in captions for word in split_words(caption))
-    words = [*SCAN_SPECIALS, *(word for word, count in counts.items() if count >= min_count)]
-    return scan_vocabulary({word: row for row, word in enumerate(words)})
+    added = [word for word, count in counts.items() if count >= min_count and word not in word2idx]
+    return scan_vocabulary({**word2idx, **{word: len(word2idx) + row for row, word in enumerate(added)}})
 
 
 def scan_vocabulary(word2idx: Mapping[str, int]) -> dict[str, Any]:

