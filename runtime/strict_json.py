@@ -12,6 +12,7 @@ import re
 import stat
 import sys
 import types
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON within the limits; NaN, Infinity and text that is not valid Unicode are refused.
+    """Parse JSON within the limits; NaN, Infinity, a key that stands twice and text that is no Unicode are refused.
 
     Raises:
         InputError: the text is not JSON, is nested deeper than MAX_DEPTH, or breaks one of these rules.
@@ -60,10 +61,19 @@ def parse_json(text: str) -> Any:
             if depth > MAX_DEPTH:
                 raise InputError(f"JSON must be nested at most {MAX_DEPTH} levels deep")
     try:
-        found = json.loads(text, parse_constant=_refuse_constant)
+        found = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InputError(f"it must be valid JSON: {error}") from error
+    return found
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of `json.loads`; ValueError where a key stands twice, of which only the last value would be read."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} stands twice in one object")
     return found
 
 

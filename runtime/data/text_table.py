@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, reason_of
+from ..strict_json import unique_keys
 
 DELIMITERS = ",;\t|"  # Flickr30K's results.csv is separated by |
 
@@ -48,7 +49,7 @@ def json_lines(file: Path, text: Iterator[str]) -> Iterator[tuple[str, dict[str,
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{place(file, number)}: must be a JSON object: {reason_of(error)}") from error
         if not isinstance(row, dict):

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ..errors import InputError
+from ..strict_json import unique_keys
 from .store.rows import Row
 from .values import MAX_DEPTH, Json, json_value, plain_text, same
 
@@ -210,7 +211,7 @@ def parse_words(conditions: Sequence[str]) -> dict[str, Any]:
 def _parse_word(text: str) -> Where:
     if text.lstrip().startswith(("{", "[")):
         try:
-            parsed = json.loads(text)
+            parsed = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise InputError(f"where: must be a filter in JSON, got {text!r}: {error}") from error
         Filter.parse(parsed)

@@ -114,6 +114,7 @@ def test_no_value_of_any_type_crashes(field: str, value: object) -> None:
         ("[" + "1" * 5000 + "]", "valid JSON"),
         ("", "valid JSON"),
         ('["\n"]', "valid JSON"),
+        ('[{"a": 1, "b": 2, "b": 2}]', "the key 'b' stands twice in one object"),
     ],
 )
 def test_text_beyond_the_limits_is_refused(text: str, message: str) -> None:

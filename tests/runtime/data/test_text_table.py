@@ -19,6 +19,7 @@ FAULTS = {
     "latin.jsonl": b'{"path": "caf\xe9"}\n',
     "broken.jsonl": b'{"path": "a.jpg", "caption": "A dog."}\n\n{"path"\n',
     "list.jsonl": b"[1]\n",
+    "twice.jsonl": b'{"path": "a.jpg", "caption": "A dog", "caption": "A cat"}\n',
     "deep.jsonl": b"[" * 100_000 + b"\n",
     "missing.csv": None,
     "missing.jsonl": None,

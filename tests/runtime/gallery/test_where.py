@@ -236,7 +236,10 @@ def test_words_of_a_command_line(words: list[str], passing: list[int]) -> None:
     assert [n for n, metadata in enumerate(rows) if condition.matches(metadata)] == passing
 
 
-@pytest.mark.parametrize("word", ["=3", "", "!n=3", "{bad", '{"n": {"$near": 1}}', ">3", "{" * 100_000, "[]", '["n"]'])
+@pytest.mark.parametrize(
+    "word",
+    ["=3", "", "!n=3", "{bad", '{"n": {"$near": 1}}', ">3", "{" * 100_000, "[]", '["n"]', '{"n": 1, "n": {"$gt": 2}}'],
+)
 def test_words_that_are_no_condition(word: str) -> None:
     with pytest.raises(InputError, match="where"):
         parse_words([word])
