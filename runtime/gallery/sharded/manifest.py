@@ -30,17 +30,14 @@ from ..store.catalogue import (
     check_roots,
     corrupt,
     is_gallery,
-    json_integer,
-    json_list,
-    json_object,
     no_gallery,
     permissions,
-    plain_json,
     read_catalogue,
     read_head,
 )
 from ..store.files import MANIFEST, MAX_LENGTH
 from ..store.header import LINE, Header, line_of, parse_line, text_of, with_line
+from ..store.json_values import json_integer, json_list, json_object, plain_json
 
 NEXT = f"{CATALOGUE}.next"  # a shard's catalogue from before its manifest names it until it takes its place
 MANIFEST_SCHEMA = 1

@@ -30,6 +30,7 @@ from ...errors import ChanError, GalleryCorrupt, GalleryError, GalleryMissing
 from ..settings import GallerySettings
 from .files import MANIFEST, MAX_LENGTH, PAGE, FileRecord
 from .header import LINE, Header, line_of, parse_line, text_of, with_line
+from .json_values import json_bytes, json_integer, json_list, json_object, json_share, plain_json
 from .mapping import open_regular
 
 CATALOGUE = "catalogue"
@@ -200,11 +201,6 @@ def read_catalogue(folder: Path, name: str = CATALOGUE) -> tuple[Header, Catalog
         raise corrupt(path, str(error)) from error
 
 
-def plain_json(text: bytes) -> object:
-    """What JSON without NaN and infinite numbers says; ValueError or RecursionError where it is none."""
-    return json.loads(text, parse_constant=_no_constant)
-
-
 def read_head(path: Path, limit: int) -> bytes:
     """The first `limit` bytes of a gallery's catalogue; all of it where more than its line is asked for.
 
@@ -313,7 +309,7 @@ def _segment(raw: object, place: str, key: str) -> SegmentRecord:
     if body["live"] is None:
         live = np.ones(count, bool)
     else:
-        bits = np.frombuffer(_bytes(body["live"], f"{place}.live", -(-count // 8)), np.uint8)
+        bits = np.frombuffer(json_bytes(body["live"], f"{place}.live", -(-count // 8)), np.uint8)
         live = np.unpackbits(bits, count=count).astype(bool)
     prepared = None if body[key] is None else _file(body[key], f"{place}.{key}")
     return SegmentRecord(live, vectors, _file(body["rows"], f"{place}.rows"), prepared)
@@ -327,7 +323,7 @@ def _prepared(raw: object) -> PreparedRecord:
         json_integer(body["digits"], "prepared.digits", 1, 2),
         json_integer(body["k"], "prepared.k", 1, MAX_ROWS),
         json_integer(body["queries"], "prepared.queries", 0, MAX_ROWS),
-        *(None if share is None else _share(share, "prepared's shares") for share in shares),
+        *(None if share is None else json_share(share, "prepared's shares") for share in shares),
     )
 
 
@@ -356,44 +352,6 @@ def check_roots(raw: object) -> Mapping[str, str]:
     if not isinstance(raw, dict) or not all(isinstance(text, str) for text in (*raw, *raw.values())):
         raise ValueError("roots must be an object of text")
     return raw
-
-
-def json_object(raw: object, place: str, *keys: str) -> Mapping[str, Any]:
-    """An object with these keys; ValueError, which names the place, where it is none."""
-    if not isinstance(raw, dict) or (keys and raw.keys() != set(keys)):
-        raise ValueError(f"{place} must be an object" + (f" with {', '.join(keys)}" if keys else ""))
-    return raw
-
-
-def json_list(raw: object, place: str, longest: int) -> list[Any]:
-    """A list of at most `longest` items; ValueError, which names the place, where it is none."""
-    if not isinstance(raw, list) or len(raw) > longest:
-        raise ValueError(f"{place} must be a list of at most {longest}")
-    return raw
-
-
-def json_integer(raw: object, place: str, low: int, high: int) -> int:
-    """An integer from `low` to `high`; ValueError, which names the place, where it is none."""
-    if type(raw) is not int or not low <= raw <= high:
-        raise ValueError(f"{place} must be an integer from {low} to {high}")
-    return raw
-
-
-def _share(raw: object, place: str) -> float:
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= 1:
-        raise ValueError(f"{place} must be a number from 0 to 1")
-    return float(raw)
-
-
-def _bytes(raw: object, place: str, length: int) -> bytes:
-    data = base64.b64decode(raw, validate=True) if isinstance(raw, str) else b""
-    if len(data) != length:
-        raise ValueError(f"{place} must be {length} bytes in base64, got {len(data)}")
-    return data
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def permissions(path: Path) -> int:
