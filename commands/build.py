@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from ..runtime.errors import quoted
 from . import options, values
-from .terminal import echo, print_json, progress_bar
+from .terminal import echo, print_json, progress_bar, say_next
 
 
 @click.command()
@@ -71,3 +72,4 @@ def command(
         echo(f"{record.graph:<18}{record.precision:<10}{size:>8.2f}  {seconds:>8}  {counts:<36}{one.path.name}")
         if one.replaced:
             echo(f"  built again: {one.replaced}")
+    say_next(bundle, f"chan bench {quoted(bundle)} --backend {backend}", " on the GPU that will serve")

@@ -11,7 +11,7 @@ import click
 from ..runtime.counts import counted
 from ..runtime.errors import quoted
 from . import options
-from .terminal import echo, progress_bar, visible
+from .terminal import echo, progress_bar, say_next
 
 if TYPE_CHECKING:
     from ..calibration.ranges import TensorRange
@@ -83,10 +83,9 @@ def command(
             values = asdict(item)
             row = " ".join(f"{values[name]:10.4f}" for name in ("low", "high", "minimum", "maximum"))
             echo(f"  {row} {item.clipped:9.2e}  {tensor}")
-    echo(
-        f"\n{visible(bundle)}: next, `chan export CHECKPOINT -o {visible(quoted(bundle))} "
-        f"--data {visible(quoted(data))} --precision int8 --precision int8_x86`"
-    )
+    echo()
+    int8 = "--precision int8 --precision int8_x86"
+    say_next(bundle, f"chan export CHECKPOINT -o {quoted(bundle)} --data {quoted(data)} {int8}")
 
 
 def _importance(entry: tuple[str, TensorRange]) -> tuple[float, float]:

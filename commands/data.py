@@ -10,7 +10,7 @@ import click
 
 from ..runtime.errors import quoted
 from . import options, values
-from .terminal import echo, print_json, progress_bar, visible, visible_word, warn
+from .terminal import echo, print_json, progress_bar, say_next, visible, visible_word, warn
 
 if TYPE_CHECKING:
     from ..runtime.own_data.report import DataReport, Range
@@ -156,7 +156,7 @@ def _print(counted: DataReport, out: Path) -> None:
         _list(kind, items, out)
     if counted.alike:
         _list("pictures of dev and test that look like one of train, so that recalls are easier", counted.alike, out)
-    echo(f"{visible(out)}: next, `chan features {visible(quoted(out))} -o {visible(quoted(out))}`")
+    say_next(out, f"chan features {quoted(out)} -o {quoted(out)}")
 
 
 def _list(kind: str, items: Sequence[SkippedItem], out: Path) -> None:

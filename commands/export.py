@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..runtime.errors import quoted
 from . import options, values
-from .terminal import echo, print_json, progress_bar
+from .terminal import echo, print_json, progress_bar, say_next
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from ..chan_ref.backbones.base import Backbone
     from ..export.bundle import ExportedGraph
@@ -158,6 +159,16 @@ def _print(exported: Sequence[ExportedGraph], out: Path, backbone: str, as_json:
     if any(one.error is not None for one in exported):
         echo("error: norm of the difference from PyTorch over PyTorch's norm, on random inputs")
     echo(f"backbone: {backbone}")
+    say_next(out, _next_command(quoted(out), {one.precision for one in exported}, {one.name for one in exported}))
+
+
+def _next_command(bundle: str, precisions: Collection[str], graphs: Collection[str]) -> str:
+    """What goes on with a bundle to which graphs of these precisions and names were written."""
+    if "int8_x86" in precisions:
+        return f"chan index {bundle} SOURCES -o gallery --precision int8_x86"
+    if "int8" in precisions:
+        return f"chan build {bundle} --precision int8"
+    return f"chan index {bundle} {'PICTURES' if 'backbone' in graphs else 'DATA'} -o gallery"
 
 
 def _add_int8(

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from ..runtime.counts import counted
+from ..runtime.errors import quoted
 from . import options, values
-from .terminal import echo, print_json
+from .terminal import echo, print_json, say_next
 
 
 @click.command("import", short_help="Read a published model_best.pth safely and strictly.")
@@ -66,6 +67,7 @@ def command(
         echo(f"{name:<12}{value}")
     for repair in found["repairs"]:
         echo(f"{'repaired':<12}{repair}")
+    say_next(out, f"chan export {quoted(out)} -o bundle")
 
 
 def _shown(value: float | None, kind: str) -> str:

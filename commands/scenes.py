@@ -8,7 +8,7 @@ import click
 
 from ..runtime.errors import quoted
 from . import values
-from .terminal import echo, progress_bar, visible
+from .terminal import echo, progress_bar, say_next, visible
 
 _COUNT = click.IntRange(min=0)
 
@@ -40,10 +40,7 @@ def command(out: Path, train: int, dev: int, test: int, seed: int) -> None:
             progress(done, total)
     echo(f"{visible(out)}: {train} training, {dev} validation and {test} test scenes")
     if train:
-        echo(f"{visible(out)}: next, `chan train {visible(quoted(out))} -o run`")
-    elif test:
-        echo(f"{visible(out)}: next, `chan evaluate MODEL {visible(quoted(out))}` of a checkpoint or bundle")
-    elif dev:
-        echo(
-            f"{visible(out)}: next, `chan evaluate MODEL --split dev {visible(quoted(out))}` of a checkpoint or bundle"
-        )
+        say_next(out, f"chan train {quoted(out)} -o run")
+    elif test or dev:
+        split = "" if test else "--split dev "
+        say_next(out, f"chan evaluate MODEL {split}{quoted(out)}", " of a checkpoint or bundle")

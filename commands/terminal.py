@@ -80,6 +80,11 @@ def print_json(data: object) -> None:
     click.echo(_UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 
+def say_next(made: Path, command: str, note: str = "") -> None:
+    """Name the command that goes on with what a command made; paths in it are `quoted`. A note says more of it."""
+    echo(f"{visible(made)}: next, `{visible(command)}`{note}")
+
+
 def print_result(gallery: Path, as_json: bool, text: str, **facts: Any) -> None:
     """Print what a command did with a gallery, in words or as JSON."""
     if as_json:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ..runtime.counts import counted
 from ..runtime.errors import quoted
 from .options import data_argument, out_option
-from .terminal import Progress, echo, progress_bar, visible
+from .terminal import Progress, echo, progress_bar, say_next
 from .values import CHECKPOINT, COUNT, FOLDER, NEW_FOLDER, NUMBER, TEXT, NumberRange
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def command(
             err=True,
         )
     echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best, and all epochs in {out}/curve.svg")
-    echo(f"{visible(out)}: next, `chan export {visible(quoted(f'{out}/best'))} -o bundle`")
+    say_next(out, f"chan export {quoted(f'{out}/best')} -o bundle")
 
 
 class _Progress:

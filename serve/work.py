@@ -114,7 +114,7 @@ def _run(jobs: Sequence[Work], words: int) -> None:
     for group in _grouped(pictures, lambda job: id(job.opened.need_matcher())):
         _encode(group, lambda job: job.pictures, _encode_pictures)
     for job in jobs:
-        if job.off and job.error is None:
+        if job.off:
             _attempt([job], _switch_off)
         if job.search is not None and job.search.like is not None:
             _attempt([job], _read_row)

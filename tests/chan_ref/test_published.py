@@ -86,6 +86,7 @@ def test_what_was_found_is_said(published: Path, tmp_path: Path):
         "bigru, words 12 -> GRU -> 32",
         "LSE, temperature 0.1",
         "fc.weight, fc.bias",
+        f"out: next, `chan export {tmp_path / 'out'} -o bundle`",
     ):
         assert words in result.output
     result = CliRunner().invoke(main, [*arguments, "--vocab", str(published / "vocab.json"), "--json", "--force"])

@@ -133,7 +133,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's checkpoint as a calibrated bundle, and scenes, over which its ranks mean something."""
     root = tmp_path_factory.mktemp("demo")
     ok("scenes", root / "data", "--train", 24, "--dev", 0, "--test", 24)
-    ok("export", CHECKPOINT, "-o", root / "bundle", "--no-backbone")
+    shown = ok("export", CHECKPOINT, "-o", root / "bundle", "--no-backbone")
+    assert shown.endswith(f"{root / 'bundle'}: next, `chan index {root / 'bundle'} DATA -o gallery`\n")
     ok("calibrate", root / "bundle", root / "data", "--samples", 24)
     return root
 
@@ -146,7 +147,12 @@ def test_a_plan_from_sensitivity_can_be_exported_and_passes_parity(demo: Path, s
     options = ["--split", "test", "--samples", 24, "--by-scope", "--scheme", scheme, "--max-rsum-drop", 0]
     ok("sensitivity", bundle, data, *options, "--plan", plan)
     assert set(json.loads(plan.read_text())["exclude"]) == {"region_encoder", "text_encoder"}
-    ok("export", CHECKPOINT, "-o", bundle, "--precision", precision, "--data", data, "--samples", 24, "--plan", plan)
+    export = ["export", CHECKPOINT, "-o", bundle, "--precision", precision, "--data", data, "--samples", 24]
+    following = {
+        "int8_x86": f"chan index {bundle} SOURCES -o gallery --precision int8_x86",
+        "int8": f"chan build {bundle} --precision int8",
+    }
+    assert ok(*export, "--plan", plan).endswith(f"{bundle}: next, `{following[precision]}`\n")
     manifest = Manifest.load(bundle)
     assert manifest.parity[f"onnxruntime/{precision}"]["passed"]
     assert precision in manifest.graphs["region_encoder"]
@@ -155,7 +161,8 @@ def test_a_plan_from_sensitivity_can_be_exported_and_passes_parity(demo: Path, s
 
 def test_a_backbone_is_quantized_for_onnxruntime_where_there_are_pictures(demo: Path, tmp_path: Path) -> None:
     bundle, data = tmp_path / "bundle", demo / "data"
-    ok("export", CHECKPOINT, "-o", bundle, "--precision", "fp32")
+    shown = ok("export", CHECKPOINT, "-o", bundle, "--precision", "fp32")
+    assert shown.endswith(f"{bundle}: next, `chan index {bundle} PICTURES -o gallery`\n")
     ok("calibrate", bundle, data, "--samples", 24)
     # 24 captions are too few for the bounds of ranks, which are not what is tested
     export = ["export", CHECKPOINT, "-o", bundle, "--data", data, "--samples", 24, "--force", "--json"]

@@ -159,6 +159,7 @@ def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle:
     second = CliRunner().invoke(cli.main, ["build", str(bundle)])
     assert second.exit_code == 0, second.output
     assert second.stdout.count("cached") == 4
+    assert f"{bundle}: next, `chan bench {bundle} --backend tensorrt_rtx` on the GPU" in second.stdout
     assert {path: Path(path).read_bytes() for path in before} == before
     assert not list((bundle / "engines").glob(".*build*"))
 
