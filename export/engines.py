@@ -13,10 +13,7 @@ import importlib
 import json
 import logging
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,31 +27,17 @@ from ..runtime.backends.probe import examine_backend
 from ..runtime.backends.rtx_gpus import portable_gpus
 from ..runtime.backends.sidecar import AMPERE_PLUS, ENGINES, Engine, EngineRecord, Profile, host_os, stem
 from ..runtime.backends.table import FLAVORS, Flavor
-from ..runtime.backends.tf32 import VARIABLE
 from ..runtime.checks import check_choice
 from ..runtime.contract import GraphSpec, Manifest, sha256_file, verified
 from ..runtime.errors import EngineError, InputError
 from ..runtime.files import naming, publish
 from ..runtime.gpu import examine_gpu
 from .engine_layers import WANTED, check_precision
+from .engine_process import run_worker
 from .profiles import choose_profiles, default_profiles, parse_profile
 
 _log = logging.getLogger(__name__)
 _TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "int8": "INT8", "bool": "BOOL"}
-
-_WORKER = ("-m", "chan_rt.export.engine_worker")
-
-# What polygraphy has no option for, as it calls it after its own settings.
-_RTX_SETTINGS = """\
-import tensorrt_rtx as trt
-
-def postprocess_config(builder, network, config):
-    config.clear_flag(trt.BuilderFlag.TF32)
-    gpus = {gpus}
-    config.num_compute_capabilities = len(gpus)
-    for index, number in enumerate(gpus):
-        config.set_compute_capability(trt.ComputeCapability(number), index)
-"""
 
 
 @dataclass(frozen=True)
@@ -253,7 +236,7 @@ def build_engine(
                 # TensorRT built it on its GPU, so it can be loaded and inspected there.
                 "inspect": target.flavor == "tensorrt",
             }
-            report = _build(Path(work), request, what, folder / f"{name}.reproduce.sh", progress)
+            report = run_worker(Path(work), request, what, folder / f"{name}.reproduce.sh", progress)
             _check_tensors(spec, report, what)
             for warning in report["warnings"]:
                 _log.warning("the %s engine of %s: %s", target.flavor, what, warning)
@@ -309,59 +292,6 @@ def _check_operators(file: Path, what: str) -> None:
             f"{what} has NonMaxSuppression, as detectors do, and TensorRT-RTX does not build it: onnxruntime runs the "
             "backbone beside the engines of the other graphs. Build without --graph backbone"
         )
-
-
-def reproduce(request: Mapping[str, Any]) -> str:
-    """A shell script that builds the same engine with polygraphy alone, TF32 off."""
-    command = ["polygraphy", "convert", request["onnx"], "--convert-to", "trt", "--strongly-typed", "-o", "engine"]
-    rtx = request["flavor"] == "tensorrt_rtx"
-    for profile in request["profiles"]:
-        for bound in ("min", "opt", "max"):
-            shapes = [f"{name}:[{','.join(map(str, shape[bound]))}]" for name, shape in profile.items()]
-            command += [f"--trt-{bound}-shapes", *shapes]
-    if request["options"]["version_compatible"]:
-        command += ["--version-compatible", "--exclude-lean-runtime"]
-    if request["options"]["hardware_compatible"]:
-        command += ["--hardware-compatibility-level", "ampere_plus"]
-    head = f"#!/bin/sh\nunset {VARIABLE}\n"  # as in `_build`
-    if not rtx:  # polygraphy clears TF32 for TensorRT
-        return f"{head}{shlex.join(command)} --verbose\n"
-    numbers = [int(gpu.removeprefix("sm_")) for gpu in request["gpus"]]
-    settings = _RTX_SETTINGS.format(gpus=numbers)
-    command += ["--trt-config-postprocess-script", "engine_settings.py"]
-    write = f"cat > engine_settings.py <<'END'\n{settings}END\n"
-    return f"{head}{write}POLYGRAPHY_USE_TENSORRT_RTX=1 {shlex.join(command)} --verbose\n"
-
-
-def _build(
-    work: Path, request: Mapping[str, Any], what: str, script: Path, progress: Callable[[str], None] | None
-) -> dict[str, Any]:
-    """Run the worker; its report, or EngineError with the script that reproduces the failure."""
-    (work / "request.json").write_text(json.dumps(request))
-    environment = os.environ | {"POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
-    environment.pop(VARIABLE, None)  # it would enter the engine's bytes, but not its name
-    environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request["flavor"] == "tensorrt_rtx" else "0"
-    with open(work / "stderr", "w+") as stderr:
-        command = [sys.executable, *_WORKER, str(work)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True) as worker:
-            try:
-                for phase in worker.stdout or ():
-                    if progress is not None:
-                        progress(phase.strip())
-                status = worker.wait()
-            finally:
-                worker.kill()
-        if status == 0:
-            script.unlink(missing_ok=True)
-            report: dict[str, Any] = json.loads((work / "report.json").read_text())
-            return report
-        error = work / "error.txt"
-        reason = error.read_text() if error.exists() else f"the builder's process died with status {status}"
-        stderr.seek(0)
-        logged = [line.strip() for line in stderr if line.startswith(("[E]", "[!]"))]
-    script.write_text(reproduce(request))
-    details = "; ".join(dict.fromkeys([reason, *logged[-3:]]))
-    raise EngineError(f"{what} does not build with {request['flavor']}: {details}; reproduce with: sh {script}")
 
 
 def _check_tensors(spec: GraphSpec, report: Mapping[str, Any], what: str) -> None:

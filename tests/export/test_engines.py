@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from chan_rt import cli
 from chan_rt.calibration.plan import to_int8
 from chan_rt.calibration.ranges import TensorRange
-from chan_rt.export import engines
+from chan_rt.export import engine_process
 from chan_rt.export.engine_layers import check_precision, from_build_log, from_inspector
-from chan_rt.export.engines import BuildOptions, build_engine, find_target, plan
+from chan_rt.export.engines import BuildOptions, BuiltEngine, build_engine, find_target, plan
 from chan_rt.runtime.backends import open_backend, open_graph
 from chan_rt.runtime.backends.device import CudaDevice
 from chan_rt.runtime.backends.engine_staleness import find_engine
@@ -132,7 +132,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(bundle: Path) -> Callable[..., engines.BuiltEngine]:
+def build(bundle: Path) -> Callable[..., BuiltEngine]:
     """Build the fp16 region encoder of the bundle."""
     return lambda **more: build_engine(bundle, "region_encoder", "fp16", find_target("tensorrt_rtx"), **more)
 
@@ -248,7 +248,7 @@ def test_two_builders_at_once_build_once(bundle: Path) -> None:
     assert outputs[0][0]["path"] == outputs[1][0]["path"]
 
 
-def test_kill_in_the_middle_leaves_a_usable_cache(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
+def test_kill_in_the_middle_leaves_a_usable_cache(bundle: Path, build: Callable[..., BuiltEngine]) -> None:
     program = (
         "import os, signal, sys\n"
         "from chan_rt.export.engines import build_engine, find_target\n"
@@ -285,7 +285,7 @@ def garble(path: Path) -> None:
     [(truncate, "truncated"), (corrupt, "corrupt"), (Path.unlink, "missing"), (garble, "cannot be understood")],
 )
 def test_damaged_engines_are_refused_and_built_again(
-    bundle: Path, build: Callable[..., engines.BuiltEngine], damage: Callable[[Path], None], reason: str
+    bundle: Path, build: Callable[..., BuiltEngine], damage: Callable[[Path], None], reason: str
 ) -> None:
     good = build().path
     bytes_ = good.read_bytes()
@@ -299,7 +299,7 @@ def test_damaged_engines_are_refused_and_built_again(
 
 
 def test_of_engines_for_several_gpus_the_one_for_this_gpu_is_found(
-    bundle: Path, build: Callable[..., engines.BuiltEngine], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, build: Callable[..., BuiltEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = build()
     record = EngineRecord.from_file(built.path.with_suffix(".json"))
@@ -331,7 +331,7 @@ def test_of_engines_for_several_gpus_the_one_for_this_gpu_is_found(
     ],
 )
 def test_foreign_and_stale_engines_are_refused_with_the_reason(
-    bundle: Path, build: Callable[..., engines.BuiltEngine], change: dict[str, str], reason: str
+    bundle: Path, build: Callable[..., BuiltEngine], change: dict[str, str], reason: str
 ) -> None:
     built = build()
     sidecar = built.path.with_suffix(".json")
@@ -367,7 +367,7 @@ def test_an_fp32_engine_has_tf32_off(bundle: Path, monkeypatch: pytest.MonkeyPat
     sizes = [{n: {"min": s.min, "opt": s.opt, "max": s.max} for n, s in p.items()} for p in built.record.profiles]
     request = {"flavor": "tensorrt_rtx", "onnx": str(bundle / "graphs/fp32/region_encoder.onnx"), "profiles": sizes}
     script = bundle / "again.sh"
-    text = engines.reproduce(request | {"options": built.record.options, "gpus": built.record.gpus})
+    text = engine_process.reproduce(request | {"options": built.record.options, "gpus": built.record.gpus})
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     del environment["NVIDIA_TF32_OVERRIDE"]
 
@@ -400,28 +400,28 @@ def worker(change: str) -> tuple[str, str]:
     ],
 )
 def test_the_worker_refuses_an_engine_for_other_gpus_and_one_with_tf32(
-    bundle: Path, build: Callable[..., engines.BuiltEngine], monkeypatch: pytest.MonkeyPatch, change: str, message: str
+    bundle: Path, build: Callable[..., BuiltEngine], monkeypatch: pytest.MonkeyPatch, change: str, message: str
 ) -> None:
-    monkeypatch.setattr(engines, "_WORKER", worker(change))
+    monkeypatch.setattr(engine_process, "_WORKER", worker(change))
     with pytest.raises(EngineError, match=message):
         build()
     assert not list((bundle / "engines").glob("*.engine"))
-    monkeypatch.setattr(engines, "_WORKER", worker("pass"))
+    monkeypatch.setattr(engine_process, "_WORKER", worker("pass"))
     build()
 
 
 def test_a_header_of_an_unknown_form_is_warned_of(
-    build: Callable[..., engines.BuiltEngine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    build: Callable[..., BuiltEngine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     change = "from chan_rt.runtime.backends import rtx_gpus\nrtx_gpus._MAGIC = b'next'"
-    monkeypatch.setattr(engines, "_WORKER", worker(change))
+    monkeypatch.setattr(engine_process, "_WORKER", worker(change))
     assert build().path.is_file()
     (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert said.startswith("the tensorrt_rtx engine of region_encoder at fp16: its header has a form that is not known")
     assert said.endswith("so nobody checked that it runs on sm_80, sm_86, sm_89, sm_120, sm_121")
 
 
-def test_whatever_changes_an_engine_changes_its_key(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
+def test_whatever_changes_an_engine_changes_its_key(bundle: Path, build: Callable[..., BuiltEngine]) -> None:
     target = find_target("tensorrt_rtx")
     first = build().record.key
     (_, _, profiles), *_ = plan(bundle, ["region_encoder"], ["fp16"], ["B=2"])
@@ -435,7 +435,7 @@ def test_whatever_changes_an_engine_changes_its_key(bundle: Path, build: Callabl
     assert build_engine(bundle, "region_encoder", "fp16", replace(target, gpus=("sm_86",))).record.key != first
 
 
-def test_engine_is_the_same_bytes_when_built_again(build: Callable[..., engines.BuiltEngine]) -> None:
+def test_engine_is_the_same_bytes_when_built_again(build: Callable[..., BuiltEngine]) -> None:
     first = build()
     data = first.path.read_bytes()
     first.path.unlink()
@@ -464,7 +464,7 @@ def test_a_graph_that_does_not_build_leaves_a_polygraphy_command_that_fails_too(
     assert "NoSuchOperator" in rerun.stdout + rerun.stderr
 
 
-def test_the_reproducing_command_builds_what_is_sound(bundle: Path, build: Callable[..., engines.BuiltEngine]) -> None:
+def test_the_reproducing_command_builds_what_is_sound(bundle: Path, build: Callable[..., BuiltEngine]) -> None:
     built = build()
     request = {
         "flavor": "tensorrt_rtx",
@@ -476,7 +476,7 @@ def test_the_reproducing_command_builds_what_is_sound(bundle: Path, build: Calla
         "gpus": built.record.gpus,
     }
     script = bundle / "again.sh"
-    script.write_text(engines.reproduce(request))
+    script.write_text(engine_process.reproduce(request))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     # what onnxruntime_cuda sets in its process would enter the engine's bytes
     environment = os.environ | {"NVIDIA_TF32_OVERRIDE": "0", "PATH": path}
@@ -555,7 +555,7 @@ def test_an_engine_without_its_precision_is_an_error(
 
 
 def test_inspect_shows_bundles_engines_and_onnx_files(
-    bundle: Path, build: Callable[..., engines.BuiltEngine], tmp_path: Path
+    bundle: Path, build: Callable[..., BuiltEngine], tmp_path: Path
 ) -> None:
     engine = build().path
 
