@@ -239,6 +239,15 @@ class Gallery(PathType):
         return super().convert(local_gallery(value) if isinstance(value, str) else value, param, ctx)
 
 
+class FileOrId(PathType):
+    """A file, or the id of a gallery's row, as text; the shell completes files."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text as it is: which of the two it is depends on another argument."""
+        _refuse_empty(self, value, param, ctx)
+        return value
+
+
 class Source(PathType):
     """A file or folder that exists, as a Path, or an address in object storage, as text."""
 

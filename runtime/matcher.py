@@ -138,8 +138,8 @@ class Matcher:
             return self._backbone.preprocess
         if self.manifest.preprocess is None:
             raise BundleError(
-                "this bundle starts from region features: it has no backbone. Use encode_images(regions), or export "
-                "with a backbone, or give the backbone (--backbone)"
+                "this bundle starts from region features: it has no backbone. Encode features (encode_images; "
+                "`chan index BUNDLE DATA`), or give or export the backbone that they were made with (--backbone)"
             )
         return self.manifest.preprocess
 

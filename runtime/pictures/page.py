@@ -72,20 +72,23 @@ def render_page(
     return render_document("hits.html", title, values, kind="wide", data={"result": shown}), skipped
 
 
-def render_explanation(picture: Picture, caption: str, explanation: Explanation) -> str:
+def render_explanation(
+    picture: Picture | None, caption: str, explanation: Explanation, *, title: str | None = None
+) -> str:
     """An explanation as one HTML file: the picture with the region of each word, and the table of shares.
 
     Args:
-        picture: the one that was explained.
+        picture: the one that was explained; None where there is none, only its regions.
         caption: likewise.
-        explanation: of both. Without a grid the page has no boxes.
+        explanation: of both. Without a grid or boxes of its regions the page has no boxes.
+        title: what the page calls the picture; None takes the name of its file.
 
     Raises:
         InputError: the picture cannot be read.
         MissingExtra: Pillow or jinja2 is missing.
     """
     shown = explanation_data(picture, explanation)
-    name = Path(str(picture)).name if isinstance(picture, str | Path) else "a picture"
+    name = title or (Path(str(picture)).name if isinstance(picture, str | Path) else "a picture")
     summary = f"The region of {readable(name)} that each word chose, and the word's share of the score."
     values = {"summary": summary, "explanation": shown}
     return render_document("explanation.html", caption, values, data={"explanation": shown})
@@ -141,8 +144,8 @@ def result_data(
     return shown, skipped
 
 
-def explanation_data(picture: Picture, explanation: Explanation) -> dict[str, Any]:
-    """What the components draw of an explanation, with its picture inside.
+def explanation_data(picture: Picture | None, explanation: Explanation) -> dict[str, Any]:
+    """What the components draw of an explanation, with its picture inside if there is one.
 
     Raises:
         InputError: the picture cannot be read.
@@ -152,7 +155,7 @@ def explanation_data(picture: Picture, explanation: Explanation) -> dict[str, An
         "id": readable(name),
         "score": explanation.score,
         "metadata": {},
-        "picture": data_url(picture, LARGE_SIDE),
+        "picture": None if picture is None else data_url(picture, LARGE_SIDE),
         "words": [
             word_data(match.word, match.region, match.similarity, match.share, match.known, box=explanation.box(match))
             for match in explanation.words

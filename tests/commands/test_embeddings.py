@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(desk: Path) -> None:
         (("search", "g", "--like", "nobody"), 1, "not in the gallery: nobody"),
         (("search", "g", "--like", "doc-1", "--html", "x.html"), 2, "--html has no effect with --like or --embeddings"),
         (("search", "g", "--like", "doc-1", "red"), 2, "give one caption, --image, --like or --embeddings"),
-        (("explain", "g", "photo.png", "red"), 2, "g is a gallery: give the bundle that encoded its rows"),
+        (("explain", "g", "doc-1", "red"), 1, "holds embeddings of no known model, so nothing here encodes captions"),
         (("gallery", "prepare", "g", "--queries", "wide.npz"), 1, f"a: D must be {DIM}, got {DIM + 1}"),
         (
             ("gallery", "prepare", "g", "--queries", "docs.npz", "--bundle", "."),

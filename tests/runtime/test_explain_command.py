@@ -1,6 +1,7 @@
 """`chan explain` from a picture file to a drawn one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from chan_rt import cli
 from chan_rt.commands import explain
+from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.matcher import Matcher
 
 CAPTION = "two red Clouds"
@@ -97,6 +99,55 @@ def test_a_bundle_without_a_backbone(make_small_model: Callable, picture: Path) 
     result = _explain(make_small_model().bundle, picture, CAPTION)
     assert result.exit_code == 1
     assert "it has no backbone" in result.output
+
+
+def test_a_row_of_a_gallery_is_explained_as_its_picture(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    gallery, moved = tmp_path / "gallery", tmp_path / "moved"
+    shutil.copytree(bundle, tmp_path / "bundle")
+    indexed = CliRunner().invoke(cli.main, ["index", str(tmp_path / "bundle"), str(picture), "-o", str(gallery)])
+    assert indexed.exit_code == 0, indexed.output
+    with Gallery.open(gallery) as opened:
+        (row,) = opened.rows()
+    whole, by_id = (
+        json.loads(_explain(*args, CAPTION, "--json").output) for args in ((bundle, picture), (gallery, row.id))
+    )
+    assert [word["region"] for word in by_id["words"]] == [word["region"] for word in whole["words"]]
+    assert by_id["score"] == pytest.approx(whole["score"], abs=1e-5)
+    assert (by_id["image"], by_id["grid"]) == (row.id, 2)
+    result = _explain(gallery, row.id, CAPTION, "-o", tmp_path / "why.png", "--html", tmp_path / "why.html")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "why.png").is_file()
+    assert f"The region of {row.id} that each word chose" in (tmp_path / "why.html").read_text()
+    (tmp_path / "bundle").rename(moved)
+    assert _explain(gallery, row.id, CAPTION, "--bundle", moved).exit_code == 0
+    for args, message in (
+        ((gallery, "nobody", CAPTION), "not in the gallery: nobody"),
+        ((gallery, row.id, CAPTION, "--precision", "fp32"), "--precision has no effect with a gallery"),
+        ((bundle, picture, CAPTION, "--bundle", moved), "--bundle has no effect without a gallery"),
+        ((bundle, "missing.png", CAPTION), "File 'missing.png' does not exist"),
+    ):
+        result = _explain(*args)
+        assert result.exit_code in (1, 2)
+        assert message in result.output
+
+
+def test_a_row_without_a_picture_and_a_gallery_of_captions(make_small_model: Callable, tmp_path: Path) -> None:
+    bundle, data = make_small_model().bundle, tmp_path / "data"
+    (data / "precomp").mkdir(parents=True)
+    np.save(data / "precomp/test_ims.npy", np.random.default_rng(0).random((2, 3, 12), np.float32))
+    (data / "precomp/test_caps.txt").write_text("two red clouds\na table\n")
+    for name, more in (("images", []), ("captions", ["--captions"])):
+        words = ["index", str(bundle), str(data), "-o", str(tmp_path / name), *more]
+        assert CliRunner().invoke(cli.main, words).exit_code == 0
+    page = tmp_path / "why.html"
+    result = _explain(tmp_path / "images", "data/test/1", CAPTION, "--html", page)
+    assert result.exit_code == 0, result.output
+    assert '"picture":null' in page.read_text()
+    result = _explain(tmp_path / "images", "data/test/1", CAPTION, "-o", tmp_path / "why.png")
+    assert "--out: the row data/test/1 has no picture to draw on; --html needs none" in result.output
+    result = _explain(tmp_path / "captions", "data/test/1", CAPTION)
+    assert "has captions as its rows: give a gallery of images" in result.output
+    assert result.exit_code == 2
 
 
 @pytest.mark.parametrize(

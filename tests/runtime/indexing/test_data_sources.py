@@ -67,6 +67,11 @@ def test_boxes_of_a_data_folder_travel_with_the_gallery_and_are_drawn(make_small
     drawn = re.findall(r'"box": ?(\[[^]]*\])', (tmp_path / "page.html").read_text())
     assert drawn
     assert all(json.loads(box) in apple.metadata["boxes"] for box in drawn)
+    found = json.loads(run("explain", gallery, "data/test/0", "a red apple", "--json"))
+    assert all([round(part, 6) for part in word["box"]] in apple.metadata["boxes"] for word in found["words"])
+    run("explain", gallery, "data/test/0", "a red apple", "-o", tmp_path / "why.png")
+    with Image.open(tmp_path / "why.png") as picture:
+        assert picture.width > 100
     boxed_data(data, [[20, 20, 60, 100], [0, 0, 100, 200]])
     assert "1 encoded, 1 already there" in run("index", bundle, data, "-o", gallery)
     with Gallery.open(gallery) as opened:
