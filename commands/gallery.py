@@ -102,12 +102,13 @@ def verify(context: click.Context, gallery: Path, as_json: bool) -> None:
         damaged = verify_gallery(gallery, progress=progress)
     if damaged and not as_json:
         raise GalleryCorrupt("damaged:\n" + "\n".join(damaged))
+    name = values.as_given(gallery)
     if damaged:
-        print_result(gallery, as_json, "", damaged=damaged)
+        print_result(name, as_json, "", damaged=damaged)
         context.exit(1)
     with Gallery.open(gallery) as opened:
-        text = f"{visible(gallery)}: {counted(len(opened), 'row')}, every byte is as it was committed"
-        print_result(gallery, as_json, text, rows=len(opened), damaged=[])
+        text = f"{visible(name)}: {counted(len(opened), 'row')}, every byte is as it was committed"
+        print_result(name, as_json, text, rows=len(opened), damaged=[])
 
 
 @command.command("repair", short_help="Save the readable rows of damaged files, and list the lost ones.")

@@ -85,7 +85,7 @@ def say_next(made: Path, command: str, note: str = "") -> None:
     echo(f"{visible(made)}: next, `{visible(command)}`{note}")
 
 
-def print_result(gallery: Path, as_json: bool, text: str, **facts: Any) -> None:
+def print_result(gallery: Path | str, as_json: bool, text: str, **facts: Any) -> None:
     """Print what a command did with a gallery, in words or as JSON."""
     if as_json:
         print_json({"gallery": str(gallery), **facts})

@@ -269,4 +269,12 @@ def local_gallery(text: str) -> str:
     from .terminal import progress_bar
 
     with progress_bar("fetch", 0) as progress:
-        return str(cached_gallery(text, progress=progress))
+        folder = str(cached_gallery(text, progress=progress))
+    click.get_current_context().meta[folder] = text
+    return folder
+
+
+def as_given(gallery: Path) -> str:
+    """A gallery as the command line names it: by its address, where the folder is a copy in the cache."""
+    given: str = click.get_current_context().meta.get(str(gallery), str(gallery))
+    return given

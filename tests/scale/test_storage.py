@@ -413,7 +413,8 @@ def test_commands_take_addresses(bucket: str, gallery: Path, tmp_path: Path) -> 
     assert json.loads(ok("gallery", "push", gallery, url, "--prune", "--json"))["sent"] == 0
     assert json.loads(ok("gallery", "info", url, "--json"))["rows"] == 38
     assert ok("gallery", "list", url) == ok("gallery", "list", gallery)
-    assert "every byte is as it was committed" in ok("gallery", "verify", url)
+    assert ok("gallery", "verify", url) == f"{url}: 38 rows, every byte is as it was committed\n"
+    assert json.loads(ok("gallery", "verify", url, "--json"))["gallery"] == url
     assert ok("search", url, "--like", "7", "-k", "3") == ok("search", gallery, "--like", "7", "-k", "3")
     assert "38 rows in 2 shards" in ok("gallery", "split", url, "-o", tmp_path / "shards", "--shards", "2")
     assert "pulled: 38 rows" in ok("gallery", "pull", url, "-o", tmp_path / "pulled")
