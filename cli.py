@@ -70,8 +70,16 @@ class ChanGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
+        """Run the command, which Ctrl-C ends at any time with one line."""
+        try:
+            return self._invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+
+    def _invoke(self, ctx: click.Context) -> object:
         """Run the command; errors of the library, missing extras and files that cannot be used become `Error: ...`."""
-        from chan_rt.commands.terminal import echo, visible_lines
+        from chan_rt.commands.terminal import visible_lines
         from chan_rt.runtime.errors import ChanError
         from chan_rt.runtime.extras import extra_of, missing
 
@@ -85,9 +93,6 @@ class ChanGroup(click.Group):
             raise click.UsageError(visible_lines(error.format_message()), error.ctx) from error
         except ChanError as error:
             raise click.ClickException(visible_lines(str(error))) from error
-        except KeyboardInterrupt:
-            echo("\nInterrupted.", err=True)
-            ctx.exit(INTERRUPTED)
         except ModuleNotFoundError as error:
             module = (error.name or "").partition(".")[0]
             if extra_of(module) is None:

@@ -450,6 +450,17 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr == "\nInterrupted.\n"
 
 
+def test_ctrl_c_before_the_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "chan_rt.commands.terminal", Interrupted())
+    result = CliRunner().invoke(cli.main, ["doctor"])
+    assert result.exit_code == 130
+    assert result.stderr == "\nInterrupted.\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "shown"),
     [((), ["Warning:"]), (("-v",), ["Warning:", "Info:"]), (("-vv",), ["Warning:", "Info:", "Debug:"])],
