@@ -83,7 +83,10 @@ def _made_up(source: EmbeddingSource) -> str:
     others = counted(len(source.made_up) - 1, "other file")
     more = f", and so on for {others}" if len(source.made_up) > 1 else ""
     made = counted(sum(map(len, source.made_up)), "row has", "rows have")
-    return f"{made} no id in the files, so ids are the file's name and the row's number: {ids}{more}"
+    return (
+        f"{made} no id in the files, so ids are the file's name and the row's number: {ids}{more}. Under another name "
+        "the same file would be added again; `ids` in it, or a column `id` of --metadata, name its rows for good"
+    )
 
 
 def report_preparation(prepared: Preparation | None, queries: Path | None) -> None:

@@ -84,9 +84,11 @@ def test_ids_that_were_made_up_are_said(desk: Path) -> None:
         return [line for line in lines if "no id in the files" in line]
 
     why = "no id in the files, so ids are the file's name and the row's number"
-    assert said("b.npy") == [f"1 row has {why}: b/0"]
-    assert said("named.npz", "a.npy") == [f"3 rows have {why}: a/0 to a/2"]
-    assert said("a.npy", "b.npy") == [f"4 rows have {why}: a/0 to a/2, and so on for 1 other file"]
+    way_out = "added again; `ids` in it, or a column `id` of --metadata, name its rows for good"
+    then = f". Under another name the same file would be {way_out}"
+    assert said("b.npy") == [f"1 row has {why}: b/0{then}"]
+    assert said("named.npz", "a.npy") == [f"3 rows have {why}: a/0 to a/2{then}"]
+    assert said("a.npy", "b.npy") == [f"4 rows have {why}: a/0 to a/2, and so on for 1 other file{then}"]
     assert said("named.npz") == []
     Path("m.jsonl").write_text("".join(f'{{"id": "n{row}"}}\n' for row in range(3)))
     assert said("a.npy", "--metadata", "m.jsonl") == []
