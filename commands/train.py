@@ -261,7 +261,7 @@ def command(
     if best.rsum <= progress.before:
         echo(
             f"Warning: no epoch is better than the checkpoint it started from, rsum {progress.before:.1f}. Try a lower "
-            "--learning-rate, and --warmup-epochs 0.",
+            "--learning-rate, or more --warmup-epochs.",
             err=True,
         )
     echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best, and all epochs in {out}/curve.svg")
