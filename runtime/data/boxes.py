@@ -2,7 +2,8 @@
 
     boxes               left, top, width, height as fractions of the picture: what `chan features` writes
     spatial_features    left, top, right, bottom as fractions (and more behind): BUTD's HDF5 files
-    boxes, bbox         left, top, right, bottom in pixels, with image_w and image_h beside: bottom-up attention
+    boxes, bbox         left, top, right, bottom in pixels, with image_w and image_h beside: bottom-up attention. Beside
+                        arrays of all images these are [N]
 
 Boxes in pixels without the picture's size say nothing of where a region is, so they count as none.
 """
@@ -10,6 +11,7 @@ Boxes in pixels without the picture's size say nothing of where a region is, so 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 Boxes: TypeAlias = NDArray[np.float32]
-BoxReader: TypeAlias = Callable[[Any], Boxes]  # an index into the stored array -> the boxes there
+BoxReader: TypeAlias = Callable[[int, Any], Boxes]  # an image, and its index into the stored array -> its boxes
 
 BOX_NAMES = ("boxes", "spatial_features", "bbox")
 SIZE_NAMES = ("image_w", "image_h")
@@ -27,28 +29,48 @@ SIZE_NAMES = ("image_w", "image_h")
 _SLACK = 0.02
 
 
-def stored_boxes(file: Path, members: Mapping[str, Any], features: Any) -> BoxReader | None:
+def stored_boxes(file: Path, members: Mapping[str, Any], features: Any, images: int) -> BoxReader | None:
     """What reads boxes beside the features of all images, an array of the same first axes; None where there are none.
 
     Args:
         file: for errors.
         members: arrays of the file by name.
         features: the array that the boxes belong to.
+        images: number of images (N); `image_w` and `image_h` [N] are the sizes of their pictures.
     """
-    for name, is_corners in (("spatial_features", True), ("boxes", False)):
+    sizes = _sizes(members, images)
+    for name in ("spatial_features", "boxes", "bbox"):
         array = members.get(name)
-        if array is None or array.dtype.kind != "f" or tuple(array.shape[:-1]) != tuple(features.shape[:-1]):
+        if array is None or array.dtype.kind not in "fiu" or tuple(array.shape[:-1]) != tuple(features.shape[:-1]):
             continue
-        if array.shape[-1] < 4 or (not is_corners and not _are_fractions(array)):
+        if array.shape[-1] < 4:
             continue
-
-        def read(index: Any, array: Any = array, name: str = name, is_corners: bool = is_corners) -> Boxes:
-            values = np.asarray(array[index], np.float32)[:, :4]
-            where = f"{file}: {name}"
-            return from_pixels(where, values, 1.0, 1.0) if is_corners else checked(where, values)
-
-        return read
+        if name == "spatial_features":
+            return partial(_read_corners, f"{file}: {name}", array, None)
+        if sizes is not None:
+            return partial(_read_corners, f"{file}: {name}", array, sizes)
+        if name == "boxes" and array.dtype.kind == "f" and _are_fractions(array):
+            return partial(_read_fractions, f"{file}: {name}", array)
     return None
+
+
+def _read_fractions(where: str, array: Any, image: int, rows: Any) -> Boxes:
+    return checked(where, np.asarray(array[rows], np.float32)[:, :4])
+
+
+def _read_corners(where: str, array: Any, sizes: NDArray[np.float64] | None, image: int, rows: Any) -> Boxes:
+    width, height = (1.0, 1.0) if sizes is None else map(float, sizes[image])
+    return from_pixels(f"{where} of image {image}", np.asarray(array[rows], np.float32)[:, :4], width, height)
+
+
+def _sizes(members: Mapping[str, Any], images: int) -> NDArray[np.float64] | None:
+    """Width and height of each picture [N, 2], where both are numbers beside the features."""
+    columns = [members[name] for name in SIZE_NAMES if name in members]
+    if len(columns) < 2 or any(one.dtype.kind not in "fiu" for one in columns):
+        return None
+    if any(tuple(one.shape) not in ((images,), (images, 1)) for one in columns):
+        return None
+    return np.stack([np.asarray(one[()], np.float64).reshape(-1) for one in columns], axis=1)
 
 
 def boxes_of(where: str, held: Mapping[str, Any], regions: int) -> Boxes | None:

@@ -17,7 +17,7 @@ from ..errors import InputError
 from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, BoxReader, stored_boxes
 
 ID_NAMES = ("ids", "image_ids", "image_id")
-NEEDED = ("pos_boxes", "num_boxes", *BOX_NAMES, *ID_NAMES)
+NEEDED = ("pos_boxes", "num_boxes", *BOX_NAMES, *SIZE_NAMES, *ID_NAMES)
 OF_ONE_IMAGE = ("num_boxes", *BOX_NAMES, *SIZE_NAMES, *ID_NAMES)
 FEATURE_NAMES = ("features", "image_features", "feat", "x")
 # Far beyond any data set, and below what a damaged header may claim: images of a split, bytes of one image.
@@ -82,7 +82,7 @@ def padded_store(
         return images
 
     def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
-        return [None if boxes is None else boxes(int(row))[: lengths[row]] for row in rows]
+        return [None if boxes is None else boxes(int(row), int(row))[: lengths[row]] for row in rows]
 
     places = None if boxes is None else read_boxes
     return RegionStore(file, num_images, int(lengths.max()), region_dim, read, lengths=lengths, boxes=places)
@@ -109,7 +109,8 @@ def flat_store(file: Path, array: Any, spans: NDArray[np.int64], boxes: BoxReade
         return images
 
     def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
-        return [None if boxes is None else boxes(slice(int(spans[row, 0]), int(spans[row, 1]))) for row in rows]
+        places = (slice(int(first), int(last)) for first, last in spans[rows])
+        return [None if boxes is None else boxes(int(row), place) for row, place in zip(rows, places, strict=True)]
 
     places = None if boxes is None else read_boxes
     longest = int(lengths.max())
@@ -119,14 +120,14 @@ def flat_store(file: Path, array: Any, spans: NDArray[np.int64], boxes: BoxReade
 def store_of(file: Path, members: Mapping[str, Any]) -> RegionStore:
     """The store of a file with named arrays: `features` with `pos_boxes`, with `num_boxes`, or alone, and their ids."""
     name = feature_name(file, members)
-    boxes = stored_boxes(file, members, members[name])
     if "pos_boxes" in members:
         spans = whole_numbers(file, "pos_boxes", members["pos_boxes"], "[N, 2]")
-        store = flat_store(file, members[name], spans, boxes)
+        store = flat_store(file, members[name], spans, stored_boxes(file, members, members[name], len(spans)))
     else:
         counts = members.get("num_boxes")
         lengths = None if counts is None else whole_numbers(file, "num_boxes", counts, "[N]").reshape(-1)
-        store = padded_store(file, members[name], lengths, boxes)
+        images = members[name].shape[0] if members[name].shape else 0
+        store = padded_store(file, members[name], lengths, stored_boxes(file, members, members[name], images))
     given = [name for name in ID_NAMES if name in members]
     if len(given) > 1:
         raise InputError(f"{file}: one array may hold the ids of the images, got {', '.join(given)}: keep one")

@@ -135,6 +135,47 @@ def test_every_form_gives_the_same_features_and_boxes(
         np.testing.assert_allclose(ends, corners[:, 2:], atol=1e-3)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("name", ["boxes", "bbox"])
+def test_boxes_in_pixels_beside_all_images_have_a_size_for_each(
+    name: str, flat: bool, suffix: str, tmp_path: Path
+) -> None:
+    """Of pictures of different sizes; without the sizes, or with those of other images, the boxes are unknown."""
+    widths, heights = np.array([100, 200, 50]), np.array([[80.0], [40.0], [20.0]])
+    fractions = np.array([[0.1, 0.25, 0.5, 0.5], [0, 0, 1, 1]])  # left, top, width, height of each image
+    corners = np.concatenate([fractions[:, :2], fractions[:, :2] + fractions[:, 2:]], axis=1)
+    scale = np.concatenate([widths[:, None], heights, widths[:, None], heights], axis=1)
+    pixels = corners * scale[:, None]  # [3, 2, 4]
+    arrays = {"features": np.ones((3, 2, DIM), np.float32), name: pixels.round().astype(np.int32)}
+    if flat:
+        arrays = {key: array.reshape(6, -1) for key, array in arrays.items()}
+        arrays["pos_boxes"] = np.array([[0, 2], [2, 4], [4, 6]])
+    path = tmp_path / f"x{suffix}"
+
+    def found(**sizes: np.ndarray) -> list[np.ndarray | None] | None:
+        path.unlink(missing_ok=True)
+        if suffix == ".npz":
+            np.savez(path, **arrays, **sizes)
+        else:
+            h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+            with h5py.File(path, "w") as file:
+                for key, array in {**arrays, **sizes}.items():
+                    file[key] = array
+        store = open_features(path)
+        return None if store.boxes is None else store.boxes(np.array([2, 0]))
+
+    boxes = found(image_w=widths, image_h=heights)
+    assert boxes is not None
+    for one in boxes:
+        np.testing.assert_allclose(one, fractions, atol=1e-6)
+    assert found() is None
+    assert found(image_w=widths) is None
+    assert found(image_w=widths[:2], image_h=heights[:2]) is None
+    with pytest.raises(InputError, match=f"{name} of image 2: a box must be inside the picture"):
+        found(image_w=widths, image_h=heights / 2)
+
+
 @pytest.mark.parametrize(("without", "found"), [(0, "image 1 is the first that has some"), (2, "image 2 has none")])
 def test_boxes_of_some_images_are_never_lost_without_a_word(tmp_path: Path, without: int, found: str) -> None:
     items = _items()
