@@ -416,7 +416,11 @@ class _Returns(torch.nn.Module):
     [
         (RuntimeError("out of memory"), r"fails for pixels \[1, 3, 24, 24\]: out of memory"),
         (None, "must return regions"),
-        ({"regions": 1}, "must return regions"),
+        ({"regions": 1}, "got int as 'regions'"),
+        ({"regions": [1.0]}, "got list as 'regions'"),
+        ({"regions": torch.zeros(1, 3, 4), "scores": torch.zeros(1)}, "among .*class_scores, got Tensor as 'scores'"),
+        ({"boxes": torch.zeros(1, 3, 4)}, "must return regions, got a dictionary with boxes"),
+        ({}, "must return regions, got a dictionary with nothing"),
         ((torch.ones(1, 3, DIM), None), "must return tensors, got NoneType as boxes"),
         ((), "must return regions"),
         ((torch.ones(1),) * 4, "must return regions"),
@@ -564,24 +568,6 @@ def test_class_scores_are_stored_with_the_features_and_not_in_a_bundle(
     with Matcher.open(tmp_path / "bundle") as one, Matcher.open(tmp_path / "ragged") as other:
         files = [pictures / "a.png"]
         np.testing.assert_array_equal(one.encode_pictures(files).vectors, other.encode_pictures(files).vectors)
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        ({"regions": torch.zeros(1, 3, 4), "scores": torch.zeros(1)}, "among .*class_scores, got Tensor as 'scores'"),
-        ({"regions": [1.0]}, "got list as 'regions'"),
-        ({"boxes": torch.zeros(1, 3, 4)}, "must return regions, got a dictionary with boxes"),
-        ({}, "must return regions, got a dictionary with nothing"),
-    ],
-)
-def test_a_dictionary_has_the_names_of_outputs(returned: dict[str, Any], message: str) -> None:
-    class Named(torch.nn.Module):
-        def forward(self, pixels: torch.Tensor) -> dict[str, Any]:
-            return returned
-
-    with pytest.raises(InputError, match=message):
-        Backbone(Named(), PREPROCESS, "test:named").outputs(np.zeros((1, 3, SIZE, SIZE), np.float32))
 
 
 def test_a_detector_is_refused_before_tensorrt_rtx_builds_it(world: tuple[Any, ...], tmp_path: Path) -> None:
