@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .counts import counted
 from .errors import InputError, TensorError
+from .tensor_checks import check_lengths, check_unmasked
 
 Kind = Literal["images", "captions"]
 
@@ -204,41 +205,8 @@ def _stacked(parts: Sequence[NDArray[np.float32]], width: int) -> NDArray[np.flo
     return whole
 
 
-def check_unmasked(tensor: str, array: object) -> None:
-    """TensorError if an array of `numpy.ma` masks a value: what lies under a mask would be taken for a number."""
-    if isinstance(array, np.ma.MaskedArray) and (count := int(np.ma.getmaskarray(array).sum())):
-        rule = "must not be masked: leave out or fill what is missing"
-        raise TensorError(tensor, rule, counted(count, "masked value"))
-
-
 def check_embeddings(name: str, given: object) -> None:
     """TensorError unless the argument that the caller calls `name` is Embeddings."""
     if not isinstance(given, Embeddings):
         rule = "must be Embeddings, as the encoders return them; Embeddings.from_rows makes them of arrays"
         raise TensorError(name, rule, type(given).__name__)
-
-
-def check_lengths(tensor: str, lengths: NDArray[np.int32], shape: tuple[int, ...]) -> None:
-    """TensorError unless lengths are int32 [B] between 1 and L, for shape (B, L)."""
-    batch, width = shape
-    if lengths.dtype != np.int32:
-        raise TensorError(tensor, "dtype must be int32", lengths.dtype)
-    if lengths.shape != (batch,):
-        raise TensorError(tensor, f"shape must be [{batch}]", list(lengths.shape))
-    wrong = np.flatnonzero((lengths < 1) | (lengths > width))
-    if wrong.size:
-        raise TensorError(f"{tensor}[{wrong[0]}]", f"must be between 1 and {width}", lengths[wrong[0]])
-
-
-def check_finite(tensor: str, vectors: NDArray[np.floating], lengths: NDArray[np.int32]) -> None:
-    """TensorError that names the first NaN or infinity of vectors [B, L, D]; padding may hold anything."""
-    # The sum of squares is finite only if every term is: one pass at the speed of memory where all is well.
-    flat = vectors.reshape(-1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        if np.isfinite(np.dot(flat, flat)):
-            return
-    within = np.arange(vectors.shape[1]) < lengths[:, None]
-    bad = ~np.isfinite(vectors) & within[:, :, None]
-    if bad.any():
-        row, place, feature = (int(index) for index in np.argwhere(bad)[0])
-        raise TensorError(f"{tensor}[{row}, {place}, {feature}]", "must be finite", vectors[row, place, feature])

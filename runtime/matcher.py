@@ -20,7 +20,7 @@ from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .counts import counted
 from .directions import read_directions
-from .embeddings import Embeddings, Kind, check_embeddings, check_finite, check_lengths, check_unmasked
+from .embeddings import Embeddings, Kind, check_embeddings
 from .errors import BackendError, BundleError, EngineError, InputError, TensorError
 from .explanation import Explanation, WordMatch, shares
 from .gallery.all_scores import all_scores, can_score
@@ -28,6 +28,7 @@ from .gallery.compiled import CoreThreads
 from .gpu import device_index, examine_gpu
 from .pictures.load import Picture, load_pixels
 from .regions import PictureBackbone, Regions, with_grid_boxes
+from .tensor_checks import as_lengths, check_array, check_finite, check_lengths
 from .text import Tokenizer, load_tokenizer, pad_rows
 
 _log = logging.getLogger(__name__)
@@ -160,8 +161,9 @@ class Matcher:
                 as the graph takes.
         """
         width = self.manifest.region_dim
-        _check_array("regions", regions, np.float32, ("B", "R", width))
-        sizes = np.full(len(regions), regions.shape[1], np.int32) if lengths is None else _lengths(lengths)
+        check_array("regions", regions, np.float32, ("B", "R", width))
+        sizes = np.full(len(regions), regions.shape[1]) if lengths is None else lengths
+        sizes = as_lengths("region_lengths", sizes)
         check_lengths("region_lengths", sizes, regions.shape[:2])
         check_finite("regions", regions, sizes)
         return self._encode("region_encoder", regions, sizes, "regions", "R", "images")
@@ -473,29 +475,6 @@ def _check_vocabulary(manifest: Manifest, tokenizer: Tokenizer) -> None:
             f"tokenizer: its ids must be below the {counted(rows, 'row')} of the word embedding, got "
             f"{counted(tokenizer.vocab_size, 'id')}"
         )
-
-
-def _check_array(tensor: str, array: Array, dtype: type, shape: tuple[int | str, ...]) -> None:
-    if not isinstance(array, np.ndarray):
-        raise TensorError(tensor, "must be a numpy array", type(array).__name__)
-    check_unmasked(tensor, array)
-    if array.dtype != dtype:
-        raise TensorError(tensor, f"dtype must be {np.dtype(dtype).name}", array.dtype)
-    wanted = f"[{', '.join(map(str, shape))}]"
-    if array.ndim != len(shape):
-        raise TensorError(tensor, f"shape must be {wanted}", list(array.shape))
-    if 0 in array.shape:
-        raise TensorError(tensor, f"shape must be {wanted}, none of them 0", list(array.shape))
-    if any(isinstance(size, int) and size != found for size, found in zip(shape, array.shape, strict=True)):
-        raise TensorError(tensor, f"shape must be {wanted}", list(array.shape))
-
-
-def _lengths(lengths: Array) -> NDArray[np.int32]:
-    array = np.asarray(lengths)
-    if array.dtype.kind not in "iu":
-        raise TensorError("region_lengths", "dtype must be an integer one", array.dtype)
-    # Clipped first: a value past int32 must stay too large, not wrap around.
-    return array.clip(-1, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def _check_kinds(images: Embeddings, texts: Embeddings) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Preprocess
-from .embeddings import Embeddings, check_finite, check_lengths
+from .embeddings import Embeddings
 from .errors import TensorError
+from .tensor_checks import as_lengths, check_finite, check_lengths
 
 Box = tuple[float, float, float, float]
 
@@ -54,10 +55,7 @@ class Regions:
         features = _output(outputs, "regions", (count, None, None))
         regions = features.shape[1]
         if "region_lengths" in outputs:
-            given = np.asarray(outputs["region_lengths"])
-            if given.dtype.kind not in "iu":
-                raise TensorError("region_lengths", "dtype must be an integer one", given.dtype)
-            lengths = given.clip(-1, np.iinfo(np.int32).max).astype(np.int32)
+            lengths = as_lengths("region_lengths", outputs["region_lengths"])
         else:
             lengths = np.full(count, regions, np.int32)
         check_lengths("region_lengths", lengths, (count, regions))

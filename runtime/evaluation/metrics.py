@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from ..checks import check_choice
 from ..counts import counted
-from ..embeddings import check_unmasked
 from ..errors import InputError, TensorError
+from ..tensor_checks import check_unmasked
 
 Ties = Literal["lower", "published", "optimistic", "pessimistic"]
 

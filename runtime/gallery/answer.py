@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..contract import AlignmentConfig
 from ..counts import counted
-from ..embeddings import Embeddings, check_embeddings, check_unmasked
+from ..embeddings import Embeddings, check_embeddings
 from ..errors import InputError
+from ..tensor_checks import check_unmasked
 from .proof.certify import Ranking
 from .proof.rows import pack_rows
 from .proof.true_score import TrueRow, TrueRows, true_row

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.checks import check_positive
-from ...runtime.embeddings import Embeddings, check_finite, check_lengths
+from ...runtime.embeddings import Embeddings
 from ...runtime.errors import InputError, TensorError
 from ...runtime.gallery import Gallery
 from ...runtime.gallery.result import Hit, SearchResult
@@ -23,6 +23,7 @@ from ...runtime.gallery.where import Filter
 from ...runtime.matcher import Matcher
 from ...runtime.pictures.received import decode_picture
 from ...runtime.strict_json import parse_json
+from ...runtime.tensor_checks import check_finite, check_lengths
 
 PRIVATE = ("path", "source", "boxes")  # metadata that indexing keeps about files of the server; answers leave it out
 QUERIES = ("caption", "picture", "embedding")  # inputs, of which a request has one
