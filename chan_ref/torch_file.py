@@ -56,6 +56,9 @@ MAX_DEPTH = 64
 MAX_OBJECTS = 10_000_000
 MAX_UNKNOWN = 100
 
+_Node = tuple[int, int]  # how deep an object is, and its objects, counted as often as they are reached
+_Stack = list[_Node | None]  # of a pickle; None is a mark
+
 
 class Unknown:
     """Stands for an object of a class that is not data. The class was not imported, and nothing was executed."""
@@ -288,9 +291,8 @@ def _survey_pickle(code: bytes, path: Path) -> None:
     """Check the opcodes of a pickle, and how deep and how large its objects are, without building any."""
     if len(code) > MAX_PICKLE_BYTES:
         raise CheckpointError(f"{path}: its pickle must be at most {MAX_PICKLE_BYTES} bytes, got {len(code)}")
-    Node = tuple[int, int]  # depth, objects counted as often as they are reached
-    stack: list[Node | None] = []  # None is a mark
-    memo: dict[int, Node] = {}
+    stack: _Stack = []
+    memo: dict[int, _Node] = {}
     handled = 0  # objects that opcodes put into others, so the steps that hashing all of them can take
     argument: Any
     try:
@@ -310,13 +312,7 @@ def _survey_pickle(code: bytes, path: Path) -> None:
                     raise CheckpointError(f"{path}: its pickle uses the memo at {argument}, out of order: refused")
                 memo[argument] = _node(stack[-1])
                 continue
-            parts: list[Node] = []
-            for wanted in reversed(opcode.stack_before):
-                if wanted is pickletools.markobject:
-                    while (part := stack.pop()) is not None:
-                        parts.append(part)
-                elif wanted is not pickletools.stackslice:
-                    parts.append(_node(stack.pop()))
+            parts = _taken(opcode, stack)
             filled = parts.pop() if opcode.name in FILLERS else (0, 0)
             depth = max(filled[0], 1 + max((part[0] for part in parts), default=0))
             inside = sum(part[1] for part in parts)
@@ -331,7 +327,19 @@ def _survey_pickle(code: bytes, path: Path) -> None:
         raise CheckpointError(f"{path}: its pickle is damaged: {reason_of(error)}") from error
 
 
-def _node(item: tuple[int, int] | None) -> tuple[int, int]:
+def _taken(opcode: pickletools.OpcodeInfo, stack: _Stack) -> list[_Node]:
+    """What an opcode takes from the stack, the last object first."""
+    parts: list[_Node] = []
+    for wanted in reversed(opcode.stack_before):
+        if wanted is pickletools.markobject:
+            while (part := stack.pop()) is not None:
+                parts.append(part)
+        elif wanted is not pickletools.stackslice:
+            parts.append(_node(stack.pop()))
+    return parts
+
+
+def _node(item: _Node | None) -> _Node:
     if item is None:
         raise ValueError("a mark where an object should be")
     return item
