@@ -67,7 +67,7 @@ def export_int8(
                 f"the int8 graphs were not added, parity missed: {'; '.join(misses)}. The data cannot show "
                 f"{report.constant}"
             )
-        return misses
+        return [*misses, few] if (few := report.few_images()) else misses
 
     provable = backbone is not None and bool(pictures_of(sample))
     return add_int8(Path(bundle), prove, precisions, plan, force, with_backbone=provable)

@@ -14,6 +14,8 @@ import numpy as np
 from ...runtime.evaluation.metrics import Metrics
 
 SCHEMA = 1
+_FEW = 100  # images: of fewer, one is more than 1 %
+_SHARES = {"top1_i2t", "top1_t2i", "overlap10_i2t", "overlap10_t2i", "recall_change", "rsum_change"}
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,14 @@ class Report:
     def misses(self) -> list[str]:
         """Why `passed` is False: each miss with stage and part, in the order of the data."""
         return [f"{stage.name} {miss}" for stage in self.stages for miss in stage.misses()]
+
+    def few_images(self) -> str:
+        """What to say where a share was missed on so few images that chance may have done it; otherwise empty."""
+        images = int(self.sample["images"])
+        broken = {miss.split()[0] for stage in self.stages for check in stage.checks for miss in check.misses}
+        if images >= _FEW or not broken & _SHARES or self.constant:
+            return ""
+        return f"One image is {100 / images:.3g} % of these {images}, so chance may miss a share; compare more images"
 
     def sha256(self) -> str:
         """Hex sha256 of what was found, without times and without where the bundle, checkpoint and data lie.

@@ -7,8 +7,6 @@ from .measures import named_recalls
 from .report import Check, Report
 
 _COLUMNS = ("max_abs", "p999_abs", "cosine_min", "same_region_clear", "overlap10_t2i", "rsum_change")
-_FEW = 100  # images: of fewer, one is more than 1 %
-_SHARES = {"top1_i2t", "top1_t2i", "overlap10_i2t", "overlap10_t2i", "recall_change", "rsum_change"}
 _HEADS = ("max error", "99.9 % of", "min cosine", "regions %", "top 10 %", "rsum")
 
 
@@ -35,11 +33,8 @@ def table(report: Report) -> list[str]:
     lines += ["", *(f"Not checked: {note}" for note in report.notes), *(f"MISS {miss}" for miss in report.misses())]
     ran = [stage for stage in report.stages if stage.status != "not run"]
     missed = sum(stage.status == "missed" for stage in ran)
-    images = int(sample["images"])
-    broken = {miss.split()[0] for stage in ran for check in stage.checks for miss in check.misses}
-    if images < _FEW and broken & _SHARES and not report.constant:
-        share = f"One image is {100 / images:.3g} % of these {images}"
-        lines.append(f"{share}, so chance may miss a share; compare more images")
+    if few := report.few_images():
+        lines.append(few)
     idle = len(report.stages) - len(ran)
     verdict = (
         f"{missed} of {counted(len(ran), 'stage')} missed"

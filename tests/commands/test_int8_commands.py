@@ -1,14 +1,18 @@
 """chan calibrate and chan sensitivity on a tiny bundle and made-up data, as a user calls them."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from chan_rt import cli, demo
 from chan_rt.calibration.feeds import MIN_SAMPLES
+from chan_rt.export import int8
 from chan_rt.runtime.contract import Manifest
 
 from ..run_chan import ok
@@ -157,6 +161,26 @@ def test_a_plan_from_sensitivity_can_be_exported_and_passes_parity(demo: Path, s
     assert manifest.parity[f"onnxruntime/{precision}"]["passed"]
     assert precision in manifest.graphs["region_encoder"]
     assert {name for name, forms in manifest.graphs.items() if precision in forms} <= {"region_encoder", "text_encoder"}
+
+
+def test_a_miss_on_few_images_says_that_they_are_few(demo: Path, tmp_path: Path) -> None:
+    """Any recall that moves is a miss here, and of eight images one is an eighth."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(demo / "bundle", bundle)
+    export = ["export", CHECKPOINT, "-o", bundle, "--precision", "int8_x86", "--data", demo / "data", "--samples", 8]
+    real = int8.check_parity
+
+    def strict(*arguments: Any) -> Any:
+        report = real(*arguments)
+        (stage,) = report.stages
+        checks = tuple(replace(check, misses=("recall_change is 12.5, more than 0",)) for check in stage.checks)
+        return replace(report, stages=(replace(stage, checks=checks, status="missed"),))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "check_parity", strict)
+        result = CliRunner().invoke(cli.main, list(map(str, export)))
+    assert result.exit_code == 1
+    assert "; One image is 12.5 % of these 8, so chance may miss a share; compare more images. Keep" in result.stderr
 
 
 def test_a_backbone_is_quantized_for_onnxruntime_where_there_are_pictures(demo: Path, tmp_path: Path) -> None:
