@@ -19,7 +19,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"),
 @pytest.fixture
 def desk(make_small_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that the page takes for granted, as the working directory."""
-    (tmp_path / "bundle").symlink_to(make_small_model(pictures=True).bundle)
+    for name in ("bundle", "other"):
+        (tmp_path / name).symlink_to(make_small_model(pictures=True).bundle)
     (tmp_path / "photos").mkdir()
     rng = np.random.default_rng(3)
     for name in ("kitchen", "garden"):
@@ -42,6 +43,13 @@ def test_every_block_runs(desk: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert names["done"].encoded == 2
     assert printed[-1] == "regions dtype must be float32 float64\n"
     assert "region" in printed[0]
+    assert names["drawn"].width > 400
+    assert (desk / "why.html").read_text().startswith("<!doctype html>")
+    assert any(text == "100.0% of 10 words choose the same region\n" for text in printed)
+    with runtime.Matcher.open("bundle") as matcher:
+        images = matcher.encode_images(np.load("regions.npy"))
+        expected = matcher.score(images, matcher.encode_texts(["a red apple"]))
+    np.testing.assert_allclose(names["plain"], expected, atol=1e-5)
 
 
 def test_the_page_names_what_there_is() -> None:
