@@ -33,6 +33,7 @@ FILES = tracked_files()
 def commands(page: str) -> list[str]:
     """The lines of a page that call chan, without comments and optional parts."""
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"^ExecStart=\S*/chan ", "chan ", text, flags=re.MULTILINE)
     lines = (re.sub(r"\[.*?\]", "", line.split(" #")[0]).strip() for line in text.splitlines())
     return [line for line in lines if line.startswith("chan ")]
 
