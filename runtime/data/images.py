@@ -89,6 +89,8 @@ class CaptionedImages:
         if blank and strict:
             raise InputError(f"{where}: caption {blank[0] + 1} must hold a word, got {captions[blank[0]]!r}")
         kept = np.setdiff1d(lines, blank)
+        if not len(kept):
+            raise InputError(f"{where} must hold a caption with a word, got {counted(len(blank), 'blank caption')}")
         kept = kept[np.argsort(owner[kept], kind="stable")]
         images = np.unique(owner[kept])
         silent = np.setdiff1d(owner[lines], images)

@@ -173,6 +173,9 @@ def test_blank_captions_are_left_out_or_refused_with_their_line(tmp_path: Path, 
     ]
     with pytest.raises(InputError, match=r"test_caps\.txt: caption 8 must hold a word"):
         CaptionedImages.open(tmp_path, "test", strict=True)
+    (tmp_path / "precomp/test_caps.txt").write_text(f"{blank}\n" * 20)
+    with pytest.raises(InputError, match=r"test_caps\.txt must hold a caption with a word, got 20 blank captions$"):
+        CaptionedImages.open(tmp_path, "test")
 
 
 @pytest.mark.parametrize("ids", [None, FIVE, range(NUM_IMAGES)])
