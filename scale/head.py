@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from ..runtime.errors import GalleryCorrupt, GalleryError
-from ..runtime.gallery.store.files import MAX_LENGTH, PAGE
+from ..runtime.gallery.store.array_file import MAX_LENGTH, PAGE
 from ..runtime.gallery.store.header import LINE, parse_line, text_of, with_line
 from ..runtime.gallery.store.json_values import json_integer, json_list, json_object, plain_json
 

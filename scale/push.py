@@ -13,7 +13,7 @@ import numpy as np
 
 from ..runtime.errors import GalleryCorrupt, GalleryError
 from ..runtime.gallery.sharded.committed import read_committed
-from ..runtime.gallery.store.files import PAGE, FileRecord
+from ..runtime.gallery.store.array_file import PAGE, FileRecord
 from ..runtime.progress import Progress
 from .head import AT_ONCE, HEAD, PIECE_BYTES, PIECES, Head, StoredFile, parse_head
 from .remote import Remote

@@ -25,8 +25,9 @@ from .proof.gallery_rows import GalleryRows
 from .proof.prefix import SearchPlan, fit_axes, fit_level, largest_coordinates, level_widths, plan_of, rotate
 from .proof.rows import Part
 from .settings import GallerySettings
+from .store.array_file import FileRecord
 from .store.catalogue import MEASURED, PreparedRecord
-from .store.files import FileRecord, MappedFile
+from .store.files import MappedFile
 from .store.segments import Segment
 
 _SAMPLE = 20_000  # vectors that axes and steps are fitted to

@@ -16,9 +16,9 @@ from ..progress import Progress, WorkCounter
 from .prepare import Preparation, choose, fit_plan, unpadded
 from .proof.prefix import SearchPlan, plan_arrays
 from .settings import GallerySettings
+from .store.array_file import FileRecord
 from .store.catalogue import SegmentRecord
 from .store.commit import NewFiles
-from .store.files import FileRecord
 from .store.segments import Segment
 
 

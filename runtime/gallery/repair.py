@@ -22,9 +22,10 @@ from .settings import FINE_DTYPES, GallerySettings
 from .sharded import give_up
 from .sharded.manifest import is_sharded
 from .sharded.writer import ShardedWriter
+from .store.array_file import FileRecord
 from .store.catalogue import CATALOGUE, Catalogue, PreparedRecord, SegmentRecord, permissions, read_catalogue
 from .store.commit import NewFiles, publish, sweep
-from .store.files import SEGMENTS, FileRecord, MappedFile
+from .store.files import SEGMENTS, MappedFile
 from .store.lock import WriterLock
 from .store.mapping import check_folder, describe
 from .store.merging import Piece, write_piece

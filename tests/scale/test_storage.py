@@ -29,7 +29,7 @@ from chan_rt.runtime import (
     verify_gallery,
 )
 from chan_rt.runtime.errors import GalleryCorrupt, GalleryError, InputError
-from chan_rt.runtime.gallery.store.files import PAGE
+from chan_rt.runtime.gallery.store.array_file import PAGE
 from chan_rt.runtime.gallery.store.header import with_line
 from chan_rt.scale import cache as cache_module
 from chan_rt.scale import cached_gallery, head, pull, pull_gallery, push, push_gallery
@@ -378,7 +378,7 @@ def test_processes_share_the_cache(bucket: str, large: Path, tmp_path: Path) -> 
     push_gallery(large, url)
     child = f"""
 from chan_rt.runtime import Gallery
-from chan_rt.runtime.gallery.store.files import PAGE
+from chan_rt.runtime.gallery.store.array_file import PAGE
 from chan_rt.runtime.gallery.store.header import with_line
 from chan_rt.scale import cached_gallery, head, pull
 from chan_rt.scale.remote import Remote

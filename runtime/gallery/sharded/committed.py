@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ...errors import GalleryCorrupt, GalleryError, quoted
 from ..settings import GallerySettings
+from ..store.array_file import FileRecord
 from ..store.catalogue import CATALOGUE, Catalogue
-from ..store.files import MANIFEST, SEGMENTS, FileRecord
+from ..store.files import MANIFEST, SEGMENTS
 from ..store.header import Header
 from ..store.newest import read_newest
 from .manifest import is_sharded, read_manifest, read_pinned

@@ -22,6 +22,7 @@ from ...counts import counted
 from ...errors import ChanError, GalleryCorrupt, GalleryError, quoted
 from ...files import atomic_file
 from ..settings import GallerySettings
+from ..store.array_file import MAX_LENGTH
 from ..store.catalogue import (
     CATALOGUE,
     MAX_ROWS,
@@ -35,7 +36,7 @@ from ..store.catalogue import (
     read_catalogue,
     read_head,
 )
-from ..store.files import MANIFEST, MAX_LENGTH
+from ..store.files import MANIFEST
 from ..store.header import LINE, Header, line_of, parse_line, text_of, with_line
 from ..store.json_values import json_integer, json_list, json_object, plain_json
 

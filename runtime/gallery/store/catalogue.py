@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from ...counts import counted
 from ...errors import ChanError, GalleryCorrupt, GalleryError, GalleryMissing
 from ..settings import GallerySettings
-from .files import MANIFEST, MAX_LENGTH, PAGE, FileRecord
+from .array_file import MAX_LENGTH, PAGE, FileRecord
+from .files import MANIFEST
 from .header import LINE, Header, line_of, parse_line, text_of, with_line
 from .json_values import json_bytes, json_integer, json_list, json_object, json_share, plain_json
 from .mapping import open_regular

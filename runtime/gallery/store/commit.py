@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryError
 from ...files import sync
+from .array_file import FileRecord, write_arrays
 from .catalogue import CATALOGUE, Catalogue, read_catalogue
-from .files import SEGMENTS, FileRecord, write_arrays
+from .files import SEGMENTS
 from .header import Header
 
 _log = logging.getLogger(__name__)

@@ -1,10 +1,7 @@
 """Immutable files of named arrays, memory-mapped, whose bytes are checked before they are first used.
 
-A file is laid out as safetensors: 8 bytes of header length, a JSON header, the arrays; any safetensors reader opens
-it. Arrays whose rows fill cache lines, as codes do, come first and so lie on them. It is cut into pages of 256 KiB,
-each with a CRC-32; the sums are kept in the catalogue, not beside the bytes they vouch for. A page is summed when a
-search first touches it and not again while the file is open: about 2 GB/s once, nothing afterwards, and a flipped bit
-is an error, never an answer.
+A file has pages (array_file.py). A page is summed when a search first touches it and not again while the file is open:
+about 2 GB/s once, nothing afterwards, and a flipped bit is an error, never an answer.
 
 What is promised of a file that something else changes while it is open: `recheck` asks the file system for its inode,
 length and times, and sums every page again that was used if any of them is new. A search calls it before it reads and
@@ -18,13 +15,9 @@ leaves length and times as they were is not noticed.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,112 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryCorrupt, GalleryError, quoted
+from .array_file import ALIGN, MAX_HEADER, PAGE, FileRecord, Place, read_places
 from .mapping import ADVICE, map_file, open_regular
 
 SEGMENTS = "segments"  # the folder of a gallery's files
 MANIFEST = "shards"  # the file that makes a folder a gallery in shards, see sharded/manifest.py
-PAGE = 256 << 10
-MAX_LENGTH = 1 << 44  # bytes of one file
-_MAX_HEADER = 1 << 16
-_MAX_ARRAYS = 32
-_ALIGN = 64
 _TICK = 20_000_000  # nanoseconds; file systems take times from a clock that moves every 1 to 10 ms
-_DTYPES = {"U8": np.uint8, "I64": np.int64, "F16": np.float16, "F32": np.float32}
-_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What the catalogue keeps of a file: its name, its length and the sum of each page (little-endian uint32)."""
-
-    name: str
-    length: int
-    sums: bytes
-
-
-def write_arrays(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], mode: int | None = None) -> FileRecord:
-    """Write FOLDER/NAME and make its bytes durable; making the name durable is left to the caller.
-
-    mode: permission bits; by default those that the system gives.
-
-    Raises:
-        OSError: the disk is full, the folder is read-only, ...; nothing is left behind that a later open would use.
-    """
-    header: dict[str, object] = {}
-    at = 0
-    arrays = _aligned(arrays)
-    for key, array in arrays.items():
-        end = at + array.nbytes
-        header[key] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGN)
-    path = folder / name
-    try:
-        with open(path, "xb") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            paged = _Paged(file)
-            paged.write(len(text).to_bytes(8, "little") + text)
-            for array in arrays.values():
-                paged.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return FileRecord(name, paged.length, paged.sums())
-
-
-def _aligned(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays in an order in which each begins at a multiple of its items' size, as there are no gaps between."""
-
-    def place(key: str) -> int:
-        array = arrays[key]
-        fills = array.itemsize * math.prod(array.shape[1:]) % _ALIGN == 0
-        return -_ALIGN if fills else -array.itemsize
-
-    return {key: arrays[key] for key in sorted(arrays, key=place)}
-
-
-class _Paged:
-    """Writes to a file and sums its pages on the way."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._sums: list[int] = []
-        self._current = 0
-        self.length = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while len(view):
-            piece = view[: PAGE - self.length % PAGE]
-            self._file.write(piece)
-            self._current = zlib.crc32(piece, self._current)
-            self.length += len(piece)
-            if self.length % PAGE == 0:
-                self._sums.append(self._current)
-                self._current = 0
-            view = view[len(piece) :]
-
-    def sums(self) -> bytes:
-        tail = [self._current] if self.length % PAGE else []
-        return np.array(self._sums + tail, "<u4").tobytes()
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an array lies in its file: bytes from `begin` to `end`, `stride` of them a row."""
-
-    begin: int
-    end: int
-    rows: int
-    row: tuple[int, ...]
-    stride: int
-    dtype: np.dtype[Any]
 
 
 class MappedFile:
@@ -156,7 +49,7 @@ class MappedFile:
         self._checked = bytearray(len(self._sums))
         self._accepted: frozenset[int] = frozenset()  # pages whose damage is known
         self._replaced = False  # whether its name was another file's when it was last checked
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
         descriptor = open_regular(self.path)
         try:
             found = os.fstat(descriptor)
@@ -170,10 +63,10 @@ class MappedFile:
             os.close(descriptor)
         self._check(0, 8)
         size = int(self._bytes[:8].view("<u8")[0])
-        if size > min(_MAX_HEADER, record.length - 8) or (8 + size) % _ALIGN:
+        if size > min(MAX_HEADER, record.length - 8) or (8 + size) % ALIGN:
             raise GalleryCorrupt(f"{self.path}: a header of {size} bytes does not fit the file")
         self._check(0, 8 + size)
-        self._places = _places(bytes(self._bytes[8 : 8 + size]), 8 + size, record.length, self.path)
+        self._places = read_places(bytes(self._bytes[8 : 8 + size]), 8 + size, record.length, self.path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -194,8 +87,8 @@ class MappedFile:
 
     def check_alignment(self, key: str) -> None:
         """GalleryCorrupt unless an array begins on a cache line, as kernels read it."""
-        if self._places[key].begin % _ALIGN:
-            raise GalleryCorrupt(f"{self.path}: {key} must begin at a multiple of {_ALIGN} bytes")
+        if self._places[key].begin % ALIGN:
+            raise GalleryCorrupt(f"{self.path}: {key} must begin at a multiple of {ALIGN} bytes")
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of an array; GalleryCorrupt where there is none of this name."""
@@ -369,34 +262,3 @@ def _settled(found: os.stat_result) -> bool:
     """Whether a change from now on gives the file another time than it has."""
     now = time.time_ns()  # a time of modification may lie behind it: a copy keeps what another clock gave
     return now - found.st_ctime_ns > _TICK and abs(now - found.st_mtime_ns) > _TICK
-
-
-def _places(text: bytes, start: int, length: int, path: Path) -> dict[str, _Place]:
-    """Where the arrays lie, from a header; GalleryCorrupt where that is not inside of the file."""
-    try:
-        header = json.loads(text)
-        if not isinstance(header, dict) or len(header) > _MAX_ARRAYS:
-            raise ValueError(f"must be an object of at most {_MAX_ARRAYS} arrays")
-        header.pop("__metadata__", None)
-        return {key: _place(key, entry, start, length) for key, entry in header.items()}
-    except (ValueError, RecursionError) as error:
-        raise GalleryCorrupt(f"{path}: the header cannot be understood: {error}") from error
-
-
-def _place(key: str, entry: Any, start: int, length: int) -> _Place:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{key} must have a dtype, a shape and data_offsets")
-    name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise ValueError(f"{key}: dtype must be one of {', '.join(_DTYPES)}")
-    for numbers, count in ((shape, (1, 2)), (offsets, (2,))):
-        if not isinstance(numbers, list) or len(numbers) not in count:
-            raise ValueError(f"{key}: shape must have 1 or 2 numbers, data_offsets 2")
-        if not all(type(number) is int and 0 <= number <= MAX_LENGTH for number in numbers):
-            raise ValueError(f"{key}: numbers must be integers from 0 to {MAX_LENGTH}")
-    dtype = np.dtype(_DTYPES[name])
-    (rows, *row), (begin, end) = shape, offsets
-    stride = dtype.itemsize * math.prod(row)
-    if end - begin != rows * stride or start + end > length or begin % dtype.itemsize:
-        raise ValueError(f"{key}: bytes {begin} to {end} do not hold a {name} array of shape {shape} in this file")
-    return _Place(start + begin, start + end, rows, tuple(row), stride, dtype)

@@ -26,6 +26,7 @@ import numpy as np
 from ...counts import counted
 from ...errors import ChanError, GalleryCorrupt, GalleryError
 from ..settings import GallerySettings
+from .array_file import PAGE, FileRecord
 from .catalogue import (
     MAX_ROWS,
     OLD_CATALOGUE,
@@ -36,7 +37,6 @@ from .catalogue import (
     permissions,
 )
 from .commit import NewFiles, publish, sweep
-from .files import PAGE, FileRecord
 from .header import Header
 from .mapping import open_regular
 from .mend import mended_id

@@ -26,8 +26,9 @@ from ..proof.prefix import (
 )
 from ..proof.rows import CODES, FINE, SECOND, ArrayPart, PartArrays, array_part, measured
 from ..settings import FINE_DTYPES, GallerySettings
+from .array_file import FileRecord
 from .catalogue import SegmentRecord
-from .files import FileRecord, MappedFile
+from .files import MappedFile
 from .rows import MappedRows, RowTable
 
 

@@ -23,6 +23,7 @@ import pytest
 from chan_rt.runtime.errors import ChanError, GalleryCorrupt, GalleryError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter, verify_gallery
 from chan_rt.runtime.gallery.proof.prefix import SearchPlan
+from chan_rt.runtime.gallery.store.array_file import PAGE, FileRecord
 from chan_rt.runtime.gallery.store.catalogue import (
     CATALOGUE,
     OLD_CATALOGUE,
@@ -31,7 +32,7 @@ from chan_rt.runtime.gallery.store.catalogue import (
     read_catalogue,
 )
 from chan_rt.runtime.gallery.store.commit import NewFiles, publish
-from chan_rt.runtime.gallery.store.files import PAGE, SEGMENTS, FileRecord, MappedFile
+from chan_rt.runtime.gallery.store.files import SEGMENTS, MappedFile
 from chan_rt.runtime.gallery.store.header import digest_of
 from chan_rt.runtime.gallery.store.segments import Segment
 from chan_rt.runtime.progress import WorkCounter

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from chan_rt import cli
 from chan_rt.runtime.errors import GalleryCorrupt, GalleryLocked
 from chan_rt.runtime.gallery import Gallery, GalleryWriter, repair_gallery, verify_gallery
+from chan_rt.runtime.gallery.store import array_file as array_file_module
 from chan_rt.runtime.gallery.store import catalogue as catalogue_module
 from chan_rt.runtime.gallery.store import files as files_module
 from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, SegmentRecord, read_catalogue
@@ -27,7 +28,7 @@ PAGE = 4096  # instead of 256 KiB: small files of many pages
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (files_module, catalogue_module):
+    for module in (array_file_module, files_module, catalogue_module):
         monkeypatch.setattr(module, "PAGE", PAGE)
 
 

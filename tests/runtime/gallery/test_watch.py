@@ -19,7 +19,8 @@ from chan_rt.runtime.errors import GalleryCorrupt
 from chan_rt.runtime.gallery import Gallery, split_gallery, watch
 from chan_rt.runtime.gallery.compiled import open_core
 from chan_rt.runtime.gallery.sharded.open import open_for_writing
-from chan_rt.runtime.gallery.store.files import MappedFile, write_arrays
+from chan_rt.runtime.gallery.store.array_file import write_arrays
+from chan_rt.runtime.gallery.store.files import MappedFile
 from chan_rt.runtime.gallery.watch import Watch
 
 Watched = tuple[list[Path], Watch]
