@@ -32,6 +32,15 @@ def test_threads_are_those_asked_for_or_every_usable_cpu(monkeypatch: pytest.Mon
         assert options.log_severity_level == onnx_session.ERRORS
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9").mkdir()
+    for file in (tmp_path / "graph.onnx", tmp_path / "caf\udce9" / "graph.onnx"):
+        file.write_bytes(_IDENTITY)
+        (given,) = open_session(file).get_inputs()
+        assert given.name == open_session(_IDENTITY).get_inputs()[0].name
+
+
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"scanning needs onnxruntime: pip install 'chan-rt\[cpu\]'"):
