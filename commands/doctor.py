@@ -45,10 +45,13 @@ def command(bundle: Path | None, device: str, as_json: bool) -> None:
         if gpu.remedy:
             echo(f"{'':<9}-> {gpu.remedy}")
         echo(f"\n{'backend':<18}{'version':<14}{'runs':<6}{'builds':<8}")
+        told: set[str] = set()
         for backend in report.backends:
             runs, builds = ({True: "yes", False: "no", None: "-"}[answer] for answer in (backend.runs, backend.builds))
-            echo(f"{backend.name:<18}{backend.version or '-':<14}{runs:<6}{builds:<8}{backend.problem or ''}")
-            if backend.remedy:
+            reason = "" if backend.problem is None else backend.problem.removesuffix(f": {gpu.problem}")
+            echo(f"{backend.name:<18}{backend.version or '-':<14}{runs:<6}{builds:<8}{reason}")
+            if backend.remedy and backend.remedy not in told:
+                told.add(backend.remedy)
                 echo(f"{'':<46}-> {backend.remedy}")
         if report.auto:
             echo(f"\nauto takes {report.auto}, the first that runs; the lines above give the reason for each other one")

@@ -147,8 +147,9 @@ def open_graphs(
             reasons[candidate] = str(error)
             _close(backends)
             continue
-        # On a machine without a GPU nothing was passed over that anybody would miss.
-        level = logging.WARNING if not info.gpu and examine_gpu().gpus else logging.INFO
+        level = logging.INFO if info.gpu else logging.WARNING
+        if not examine_gpu().gpus:  # nothing was passed over that anybody would miss
+            level = logging.DEBUG
         for name, reason in reasons.items():
             _log.log(level, "auto takes %s and not %s: %s", candidate, name, reason)
         if not info.gpu:

@@ -60,6 +60,8 @@ def examine_backend(name: str, gpu: GpuReport) -> BackendReport:
     if name == "onnxruntime_rtx" and (foreign := why_not_served(gpu)) is not None:
         return BackendReport(name, version, False, None, foreign, INSTEAD)
     if version is None:
+        if info.gpu and (nothing := _without_gpu(name, None, None, gpu)) is not None:
+            return nothing
         missing = install_alone(gpu.extra_for(info.extra)) if cuda else install
         return BackendReport(name, None, False, None, f"{info.package} is not installed", missing)
     if info.gpu and gpu.problem is not None:
@@ -103,10 +105,19 @@ def _remedy(gpu: GpuReport, install: str) -> str:
     return _ELSEWHERE if gpu.remedy is None else remedy_of_driver(gpu, install)
 
 
+def _without_gpu(name: str, version: str | None, builds: bool | None, gpu: GpuReport) -> BackendReport | None:
+    """The report on a machine that has no GPU, where installing a library would not help; None where there is one."""
+    if gpu.problem is None or gpu.gpus or gpu.remedy is not None:
+        return None
+    return BackendReport(name, version, False, builds, f"no usable GPU: {gpu.problem}", _ELSEWHERE)
+
+
 def _examine_engines(name: str, info: BackendInfo, gpu: GpuReport) -> BackendReport:
     version, install = installed_version(name), _install_command(info, gpu)
     foreign = why_not_served(gpu) if name == "tensorrt_rtx" else None
     if version is None:
+        if name == "tensorrt" and (nothing := _without_gpu(name, None, False, gpu)) is not None:
+            return nothing  # TensorRT-RTX builds engines without a GPU
         missing = f"{name} is not installed{'' if foreign is None else f', and {foreign}'}"
         return BackendReport(name, None, False, False, missing, install if foreign is None else INSTEAD)
     try:

@@ -171,6 +171,19 @@ def test_a_library_that_is_missing_is_advised_for_the_cuda_of_the_driver(
     assert examine_backend(name, examine_gpu()).remedy == f"{alone}pip install 'chan-rt[{newest}]'"
 
 
+def test_nothing_is_advised_to_be_installed_where_there_is_no_gpu(installed) -> None:
+    """But for TensorRT-RTX, which builds engines without one."""
+    installed("onnxruntime")
+    none = GpuReport(problem="the NVIDIA driver's library does not load")
+    for name in ("tensorrt", "onnxruntime_cuda", "onnxruntime_rtx"):
+        report = examine_backend(name, none)
+        assert report.problem == "no usable GPU: the NVIDIA driver's library does not load"
+        assert report.remedy == "a machine with an NVIDIA GPU and its driver; here use the backend onnxruntime"
+    assert examine_backend("tensorrt_rtx", none).remedy == "pip install 'chan-rt[rtx]'"
+    hidden = GpuReport(problem="the driver is too old", remedy="update it")
+    assert examine_backend("tensorrt", hidden).remedy == "pip install 'chan-rt[tensorrt]'"
+
+
 @pytest.mark.parametrize("name", ["tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_rtx"])
 def test_backends_repeat_the_remedy_of_the_driver_with_their_own_extra(
     driver, monkeypatch: pytest.MonkeyPatch, name: str

@@ -259,10 +259,10 @@ def test_auto_reports_why_each_better_backend_was_passed_over(
         monkeypatch,
         {name: ("open", BackendError(reason)) for name, reason in reasons.items()} | {"onnxruntime": ("never", None)},
     )
-    for gpus, level in (((), logging.INFO), ((Gpu("H100", (9, 0), 2**36),), logging.WARNING)):
+    for gpus, level in (((), logging.DEBUG), ((Gpu("H100", (9, 0), 2**36),), logging.WARNING)):
         monkeypatch.setattr(backends, "examine_gpu", lambda gpus=gpus: GpuReport(gpus))
         caplog.clear()
-        with caplog.at_level(logging.INFO, logger="chan_rt"):
+        with caplog.at_level(logging.DEBUG, logger="chan_rt"):
             found = backends.open_graphs("auto", *bundle, {"text_encoder": "fp32"})
         assert found.passed_over == reasons
         assert [record.levelno for record in caplog.records] == [level] * len(reasons)
