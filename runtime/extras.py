@@ -8,6 +8,9 @@ from importlib import metadata
 
 from .errors import MissingExtra
 
+_CUDA = {"cuda-python": "cuda", "cuda-core": "cuda"}
+_TENSORRT = {"polygraphy": "polygraphy", "onnx": "onnx", **_CUDA}  # what goes with every form of it
+
 # extra -> package, as pip calls it -> module. Of several extras that bring a module the first is advised.
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "cpu": {"onnxruntime": "onnxruntime"},
@@ -28,36 +31,12 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "parquet": {"pyarrow": "pyarrow"},
     "coco": {"eccv-caption": "eccv_caption"},
     "gpu": {},
-    "gpu-cu12": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
-    "gpu-cu13": {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "cuda-core": "cuda"},
-    "tensorrt": {
-        "tensorrt": "tensorrt",
-        "polygraphy": "polygraphy",
-        "onnx": "onnx",
-        "cuda-python": "cuda",
-        "cuda-core": "cuda",
-    },
-    "tensorrt-cu12": {
-        "tensorrt-cu12": "tensorrt",
-        "polygraphy": "polygraphy",
-        "onnx": "onnx",
-        "cuda-python": "cuda",
-        "cuda-core": "cuda",
-    },
-    "rtx": {
-        "tensorrt-rtx": "tensorrt_rtx",
-        "polygraphy": "polygraphy",
-        "onnx": "onnx",
-        "cuda-python": "cuda",
-        "cuda-core": "cuda",
-    },
-    "rtx-cu12": {
-        "tensorrt-rtx-cu12": "tensorrt_rtx",
-        "polygraphy": "polygraphy",
-        "onnx": "onnx",
-        "cuda-python": "cuda",
-        "cuda-core": "cuda",
-    },
+    "gpu-cu12": {"onnxruntime-gpu": "onnxruntime", **_CUDA},
+    "gpu-cu13": {"onnxruntime-gpu": "onnxruntime", **_CUDA},
+    "tensorrt": {"tensorrt": "tensorrt", **_TENSORRT},
+    "tensorrt-cu12": {"tensorrt-cu12": "tensorrt", **_TENSORRT},
+    "rtx": {"tensorrt-rtx": "tensorrt_rtx", **_TENSORRT},
+    "rtx-cu12": {"tensorrt-rtx-cu12": "tensorrt_rtx", **_TENSORRT},
     "rtx-plugin": {"onnxruntime-ep-nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx"},
     "rtx-plugin-cu12": {"onnxruntime-ep-nv-tensorrt-rtx-cu12": "onnxruntime_ep_nv_tensorrt_rtx"},
     "triton": {"triton": "triton"},
