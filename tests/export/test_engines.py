@@ -35,7 +35,7 @@ from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range
 from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.errors import BundleError, EngineError, InputError
 from chan_rt.runtime.gallery.cuda.memory import Arena
-from chan_rt.runtime.gpu import Gpu, GpuReport
+from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
 PRECISIONS = {"fp32": (TensorProto.FLOAT, "float32"), "fp16": (TensorProto.FLOAT16, "float16")}
 
@@ -233,9 +233,10 @@ def test_unknown_graphs_precisions_and_backends_are_refused(bundle: Path) -> Non
 
 def test_a_flavor_that_cannot_build_here_says_what_is_missing_and_what_would_work(monkeypatch) -> None:
     monkeypatch.setattr("chan_rt.runtime.backends.probe.installed_version", {"tensorrt_rtx": "1.7"}.get)
-    with pytest.raises(
-        EngineError, match=r"tensorrt is not installed; pip install 'chan-rt\[tensorrt\]'.*tensorrt_rtx"
-    ):
+    missing = r"tensorrt is not installed; pip install 'chan-rt\[tensorrt\]'"
+    if not examine_gpu().gpus:
+        missing = "no usable GPU: .*; a machine with an NVIDIA GPU"
+    with pytest.raises(EngineError, match=f"tensorrt cannot build here: {missing}.*--backend tensorrt_rtx builds here"):
         find_target("tensorrt")
 
 
