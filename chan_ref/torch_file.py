@@ -173,8 +173,10 @@ class _Tensor(torch.Tensor):
 
 
 class _Rebuild:
-    def __new__(cls, storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Any:
-        """Return a view of a storage, if it stays within it."""
+    def __new__(cls, storage: Any, offset: Any, size: Any, stride: Any, *others: object) -> Any:
+        """Return a view of a storage, if it stays within it; `others` are requires_grad, hooks and perhaps flags."""
+        if any(others[2:]):
+            raise ValueError(f"a tensor must be what its storage holds, got {others[2]}: save its resolve_neg()")
         numbers = (offset, *size, *stride)
         if not isinstance(storage, _Tensor) or storage.ndim != 1 or len(size) != len(stride) or len(size) > MAX_DEPTH:
             raise ValueError("a tensor must be made from a storage and have one stride per dimension")

@@ -66,6 +66,7 @@ def test_every_form_becomes_the_same_gallery(tmp_path: Path, form: str) -> None:
         ([EMBEDDINGS[0], EMBEDDINGS[0].char()], "tensor 1 must be floating-point numbers [L, D], got int8 [6, 8]"),
         ([EMBEDDINGS[0], "text"], "tensor 1 must be a tensor, got str"),
         ([torch.zeros(1).expand(10**9, 2)], "must be a plain tensor, got a view that is larger than its storage"),
+        (torch._neg_view(EMBEDDINGS), "a tensor must be what its storage holds, got {'neg': True}: save its resolve"),
         ({"embeddings": EMBEDDINGS, "lengths": [9, 9, 9, 9]}, "lengths must be 4 integers up to 6"),
         (torch.nn.Linear(2, 2), "which is not data: refused, nothing was executed"),
     ],
