@@ -25,7 +25,7 @@ def rows_by_name(file: Path, members: Mapping[str, Any]) -> VectorFile:
         _check_floats(f"{file}: {name}", array)
 
     def read() -> Iterator[StoredRow]:
-        return (StoredRow(array[:]) for array in members.values())
+        return (StoredRow(array[...]) for array in members.values())
 
     dtypes = sorted({number_type(array.dtype) for array in members.values()})
     return VectorFile(file, len(members), ", ".join(dtypes), list(members), False, read)

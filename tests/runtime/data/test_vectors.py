@@ -150,6 +150,20 @@ def test_ids_stand_beside_or_are_the_names(tmp_path: Path) -> None:
     assert [len(row.vectors) for row in source.read() if row.vectors is not None] == list(LENGTHS) * 4
 
 
+def test_a_number_among_the_rows_is_skipped(tmp_path: Path) -> None:
+    """Of one name among those of rows, such as a scale."""
+    (row,) = rows_of()[:1]
+    (tmp_path / "folder").mkdir()
+    np.savez(tmp_path / "x.npz", a=row, scale=np.float32(2))
+    save_file({"a": row, "scale": np.array(2, np.float32)}, tmp_path / "x.safetensors")
+    np.save(tmp_path / "folder/a.npy", row)
+    np.save(tmp_path / "folder/scale.npy", np.float32(2))
+    for name in ("x.npz", "x.safetensors", "folder"):
+        found = {read.id: read.problem for read in embedding_source([tmp_path / name]).read()}
+        assert found["a"] is None
+        assert found["scale"] == "vectors: must be vectors [L, D], neither 0, or one vector [D], got []"
+
+
 def test_a_folder_of_shards_is_read_in_order(tmp_path: Path) -> None:
     for shard in range(3):
         np.save(tmp_path / f"{shard}.npy", padded(rows_of())[0] * (shard + 1))
