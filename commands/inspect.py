@@ -1,4 +1,4 @@
-"""`chan inspect`: show what is inside a bundle, an engine or an ONNX file."""
+"""`chan inspect`: show what is inside a checkpoint, a bundle, an engine or an ONNX file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .terminal import echo, print_json
 WIDTH = 100  # columns
 
 
-@click.command(short_help="Show what is inside a bundle, an .engine file or an .onnx file.")
+@click.command(short_help="Show what is inside a checkpoint, a bundle, an .engine file or an .onnx file.")
 @click.argument("path", type=values.EXISTING)
 @options.json_option
 def command(path: Path, as_json: bool) -> None:
-    """Show what is inside PATH: the folder of a bundle, an .engine file or an .onnx file.
+    """Show what is inside PATH: the folder of a checkpoint or bundle, an .engine file or an .onnx file.
 
-    The result has inputs and outputs, layers with the precision they compute in, and memory. For a bundle it also has
-    which engines may be used here, and why the others may not. --json prints each layer of an engine too.
+    Of a checkpoint the result has the model's sizes and where it comes from. Otherwise it has inputs and outputs,
+    layers with the precision they compute in, and memory. For a bundle it also has which engines may be used here, and
+    why the others may not. --json prints each layer of an engine too.
     """
     from ..export.inspection import inspect_path
 
@@ -29,15 +30,29 @@ def command(path: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    {"bundle": _show_bundle, "engine": _show_engine, "onnx": _show_onnx}[found["kind"]](found)
+    show = {"checkpoint": _show_checkpoint, "bundle": _show_bundle, "engine": _show_engine, "onnx": _show_onnx}
+    show[found["kind"]](found)
 
 
-def _show_bundle(found: Mapping[str, Any]) -> None:
+def _show_checkpoint(found: Mapping[str, Any]) -> None:
+    _show_model(found, found["model"])
+    echo(f"parameters {found['parameters']:,}")
+    if (imported := found["imported"]) is not None:
+        _row("imported", f"from {imported['file']}", *_flat({key: imported[key] for key in ("epoch", "best_rsum")}))
+    if (training := found["training"]) is not None:
+        _row("trained", f"to epoch {training['epoch']}", f"rsum {training['rsum']:.1f} on the validation images")
+        _row("options", *_flat(training["options"]))
+
+
+def _show_model(found: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     alignment = found["alignment"]
-    model = {key: value for key, value in found["model"].items() if key != "alignment"}
     _row("model", *_flat(model))
     _row("alignment", f"{alignment['coding']} + {alignment['pooling']} ({alignment['pooling_temperature']})")
     _row("tokenizer", found["tokenizer"])
+
+
+def _show_bundle(found: Mapping[str, Any]) -> None:
+    _show_model(found, {key: value for key, value in found["model"].items() if key != "alignment"})
     _row("tools", *(f"{key} {value}" for key, value in found["tools"].items()))
     for name, verdict in found["parity"].items():
         result = "passed" if verdict.get("passed") else "missed"

@@ -1,4 +1,4 @@
-"""What is inside a bundle, an engine or an ONNX file, as plain data for `chan inspect`."""
+"""What is inside a checkpoint, a bundle, an engine or an ONNX file, as plain data for `chan inspect`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,59 @@ from typing import Any
 
 from ..runtime.backends.engine_staleness import capability_here, why_unusable_here
 from ..runtime.backends.sidecar import Engine, EngineRecord, read_sidecars
-from ..runtime.contract import MANIFEST, Manifest, TensorSpec, verified
-from ..runtime.errors import BundleError, EngineError, InputError
+from ..runtime.contract import MANIFEST, Manifest, TensorSpec, has_keys, verified
+from ..runtime.errors import BundleError, CheckpointError, EngineError, InputError, reason_of
 
 SIDECAR = ".json"
+_IMPORTED = ("file", "epoch", "best_rsum")  # of what `chan import` records
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
-    """Describe what is at `path`; `kind` is bundle, engine or onnx.
+    """Describe what is at `path`; `kind` is checkpoint, bundle, engine or onnx.
 
     Raises:
-        InputError: neither a bundle, nor an engine with its sidecar, nor an ONNX file.
-        BundleError, EngineError: one that cannot be understood.
+        InputError: neither a checkpoint, nor a bundle, nor an engine with its sidecar, nor an ONNX file.
+        CheckpointError, BundleError, EngineError: one that cannot be understood.
     """
     if path.is_dir() and (path / MANIFEST).exists():
         return inspect_bundle(path)
+    if has_keys(path / "config.json", "schema", "model") or (path / "best" / "config.json").is_file():
+        return inspect_checkpoint(path)
     if path.suffix == ".engine" and path.is_file():
         return inspect_engine(path)
     if path.suffix == ".onnx" and path.is_file():
         return inspect_onnx(path)
-    raise InputError(f"path must be a bundle's folder, an .engine or an .onnx file, got {path}")
+    raise InputError(f"path must be a checkpoint's or bundle's folder, an .engine or an .onnx file, got {path}")
+
+
+def inspect_checkpoint(path: Path) -> dict[str, Any]:
+    """Sizes and choices of the model, and where it comes from: an import, or a training run with its options."""
+    from ..chan_ref import checkpoint  # loads torch
+
+    loaded = checkpoint.load(path)
+    model = loaded.model.config.to_dict()
+    record = loaded.record
+    try:
+        imported = None if "imported" not in record else {key: record["imported"][key] for key in _IMPORTED}
+        training = None if "training" not in record else _training(record["training"])
+    except (KeyError, TypeError, StopIteration) as error:
+        raise CheckpointError(f"{path}: the record of its making cannot be understood: {reason_of(error)}") from error
+    return {
+        "kind": "checkpoint",
+        "model": {key: value for key, value in model.items() if key != "alignment"},
+        "alignment": model["alignment"],
+        "tokenizer": loaded.tokenizer_kind,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "imported": imported,
+        "training": training,
+    }
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The epoch of a run that a checkpoint is of, its rsum on the validation images, and the run's options."""
+    epoch = record["epoch"]
+    rsum = next(log["rsum"] for log in record["log"] if log["epoch"] == epoch)
+    return {"epoch": epoch, "rsum": rsum, "options": dict(record["options"])}
 
 
 def inspect_bundle(bundle: Path) -> dict[str, Any]:

@@ -593,7 +593,7 @@ def test_inspect_shows_bundles_engines_and_onnx_files(
     for path, message in [
         (onnx_file, "not a readable ONNX file"),
         (empty, "not a readable ONNX file: it holds no graph"),
-        (tmp_path, "path must be a bundle's folder"),
+        (tmp_path, "path must be a checkpoint's or bundle's folder"),
     ]:
         result = CliRunner().invoke(cli.main, ["inspect", str(path)])
         assert result.exit_code == 1
