@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import sys
 import warnings
 
 import click
@@ -71,6 +72,9 @@ class ChanGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command, which Ctrl-C ends at any time with one line."""
+        for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which files would take else
+            if getattr(sys, name) is None:  # whoever started the command has closed it: `>&-`
+                setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
         try:
             return self._invoke(ctx)
         except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from chan_rt.runtime.backends import BACKENDS
 from chan_rt.runtime.contract import GRAPHS, PRECISIONS
 from chan_rt.runtime.data.layout import Split
 from chan_rt.runtime.errors import InputError
+from chan_rt.runtime.gallery import verify_gallery
 from chan_rt.runtime.gallery.cuda.kernels import GPUS
 
 
@@ -448,6 +449,17 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_fake(monkeypatch, interrupted)
     assert result.exit_code == 130
     assert result.stderr == "\nInterrupted.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes streams as a shell does")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_stop_no_command(tmp_path: Path, closed: str) -> None:
+    """What starts programs at boot may close them. No file of the command may take their place."""
+    np.save(tmp_path / "a.npy", np.eye(3, dtype=np.float32))
+    words = [sys.executable, "-c", "from chan_rt.cli import main; main()", "index", "--embeddings", "a.npy", "-o", "g"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert verify_gallery(tmp_path / "g") == []
 
 
 def test_ctrl_c_before_the_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
