@@ -42,9 +42,10 @@ region features. SPLIT is train, dev, test or testall:
 | `DATA/precomp/SPLIT_ims.npy` | region features; `.npz`, `.h5`, `.tsv`, `.lmdb`: [backbones.md](backbones.md) |
 | `DATA/precomp/SPLIT_caps.txt` | one caption a line; without ids all images have equally many, in their order |
 | `DATA/precomp/SPLIT_ids.txt` | optional: one image id a line, of each image or of each caption |
-| `DATA/id_mapping.json` | optional: the picture file of each image id |
+| `DATA/id_mapping.json` | optional: image ids and their picture files, below DATA, `images/` or `flickr30k-images/` |
 
-`chan data` makes such a folder of your own pictures and captions ([own-data.md](own-data.md)), `chan scenes` of
+DATA may also be the folder of the splits itself, and `f30k_precomp` or `coco_precomp` may stand for `precomp`.
+`chan data` makes a data folder of your own pictures and captions ([own-data.md](own-data.md)), `chan scenes` of
 drawings.
 
 ## Shell completion

@@ -3,7 +3,8 @@
     DATA/precomp/SPLIT_caps.txt    one caption a line
     DATA/precomp/SPLIT_ims.npy     region features; `regions` lists the other forms
     DATA/precomp/SPLIT_ids.txt     optional: one image id a line
-    DATA/id_mapping.json           optional: image id -> picture file, relative to DATA
+    DATA/id_mapping.json           optional: image id -> picture file, relative to DATA, DATA/images or
+                                   DATA/flickr30k-images, the last two as VSE-infinity has them
     DATA/dataset*.json             Karpathy's captions and splits, for splits that have features and no SPLIT_caps.txt
 
 SPLIT is train, dev, test or testall. DATA may also be the folder of these files itself, and older copies call it
@@ -23,6 +24,8 @@ from ..errors import InputError, reason_of
 Split = Literal["train", "dev", "test", "testall"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
+_PICTURES = (".", "images", "flickr30k-images")
+_TRIED = 64  # names of a mapping, to find the folder of its pictures: some may be gone
 _FOLDERS = ("precomp", "", "f30k_precomp", "coco_precomp")
 _CAPTIONS = "_caps.txt"
 
@@ -87,7 +90,11 @@ class SplitFiles:
         for image_id, name in content.items():
             if not isinstance(name, str):
                 raise InputError(f"{mapping} must map image ids to files, got {name!r} for the id {image_id!r}")
-        return {image_id: mapping.parent / name for image_id, name in content.items()}
+        tried = list(content.values())[:_TRIED]
+        folders = [mapping.parent / folder for folder in _PICTURES]
+        found = (folder for folder in folders if any((folder / name).is_file() for name in tried))
+        folder = next(found, mapping.parent)
+        return {image_id: folder / name for image_id, name in content.items()}
 
 
 def find_split(data_dir: str | Path, split: str) -> SplitFiles:

@@ -284,6 +284,12 @@ def test_pictures_are_found_by_the_mapping_in_the_data_folder_or_beside_precomp(
     for folder in (tmp_path, tmp_path / "precomp"):
         found = CaptionedImages.open(folder, "test").pictures()
         assert [None if file is None else file.resolve() for file in found] == [None, tmp_path / "b.png", None, None]
+    for name in ("images", "flickr30k-images"):  # as VSE-infinity has them
+        (tmp_path / name).mkdir()
+        (tmp_path / "b.png").rename(tmp_path / name / "b.png")
+        found = CaptionedImages.open(tmp_path, "test").pictures()
+        assert found == [None, tmp_path / name / "b.png", None, None]
+        (tmp_path / name / "b.png").rename(tmp_path / "b.png")
     (tmp_path / "id_mapping.json").write_text('{"a": ["a.png"]}')
     with pytest.raises(InputError, match=r"must map image ids to files, got \['a.png'\] for the id 'a'"):
         CaptionedImages.open(tmp_path, "test").pictures()
