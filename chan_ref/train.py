@@ -36,10 +36,12 @@ from ..runtime.files import recover
 from ..runtime.locks import only_one
 from . import checkpoint
 from .augment import change_words, drop_regions
+from .checkpoint_config import CONFIG, read_config
 from .first_model import new_model, started_model
 from .inference import read_tokenizer
 from .loss import MARGIN, hinge, infonce
 from .model import ChanModel
+from .run_folder import check_new, check_there, nothing_to_resume
 from .train_config import EpochLog, TrainConfig
 from .train_data import TrainData
 from .train_log import TensorBoard, write_logs
@@ -92,8 +94,7 @@ def train(
     """
     run = Path(run)
     with _alone(run), _enough_memory():
-        if (run / "last").exists() or (run / "log.jsonl").exists():
-            raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
+        check_new(run)
         place = usable_device(device)
         data = TrainData.open(data_dir)
         torch.manual_seed(config.seed)
@@ -137,12 +138,11 @@ def resume(
     """
     run = Path(run)
     place = usable_device(device)
-    if not run.is_dir():
-        raise _nothing_to_resume(run)
+    check_there(run)
     with _alone(run), _enough_memory():
         recover(run / "last")
         if not (run / "last").is_dir():
-            raise _nothing_to_resume(run)
+            raise nothing_to_resume(run)
         last = checkpoint.load(run / "last")
         try:
             training = last.record["training"]
@@ -170,7 +170,7 @@ def _check_best(run: Path, logs: list[dict[str, Any]]) -> None:
     """CheckpointError unless RUN/best is there, which later epochs may not replace."""
     try:
         recover(run / "best")
-        checkpoint.read_config(run / "best")
+        read_config(run / "best")
     except CheckpointError as error:
         best = max((log["epoch"] for log in logs if log["best"]), default=0)
         raise CheckpointError(
@@ -182,10 +182,6 @@ def _check_best(run: Path, logs: list[dict[str, Any]]) -> None:
 def _alone(run: Path) -> AbstractContextManager[None]:
     """Keep other processes from training in RUN, from before the first epoch on."""
     return only_one(run / ".lock", f"another process trains in {run}: wait for it to end, or choose another folder")
-
-
-def _nothing_to_resume(run: Path) -> InputError:
-    return InputError(f"{run} has no finished epoch to resume from: leave --resume out")
 
 
 def usable_device(device: str | None) -> str:
@@ -219,7 +215,7 @@ def stopped_early(run: str | Path) -> bool:
 
 def _last_record(run: str | Path) -> dict[str, Any] | None:
     """What RUN/last records of its training; None if no epoch was finished."""
-    config = Path(run) / "last" / checkpoint.CONFIG
+    config = Path(run) / "last" / CONFIG
     if not config.is_file():
         return None
     try:

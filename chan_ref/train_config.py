@@ -11,8 +11,8 @@ from ..runtime.contract import AlignmentConfig
 from ..runtime.errors import CheckpointError, InputError, reason_of, shortened
 from ..runtime.evaluation.metrics import Recalls
 from .config import RegionEncoderKind, TextEncoderKind
-from .loss import TEMPERATURE
 
+TEMPERATURE = 0.01  # of infonce, as published
 LossKind = Literal["hinge", "infonce"]
 BertTuning = Literal["all", "frozen"]
 

@@ -80,12 +80,13 @@ def command(
 
     The candidates take turns in one run. A backend that does not run here is listed with the reason.
     """
-    from chan_rt.bench.latency import Setting, run
     from chan_rt.runtime.backends import BACKENDS
     from chan_rt.runtime.contract import Manifest
     from chan_rt.runtime.files import write_file
 
     known = Manifest.load(bundle).graphs["text_encoder"]
+    from chan_rt.bench.latency import Setting, run  # torch is loaded here
+
     setting = Setting(images, regions, words, batches, seconds, threads, device)
     report = run(
         bundle,

@@ -14,7 +14,6 @@ from .terminal import echo, print_json, progress_bar, say_next
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from ..chan_ref.backbones.base import Backbone
     from ..export.bundle import ExportedGraph
 
 
@@ -93,31 +92,35 @@ def command(
     added to it if they pass parity on --data. The verdict is recorded in the manifest. A backbone is quantized for
     int8_x86, if it was calibrated and --data has pictures.
     """
-    from ..chan_ref.checkpoint import read_config
-    from ..export.backbone import backbone_of, choose_backbone, included
-    from ..export.bundle import export_bundle
-    from ..export.int8 import SCHEMES
-    from ..runtime.contract import Manifest
+    from ..chan_ref.checkpoint_config import read_config
+    from ..export.place import check_place
+    from ..runtime.contract import FINER
 
     if backbone is not None and no_backbone:
         raise click.UsageError("give --backbone or --no-backbone, not both")
-    if set(precisions) & set(SCHEMES):
-        if not set(precisions) <= set(SCHEMES):
+    int8 = set(FINER)
+    if set(precisions) & int8:
+        if not set(precisions) <= int8:
             raise click.UsageError("int8 needs a calibrated bundle: export fp32 and fp16, calibrate, then export int8")
         if data is None:
             raise click.UsageError("int8 graphs are kept only if they pass parity: give --data")
         kept = ("max_regions", "max_words")
         options.refuse_given(context, kept, "with an int8 precision: the bundle keeps what it was exported with")
-        network = options.open_backbone(context, backbone, weights)
-        if network is None and not no_backbone:
-            network = backbone_of(Manifest.load(out))
-        exported = _add_int8(checkpoint, out, precisions, data, split, samples, plan, force, network)
+        read_config(checkpoint)
+        exported = _add_int8(context, checkpoint, out, precisions, data, split, samples, plan, force)
         quantized = any(item.name == "backbone" for item in exported)
         _print(exported, out, "quantized for onnxruntime" if quantized else "as it was", as_json)
         return
     options.refuse_given(context, ("data", "split", "samples", "plan"), "without --precision int8 or int8_x86")
     region_dim = read_config(checkpoint).region_dim
+    check_place(out, force)
     network = options.open_backbone(context, backbone, weights)
+    from ..export.backbone import (  # torch is loaded here: what is wrong already is said before
+        choose_backbone,
+        included,
+    )
+    from ..export.bundle import export_bundle
+
     if network is None:
         network, decision = choose_backbone(region_dim, False if no_backbone else None)
     else:
@@ -172,6 +175,7 @@ def _next_command(bundle: str, precisions: Collection[str], graphs: Collection[s
 
 
 def _add_int8(
+    context: click.Context,
     checkpoint: Path,
     bundle: Path,
     precisions: Sequence[str],
@@ -180,14 +184,22 @@ def _add_int8(
     samples: int,
     plan: Path | None,
     force: bool,
-    backbone: Backbone | None,
 ) -> list[ExportedGraph]:
+    from ..calibration.calibrate import load_calibration
     from ..calibration.plan import Plan
-    from ..export.int8 import export_int8
+    from ..runtime.contract import Manifest
     from ..runtime.data.images import open_sample
 
+    manifest = Manifest.load(bundle)
+    load_calibration(bundle, manifest)
     sample = open_sample(data, split, samples, bundle)
     chosen = None if plan is None else Plan.from_file(plan)
+    network = options.open_backbone(context, context.params["backbone"], context.params["weights"])
+    from ..export.backbone import backbone_of  # torch is loaded here: what is wrong already is said before
+    from ..export.int8 import export_int8
+
+    if network is None and not context.params["no_backbone"]:
+        network = backbone_of(manifest)
     with progress_bar("Parity") as progress:
         return export_int8(
             bundle,
@@ -197,5 +209,5 @@ def _add_int8(
             chosen,
             force,
             lambda stage, done, total: progress(done, total, stage),
-            backbone,
+            network,
         )

@@ -65,15 +65,17 @@ def command(
         return
     if not images:
         raise click.UsageError("give IMAGES, or --from with features to convert")
-    from ..chan_ref.features import write_features
     from ..runtime.pictures.load import list_pictures
     from ..runtime.skipped import Skipped, SkippedItem
 
-    network = options.open_backbone(context, backbone, weights)
     if len(images) == 1 and images[0].is_dir() and (images[0] / "precomp").is_dir():
-        _encode_data(images[0], out, force, as_json, network)
+        _check_same(images[0], out)
+        _encode_data(images[0], force, as_json, options.open_backbone(context, backbone, weights))
         return
     found = list_pictures(images)
+    network = options.open_backbone(context, backbone, weights)
+    from ..chan_ref.features import write_features  # torch is loaded here: what is wrong already is said before
+
     skipped = Skipped(max_bad)
     for folder, reason in found.unreadable.items():
         skipped.add(SkippedItem(str(folder), reason))
@@ -96,12 +98,16 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _encode_data(data: Path, out: Path, force: bool, as_json: bool, network: Backbone | None) -> None:
+def _check_same(data: Path, out: Path) -> None:
+    """A data folder keeps its features itself."""
+    if not out.exists() or not out.samefile(data):
+        raise click.UsageError(f"--out must be the data folder itself, {data}, got {out}")
+
+
+def _encode_data(data: Path, force: bool, as_json: bool, network: Backbone | None) -> None:
     """The features of every split of a data folder."""
     from ..chan_ref.data_features import pictures_of, write_data_features
 
-    if not out.exists() or not out.samefile(data):
-        raise click.UsageError(f"--out must be the data folder itself, {data}, got {out}")
     splits = pictures_of(data)
     form = ".npz" if network is not None and network.preprocess.grid is None else ".npy"
     total, done = sum(len(split.pictures) for split in splits), 0

@@ -13,10 +13,10 @@ from .terminal import echo, print_json, say_next
 
 
 @click.command("import", short_help="Read a published model_best.pth safely and strictly.")
-@click.argument("model", type=values.PATH)
+@click.argument("model", type=values.FILE)
 @options.out_option(values.NEW_FOLDER, "Folder of the new checkpoint.")
-@click.option("--vocab", type=values.PATH, help="Vocabulary of a GRU model, a JSON file in SCAN's form.")
-@click.option("--tokenizer", type=values.PATH, help="Folder with the tokenizer.json or vocab.txt of a BERT model.")
+@click.option("--vocab", type=values.FILE, help="Vocabulary of a GRU model, a JSON file in SCAN's form.")
+@click.option("--tokenizer", type=values.FOLDER, help="Folder with the tokenizer.json or vocab.txt of a BERT model.")
 @click.option(
     "--heads",
     type=click.IntRange(min=1),
@@ -38,7 +38,10 @@ def command(
     Every choice is read from the options in the file. Nothing in the file is executed, and nothing is written unless
     its tensors are exactly those that its options ask for.
     """
-    from ..chan_ref.published import import_published
+    from ..chan_ref.checkpoint_config import check_place
+
+    check_place(out, force)
+    from ..chan_ref.published import import_published  # torch is loaded here
 
     found = import_published(model, out, vocab, tokenizer, force, heads)
     for warning in found["warnings"]:

@@ -183,6 +183,9 @@ def open_backbone(context: click.Context, name: str | None, weights: str) -> Bac
     if name is None:
         refuse_given(context, ("weights",), "without --backbone")
         return None
+    from ..chan_ref.backbones.names import check_name
+
+    check_name(name, weights)
     from ..chan_ref.backbones.choose import open_backbone
 
     return open_backbone(name, weights)

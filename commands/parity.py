@@ -62,15 +62,18 @@ def command(
 
     The tolerances are those of export/tolerances.json. The exit status is 1 if one of them is missed.
     """
-    from ..export.backbone import backbone_of
-    from ..export.parity import check_parity, record_verdict, table
-    from ..export.parity.page import page
+    from ..chan_ref.checkpoint_config import read_config
     from ..runtime.contract import Manifest
     from ..runtime.data.images import open_sample
     from ..runtime.errors import MissingExtra
     from ..runtime.files import write_file
 
+    read_config(checkpoint)
     sample = open_sample(data, split, samples, bundle)
+    from ..export.backbone import backbone_of  # torch is loaded here: what is wrong already is said before
+    from ..export.parity import check_parity, record_verdict, table
+    from ..export.parity.page import page
+
     try:
         network = options.open_backbone(context, backbone, weights) or backbone_of(Manifest.load(bundle))
     except MissingExtra as error:  # the report notes that the backbone was not checked

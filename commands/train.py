@@ -17,7 +17,7 @@ from .terminal import Progress, echo, progress_bar, say_next
 from .values import CHECKPOINT, COUNT, FOLDER, NEW_FOLDER, NUMBER, TEXT, NumberRange
 
 if TYPE_CHECKING:
-    from ..chan_ref.train_config import EpochLog
+    from ..chan_ref.train_config import EpochLog, TrainConfig
     from ..runtime.evaluation.metrics import Metrics
 
 _COLLAPSED = (
@@ -205,15 +205,25 @@ def command(
     checkpoints for `chan export`. OUT/log.csv and OUT/log.jsonl have one line for each epoch, and OUT/curve.svg draws
     them. Ctrl-C keeps the last finished epoch; --resume continues from there, exactly as if nothing had happened.
     """
-    from ..chan_ref import train as training
-    from ..chan_ref.train_config import TrainConfig
-    from ..runtime.contract import AlignmentConfig
+    from ..chan_ref.checkpoint_config import read_config
+    from ..chan_ref.run_folder import check_new, check_there
+    from ..runtime.data.layout import find_split
 
     given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     if resume and (fixed := sorted(given - _FREE_ON_RESUME)):
         raise click.UsageError(f"--resume continues with the options of the run: leave out {_flags(fixed)}")
     if start is not None and (fixed := [name for name in _OF_THE_MODEL if name in given]):
         raise click.UsageError(f"the checkpoint of --start decides what the model is: leave out {_flags(fixed)}")
+    config = _config(options, epochs=epochs, patience=patience, start=None if start is None else str(start))
+    find_split(data, "train")
+    if start is not None:
+        read_config(start)
+    if resume:
+        check_there(out)
+    else:
+        check_new(out)
+    from ..chan_ref import train as training  # torch is loaded here: what is wrong already is said before
+
     progress = _Progress()
     warned: list[bool] = []
 
@@ -240,12 +250,6 @@ def command(
             watch |= {name: context.params[name] for name in ("epochs", "patience") if name in given}
             best = training.resume(data, out, **watch)
         else:
-            names = ("coding", "pooling", "attention_temperature", "pooling_temperature")
-            alignment = AlignmentConfig(**{name: options.pop(name) for name in names})
-            options["batch_size"] = options["batch_size"] or 0
-            options["bert"] = None if options["bert"] is None else str(options["bert"])
-            options["start"] = None if start is None else str(start)
-            config = TrainConfig(epochs=epochs, patience=patience, alignment=alignment, **options)
             best = training.train(data, out, config, on_start=on_start, **watch)
     except KeyboardInterrupt:
         progress.close()
@@ -266,6 +270,19 @@ def command(
         )
     echo(f"Best epoch {best.epoch}, rsum {best.rsum:.1f}: {out}/best, and all epochs in {out}/curve.svg")
     say_next(out, f"chan export {quoted(f'{out}/best')} -o bundle")
+
+
+def _config(options: dict[str, Any], **more: Any) -> TrainConfig:
+    """The choices of a run, from the options that are named as they are."""
+    from ..chan_ref.train_config import TrainConfig
+    from ..runtime.contract import AlignmentConfig
+
+    names = ("coding", "pooling", "attention_temperature", "pooling_temperature")
+    alignment = AlignmentConfig(**{name: options[name] for name in names})
+    rest = {name: value for name, value in options.items() if name not in names}
+    rest["batch_size"] = rest["batch_size"] or 0
+    rest["bert"] = None if rest["bert"] is None else str(rest["bert"])
+    return TrainConfig(alignment=alignment, **rest, **more)
 
 
 class _Progress:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import click
 
-from ..chan_ref.backbone import LITES, load_backbone
+from ..chan_ref.backbone import load_backbone
+from ..chan_ref.backbones.names import LITES
 from ..commands import values
 from ..export.parity import Report, check_parity, record_verdict, table
 from ..export.parity.page import page as parity_page

@@ -21,7 +21,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..chan_ref.features import Encoder
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_folder
 from ..runtime.text import build_scan_vocabulary
@@ -61,6 +60,8 @@ def write_scenes(out: Path, counts: Mapping[Split, int], seed: int) -> Iterator[
 
 
 def _write(root: Path, counts: Mapping[Split, int], seed: int) -> Iterator[int]:
+    from ..chan_ref.features import Encoder  # torch is loaded here, after OUT was checked
+
     encoder = Encoder()
     boxes: dict[str, list[dict[str, Any]]] = {}
     mapping: dict[str, str] = {}

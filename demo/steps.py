@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeVar
 
-from ..chan_ref.backbone import GRID, LITES, load_backbone
+from ..chan_ref.backbone import GRID, load_backbone
 from ..chan_ref.backbones.base import Backbone
+from ..chan_ref.backbones.names import LITES
 from ..chan_ref.checkpoint import load as load_checkpoint
 from ..export.bundle import export_bundle
 from ..export.engines import BuiltEngine, build_engine, find_target, plan

@@ -15,8 +15,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from ..chan_ref.backbone import LITES, REGION_DIM, load_backbone
+from ..chan_ref.backbone import REGION_DIM, load_backbone
 from ..chan_ref.backbones.base import CLASS_SCORES, OUTPUTS, Backbone, frozen, named
+from ..chan_ref.backbones.names import LITES
 from ..chan_ref.backbones.onnx_files import OnnxModule
 from ..chan_ref.backbones.suppression import keep_boxes
 from ..runtime.contract import Manifest

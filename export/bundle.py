@@ -24,14 +24,12 @@ from ..chan_ref.config import ModelConfig
 from ..chan_ref.inference import open_tokenizer
 from ..runtime.checks import check_choices
 from ..runtime.contract import (
-    MANIFEST,
     GraphName,
     GraphSpec,
     Manifest,
     Range,
     TensorSpec,
     TokenizerSpec,
-    has_keys,
     sha256_file,
     write_manifest,
 )
@@ -40,6 +38,7 @@ from ..runtime.files import atomic_folder
 from .backbone import backbone as backbone_graph
 from .check import Case, check_graph, make_cases
 from .graphs import build_graphs
+from .place import check_place
 from .precision import to_half
 
 _log = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ def export_bundle(
     check_choices("precision", precisions, CONVERT)
     wanted = list(dict.fromkeys(precisions))
     out = Path(out)
-    _check_place(out, force)
+    check_place(out, force)
     loaded = load_checkpoint(checkpoint)
     if not loaded.tokenizer_files:
         raise BundleError(
@@ -183,11 +182,6 @@ def describe(model: onnx.ModelProto, bundle: Path, file: str, ranges: Mapping[st
     )
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether PATH holds a manifest of any schema."""
-    return has_keys(path / MANIFEST, "schema", "graphs")
-
-
 def write_graph(path: Path, model: onnx.ModelProto) -> None:
     """Write an ONNX file, the same bytes for the same model; BundleError where it is too large for one file."""
     if model.ByteSize() > PROTOBUF_LIMIT:
@@ -240,12 +234,3 @@ def _ranges(config: ModelConfig, max_regions: int | None, max_words: int | None,
 
 def _up_to(sizes: Range, largest: int) -> Range:
     return Range(min(sizes.min, largest), min(sizes.opt, largest), largest)
-
-
-def _check_place(out: Path, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_bundle(out):
-        raise InputError(f"{out} exists and is not a bundle: choose another place or remove it")
-    if not force:
-        raise InputError(f"{out} exists: --force replaces it, with its calibration and engines")

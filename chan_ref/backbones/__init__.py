@@ -11,6 +11,7 @@ has `class_scores` [B, R, C], too: the probability of each class but the backgro
 them; graphs and galleries do not have them.
 
 base            `Backbone`, and the check of what it returns
+names           what a backbone can be called
 choose          `open_backbone`: a backbone by its name
 weights         weights from a local file, from a library's hub, or random
 timm_models     `timm:NAME`

@@ -6,12 +6,9 @@ import importlib
 from pathlib import Path
 
 from ...runtime.errors import InputError
-from ..backbone import LITES, load_backbone
+from ..backbone import load_backbone
 from .base import Backbone, frozen
-from .weights import PRETRAINED
-
-FORMS = (*LITES, "timm:NAME", "torchvision:NAME", "onnx:FILE", "MODULE:FUNCTION")
-_FAMILIES = ("timm", "torchvision", "onnx")
+from .names import LITES, PRETRAINED, check_name
 
 
 def open_backbone(name: str, weights: str | Path = PRETRAINED) -> Backbone:
@@ -29,9 +26,8 @@ def open_backbone(name: str, weights: str | Path = PRETRAINED) -> Backbone:
             else.
         MissingExtra: a library that it needs is not installed.
     """
-    family, colon, rest = name.partition(":")
-    if (colon or family in _FAMILIES) and not (family and rest):
-        raise InputError(f"backbone must be {_forms()}, got {name!r}")
+    check_name(name, weights)
+    family, _, rest = name.partition(":")
     if family == "timm":
         from .timm_models import open_timm
 
@@ -40,21 +36,13 @@ def open_backbone(name: str, weights: str | Path = PRETRAINED) -> Backbone:
         from .torchvision_models import open_torchvision
 
         return open_torchvision(rest, weights)
-    if weights != PRETRAINED:
-        raise InputError(f"weights can be chosen for a timm or torchvision backbone only, got {weights} for {name}")
     if name in LITES:
         return Backbone(*load_backbone(name), name)
     if family == "onnx":
         from .onnx_files import open_onnx
 
         return open_onnx(Path(rest))
-    if colon:
-        return _from_function(family, rest)
-    raise InputError(f"backbone must be {_forms()}, got {name!r}")
-
-
-def _forms() -> str:
-    return f"{', '.join(FORMS[:-1])} or {FORMS[-1]}"
+    return _from_function(family, rest)
 
 
 def _from_function(module: str, function: str) -> Backbone:

@@ -12,8 +12,9 @@ from ...runtime.contract import Preprocess
 from ...runtime.errors import InputError
 from ...runtime.extras import needs
 from .base import Backbone, GridFeatures, frozen, grid_of
+from .names import PRETRAINED, RANDOM
 from .operators import declare_operators
-from .weights import PRETRAINED, RANDOM, from_hub, load_weights, seeded
+from .weights import from_hub, load_weights, seeded
 
 
 class _Features(nn.Module):

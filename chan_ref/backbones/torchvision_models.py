@@ -14,8 +14,9 @@ from ...runtime.errors import InputError
 from ...runtime.extras import needs
 from .base import Backbone, GridFeatures, frozen, grid_of
 from .detector import DetectorRegions
+from .names import PRETRAINED, RANDOM
 from .operators import declare_operators
-from .weights import PRETRAINED, RANDOM, from_hub, load_weights, seeded
+from .weights import from_hub, load_weights, seeded
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of all torchvision's weights for pictures
 _CELL = 32  # pixels of the squares of a random picture

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...runtime.errors import InputError, reason_of
 from ..torch_file import read_torch_file
+from .names import PRETRAINED, RANDOM
 
-PRETRAINED, RANDOM = "pretrained", "random"
 _WRAPPERS = ("state_dict", "model", "model_state", "model_ema")
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from chan_rt.calibration.calibrate import Calibration
-from chan_rt.chan_ref import checkpoint, weights
+from chan_rt.chan_ref import checkpoint, checkpoint_config, weights
 from chan_rt.chan_ref.bert import bert_from_pretrained
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.inference import read_tokenizer
@@ -170,10 +170,10 @@ def test_a_wrong_configuration_is_named(saved: Path, edit: dict, message: str):
 
 def test_the_configuration_is_read_without_the_weights(saved: Path):
     (saved / "model.safetensors").unlink()
-    assert checkpoint.read_config(saved) == GRU
+    assert checkpoint_config.read_config(saved) == GRU
     (saved / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        checkpoint.read_config(saved)
+        checkpoint_config.read_config(saved)
 
 
 def test_json_nested_too_deep_is_an_error(saved: Path, tmp_path: Path):
@@ -183,7 +183,7 @@ def test_json_nested_too_deep_is_an_error(saved: Path, tmp_path: Path):
     with pytest.raises(InputError, match="cannot be understood: it is nested too deep"):
         Calibration.from_json(deep)
     (saved / "config.json").write_text(deep)
-    for read in (checkpoint.load, checkpoint.read_config, bert_from_pretrained):
+    for read in (checkpoint.load, checkpoint_config.read_config, bert_from_pretrained):
         with pytest.raises(CheckpointError, match="cannot be read: it is nested too deep"):
             read(saved)
     saved.rename(tmp_path / "last")
@@ -193,7 +193,7 @@ def test_json_nested_too_deep_is_an_error(saved: Path, tmp_path: Path):
 
 def test_a_run_that_is_given_for_its_checkpoint_is_told_apart(saved: Path, tmp_path: Path):
     saved.rename(tmp_path / "best")
-    for read in (checkpoint.load, checkpoint.read_config):
+    for read in (checkpoint.load, checkpoint_config.read_config):
         with pytest.raises(CheckpointError, match=f"is not a checkpoint but the folder of a run: give {tmp_path}/best"):
             read(tmp_path)
 

@@ -14,9 +14,10 @@ import pytest
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.export import alignment, bundle, graphs
+from chan_rt.export import alignment, graphs
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.check import make_cases, native_stderr
+from chan_rt.export.place import is_bundle
 from chan_rt.runtime.errors import BundleError
 
 
@@ -109,4 +110,4 @@ def test_a_model_is_exported_where_threads_may_not_be_pinned(save_tiny: Callable
         out = tmp_path / f"bundle{threads}"
         command = [sys.executable, "-c", code, str(save_tiny()), str(out), threads]
         subprocess.run(command, check=True, env=environment, timeout=300)
-        assert bundle.is_bundle(out)
+        assert is_bundle(out)

@@ -17,10 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt.cli import main
-from chan_rt.export.bundle import export_bundle, is_bundle
+from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import plan
 from chan_rt.export.inspection import inspect_bundle
 from chan_rt.export.parity.run import plan_stages
+from chan_rt.export.place import is_bundle
 from chan_rt.runtime.backends import find_engine
 from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange, host_os, read_sidecars
 from chan_rt.runtime.contract import MANIFEST, Manifest
