@@ -171,5 +171,7 @@ class Guard:
 def _as_refusal(error: Exception) -> Exception:
     """Starlette's own error, a method that the path does not have, as a refusal."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return Refusal(405, "method", "the path does not have this method", dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        has = f"; it has {headers['Allow']}" if "Allow" in headers else ""
+        return Refusal(405, "method", f"the path does not have this method{has}", headers)
     return error

@@ -160,6 +160,12 @@ def test_a_path_that_is_not_there(http: httpx.Client, method: str, path: str, st
     check_problem(http.request(method, path), status, reason)
 
 
+def test_another_method_than_that_of_the_path_is_told_the_right_one(http: httpx.Client) -> None:
+    answer = http.get("/v1/explain?caption=a+cloud&id=1")
+    assert answer.headers["allow"] == "POST"
+    assert answer.json()["detail"] == "the path does not have this method; it has POST"
+
+
 @pytest.mark.parametrize(
     ("data", "status", "reason"),
     [
