@@ -32,6 +32,8 @@ from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery import verify_gallery
 from chan_rt.runtime.gallery.cuda.kernels import GPUS
 
+from .run_chan import chan, ok
+
 
 def every_command(group: click.Group = cli.main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, with its words."""
@@ -60,8 +62,7 @@ def options(command: click.Command) -> list[click.Option]:
 
 @pytest.mark.parametrize("words", EVERY)
 def test_every_command_and_option_explains_itself_in_sentences(words: str) -> None:
-    result = CliRunner().invoke(cli.main, [*words.split(), "--help"])
-    assert result.exit_code == 0, result.output
+    ok(*words.split(), "--help")
     texts = [("the command", EVERY[words].help)] + [(option.name, option.help) for option in options(EVERY[words])]
     for name, text in texts:
         assert text, name
@@ -110,7 +111,7 @@ CHOICES = [
 
 @pytest.mark.parametrize(("words", "flag", "choices"), CHOICES)
 def test_a_value_that_is_not_among_the_choices_is_one_mistake(words: str, flag: str, choices: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(cli.main, [*words.split(), flag, "nonsense"])
+    result = chan(*words.split(), flag, "nonsense")
     assert result.exit_code == 2
     assert f"Invalid value for '{flag}'" in result.output or f"/ '{flag}'" in result.output, result.output
     assert all(repr(choice) in result.output for choice in choices)
@@ -137,7 +138,7 @@ def test_names_that_a_table_lists_are_choices() -> None:
 
 @pytest.mark.parametrize("command", ["search", "serve"])
 def test_a_device_that_is_none_is_a_mistake_of_the_command_line(command: str) -> None:
-    result = CliRunner().invoke(cli.main, [command, "--device", "cuda:one"])
+    result = chan(command, "--device", "cuda:one")
     assert result.exit_code == 2
     assert "Invalid value for '--device': device must be cpu, cuda, cuda:N or cuda:N,M, got 'cuda:one'" in result.output
 
@@ -196,10 +197,9 @@ def test_waiting_threads_of_torch_soon_sleep_unless_the_user_says_otherwise(
 
 
 def test_group_lists_every_command() -> None:
-    result = CliRunner().invoke(cli.main, ["--help"])
-    assert result.exit_code == 0
+    result = ok("--help")
     for name in cli.COMMANDS:
-        assert f"\n  {name} " in result.output
+        assert f"\n  {name} " in result
 
 
 @pytest.mark.parametrize("words", [[], ["gallery"]])
@@ -211,10 +211,10 @@ def test_the_list_of_commands_is_not_cut_at_80_columns(words: list[str]) -> None
 
 
 def test_unknown_command_is_an_error() -> None:
-    result = CliRunner().invoke(cli.main, ["no-such-command"])
+    result = chan("no-such-command")
     assert result.exit_code == 2
     assert "No such command 'no-such-command'.\n" in result.output
-    assert "No such command 'serch'. Did you mean 'search'?\n" in CliRunner().invoke(cli.main, ["serch", "g"]).output
+    assert "No such command 'serch'. Did you mean 'search'?\n" in chan("serch", "g").output
 
 
 @pytest.mark.parametrize("words", [[], ["gallery"]])
@@ -243,7 +243,7 @@ def refuse() -> None:
 )
 def test_an_error_is_one_line(work: Callable[[], object], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.ChanGroup, "get_command", lambda self, ctx, name: click.command("fails")(work))
-    result = CliRunner().invoke(cli.main, ["fails"])
+    result = chan("fails")
     assert result.exit_code == 1
     assert re.fullmatch(f"Error: {line}\n", result.output)
 
@@ -298,7 +298,7 @@ def test_a_path_of_another_kind_is_one_line(
             arguments += [parameter.opts[-1], out if parameter.name == "out" else place]
     if words == "scenes":
         arguments = ["scenes", place, "--train", "0", "--dev", "0", "--test", "0"]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = chan(*arguments)
     assert result.exit_code in (1, 2), result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert "Error: " in result.output
@@ -410,7 +410,7 @@ def test_an_empty_value_is_a_mistake_of_the_command_line(tmp_path: Path) -> None
         ["serve", "g", "--host", ""],
         ["search", "g", ""],
     ):
-        result = CliRunner().invoke(cli.main, words)
+        result = chan(*words)
         assert result.exit_code == 2, result.output
         assert "must not be empty" in result.output
 
@@ -424,7 +424,7 @@ def run_fake(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], *befor
         work()
 
     monkeypatch.setattr(cli.ChanGroup, "get_command", lambda self, ctx, name: fake)
-    return CliRunner().invoke(cli.main, [*before, "fake"])
+    return chan(*before, "fake")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -468,7 +468,7 @@ def test_ctrl_c_before_the_command_ends_with_130(monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "chan_rt.commands.terminal", Interrupted())
-    result = CliRunner().invoke(cli.main, ["doctor"])
+    result = chan("doctor")
     assert result.exit_code == 130
     assert result.stderr == "\nInterrupted.\n"
 
@@ -515,6 +515,6 @@ def test_commands_print_through_one_door() -> None:
 
 @pytest.mark.parametrize("words", [words for words, one in EVERY.items() if any(p.name == "data" for p in one.params)])
 def test_help_says_what_a_data_folder_is(words: str) -> None:
-    text = " ".join(CliRunner().invoke(cli.main, [*words.split(), "--help"]).output.split())
+    text = " ".join(chan(*words.split(), "--help").output.split())
     assert "precomp/SPLIT_ims.npy (region features) and precomp/SPLIT_caps.txt (one caption a line)" in text
     assert "precomp layout" not in text

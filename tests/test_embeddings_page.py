@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime import Gallery
+
+from .run_chan import chan
 
 PAGE = Path(__file__).parent.parent / "docs" / "embeddings.md"
 BLOCKS = re.findall(r"^```(python)?\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -63,7 +63,7 @@ def test_every_block_runs(names: dict[str, Any]) -> None:
             exec(compile(block, f"{PAGE.name} block {number}", "exec"), names)
             continue
         for line in block.splitlines():
-            result = CliRunner().invoke(cli.main, shlex.split(line)[1:])
+            result = chan(*shlex.split(line)[1:])
             assert result.exit_code == 0, (line, result.output)
             printed[line] = result.stdout
     assert "certified" in printed["chan search pages --embeddings questions.npz -k 3"]

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
-from chan_rt.cli import main
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.gallery import Gallery
 
+from .run_chan import chan
 from .stored_bert import store_bert
 
 PAGE = Path(__file__).parent.parent / "docs" / "own-data.md"
@@ -40,7 +39,7 @@ def first_of_each() -> dict[str, list[str]]:
 
 
 def run(words: list[str]) -> str:
-    result = CliRunner().invoke(main, words)
+    result = chan(*words)
     assert result.exit_code == 0, f"chan {shlex.join(words)}\n{result.output}"
     return result.output
 

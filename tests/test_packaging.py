@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import chan_rt
-from chan_rt.cli import main
+
+from .run_chan import chan
 
 ROOT = Path(__file__).parent.parent
 CORE = "chan_rt/runtime/gallery/_core.abi3.so"
@@ -119,7 +119,7 @@ def test_the_version_stands_in_one_place() -> None:
     """`pyproject.toml` states it; the package, the command and new manifests read it from there."""
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert chan_rt.__version__ == version("chan-rt") == stated
-    shown = CliRunner().invoke(main, ["--version"])
+    shown = chan("--version")
     assert shown.output.split()[-1] == stated
     literal = re.compile(rf"[\"']{re.escape(stated)}[\"']")
     sources = [name for name in tracked_files() if name.endswith(".py") and (ROOT / name).is_file()]

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from chan_rt.bench import latency
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime import backends
 from chan_rt.runtime.backends.base import Backend
@@ -23,6 +21,8 @@ from chan_rt.runtime.errors import BackendError, InputError
 from chan_rt.runtime.gpu import Gpu, GpuReport
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.text import scan_vocabulary
+
+from ..run_chan import chan, ok
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a"]
 SMALL = ["--images", "6", "--regions", "3", "--words", "4", "--batch", "1", "--batch", "2", "--seconds", "0.01"]
@@ -49,8 +49,7 @@ def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_candidate_is_measured_or_named_with_its_reason(root: Path, tmp_path: Path) -> None:
     report_file, plot = tmp_path / "report.json", tmp_path / "plot.svg"
     arguments = ["bench", str(root / "bundle"), "--backend", "onnxruntime", "--backend", "tensorrt", *SMALL]
-    result = CliRunner().invoke(main, [*arguments, "--output-json", str(report_file), "--plot", str(plot)])
-    assert result.exit_code == 0, result.output
+    result = ok(*arguments, "--output-json", report_file, "--plot", plot)
     report = json.loads(report_file.read_text())
     assert set(report["latencies"]) == {
         "encode 1 captions", "encode 1 images", "encode 2 captions", "encode 2 images",
@@ -60,7 +59,7 @@ def test_every_candidate_is_measured_or_named_with_its_reason(root: Path, tmp_pa
         assert set(measured) == {"onnxruntime fp32", "onnxruntime fp16"}
         assert all(0 < item["best"] <= item["p50"] <= item["p99"] for item in measured.values())
     assert set(report["skipped"]) == {"tensorrt fp32", "tensorrt fp16"}
-    assert "not run: tensorrt fp32: " in result.stdout
+    assert "not run: tensorrt fp32: " in result
     assert report["bound"]["score 1 caption x 6 images"] == pytest.approx(6 * 3 * 8 * 4 / 3e10 * 1e3)
     assert report["gpu"] == {}
     assert plot.read_text().startswith("<?xml")
@@ -75,7 +74,7 @@ def test_torch_is_measured_beside_where_a_checkpoint_is_given(root: Path, caplog
 
 
 def test_nothing_that_runs_is_an_error_with_the_reasons(root: Path) -> None:
-    result = CliRunner().invoke(main, ["bench", str(root / "bundle"), "--backend", "tensorrt", *SMALL])
+    result = chan("bench", root / "bundle", "--backend", "tensorrt", *SMALL)
     assert result.exit_code == 1
     assert "no candidate runs on this machine: tensorrt fp16: no usable tensorrt engine" in result.output
 
@@ -100,10 +99,9 @@ def gpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_that_took_part_is_described(root: Path) -> None:
-    result = CliRunner().invoke(main, ["bench", str(root / "bundle"), *SMALL])
-    assert result.exit_code == 0, result.output
+    result = ok("bench", root / "bundle", *SMALL)
     lines = ["GPU before: clocks.sm 1980 MHz", "GPU after: clocks.sm 1755 MHz", "GPU memory, copying: 3000 GB/s"]
-    assert all(line in result.stdout for line in lines)
+    assert all(line in result for line in lines)
 
 
 L4 = GpuReport((Gpu("NVIDIA L4", (8, 9), 24 << 30),), "580.1", "13.0")
@@ -130,8 +128,7 @@ def test_where_auto_runs_each_graph_is_measured_for_each_batch_and_precision(roo
     bundle, report_file = tmp_path / "bundle", tmp_path / "report.json"
     shutil.copytree(root / "bundle", bundle)
     arguments = ["bench", str(bundle), "--precision", "fp32", "--precision", "fp16", *SMALL]
-    result = CliRunner().invoke(main, [*arguments, "--output-json", str(report_file)])
-    assert result.exit_code == 0, result.output
+    result = ok(*arguments, "--output-json", report_file)
     placements = json.loads(report_file.read_text())["placements"]
     assert [(each["precisions"]["text_encoder"], each["batch"]) for each in placements] == [
         ("fp32", 1), ("fp32", 2), ("fp16", 1), ("fp16", 2),
@@ -141,7 +138,7 @@ def test_where_auto_runs_each_graph_is_measured_for_each_batch_and_precision(roo
         assert set(each["milliseconds"]) == {"text_encoder", "region_encoder", "hard_alignment"}
         for times in each["milliseconds"].values():
             assert set(times) == {"onnxruntime_cuda", "onnxruntime"}
-    printed = result.stdout.split("auto runs, for ")[1:]
+    printed = result.split("auto runs, for ")[1:]
     assert [text.splitlines()[0] for text in printed] == [f"{batch} at once on NVIDIA L4" for batch in (1, 2, 1, 2)]
     for text, each in zip(printed, placements, strict=True):
         times = each["milliseconds"]["text_encoder"]

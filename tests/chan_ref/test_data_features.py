@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from chan_rt.chan_ref.data_features import pictures_of, write_data_features
 from chan_rt.chan_ref.features import Encoder, _Unfinished, write_features
-from chan_rt.cli import main
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.errors import InputError
+
+from ..run_chan import chan, ok
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (40, 30), color).save(folder / f"{name}.png")
         lines += [{"path": f"{name}.png", "caption": [f"{color} all over", f"nothing but {color}"], "split": split}]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    result = CliRunner().invoke(main, ["data", str(folder / "t.jsonl"), "-o", str(folder)])
-    assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(main, ["features", str(folder), "-o", str(folder)])
-    assert result.exit_code == 0, result.output
+    ok("data", folder / "t.jsonl", "-o", folder)
+    ok("features", folder, "-o", folder)
     return folder
 
 
@@ -61,7 +59,7 @@ def test_what_is_there_is_kept_and_what_does_not_fit_is_refused(data: Path) -> N
 
 
 def test_features_go_into_the_data_folder(data: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["features", str(data), "-o", str(tmp_path / "other")])
+    result = chan("features", data, "-o", tmp_path / "other")
     assert result.exit_code == 2
     assert "--out must be the data folder itself" in result.output
 
@@ -84,7 +82,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(data: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     before = sorted((data / "precomp").iterdir())
-    result = CliRunner().invoke(main, ["features", str(data), "-o", str(data), "--force"])
+    result = chan("features", data, "-o", data, "--force")
     assert (result.exit_code, result.output.splitlines()[-1]) == (
         1,
         f"Error: {data / 'precomp/train_ims.npy'}: No space left on device",
@@ -96,7 +94,7 @@ def test_two_processes_never_write_features_to_one_folder(data: Path, tmp_path: 
     out = tmp_path / "out"
     writing = write_features([data / "a.png", data / "b.png", data / "c.png"], out)
     assert next(writing) == 2
-    result = CliRunner().invoke(main, ["features", str(data / "a.png"), "-o", str(out)])
+    result = chan("features", data / "a.png", "-o", out)
     wanted = f"Error: another process writes features to {out}: wait for it to end, or choose another folder"
     assert (result.exit_code, result.output.splitlines()[-1]) == (1, wanted)
     assert list(writing) == [1]
@@ -113,6 +111,6 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_left(
 
     monkeypatch.setattr(_Unfinished, "add", full)
     out = tmp_path / "made" / "out"
-    result = CliRunner().invoke(main, ["features", str(data / "a.png"), "-o", str(out)])
+    result = chan("features", data / "a.png", "-o", out)
     assert (result.exit_code, result.output.splitlines()[-1]) == (1, f"Error: {out}: No space left on device")
     assert list(tmp_path.iterdir()) == []

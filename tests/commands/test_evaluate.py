@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from chan_rt.chan_ref import checkpoint, evaluation
 from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.inference import ReferenceMatcher
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.evaluation import metrics
 from chan_rt.runtime.evaluation.coco import Directions
 from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
+
+from ..run_chan import chan, ok
 
 IMAGES, REGIONS, WIDTH = 10, 4, 12
 CAPTIONS = [" ".join(f"w{(row * 7 + k * k) % 23}" for k in range(1 + row % 6)) for row in range(5 * IMAGES)]
@@ -55,9 +55,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(*arguments: object) -> dict[str, object]:
-    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    result = ok("evaluate", *arguments, "--json")
+    return json.loads(result)
 
 
 def _scores(path: Path, root: Path) -> np.ndarray:
@@ -116,7 +115,7 @@ def test_ranks_alone_give_what_scores_give(place: Path, monkeypatch: pytest.Monk
 
 def test_the_table_and_the_errors(place: Path, tmp_path: Path) -> None:
     def invoke(*arguments: object) -> tuple[int, str]:
-        result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+        result = chan("evaluate", *arguments)
         return result.exit_code, result.output
 
     code, text = invoke(place / "lse", place / "data", "--folds", 2)
@@ -143,7 +142,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused_by_every_command(place: Path,
     """Too many words would index past the embedding, too few are another model's and score nonsense in silence."""
 
     def fails(command: str, *arguments: object) -> str:
-        result = CliRunner().invoke(main, [command, *map(str, arguments)])
+        result = chan(command, *arguments)
         assert result.exit_code == 1
         assert isinstance(result.exception, SystemExit)  # not a traceback
         return result.stderr
@@ -174,7 +173,7 @@ def test_features_of_another_width_are_named_before_any_work(place: Path, tmp_pa
     (folder / "test_caps.txt").write_text("\n".join(CAPTIONS) + "\n")
     _save(tmp_path / "fitting", "Mean", 3, WIDTH + 3)
     for models in ([place / "lse"], [place / "bundle"], [tmp_path / "fitting", place / "lse"]):
-        result = CliRunner().invoke(main, ["evaluate", *map(str, models), str(tmp_path / "wide")])
+        result = chan("evaluate", *models, tmp_path / "wide")
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: ")  # no line of progress before it
         error = f"{folder / 'test_ims.npy'} has features {WIDTH + 3} wide and {models[-1]} reads {WIDTH}"
@@ -204,12 +203,8 @@ def test_eccv_gets_the_whole_matrix_with_its_ids(place: Path, monkeypatch: pytes
     monkeypatch.setattr("chan_rt.chan_ref.evaluation.check_split", lambda image_ids, image_of_caption: None)
     with coco_ids(place):
         found = _run(place / "lse", place / "data", "--eccv")
-        table = CliRunner().invoke(main, ["evaluate", str(place / "lse"), str(place / "data"), "--eccv"]).output
-        both = (
-            CliRunner()
-            .invoke(main, ["evaluate", str(place / "lse"), str(place / "data"), "--eccv", "--folds", "2"])
-            .output
-        )
+        table = chan("evaluate", place / "lse", place / "data", "--eccv").output
+        both = chan("evaluate", place / "lse", place / "data", "--eccv", "--folds", "2").output
     np.testing.assert_allclose(given[0][0], _scores(place / "lse", place), atol=1e-6)
     assert given[0][1] == [str(100 + row) for row in range(IMAGES)]
     assert found["extended"] == {"cxc_r1": {"i2t": 12.5, "t2i": 25.0}}
@@ -220,7 +215,7 @@ def test_eccv_gets_the_whole_matrix_with_its_ids(place: Path, monkeypatch: pytes
 def test_eccv_of_other_images_is_refused_before_any_scoring(place: Path) -> None:
     pytest.importorskip("eccv_caption", reason="the extra coco is not installed")
     with coco_ids(place):
-        stderr = CliRunner().invoke(main, ["evaluate", str(place / "lse"), str(place / "data"), "--eccv"]).stderr
+        stderr = chan("evaluate", place / "lse", place / "data", "--eccv").stderr
     assert stderr.startswith("Error: CxC and ECCV need the 5000 images of the COCO 5K test")  # no line of progress
 
 
@@ -234,20 +229,20 @@ def test_blank_and_long_captions_are_counted_or_refused_with_their_line(place: P
     assert found["captions"] == 49
     assert found["skipped"] == [{"item": f"{tmp_path}/precomp/test_caps.txt: caption 4", "reason": "it has no word"}]
     assert found["cut"] == {str(place / "bundle"): 1, str(place / "lse"): 0}  # a GRU in PyTorch has no limit
-    result = CliRunner().invoke(main, ["evaluate", str(place / "bundle"), str(tmp_path)])
+    result = chan("evaluate", place / "bundle", tmp_path)
     assert f"longer than {place / 'bundle'} takes: 1" in result.stdout
     assert "caption 4: it has no word" in result.stderr
     strict = ["evaluate", str(place / "bundle"), str(tmp_path), "--strict"]
-    assert "test_caps.txt: caption 4 must hold a word" in CliRunner().invoke(main, strict).stderr
+    assert "test_caps.txt: caption 4 must hold a word" in chan(*strict).stderr
     captions[3] = "w1"
     (tmp_path / "precomp/test_caps.txt").write_text("\n".join(captions) + "\n")
-    assert "caption 18 must have at most 128 words" in CliRunner().invoke(main, strict).stderr
+    assert "caption 18 must have at most 128 words" in chan(*strict).stderr
 
 
 def test_more_regions_than_a_bundle_takes_are_named_before_any_work(place: Path, tmp_path: Path) -> None:
     regions = np.random.default_rng(0).standard_normal((IMAGES, 101, WIDTH)).astype(np.float32)
     np.save(tmp_path / "test_ims.npy", regions)
     shutil.copy(place / "data/precomp/test_caps.txt", tmp_path)
-    stderr = CliRunner().invoke(main, ["evaluate", str(place / "lse"), str(place / "bundle"), str(tmp_path)]).stderr
+    stderr = chan("evaluate", place / "lse", place / "bundle", tmp_path).stderr
     assert stderr.startswith(f"Error: {tmp_path}/test_ims.npy has images of 101 regions and {place}/bundle takes 100: ")
     assert "export it again with --max-regions 101" in stderr

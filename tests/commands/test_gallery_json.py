@@ -9,11 +9,11 @@ from typing import Any, cast
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.commands.gallery import command as group
 from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter
+
+from ..run_chan import chan
 
 DIM = 8
 
@@ -32,7 +32,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*words: str, status: int = 0) -> Any:
     """What a command prints to stdout, as JSON."""
-    done = CliRunner().invoke(cli.main, ["gallery", *words, "--json"])
+    done = chan("gallery", *words, "--json")
     assert done.exit_code == status, done.output
     return json.loads(done.stdout)
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.commands import gallery, gallery_shards, gallery_storage
 from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryWriter, split_gallery, verify_gallery
 from chan_rt.runtime.gallery import open_for_writing
+
+from ..run_chan import ok
 
 DIM = 128  # wide enough for levels
 ROWS = 600
@@ -78,8 +78,7 @@ def test_progress_goes_up_to_the_end(desk: Path, monkeypatch: pytest.MonkeyPatch
 
     for module in (gallery, gallery_shards, gallery_storage):
         monkeypatch.setattr(module, "progress_bar", progress_bar)
-    result = CliRunner().invoke(cli.main, ["gallery", *words(name, desk)])
-    assert result.exit_code == 0, result.output
+    ok("gallery", *words(name, desk))
     assert len(shown) > 1 or name == "compact one", "one file is one step"
     assert shown == sorted(shown)
     assert len({total for _, total in shown}) == 1
@@ -103,8 +102,7 @@ def test_ctrl_c_leaves_nothing_broken_and_the_command_can_run_again(desk: Path, 
     assert ended.stderr.splitlines()[-1] == "Interrupted."
     assert {name: rows(desk / name) for name in kept} == kept
     assert not (desk / "new").exists(), "a part of a gallery"
-    again = CliRunner().invoke(cli.main, ["gallery", *arguments])
-    assert again.exit_code == 0, again.output
+    ok("gallery", *arguments)
     assert {name: rows(desk / name) for name in kept} == kept
     if (desk / "new").exists():
         assert set(rows(desk / "new")) >= set(kept["one"])

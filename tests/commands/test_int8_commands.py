@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli, demo
+from chan_rt import demo
 from chan_rt.calibration.feeds import MIN_SAMPLES
 from chan_rt.export import int8
 from chan_rt.runtime.contract import Manifest
 
-from ..run_chan import ok
+from ..run_chan import chan, ok
 
 CHECKPOINT = Path(demo.__file__).parent / "checkpoint"
 IMAGES = 20
@@ -60,7 +59,7 @@ def test_calibrate_prints_every_tensor_where_it_is_asked_to(world: Path) -> None
 
 def test_a_plan_needs_a_limit(world: Path, tmp_path: Path) -> None:
     arguments = ["sensitivity", str(world / "bundle"), str(world / "data"), "--plan", str(tmp_path / "plan.json")]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = chan(*arguments)
     assert result.exit_code == 2
     assert "--plan needs --max-rsum-drop" in result.output
 
@@ -77,7 +76,7 @@ def test_values_that_cannot_work_are_refused_before_the_work(
     world: Path, command: str, option: str, value: int, rule: str
 ) -> None:
     arguments = [command, str(world / "bundle"), str(world / "data"), option, str(value)]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = chan(*arguments)
     assert result.exit_code == 2
     assert f"Invalid value for '{option}': {value}" in result.stderr
     assert f"is not in the range {rule}" in result.stderr
@@ -88,7 +87,7 @@ def test_a_split_that_is_too_small_is_named(
     world: Path, make_world: Callable[..., Path], command: str, split: str
 ) -> None:
     data = make_world(MIN_SAMPLES - 1, split) / "data"
-    result = CliRunner().invoke(cli.main, [command, str(world / "bundle"), str(data)])
+    result = chan(command, world / "bundle", data)
     assert result.exit_code == 1
     assert result.stderr == (
         f"Error: the split {split} of {data} is too small: int8 is calibrated and measured on at least {MIN_SAMPLES} "
@@ -104,7 +103,7 @@ def test_export_says_what_int8_needs(world: Path, precisions: list[str], message
     arguments = ["export", str(world / "checkpoint"), "-o", str(world / "bundle")]
     for precision in precisions:
         arguments += ["--precision", precision]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = chan(*arguments)
     assert result.exit_code == 2
     assert message in result.output
 
@@ -126,7 +125,7 @@ def test_options_without_effect_are_refused(world: Path, tmp_path: Path, given: 
     (tmp_path / "plan.json").write_text("{}")
     places = {"PLAN": str(tmp_path / "plan.json"), "DATA": str(world / "data")}
     arguments = ["export", str(world / "checkpoint"), "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(cli.main, [*arguments, *(places.get(word, word) for word in given)])
+    result = chan(*arguments, *(places.get(word, word) for word in given))
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
@@ -178,7 +177,7 @@ def test_a_miss_on_few_images_says_that_they_are_few(demo: Path, tmp_path: Path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(int8, "check_parity", strict)
-        result = CliRunner().invoke(cli.main, list(map(str, export)))
+        result = chan(*export)
     assert result.exit_code == 1
     assert "; One image is 12.5 % of these 8, so chance may miss a share; compare more images. Keep" in result.stderr
 
@@ -200,7 +199,7 @@ def test_a_backbone_is_quantized_for_onnxruntime_where_there_are_pictures(demo: 
     manifest = Manifest.load(bundle)
     assert [manifest.resolve("backbone", precision) for precision in ("int8", "int8_x86")] == ["fp32", "int8_x86"]
     options = ["--checkpoint", CHECKPOINT, "--data", data, "--samples", 24, "--precision", "int8_x86", "--json"]
-    result = CliRunner().invoke(cli.main, ["parity", str(bundle), *map(str, options)])
+    result = chan("parity", bundle, *options)
     (check,) = [part for part in json.loads(result.stdout)["stages"][0]["checks"] if part["part"] == "backbone"]
     assert check["misses"] == []
     assert 0.9 < check["measures"]["cosine_min"] < 0.9999, "it was the int8 backbone that ran"

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from click._termui_impl import ProgressBar
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from chan_rt import cli
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime.gallery import Gallery, verify_gallery
+
+from ..run_chan import chan, ok
 
 IMAGES = 600
 
@@ -45,7 +46,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, call: int, *arguments: object) 
 
     with monkeypatch.context() as patched:
         patched.setattr(ProgressBar, "update", update)
-        result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+        result = chan(*arguments)
     assert len(calls) == call, result.output
     assert result.exit_code == 130, result.output
     assert "Interrupted." in result.stderr
@@ -71,9 +72,8 @@ def test_index_keeps_what_was_committed(world: Path, tmp_path: Path, monkeypatch
     assert verify_gallery(gallery) == []
     with Gallery.open(gallery) as opened:
         assert len(opened) == 512
-    done = CliRunner().invoke(cli.main, [*map(str, command), "--json"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["encoded"] == IMAGES - 512
+    done = ok(*command, "--json")
+    assert json.loads(done)["encoded"] == IMAGES - 512
     assert verify_gallery(gallery) == []
 
 

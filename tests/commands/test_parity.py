@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.text import scan_vocabulary
+
+from ..run_chan import chan, ok
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "cat", "dog", "sun"]
 
@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(world: Path, *options: str, reference: str = "checkpoint") -> tuple[int, str]:
     arguments = [str(world / "bundle"), "--checkpoint", str(world / reference), "--data", str(world / "data")]
-    result = CliRunner().invoke(main, ["parity", *arguments, *options])
+    result = chan("parity", *arguments, *options)
     return result.exit_code, result.stdout
 
 
@@ -78,26 +78,24 @@ def test_an_unreadable_sidecar_is_listed_and_stops_no_command(world: Path, tmp_p
     sidecar.parent.mkdir()
     sidecar.write_text(content)
     arguments = ["--checkpoint", str(world / "checkpoint"), "--data", str(world / "data")]
-    found = CliRunner().invoke(main, ["parity", str(bundle), *arguments])
-    assert found.exit_code == 0, found.output
-    assert f"Not checked: an engine whose sidecar is unreadable: {sidecar}: " in found.stdout
-    shown = CliRunner().invoke(main, ["inspect", str(bundle)])
-    assert shown.exit_code == 0, shown.output
-    assert f"unreadable {sidecar}: the sidecar" in " ".join(shown.stdout.split())
+    found = ok("parity", bundle, *arguments)
+    assert f"Not checked: an engine whose sidecar is unreadable: {sidecar}: " in found
+    shown = ok("inspect", bundle)
+    assert f"unreadable {sidecar}: the sidecar" in " ".join(shown.split())
 
 
 def test_errors_are_one_line(world: Path, tmp_path: Path) -> None:
     status, output = run(world, "--precision", "fp16")
     assert status == 1
     assert output == ""
-    result = CliRunner().invoke(main, ["parity", str(world / "bundle"), "--data", str(world / "data")])
+    result = chan("parity", world / "bundle", "--data", world / "data")
     assert result.exit_code == 2
     assert "--checkpoint" in result.stderr
     for option in ("--output-json", "--html"):  # before any work, and nothing is left beside the folder
         (tmp_path / "reports").mkdir(exist_ok=True)
         arguments = ["parity", str(world / "bundle"), "--checkpoint", str(world / "checkpoint")]
         arguments += ["--data", str(world / "data"), option, str(tmp_path / "reports")]
-        result = CliRunner().invoke(main, arguments)
+        result = chan(*arguments)
         assert result.exit_code == 2
         assert f"'{tmp_path / 'reports'}' is a directory" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["reports"]
@@ -106,7 +104,7 @@ def test_errors_are_one_line(world: Path, tmp_path: Path) -> None:
 def test_data_that_do_not_fit_are_named_before_any_work(world: Path, tmp_path: Path) -> None:
     def fails_on(data: Path) -> str:
         arguments = ["parity", str(world / "bundle"), "--checkpoint", str(world / "checkpoint"), "--data", str(data)]
-        result = CliRunner().invoke(main, arguments)
+        result = chan(*arguments)
         assert result.exit_code == 1
         return result.stderr
 
@@ -122,6 +120,6 @@ def test_data_that_do_not_fit_are_named_before_any_work(world: Path, tmp_path: P
 
 def test_a_gpu_that_is_not_there_is_refused(world: Path) -> None:
     arguments = [str(world / "bundle"), "--checkpoint", str(world / "checkpoint"), "--data", str(world / "data")]
-    result = CliRunner().invoke(main, ["parity", *arguments, "--device", "cuda:77"])
+    result = chan("parity", *arguments, "--device", "cuda:77")
     assert result.exit_code == 1
     assert "device cuda:77 is not there: CUDA shows" in result.output

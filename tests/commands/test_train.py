@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt.cli import main
+from ..run_chan import chan
 
 SMALL = ["--embed-dim", "16", "--word-dim", "8", "--region-encoder", "basic", "--batch-size", "20", "--min-count", "1"]
 
@@ -31,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 def test_options_reach_the_run_and_resume_lengthens_it(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     extra = ["--epochs", "2", "--pooling", "Mean", "--coding", "THA", "--seed", "7", "--loss", "infonce"]
-    result = CliRunner().invoke(main, ["train", str(data), "-o", str(run), *SMALL, *extra])
+    result = chan("train", data, "-o", run, *SMALL, *extra)
     assert result.exit_code == 0, result.output
     assert result.output.count("three numbers are R@1, R@5 and R@10 on the validation images") == 1
     assert "epoch   1" in result.output
@@ -42,11 +41,11 @@ def test_options_reach_the_run_and_resume_lengthens_it(data: Path, tmp_path: Pat
     assert (options["embed_dim"], options["seed"], options["loss"], options["epochs"]) == (16, 7, "infonce", 2)
     assert options["alignment"]["pooling"] == "Mean"
 
-    result = CliRunner().invoke(main, ["train", str(data), "-o", str(run), "--resume", "--epochs", "3"])
+    result = chan("train", data, "-o", run, "--resume", "--epochs", "3")
     assert result.exit_code == 0, result.output
     assert len((run / "log.jsonl").read_text().splitlines()) == 3
 
-    result = CliRunner().invoke(main, ["train", str(data), "-o", str(run), "--resume", "--seed", "1"])
+    result = chan("train", data, "-o", run, "--resume", "--seed", "1")
     assert result.exit_code == 2
     assert "leave out --seed" in result.output
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.chan_ref.backbone import GRID, REGION_DIM, load_backbone
 from chan_rt.chan_ref.features import Encoder, batches
 from chan_rt.demo import dataset
@@ -22,6 +21,8 @@ from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.pictures.load import load_pixels
 from chan_rt.runtime.text import ScanTokenizer
 
+from ..run_chan import chan, ok
+
 COUNTS = {"train": 3, "dev": 2, "test": 2}
 
 
@@ -29,9 +30,8 @@ COUNTS = {"train": 3, "dev": 2, "test": 2}
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "scenes"
     arguments = ["scenes", str(out), "--train", "3", "--dev", "2", "--test", "2", "--seed", "5"]
-    result = CliRunner().invoke(cli.main, arguments)
-    assert result.exit_code == 0, result.output
-    assert result.output.splitlines() == [
+    result = ok(*arguments)
+    assert result.splitlines() == [
         f"{out}: 3 training, 2 validation and 2 test scenes",
         f"{out}: next, `chan train {out} -o run`",
     ]
@@ -44,7 +44,7 @@ def test_the_next_command_is_named_where_nothing_can_be_trained(
 ) -> None:
     out = tmp_path / "my scenes"
     arguments = ["scenes", str(out), "--train", "0", "--dev", str(dev), "--test", str(test)]
-    lines = CliRunner().invoke(cli.main, arguments).output.splitlines()
+    lines = chan(*arguments).output.splitlines()
     advice = f"{out}: next, `chan evaluate MODEL{split} '{out}'` of a checkpoint or bundle"
     assert lines[1:] == ([] if split is None else [advice])
 
@@ -107,7 +107,7 @@ def test_same_seed_same_bytes(data: Path, tmp_path: Path) -> None:
 
 def test_folder_with_something_in_it_is_left_alone(data: Path) -> None:
     before = hashes(data)
-    result = CliRunner().invoke(cli.main, ["scenes", str(data), "--train", "1", "--dev", "0", "--test", "0"])
+    result = chan("scenes", data, "--train", "1", "--dev", "0", "--test", "0")
     assert result.exit_code == 1
     assert "must be a new or empty folder" in result.output
     assert hashes(data) == before
@@ -135,8 +135,7 @@ def test_features_of_files_and_folders(data: Path, tmp_path: Path) -> None:
     pictures = data / "images" / "test"
     photo = tmp_path / "photo.jpg"
     Image.open(pictures / "00001.png").resize((500, 300)).save(photo)
-    result = CliRunner().invoke(cli.main, ["features", str(photo), str(pictures), "-o", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
+    ok("features", photo, pictures, "-o", tmp_path / "out")
     names = (tmp_path / "out" / "names.txt").read_text().splitlines()
     assert names == [str(photo), str(pictures / "00000.png"), str(pictures / "00001.png")]
     regions = np.load(tmp_path / "out" / "ims.npy")
@@ -149,7 +148,7 @@ def test_features_of_files_and_folders(data: Path, tmp_path: Path) -> None:
 
 
 def features(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.main, ["features", *map(str, arguments)])
+    return chan("features", *arguments)
 
 
 def test_features_skip_what_cannot_be_read(data: Path, tmp_path: Path) -> None:
@@ -223,18 +222,18 @@ def test_features_continue_after_an_interruption(data: Path, tmp_path: Path, mon
 
 def test_features_that_are_there_are_replaced_only_by_force(data: Path, tmp_path: Path) -> None:
     out, pictures = tmp_path / "out", data / "images" / "test"
-    assert CliRunner().invoke(cli.main, ["features", str(pictures), "-o", str(out)]).exit_code == 0
+    assert chan("features", pictures, "-o", out).exit_code == 0
     before = hashes(out)
     again = ["features", str(pictures / "00001.png"), "-o", str(out)]
-    result = CliRunner().invoke(cli.main, again)
+    result = chan(*again)
     assert result.exit_code == 1
     assert f"{out / 'ims.npy'} already exists" in result.output
     assert hashes(out) == before
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    assert CliRunner().invoke(cli.main, ["features", str(broken), "-o", str(out), "--force"]).exit_code == 1
+    assert chan("features", broken, "-o", out, "--force").exit_code == 1
     assert hashes(out) == before
-    assert CliRunner().invoke(cli.main, [*again, "--force"]).exit_code == 0
+    assert chan(*again, "--force").exit_code == 0
     assert np.load(out / "ims.npy").shape == (1, GRID * GRID, REGION_DIM)
     assert (out / "names.txt").read_text() == f"{pictures / '00001.png'}\n"
 

@@ -16,10 +16,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.chan_ref.backbones.choose import open_backbone
 from chan_rt.export import engines
@@ -232,11 +230,11 @@ def test_the_picture_that_a_backbone_fails_for_is_named_and_what_was_finished_is
     for number in range(5):
         Image.new("RGB", (30, 30), "black" if number == 3 else "white").save(tmp_path / f"{number}.png")
     arguments = ["features", str(tmp_path), "-o", str(tmp_path / "out"), "--backbone", f"{__name__}:make_failing"]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = chan(*arguments)
     assert result.exit_code == 1
     assert re.search(r"Error: \S+/2.png, \S+/3.png: the backbone .* regions\[1, 0, 0\]: must be finite", result.output)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "3.png")
-    assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+    assert chan(*arguments).exit_code == 0
     assert len((tmp_path / "out/names.txt").read_text().splitlines()) == 5
 
 

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from chan_rt.chan_ref import checkpoint as checkpoint_module
 from chan_rt.chan_ref.backbones.base import Backbone
 from chan_rt.chan_ref.checkpoint import load
-from chan_rt.cli import main
 from chan_rt.export.backbone import backbone
 from chan_rt.export.bundle import RANGES, ExportedGraph, export_bundle
 from chan_rt.export.check import Case, check_graph, make_cases, run_without_warnings
@@ -27,6 +25,8 @@ from chan_rt.runtime.contract import Manifest, Range, verified
 from chan_rt.runtime.errors import BundleError, CheckpointError, InputError, TensorError
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.text import scan_vocabulary
+
+from ..run_chan import chan, ok
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", *(f"w{i}" for i in range(25))]  # of the tiny checkpoints
 Save = Callable[..., Path]
@@ -199,7 +199,7 @@ def test_a_vocabulary_of_another_model_is_refused(save_tiny: Save, tmp_path: Pat
         CheckpointError, match=rf"tokenizer has {words + 1} ids and its word embedding {len(WORDS) + 1}"
     ):
         export_bundle(checkpoint, tmp_path / "out")
-    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(tmp_path / "out")])
+    result = chan("export", checkpoint, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert f"its tokenizer has {words + 1} ids" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -209,8 +209,7 @@ def test_the_command_reads_the_weights_once(save_tiny: Save, tmp_path: Path, mon
     read: list[Path] = []
     load_file = checkpoint_module.load_file
     monkeypatch.setattr(checkpoint_module, "load_file", lambda path: read.append(path) or load_file(path))
-    result = CliRunner().invoke(main, ["export", str(save_tiny()), "-o", str(tmp_path / "out"), "--precision", "fp32"])
-    assert result.exit_code == 0, result.output
+    ok("export", save_tiny(), "-o", tmp_path / "out", "--precision", "fp32")
     assert len(read) == 1
 
 
@@ -311,14 +310,13 @@ def test_an_onnxruntime_shape_warning_fails(tmp_path: Path, capfd: pytest.Captur
 
 def test_command(save_tiny: Save, tmp_path: Path) -> None:
     checkpoint, out = save_tiny(), tmp_path / "bundle"
-    result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(out), "--precision", "fp32"])
-    assert result.exit_code == 0, result.output
-    assert "region_encoder" in result.stdout
-    assert "left out: this model reads 13-d regions, the demo's backbone makes 1280-d ones" in result.stdout
-    again = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(out)])
+    result = ok("export", checkpoint, "-o", out, "--precision", "fp32")
+    assert "region_encoder" in result
+    assert "left out: this model reads 13-d regions, the demo's backbone makes 1280-d ones" in result
+    again = chan("export", checkpoint, "-o", out)
     assert again.exit_code == 1
     assert "--force replaces it" in again.output
     forced = ["export", str(checkpoint), "-o", str(out), "--force", "--no-backbone", "--json"]
-    record = json.loads(CliRunner().invoke(main, forced).stdout)
+    record = json.loads(chan(*forced).stdout)
     assert {row["precision"] for row in record["graphs"]} == {"fp32", "fp16"}
     assert all(len(row["sha256"]) == 64 and row["bytes"] > 0 for row in record["graphs"])

@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from chan_rt import cli
 from chan_rt.calibration.plan import to_int8
 from chan_rt.calibration.ranges import TensorRange
 from chan_rt.export import engine_process
@@ -36,6 +34,8 @@ from chan_rt.runtime.doctor import examine
 from chan_rt.runtime.errors import BundleError, EngineError, InputError
 from chan_rt.runtime.gallery.cuda.memory import Arena
 from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
+
+from ..run_chan import chan, ok
 
 PRECISIONS = {"fp32": (TensorProto.FLOAT, "float32"), "fp16": (TensorProto.FLOAT16, "float16")}
 
@@ -138,7 +138,7 @@ def build(bundle: Path) -> Callable[..., BuiltEngine]:
 
 
 def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle: Path) -> None:
-    first = CliRunner().invoke(cli.main, ["build", str(bundle), "--json"])
+    first = chan("build", bundle, "--json")
     assert first.exit_code == 0, first.output
     rows = json.loads(first.stdout)
     assert [row["cached"] for row in rows] == [False] * 4
@@ -156,10 +156,9 @@ def test_command_builds_every_graph_and_precision_then_finds_them_cached(bundle:
             assert record.gpus == ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
             assert record.options["tf32"] is False
     assert "header" not in first.stderr
-    second = CliRunner().invoke(cli.main, ["build", str(bundle)])
-    assert second.exit_code == 0, second.output
-    assert second.stdout.count("cached") == 4
-    assert f"{bundle}: next, `chan bench {bundle} --backend tensorrt_rtx` on the GPU" in second.stdout
+    second = ok("build", bundle)
+    assert second.count("cached") == 4
+    assert f"{bundle}: next, `chan bench {bundle} --backend tensorrt_rtx` on the GPU" in second
     assert {path: Path(path).read_bytes() for path in before} == before
     assert not list((bundle / "engines").glob(".*build*"))
 
@@ -453,7 +452,7 @@ def test_a_graph_that_does_not_build_leaves_a_polygraphy_command_that_fails_too(
     graphs = {name: dict(by_precision) for name, by_precision in manifest.graphs.items()}
     graphs["region_encoder"]["fp32"] = replace(graphs["region_encoder"]["fp32"], sha256=sha256_file(path))
     (bundle / "manifest.json").write_text(replace(manifest, graphs=graphs).to_json())
-    result = CliRunner().invoke(cli.main, ["build", str(bundle), "--graph", "region_encoder", "--precision", "fp32"])
+    result = chan("build", bundle, "--graph", "region_encoder", "--precision", "fp32")
     assert result.exit_code == 1
     assert "NoSuchOperator" in result.output
     script = Path(result.output.strip().rpartition("sh ")[2])
@@ -561,9 +560,7 @@ def test_inspect_shows_bundles_engines_and_onnx_files(
     engine = build().path
 
     def shown(path: Path, *more: str) -> str:
-        result = CliRunner().invoke(cli.main, ["inspect", str(path), *more])
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        return ok("inspect", path, *more)
 
     assert "region_embeddings float16[B, R, 4]" in shown(bundle)
     assert max(map(len, shown(bundle).splitlines())) <= 100
@@ -595,7 +592,7 @@ def test_inspect_shows_bundles_engines_and_onnx_files(
         (empty, "not a readable ONNX file: it holds no graph"),
         (tmp_path, "path must be a checkpoint's or bundle's folder"),
     ]:
-        result = CliRunner().invoke(cli.main, ["inspect", str(path)])
+        result = chan("inspect", path)
         assert result.exit_code == 1
         assert message in result.output
 

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt.cli import main
 from chan_rt.export.bundle import export_bundle
 from chan_rt.export.engines import plan
 from chan_rt.export.inspection import inspect_bundle
@@ -27,6 +25,8 @@ from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange, host_os, 
 from chan_rt.runtime.contract import MANIFEST, Manifest
 from chan_rt.runtime.errors import ChanError
 from chan_rt.runtime.matcher import Matcher
+
+from ..run_chan import chan, ok
 
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1.5, 10**12, 10**400, "", "x", "\x00", "\x1b[31m", "../../etc/passwd", "a" * 10**5, "\u202e",
@@ -203,15 +203,14 @@ def test_inspect_says_one_thing_of_each_damaged_file(bundle: Path, tmp_path: Pat
         (damaged / name).unlink()
     with (damaged / "graphs/fp32/hard_alignment.onnx").open("ab") as file:
         file.write(b"x")
-    shown = CliRunner().invoke(main, ["inspect", str(damaged)])
-    assert shown.exit_code == 0, shown.output
-    words = " ".join(shown.stdout.split())
+    shown = ok("inspect", damaged)
+    words = " ".join(shown.split())
     for name in ("tokenizer/vocab.json", "graphs/fp32/text_encoder.onnx"):
         assert words.count(f"unusable {damaged / name} is missing: the bundle is incomplete, export it again") == 1
     assert words.count("was altered: its sha256 must be") == 1
     assert f"unusable {damaged / 'graphs/fp32/hard_alignment.onnx'} was altered" in words
     assert words.count("unusable") == 3
-    found = json.loads(CliRunner().invoke(main, ["inspect", str(damaged), "--json"]).stdout)
+    found = json.loads(chan("inspect", damaged, "--json").stdout)
     assert {graph["graph"]: (graph["sound"], graph["bytes"] is None) for graph in found["graphs"]} == {
         "alignment_map": (True, False),
         "hard_alignment": (False, False),

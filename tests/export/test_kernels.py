@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.commands import values as choices
 from chan_rt.export import kernels
 from chan_rt.export.kernels import build_kernels
@@ -20,6 +18,7 @@ from chan_rt.runtime.errors import BackendError, EngineError, InputError, Missin
 from chan_rt.runtime.gallery.cuda.kernels import FORMS, GPUS, PICKS, POOLINGS, PRECISIONS, KernelRecord, find_kernels
 from chan_rt.runtime.gpu import examine_gpu
 
+from ..run_chan import chan
 from ..runtime.gallery.on_gpu import compile_ahead
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
@@ -198,7 +197,7 @@ def test_command(tmp_path: Path) -> None:
     from chan_rt.runtime.gallery import GallerySettings, GalleryWriter
 
     def run(folder: Path, *arguments: str):
-        return CliRunner().invoke(cli.main, ["gallery", "kernel", str(folder), *arguments])
+        return chan("gallery", "kernel", folder, *arguments)
 
     GalleryWriter.create(tmp_path / "g", GallerySettings("images", 24, AlignmentConfig(), model="m")).close()
     result = run(tmp_path / "g", "--gpu", "sm_80", "--gpu", "sm_90")

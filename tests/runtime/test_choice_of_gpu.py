@@ -6,9 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime import backends, doctor, matcher
 from chan_rt.runtime.backends import engine_staleness, loading, onnxruntime_cuda, onnxruntime_rtx, probe, tensorrt
 from chan_rt.runtime.backends.onnxruntime_rtx import device_of
@@ -16,6 +14,8 @@ from chan_rt.runtime.contract import GraphSpec
 from chan_rt.runtime.errors import BackendError, InputError
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_index, parse_bus
 from chan_rt.runtime.matcher import Matcher
+
+from ..run_chan import chan
 
 A100, L4 = Gpu("NVIDIA A100", (8, 0), 80 << 30), Gpu("NVIDIA L4", (8, 9), 24 << 30)
 T4 = Gpu("Tesla T4", (7, 5), 16 << 30)
@@ -177,10 +177,10 @@ def test_doctor_tries_backends_on_the_gpu_that_is_named(monkeypatch: pytest.Monk
     real = doctor.examine_backend
     monkeypatch.setattr(doctor, "examine_backend", lambda name, gpu: (tried.append(gpu.gpus), real(name, TWO))[1])
     monkeypatch.setattr(probe, "_provider_problem", lambda provider, index: None)
-    result = CliRunner().invoke(cli.main, ["doctor", "--device", "cuda:1"])
+    result = chan("doctor", "--device", "cuda:1")
     assert set(tried) == {(L4,)}
     assert "NVIDIA A100" in result.output
     assert "NVIDIA L4" in result.output
-    refused = CliRunner().invoke(cli.main, ["doctor", "--device", "cuda:0,1"])
+    refused = chan("doctor", "--device", "cuda:0,1")
     assert refused.exit_code == 2
     assert "must be one GPU" in refused.output

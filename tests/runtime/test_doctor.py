@@ -9,15 +9,15 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime import doctor
 from chan_rt.runtime.backends import probe
 from chan_rt.runtime.backends.probe import examine_backend
 from chan_rt.runtime.extras import EXTRAS
 from chan_rt.runtime.gallery import compiled
 from chan_rt.runtime.gpu import Gpu, GpuReport
+
+from ..run_chan import chan, ok
 
 NO_GPU = GpuReport(problem="no CUDA device")
 ADA = GpuReport((Gpu("Ada", (8, 9), 2**34),), "580.0", "13.0")
@@ -29,9 +29,8 @@ H100, B200, ORIN = (
 
 
 def test_onnxruntime_on_the_cpu_works_here_and_the_report_is_json() -> None:
-    result = CliRunner().invoke(cli.main, ["doctor", "--json"])
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    result = ok("doctor", "--json")
+    report = json.loads(result)
     assert report["healthy"] is True
     backends = {backend["name"]: backend for backend in report["backends"]}
     assert backends["onnxruntime"]["runs"] is True
@@ -49,14 +48,14 @@ def test_every_extra_is_reported_with_the_packages_it_brings() -> None:
 
 
 def test_extras_are_a_table_and_other_names_of_them_are_left_out() -> None:
-    table = CliRunner().invoke(cli.main, ["doctor"]).output.partition("\nextras\n")[2]
+    table = chan("doctor").output.partition("\nextras\n")[2]
     lines = [line for line in table.splitlines() if line.startswith("  ")]
     assert [line.split()[0] for line in lines] == [extra for extra, packages in EXTRAS.items() if packages]
     assert all(re.fullmatch(r"  \S+ {2,}(installed|missing .+)", line) for line in lines)
 
 
 def test_every_backend_that_does_not_run_has_a_reason_and_a_remedy_in_the_table() -> None:
-    result = CliRunner().invoke(cli.main, ["doctor"])
+    result = chan("doctor")
     report = doctor.examine()
     assert result.exit_code == 0
     for backend in report.backends:
@@ -78,13 +77,13 @@ def test_a_gallery_scan_that_does_not_work_has_its_reason(monkeypatch: pytest.Mo
 
 def test_the_compiled_search_is_reported_with_its_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "open_core", lambda: SimpleNamespace(features=lambda: ["avx2", "generic"]))
-    assert "compiled     works, with avx2 or generic\n" in CliRunner().invoke(cli.main, ["doctor"]).output
+    assert "compiled     works, with avx2 or generic\n" in chan("doctor").output
 
 
 def test_exit_status_is_one_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "package_version", lambda package: None)
     monkeypatch.setattr(probe, "installed_version", lambda flavor: None)
-    result = CliRunner().invoke(cli.main, ["doctor"])
+    result = chan("doctor")
     assert result.exit_code == 1
     assert "pip install 'chan-rt[cpu]'" in result.output
 

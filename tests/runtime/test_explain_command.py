@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.commands import explain
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.matcher import Matcher
+
+from ..run_chan import chan, ok
 
 CAPTION = "two red Clouds"
 
@@ -26,7 +27,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def _explain(*args: object) -> Result:
-    return CliRunner().invoke(cli.main, ["explain", *map(str, args)])
+    return chan("explain", *args)
 
 
 def test_words_are_printed_and_drawn(bundle: Path, picture: Path, tmp_path: Path) -> None:
@@ -104,8 +105,7 @@ def test_a_bundle_without_a_backbone(make_small_model: Callable, picture: Path) 
 def test_a_row_of_a_gallery_is_explained_as_its_picture(bundle: Path, picture: Path, tmp_path: Path) -> None:
     gallery, moved = tmp_path / "gallery", tmp_path / "moved"
     shutil.copytree(bundle, tmp_path / "bundle")
-    indexed = CliRunner().invoke(cli.main, ["index", str(tmp_path / "bundle"), str(picture), "-o", str(gallery)])
-    assert indexed.exit_code == 0, indexed.output
+    ok("index", tmp_path / "bundle", picture, "-o", gallery)
     with Gallery.open(gallery) as opened:
         (row,) = opened.rows()
     whole, by_id = (
@@ -138,7 +138,7 @@ def test_a_row_without_a_picture_and_a_gallery_of_captions(make_small_model: Cal
     (data / "precomp/test_caps.txt").write_text("two red clouds\na table\n")
     for name, more in (("images", []), ("captions", ["--captions"])):
         words = ["index", str(bundle), str(data), "-o", str(tmp_path / name), *more]
-        assert CliRunner().invoke(cli.main, words).exit_code == 0
+        assert chan(*words).exit_code == 0
     page = tmp_path / "why.html"
     result = _explain(tmp_path / "images", "data/test/1", CAPTION, "--html", page)
     assert result.exit_code == 0, result.output

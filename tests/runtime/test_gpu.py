@@ -11,9 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime import gpu
 from chan_rt.runtime.backends import probe
 from chan_rt.runtime.backends.device import CudaDevice
@@ -26,6 +24,7 @@ from chan_rt.runtime.backends.table import BACKENDS
 from chan_rt.runtime.errors import BackendError, MissingExtra
 from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
+from ..run_chan import chan
 from .fake_driver import FakeDriver
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +79,7 @@ def test_a_gpu_is_reported_with_its_place_on_pci(driver) -> None:
 def test_a_gpu_is_examined_before_anything_is_installed(driver) -> None:
     driver(None, 12040, 0)
     assert examine_gpu() == GpuReport((H100,), None, "12.4")
-    output = CliRunner().invoke(cli.main, ["doctor"]).output
+    output = chan("doctor").output
     assert "driver   of unknown version, CUDA 12.4\n" in output
     assert "GPU      NVIDIA H100 80GB HBM3, compute capability 9.0, 80 GiB\n" in output
 
@@ -91,7 +90,7 @@ def test_a_driver_before_r580_is_named_with_the_cuda_it_serves_and_what_to_insta
     assert found.gpus == (H100,)
     assert found.problem == "driver 550.54.15 serves CUDA 12.4, cuda-python here is for CUDA 13"
     assert found.remedy == "install NVIDIA driver R580 or newer, or: pip install 'chan-rt[gpu-cu12]'"
-    assert f"GPU      not usable: {found.problem}\n" in CliRunner().invoke(cli.main, ["doctor"]).output
+    assert f"GPU      not usable: {found.problem}\n" in chan("doctor").output
 
 
 def test_a_driver_before_r580_works_with_libraries_of_its_cuda(driver) -> None:
@@ -250,7 +249,7 @@ def test_the_owner_of_an_h100_is_never_told_to_install_tensorrt_rtx(
             problem = "NVIDIA H100 80GB HBM3 has compute capability 9.0, TensorRT-RTX runs on sm_80, sm_86, sm_89, "
             assert problem in (report.problem or "")
     if has == "nothing":
-        output = CliRunner().invoke(cli.main, ["doctor"]).output
+        output = chan("doctor").output
         assert "chan-rt[rtx" not in output
         assert ("chan-rt[tensorrt-cu12]" if serves == 12040 else "chan-rt[tensorrt]") in output
 

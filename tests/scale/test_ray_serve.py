@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.bench.own_cluster import NODE
 from chan_rt.runtime import AlignmentConfig, Embeddings, GalleryWriter, ShardedWriter, split_gallery
 from chan_rt.runtime.errors import BackendError, GalleryError, GalleryIncomplete, InputError
@@ -28,6 +26,7 @@ from chan_rt.scale.connection import connected
 from chan_rt.scale.ray_serve import RayCluster, RayShards, ShardReplica
 from chan_rt.scale.remote_gallery import RemoteGallery
 
+from ..run_chan import chan
 from .fake_shards import answers_of, make_shards, plain, rows_of
 from .served import SECONDS, serving, until
 
@@ -140,7 +139,7 @@ def test_a_gallery_that_takes_the_place_of_another_is_served_and_nothing_else_is
 @pytest.mark.parametrize("command", [["index", "bundle", "photos", "-o", "out"], ["serve", "shards"]])
 def test_what_stands_behind_the_option_is_not_taken_for_an_address(command: list[str]) -> None:
     name, *rest = command
-    done = CliRunner().invoke(cli.main, [name, "--ray", *rest])
+    done = chan(name, "--ray", *rest)
     assert done.exit_code == 2
     assert f"an address must be HOST:PORT, auto or local, got {rest[0]}; --ray without an address" in done.output
 

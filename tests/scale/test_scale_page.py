@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.bench.own_cluster import NODE
 from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, gallery_settings
 from chan_rt.scale.remote import Remote
 
+from ..run_chan import chan
 from .served import serving
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_small_model) -
 
 
 def run(line: str) -> str:
-    result = CliRunner().invoke(cli.main, shlex.split(line, comments=True)[1:])
+    result = chan(*shlex.split(line, comments=True)[1:])
     assert result.exit_code == 0, (line, result.output)
     return result.stdout
 

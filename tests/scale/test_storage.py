@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime import (
     AlignmentConfig,
     Embeddings,
@@ -35,7 +33,7 @@ from chan_rt.scale import cache as cache_module
 from chan_rt.scale import cached_gallery, head, pull, pull_gallery, push, push_gallery
 from chan_rt.scale.remote import Remote
 
-from ..run_chan import ok
+from ..run_chan import chan, ok
 
 
 @pytest.fixture(autouse=True)
@@ -418,7 +416,7 @@ def test_commands_take_addresses(bucket: str, gallery: Path, tmp_path: Path) -> 
     assert ok("search", url, "--like", "7", "-k", "3") == ok("search", gallery, "--like", "7", "-k", "3")
     assert "38 rows in 2 shards" in ok("gallery", "split", url, "-o", tmp_path / "shards", "--shards", "2")
     assert "pulled: 38 rows" in ok("gallery", "pull", url, "-o", tmp_path / "pulled")
-    result = CliRunner().invoke(cli.main, ["gallery", "delete", url, "7"])
+    result = chan("gallery", "delete", url, "7")
     assert result.exit_code == 2
     assert "does not exist" in result.output
 

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
-from chan_rt import cli
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.backbones.operators import declare_operators
 from chan_rt.chan_ref.config import ModelConfig
@@ -21,7 +19,7 @@ from chan_rt.chan_ref.model import ChanModel
 from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
 
-from ...run_chan import ok
+from ...run_chan import chan, ok
 
 WORDS = [f"w{index}" for index in range(12)]
 COUNT = 20
@@ -79,7 +77,7 @@ def test_a_network_is_quantized_and_passes_parity(name: str, width: int, tmp_pat
     found = json.loads(ok("export", saved, "-o", bundle, *sample, "--force"))
     assert [one["precision"] for one in found["graphs"] if one["graph"] == "backbone"] == ["int8_x86"]
     assert Manifest.load(bundle).resolve("backbone", "int8_x86") == "int8_x86"
-    result = CliRunner().invoke(cli.main, ["parity", str(bundle), "--checkpoint", str(saved), *map(str, sample)])
+    result = chan("parity", bundle, "--checkpoint", saved, *sample)
     (check,) = [part for part in json.loads(result.stdout)["stages"][0]["checks"] if part["part"] == "backbone"]
     assert check["misses"] == []
     assert 0.9 < check["measures"]["cosine_min"] < 0.999999, "it was the int8 backbone that ran"

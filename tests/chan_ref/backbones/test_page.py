@@ -9,11 +9,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.runtime.data.regions import open_features
+
+from ...run_chan import chan
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_the_commands_run_as_they_are_written(tmp_path: Path, monkeypatch: pytes
     for line in lines:
         program, *arguments = shlex.split(line)
         assert program == "chan"
-        result = CliRunner().invoke(cli.main, arguments)
+        result = chan(*arguments)
         assert result.exit_code == 0, f"{line}: {result.output}"
     store = open_features(tmp_path / "features" / "ims.npz")
     assert (store.count, store.max_regions, store.region_dim) == (1, 4, 1280)

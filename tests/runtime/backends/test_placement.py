@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime import backends
 from chan_rt.runtime.backends import placement
 from chan_rt.runtime.backends.fake import FakeBackend
@@ -26,6 +24,8 @@ from chan_rt.runtime.contract import (
 )
 from chan_rt.runtime.errors import BackendError, BundleError
 from chan_rt.runtime.gpu import Gpu, GpuReport
+
+from ...run_chan import chan
 
 L4 = GpuReport((Gpu("NVIDIA L4", (8, 9), 24 << 30),), "580.1", "13.0")
 PRECISIONS = {"text_encoder": "fp32", "region_encoder": "fp32"}
@@ -173,7 +173,7 @@ def test_the_cpus_own_int8_is_a_candidate(quantized: tuple[Path, Manifest], mach
     assert found.fastest == {"text_encoder": "onnxruntime int8_x86", "region_encoder": "onnxruntime_cuda"}
     (chosen,) = (one for one in machine.opened if one.name == "onnxruntime" and not one.closed)
     assert chosen.spec.file == "int8_x86/text_encoder.onnx"
-    result = CliRunner().invoke(cli.main, ["doctor", "--bundle", str(quantized[0])])
+    result = chan("doctor", "--bundle", quantized[0])
     assert "  text_encoder    int8  onnxruntime int8_x86  (onnxruntime 3.00 ms, onnxruntime int8_x86 0.50 ms, " in (
         result.output
     )
@@ -219,11 +219,11 @@ def test_a_file_of_the_cpu_that_was_altered_is_an_error(
 
 def test_doctor_reports_what_was_measured(bundle: tuple[Path, Manifest], machine) -> None:
     machine.place(bundle, 1)
-    result = CliRunner().invoke(cli.main, ["doctor", "--bundle", str(bundle[0])])
+    result = chan("doctor", "--bundle", bundle[0])
     assert "auto runs, for 1 at once on NVIDIA L4\n" in result.output
     assert (
         "  text_encoder    fp32  onnxruntime           (onnxruntime 1.00 ms, onnxruntime_cuda 2.00 ms)\n"
         in result.output
     )
-    report = json.loads(CliRunner().invoke(cli.main, ["doctor", "--bundle", str(bundle[0]), "--json"]).stdout)
+    report = json.loads(chan("doctor", "--bundle", bundle[0], "--json").stdout)
     assert report["placements"][0]["batch"] == 1

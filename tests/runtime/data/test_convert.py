@@ -14,14 +14,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime.data.convert import convert_features
 from chan_rt.runtime.data.flat import FlatWriter
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.data.regions import open_features
 from chan_rt.runtime.errors import ChanError, InputError
+
+from ...run_chan import chan, ok
 
 WIDTH, HEIGHT, DIM = 100, 200, 8
 Item = tuple[str, np.ndarray, np.ndarray]
@@ -217,7 +217,7 @@ def test_ids_in_the_file_name_the_images(
     assert (tmp_path / "out/ids.txt").read_text(encoding="utf-8").splitlines() == lines
     assert done.left_out == ("class_scores", "other")
     command = ["features", "--from", str(source), "-o", str(tmp_path / "out"), "--force"]
-    assert "left out: class_scores, other, which are" in CliRunner().invoke(cli.main, command).output
+    assert "left out: class_scores, other, which are" in chan(*command).output
 
 
 def _with_more(folder: Path, form: str) -> Path:
@@ -271,10 +271,10 @@ def test_ids_that_do_not_name_the_images_are_refused(tmp_path: Path, arrays: dic
 def test_numbers_that_are_rounded_are_said(tmp_path: Path, dtype: Any, rounded: str | None) -> None:
     np.save(tmp_path / "x.npy", np.linspace(0.25, 1, 12).astype(dtype).reshape(3, 2, 2))
     command = ["features", "--from", str(tmp_path / "x.npy"), "-o", str(tmp_path / "out"), "--force"]
-    shown = CliRunner().invoke(cli.main, command).output
+    shown = chan(*command).output
     said = [line for line in shown.splitlines() if line.endswith(" values were rounded to float32")]
     assert said == ([] if rounded is None else [f"{rounded} values were rounded to float32"])
-    found = json.loads(CliRunner().invoke(cli.main, [*command, "--json"]).stdout)
+    found = json.loads(chan(*command, "--json").stdout)
     assert found["rounded"] == (rounded is not None)
 
 
@@ -307,17 +307,16 @@ def test_images_of_one_size_come_from_an_array(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     source = write_tsv(tmp_path, _items())
     command = ["features", "--from", str(source), "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(cli.main, [*command, "--json"])
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == {
+    result = ok(*command, "--json")
+    assert json.loads(result) == {
         "features": str(tmp_path / "out" / "ims.npz"), "rows": 3, "regions": 10, "boxes": True,
         "left_out": [], "rounded": False,
     }  # fmt: skip
-    again = CliRunner().invoke(cli.main, command)
+    again = chan(*command)
     assert again.exit_code == 1
     assert "already exists" in again.output
-    assert "10 regions of 3 images, with their boxes" in CliRunner().invoke(cli.main, [*command, "--force"]).output
-    both = CliRunner().invoke(cli.main, [*command, "picture.png"])
+    assert "10 regions of 3 images, with their boxes" in chan(*command, "--force").output
+    both = chan(*command, "picture.png")
     assert both.exit_code == 2
     assert "IMAGES or --from, not both" in both.output
 

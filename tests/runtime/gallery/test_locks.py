@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryWriter
 from chan_rt.runtime.errors import ChanError, GalleryError, GalleryLocked, InputError
 from chan_rt.runtime.gallery import open_for_writing, split_gallery
 from chan_rt.runtime.gallery.store.lock import LOCK, WriterLock
 from chan_rt.scale import bulk
+
+from ...run_chan import chan
 
 
 def make(path: Path) -> GalleryWriter:
@@ -146,6 +146,6 @@ def test_chan_index_that_fails_early_leaves_nothing(
         (photos / "0.png").write_bytes(b"no picture")
     extra = {"pictures": [], "backend": ["--backend", "tensorrt"], "kind": ["--captions"]}[wrong]
     command = ["index", str(bundle), str(photos), "-o", str(out), *extra, *flags]
-    result = CliRunner().invoke(cli.main, command)
+    result = chan(*command)
     assert result.exit_code == 1, result.output
     assert not out.parent.exists()

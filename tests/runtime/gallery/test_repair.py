@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime.errors import GalleryCorrupt, GalleryLocked
 from chan_rt.runtime.gallery import Gallery, GalleryWriter, repair_gallery, verify_gallery
 from chan_rt.runtime.gallery.store import array_file as array_file_module
@@ -19,6 +17,7 @@ from chan_rt.runtime.gallery.store import files as files_module
 from chan_rt.runtime.gallery.store.catalogue import CATALOGUE, SegmentRecord, read_catalogue
 from chan_rt.runtime.gallery.store.files import MappedFile
 
+from ...run_chan import chan, ok
 from .damage import flip
 from .killed import killed_at
 
@@ -255,15 +254,14 @@ def test_an_old_gallery_with_an_id_nobody_can_explain(tmp_path: Path) -> None:
 
 
 def test_the_command(gallery_path: Path) -> None:
-    whole = CliRunner().invoke(cli.main, ["gallery", "repair", str(gallery_path)])
+    whole = chan("gallery", "repair", gallery_path)
     assert whole.output == f"{gallery_path}: 30 rows; nothing was damaged\n"
     flip(gallery_path / "segments" / segment(gallery_path).vectors.name, -1)
-    verified = CliRunner().invoke(cli.main, ["gallery", "verify", str(gallery_path)])
+    verified = chan("gallery", "verify", gallery_path)
     assert verified.exit_code == 1
-    found = CliRunner().invoke(cli.main, ["gallery", "repair", str(gallery_path)])
-    assert found.exit_code == 0, found.output
-    lost = found.output.count("lost: ")
+    found = ok("gallery", "repair", gallery_path)
+    lost = found.count("lost: ")
     assert 0 < lost < 10
-    assert found.output.endswith(f"{30 - lost} rows; {lost} lost, {10 - lost} written again\n")
-    again = json.loads(CliRunner().invoke(cli.main, ["gallery", "repair", str(gallery_path), "--json"]).output)
+    assert found.endswith(f"{30 - lost} rows; {lost} lost, {10 - lost} written again\n")
+    again = json.loads(chan("gallery", "repair", gallery_path, "--json").output)
     assert (again["kept"], again["lost"], again["saved"]) == (30 - lost, [], 0)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.indexing.data_sources import open_source
+
+from ...run_chan import ok
 
 
 def test_ids_are_rows_of_the_split_also_where_captions_were_left_out(tmp_path: Path) -> None:
@@ -49,31 +49,25 @@ def boxed_data(folder: Path, boxes: list[list[float]]) -> None:
     np.savez(files / "table.npz", features=features[1])
 
 
-def run(*words: object) -> str:
-    result = CliRunner().invoke(cli.main, list(map(str, words)))
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def test_boxes_of_a_data_folder_travel_with_the_gallery_and_are_drawn(make_small_model: Callable, tmp_path: Path):
     bundle, data, gallery = make_small_model().bundle, tmp_path / "data", tmp_path / "gallery"
     boxed_data(data, [[10, 20, 60, 100], [0, 0, 100, 200]])
-    run("index", bundle, data, "-o", gallery)
+    ok("index", bundle, data, "-o", gallery)
     with Gallery.open(gallery) as opened:
         apple, table = opened.rows()
     assert apple.metadata["boxes"] == [[0.1, 0.1, 0.5, 0.4], [0, 0, 1, 1]]
     assert "boxes" not in table.metadata
-    run("search", gallery, "a red apple", "--html", tmp_path / "page.html", "--where", "image_id=apple")
+    ok("search", gallery, "a red apple", "--html", tmp_path / "page.html", "--where", "image_id=apple")
     drawn = re.findall(r'"box": ?(\[[^]]*\])', (tmp_path / "page.html").read_text())
     assert drawn
     assert all(json.loads(box) in apple.metadata["boxes"] for box in drawn)
-    found = json.loads(run("explain", gallery, "data/test/0", "a red apple", "--json"))
+    found = json.loads(ok("explain", gallery, "data/test/0", "a red apple", "--json"))
     assert all([round(part, 6) for part in word["box"]] in apple.metadata["boxes"] for word in found["words"])
-    run("explain", gallery, "data/test/0", "a red apple", "-o", tmp_path / "why.png")
+    ok("explain", gallery, "data/test/0", "a red apple", "-o", tmp_path / "why.png")
     with Image.open(tmp_path / "why.png") as picture:
         assert picture.width > 100
     boxed_data(data, [[20, 20, 60, 100], [0, 0, 100, 200]])
-    assert "1 encoded, 1 already there" in run("index", bundle, data, "-o", gallery)
+    assert "1 encoded, 1 already there" in ok("index", bundle, data, "-o", gallery)
     with Gallery.open(gallery) as opened:
         by_image = {row.metadata["image_id"]: row.metadata for row in opened.rows()}
     assert by_image["apple"]["boxes"] == [[0.2, 0.1, 0.4, 0.4], [0, 0, 1, 1]]

@@ -11,17 +11,18 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from chan_rt.cli import main
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.data.layout import SplitFiles
 from chan_rt.runtime.own_data.alike import alike
 from chan_rt.runtime.own_data.check import Checked
 from chan_rt.runtime.own_data.splits import Shares
+
+from ...run_chan import chan
 
 
 def picture(file: Path, seed: int) -> Path:
@@ -32,7 +33,7 @@ def picture(file: Path, seed: int) -> Path:
 
 
 def chan_data(*words: object) -> Result:
-    return CliRunner().invoke(main, ["data", *map(str, words)])
+    return chan("data", *words)
 
 
 def table(folder: Path, rows: list[str], header: str = "path,caption", name: str = "captions.csv") -> Path:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt.cli import main
 from chan_rt.scale.triton import Served, check_repository, write_repository
+
+from ...run_chan import chan
 
 pytest.importorskip("tritonclient", reason="tritonclient is not installed: make test-triton")
 
@@ -117,15 +117,15 @@ def test_a_place_that_cannot_be_a_path_is_not_on_this_machine(bundle: Path, gall
 
 
 def test_the_command(repository: Path, tmp_path: Path) -> None:
-    run = CliRunner().invoke(main, ["triton", "--validate", str(repository)])
+    run = chan("triton", "--validate", repository)
     assert run.exit_code == 0
     assert run.stdout.count(" valid\n") == 6
     copy = Path(shutil.copytree(repository, tmp_path / "copy"))
     shutil.rmtree(copy / "chan_text_encoder" / "1")
-    run = CliRunner().invoke(main, ["triton", "--validate", str(copy), "--json"])
+    run = chan("triton", "--validate", copy, "--json")
     assert run.exit_code == 1
     models = {model["name"]: model for model in json.loads(run.stdout)["models"]}
     assert models["chan_text_encoder"]["problems"] == ["there is no version: a folder with a number for its name"]
-    run = CliRunner().invoke(main, ["triton", "--validate", str(tmp_path)])
+    run = chan("triton", "--validate", tmp_path)
     assert run.exit_code == 1
     assert "is not a repository of chan triton" in run.output

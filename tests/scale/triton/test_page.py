@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime import Gallery, Matcher
 from chan_rt.scale.triton.configs import SEARCH_INPUTS, SEARCH_OUTPUTS
+
+from ...run_chan import ok
 
 pytest.importorskip("tritonclient", reason="tritonclient is not installed: make test-triton")
 
@@ -38,8 +38,7 @@ def test_every_block_runs(
     commands, curl, python, image, bench = (text for _, text in BLOCKS)
     write, validate, serve = (shlex.split(line, comments=True) for line in commands.splitlines())
     for line in (write, validate):
-        done = CliRunner().invoke(cli.main, line[1:])
-        assert done.exit_code == 0, done.output
+        ok(*line[1:])
     assert serve == ["tritonserver", "--model-repository=repository"]
     # Of the models only chan_search has a backend in this server.
     server = start_triton(Path("repository"), "--model-control-mode=explicit", "--load-model=chan_search")

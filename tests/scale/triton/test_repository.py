@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt.cli import main
 from chan_rt.runtime import Embeddings, Gallery, GalleryWriter, Manifest, Matcher, gallery_settings
 from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange, host_os
 from chan_rt.runtime.contract import sha256_file
@@ -28,6 +26,8 @@ from chan_rt.scale.triton.configs import SEARCH_OUTPUTS, batch_symbol
 from chan_rt.scale.triton.onnx_tensors import read_tensors
 from chan_rt.scale.triton.pbtxt import Symbol, mapping, to_text
 from chan_rt.scale.triton.search import Limits, Searcher
+
+from ...run_chan import chan
 
 GRAPHS = ["alignment_map", "backbone", "hard_alignment", "region_encoder", "text_encoder"]
 
@@ -233,7 +233,7 @@ def test_a_stale_or_damaged_engine_is_not_taken(with_engines: Path, tmp_path: Pa
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["triton", *map(str, arguments)])
+    return chan("triton", *arguments)
 
 
 def test_the_command_writes_and_prints(bundle: Path, gallery: Path, tmp_path: Path) -> None:

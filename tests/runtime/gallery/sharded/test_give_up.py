@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.runtime.errors import GalleryCorrupt, GalleryLocked, InputError
 from chan_rt.runtime.gallery import Gallery, ShardedWriter, repair_gallery, verify_gallery
 from chan_rt.runtime.gallery.sharded import give_up
 from chan_rt.runtime.gallery.sharded.manifest import read_manifest
+
+from ....run_chan import chan
 
 KEPT = [str(i) for i in range(30) if not 10 <= i < 20]
 
@@ -103,10 +103,10 @@ def test_a_disk_that_refuses_leaves_the_gallery_as_it_was(shards: Path, monkeypa
 def test_the_command_names_what_it_gives_up(shards: Path) -> None:
     problem = remove(shards / "shard-000003")
     line = f"shard-000003 with rows 20 to 29 ({problem})"
-    result = CliRunner().invoke(cli.main, ["gallery", "repair", str(shards), "--give-up-missing"])
+    result = chan("gallery", "repair", shards, "--give-up-missing")
     assert result.output.splitlines() == [
         f"given up: {line}",
         f"{shards}: 20 rows; nothing was damaged; 1 shard given up",
     ]
-    result = CliRunner().invoke(cli.main, ["gallery", "repair", str(shards), "--give-up-missing", "--json"])
+    result = chan("gallery", "repair", shards, "--give-up-missing", "--json")
     assert json.loads(result.output)["given_up"] == []
