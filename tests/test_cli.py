@@ -181,6 +181,7 @@ def test_waiting_threads_of_torch_soon_sleep_unless_the_user_says_otherwise(
 ) -> None:
     """In a process of its own, as libgomp reads this when torch is imported."""
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    checkpoint = str(Path(demo.__file__).parent / "checkpoint")
     code = (
         "import os, sys; from importlib.abc import MetaPathFinder\n"
         "class Watch(MetaPathFinder):\n"
@@ -189,7 +190,7 @@ def test_waiting_threads_of_torch_soon_sleep_unless_the_user_says_otherwise(
         f"      print({{n: os.environ[n] for n in {names} if n in os.environ}}, flush=True)\n"
         "      os._exit(0)\n"
         "sys.meta_path.insert(0, Watch())\n"
-        "from chan_rt.cli import main; main(['export', '.', '-o', 'none'])"
+        f"from chan_rt.cli import main; main(['export', {checkpoint!r}, '-o', 'none'])"
     )
     environment = {name: value for name, value in os.environ.items() if name not in names} | given
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
