@@ -258,6 +258,8 @@ def test_an_error_is_one_line(work: Callable[[], object], line: str, monkeypatch
     ],
 )
 def test_a_missing_extra_names_its_pip_command(module: str, extra: str, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "precomp").mkdir()
+    (tmp_path / "precomp" / "train_caps.txt").write_text("a cloud\n")  # what is wrong with the data is said before
     code = f"import sys; sys.modules[{module!r}] = None; from chan_rt.cli import main; main({arguments!r})"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1
