@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from chan_rt import demo
 from chan_rt.chan_ref import checkpoint
-from chan_rt.cli import main
 
-from ..run_chan import ok
+from ..run_chan import chan, ok
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -40,7 +38,7 @@ def test_a_trained_checkpoint_names_its_epoch_and_options(tmp_path: Path) -> Non
     shown = " ".join(ok("inspect", tmp_path / "run/last").split())
     assert f"trained to epoch 1, rsum {log['rsum']:.1f} on the validation images" in shown
     assert "seed 5" in shown
-    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "run")])
+    result = chan("inspect", tmp_path / "run")
     assert result.exit_code == 1
     assert f"is not a checkpoint but the folder of a run: give {tmp_path / 'run' / 'best'}" in result.output
 
@@ -49,6 +47,6 @@ def test_a_trained_checkpoint_names_its_epoch_and_options(tmp_path: Path) -> Non
 def test_a_record_that_makes_no_sense_is_one_line(tmp_path: Path, training: object) -> None:
     loaded = checkpoint.load(Path(demo.__file__).parent / "checkpoint")
     checkpoint.save(tmp_path / "odd", loaded.model, loaded.tokenizer_files, {"training": training})
-    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "odd")])
+    result = chan("inspect", tmp_path / "odd")
     assert result.exit_code == 1
     assert f"{tmp_path / 'odd'}: the record of its making cannot be understood" in result.output

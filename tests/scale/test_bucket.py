@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.runtime import Gallery
 from chan_rt.scale.remote import Remote
+
+from ..run_chan import chan, ok
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -33,10 +33,8 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def chan(*arguments: object) -> Any:
-    result = CliRunner().invoke(cli.main, [*map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+def printed(*words: object) -> Any:
+    return json.loads(ok(*words, "--json"))
 
 
 def upload(folder: Path, url: str) -> None:
@@ -57,8 +55,8 @@ def test_a_bucket_is_indexed_like_a_folder_and_brought_up_to_date(
 ) -> None:
     url = f"{bucket}/photos"
     upload(photos, url)
-    chan("index", bundle, photos, "-o", tmp_path / "plain")
-    result = chan("index", bundle, url, "-o", tmp_path / "gallery")
+    printed("index", bundle, photos, "-o", tmp_path / "plain")
+    result = printed("index", bundle, url, "-o", tmp_path / "gallery")
     assert result["added"] == 30
     assert result["not_read"] == {".txt": 1}
     assert {row["item"]: row["reason"] for row in result["skipped"]} == {
@@ -72,7 +70,7 @@ def test_a_bucket_is_indexed_like_a_folder_and_brought_up_to_date(
     remote.put("02.png", (photos / "04.png").read_bytes())
     remote.put("moved.png", (photos / "06.png").read_bytes())
     remote.delete(["06.png", "08.png"])
-    again = chan("index", bundle, url, "-o", tmp_path / "gallery", "--prune")
+    again = printed("index", bundle, url, "-o", tmp_path / "gallery", "--prune")
     assert (again["encoded"], again["refreshed"], again["moved"], again["removed"]) == (1, 1, 1, 1)
     found = vectors(tmp_path / "gallery")
     assert found["photos/02.png"] == found["photos/04.png"]
@@ -84,16 +82,16 @@ def test_two_buckets_with_folders_of_one_name_stay_apart(
 ) -> None:
     for place in ("one", "two"):
         upload(photos, f"{bucket}/{place}/photos")
-        assert chan("index", bundle, f"{bucket}/{place}/photos", "-o", tmp_path / "gallery")["added"] == 30
+        assert printed("index", bundle, f"{bucket}/{place}/photos", "-o", tmp_path / "gallery")["added"] == 30
     assert {id.partition("/")[0] for id in vectors(tmp_path / "gallery")} == {"photos", "photos-2"}
 
 
 def test_a_cluster_reads_the_pictures_itself(photos: Path, bundle: Path, tmp_path: Path, ray_cluster: Cluster) -> None:
     url = f"file://{photos}"
-    chan("index", bundle, photos, "-o", tmp_path / "plain")
+    printed("index", bundle, photos, "-o", tmp_path / "plain")
     command = ["index", bundle, url, "-o", tmp_path / "shards", "--ray", ray_cluster.address, "--shard-rows", 20]
-    assert chan(*command)["encoded"] == 30
-    assert chan(*command)["encoded"] == 0
+    assert printed(*command)["encoded"] == 30
+    assert printed(*command)["encoded"] == 0
     assert vectors(tmp_path / "shards") == vectors(tmp_path / "plain")
 
 
@@ -104,7 +102,6 @@ def test_an_address_stands_alone_and_must_hold_pictures(bucket: str, bundle: Pat
         ([f"{bucket}/a"], f"below {bucket}/a"),
         (["ftp://host/a"], "url must begin with s3://"),
     ):
-        words = ["index", bundle, *arguments, "-o", tmp_path / "gallery"]
-        result = CliRunner().invoke(cli.main, [str(word) for word in words])
+        result = chan("index", bundle, *arguments, "-o", tmp_path / "gallery")
         assert result.exit_code != 0
         assert reason in " ".join(result.output.split())

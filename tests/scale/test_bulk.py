@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from chan_rt import cli
 from chan_rt.bench.bulk import measure
 from chan_rt.runtime import Gallery
 from chan_rt.runtime.errors import BackendError, GalleryError
@@ -35,6 +33,8 @@ from chan_rt.runtime.session import gallery_settings
 from chan_rt.scale.bulk import _Target
 from chan_rt.scale.bulk_worker import Encoder, Job, Work, check_node, fill_shard
 from chan_rt.scale.cluster import cluster, fill
+
+from ..run_chan import chan, ok
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -54,14 +54,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def chan(*arguments: object) -> Any:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+def printed(*words: object) -> Any:
+    return json.loads(ok(*words))
 
 
-def refused(*arguments: object) -> str:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+def refused(*words: object) -> str:
+    result = chan(*words)
     assert result.exit_code != 0
     return " ".join(result.output.split())
 
@@ -75,7 +73,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
 def whole(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Cluster, bundle: Path, photos: Path) -> Path:
     """What one actor makes undisturbed."""
     out = tmp_path_factory.mktemp("one") / "gallery"
-    result = chan(
+    result = printed(
         "index", bundle, photos, "-o", out, "--ray", ray_cluster.address, "--actors", 1, "--shard-rows", ROWS, "--json"
     )
     assert result["encoded"] == COUNT - 1
@@ -87,21 +85,21 @@ def test_two_actors_make_the_same_bytes(
     whole: Path, tmp_path: Path, ray_cluster: Cluster, bundle: Path, photos: Path
 ) -> None:
     out = tmp_path / "gallery"
-    chan("index", bundle, photos, "-o", out, "--ray", ray_cluster.address, "--shard-rows", ROWS, "--json")
+    printed("index", bundle, photos, "-o", out, "--ray", ray_cluster.address, "--shard-rows", ROWS, "--json")
     assert bytes_of(out) == bytes_of(whole)
 
 
 def test_the_answers_are_those_of_an_index_on_one_machine(
     whole: Path, tmp_path: Path, bundle: Path, photos: Path
 ) -> None:
-    chan("index", bundle, photos, "-o", tmp_path / "plain", "--json")
+    printed("index", bundle, photos, "-o", tmp_path / "plain", "--json")
     with Gallery.open(tmp_path / "plain") as plain, Gallery.open(whole) as shards:
         assert [(row.id, row.metadata) for row in shards.rows()] == [(row.id, row.metadata) for row in plain.rows()]
         ids = [row.id for row in plain.rows()]
         assert np.array_equal(shards.embeddings(ids).vectors, plain.embeddings(ids).vectors)
         assert list(shards.info()["shards"].values()) == [ROWS - 1, ROWS, COUNT - 2 * ROWS]
         assert shards.info()["prepared"] is not None
-    found = [chan("search", gallery, QUERIES[0], "--json") for gallery in (tmp_path / "plain", whole)]
+    found = [printed("search", gallery, QUERIES[0], "--json") for gallery in (tmp_path / "plain", whole)]
     assert found[0]["hits"] == found[1]["hits"]
     assert found[1]["certified"] is True
 
@@ -114,16 +112,16 @@ def test_a_second_run_encodes_nothing_and_a_change_only_what_changed(
     for path in sorted(photos.iterdir())[:40]:
         (source / path.name).write_bytes(path.read_bytes())
     command = ["index", bundle, source, "-o", out, "--ray", ray_cluster.address, "--shard-rows", 25, "--json"]
-    assert chan(*command)["added"] == 40
+    assert printed(*command)["added"] == 40
     before = bytes_of(out)
-    again = chan(*command)
+    again = printed(*command)
     assert (again["encoded"], again["encoded_earlier"], again["already_there"]) == (0, 0, 40)
     assert bytes_of(out) == before
     (source / "0003.png").write_bytes((photos / "0500.png").read_bytes())
     (source / "0999.png").write_bytes((photos / "0501.png").read_bytes())
     (source / "0007.png").rename(source / "moved.png")
     (source / "0008.png").unlink()
-    changed = chan(*command, "--prune")
+    changed = printed(*command, "--prune")
     names = ("encoded", "added", "refreshed", "moved", "removed", "already_there")
     assert {name: changed[name] for name in names} == {
         "encoded": 2,
@@ -133,7 +131,7 @@ def test_a_second_run_encodes_nothing_and_a_change_only_what_changed(
         "removed": 1,
         "already_there": 37,
     }
-    chan("index", bundle, source, "-o", tmp_path / "plain", "--json")
+    printed("index", bundle, source, "-o", tmp_path / "plain", "--json")
     with Gallery.open(tmp_path / "plain") as plain, Gallery.open(out) as shards:
         assert {row.id for row in shards.rows()} == {row.id for row in plain.rows()}
         ids = [row.id for row in plain.rows()]
@@ -301,10 +299,10 @@ def test_a_run_that_only_removes_rows_may_skip_others(
     source.mkdir()
     (source / "a.png").write_bytes((photos / "0000.png").read_bytes())
     command = ["index", bundle, source, "-o", out, "--ray", ray_cluster.address, "--prune", "--json"]
-    chan(*command)
+    printed(*command)
     (source / "a.png").rename(source / "b.png")
     (source / "b.png").write_bytes(b"no picture")
-    result = chan(*command)
+    result = printed(*command)
     assert (result["removed"], len(result["skipped"])) == (1, 1)
 
 
@@ -316,7 +314,7 @@ def test_errors_name_what_is_wrong(
     few = tmp_path / "few"
     few.mkdir()
     (few / "a.png").write_bytes((photos / "0000.png").read_bytes())
-    chan("index", bundle, few, "-o", plain, "--json")
+    printed("index", bundle, few, "-o", plain, "--json")
     assert f"chan gallery split {plain} -o NEW" in refused(*command, plain)
     assert "there is no Ray cluster at 127.0.0.1:1:" in refused(
         "index", bundle, photos, "-o", tmp_path / "new", "--ray", "127.0.0.1:1"
@@ -377,7 +375,7 @@ def test_a_run_goes_on_without_a_node_that_was_just_lost(
     told = refused(*command, "--actors", 3)
     assert "Warning: the node 192.0.2.99 is lost, and the run goes on without it" in told
     assert "actors must be at most 2, the CPUs of the cluster, got 3" in told
-    assert chan(*command, "--actors", 2, "--json")["added"] == 1
+    assert printed(*command, "--actors", 2, "--json")["added"] == 1
 
 
 @pytest.mark.usefixtures("add_lost_node")
@@ -434,10 +432,10 @@ def test_a_data_folder_in_hdf5(
         file["features"] = np.random.default_rng(0).random((30, 2, 12), np.float32)
     Path("data/precomp/test_caps.txt").write_text("".join(f"a dog {i}\n" for i in range(30)))
     flags = ["--captions"] * captions
-    chan("index", bundle, "data", "-o", "plain", *flags, "--json")
+    printed("index", bundle, "data", "-o", "plain", *flags, "--json")
     command = ["index", bundle, "data", "-o", "shards", *flags, "--ray", ray_cluster.address, "--shard-rows", 20]
-    assert chan(*command, "--json")["encoded"] == 30
-    assert chan(*command, "--json")["encoded"] == 0
+    assert printed(*command, "--json")["encoded"] == 30
+    assert printed(*command, "--json")["encoded"] == 0
     with Gallery.open("plain") as plain, Gallery.open("shards") as shards:
         rows = [(row.id, row.metadata) for row in plain.rows()]
         assert [(row.id, row.metadata) for row in shards.rows()] == rows
