@@ -53,19 +53,20 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A new, empty folder beside PATH for the block to fill; it then replaces what is at PATH.
+    """A new, empty folder beside PATH for the block to fill; it then replaces what was at PATH before the block.
 
     Folders above PATH are created where they are missing. Whether what lies at PATH may be replaced is for the caller
     to check. Where PATH is a link it stays one, and the folder that it leads to is written.
 
     Raises:
-        OSError: the disk is full, the folder is read-only, ...; the error names PATH or what is to be in it, and PATH
-            is as it was.
+        OSError: the disk is full, the folder is read-only, ...; PATH held nothing, and another process has written to
+            it meanwhile. The error names PATH or what is to be in it, and PATH is as it was.
     """
     path = Path(path)
     if path.is_symlink():  # or the link would go, and the folder would be on another disk than was meant
         path = Path(os.path.realpath(path))
     recover(path)
+    taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     with (
         new_folders(path.parent),
         tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch,
@@ -74,7 +75,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         with naming(path, fresh):
             fresh.mkdir()
             yield fresh
-            publish(fresh, path)
+            publish(fresh, path, new=not taken)
 
 
 @contextmanager
@@ -128,15 +129,20 @@ def _name_place(error: OSError, beside: Path, path: Path) -> None:
         error.filename = str(path)
 
 
-def publish(finished: Path, path: Path) -> None:
+def publish(finished: Path, path: Path, *, new: bool = False) -> None:
     """Move a finished file or folder to PATH, on the same file system, durably: first its bytes, then its name.
+
+    Where nothing is at PATH, or with `new`, it is moved there: the system refuses that where a folder holds something.
 
     A folder and the one it replaces change places at once, so that PATH is never without a folder, and the old one is
     then removed. Where the system cannot do that, two renames do it: a process killed between them leaves the old
     folder in `.NAME.*/old`, and `recover` brings it back.
     """
     sync_tree(finished)
-    if not finished.is_dir() or not path.exists():
+    if new and os.name == "nt":  # which moves no folder onto an empty one
+        with suppress(OSError):
+            path.rmdir()
+    if new or not finished.is_dir() or not path.exists():
         os.replace(finished, path)
     elif exchange(finished, path):
         shutil.rmtree(finished, ignore_errors=True)

@@ -45,9 +45,7 @@ def pull_gallery(url: str, out: str | Path, *, progress: Progress | None = None)
     with _locked(partial):
         fill(remote, head, partial, (), progress)
         with write_errors(out):
-            if out.exists():
-                out.rmdir()
-            publish(partial, out)
+            publish(partial, out, new=True)
             lock_file(partial).unlink()
     return head
 

@@ -196,6 +196,25 @@ def test_publish_replaces_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     assert _names(tmp_path / "old") == ["new"]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_came_meanwhile_is_not_replaced(tmp_path: Path, there: bool) -> None:
+    """A command that writes for minutes must not remove what another one has made there since it looked."""
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+
+    def write() -> None:
+        with atomic_folder(out) as fresh:
+            (fresh / "new").touch()
+            out.mkdir(exist_ok=True)
+            (out / "theirs").touch()
+
+    with pytest.raises(OSError, match="out"):
+        write()
+    assert _names(tmp_path) == ["out"]
+    assert _names(out) == ["theirs"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a child that is killed is made by fork")
 @pytest.mark.parametrize("swaps", [True, False], ids=["exchange", "two renames"])
 def test_a_kill_at_any_step_leaves_the_old_folder_or_the_new_one(
