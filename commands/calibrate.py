@@ -84,8 +84,8 @@ def command(
             row = " ".join(f"{values[name]:10.4f}" for name in ("low", "high", "minimum", "maximum"))
             echo(f"  {row} {item.clipped:9.2e}  {tensor}")
     echo()
-    int8 = "--precision int8 --precision int8_x86"
-    say_next(bundle, f"chan export CHECKPOINT -o {quoted(bundle)} --data {quoted(data)} {int8}")
+    export = f"chan export CHECKPOINT -o {quoted(bundle)} --data {quoted(data)}"
+    say_next(bundle, f"{export} --precision int8 --precision int8_x86")
 
 
 def _importance(entry: tuple[str, TensorRange]) -> tuple[float, float]:

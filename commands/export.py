@@ -162,16 +162,18 @@ def _print(exported: Sequence[ExportedGraph], out: Path, backbone: str, as_json:
     if any(one.error is not None for one in exported):
         echo("error: norm of the difference from PyTorch over PyTorch's norm, on random inputs")
     echo(f"backbone: {backbone}")
-    say_next(out, _next_command(quoted(out), {one.precision for one in exported}, {one.name for one in exported}))
+    say_next(out, _next_command(out, {one.precision for one in exported}, {one.name for one in exported}))
 
 
-def _next_command(bundle: str, precisions: Collection[str], graphs: Collection[str]) -> str:
+def _next_command(bundle: Path, precisions: Collection[str], graphs: Collection[str]) -> str:
     """What goes on with a bundle to which graphs of these precisions and names were written."""
     if "int8_x86" in precisions:
-        return f"chan index {bundle} SOURCES -o gallery --precision int8_x86"
+        return f"chan index {quoted(bundle)} SOURCES -o gallery --precision int8_x86"
     if "int8" in precisions:
-        return f"chan build {bundle} --precision int8"
-    return f"chan index {bundle} {'PICTURES' if 'backbone' in graphs else 'DATA'} -o gallery"
+        return f"chan build {quoted(bundle)} --precision int8"
+    if "backbone" in graphs:
+        return f"chan index {quoted(bundle)} PICTURES -o gallery"
+    return f"chan index {quoted(bundle)} DATA -o gallery"
 
 
 def _add_int8(

@@ -42,5 +42,5 @@ def command(out: Path, train: int, dev: int, test: int, seed: int) -> None:
     if train:
         say_next(out, f"chan train {quoted(out)} -o run")
     elif test or dev:
-        split = "" if test else "--split dev "
-        say_next(out, f"chan evaluate MODEL {split}{quoted(out)}", " of a checkpoint or bundle")
+        evaluate = "chan evaluate MODEL" if test else "chan evaluate MODEL --split dev"
+        say_next(out, f"{evaluate} {quoted(out)}", " of a checkpoint or bundle")

@@ -151,7 +151,7 @@ def test_a_fixed_plural_would_be_noticed() -> None:
 
 # A command that a message advises, up to what comes from outside; and what needs no quotes, because it is a choice.
 ADVISED = re.compile(r"\b(?:chan [a-z]+(?: [a-z]+)?|tritonserver)(?: [A-Z]+| --?[a-z-]+)*[ =]$")
-A_CHOICE = {"caption", "flavor", "precision", "graph", "here", "picture"}
+A_CHOICE = {"backend", "caption", "flavor", "precision", "graph", "here", "picture"}
 
 
 def unquoted(source: str) -> list[str]:
