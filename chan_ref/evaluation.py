@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,8 @@ def evaluate_models(
     for path in models:  # all of them before the first one runs
         _check_fits(images, path)
     start = time.perf_counter()
-    ranked, scores, cut = _ranks(models, images, blocks, backend, precision, device, strict, not extended, on_progress)
+    opening = partial(open_encoder, backend=backend, precision=precision, device=device)
+    ranked, scores, cut = _ranks(models, opening, images, blocks, strict, not extended, on_progress)
     seconds = time.perf_counter() - start
 
     def mean(order: metrics.Ties) -> metrics.Metrics:
@@ -134,18 +135,17 @@ def _check_fits(images: CaptionedImages, path: str | Path) -> None:
 
 def _ranks(
     models: Sequence[str | Path],
+    opening: Callable[[str | Path], AbstractContextManager[tuple[Matcher | ReferenceMatcher, bool]]],
     images: CaptionedImages,
     blocks: Sequence[tuple[slice, slice]],
-    backend: str,
-    precision: str,
-    device: str,
     strict: bool,
     without_scores: bool,
     on_progress: OnProgress | None,
 ) -> tuple[list[Ranks], list[NDArray[np.float32]], tuple[int, ...]]:
     """For each block its ranks and the mean scores of the models, and how many captions were cut for each model.
 
-    There are no scores where ranks alone were computed, which `without_scores` allows for one model.
+    There are no scores where ranks alone were computed, which `without_scores` allows for one model. `opening` opens
+    each model, as `open_encoder` does.
     """
     total: list[NDArray[np.float32]] = []
     cut: list[int] = []
@@ -155,7 +155,7 @@ def _ranks(
             if on_progress is not None:
                 on_progress(number, done, pairs)
 
-        with open_encoder(path, backend, precision, device) as (encoder, packed):
+        with opening(path) as (encoder, packed):
             fitted = fit_captions(images, encoder.tokenizer, encoder.max_words, strict=strict)
             cut.append(len(fitted.cut_rows))
             if without_scores and packed and len(models) == 1 and is_faster(encoder.alignment):
