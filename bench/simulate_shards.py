@@ -97,6 +97,26 @@ class Recorded:
         )
 
 
+@dataclass(frozen=True)
+class _Cluster:
+    """What a simulation runs on.
+
+    Attributes:
+        replicas, shards: how many replicas each shard has, and how many shards there are.
+        median: milliseconds that a shard takes for a query.
+        router: milliseconds that the router does.
+        every: milliseconds from one query to the next, in the mean.
+        hedge: milliseconds after which a shard is asked again; None where none is.
+    """
+
+    replicas: int
+    shards: int
+    median: float
+    router: float
+    every: float
+    hedge: float | None
+
+
 def simulate(
     images: int, replicas: int, hedged: bool, recorded: Recorded, assumed: Assumed, queries: int
 ) -> dict[str, Any]:
@@ -109,40 +129,15 @@ def simulate(
         recorded, assumed: what drives the simulation.
         queries: how many are simulated.
     """
-    rng = np.random.default_rng(0)
     shards = max(1, int(np.ceil(images * assumed.image_bytes / (assumed.memory_gb * 1e9 * assumed.usable))))
     rows = images / shards
     median = (recorded.fixed + recorded.per_image * rows) / (assumed.cores * assumed.efficiency)
     mean = median * float(recorded.spread.mean()) * (1 + assumed.straggling * (assumed.slowdown - 1))
     router = recorded.router_fixed + recorded.router_per_shard * shards
     every = max(mean / replicas, router) / assumed.load
-    hedge = assumed.hedge * median * float(np.percentile(recorded.spread, 99))
-    waiting = np.zeros((replicas, shards))  # milliseconds of work that each replica has left
-    behind = 0.0  # that the router has left
-    times, again = np.empty(queries), 0
-    everyone = np.arange(shards)
-    for number in range(queries):
-        passed = rng.exponential(every)
-        waiting = np.maximum(0.0, waiting - passed)
-        behind = max(0.0, behind - passed) + router
-        query = int(rng.integers(recorded.spread.shape[1]))
-        first = waiting.argmin(0)
-        work = _service(rng, recorded, assumed, median, query, shards)
-        waiting[first, everyone] += work
-        answer = waiting[first, everyone].copy()
-        if hedged and replicas > 1:
-            late = np.flatnonzero(answer > hedge)
-            second = (first[late] + 1) % replicas
-            begins = np.maximum(hedge, waiting[second, late])
-            late, second, begins = (some[begins < answer[late]] for some in (late, second, begins))
-            more = _service(rng, recorded, assumed, median, query, len(late))
-            ends = begins + more
-            again += len(late)
-            waiting[second, late] += more  # what comes before it begins finds it there, which errs on the slow side
-            spared = ends < answer[late] - work[late]  # the first replica has not begun, and need not any more
-            waiting[first[late[spared]], late[spared]] -= work[late[spared]]
-            answer[late] = np.minimum(answer[late], ends)
-        times[number] = behind + answer.max()
+    hedge = assumed.hedge * median * float(np.percentile(recorded.spread, 99)) if hedged and replicas > 1 else None
+    cluster = _Cluster(replicas, shards, median, router, every, hedge)
+    times, again = _answer_times(cluster, recorded, assumed, queries)
     nodes = shards * replicas
     rate = 1e3 / every
     limits = {"router": 1e3 / router, "nodes": 1e3 * replicas / mean}
@@ -164,6 +159,39 @@ def simulate(
         "dollars_per_1000_queries": round(nodes * assumed.price / (rate * 3.6), 3),
         "limit": min(limits, key=lambda name: limits[name]),
     }
+
+
+def _answer_times(cluster: _Cluster, recorded: Recorded, assumed: Assumed, queries: int) -> tuple[Floats, int]:
+    """Milliseconds of each query's answer, and how many shards were asked again in all."""
+    rng = np.random.default_rng(0)
+    replicas, shards, hedge = cluster.replicas, cluster.shards, cluster.hedge
+    waiting = np.zeros((replicas, shards))  # milliseconds of work that each replica has left
+    behind = 0.0  # that the router has left
+    times, again = np.empty(queries), 0
+    everyone = np.arange(shards)
+    for number in range(queries):
+        passed = rng.exponential(cluster.every)
+        waiting = np.maximum(0.0, waiting - passed)
+        behind = max(0.0, behind - passed) + cluster.router
+        query = int(rng.integers(recorded.spread.shape[1]))
+        first = waiting.argmin(0)
+        work = _service(rng, recorded, assumed, cluster.median, query, shards)
+        waiting[first, everyone] += work
+        answer = waiting[first, everyone].copy()
+        if hedge is not None:
+            late = np.flatnonzero(answer > hedge)
+            second = (first[late] + 1) % replicas
+            begins = np.maximum(hedge, waiting[second, late])
+            late, second, begins = (some[begins < answer[late]] for some in (late, second, begins))
+            more = _service(rng, recorded, assumed, cluster.median, query, len(late))
+            ends = begins + more
+            again += len(late)
+            waiting[second, late] += more  # what comes before it begins finds it there, which errs on the slow side
+            spared = ends < answer[late] - work[late]  # the first replica has not begun, and need not any more
+            waiting[first[late[spared]], late[spared]] -= work[late[spared]]
+            answer[late] = np.minimum(answer[late], ends)
+        times[number] = behind + answer.max()
+    return times, again
 
 
 def _service(
