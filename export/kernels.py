@@ -270,8 +270,8 @@ def _level_jobs(
     return jobs
 
 
-def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes]:
-    """One kernel's code for an architecture."""
+def _assemble(name: str, job: _Job, gpu: str) -> Any:
+    """What Triton makes of one kernel for an architecture."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -284,13 +284,18 @@ def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes
     # Fused multiply-adds would round otherwise than the kernels of a gallery on the CPU, if never more often.
     options = {"num_warps": job.warps, "num_stages": _STAGES, "enable_fp_fusion": False}
     try:
-        compiled = triton.compile(source, target=target, options=options)
+        return triton.compile(source, target=target, options=options)
     except Exception as error:  # the compiler and ptxas raise errors of many kinds
         raise EngineError(f"{name} does not compile for {gpu} with triton {triton.__version__}: {error}") from error
+
+
+def _compile(name: str, job: _Job, gpu: str, file: str) -> tuple[Function, bytes]:
+    """One kernel's code for an architecture."""
+    compiled = _assemble(name, job, gpu)
     code: bytes = compiled.asm["cubin"]
     made = compiled.metadata
     if made.global_scratch_size or getattr(made, "profile_scratch_size", 0):
-        raise EngineError(f"{name} needs scratch memory with triton {triton.__version__}, which nothing allocates here")
+        raise EngineError(f"{name} needs scratch memory with triton {_version()}, which nothing allocates here")
     hidden = compiled.asm["ptx"].split(")", 1)[0].count(".param") - len(job.types)
     symbol, shared, threads = made.name, made.shared, 32 * made.num_warps
     return Function(file, hashlib.sha256(code).hexdigest(), symbol, threads, shared, hidden), code
