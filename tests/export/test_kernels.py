@@ -212,28 +212,43 @@ def test_command(tmp_path: Path) -> None:
     assert "device='cpu'" in run(tmp_path / "soft", "--gpu", "sm_80").output
 
 
-@pytest.mark.parametrize(
-    ("file", "chosen"),
-    [
-        (
-            "test_resident.py",
-            "(real and not Mean) or (rankings_are and ties and (words0 or words6)) or listed or float16_ranks",
-        ),
-        ("test_resident_levels.py", "((bounds_are_above or weighed) and 150) or (rankings and ties and Max)"),
-        ("test_decide.py", "(true_row and 7-None) or true_scores or through_changes"),
-        ("test_gpu_queries.py", "cpu"),
-    ],
-)
-def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> None:
-    """The gallery's tests once more, with Triton's interpreter in place of numpy's kernels."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default",
-               "-m", "not gpu", "-k", chosen, f"tests/runtime/gallery/{file}"]  # fmt: skip
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    # Coverage more than doubles the interpreter's time. What interprets kernels in tests/bench/test_gpu.py is measured.
+def run_with(kernels: str, file: str, *arguments: str) -> None:
+    """The gallery's tests of a file once more, with these kernels in place of numpy's."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *arguments,
+               f"tests/runtime/gallery/test_{file}.py"]  # fmt: skip
+    environment = os.environ | {"CHAN_TEST_KERNELS": kernels, "OMP_NUM_THREADS": "1"}
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("gpu", "file", "chosen"),
+    [
+        (
+            "sm_90",
+            "resident",
+            "(real and not Mean) or (rankings_are and ties and (words0 or words6)) or listed or float16_ranks",
+        ),
+        ("sm_90", "resident_levels", "((bounds_are_above or weighed) and 150) or (rankings and ties and Max)"),
+        ("sm_90", "decide", "(true_row and 7-None) or true_scores or through_changes"),
+        ("sm_80", "gpu_queries", "cpu"),
+        ("sm_80", "self_test", "any_temperature and 150-1.0"),
+        ("sm_120", "self_test", "any_temperature and 150-1.0"),
+    ],
+)
+def test_compiled_kernels_rank_as_the_cpu_does(gpu: str, file: str, chosen: str) -> None:
+    """On the machine of tests/ptx."""
+    run_with(gpu, file, "-k", chosen)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_120", "sm_121"])
+@pytest.mark.parametrize("file", ["gpu_queries", "self_test", "decide", "resident_levels", "resident"])
+def test_kernels_of_every_architecture_rank_as_the_cpu_does(gpu: str, file: str) -> None:
+    """On the machine of tests/ptx, which does not have the tensor cores of the others."""
+    run_with(gpu, file)
 
 
 @pytest.mark.gpu
@@ -244,9 +259,4 @@ def test_interpreted_kernels_rank_as_the_cpu_does(file: str, chosen: str) -> Non
 def test_on_a_gpu_kernels_rank_as_the_cpu_does(name: str) -> None:
     """All of the gallery's tests once more, with the compiled kernels on this machine's GPU."""
     compile_ahead(examine_gpu().gpus[0].architecture)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu",
-               f"tests/runtime/gallery/test_{name}.py"]  # fmt: skip
-    environment = os.environ | {"CHAN_TEST_KERNELS": "cuda"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_with("cuda", name)

@@ -1,7 +1,8 @@
 """The last step on a GPU, on a device made of host memory: rankings are the compiled search's to the bit.
 
-Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted, and with
-CHAN_TEST_KERNELS=cuda compiled, on this machine's GPU; tests of tests/export/test_kernels.py do that.
+Here numpy stands for the kernels. With CHAN_TEST_KERNELS=sm_90 the same tests run the real ones, compiled for that
+architecture, on the machine of tests/ptx, and with CHAN_TEST_KERNELS=cuda on this machine's GPU; tests of
+tests/export/test_kernels.py do that.
 """
 
 import gc
@@ -34,7 +35,7 @@ from chan_rt.runtime.gallery.proof.pooling import pool
 from chan_rt.runtime.gallery.proof.prefix import SearchPlan, fit_axes
 from chan_rt.runtime.gallery.proof.true_score import TrueRow, TrueRows, true_row
 
-from .test_resident import INTERPRETED, made_up, make_parts, open_scan
+from .test_resident import SLOW, made_up, make_parts, open_scan
 
 needs_core = pytest.mark.skipif(open_core() is None, reason="the compiled search was not built")
 
@@ -82,7 +83,7 @@ def assert_equal(found: list[Ranking], expected: list[Ranking]) -> None:
 )
 def test_answers_are_the_compiled_searchs_to_the_bit(case, form, kind, coding, pooling, longest, words) -> None:
     """Ragged rows, ties, zeros, sizes from 1e-6 to 1e5; a filter, floors, and more rows asked for than there are."""
-    dim, count = (20, 12) if INTERPRETED else (70, 60)
+    dim, count = (20, 12) if SLOW else (70, 60)
     alignment, queries = AlignmentConfig(coding, pooling), made_queries(words, dim)
     plan = SearchPlan(fit_axes(queries[0], None), None, None, 2)
     rows = made_up(case, 5, count, longest, dim)
@@ -149,7 +150,7 @@ def test_true_scores_of_a_few_rows_make_the_lists_short(pooling: str, k: int) ->
 
     43 rows and those beyond are more than the smaller `reach` takes.
     """
-    rng, dim, count = np.random.default_rng(0), 64, 80 if INTERPRETED else 100
+    rng, dim, count = np.random.default_rng(0), 64, 80 if SLOW else 100
     base = rng.standard_normal((4, dim)).astype(np.float32)
     rows = [base * np.float32(1 + 2e-4 * i) for i in rng.permutation(count)]
     queries, alignment = [base, base[:1], -base[:3]], AlignmentConfig(pooling=pooling)
@@ -237,7 +238,7 @@ def test_the_last_queries_alone_have_their_own_numbers() -> None:
 
 
 @needs_core
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 @pytest.mark.parametrize("capacity", [8, 24])
 @pytest.mark.parametrize("gpus", [1, 3])
 def test_lists_that_overflow_are_made_again_and_decided(

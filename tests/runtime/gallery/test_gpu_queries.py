@@ -1,7 +1,8 @@
 """Queries on a GPU, on a device made of host memory: their codes are the CPU's, and their bounds no less.
 
-Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted, and with
-CHAN_TEST_KERNELS=cuda compiled, on this machine's GPU; tests of tests/export/test_kernels.py do that.
+Here numpy stands for the kernels. With CHAN_TEST_KERNELS=sm_90 the same tests run the real ones, compiled for that
+architecture, on the machine of tests/ptx, and with CHAN_TEST_KERNELS=cuda on this machine's GPU; tests of
+tests/export/test_kernels.py do that.
 """
 
 import numpy as np

@@ -27,9 +27,9 @@ from chan_rt.runtime.gallery.cuda.scan import KernelScan
 from chan_rt.runtime.gallery.cuda.turns import Turns
 
 from .test_decide import assert_equal, made_queries, needs_core, searches
-from .test_resident import INTERPRETED, KERNELS, made_up, make_parts, open_scan
+from .test_resident import KERNELS, SLOW, made_up, make_parts, open_scan
 
-pytestmark = [needs_core, pytest.mark.skipif(INTERPRETED, reason="what is queued when, not what it computes")]
+pytestmark = [needs_core, pytest.mark.skipif(SLOW, reason="what is queued when, not what it computes")]
 DIM, ROWS, K = 24, 40, 5
 EVERYTHING = np.ones(ROWS, bool)
 QUERIES = made_queries((5, 12, 3, 20, 1, 9, 40, 2, 17, 70, 6), DIM)  # of every kind that has launches of its own

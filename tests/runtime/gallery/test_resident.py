@@ -1,7 +1,8 @@
 """A gallery on a GPU, on a device made of host memory: rankings are the CPU's, memory is kept and given back.
 
-Here numpy stands for the kernels. With TRITON_INTERPRET=1 the same tests run the real ones, interpreted, and with
-CHAN_TEST_KERNELS=cuda compiled, on this machine's GPU; tests of tests/export/test_kernels.py do that.
+Here numpy stands for the kernels. With CHAN_TEST_KERNELS=sm_90 the same tests run the real ones, compiled for that
+architecture, on the machine of tests/ptx, and with CHAN_TEST_KERNELS=cuda on this machine's GPU; tests of
+tests/export/test_kernels.py do that.
 """
 
 import gc
@@ -18,7 +19,6 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt import cli
-from chan_rt.bench.interpreted import interpreted_kernels
 from chan_rt.bench.search import Concepts
 from chan_rt.runtime import forks
 from chan_rt.runtime.backends.fake import FakeDevice
@@ -61,13 +61,14 @@ from chan_rt.runtime.gallery.proof.rows import array_part
 from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
+from ...ptx.machine import ptx_kernels
 from .decide_model import decide
 from .level_model import bound, pooled, project, reach, select, weigh
 from .on_gpu import ObservedGpu, compiled_kernels
 from .query_model import quantize, terms
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-KERNELS = os.environ.get("CHAN_TEST_KERNELS") or ("interpreted" if INTERPRETED else "numpy")
+KERNELS = os.environ.get("CHAN_TEST_KERNELS", "numpy")  # or cuda, or an architecture, sm_90
+SLOW = KERNELS.startswith("sm_")
 NAMES = ("scan_16", "scan_64", "pairs_16", "pairs_32", "pairs_64", "best_rows", "kth_best", "shortlist")
 DECIDE = (*(f"decide_{form}" for form in FORMS), *(f"{name}_{most}" for name in ("reach", "select") for most in PICKS))
 OF_QUERIES = ("quantize", "terms")
@@ -195,28 +196,28 @@ class Model:
 
 
 def kernels(precision: str, width: int, pooling: str) -> dict[str, Any]:
-    """What a device runs under each kernel's name: the model, or Triton's kernels interpreted."""
+    """What a device runs under each kernel's name: the model, or Triton's PTX for an architecture."""
+    if KERNELS != "numpy":
+        return ptx_kernels(precision, width, pooling, KERNELS)
     model = Model(precision, width, pooling)
-    if KERNELS != "interpreted":
-        scans = {name: model.scan for name in NAMES if name.startswith("scan_")}
-        pairs = {name: partial(model.pairs, slot=int(name[6:])) for name in NAMES if name.startswith("pairs_")}
-        decides = {
-            name: partial(decide, name.removeprefix("decide_"), width) for name in DECIDE if name.startswith("decide_")
-        }
-        if (stride := level_stride(width)) is not None and precision == "int8":
-            for words in WORD_TILES:
-                scans[f"scan_listed_{words}"] = model.scan_listed
-                scans[f"bound_{words}"] = partial(bound, words, stride, pooling)
-            scans |= {"project": partial(project, width), "weigh": partial(weigh, width, stride)}
-        reaches = {
-            f"{name}_{most}": partial(kernel, most, pooling)
-            for name, kernel in (("reach", reach), ("select", select))
-            for most in PICKS
-        }
-        of_queries = {"quantize": partial(quantize, precision, width), "terms": partial(terms, pooling, width)}
-        others = {name: getattr(model, name) for name in NAMES[5:]}
-        return {**scans, **pairs, **decides, **reaches, **of_queries, **others}
-    return interpreted_kernels(precision, width, pooling)
+    scans = {name: model.scan for name in NAMES if name.startswith("scan_")}
+    pairs = {name: partial(model.pairs, slot=int(name[6:])) for name in NAMES if name.startswith("pairs_")}
+    decides = {
+        name: partial(decide, name.removeprefix("decide_"), width) for name in DECIDE if name.startswith("decide_")
+    }
+    if (stride := level_stride(width)) is not None and precision == "int8":
+        for words in WORD_TILES:
+            scans[f"scan_listed_{words}"] = model.scan_listed
+            scans[f"bound_{words}"] = partial(bound, words, stride, pooling)
+        scans |= {"project": partial(project, width), "weigh": partial(weigh, width, stride)}
+    reaches = {
+        f"{name}_{most}": partial(kernel, most, pooling)
+        for name, kernel in (("reach", reach), ("select", select))
+        for most in PICKS
+    }
+    of_queries = {"quantize": partial(quantize, precision, width), "terms": partial(terms, pooling, width)}
+    others = {name: getattr(model, name) for name in NAMES[5:]}
+    return {**scans, **pairs, **decides, **reaches, **of_queries, **others}
 
 
 def open_scan(precision: str, dim: int, alignment: AlignmentConfig, capacity: int = 1 << 30):
@@ -292,7 +293,7 @@ def made_up(case: str, seed: int, count: int, longest: int, dim: int) -> list[np
     ],
 )
 def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, words) -> None:
-    dim, count = 70, 20 if INTERPRETED else 120
+    dim, count = 70, 20 if SLOW else 120
     alignment = AlignmentConfig(coding, pooling)
     rows = made_up(case, 5, count, longest, dim)
     queries = [np.random.default_rng(i).standard_normal((n, dim)).astype(np.float32) for i, n in enumerate(words)]
@@ -303,7 +304,7 @@ def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, wor
     scan, device = open_scan("int8", dim, alignment)
     ours, cpu = rankers(parts, kind, alignment, scan)
     compiled = compiled_ranker(parts, kind, alignment, scan) if open_core() else ours
-    for k, ranker in itertools.product((5,) if INTERPRETED else (1, 5, count + 1), (ours, compiled)):
+    for k, ranker in itertools.product((5,) if SLOW else (1, 5, count + 1), (ours, compiled)):
         expected = cpu.exact(queries, k, allowed)
         found = ranker.exact(queries, k, allowed)
         for one, other in zip(found, expected, strict=True):
@@ -320,7 +321,7 @@ def test_rankings_are_those_of_the_cpu(case, kind, coding, pooling, longest, wor
 def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     """The list holds every row of the true top k and leaves most out; its scores are within the bound of the truth."""
     rng = np.random.default_rng(0)
-    dim, count, k = 64, 60 if INTERPRETED else 2000, 3
+    dim, count, k = 64, 60 if SLOW else 2000, 3
     rows = [row / np.linalg.norm(row) for row in rng.standard_normal((count, 4, dim)).astype(np.float32)]
     query = rng.standard_normal((6, dim)).astype(np.float32)
     alignment = AlignmentConfig()
@@ -339,7 +340,7 @@ def test_few_rows_are_listed_and_all_that_could_be_best() -> None:
     assert (radii >= radius).all(), "and the GPU's is no less"
 
 
-@pytest.mark.skipif(KERNELS == "numpy", reason="compares real kernels with numpy's: TRITON_INTERPRET=1 or a GPU")
+@pytest.mark.skipif(KERNELS == "numpy", reason="compares real kernels with numpy's: CHAN_TEST_KERNELS")
 @pytest.mark.parametrize("precision", ["int8", "float16"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize(
@@ -369,7 +370,7 @@ def test_real_scores_are_numpys(precision, pooling, lengths, words, monkeypatch:
     np.testing.assert_allclose(every[0], every[1], rtol=tolerance, atol=tolerance * np.abs(every[1]).max())
 
 
-@pytest.mark.skipif(KERNELS == "numpy", reason="compares real kernels with numpy's: TRITON_INTERPRET=1 or a GPU")
+@pytest.mark.skipif(KERNELS == "numpy", reason="compares real kernels with numpy's: CHAN_TEST_KERNELS")
 def test_real_lists_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows so close that some intervals reach the best one's and some do not: the same are listed."""
     rng = np.random.default_rng(0)
@@ -385,7 +386,7 @@ def test_real_lists_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 < len(listed[0]) < 38
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_of_100_000_rows_a_few_are_listed() -> None:
     """With embeddings like those of scenes: by the wide bound (1) alone, and no true scores, thousands would be."""
     count, vectors, dim, k = 100_000, 4, 64, 10
@@ -418,7 +419,7 @@ def test_of_100_000_rows_a_few_are_listed() -> None:
         assert all(k <= ranking.rescored < 200 for ranking in rankings)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_lists_that_overflow_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "CAPACITY", 8)
     alignment = AlignmentConfig()
@@ -432,7 +433,7 @@ def test_lists_that_overflow_are_made_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert [one.rows.tolist() for one in found] == [one.rows.tolist() for one in expected]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_a_list_of_one_row_too_many_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     scan, device = open_scan("int8", 24, AlignmentConfig())
     parts = make_parts(made_up("plain", 3, 200, 5, 24), (50,))
@@ -450,7 +451,7 @@ def test_a_list_of_one_row_too_many_is_made_again(monkeypatch: pytest.MonkeyPatc
         assert device.launched.count("shortlist") == launches
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 @pytest.mark.parametrize(
     ("lengths", "launched"),
     [
@@ -468,7 +469,7 @@ def test_queries_that_fill_a_tile_are_scanned_together(lengths: tuple[int, ...],
     assert [name for name in device.launched if name not in (*NAMES[5:], *OF_QUERIES)] == launched
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_many_queries_take_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces_module, "_QUERIES", 2)
     alignment = AlignmentConfig()
@@ -840,7 +841,7 @@ def test_float16_gallery_says_that_nothing_is_proven(gallery_path: Path, make_em
     assert result.reason == "triton float16 chose the rows, and nothing proves its choice"
 
 
-@pytest.mark.skipif(INTERPRETED, reason="threads gain nothing")
+@pytest.mark.skipif(SLOW, reason="threads gain nothing")
 def test_threads_share_a_gallery(gallery_path: Path, make_embeddings, on_fake) -> None:
     queries = [make_embeddings(i, 2) for i in range(8)]
     with Gallery.open(gallery_path) as cpu, Gallery.open(gallery_path, device="cuda") as gpu:

@@ -1,7 +1,6 @@
 """The first level of a plan on a GPU: rankings are the CPU's, and most rows' codes are not read.
 
-On a device made of host memory, as test_resident.py; with TRITON_INTERPRET=1 or CHAN_TEST_KERNELS=cuda the real
-kernels run.
+On a device made of host memory, as test_resident.py; with CHAN_TEST_KERNELS the real kernels run.
 """
 
 import itertools
@@ -39,7 +38,7 @@ from chan_rt.runtime.gallery.proof.rows import ArrayPart
 from chan_rt.runtime.gallery.proof.true_score import true_row
 from chan_rt.runtime.gpu import examine_gpu
 
-from .test_resident import INTERPRETED, compiled_ranker, made_up, make_parts, open_scan, rankers
+from .test_resident import SLOW, compiled_ranker, made_up, make_parts, open_scan, rankers
 
 DIM = 150  # the narrowest stored width that has levels is 192
 
@@ -88,7 +87,7 @@ def test_rankings_by_levels_are_those_of_the_cpu(
     case: str, kind: str, coding: str, pooling: str, words: tuple[int, ...], gpus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without the fine copy on the GPU, rows of another plan, rows of none, filters, floors, any k."""
-    count, rng = 24 if INTERPRETED else 60, np.random.default_rng(1)
+    count, rng = 24 if SLOW else 60, np.random.default_rng(1)
     alignment = AlignmentConfig(coding, pooling)
     rows = fallen(rng, made_up(case, 5, count, 20, DIM))
     queries = fallen(rng, [rng.standard_normal((n, DIM)).astype(np.float32) for n in words])
@@ -188,7 +187,7 @@ def test_bounds_are_above_true_scores_and_infinite_where_nothing_is_known(dim: i
         assert np.median(found[i, finite] - truth[finite]) < spread, "and tell rows apart"
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_where_too_many_rows_remain_every_one_is_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "SHARE", 40)  # 5 of 200
     rng, alignment = np.random.default_rng(0), AlignmentConfig()
@@ -206,7 +205,7 @@ def test_where_too_many_rows_remain_every_one_is_scanned(monkeypatch: pytest.Mon
         assert [name for name in device.launched if name in ("bound_16", "scan_16")] == ["bound_16", "scan_16"]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_lists_that_are_worth_nothing_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The level leaves more rows than there is room for, and so many are equal that every list overflows."""
     monkeypatch.setattr(queue_module, "SHARE", 2)
@@ -229,7 +228,7 @@ def test_lists_that_are_worth_nothing_are_not_made_again(monkeypatch: pytest.Mon
     assert after.count("shortlist") == 2, "the list that overflowed, and the one with room for all"
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_many_queries_and_small_galleries_are_scanned_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = fallen(rng, made_up("plain", 3, 60, 5, DIM))
@@ -322,7 +321,7 @@ def test_a_level_wider_than_the_kernels_take_is_not_read() -> None:
     assert device.empty
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 def test_most_codes_are_not_read() -> None:
     """Of 6,000 rows like those of scenes; a row that is not scanned has no score."""
     count, vectors, dim, k = 6_000, 6, 256, 10
@@ -372,7 +371,7 @@ def check_answers(folder: Path, captions: list[Embeddings], device: str) -> None
             assert scan.left is not None
 
 
-@pytest.mark.skipif(INTERPRETED, reason="many rows")
+@pytest.mark.skipif(SLOW, reason="many rows")
 @pytest.mark.parametrize("fine", ["float32", "float16", "fixed16"])
 def test_a_prepared_gallery_answers_as_on_the_cpu(tmp_path: Path, fine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(path: Path, settings: GallerySettings, precision: str, index: int) -> KernelScan:

@@ -17,10 +17,9 @@ from chan_rt.runtime.gallery.cuda.kernels import POOLINGS
 from chan_rt.runtime.gpu import Gpu, GpuReport
 
 from . import test_resident
-from .test_resident import INTERPRETED, KERNELS, open_scan
+from .test_resident import KERNELS, open_scan
 
 ONLY_SAVE_TIME = {"kth_best", "reach_64", "reach_256"}  # without them lists are longer, and hold what they must
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="many rows")
 of_numpy = pytest.mark.skipif(KERNELS != "numpy", reason="breaks kernels that numpy stands for")
 
 

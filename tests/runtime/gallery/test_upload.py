@@ -21,10 +21,10 @@ from chan_rt.runtime.gallery.cuda import search as search_module
 from chan_rt.runtime.gallery.cuda.resident import hold_all
 
 from .test_decide import assert_equal, made_queries, needs_core, searches
-from .test_resident import INTERPRETED, made_up, make_parts, open_scan
+from .test_resident import SLOW, made_up, make_parts, open_scan
 from .test_resident_levels import fallen, plan_of
 
-pytestmark = [needs_core, pytest.mark.skipif(INTERPRETED, reason="what waits for what, not what it computes")]
+pytestmark = [needs_core, pytest.mark.skipif(SLOW, reason="what waits for what, not what it computes")]
 DIM, ROWS, K = 150, 60, 5  # the narrowest stored width that has levels is 192
 EVERYTHING = np.ones(ROWS, bool)
 LONG = 20  # seconds; what waits so long is stuck
