@@ -194,7 +194,10 @@ def _tensor_cores() -> dict[str, str]:
     for name, function, sizes in (
         ("m16n8k32.row.col.satfinite.s32.s8.s8.s32", "mma_m16n8k32_s8", (4, 4, 2, 4)),
         ("m16n8k16.row.col.f32.f16.f16.f32", "mma_m16n8k16_f16", (4, 4, 2, 4)),
-        ("m8n8k4.row.col.f64.f64.f64.f64", "mma_m8n8k4_f64", (2, 1, 1, 2)),
+        ("m8n8k4.row.col.f64.f64.f64.f64", "mma_f64<8, 4>", (2, 1, 1, 2)),
+        ("m16n8k4.row.col.f64.f64.f64.f64", "mma_f64<16, 4>", (4, 2, 1, 4)),
+        ("m16n8k8.row.col.f64.f64.f64.f64", "mma_f64<16, 8>", (4, 4, 2, 4)),
+        ("m16n8k16.row.col.f64.f64.f64.f64", "mma_f64<16, 16>", (4, 8, 4, 4)),
     ):
         starts = [sum(sizes[:i]) for i in range(4)]
         given = ", ".join(_fragment(start, size) for start, size in zip(starts, sizes, strict=True))

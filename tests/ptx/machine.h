@@ -294,14 +294,21 @@ inline void mma_m16n8k16_f16(uint32_t mask, Fragment<4> d, Fragment<4> a, Fragme
         }
 }
 
-inline void mma_m8n8k4_f64(uint32_t mask, Fragment<2> d, Fragment<1> a, Fragment<1> b, Fragment<2> c) {
+// Of ROWS x 8 x DEPTH: a lane holds each eighth row, and each fourth value of a row and of a column.
+template <int ROWS, int DEPTH>
+void mma_f64(uint32_t mask, Fragment<ROWS / 4> d, Fragment<ROWS * DEPTH / 32> a, Fragment<DEPTH / 4> b,
+             Fragment<ROWS / 4> c) {
+    constexpr int HIGH = ROWS / 8;
     Warp::together(mask, ALL);
-    double left[8][4], right[4][8];
-    for (int l = 0; l < LANES; ++l) left[l / 4][l % 4] = as<double>(a[0][l]), right[l % 4][l / 4] = as<double>(b[0][l]);
+    double left[ROWS][DEPTH], right[DEPTH][8];
+    for (int l = 0; l < LANES; ++l) {
+        for (size_t r = 0; r < a.size(); ++r) left[l / 4 + r % HIGH * 8][l % 4 + r / HIGH * 4] = as<double>(a[r][l]);
+        for (size_t r = 0; r < b.size(); ++r) right[l % 4 + r * 4][l / 4] = as<double>(b[r][l]);
+    }
     for (int l = 0; l < LANES; ++l)
-        for (int r = 0; r < 2; ++r) {
+        for (size_t r = 0; r < d.size(); ++r) {
             double sum = as<double>(c[r][l]);
-            for (int k = 0; k < 4; ++k) sum = std::fma(left[l / 4][k], right[k][l % 4 * 2 + r], sum);
+            for (int k = 0; k < DEPTH; ++k) sum = std::fma(left[l / 4 + r / 2 * 8][k], right[k][l % 4 * 2 + r % 2], sum);
             set(d[r][l], sum);
         }
 }
