@@ -18,6 +18,7 @@ from ..runtime.files import write_file
 from ..runtime.gallery.cuda.kernels import (
     BOUND_ROWS,
     DECIDE_WORDS,
+    FENCED,
     FORMS,
     GPUS,
     GROUPS,
@@ -86,7 +87,7 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
 
     Raises:
         InputError: a pooling, precision or architecture there is no kernel for.
-        EngineError: Triton is not installed, or does not compile.
+        EngineError: Triton is not installed, too old for the architecture, or does not compile.
     """
     for name, value, known in (
         ("pooling", pooling, POOLINGS),
@@ -96,10 +97,10 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)} for a gallery on the GPU, got {value}")
     chosen: ScanPrecision = "int8" if precision == "int8" else "float16"
-    files = (Path(__file__), *(Path(__file__).with_name(f"{name}.py") for name in _SOURCES))
-    source = b"".join(file.read_bytes() for file in files)
     width = stored_width(dim)
-    wanted = KernelRecord(chosen, width, pooling, gpu, _version(), hashlib.sha256(source).hexdigest(), {})
+    wanted = KernelRecord(chosen, width, pooling, gpu, _version(), source_hash(), {})
+    if wanted.unfenced is not None:
+        raise EngineError(f"{wanted.unfenced}: pip install 'triton>={FENCED}'")
     folder = gallery / KERNELS
     folder.mkdir(exist_ok=True)
     sidecar = folder / f"{wanted.stem}.json"
@@ -117,6 +118,12 @@ def build_kernels(gallery: Path, dim: int, pooling: str, precision: str, gpu: st
         record = KernelRecord(*identity, functions)
         write_file(sidecar, record.to_json())
     return record, False
+
+
+def source_hash() -> str:
+    """The sha256 of what kernels are compiled from."""
+    files = (Path(__file__), *(Path(__file__).with_name(f"{name}.py") for name in _SOURCES))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _jobs(precision: ScanPrecision, width: int, pooling: str) -> dict[str, _Job]:

@@ -19,7 +19,6 @@ from chan_rt.runtime.gallery.cuda.kernels import FORMS, GPUS, PICKS, POOLINGS, P
 from chan_rt.runtime.gpu import examine_gpu
 
 from ..run_chan import chan
-from ..runtime.gallery.on_gpu import compile_ahead
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'chan-rt[triton]'")
 ROOT = Path(__file__).parents[2]
@@ -183,6 +182,21 @@ def test_what_cannot_be_compiled_says_why(tmp_path: Path, monkeypatch: pytest.Mo
         find(tmp_path, (9, 0))
 
 
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.0", "3.7.0+git88b227e2"])
+def test_a_triton_that_leaves_out_fences_is_refused(
+    tmp_path: Path, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels.metadata, "version", lambda name: version)
+    with pytest.raises(EngineError, match=r"triton 3\..* leaves out fences .* of sm_90 .*'triton>=3\.7\.1'"):
+        build_kernels(tmp_path, 64, "LSE", "int8", "sm_90")
+    assert not [*tmp_path.iterdir()]
+    build_kernels(tmp_path, 64, "LSE", "int8", "sm_80")
+    monkeypatch.undo()
+    record, _ = build_kernels(tmp_path, 64, "LSE", "int8", "sm_90")
+    assert record.misfit("int8", 64, "LSE", (9, 0)) is None
+    assert "leaves out fences" in (replace(record, compiler=version).misfit("int8", 64, "LSE", (9, 0)) or "")
+
+
 def test_without_triton_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise kernels.metadata.PackageNotFoundError(name)
@@ -258,5 +272,4 @@ def test_kernels_of_every_architecture_rank_as_the_cpu_does(gpu: str, file: str)
 )
 def test_on_a_gpu_kernels_rank_as_the_cpu_does(name: str) -> None:
     """All of the gallery's tests once more, with the compiled kernels on this machine's GPU."""
-    compile_ahead(examine_gpu().gpus[0].architecture)
     run_with("cuda", name)

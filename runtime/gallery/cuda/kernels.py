@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ PRECISIONS: tuple[ScanPrecision, ...] = get_args(ScanPrecision)
 POOLINGS = ("LSE", "Max", "Mean", "Sum")  # Softmax's interval is not linear in what a row stores
 # Architectures that Triton compiles for; older ones lack the int8 products of tensor cores.
 GPUS = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
+# Tensor cores of these read shared memory by another way than threads write it. Before this version Triton puts no
+# fence between a copy to shared memory and its use there (triton-lang/triton, pull request 10537).
+_ASYNC, FENCED = ("sm_90", "sm_100", "sm_103", "sm_110"), "3.7.1"
 WORD_TILES = (16, 64)  # query vectors a program takes at once; longer queries take several turns
 WORDS_A_TILE = 64  # query vectors that a program of `pairs` takes, of several queries
 SLOTS = (16, 32, 64)  # places of each query in it; longer queries are scanned for one by one
@@ -117,6 +121,15 @@ class KernelRecord:
         """Beginning of its files' names."""
         return f"scan.{self.precision}.{self.gpu}.{self.key[:16]}"
 
+    @property
+    def unfenced(self) -> str | None:
+        """Why this compiler's kernels for this architecture may compute with what is not there yet, or None."""
+        version = [int(each) for each in re.findall(r"\d+", self.compiler)[:3]]
+        if self.gpu not in _ASYNC or version >= [int(each) for each in FENCED.split(".")]:
+            return None
+        what = f"the tensor cores of {self.gpu} need, so they could multiply numbers that are not there yet"
+        return f"triton {self.compiler} leaves out fences that {what}"
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two-space indent, final newline."""
         return json.dumps({"schema": SCHEMA, "key": self.key, **asdict(self)}, indent=2, sort_keys=True) + "\n"
@@ -148,7 +161,7 @@ class KernelRecord:
         same_generation = built[0] == capability[0] == 8 and built < capability and _ORIN not in (built, capability)
         if built != capability and not same_generation:
             return f"it is for {self.gpu}, this GPU is {architecture(capability)}"
-        return None
+        return self.unfenced
 
 
 def find_kernels(
