@@ -12,6 +12,7 @@
 #   checks    also pytest, pytest-xdist, hypothesis, safetensors and onnx, onnx-ir, onnxscript, which tests/conftest.py
 #             imports; and compute-sanitizer of the CUDA toolkit, without which memcheck.txt says that it is missing
 #   encoders  also polygraphy and onnxruntime-gpu in place of onnxruntime
+# Where Triton is older than 3.7.1, kernels that another machine compiled: CHAN_COMPILED, see bench/gpu_kernels.py.
 # Wheels of what is missing may lie in .whl/. Results go to $OUT, out/gpu by default. Galleries are made while the checks
 # run.
 set -uo pipefail
@@ -32,9 +33,6 @@ step() { echo "== $(date +%T) $*"; }
 checks() {
   local folder=tests/runtime/gallery files=()
   for name in decide resident_levels gpu_queries self_test resident overlap; do files+=("$folder/test_$name.py"); done
-  step "compiling"
-  "$python" -c 'from chan_rt.runtime.gpu import examine_gpu; from tests.runtime.gallery.on_gpu import compile_ahead
-compile_ahead(examine_gpu().gpus[0].architecture)'
   step "kernels"
   CHAN_TEST_KERNELS=cuda tests 240 -n 8 -m 'not gpu' "${files[@]}" 2>&1 | tee "$OUT/kernels.txt" | tail -25 | cut -c1-300
   step "galleries"
@@ -69,6 +67,13 @@ encoders() {
 "$python" -c 'import sys; from chan_rt.runtime.gpu import examine_gpu
 found = examine_gpu(); print(*found.gpus, f"CUDA {found.cuda}, driver {found.driver}"); sys.exit(found.problem)' || exit
 nvidia-smi > "$OUT/smi.txt"
+if [ -z "${CHAN_COMPILED:-}" ]; then
+  export CHAN_COMPILED=$OUT/../compiled
+  step "compiling"
+  "$python" -c 'import pathlib, sys; from chan_rt.bench.gpu_kernels import compile_all
+from chan_rt.runtime.gpu import examine_gpu
+compile_all(pathlib.Path(sys.argv[1]), examine_gpu().gpus[0].architecture)' "$CHAN_COMPILED"
+fi
 [ $# -gt 0 ] || set -- checks figures
 case " $* " in
 *" figures "*)

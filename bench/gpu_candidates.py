@@ -18,23 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.kernels import build_kernels
 from ..runtime.backends.table import Flavor
 from ..runtime.backends.tensorrt import TensorRTBackend
 from ..runtime.contract import AlignmentConfig
 from ..runtime.gallery.compiled import CoreThreads, open_core
 from ..runtime.gallery.cuda import ResidentScan
 from ..runtime.gallery.cuda.decide import Decided
-from ..runtime.gallery.cuda.kernels import Function, KernelRecord, ScanPrecision, find_kernels
+from ..runtime.gallery.cuda.kernels import Function, KernelRecord, ScanPrecision
 from ..runtime.gallery.cuda.resident import Decide, Listed
 from ..runtime.gallery.cuda.scan import KernelScan
 from ..runtime.gallery.kernels.choose import open_kernel
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gallery.kernels.pool import Pool
 from ..runtime.gallery.scanner import resident_ranker
-from ..runtime.gpu import architecture
 from .engine_scan import EngineScan
 from .gpu_images import Floats, K, ResidentImages
+from .gpu_kernels import give_kernels
 from .interpreted import InterpretedDevice, interpreted_kernels
 
 CAPTIONS = 50  # that PyTorch scores at once: their similarities with 1,000 images take 43 MB in half
@@ -105,9 +104,7 @@ def _kernels(images: ResidentImages, where: Where, *, precision: ScanPrecision) 
     else:
         where.device = _device()
         with tempfile.TemporaryDirectory() as scratch:
-            gpu = architecture(where.capability)
-            build_kernels(Path(scratch), images.dim, alignment.pooling, precision, gpu)
-            found = find_kernels(Path(scratch), precision, width, alignment.pooling, where.capability)
+            found = give_kernels(Path(scratch), images.dim, alignment.pooling, precision, where.capability)
     yield from _resident(KernelScan(*found, where.device, images.dim, alignment), images, where)
 
 

@@ -6,10 +6,8 @@ It notes what a `FakeDevice` notes, and its memory can be read.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from chan_rt.runtime.backends.device import CudaDevice
 from chan_rt.runtime.errors import BackendError, GpuMemoryError
-from chan_rt.runtime.gallery.cuda.kernels import POOLINGS, KernelRecord, ScanPrecision, find_kernels
+from chan_rt.runtime.gallery.cuda.kernels import KernelRecord, ScanPrecision
 from chan_rt.runtime.gpu import examine_gpu
 
 
@@ -135,31 +133,13 @@ class ObservedGpu(CudaDevice):
         return not (self.memory or self.hosts or self._streams or self._names)
 
 
-def compile_ahead(architecture: str) -> None:
-    """Fill Triton's cache with the kernels that the tests ask for, on all CPUs: one after another they take minutes."""
-    widths = [("int8", width, pooling) for width in (64, 128, 192, 256, 1024) for pooling in POOLINGS]
-    wanted = [*widths, *(("float16", width, pooling) for width in (64, 128, 256) for pooling in POOLINGS)]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in [pool.submit(_compile, *each, architecture) for each in wanted]:
-            done.result()
-
-
-def _compile(precision: str, width: int, pooling: str, architecture: str) -> None:
-    from chan_rt.export.kernels import build_kernels
-
-    with tempfile.TemporaryDirectory() as folder:
-        build_kernels(Path(folder), width, pooling, precision, architecture)
-
-
 @functools.cache
 def compiled_kernels(precision: ScanPrecision, dim: int, pooling: str) -> tuple[KernelRecord, dict[str, bytes]]:
     """Kernels for this machine's first GPU, compiled once."""
-    from chan_rt.export.kernels import build_kernels
+    from chan_rt.bench.gpu_kernels import give_kernels
 
-    gpu = examine_gpu().gpus[0]
     with tempfile.TemporaryDirectory() as folder:
-        record, _ = build_kernels(Path(folder), dim, pooling, precision, gpu.architecture)
-        _, code = find_kernels(Path(folder), precision, record.width, pooling, gpu.capability)
+        record, code = give_kernels(Path(folder), dim, pooling, precision, examine_gpu().gpus[0].capability)
     named = {name: NamedCode(each) for name, each in code.items()}
     for name, each in named.items():
         each.name = name

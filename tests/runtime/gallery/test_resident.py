@@ -944,8 +944,7 @@ def test_the_command_refuses_a_gpu_that_is_not_there(gallery_path: Path, tmp_pat
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_settings, precision, pooling) -> None:
     pytest.importorskip("triton", reason="compiling the kernels needs triton")
-    from chan_rt.export.kernels import build_kernels
-    from chan_rt.runtime.gpu import architecture
+    from chan_rt.bench.gpu_kernels import give_kernels
 
     coding = AlignmentConfig("THA" if pooling == "Max" else "VHA", pooling)
     kind, dim = "captions" if pooling == "Max" else "images", 200
@@ -954,7 +953,7 @@ def test_on_a_gpu_the_ranking_is_the_cpus(tmp_path: Path, make_embeddings, make_
         for part in range(3):
             writer.add([f"{part}-{i}" for i in range(400)], make_embeddings(part, 400, 40, dim=dim))
         writer.delete(["0-3", "2-399"])
-    build_kernels(tmp_path / "g", dim, pooling, precision, architecture(examine_gpu().gpus[0].capability))
+    give_kernels(tmp_path / "g", dim, pooling, precision, examine_gpu().gpus[0].capability)
     queries = [make_embeddings(9, count, longest, dim=dim) for count in (5, 20) for longest in (1, 12, 60, 100)]
     with Gallery.open(tmp_path / "g") as cpu, Gallery.open(tmp_path / "g", device="cuda", resident=precision) as gpu:
         for query in queries:

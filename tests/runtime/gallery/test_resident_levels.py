@@ -387,9 +387,8 @@ def test_a_prepared_gallery_answers_as_on_the_cpu(tmp_path: Path, fine: str, mon
 @pytest.mark.parametrize("pooling", ["LSE", "Mean", "Sum"])
 def test_on_a_gpu_a_prepared_gallery_answers_as_on_the_cpu(tmp_path: Path, fine: str, pooling: str) -> None:
     pytest.importorskip("triton", reason="compiling the kernels needs triton")
-    from chan_rt.export.kernels import build_kernels
-    from chan_rt.runtime.gpu import architecture
+    from chan_rt.bench.gpu_kernels import give_kernels
 
     captions = scenes(tmp_path / "g", fine, AlignmentConfig(pooling=pooling))
-    build_kernels(tmp_path / "g", 256, pooling, "int8", architecture(examine_gpu().gpus[0].capability))
+    give_kernels(tmp_path / "g", 256, pooling, "int8", examine_gpu().gpus[0].capability)
     check_answers(tmp_path / "g", captions, "cuda")
