@@ -1,5 +1,4 @@
-// A multiprocessor on the CPU, as far as PTX describes it: what kernels run on that were
-// compiled to PTX.
+// A multiprocessor on the CPU, as far as PTX describes it, for kernels that were compiled to that.
 //
 // It computes, and it ends with an error where results need not show that something is wrong: an address that is not
 // aligned or outside of what was allocated, shared memory that two warps use between two barriers and one of them
