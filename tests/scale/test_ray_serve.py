@@ -98,7 +98,7 @@ def test_what_cannot_be_served_is_an_error(ray_cluster: Any, shards: Path, caplo
     caplog.set_level("INFO", "chan_rt")
     with pytest.raises(InputError, match=r"max_replicas must be at least replicas \(3\), got 2"):
         RayShards(replicas=3, max_replicas=2)
-    with _connected(ray_cluster.address, replicas=40, start_seconds=1.0) as cluster:
+    with _connected(ray_cluster.address, threads=40, start_seconds=1.0) as cluster:  # so that none begins to start
         with pytest.raises(
             GalleryError, match=r"is not a gallery in shards; make one with: chan gallery split \S+/one -o"
         ):
