@@ -124,9 +124,14 @@ def parse(ptx: str) -> Program:
         blocks.append(len(code))
     constants = np.array(registers.constants, np.uint64).reshape(-1, 2)
     joins = _joins(code, operands, blocks)
-    numbers = (np.array(each, np.int32) for each in (code, blocks, joins))
-    code_, blocks_, joins_ = numbers
-    return Program(code_, np.array(operands, np.int64), blocks_, joins_, len(registers.known), constants)
+    return Program(
+        np.array(code, np.int32),
+        np.array(operands, np.int64),
+        np.array(blocks, np.int32),
+        np.array(joins, np.int32),
+        len(registers.known),
+        constants,
+    )
 
 
 def _joins(code: list[list[int]], operands: list[int], blocks: list[int]) -> list[int]:
