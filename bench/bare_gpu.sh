@@ -67,14 +67,14 @@ encoders() {
 "$python" -c 'import sys; from chan_rt.runtime.gpu import examine_gpu
 found = examine_gpu(); print(*found.gpus, f"CUDA {found.cuda}, driver {found.driver}"); sys.exit(found.problem)' || exit
 nvidia-smi > "$OUT/smi.txt"
-if [ -z "${CHAN_COMPILED:-}" ]; then
+[ $# -gt 0 ] || set -- checks figures
+if [ -z "${CHAN_COMPILED:-}" ] && [ "$*" != encoders ]; then
   export CHAN_COMPILED=$OUT/../compiled
   step "compiling"
   "$python" -c 'import pathlib, sys; from chan_rt.bench.gpu_kernels import compile_all
 from chan_rt.runtime.gpu import examine_gpu
-compile_all(pathlib.Path(sys.argv[1]), examine_gpu().gpus[0].architecture)' "$CHAN_COMPILED"
+compile_all(pathlib.Path(sys.argv[1]), examine_gpu().gpus[0].architecture)' "$CHAN_COMPILED" || exit
 fi
-[ $# -gt 0 ] || set -- checks figures
 case " $* " in
 *" figures "*)
   nice "$python" -c 'import pathlib, sys; from chan_rt.bench.gpu import keep_cases
