@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import warnings
+from typing import Any
 
 import click
 
@@ -49,6 +50,17 @@ class ChanGroup(click.Group):
     1 where the work failed, and 130 after Ctrl-C.
     """
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line, whose streams may fail."""
+        from chan_rt.commands.streams import guarded_streams
+
+        with guarded_streams():
+            try:
+                return super().main(*args, **extra)
+            except OSError as error:  # of the help or the version, which click prints before it invokes a command
+                _failure(error).show()
+                sys.exit(1)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the work, not of the alphabet."""
         return list(COMMANDS)
@@ -72,9 +84,6 @@ class ChanGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command, which Ctrl-C ends at any time with one line."""
-        for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which files would take else
-            if getattr(sys, name) is None:  # whoever started the command has closed it: `>&-`
-                setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
         try:
             return self._invoke(ctx)
         except KeyboardInterrupt:
@@ -108,8 +117,15 @@ class ChanGroup(click.Group):
         except BrokenPipeError:  # the reader of a pipe has left: click ends quietly
             raise
         except OSError as error:
-            place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-            raise click.ClickException(visible_lines(f"{place}{error.strerror or error}")) from error
+            raise _failure(error) from error
+
+
+def _failure(error: OSError) -> click.ClickException:
+    """What a command says of a file, or of a stream, that cannot be used."""
+    from chan_rt.commands.terminal import visible_lines
+
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return click.ClickException(visible_lines(f"{place}{error.strerror or error}"))
 
 
 @click.group(cls=ChanGroup, context_settings={"help_option_names": ["-h", "--help"]})

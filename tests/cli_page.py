@@ -32,6 +32,9 @@ With `--json` a command prints its result as one JSON document to stdout. With `
 library logs what it does to stderr; with `-vv` also the details. Control characters in file names, captions and ids are
 shown as `\\x1b` and the like, never sent to the terminal.
 
+Where stdout takes nothing more, because its disk is full, the command ends with status 1 and one line; where the reader
+of a pipe has left, with status 1 and no line. What stderr does not take is lost, and the work goes on.
+
 ## Data folders
 
 DATA is a folder in the layout of SCAN and VSE-infinity, which the literature calls "precomp" for its precomputed

@@ -465,6 +465,50 @@ def test_closed_streams_stop_no_command(tmp_path: Path, closed: str) -> None:
     assert verify_gallery(tmp_path / "g") == []
 
 
+RUN = [sys.executable, "-c", "from chan_rt.cli import main; main()"]
+PRINTS = [["--help"], ["--version"], ["search", "--help"], ["gallery", "--help"], ["doctor"], ["doctor", "--json"]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", PRINTS, ids=" ".join)
+def test_a_full_disk_behind_stdout_is_one_line(words: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*RUN, *words], stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (1, b"Error: standard output: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(("words", "status"), [(["--version"], 0), (["nope"], 2), (["inspect", "."], 1)])
+def test_a_full_disk_behind_stderr_changes_no_status(words: list[str], status: int, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*RUN, *words], stdout=subprocess.PIPE, stderr=full, cwd=tmp_path)
+    assert done.returncode == status
+    assert (b", version " in done.stdout) == (status == 0)
+
+
+def test_a_warning_that_stderr_does_not_take_stops_no_work(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(3, dtype=np.float32))
+    words = [*RUN, "-vv", "index", "--embeddings", "a.npy", "-o", "g"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as left:
+        done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=left)
+    assert done.returncode == 0
+    assert verify_gallery(tmp_path / "g") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe of Windows has no such error")
+@pytest.mark.parametrize("words", PRINTS, ids=" ".join)
+def test_a_reader_that_has_left_ends_a_command_quietly(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as left:
+        done = subprocess.run([*RUN, *words], stdout=left, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_ctrl_c_before_the_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
         def __getattr__(self, name: str) -> object:
@@ -513,7 +557,7 @@ def test_commands_print_through_one_door() -> None:
         for file in commands.glob("*.py")
         if re.search(r"click\.(s?echo|progressbar)|\bprint\(|sys\.(stdout|stderr)", file.read_text(encoding="utf-8"))
     ]
-    assert doors == ["terminal.py"]
+    assert sorted(doors) == ["streams.py", "terminal.py"]  # the first one only guards what the other prints to
 
 
 @pytest.mark.parametrize("words", [words for words, one in EVERY.items() if any(p.name == "data" for p in one.params)])
