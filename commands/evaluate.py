@@ -16,30 +16,15 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
 @click.argument("models", nargs=-1, required=True, type=values.CHECKPOINT)
 @options.data_argument
 @options.split_option("test", "Split of DATA to evaluate.")
-@click.option(
-    "--folds",
-    type=click.IntRange(min=2),
-    help="Number of blocks of images to average over. 5 on testall is the 1K protocol of COCO.",
-)
+@options.folds_option
 @options.backend_option
 @options.device_option
 @options.precision_option
-@click.option(
-    "--ties",
-    type=click.Choice(["lower", "published"]),
-    default="lower",
-    show_default=True,
-    help="Which of two equal scores ranks first: that of the lower index, or that of the higher, which is close to the "
-    "published code (its sort is not stable).",
-)
+@options.ties_option
 @click.option(
     "--eccv", is_flag=True, help="Also compute CxC and ECCV Caption. This needs the testall split of COCO with its ids."
 )
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Refuse blank captions and captions that are too long. Otherwise they are skipped or cut.",
-)
+@options.strict_captions_option
 @options.json_option
 def command(
     models: tuple[Path, ...],

@@ -58,6 +58,24 @@ threads_option = click.option(
     "--threads", type=values.COUNT, help="Number of CPU threads. The default is one for each core."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
+folds_option = click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    help="Number of blocks of images to average over. 5 on testall is the 1K protocol of COCO.",
+)
+ties_option = click.option(
+    "--ties",
+    type=click.Choice(["lower", "published"]),
+    default="lower",
+    show_default=True,
+    help="Which of two equal scores ranks first: that of the lower index, or that of the higher, which is close to the "
+    "published code (its sort is not stable).",
+)
+strict_captions_option = click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse blank captions and captions that are too long. Otherwise they are skipped or cut.",
+)
 output_json_option = click.option(
     "--output-json", "json_file", type=values.NEW_FILE, help="Also write the result as JSON to this file."
 )
