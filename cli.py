@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "train": "train",
     "import": "import_",
     "evaluate": "evaluate",
+    "compare": "compare",
     "export": "export",
     "calibrate": "calibrate",
     "sensitivity": "sensitivity",

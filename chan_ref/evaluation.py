@@ -92,10 +92,10 @@ def evaluate_models(
     ids = _extended_ids(images, folds) if extended else None  # before a COCO-sized split is scored: that takes minutes
     blocks = metrics.fold_slices(owner, images.num_images, folds)
     for path in models:  # all of them before the first one runs
-        _check_fits(images, path)
+        check_fits(images, path)
     start = time.perf_counter()
     opening = partial(open_encoder, backend=backend, precision=precision, device=device)
-    ranked, scores, cut = _ranks(models, opening, images, blocks, strict, not extended, on_progress)
+    ranked, scores, cut = rank_models(models, opening, images, blocks, strict, not extended, on_progress)
     seconds = time.perf_counter() - start
 
     def mean(order: metrics.Ties) -> metrics.Metrics:
@@ -121,9 +121,14 @@ def _extended_ids(images: CaptionedImages, folds: int) -> list[str]:
     return images.image_ids
 
 
-def _check_fits(images: CaptionedImages, path: str | Path) -> None:
+def is_bundle(path: str | Path) -> bool:
+    """Whether a model's folder is a bundle; a checkpoint else."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def check_fits(images: CaptionedImages, path: str | Path) -> None:
     """InputError unless a folder is a bundle or a checkpoint that reads these region features."""
-    if (Path(path) / MANIFEST).is_file():
+    if is_bundle(path):
         images.check_bundle(Manifest.load(path), path)
     elif (Path(path) / "config.json").is_file():
         images.check_width(read_config(path).region_dim, path)
@@ -133,7 +138,7 @@ def _check_fits(images: CaptionedImages, path: str | Path) -> None:
         raise InputError(f"{path} is neither a checkpoint (config.json) nor a bundle ({MANIFEST})")
 
 
-def _ranks(
+def rank_models(
     models: Sequence[str | Path],
     opening: Callable[[str | Path], AbstractContextManager[tuple[Matcher | ReferenceMatcher, bool]]],
     images: CaptionedImages,
@@ -184,7 +189,7 @@ def open_encoder(
     That gives what the fp32 graph on onnxruntime's CPU gives. Everything else is scored by its own graph, because that
     graph is part of what is evaluated.
     """
-    if (Path(path) / MANIFEST).is_file():
+    if is_bundle(path):
         with Matcher.open(path, backend, precision, device=device) as matcher:
             yield matcher, matcher.backend == "onnxruntime" and precision == "fp32"
     else:
