@@ -20,7 +20,8 @@ from ..errors import GalleryError, InputError, reason_of
 from ..files import atomic_file
 from ..gallery import Gallery
 from ..gallery.store.rows import Row
-from ..gallery.where import Where
+from ..gallery.view import View
+from ..gallery.where import Filter, Where
 from .embedding_source import BYTES_AT_ONCE
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
@@ -47,7 +48,8 @@ def export_embeddings(gallery: Gallery, file: str | Path, where: Where | None = 
     """Write the ids, metadata and vectors of a gallery's rows to a file, in the order of addition.
 
     Vectors are written as the gallery keeps them: those of the fine copy bit for bit, and without one
-    what the int8 codes stand for. Rows are read some 64 MB at a time.
+    what the int8 codes stand for. Rows are read some 64 MB at a time, all of one commit: changes of a writer beside are
+    not seen.
 
     Args:
         gallery: open.
@@ -57,32 +59,34 @@ def export_embeddings(gallery: Gallery, file: str | Path, where: Where | None = 
 
     Raises:
         InputError: another ending, no row, a filter that is none.
-        GalleryError: the file cannot be written, or a row was deleted meanwhile; what was there before stays.
+        GalleryError: the file cannot be written; what was there before stays.
         GalleryCorrupt: bytes that must be read are not those that were committed.
         MissingExtra: writing Parquet needs a library that is not installed.
     """
     path = Path(file)
     check_choice("the ending of file", path.suffix, SUFFIXES)
-    rows = gallery.rows(where)
+    condition = None if where is None else Filter.parse(where)
+    view = gallery.view()
+    rows = view.all_rows(condition)
     if not rows:
         raise InputError(f"{gallery.path}: there must be a row to export, got none")
-    lengths = gallery.lengths([row.id for row in rows])
+    lengths = view.lengths([row.id for row in rows])
     dtype = "float16" if gallery.settings.fine == "float16" else "float32"
-    pieces = _Pieces(gallery, rows, lengths, dtype)
+    pieces = _Pieces(view, rows, lengths, dtype)
     try:
         _WRITERS[path.suffix](path, pieces)
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {reason_of(error)}") from error
     bounds = {"float32": 0.0, "float16": None, "fixed16": None}
-    bound = bounds[gallery.settings.fine] if gallery.settings.fine in bounds else gallery.code_error()
+    bound = bounds.get(gallery.settings.fine, view.code_error)
     return Exported(len(rows), int(lengths.sum()), dtype, bound)
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Rows of a gallery, read a few at a time."""
+    """Rows of one commit, read a few at a time."""
 
-    gallery: Gallery
+    view: View
     rows: Sequence[Row]
     lengths: NDArray[np.int32]
     dtype: str
@@ -90,7 +94,7 @@ class _Pieces:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of all vectors together."""
-        return int(self.lengths.sum()), self.gallery.settings.dim
+        return int(self.lengths.sum()), self.view.settings.dim
 
     @property
     def lines(self) -> NDArray[np.uint8]:
@@ -108,7 +112,7 @@ class _Pieces:
                 longest = length
         for first, last in pairwise([*edges, len(self.rows)]):
             part = self.rows[first:last]
-            vectors = self.gallery.embeddings([row.id for row in part]).rows()
+            vectors = self.view.embeddings([row.id for row in part]).rows()
             yield part, [row.astype(self.dtype) for row in vectors]
 
     def vectors(self) -> Iterator[NDArray[Any]]:
