@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ..errors import InputError
+from ..errors import InputError, shortened
 from ..strict_json import unique_keys
 from .store.rows import Row
 from .values import MAX_DEPTH, Json, json_value, plain_text, same
@@ -183,6 +183,12 @@ def _contains(left: Json, value: Json) -> bool:
     return isinstance(left, str) and isinstance(value, str) and value in left
 
 
+_WORDS: Mapping[str, bool | None] = {"true": True, "false": False, "null": None}
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# What people and programs also write for numbers: 1_000, 1,000, 1'000, 0x1F, inf, nan, digits of other scripts.
+_LIKE_A_NUMBER = re.compile(
+    r"[+-]?(?:\d[\d_,']*(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|0[xob][\da-f_]+|inf|infinity|nan)", re.IGNORECASE
+)
 _SIGNS: Mapping[str, str] = {
     ">=": "$gte",
     "<=": "$lte",
@@ -201,6 +207,9 @@ def parse_words(conditions: Sequence[str]) -> dict[str, Any]:
     it), !KEY (it has not), or a whole filter as JSON. Text cannot show its type, so `year=2020` passes rows with the
     number 2020 and rows with the text "2020"; quotes ask for the text alone: year='"2020"'. They are needed for text
     that begins with a sign, because year==2020 is a slip more often than it is meant.
+
+    A number is decimal, as in 2020, -0.5, +.5, 007 and 1e6. Other spellings are text: 0x1F, 1_000, nan, and 1e999,
+    which float64 cannot hold. Behind <, <=, > and >= they need quotes, because numbers and text have other orders.
 
     Raises:
         InputError: a text is none of these; names it.
@@ -223,27 +232,47 @@ def _parse_word(text: str) -> Where:
     if sign is None:
         return {key: {"$exists": not negated}}
     if value.startswith(("=", "<", ">", "~")):
-        quoted = shlex.quote(f"{key}{sign}{json.dumps(value, ensure_ascii=False)}")
         raise InputError(
-            f"where: after {sign} comes a value, got another sign in {text!r}; quote text that begins so: {quoted}"
+            f"where: after {sign} comes a value, got another sign in {text!r}; quote text that begins so: "
+            f"{_quoted(key, sign, value)}"
         )
     meanings = _meanings(value)
     if _SIGNS[sign] in _ORDER:
         if not value:
             raise InputError(f"where: after {sign} comes a number or text, got {text!r}")
+        if meanings == [value] and _LIKE_A_NUMBER.fullmatch(value.strip()):
+            got = shortened(repr(value), 80)
+            raise InputError(
+                f"where: after {sign} comes a number, as 2020, -0.5 or 1e6, or text, and {got} only reads like one; "
+                f"quote text that reads so: {_quoted(key, sign, value)}"
+            )
         meanings = [meant for meant in meanings if meant is not None and not isinstance(meant, bool)]
     either = [{key: {_SIGNS[sign]: meant}} for meant in meanings]
     return {"$and": either} if sign == "!=" else {"$or": either}
 
 
+def _quoted(key: str, sign: str, value: str) -> str:
+    """A condition on text that is meant as it stands, for a shell."""
+    return shortened(shlex.quote(f"{key}{sign}{json.dumps(value, ensure_ascii=False)}"))
+
+
 def _meanings(text: str) -> list[Json]:
-    """What a text of unknown type can mean: itself, and the JSON number, boolean, null or text that it spells."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return [text]
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return [text]
-    return [value, text] if value is None or isinstance(value, bool | int | float) else [text]
+    """What a text of unknown type can mean: itself, and the number, boolean, null or quoted text that it spells."""
+    spelled = text.strip()
+    if spelled.startswith('"'):
+        try:
+            return [json.loads(spelled)]
+        except ValueError:
+            return [text]
+    value = _WORDS[spelled] if spelled in _WORDS else _number(spelled)
+    return [text] if value is None and spelled != "null" else [value, text]
+
+
+def _number(text: str) -> int | float | None:
+    """The decimal number that a text spells; None for another text, and for what float64 cannot hold."""
+    if _DECIMAL.fullmatch(text) is None:
+        return None
+    nearest = float(text)
+    if not math.isfinite(nearest):
+        return None
+    return nearest if any(letter in text for letter in ".eE") else int(text)

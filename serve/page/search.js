@@ -149,7 +149,11 @@ function conditionOf(name, sign, value) {
   const key = JSON.stringify(name);
   if (sign === "?" || sign === "!") return `{${key}:{"$exists":${sign === "?"}}}`;
   const ordered = "<>".includes(sign[0]);
-  const meanings = meaningsOf(value).filter((meant) => !ordered || !/^[tfn]/.test(meant));
+  const every = meaningsOf(value);
+  if (ordered && every.length === 1 && !value.trim().startsWith('"') && LIKE_A_NUMBER.test(value.trim())) {
+    throw new Problem(`${value} only reads like a number. Quote it if it is text: ${name}${sign}${JSON.stringify(value)}`);
+  }
+  const meanings = every.filter((meant) => !ordered || !/^[tfn]/.test(meant));
   return `{"${sign === "!=" ? "$and" : "$or"}":[${meanings.map((meant) => `{${key}:{"${FILTERS[sign]}":${meant}}}`)}]}`;
 }
 
@@ -157,8 +161,20 @@ function conditionOf(name, sign, value) {
 function meaningsOf(text) {
   const spelled = text.trim();
   if (spelled.startsWith('"') && parses(spelled)) return [spelled];
-  const number = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/.test(spelled) && Number.isFinite(Number(spelled));
-  return [...(number || /^(true|false|null)$/.test(spelled) ? [spelled] : []), JSON.stringify(text)];
+  const meant = /^(true|false|null)$/.test(spelled) ? spelled : numberOf(spelled);
+  return [...(meant === null ? [] : [meant]), JSON.stringify(text)];
+}
+
+// What people and programs also write for numbers: 1_000, 1,000, 1'000, 0x1F, inf, nan, digits of other scripts.
+const LIKE_A_NUMBER =
+  /^[+-]?(\p{Nd}[\p{Nd}_,']*(\.\p{Nd}*)?(e[+-]?\p{Nd}+)?|\.\p{Nd}+(e[+-]?\p{Nd}+)?|0[xob][\da-f_]+|inf|infinity|nan)$/iu;
+
+// The decimal number that a text spells, in JSON; null for another text, and for what float64 cannot hold.
+function numberOf(text) {
+  const found = /^([+-]?)(?=\.?\d)(\d*)(?:\.(\d*))?([eE][+-]?\d+)?$/.exec(text);
+  if (!found || !Number.isFinite(Number(text))) return null;
+  const [, sign, whole, part, power] = found;
+  return `${sign === "-" ? "-" : ""}${whole.replace(/^0+(?=\d)/, "") || "0"}${part ? `.${part}` : ""}${power ?? ""}`;
 }
 
 function parses(text) {

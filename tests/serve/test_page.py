@@ -274,7 +274,9 @@ def test_filters_count_and_are_in_the_address(open_page: Open, site: str) -> Non
     "condition",
     [
         "year=2020", "year!=2020", "year='x'", 'year="2020"', 'year>="2020"', "year>=2020", "year>true", "year=true",
-        "year= 2020", "year=0x7E4", "year=2.02e3", "year=1e400", "year=NaN", "year=", 'year="', "year~20", "year=null",
+        "year= 2020", "year=0x7E4", "year=2.02e3", "year=1e400", "year=NaN", "year=",
+        "year=02020", "year>+2020", "year<=2020.", "year<-.5e4", "year>=00.50", "year=-0", "year=1_000", "year>1.2.3",
+        'year="', "year~20", "year=null",
         "year", "!year", f"shot={SHOT}", f"shot>{SHOT}", f'{{"shot": {{"$in": [{SHOT}]}}}}', "__proto__=1",
     ],
 )  # fmt: skip
@@ -310,6 +312,9 @@ def test_mistakes_are_explained(browser: Any, site: str, violations: Check) -> N
     wait_text(page, ".problem", "is no JSON")
     page.goto(f"{site}/?q=apple&where=!year%3D2019")
     wait_text(page, ".problem", "cannot be read")
+    for value in ("1e999", "0x7E4", "1_000", "inf"):
+        page.goto(f"{site}/?q=apple&where=year%3C%3D{value}")
+        wait_text(page, ".problem", f'Quote it if it is text: year<="{value}"')
     page.goto(f"{site}/?q=two+zyzzyva")
     page.wait_for_selector("#status:has-text('The model does not know zyzzyva.')")
     page.goto(f"{site}/?gallery=captions&q=apple")

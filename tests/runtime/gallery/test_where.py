@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
-from chan_rt.runtime.gallery.where import Filter, parse_words
+from chan_rt.runtime.gallery.where import _SIGNS, Filter, parse_words
 
 
 def row(n: int) -> dict[str, Any]:
@@ -226,12 +226,22 @@ def test_conditions_complete_each_other(metadata: dict[str, Any], key: str, valu
         (['note="a=b"'], [0, 1, 2, 3, 4, 5]),
         (['note<"=3"'], []),
         (["n="], []),
+        (["n=03"], [3]),
+        (["n<=+1."], [0, 1]),
+        (["n>4.5"], [5]),
+        (["n<.5"], [0]),
+        (["n=1e999"], []),
+        (["n!=1e999"], [0, 1, 2, 3, 4, 5]),
+        (["word=1_000"], [0, 1, 2, 3, 4, 5]),
+        (["word~1_0"], [0, 1, 2, 3, 4, 5]),
+        (['word<="1_000"'], [0, 1, 2, 3, 4, 5]),
+        (["word>=1.0.0"], [0, 1, 2, 3, 4, 5]),
         (['{"$or": [{"n": 1}, {"n": 4}]}', "n>1"], [4]),
     ],
     ids=repr,
 )
 def test_words_of_a_command_line(words: list[str], passing: list[int]) -> None:
-    rows = [row | {"image_id": str(391895 + n), "note": "a=b"} for n, row in enumerate(ROWS)]
+    rows = [row | {"image_id": str(391895 + n), "note": "a=b", "word": "1_000"} for n, row in enumerate(ROWS)]
     condition = Filter.parse(parse_words(words))
     assert [n for n, metadata in enumerate(rows) if condition.matches(metadata)] == passing
 
@@ -255,6 +265,31 @@ def test_another_sign_must_be_quoted(word: str, quoted: str) -> None:
         parse_words([word])
     assert shlex.split(str(caught.value).partition("begins so: ")[2]) == [quoted]
     parse_words([quoted])
+
+
+LIKE_NUMBERS = [
+    "1e999", "-1e400", "1" * 400, "9" * 5000, "inf", "-Infinity", "NaN", "0x1F", "0b1", "1_000", "1,000", "1,5",
+    "1'000.5", "\uff15", " 1e999 ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sign", ["<", "<=", ">", ">="])
+@pytest.mark.parametrize("value", LIKE_NUMBERS, ids=lambda value: value[:8])
+def test_what_only_reads_like_a_number_has_no_order_unless_it_is_quoted(value: str, sign: str) -> None:
+    with pytest.raises(InputError, match="only reads like one; quote text that reads so: ") as caught:
+        parse_words([f"n{sign}{value}"])
+    assert len(str(caught.value)) < 1500
+    if len(value) < 20:
+        (quoted,) = shlex.split(str(caught.value).partition("reads so: ")[2])
+        assert parse_words([quoted]) == {"$and": [{"$or": [{"n": {_SIGNS[sign]: value}}]}]}
+    assert parse_words([f"n={value}"]) == {"$and": [{"$or": [{"n": {"$eq": value}}]}]}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**300), 10**300))
+def test_a_number_means_itself_however_many_zeros_it_has(number: float) -> None:
+    text = repr(number)
+    for spelled in (text, text.replace("-", "-00", 1) if text[0] == "-" else f"+00{text}"):
+        assert parse_words([f"n<{spelled}"]) == {"$and": [{"$or": [{"n": {"$lt": number}}, {"n": {"$lt": spelled}}]}]}
 
 
 @pytest.mark.parametrize("word", ["n>", "n<=", "n>="])
