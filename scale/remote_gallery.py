@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +16,13 @@ from ..runtime.embeddings import Embeddings
 from ..runtime.errors import GalleryError, GalleryIncomplete, InputError
 from ..runtime.gallery.result import SearchResult
 from ..runtime.gallery.settings import GallerySettings
+from ..runtime.gallery.sharded.manifest import ShardManifest
 from ..runtime.gallery.store.rows import Row
 from ..runtime.gallery.values import checked_ids
 from ..runtime.gallery.where import Filter, Where
 from .asking import Patience, Transport
 from .questions import Description
-from .router import Commits, Router
+from .router import COMMITS, Commits, Moved, Router, changed_too_fast
 
 T = TypeVar("T")
 
@@ -43,7 +46,8 @@ class RemoteGallery:
         self.path = path.absolute()
         self._commits = Commits(self.path)
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
+        self._at: ShardManifest | None = None  # the commit that it stays at
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chan-router", daemon=True)
         self._thread.start()
@@ -62,9 +66,9 @@ class RemoteGallery:
     def close(self) -> None:
         """End the router; twice does no harm. What other threads ask meanwhile raises GalleryError."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 return
-            self._closed = True
+            self._closed.set()
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -110,7 +114,7 @@ class RemoteGallery:
             InputError: an id that the gallery does not have.
             GalleryIncomplete: a shard does not answer, and no other has one of the ids.
         """
-        return [row for row, _ in self._do(self._router.find(ids))]
+        return [row for row, _ in self._do(self._router.find(ids, at=self._at))]
 
     def embeddings(self, ids: Iterable[str | int]) -> Embeddings:
         """Embeddings of the rows with these ids, in the order of the ids, as `Gallery.embeddings`.
@@ -122,7 +126,7 @@ class RemoteGallery:
         wanted = checked_ids(ids)
         if not wanted:
             raise InputError("ids: must hold at least one id, got none")
-        found = self._do(self._router.find(wanted, embeddings=True))
+        found = self._do(self._router.find(wanted, embeddings=True, at=self._at))
         return Embeddings.concatenate([one for _, one in found if one is not None])
 
     def search(
@@ -137,7 +141,20 @@ class RemoteGallery:
     ) -> list[SearchResult]:
         """The k best rows for each query, as `Gallery.search`; see `Router.search` for the errors."""
         choice: dict[str, Any] = {"ids": ids, "where": where, "same_kind": same_kind, "at_least": at_least}
-        return self._do(self._router.search(queries, k, **choice))
+        return self._do(self._router.search(queries, k, **choice, at=self._at))
+
+    def at_one_commit(self, read: Callable[[RemoteGallery], T]) -> T:
+        """What `read` returns, as `Gallery.at_one_commit`; it is called again where a shard has the commit no more.
+
+        Raises:
+            GalleryError: commits followed each other faster than that.
+        """
+        for _ in range(COMMITS):
+            pinned = copy.copy(self)
+            pinned._at = self._commits.newest()[1]
+            with suppress(Moved):
+                return read(pinned)
+        raise changed_too_fast(self.path)
 
     async def _end(self) -> None:
         await self._router.close()
@@ -149,7 +166,7 @@ class RemoteGallery:
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         closed = GalleryError(f"{self.path}: this gallery is closed; open it again")
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 work.close()
                 raise closed
             asked = asyncio.run_coroutine_threadsafe(work, self._loop)

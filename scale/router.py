@@ -38,7 +38,7 @@ from .questions import Answer, Broken, DescribeShard, Description, FindRows, Fou
 T = TypeVar("T")
 Task = SearchShard | FindRows | DescribeShard
 _log = logging.getLogger(__name__)
-_COMMITS = 10  # times that a search begins again because a commit came between
+COMMITS = 10  # times that a search begins again because a commit came between
 _NOTHING = SearchResult((), True, "", 0, 0)
 
 
@@ -96,10 +96,16 @@ class Router:
         where: Where | Filter | None = None,
         same_kind: bool = False,
         at_least: float | Sequence[float] | None = None,
+        at: ShardManifest | None = None,
     ) -> list[SearchResult]:
         """The k best rows for each query, as `Gallery.search`.
 
+        Args:
+            queries, k, ids, where, same_kind, at_least: as of `Gallery.search`.
+            at: the commit to search; None for the newest one.
+
         Raises:
+            Moved: a shard does not have the commit `at` any more.
             InputError, TensorError: as `Gallery.search`.
             GalleryIncomplete: a shard does not answer, and only complete answers are wanted.
             GalleryError: commits followed each other faster than searches.
@@ -112,12 +118,20 @@ class Router:
             least = check_queries(one.manifest.settings, queries, same_kind, at_least)[1]
             return await _search(one, queries, k, wanted, condition, Floors(least, k))
 
-        return await self._at_one_commit(run, self._complete)
+        return await self._at_one_commit(run, self._complete, at)
 
-    async def find(self, ids: Iterable[str | int], embeddings: bool = False) -> list[tuple[Row, Embeddings | None]]:
+    async def find(
+        self, ids: Iterable[str | int], embeddings: bool = False, at: ShardManifest | None = None
+    ) -> list[tuple[Row, Embeddings | None]]:
         """Id and metadata of the rows with these ids, in the order of the ids, and their embeddings where wanted.
 
+        Args:
+            ids: of the rows.
+            embeddings: whether they are wanted.
+            at: the commit to read; None for the newest one.
+
         Raises:
+            Moved: a shard does not have the commit `at` any more.
             InputError: an id that the gallery does not have.
             GalleryIncomplete: a shard does not answer, and no other has one of the ids.
         """
@@ -135,7 +149,7 @@ class Router:
                 raise unknown_ids(absent, "ids")
             return [found[id] for id in wanted]
 
-        return await self._at_one_commit(run, False)
+        return await self._at_one_commit(run, False, at)
 
     async def describe(self) -> list[Description | None]:
         """What each shard says of itself; None where it does not answer."""
@@ -144,20 +158,28 @@ class Router:
             answers = await one.ask_all(DescribeShard)
             return [answer if isinstance(answer, Description) else None for answer in answers]
 
-        return await self._at_one_commit(run, False)
+        return await self._at_one_commit(run, False, None)
 
-    async def _at_one_commit(self, run: Callable[[_Commit], Awaitable[T]], complete: bool) -> T:
-        """The result of something that asks all shards about one commit, which the shards still have."""
-        for _ in range(_COMMITS):
+    async def _at_one_commit(
+        self, run: Callable[[_Commit], Awaitable[T]], complete: bool, at: ShardManifest | None
+    ) -> T:
+        """The result of something that asks all shards about one commit: about `at`, or one that all of them have."""
+        for _ in range(COMMITS):
             try:
-                return await run(_Commit(self._commits, self._commits.newest()[1], self.asker, complete))
-            except _Moved:
-                continue
-        raise GalleryError(f"{self._commits.folder}: it is changed faster than it is searched; try again")
+                return await run(_Commit(self._commits, at or self._commits.newest()[1], self.asker, complete))
+            except Moved:
+                if at is not None:
+                    raise
+        raise changed_too_fast(self._commits.folder)
 
 
-class _Moved(Exception):
+class Moved(Exception):
     """A shard does not have the commit that is searched any more."""
+
+
+def changed_too_fast(folder: Path) -> GalleryError:
+    """What is raised where something began COMMITS times."""
+    return GalleryError(f"{folder}: it is changed faster than it is searched; try again")
 
 
 @dataclass
@@ -201,7 +223,7 @@ class _Commit:
             task: makes the task, each time that the shard is asked.
 
         Raises:
-            _Moved: the shard does not have this commit any more.
+            Moved: the shard does not have this commit any more.
             GalleryIncomplete: it does not answer, and that is an error.
         """
         if index in self.problems:
@@ -212,7 +234,7 @@ class _Commit:
         )
         if isinstance(answer, Gone):
             if self.commits.newest()[1] != self.manifest:
-                raise _Moved
+                raise Moved
             answer = Broken("it is missing")
         if not isinstance(answer, Broken):
             return answer

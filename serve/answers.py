@@ -13,7 +13,7 @@ from ..runtime.explanation import MARKS, shares, word_shares
 from ..runtime.gallery.result import Hit, SearchResult
 from ..runtime.regions import region_box
 from . import bodies
-from .galleries import OpenGallery
+from .galleries import OpenGallery, ServedGallery
 from .packing import pack
 from .work import Work
 
@@ -23,18 +23,18 @@ PRIVATE = ("path", "source")
 HIDDEN = (*PRIVATE, "boxes")
 
 
-def search_response(job: Work) -> bodies.SearchResponse:
+def search_response(job: Work, gallery: ServedGallery) -> bodies.SearchResponse:
     """The answer to a search that is done."""
     assert job.embeddings is not None
     queries = [_caption_words(job.opened, caption, job.off) for caption in job.captions] or [[]] * len(job.results)
     results = [
-        _result(job.opened, result, job.embeddings[row], words)
+        _result(job.opened, gallery, result, job.embeddings[row], words)
         for row, (result, words) in enumerate(zip(job.results, queries, strict=True))
     ]
     return bodies.SearchResponse(job.opened.name, job.opened.gallery.settings.kind, results)
 
 
-def encode_response(job: Work) -> bodies.EncodeResponse:
+def encode_response(job: Work, gallery: ServedGallery) -> bodies.EncodeResponse:
     """The answer to `encode`."""
     assert job.embeddings is not None
     return bodies.EncodeResponse(job.opened.name, pack(job.embeddings))
@@ -70,10 +70,14 @@ def picture_path(name: str, hit_id: str) -> str:
 
 
 def _result(
-    opened: OpenGallery, result: SearchResult, query: Embeddings, words: Sequence[bodies.Word]
+    opened: OpenGallery,
+    gallery: ServedGallery,
+    result: SearchResult,
+    query: Embeddings,
+    words: Sequence[bodies.Word],
 ) -> bodies.Result:
     on = [word for word in words if word.on]
-    hits = [_hit(opened, hit, query, on) for hit in result.hits]
+    hits = [_hit(opened, gallery, hit, query, on) for hit in result.hits]
     unknown = list(dict.fromkeys(word.word for word in words if not word.known))
     return bodies.Result(
         result.certified, result.reason, result.rows, result.rescored, result.rescored_share,
@@ -81,12 +85,14 @@ def _result(
     )  # fmt: skip
 
 
-def _hit(opened: OpenGallery, hit: Hit, query: Embeddings, words: Sequence[bodies.Word]) -> bodies.Hit:
+def _hit(
+    opened: OpenGallery, gallery: ServedGallery, hit: Hit, query: Embeddings, words: Sequence[bodies.Word]
+) -> bodies.Hit:
     if opened.side == "captions":
         words = _caption_words(opened, str(hit.metadata.get("caption", "")), (), len(hit.word_regions))
     elif not words:  # a query of embeddings, or a row: nobody knows its words
         words = [bodies.Word("")] * len(hit.word_regions)
-    parts = _shares(opened, hit, query)
+    parts = _shares(gallery, hit, query)
     boxes = hit.metadata.get("boxes") if opened.side == "images" else query.boxes
     if isinstance(boxes, np.ndarray):
         boxes = boxes[0]
@@ -105,15 +111,15 @@ def _hit(opened: OpenGallery, hit: Hit, query: Embeddings, words: Sequence[bodie
     return bodies.Hit(hit.id, hit.score, metadata, picture, matches)
 
 
-def _shares(opened: OpenGallery, hit: Hit, query: Embeddings) -> list[float]:
+def _shares(gallery: ServedGallery, hit: Hit, query: Embeddings) -> list[float]:
     """Each word's share of a hit's score. With VHA the similarities decide; otherwise the row's vectors are read."""
-    config: AlignmentConfig = opened.gallery.alignment
+    config: AlignmentConfig = gallery.alignment
     of_words = word_shares(hit.word_scores, config)
     if of_words is not None:
         return list(map(float, of_words))
-    row = opened.gallery.embeddings([hit.id])
+    row = gallery.embeddings([hit.id])
     mine, asked = row.vectors[0, : row.lengths[0]], query.vectors[0, : query.lengths[0]]
-    regions, words = (mine, asked) if opened.side == "images" else (asked, mine)
+    regions, words = (mine, asked) if gallery.settings.kind == "images" else (asked, mine)
     return list(map(float, shares(regions, words, hit.word_scores.tolist(), config)))
 
 

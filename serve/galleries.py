@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..runtime.counts import counted
 from ..runtime.errors import GalleryError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..scale.ray_serve import RayCluster
     from ..scale.remote_gallery import RemoteGallery
 
+ServedGallery: TypeAlias = "Gallery | RemoteGallery"
 _log = logging.getLogger(__name__)
 
 
@@ -57,9 +58,7 @@ class OpenGallery(Held):
         gallery, matcher: open until the last holder lets go; no matcher where the embeddings came without a bundle.
     """
 
-    def __init__(
-        self, name: str, gallery: Gallery | RemoteGallery, matcher: Matcher | None, close: Callable[[], object]
-    ) -> None:
+    def __init__(self, name: str, gallery: ServedGallery, matcher: Matcher | None, close: Callable[[], object]) -> None:
         super().__init__(close)
         self.name = name
         self.gallery = gallery
@@ -219,7 +218,7 @@ def _open_all(settings: Settings, cluster: RayCluster | None) -> dict[str, OpenG
     """Open each gallery once, and each bundle once."""
     matchers: dict[tuple[str, str | None], tuple[Matcher, Held]] = {}
 
-    def matcher_of(name: str, gallery: Gallery | RemoteGallery) -> tuple[Matcher, Held] | None:
+    def matcher_of(name: str, gallery: ServedGallery) -> tuple[Matcher, Held] | None:
         if gallery.settings.model == NO_MODEL:
             _log.info("%s holds embeddings of no known model: it is searched with embeddings or `like`", name)
             return None
@@ -238,7 +237,7 @@ def _open_all(settings: Settings, cluster: RayCluster | None) -> dict[str, OpenG
     opened: dict[str, OpenGallery] = {}
     with ExitStack() as undo:
         for name, path in settings.galleries.items():
-            gallery: Gallery | RemoteGallery
+            gallery: ServedGallery
             if cluster is None:
                 gallery = Gallery.open(path, threads=settings.threads, device=settings.device)
             else:
@@ -254,7 +253,7 @@ def _open_all(settings: Settings, cluster: RayCluster | None) -> dict[str, OpenG
     return opened
 
 
-def _closer(gallery: Gallery | RemoteGallery, matcher: Held | None) -> Callable[[], None]:
+def _closer(gallery: ServedGallery, matcher: Held | None) -> Callable[[], None]:
     def close() -> None:
         gallery.close()
         if matcher is not None:

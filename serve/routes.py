@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..runtime.embeddings import Embeddings, Kind
+from ..runtime.gallery.store.rows import Row
 from ..runtime.regions import with_boxes
 from . import answers, bodies
-from .galleries import OpenGallery
+from .galleries import OpenGallery, ServedGallery
 from .jobs import check_characters, check_count, do, make_filter, make_job
 from .openapi import Operation
 from .pictures import SIDES, etag
@@ -89,11 +90,10 @@ class _Api:
             image: Embeddings | None = None
             jobs: list[Work] = []
             if body.id is not None:
-                (row,) = await self._state.aside(opened.gallery.find, [body.id])
-                if opened.side == "images":
+                row, image = await self._state.aside(_row_of, opened, body.id)
+                if image is not None:
                     _only("picture", "id", body.picture)
                     path = answers.picture_path(opened.name, row.id) if "path" in row.metadata else None
-                    image = with_boxes(await self._state.aside(opened.gallery.embeddings, [row.id]), row.metadata)
                 else:
                     _only("caption", "id", body.caption)
                     caption = str(row.metadata.get("caption", ""))
@@ -142,6 +142,18 @@ class _Api:
             body.pictures if side == "images" else None,
         )
         return await do(self._state, job), [job]
+
+
+def _row_of(opened: OpenGallery, id: str) -> tuple[Row, Embeddings | None]:
+    """A row, and its embeddings with their boxes where it is an image."""
+
+    def read(gallery: ServedGallery) -> tuple[Row, Embeddings | None]:
+        (row,) = gallery.find([id])
+        if opened.side == "captions":
+            return row, None
+        return row, with_boxes(gallery.embeddings([id]), row.metadata)
+
+    return opened.gallery.at_one_commit(read)
 
 
 def galleries_answer(state: State) -> Response:

@@ -23,7 +23,7 @@ from ..runtime.gallery.result import SearchResult
 from ..runtime.gallery.where import Filter
 from ..runtime.matcher import Matcher
 from .batching import Job
-from .galleries import OpenGallery
+from .galleries import OpenGallery, ServedGallery
 from .problems import Refusal
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ class Work(Job):
         search: what to search for; None only encodes.
         embeddings: of the queries: given, or what encoding returned.
         results: one for each query.
-        describe, answer: makes the body of the answer from the job once it is done, and that body as JSON.
-        encode_seconds, search_seconds: that the batch took.
+        describe, answer: makes the body of the answer from the job once it is done, and from the gallery as it was
+            searched; and that body as JSON.
+        encode_seconds, search_seconds: that the batch took; what searches found is described in the latter.
     """
 
     opened: OpenGallery
@@ -74,7 +75,7 @@ class Work(Job):
     search: Search | None = None
     embeddings: Embeddings | None = None
     results: list[SearchResult] = field(default_factory=list)
-    describe: Callable[[Work], msgspec.Struct] | None = None
+    describe: Callable[[Work, ServedGallery], msgspec.Struct] | None = None
     answer: bytes = b""
     encode_seconds: float = 0.0
     search_seconds: float = 0.0
@@ -116,8 +117,6 @@ def _run(jobs: Sequence[Work], words: int) -> None:
     for job in jobs:
         if job.off:
             _attempt([job], _switch_off)
-        if job.search is not None and job.search.like is not None:
-            _attempt([job], _read_row)
     middle = time.perf_counter()
     searching = [job for job in jobs if job.search is not None]
     for group in _grouped(searching, lambda job: (id(job.opened), job.search)):
@@ -125,8 +124,8 @@ def _run(jobs: Sequence[Work], words: int) -> None:
     end = time.perf_counter()
     for job in jobs:
         job.encode_seconds, job.search_seconds = middle - begin, end - middle
-        if job.describe is not None:
-            _attempt([job], _describe)
+        if job.search is None:
+            _attempt([job], partial(_describe, job.opened.gallery))
 
 
 def encode_texts(
@@ -200,19 +199,20 @@ def _switch_off(jobs: Sequence[Work]) -> None:
     job.embeddings = Embeddings(kept, np.array([kept.shape[1]], np.int32), job.embeddings.kind)
 
 
-def _read_row(jobs: Sequence[Work]) -> None:
-    """Make the row that the one job names its query."""
-    (job,) = jobs
-    assert job.search is not None
-    assert job.search.like is not None
-    job.embeddings = job.opened.gallery.embeddings([job.search.like])
-
-
 def _search(jobs: Sequence[Work]) -> None:
-    queries = [job.embeddings for job in jobs if job.embeddings is not None]
+    """Search for jobs that share a scan, and describe what they found: all of it from one commit."""
+    jobs[0].opened.gallery.at_one_commit(partial(_search_commit, jobs))
+
+
+def _search_commit(jobs: Sequence[Work], gallery: ServedGallery) -> None:
     search = jobs[0].search
     assert search is not None
-    gallery, like = jobs[0].opened.gallery, search.like
+    like = search.like
+    if like is not None:
+        row = gallery.embeddings([like])
+        for job in jobs:
+            job.embeddings = row
+    queries = [job.embeddings for job in jobs if job.embeddings is not None]
     found: list[SearchResult] = []
     together = Embeddings.concatenate(queries)
     for rows in _pieces(range(len(together)), QUERIES):
@@ -227,12 +227,13 @@ def _search(jobs: Sequence[Work]) -> None:
     results = iter(found if like is None else [result.without(like, search.k) for result in found])
     for job, query in zip(jobs, queries, strict=True):
         job.results = [next(results) for _ in range(len(query))]
+    _describe(gallery, jobs)
 
 
-def _describe(jobs: Sequence[Work]) -> None:
-    (job,) = jobs
-    assert job.describe is not None
-    job.answer = msgspec.json.encode(job.describe(job))
+def _describe(gallery: ServedGallery, jobs: Sequence[Work]) -> None:
+    for job in jobs:
+        if job.describe is not None:
+            job.answer = msgspec.json.encode(job.describe(job, gallery))
 
 
 def _attempt(jobs: Sequence[Work], do: Callable[[Sequence[Work]], None]) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_choice, check_positive
 from ..contract import AlignmentConfig
-from ..cpus import usable_cpus
 from ..embeddings import Embeddings
 from ..errors import ChanError, GalleryCorrupt, GalleryError, InputError
 from ..forks import now_and_after_fork
@@ -34,10 +33,9 @@ from .verify import verify_gallery
 from .view import View, newest_settings, newest_view
 from .where import Filter, Where
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5  # of a search whose files something touches meanwhile
-_FEW = 8  # queries of a search that waits for its turn
-_PATIENCE = 0.05  # seconds that it waits
 
 
 class Gallery:
@@ -72,9 +70,6 @@ class Gallery:
 
     def _make_locks(self) -> None:
         self._lock = threading.RLock()
-        # Turns of searches for few queries. More threads get in each other's way: 8 on 2 CPUs took 1.2 times as long (a
-        # Zen 5). What takes long holds up nobody: many queries need no turn, and who has waited _PATIENCE goes on.
-        self._slots = threading.Semaphore(max(2, usable_cpus()))
 
     @classmethod
     def open(
@@ -276,17 +271,19 @@ class Gallery:
             TensorError: queries of another width, or not finite.
             GalleryCorrupt: bytes this search must read are not those that were committed.
         """
-        few = not isinstance(queries, Embeddings) or len(queries) <= _FEW
-        turn = few and self._slots.acquire(timeout=_PATIENCE)
-        try:
-            k = check_positive("k", k)
-            split, least = check_queries(self.settings, queries, same_kind, at_least)
-            wanted = None if ids is None else checked_ids(ids)
-            condition = None if where is None else Filter.parse(where)
+        k = check_positive("k", k)
+        split, least = check_queries(self.settings, queries, same_kind, at_least)
+        wanted = None if ids is None else checked_ids(ids)
+        condition = None if where is None else Filter.parse(where)
+        with self._scanner.turns.turn(len(split)):
             return self._search(split, k, wanted, condition, least)
-        finally:
-            if turn:
-                self._slots.release()
+
+    def at_one_commit(self, read: Callable[[Gallery], T]) -> T:
+        """What `read` returns, which is given this gallery as it is now, whatever is committed meanwhile.
+
+        So several searches, and what they found, are read from one commit. Its files are let go when `read` returns.
+        """
+        return read(PinnedGallery(self.path, self._scanner, self._damaged, self._newest()[0]))
 
     def verify(self) -> list[str]:
         """Read every byte of the newest commit and name what is damaged; empty where all is well. See verify.py."""
@@ -386,6 +383,29 @@ class Gallery:
         if reason:
             results = [replace(one, certified=one.certified and not view.lost, reason=reason) for one in results]
         return results
+
+
+class PinnedGallery(Gallery):
+    """A gallery that stays at one commit, whatever is committed meanwhile.
+
+    `close` leaves the scanner open, which is that of the gallery it was made from.
+    """
+
+    def __init__(self, path: Path, scanner: Scanner, damaged: Damaged, view: View) -> None:
+        super().__init__(path, scanner, damaged)
+        self._current: View = view
+
+    def close(self) -> None:
+        """Let the files go; twice does no harm."""
+        self._closed = True
+
+    def _view(self) -> View:
+        self._check_open()
+        return self._current
+
+    def _newest(self) -> tuple[View, bool]:
+        view = self._view()
+        return view, view.untouched()
 
 
 class _ShardFailed(Exception):

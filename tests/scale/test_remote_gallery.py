@@ -6,14 +6,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from chan_rt.runtime import AlignmentConfig
-from chan_rt.runtime.errors import GalleryCorrupt, GalleryError, GalleryIncomplete
+from chan_rt.runtime import AlignmentConfig, ShardedWriter
+from chan_rt.runtime.errors import GalleryCorrupt, GalleryError, GalleryIncomplete, InputError
 from chan_rt.scale.asking import Patience
 from chan_rt.scale.remote_gallery import RemoteGallery
+from chan_rt.scale.router import COMMITS, Moved
 
-from .fake_shards import FakeTransport
+from .fake_shards import FakeTransport, plain, rows_of
 
 
 def test_a_gallery_opens_without_a_silent_shard_unless_answers_must_be_complete(shards: Path, query: Any) -> None:
@@ -103,3 +105,49 @@ def test_settings_are_known_whatever_became_of_the_manifest(shards: Path, query:
     assert remote.search(query, 5, same_kind=True)[0].certified
     remote.close()
     transport.close()
+
+
+def test_what_is_read_at_one_commit_sees_no_other(shards: Path, query: Any) -> None:
+    transport = FakeTransport(shards, 3, lambda slot, number: 0.0)
+    remote = RemoteGallery(shards, transport, Patience())
+    begun = []
+
+    def read(gallery: RemoteGallery) -> list[Any]:
+        begun.append(1)
+        results = gallery.search(query, 5, same_kind=True)
+        best = results[0].hits[0].id
+        with ShardedWriter.open(shards) as writer:
+            writer.delete([best])
+            if len(begun) == 1:
+                writer.rebalance(2)  # after which no shard has the commit that was begun with
+        for _ in range(3 if len(begun) == 1 else 0):  # and hosts let go of it
+            with ShardedWriter.open(shards) as writer:
+                writer.add([f"new{threading.get_ident()}{len(transport.asked)}"], rows_of(np.random.default_rng(9), 1))
+            remote.search(query, 5, same_kind=True)
+        assert [row.id for row in gallery.find([best])] == [best]
+        assert len(gallery.embeddings([best])) == 1
+        again = gallery.search(query, 5, same_kind=True)
+        assert plain(again) == plain(results)
+        return [best, *plain(results)]
+
+    best, *found = remote.at_one_commit(read)
+    assert len(begun) == 2
+    with pytest.raises(InputError, match=f"not in the gallery: {best}"):
+        remote.find([best])
+    assert plain(remote.search(query, 5, same_kind=True)) != found
+    remote.close()
+    transport.close()
+
+
+def test_what_never_finds_its_commit_ends(shards: Path, query: Any) -> None:
+    remote = RemoteGallery(shards, FakeTransport(shards, 3, lambda slot, number: 0.0), Patience())
+    begun = []
+
+    def read(gallery: RemoteGallery) -> None:
+        begun.append(1)
+        raise Moved
+
+    with pytest.raises(GalleryError, match="it is changed faster than it is searched"):
+        remote.at_one_commit(read)
+    assert len(begun) == COMMITS
+    remote.close()

@@ -3,20 +3,32 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import Gallery, Matcher, open_gallery_with_matcher
+from chan_rt.runtime import (
+    AlignmentConfig,
+    Embeddings,
+    Gallery,
+    GalleryWriter,
+    Matcher,
+    open_for_writing,
+    open_gallery_with_matcher,
+    split_gallery,
+)
+from chan_rt.runtime.embeddings import Kind
 from chan_rt.runtime.gallery.where import Filter
 from chan_rt.serve import Settings
 from chan_rt.serve import jobs as jobs_module
 from chan_rt.serve import state as state_module
 from chan_rt.serve import work as work_module
+from chan_rt.serve.answers import search_response
 from chan_rt.serve.batching import Batcher, Job
 from chan_rt.serve.galleries import OpenGallery
 from chan_rt.serve.jobs import make_job
@@ -260,3 +272,65 @@ def test_a_gallery_that_was_closed_meanwhile_is_a_refusal(opened: OpenGallery) -
     job = Work(opened=opened, words=5, captions=["a cloud"])
     run_batch([job], 1000)
     assert "was closed" in str(job.error)
+
+
+def vectors(seed: int, count: int, kind: Kind) -> Embeddings:
+    return Embeddings.from_rows(list(np.random.default_rng(seed).standard_normal((count, 3, 8))), kind)
+
+
+@pytest.mark.parametrize("like", [None, "3"], ids=["queries", "like"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_an_answer_is_of_one_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, like: str | None
+) -> None:
+    """The later queries of a request saw a commit that came meanwhile, and it failed where a row that the earlier ones
+    had found was gone when its shares were wanted."""
+    monkeypatch.setattr(work_module, "QUERIES", 2)
+    path = tmp_path / "gallery"
+    with GalleryWriter.create(path, dim=8, alignment=AlignmentConfig("VSA")) as writer:
+        writer.add(range(30), vectors(1, 30, "images"), [{"state": "before"}] * 30)
+    if shards > 1:
+        split_gallery(path, tmp_path / "shards", shards)
+        path = tmp_path / "shards"
+    commits = []
+
+    def commit() -> None:
+        commits.append(1)
+        with open_for_writing(path) as writer:
+            writer.delete(range(3, 30))
+            writer.add(range(20), vectors(2, 20, "images"), [{"state": "after"}] * 20, overwrite=True)
+            writer.compact()
+
+    def before_a_commit(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **named: object) -> object:
+            result = real(*args, **named)
+            if not commits:
+                commit()
+            return result
+
+        return call
+
+    with Gallery.open(path, threads=1) as gallery:
+        opened = OpenGallery("mine", gallery, None, lambda: None)
+
+        def answers_of_jobs() -> list[dict]:
+            jobs = [
+                Work(opened=opened, words=15, search=Search(4, like=like), embeddings=queries, describe=search_response)
+                for queries in ([None] * 2 if like else [vectors(3, 5, "captions"), vectors(4, 1, "captions")])
+            ]
+            run_batch(jobs, 1000)
+            return [msgspec.json.decode(job.answer) for job in jobs if not job.error]
+
+        def states(answers: list[dict]) -> set[str]:
+            return {hit["metadata"]["state"] for one in answers for result in one["results"] for hit in result["hits"]}
+
+        expected = answers_of_jobs()
+        assert (len(expected), states(expected)) == (2, {"before"})
+        for method in ("search", "embeddings"):
+            monkeypatch.setattr(Gallery, method, before_a_commit(getattr(Gallery, method)))
+        assert answers_of_jobs() == expected
+        assert commits
+        assert states(answers_of_jobs()) == {"after"}
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+        assert mapped
+        assert not any("(deleted)" in line for line in mapped), "the files of the old commit are still held"

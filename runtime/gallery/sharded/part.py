@@ -6,24 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from ..gallery import Gallery
+from ..gallery import PinnedGallery
 from ..scanner import Scanner
 from ..store.rows import Row
-from ..view import View, newest_settings, pinned_view
+from ..view import newest_settings, pinned_view
 from ..where import Filter
 from .manifest import ShardEntry
 
 
-class ShardPart(Gallery):
-    """A shard that is open for reading at one commit and stays at it, whatever is committed meanwhile.
+class ShardPart(PinnedGallery):
+    """A shard that is open for reading at one commit.
 
-    It has the methods of `Gallery`, which see the rows of this shard alone. `close` leaves the scanner open, which the
-    parts of one gallery share.
+    It has the methods of `Gallery`, which see the rows of this shard alone. The parts of one gallery share a scanner.
     """
-
-    def __init__(self, folder: Path, scanner: Scanner, view: View) -> None:
-        super().__init__(folder, scanner, "refuse")
-        self._view_of_part = view
 
     @classmethod
     def open_at(cls, folder: Path, entry: ShardEntry, scanner: Scanner, before: ShardPart | None) -> Self:
@@ -40,27 +35,19 @@ class ShardPart(Gallery):
             GalleryError: it cannot be read, or another version wrote it.
             GalleryCorrupt: a file of it is damaged.
         """
-        old = None if before is None else before._view_of_part
-        return cls(folder, scanner, pinned_view(folder, entry, scanner.settings, old, scanner.ranker))
-
-    def close(self) -> None:
-        """Let the files go; twice does no harm."""
-        self._closed = True
+        old = None if before is None else before._current
+        return cls(folder, scanner, "refuse", pinned_view(folder, entry, scanner.settings, old, scanner.ranker))
 
     def keys(self, condition: Filter) -> frozenset[str] | None:
         """The metadata keys of the rows that a filter looks at; None where the shard has no rows."""
-        (snapshot,) = self._view_of_part.opened
+        (snapshot,) = self._current.opened
         mask, keys = snapshot.passing(condition)
         return frozenset(keys) if len(mask) else None
 
     def find_some(self, ids: Sequence[str]) -> dict[str, Row]:
         """The rows of those ids that the shard has."""
-        (snapshot,) = self._view_of_part.opened
+        (snapshot,) = self._current.opened
         return {id: snapshot.row(row) for id, row in snapshot.find(ids).items()}
-
-    def _view(self) -> View:
-        self._check_open()
-        return self._view_of_part
 
 
 def open_scanner(folder: Path, threads: int | None) -> Scanner:

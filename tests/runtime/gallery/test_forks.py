@@ -14,8 +14,7 @@ import pytest
 
 from chan_rt.runtime import forks
 from chan_rt.runtime.forks import now_and_after_fork
-from chan_rt.runtime.gallery import Gallery, GalleryWriter
-from chan_rt.runtime.gallery import gallery as gallery_module
+from chan_rt.runtime.gallery import Gallery, GalleryWriter, scanner
 from chan_rt.runtime.gallery.kernels.base import Kernel
 from chan_rt.runtime.gallery.kernels.matrix import OnnxruntimeKernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
@@ -67,7 +66,7 @@ def test_a_pool_runs_in_a_child_whatever_its_parents_threads_held() -> None:
 def test_a_gallery_is_searched_in_a_child_though_threads_held_its_locks(
     gallery_path: Path, make_embeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_module, "_PATIENCE", 600)
+    monkeypatch.setattr(scanner, "_PATIENCE", 600)
     queries = make_embeddings(99, 1)
     with Gallery.open(gallery_path) as gallery:
         expected = [hit.id for hit in gallery.search(queries, 4)[0].hits]
@@ -75,8 +74,8 @@ def test_a_gallery_is_searched_in_a_child_though_threads_held_its_locks(
 
         def hold() -> None:
             with gallery._lock, ExitStack() as held:
-                while gallery._slots.acquire(blocking=False):
-                    held.callback(gallery._slots.release)
+                while gallery._scanner.turns._slots.acquire(blocking=False):
+                    held.callback(gallery._scanner.turns._slots.release)
                 locked.set()
                 done.wait(60)
 

@@ -15,8 +15,7 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
-from chan_rt.runtime.gallery import Gallery, GalleryWriter, folder_writer, verify_gallery
-from chan_rt.runtime.gallery import gallery as gallery_module
+from chan_rt.runtime.gallery import Gallery, GalleryWriter, folder_writer, scanner, verify_gallery
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
 from chan_rt.runtime.gallery.prepare import Preparation, plan_for
 from chan_rt.runtime.gallery.proof.rows import kept_vectors
@@ -68,10 +67,10 @@ def test_searches_that_take_long_hold_up_no_other(
     """Many queries at once need no turn; a few wait for one, but not for ever."""
     with Gallery.open(gallery_path) as gallery, ExitStack() as held:
         expected = gallery.search(make_embeddings(99, 9), 3)
-        while gallery._slots.acquire(blocking=False):
-            held.callback(gallery._slots.release)
+        while gallery._scanner.turns._slots.acquire(blocking=False):
+            held.callback(gallery._scanner.turns._slots.release)
         few = gallery.search(make_embeddings(99, 9)[:8], 3)
-        monkeypatch.setattr(gallery_module, "_PATIENCE", 600)
+        monkeypatch.setattr(scanner, "_PATIENCE", 600)
         many = gallery.search(make_embeddings(99, 9), 3)
         late = threading.Thread(target=gallery.search, args=(make_embeddings(99, 1), 3))
         late.start()
@@ -227,7 +226,7 @@ def test_kernels_and_threads_give_the_same_bytes(gallery_path: Path, make_embedd
 def test_no_more_searches_run_at_once_than_there_are_cpus(
     gallery_path: Path, make_embeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chan_rt.runtime.gallery.gallery.usable_cpus", lambda: 3)
+    monkeypatch.setattr("chan_rt.runtime.gallery.scanner.usable_cpus", lambda: 3)
     queries, now, most = make_embeddings(99, 1), [], []
     three = threading.Barrier(3)
     answers = Gallery._answers
@@ -247,7 +246,8 @@ def test_no_more_searches_run_at_once_than_there_are_cpus(
     with Gallery.open(gallery_path) as gallery:
         monkeypatch.setattr(Gallery, "_answers", watched)
         with ThreadPoolExecutor(8) as threads:
-            found = [threads.submit(gallery.search, queries) for _ in range(60)]
+            found = [threads.submit(gallery.search, queries) for _ in range(30)]
+            found += [threads.submit(gallery.at_one_commit, lambda now: now.search(queries)) for _ in range(30)]
         assert sum(each.exception() is not None for each in found) == 1
         assert max(most) == 3
 
