@@ -9,7 +9,7 @@ import click
 
 from ..runtime.counts import counted
 from . import options, values
-from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, visible
+from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, visible, warn
 
 if TYPE_CHECKING:
     from ..chan_ref.backbones.base import Backbone
@@ -129,10 +129,14 @@ def _convert(source: Path, out: Path, force: bool, as_json: bool) -> None:
         done = convert_features(source, out, force, progress)
     if as_json:
         found = {"features": str(done.file), "rows": done.images, "regions": done.regions, "boxes": done.boxed}
-        print_json({**found, "left_out": done.left_out, "rounded": bool(done.rounded)})
+        print_json(
+            {**found, "left_out": done.left_out, "rounded": bool(done.rounded), "boxes_left_out": done.unplaced or None}
+        )
+    if done.unplaced:
+        warn(f"boxes are left out: {done.unplaced}")
+    if as_json:
         return
-    why = "without boxes, because there are none or the sizes of the pictures are not known"
-    boxes = "with their boxes" if done.boxed else why
+    boxes = "with their boxes" if done.boxed else "without boxes"
     echo(f"{visible(done.file)}: {counted(done.regions, 'region')} of {counted(done.images, 'image')}, {boxes}")
     if done.left_out:
         echo(f"left out: {', '.join(map(visible, done.left_out))}, which are neither features, nor boxes, nor ids")

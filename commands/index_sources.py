@@ -43,6 +43,8 @@ def index_sources(context: click.Context, asked: IndexOptions) -> None:
     if unmatched:
         named = counted(len(unmatched), f"line of {asked.metadata} names", f"lines of {asked.metadata} name")
         warn(f"{named} no picture of SOURCES, such as {unmatched[0]}")
+    for note in source.notes:
+        warn(note)
     report_skipped(indexed.rows.skipped, source.passed_over)
     if asked.strict and indexed.rows.skipped:
         raise click.exceptions.Exit(1)
@@ -162,6 +164,7 @@ def _report(asked: IndexOptions, indexed: _Indexed, source: Source, unmatched: S
                 "metadata_without_picture": unmatched,
                 "skipped": skipped_as_dicts(rows.skipped),
                 "not_read": dict(source.passed_over),
+                "notes": list(source.notes),
                 "prepared": None if indexed.prepared is None else indexed.prepared.describe(),
             }
         )

@@ -5,12 +5,14 @@
     boxes, bbox         left, top, right, bottom in pixels, with image_w and image_h beside: bottom-up attention. Beside
                         arrays of all images these are [N]
 
-Boxes in pixels without the picture's size say nothing of where a region is, so they count as none.
+Boxes in pixels without the picture's size say nothing of where a region is, so they count as none, and
+`why_unplaced` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import counted
 from ..errors import InputError
 
 Boxes: TypeAlias = NDArray[np.float32]
@@ -41,9 +44,7 @@ def stored_boxes(file: Path, members: Mapping[str, Any], features: Any, images: 
     sizes = _sizes(members, images)
     for name in ("spatial_features", "boxes", "bbox"):
         array = members.get(name)
-        if array is None or array.dtype.kind not in "fiu" or tuple(array.shape[:-1]) != tuple(features.shape[:-1]):
-            continue
-        if array.shape[-1] < 4:
+        if array is None or not _fits(array, features):
             continue
         if name == "spatial_features":
             return partial(_read_corners, f"{file}: {name}", array, None)
@@ -52,6 +53,53 @@ def stored_boxes(file: Path, members: Mapping[str, Any], features: Any, images: 
         if name == "boxes" and array.dtype.kind == "f" and _are_fractions(array):
             return partial(_read_fractions, f"{file}: {name}", array)
     return None
+
+
+def why_unplaced(members: Mapping[str, Any], features: Any, images: int) -> str:
+    """Why boxes beside the features of all images say nothing of where these are; empty where there are no boxes.
+
+    Args:
+        members, features, images: as of `stored_boxes`, which found no boxes in them.
+    """
+    held = {name: members[name] for name in BOX_NAMES if name in members}
+    fitting = [name for name, array in held.items() if _fits(array, features)]
+    if not fitting:
+        return "; ".join(
+            f"{name} must be numbers {[*features.shape[:-1], 4]}, got {array.dtype} {list(array.shape)}"
+            for name, array in held.items()
+        )
+    given = [f"{name} {list(members[name].shape)}" for name in SIZE_NAMES if name in members]
+    return f"{_in_pixels(fitting[0])}, {counted(images, 'number')} each, got {' and '.join(given) or 'none'}"
+
+
+def why_some_unplaced(names: Sequence[Collection[str]], read: Callable[[NDArray[np.int64]], list[Boxes | None]]) -> str:
+    """As `why_unplaced`, where each image has arrays of its own.
+
+    Args:
+        names: of what is stored with each image.
+        read: rows -> boxes, as of a `RegionStore`.
+    """
+    sizeless = [
+        row for row, held in enumerate(names) if "bbox" in held or "boxes" in held if not set(SIZE_NAMES) <= set(held)
+    ]
+    with suppress(InputError):  # boxes that are no boxes are an error when they are read
+        if sizeless and read(np.array(sizeless[:1]))[0] is None:
+            which = (
+                "those of all images" if len(sizeless) == len(names) else f"those of {len(sizeless)} of {len(names)}"
+            )
+            name = "boxes" if "boxes" in names[sizeless[0]] else "bbox"
+            return f"{_in_pixels(name)}, which {which} lack"
+    return ""
+
+
+def _in_pixels(name: str) -> str:
+    return f"{name} in pixels need the sizes of the pictures beside them, image_w and image_h"
+
+
+def _fits(array: Any, features: Any) -> bool:
+    """Whether an array can be boxes of the regions of these features."""
+    of_regions = tuple(array.shape[:-1]) == tuple(features.shape[:-1])
+    return bool(array.dtype.kind in "fiu" and array.shape and of_regions and array.shape[-1] >= 4)
 
 
 def _read_fractions(where: str, array: Any, image: int, rows: Any) -> Boxes:

@@ -27,6 +27,7 @@ class Converted:
         regions: how many regions these have in all.
         boxed: whether each region has its box.
         left_out: names of arrays of the source that are neither features, nor boxes, nor ids.
+        unplaced: why boxes of the source are left out; empty where it has none, or none are.
         rounded: types of numbers of the source that were rounded to float32, such as float64.
     """
 
@@ -36,6 +37,7 @@ class Converted:
     boxed: bool
     left_out: tuple[str, ...] = ()
     rounded: tuple[str, ...] = ()
+    unplaced: str = ""
 
 
 def convert_features(
@@ -83,4 +85,6 @@ def convert_features(
             progress(min(start + _AT_ONCE, store.count), store.count)
     write_file(ids, "".join(f"{name}\n" for name in names))
     left_out = tuple(sorted(store.left_out))
-    return Converted(file, store.count, int(lengths.sum()), writer.boxed, left_out, tuple(sorted(rounded)))
+    return Converted(
+        file, store.count, int(lengths.sum()), writer.boxed, left_out, tuple(sorted(rounded)), store.unplaced
+    )

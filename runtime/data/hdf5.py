@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, reason_of
 from ..extras import needs
-from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
+from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of, why_some_unplaced
 from .store import (
     FEATURE_NAMES,
     NEEDED,
@@ -60,11 +60,12 @@ def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
                 f"{file} has no `features`, and there is no file of image ids that names its groups in order; "
                 f"found {names[:9]}"
             )
-        shapes, left_out = [], set[str]()
+        shapes, held, left_out = [], [], set[str]()
         for name in ids:
             image = _image(file, opened, name)
             check_image(f"{file}: image {name!r}", image)
             shapes.append((int(image.shape[0]), int(image.shape[1])))
+            held.append([*opened[name], *opened[name].attrs] if hasattr(opened[name], "keys") else [])
             if hasattr(opened[name], "keys"):
                 left_out |= unread(file, list(opened[name]), OF_ONE_IMAGE)
         width = one_width(file, {width for _, width in shapes})
@@ -77,7 +78,8 @@ def open_hdf5(file: Path, ids: Sequence[str] | None) -> RegionStore:
 
         lengths = np.array([regions for regions, _ in shapes], np.int64)
         reads = _guarded(file, read), _guarded(file, read_boxes)
-        return RegionStore(file, len(ids), int(lengths.max()), width, reads[0], ids, lengths, reads[1], left_out)
+        why = why_some_unplaced(held, reads[1])
+        return RegionStore(file, len(ids), int(lengths.max()), width, reads[0], ids, lengths, reads[1], left_out, why)
 
 
 def _image(file: Path, opened: Any, name: str) -> Any:

@@ -45,6 +45,7 @@ class CaptionedImages:
         source: file or folder of the region features, as errors name it.
         files: where the split was read from; None for arrays.
         skipped: captions of the split that were left out, and images that have no other, with the reasons.
+        unplaced: why boxes that are stored with the regions say nothing of where these are; empty without such boxes.
         cut_rows: `caption_rows` of the captions that `fitting.fit_captions` cut.
     """
 
@@ -61,6 +62,7 @@ class CaptionedImages:
     cut_rows: tuple[int, ...]
     _read: Callable[[NDArray[np.int64]], list[NDArray[Any]]] = field(repr=False)
     _read_boxes: Callable[[NDArray[np.int64]], list[Boxes | None]] | None = field(default=None, repr=False)
+    unplaced: str = ""
 
     def __post_init__(self) -> None:
         if not self.num_images or not self.captions:
@@ -116,6 +118,7 @@ class CaptionedImages:
             cut_rows=(),
             _read=lambda wanted: store.read(rows_of_images[images[wanted]]),
             _read_boxes=None if places is None else lambda wanted: places(rows_of_images[images[wanted]]),
+            unplaced=store.unplaced,
         )
 
     @classmethod

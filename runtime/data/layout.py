@@ -13,6 +13,7 @@ SPLIT is train, dev, test or testall. DATA may also be the folder of these files
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +65,12 @@ class SplitFiles:
     def features(self, suffix: str = ".npy") -> Path:
         """Region features in the form of that suffix; with none, a folder of one file an image."""
         return self.folder / f"{self.split}_ims{suffix}"
+
+    def box_files(self) -> list[Path]:
+        """Files of boxes beside the features, such as SPLIT_boxes.npy, which nothing reads."""
+        features = {self.features("").name}
+        beside = (file for file in self.folder.glob(f"{glob.escape(self.split)}_*") if file.stem not in features)
+        return sorted(file for file in beside if "box" in file.stem.lower() or "bbx" in file.stem.lower())
 
     @property
     def id_mapping(self) -> Path:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..counts import counted
 from ..errors import InputError, reason_of
 from ..extras import needs
-from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of
+from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, boxes_of, why_some_unplaced
 from .store import FEATURE_NAMES, MAX_IMAGES, OF_ONE_IMAGE, RegionStore, check_image, feature_name, one_width, unread
 from .tsv import decode_floats
 
@@ -67,10 +67,11 @@ def open_lmdb(path: Path, ids: Sequence[str] | None) -> RegionStore:
     def features(name: str, found: _Record) -> NDArray[Any]:
         return _features(f"{path}: image {name!r}", found.values)
 
-    shapes, left_out = [], set[str]()
+    shapes, stored, left_out = [], [], set[str]()
     for name in names:
         found = record(name)
         shapes.append(features(name, found).shape)
+        stored.append(list(found.names))
         left_out |= unread(path, found.names, OF_ONE_IMAGE)
     width = one_width(path, {shape[1] for shape in shapes})
     lengths = np.array([shape[0] for shape in shapes], np.int64)
@@ -81,13 +82,14 @@ def open_lmdb(path: Path, ids: Sequence[str] | None) -> RegionStore:
     def read_boxes(rows: NDArray[np.int64]) -> list[Boxes | None]:
         found = []
         for row in rows:
-            where, held = f"{path}: image {names[row]!r}", record(names[row]).values
-            boxes = {name: _array(f"{where}: {name}", held[name], 4) for name in BOX_NAMES if name in held}
-            sizes = {name: held[name] for name in SIZE_NAMES if name in held}
+            where, values = f"{path}: image {names[row]!r}", record(names[row]).values
+            boxes = {name: _array(f"{where}: {name}", values[name], 4) for name in BOX_NAMES if name in values}
+            sizes = {name: values[name] for name in SIZE_NAMES if name in values}
             found.append(boxes_of(where, {**boxes, **sizes}, int(lengths[row])))
         return found
 
-    return RegionStore(path, len(names), int(lengths.max()), width, read, names, lengths, read_boxes, left_out)
+    why = why_some_unplaced(stored, read_boxes)
+    return RegionStore(path, len(names), int(lengths.max()), width, read, names, lengths, read_boxes, left_out, why)
 
 
 class _Record(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -40,10 +40,11 @@ class _Header:
 
 
 class StoredImage(NamedTuple):
-    """The features [r, F] of one image, and the names of arrays beside that are not read."""
+    """The features [r, F] of one image, the names of all its arrays, and those of arrays that are not read."""
 
     features: NDArray[Any]
-    left_out: Collection[str]
+    names: Collection[str] = ()
+    left_out: Set[str] = frozenset()
 
 
 class _Opened(NamedTuple):
@@ -105,14 +106,14 @@ def map_npz_arrays(file: Path) -> dict[str, NDArray[Any]]:
 def read_image(file: Path) -> StoredImage:
     """One image, from its own .npy file or .npz archive (compressed or not)."""
     if file.suffix == ".npy":
-        image = StoredImage(map_npy(file), ())
+        image = StoredImage(map_npy(file))
     elif not zipfile.is_zipfile(file):
         raise InputError(f"{file} is not an .npz archive, or was cut off: write it again with numpy.savez")
     else:
         with _open(file) as opened:
             members = _members(opened, _MAX_MEMBERS)
             array = _member(opened, *members[feature_name(file, members)])
-        image = StoredImage(array, unread(file, members, OF_ONE_IMAGE))
+        image = StoredImage(array, list(members), unread(file, members, OF_ONE_IMAGE))
     check_image(file, image.features)
     return image
 

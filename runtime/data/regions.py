@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .boxes import Boxes
+from .boxes import Boxes, why_some_unplaced
 from .hdf5 import hdf5_names, open_hdf5
 from .layout import SplitFiles
 from .lmdb_file import open_lmdb
@@ -108,11 +108,12 @@ def _folder_store(folder: Path, ids_name: str, ids: Sequence[str] | None) -> Reg
     if not ids:
         raise InputError(f"{folder} is a folder of one .npz or .npy an image: {ids_name} must name them in order")
     files = [_image_file(folder, ids_name, name) for name in ids]
-    shapes, left_out = [], set[str]()
+    shapes, held, left_out = [], [], set[str]()
     for file in files:
         image = read_image(file)
         shapes.append(image.features.shape)
-        left_out.update(image.left_out)
+        held.append(image.names)
+        left_out |= image.left_out
     width = one_width(folder, {shape[1] for shape in shapes})
 
     def read(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
@@ -122,7 +123,8 @@ def _folder_store(folder: Path, ids_name: str, ids: Sequence[str] | None) -> Reg
         return [image_boxes(files[row], shapes[row][0]) for row in rows]
 
     lengths = np.array([shape[0] for shape in shapes], np.int64)
-    return RegionStore(folder, len(files), int(lengths.max()), width, read, ids, lengths, read_boxes, left_out)
+    why = why_some_unplaced(held, read_boxes)
+    return RegionStore(folder, len(files), int(lengths.max()), width, read, ids, lengths, read_boxes, left_out, why)
 
 
 def _image_file(folder: Path, ids_name: str, name: str) -> Path:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..counts import counted
 from ..errors import InputError
-from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, BoxReader, stored_boxes
+from .boxes import BOX_NAMES, SIZE_NAMES, Boxes, BoxReader, stored_boxes, why_unplaced
 
 ID_NAMES = ("ids", "image_ids", "image_id")
 NEEDED = ("pos_boxes", "num_boxes", *BOX_NAMES, *SIZE_NAMES, *ID_NAMES)
@@ -42,6 +42,7 @@ class RegionStore:
         boxes: rows -> boxes [r, 4] of each, left, top, width and height as fractions of the picture; None for an image
             whose boxes are not known. The whole is None where the file has no boxes.
         left_out: names of arrays beside, which are neither features, nor boxes, nor ids.
+        unplaced: why boxes that are stored say nothing of where regions are; empty where there are no such boxes.
     """
 
     file: Path
@@ -53,6 +54,7 @@ class RegionStore:
     lengths: NDArray[np.int64] | None = None
     boxes: Callable[[NDArray[np.int64]], list[Boxes | None]] | None = None
     left_out: Collection[str] = ()
+    unplaced: str = ""
 
 
 def padded_store(
@@ -128,6 +130,8 @@ def store_of(file: Path, members: Mapping[str, Any]) -> RegionStore:
         lengths = None if counts is None else whole_numbers(file, "num_boxes", counts, "[N]").reshape(-1)
         images = members[name].shape[0] if members[name].shape else 0
         store = padded_store(file, members[name], lengths, stored_boxes(file, members, members[name], images))
+    if store.boxes is None:
+        store = replace(store, unplaced=why_unplaced(members, members[name], store.count))
     given = [name for name in ID_NAMES if name in members]
     if len(given) > 1:
         raise InputError(f"{file}: one array may hold the ids of the images, got {', '.join(given)}: keep one")

@@ -67,7 +67,22 @@ def _data_images(path: Path, split: str) -> Source:
         skipped=data.skipped,
         origins=_origins(path, split, rows, opened.regions_digest),
         whole=[Scope(path.resolve(), f"{split}/")],
+        notes=_lost_boxes(data),
     )
+
+
+def _lost_boxes(data: CaptionedImages) -> list[str]:
+    """Boxes that lie with the features and do not come into the gallery."""
+    notes = [f"{data.source}: its boxes are left out: {data.unplaced}."] if data.unplaced else []
+    unread = [] if data.files is None else data.files.box_files()
+    if unread and data.files is not None:
+        form = data.files.features(".npz").name
+        notes.append(
+            f"{', '.join(map(str, unread))}: not read. Boxes belong beside the features, in {form}: `features` with "
+            "`boxes` as left, top, width and height in fractions of the picture, or in pixels with `image_w` and "
+            "`image_h` (docs/backbones.md)."
+        )
+    return notes
 
 
 def _data_captions(path: Path, split: str) -> Source:

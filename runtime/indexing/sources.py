@@ -73,6 +73,7 @@ class Source:
         whole: what the source lists completely.
         skipped: what was found and can be no row.
         passed_over: how many files the folders hold that are not read, by suffix.
+        notes: what the source holds and its rows will lack, in whole sentences that say what to do.
         at_once: of a matcher, how many rows its graphs take together, so that encoding them in such pieces costs
             nothing; None for ROWS_AT_ONCE.
     """
@@ -88,6 +89,7 @@ class Source:
     skipped: Sequence[SkippedItem] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
     at_once: Callable[[Matcher], int] | None = None
+    notes: Sequence[str] = ()
 
     def pieces(self, matcher: Matcher, items: Sequence[int]) -> list[Sequence[int]]:
         """Items in the pieces that they are encoded in, so that progress is seen between them."""

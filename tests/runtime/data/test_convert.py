@@ -153,7 +153,7 @@ def test_boxes_in_pixels_beside_all_images_have_a_size_for_each(
         arrays["pos_boxes"] = np.array([[0, 2], [2, 4], [4, 6]])
     path = tmp_path / f"x{suffix}"
 
-    def found(**sizes: np.ndarray) -> list[np.ndarray | None] | None:
+    def found(why: str = "", **sizes: np.ndarray) -> list[np.ndarray | None] | None:
         path.unlink(missing_ok=True)
         if suffix == ".npz":
             np.savez(path, **arrays, **sizes)
@@ -163,17 +163,80 @@ def test_boxes_in_pixels_beside_all_images_have_a_size_for_each(
                 for key, array in {**arrays, **sizes}.items():
                     file[key] = array
         store = open_features(path)
+        assert store.unplaced.replace(", image_w and image_h", "") == why
         return None if store.boxes is None else store.boxes(np.array([2, 0]))
 
     boxes = found(image_w=widths, image_h=heights)
     assert boxes is not None
     for one in boxes:
         np.testing.assert_allclose(one, fractions, atol=1e-6)
-    assert found() is None
-    assert found(image_w=widths) is None
-    assert found(image_w=widths[:2], image_h=heights[:2]) is None
+    rule = f"{name} in pixels need the sizes of the pictures beside them, 3 numbers each, got"
+    assert found(f"{rule} none") is None
+    assert found(f"{rule} image_w [3]", image_w=widths) is None
+    two = {"image_w": widths[:2], "image_h": heights[:2]}
+    assert found(f"{rule} image_w [2] and image_h [2, 1]", **two) is None
     with pytest.raises(InputError, match=f"{name} of image 2: a box must be inside the picture"):
         found(image_w=widths, image_h=heights / 2)
+
+
+def sizeless_folder(folder: Path, items: list[Item]) -> Path:
+    (folder / "x").mkdir()
+    for number, (name, features, corners) in enumerate(items):
+        sizes = {"image_w": WIDTH, "image_h": HEIGHT} if number == 1 else {}
+        np.savez(folder / "x" / f"{name}.npz", features=features, bbox=corners, **sizes)
+    return folder / "x"
+
+
+def sizeless_groups(folder: Path, items: list[Item]) -> Path:
+    with h5py.File(folder / "x.h5", "w") as file:
+        for number, (name, features, corners) in enumerate(items):
+            group = file.create_group(name)
+            group["features"], group["bbox"] = features, corners
+            group.attrs.update({"image_w": WIDTH, "image_h": HEIGHT} if number == 1 else {"image_w": WIDTH})
+    return folder / "x.h5"
+
+
+def sizeless_records(folder: Path, items: list[Item]) -> Path:
+    plain = {"image_w": WIDTH, "image_h": HEIGHT}
+    records = {}
+    for number, (name, features, corners) in enumerate(items):
+        sizes = plain if number == 1 else {}
+        records[name.encode()] = pickle.dumps(
+            {"num_boxes": len(features), "bbox": encoded(corners), "features": encoded(features), **sizes}
+        )
+    return write_lmdb(folder / "x.lmdb", records)
+
+
+@pytest.mark.parametrize("write", [sizeless_folder, sizeless_groups, sizeless_records])
+@pytest.mark.parametrize("every", [False, True])
+def test_boxes_in_pixels_of_images_without_a_size_are_named(
+    write: Callable[[Path, list[Item]], Path], every: bool, tmp_path: Path
+) -> None:
+    items = _items()[:1] if every else _items()
+    store = open_features(write(tmp_path, items))
+    which = "all images" if every else "2 of 3"
+    rule = "bbox in pixels need the sizes of the pictures beside them, image_w and image_h"
+    assert store.unplaced == f"{rule}, which those of {which} lack"
+    assert store.boxes is not None
+    assert [one is None for one in store.boxes(np.arange(store.count))] == ([True] if every else [True, False, True])
+
+
+def test_boxes_that_need_no_size_are_not_called_left_out(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    boxes = np.array([[0, 0, 1, 1], [0.5, 0.5, 0.25, 0.25]], np.float32)
+    np.savez(tmp_path / "x" / "a.npz", features=np.ones((2, DIM), np.float32), boxes=boxes)
+    np.savez(tmp_path / "x" / "b.npz", features=np.ones((2, DIM), np.float32))
+    assert open_features(tmp_path / "x").unplaced == ""
+
+
+def test_boxes_of_another_shape_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=np.ones((3, 2, DIM), np.float32), boxes=np.zeros((3, 5, 4)), bbox=np.zeros(3))
+    rule = "must be numbers [3, 2, 4], got float64"
+    assert open_features(tmp_path / "x.npz").unplaced == f"boxes {rule} [3, 5, 4]; bbox {rule} [3]"
+    result = chan("features", "--from", tmp_path / "x.npz", "-o", tmp_path / "out", "--json")
+    assert result.stderr.startswith(f"Warning: boxes are left out: boxes {rule}")
+    assert json.loads(result.stdout)["boxes_left_out"].startswith(f"boxes {rule}")
+    assert not json.loads(result.stdout)["boxes"]
 
 
 @pytest.mark.parametrize(("without", "found"), [(0, "image 1 is the first that has some"), (2, "image 2 has none")])
@@ -310,7 +373,7 @@ def test_the_command(tmp_path: Path) -> None:
     result = ok(*command, "--json")
     assert json.loads(result) == {
         "features": str(tmp_path / "out" / "ims.npz"), "rows": 3, "regions": 10, "boxes": True,
-        "left_out": [], "rounded": False,
+        "left_out": [], "rounded": False, "boxes_left_out": None,
     }  # fmt: skip
     again = chan(*command)
     assert again.exit_code == 1

@@ -11,7 +11,7 @@ from PIL import Image
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.indexing.data_sources import open_source
 
-from ...run_chan import ok
+from ...run_chan import chan, ok
 
 
 def test_ids_are_rows_of_the_split_also_where_captions_were_left_out(tmp_path: Path) -> None:
@@ -47,6 +47,24 @@ def boxed_data(folder: Path, boxes: list[list[float]]) -> None:
     features = rng.random((2, 2, 12), np.float32)
     np.savez(files / "apple.npz", features=features[0], bbox=np.float32(boxes), image_w=100, image_h=200)
     np.savez(files / "table.npz", features=features[1])
+
+
+def test_boxes_that_do_not_come_into_the_gallery_are_named(make_small_model: Callable, tmp_path: Path) -> None:
+    bundle, data = make_small_model().bundle, tmp_path / "data"
+    boxed_data(data, [[10, 20, 60, 100], [0, 0, 100, 200]])
+    assert json.loads(ok("index", bundle, data, "-o", tmp_path / "g0", "--json"))["notes"] == []
+    features = np.random.default_rng(0).random((2, 2, 12), np.float32)
+    np.savez(data / "precomp/test_ims/apple.npz", features=features[0], bbox=np.ones((2, 4), np.float32))
+    for name in ("test_boxes.npy", "test_ims_bbx.npy", "dev_boxes.npy"):
+        np.save(data / "precomp" / name, np.zeros((2, 2, 4)))
+    result = chan("index", bundle, data, "-o", tmp_path / "g1", "--json")
+    assert result.exit_code == 0
+    left_out, unread = json.loads(result.stdout)["notes"]
+    assert result.stderr == f"Warning: {left_out}\nWarning: {unread}\n"
+    assert left_out.endswith("bbox in pixels need the sizes of the pictures beside them, image_w and image_h, "
+                             "which those of 1 of 2 lack.")  # fmt: skip
+    assert unread.startswith(f"{data}/precomp/test_boxes.npy, {data}/precomp/test_ims_bbx.npy: not read.")
+    assert json.loads(ok("index", bundle, data, "-o", tmp_path / "g2", "--captions", "--json"))["notes"] == []
 
 
 def test_boxes_of_a_data_folder_travel_with_the_gallery_and_are_drawn(make_small_model: Callable, tmp_path: Path):
