@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from math import prod
 
-from ..contract import GraphSpec, Range
+from ..contract import GraphSpec, Range, TensorSpec
 from ..errors import EngineError, TensorError
 from .sidecar import Profile
 
@@ -21,6 +21,11 @@ class Part:
 
     profile: int
     slices: Mapping[str, slice]
+
+
+def shape_of(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
+    """A tensor's shape for these sizes of its symbols."""
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape)
 
 
 def symbol_ranges(spec: GraphSpec, profiles: Sequence[Profile]) -> list[SymbolRanges]:

@@ -59,6 +59,9 @@ class Device(Protocol):
     def copy_out(self, memory: Array, address: int, stream: int) -> None:
         """Queue a copy from the device that fills pinned `memory`."""
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """Queue a copy of `size` bytes within the device's memory."""
+
     def begin_capture(self, stream: int) -> None:
         """Record what this thread queues on a stream from now on, in place of running it."""
 
@@ -96,10 +99,16 @@ class Device(Protocol):
         """Give a kernel of `load_kernel` back."""
 
     def view(self, tensor: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
-        """Address, shape and dtype of a dense DLPack tensor on this device, ready for use on `stream`."""
+        """Address, shape and dtype of a dense DLPack tensor on this device, ready for use on `stream`.
+
+        The tensor's library lets `stream` wait for what it has queued that writes or reads the tensor.
+        """
 
     def export(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Any]:
         """Fresh device memory: its address, and a DLPack tensor of that shape which owns it."""
+
+
+_HOST, _CUDA = 1, 2  # DLDeviceType of dlpack.h
 
 
 class CudaDevice:
@@ -191,6 +200,11 @@ class CudaDevice:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", memory.ctypes.data, address, memory.nbytes, kind, stream)
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """See `Device.copy`."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", target, source, size, kind, stream)
+
     def begin_capture(self, stream: int) -> None:
         """See `Device.begin_capture`; other threads may go on allocating meanwhile."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -247,6 +261,12 @@ class CudaDevice:
         """See `Device.view`."""
         from cuda.core.utils import StridedMemoryView
 
+        # Asked first: libraries refuse a stream for host memory in words of their own, or take one of another GPU.
+        if (place := getattr(tensor, "__dlpack_device__", None)) is not None:
+            kind, index = place()
+            if kind == _HOST or (kind == _CUDA and index != self.index):
+                where = "host memory" if kind == _HOST else f"device {index}"
+                raise BackendError(f"a DLPack tensor must lie on CUDA device {self.index}, got {where}")
         try:
             found = StridedMemoryView.from_any_interface(tensor, stream_ptr=stream)
         except Exception as error:  # every library refuses in its own way

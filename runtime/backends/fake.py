@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import threading
 import weakref
@@ -59,7 +60,7 @@ class FakeBackend(Backend):
 
 
 class FakeDevice:
-    """The part of `Device` that moves bytes and launches kernels, on the host: addresses are real, streams a count.
+    """`Device` without graphs, on the host: addresses are real, kernels Python functions, streams a count.
 
     What is queued on a stream is done when somebody waits for that stream, so that memory of the host that is written
     again before then, or read before then, shows. Any number of threads may use one.
@@ -153,6 +154,14 @@ class FakeDevice:
 
         self._queue(stream, copy)
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """See `Device.copy`; the addresses may be of memory that this device did not allocate."""
+
+        def copy() -> None:
+            ctypes.memmove(target, source, size)
+
+        self._queue(stream, copy)
+
     def load_kernel(self, image: bytes, name: str, shared: int, hidden: int) -> Any:
         """The Python function of that name."""
         self.loaded += 1
@@ -175,6 +184,16 @@ class FakeDevice:
     def unload_kernel(self, kernel: Any) -> None:
         """See `Device.unload_kernel`."""
         self.loaded -= 1
+
+    def view(self, tensor: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+        """See `Device.view`: of a tensor in memory that this device allocated."""
+        array = np.from_dlpack(tensor)
+        address = array.ctypes.data
+        if not any(base <= address < base + len(memory) for base, memory in list(self.memory.items())):
+            raise BackendError("a DLPack tensor must lie on CUDA device 0, got host memory")
+        if not array.flags.c_contiguous:
+            raise BackendError(f"a DLPack tensor must be dense in row order, got strides {array.strides}")
+        return address, array.shape, array.dtype
 
     def export(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Any]:
         """See `Device.export`: a numpy array, which owns its memory here."""

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 
 from ..contract import GraphSpec, TensorSpec
-from ..errors import BackendError, GpuMemoryError, TensorError
+from ..errors import BackendError, GpuMemoryError
 from .base import Array
-from .buckets import Sizes
+from .buckets import Sizes, shape_of
 from .device import Device
+from .on_device import locate
 from .recording import Failed
 
 # A recorded graph costs a context and some MiB; a service sees few sizes often and many rarely.
 MAX_GRAPHS = 16
-ALIGNMENT = 256  # bytes, of what an engine is bound to: ICudaEngine, setTensorAddress
 _log = logging.getLogger(__name__)
 Key = tuple[int, tuple[int, ...]]
 
@@ -121,30 +121,16 @@ class Lane:
         """As `run`, on DLPack tensors that lie on the device; outputs not in `out` are allocated."""
         device, stream, context = self._device, self._stream, self._context
         device.activate()
-        results: dict[str, Any] = {}
-        addresses: dict[str, int] = {}
-        for tensor in self._spec.inputs:
-            addresses[tensor.name], _, _ = device.view(feeds[tensor.name], stream)
-            _check_aligned(tensor.name, addresses[tensor.name])
-        for tensor in self._spec.outputs:
-            shape, dtype = shape_of(tensor, sizes), np.dtype(tensor.dtype)
-            if tensor.name in out:
-                addresses[tensor.name], given, kind = device.view(out[tensor.name], stream)
-                _check_aligned(tensor.name, addresses[tensor.name])
-                if (given, kind) != (shape, dtype):
-                    raise TensorError(tensor.name, f"out must be {dtype} {list(shape)}", f"{kind} {list(given)}")
-                results[tensor.name] = out[tensor.name]
-            else:
-                addresses[tensor.name], results[tensor.name] = device.export(shape, dtype)
+        located = locate(device, stream, self._spec, sizes, feeds, out)
         try:
-            self._prepare(context, profile, sizes, addresses)
+            self._prepare(context, profile, sizes, located.addresses)
             self._execute(context)
             device.synchronize(stream)
         except BaseException:
             with suppress(BackendError):
                 self._forget()
             raise
-        return results
+        return located.results
 
     def close(self) -> None:
         """Free everything; the lane must not run again."""
@@ -291,14 +277,3 @@ class Lane:
     def _require(self, done: bool, what: str) -> None:
         if not done:
             raise BackendError(f"{what} failed: {self._failure() or 'the library gave no reason'}")
-
-
-def _check_aligned(name: str, address: int) -> None:
-    if address % ALIGNMENT:
-        rule = f"must begin at a multiple of {ALIGNMENT} bytes in the GPU's memory, as a clone() does"
-        raise TensorError(name, rule, f"{address % ALIGNMENT} bytes past one")
-
-
-def shape_of(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
-    """A tensor's shape for these sizes of its symbols."""
-    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape)

@@ -26,7 +26,7 @@ from ..files import write_file
 from ..gpu import Gpu
 from ..strict_json import decode, read_json
 from .base import Array, Backend
-from .lane import shape_of
+from .buckets import shape_of
 from .sidecar import ENGINES, host_os
 from .table import BACKENDS
 

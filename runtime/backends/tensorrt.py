@@ -16,11 +16,12 @@ import numpy as np
 from ..contract import GraphSpec, Range
 from ..errors import BackendError, EngineError, TensorError
 from .base import Array, Backend, Feeds, check_feeds
-from .buckets import cut, splittable, symbol_ranges, union
+from .buckets import cut, shape_of, splittable, symbol_ranges, union
 from .device import CudaDevice, Device
 from .engine_staleness import find_engine
-from .lane import Lane, shape_of
+from .lane import Lane
 from .loading import RuntimeCache, check_engine, context_maker, load_engine, load_library
+from .on_device import check_tensors
 from .sidecar import EngineRecord
 from .table import Flavor
 
@@ -137,19 +138,11 @@ class TensorRTBackend(Backend):
         return outputs
 
     def run_on_device(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As `run`, on tensors that lie on this GPU and support DLPack (torch, cupy); nothing is copied.
+        """See `OnDevice`; nothing is copied. Such a request is not cut: TensorError where it fits no single profile.
 
-        Args:
-            feeds: one dense DLPack tensor for each input.
-            out: where to write outputs; those left out are allocated and belong to the caller.
-
-        Raises:
-            TensorError: as in `run`; such a request is not cut, it must fit one profile. Or a tensor does not begin at
-                a multiple of 256 bytes, as a slice of another may not.
-            BackendError: a tensor lies elsewhere or is not dense, or CUDA failed.
+        The lane's stream waits for what is queued on the caller's, and the call for the lane's.
         """
-        shapes = {name: _Shape(name, tensor) for name, tensor in feeds.items()}
-        sizes = check_feeds(self.spec, self._union, shapes)  # type: ignore[arg-type]
+        sizes = check_tensors(self.spec, self._union, feeds)
         part, *more = cut(self.spec, self._profiles, sizes)
         if more:
             raise TensorError(self.spec.inputs[0].name, "tensors on the device must fit one profile", sizes)
@@ -217,18 +210,6 @@ class TensorRTBackend(Backend):
         said = "; ".join(self._log)
         self._log.clear()
         return said
-
-
-class _Shape:
-    """dtype and shape of a tensor of any library, as `check_feeds` reads them of numpy arrays."""
-
-    def __init__(self, name: str, tensor: Any) -> None:
-        self.shape = tuple(tensor.shape)
-        self.ndim = len(self.shape)
-        try:
-            self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-        except TypeError as error:
-            raise TensorError(name, "dtype must be one that numpy knows", tensor.dtype) from error
 
 
 def _rows(shape: tuple[int | str, ...], slices: Mapping[str, slice]) -> tuple[slice, ...]:

@@ -22,9 +22,9 @@ from chan_rt.export import engine_process
 from chan_rt.export.engine_layers import check_precision, from_build_log, from_inspector
 from chan_rt.export.engines import BuildOptions, BuiltEngine, build_engine, find_target, plan
 from chan_rt.runtime.backends import open_backend, open_graph
+from chan_rt.runtime.backends.buckets import shape_of
 from chan_rt.runtime.backends.device import CudaDevice
 from chan_rt.runtime.backends.engine_staleness import find_engine
-from chan_rt.runtime.backends.lane import shape_of
 from chan_rt.runtime.backends.rtx_gpus import gpus_in_header
 from chan_rt.runtime.backends.sidecar import EngineRecord, InputRange
 from chan_rt.runtime.backends.table import FLAVORS

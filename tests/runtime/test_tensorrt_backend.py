@@ -475,6 +475,10 @@ def test_tensors_on_the_device_must_fit_and_lie_there(make) -> None:
     good = {name: device.upload(array) for name, array in feeds(3, 2).items()}
     with pytest.raises(TensorError, match="out must be float32"):
         backend.run_on_device(good, {"scores": device.upload(np.zeros((2, 2), np.float32))})
+    with pytest.raises(TensorError, match="score: out must have none but the outputs scores, word_scores"):
+        backend.run_on_device(good, {"score": device.upload(np.zeros((3, 2), np.float32))})
+    with pytest.raises(TensorError, match="word_lengths: must be a tensor that supports DLPack, got list"):
+        backend.run_on_device({**good, "word_lengths": [5, 5]})
 
 
 def test_cuda_errors_carry_cudas_message_and_the_lane_recovers(make) -> None:

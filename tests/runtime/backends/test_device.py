@@ -6,7 +6,9 @@ import struct
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
@@ -39,6 +41,30 @@ def device(monkeypatch: pytest.MonkeyPatch) -> CudaDevice:
     """A device whose runtime says yes: there may be no GPU here."""
     monkeypatch.setattr(CudaDevice, "_call", lambda self, name, *arguments: None)
     return CudaDevice()
+
+
+class Elsewhere:
+    """A tensor on the second GPU, which must not be asked for its memory."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 1
+
+
+@pytest.mark.parametrize(
+    ("tensor", "where"),
+    [(np.zeros(3), "host memory"), (torch.zeros(3), "host memory"), (Elsewhere(), "device 1")],
+    ids=["numpy", "torch", "another GPU"],
+)
+def test_a_tensor_that_lies_elsewhere_is_refused(device: CudaDevice, tensor: Any, where: str) -> None:
+    with pytest.raises(BackendError, match=f"a DLPack tensor must lie on CUDA device 0, got {where}"):
+        device.view(tensor, 1)
+
+
+def test_memory_is_copied_within_the_device(device: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(CudaDevice, "_call", lambda self, *of: asked.append(of))
+    device.copy(512, 256, 100, 7)
+    assert asked == [("cudaMemcpyAsync", 512, 256, 100, cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice, 7)]
 
 
 def test_kernels_are_loaded_launched_and_unloaded(device: CudaDevice, calls: list) -> None:
