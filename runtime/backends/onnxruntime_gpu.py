@@ -51,12 +51,15 @@ class GpuSession(OnnxRuntimeBackend):
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """See `Backend.run`; BackendError in a forked process."""
+        self._refuse_forked()
+        return super().run(feeds)
+
+    def _refuse_forked(self) -> None:
         if self._process != os.getpid():
             raise BackendError(
                 f"{self.name} was opened before this process was forked: open it in this process, or start processes "
                 "by multiprocessing's method spawn"
             )
-        return super().run(feeds)
 
     def close(self) -> None:
         """See `Backend.close`."""
