@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends import CPU_BACKEND, Array, Backend, open_graph, open_graphs
+from .backends.on_device import OnDevice
 from .backends.placement import Placement
+from .backends.table import ON_DEVICE
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
 from .checks import check_paths
 from .contract import AlignmentConfig, Manifest, Preprocess
@@ -167,6 +169,36 @@ class Matcher:
         check_lengths("region_lengths", sizes, regions.shape[:2])
         check_finite("regions", regions, sizes)
         return self._encode("region_encoder", regions, sizes, "regions", "R", "images")
+
+    def encode_images_on_device(self, regions: Any, lengths: Any, out: Any | None = None) -> Any:
+        """Encode the regions of B images that lie on the matcher's GPU; neither they nor the result visit the host.
+
+        Tensors are of any library that supports DLPack, such as torch. What it has queued on its current stream comes
+        first, and when the call returns, the result is there. The values are not looked at, for that would be a visit.
+
+        Args:
+            regions: [B, R, F] float32, dense; what lies past an image's length is ignored.
+            lengths: [B] int32 from 1 to R, how many regions each image has; others give wrong vectors.
+            out: [B, R, D], where to write the result; None for memory of its own, which takes time to allocate.
+
+        Returns:
+            out, or a DLPack tensor (`torch.from_dlpack` reads it): [B, R, D] float32, at precision fp16 float16; exact
+            zeros past each image's length.
+
+        Raises:
+            TensorError: a dtype or a shape breaks its rule, also one that the graph does not take in one piece, or a
+                tensor does not begin at a multiple of 256 bytes.
+            BackendError: the backend takes no such tensors, a tensor lies elsewhere or is not dense, or CUDA failed.
+        """
+        backend = self._open("region_encoder")
+        if not isinstance(backend, OnDevice):
+            raise BackendError(
+                f"the region encoder runs with {backend.name}, which takes no tensors of GPU memory: open the bundle "
+                f"with one of the backends {', '.join(ON_DEVICE)}, or pass arrays to encode_images"
+            )
+        output = backend.spec.outputs[0].name
+        feeds = {tensor.name: given for tensor, given in zip(backend.spec.inputs, (regions, lengths), strict=True)}
+        return backend.run_on_device(feeds, None if out is None else {output: out})[output]
 
     @property
     def pictures_at_once(self) -> int:

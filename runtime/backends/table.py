@@ -39,3 +39,4 @@ BACKENDS: Mapping[str, BackendInfo] = {
 CPU_BACKEND = "onnxruntime"  # which runs every graph
 CPU_INT8 = "int8_x86"  # the int8 that it is fast at
 FLAVORS: tuple[Flavor, ...] = get_args(Flavor)  # the backends that run engines; a test holds them against the table
+ON_DEVICE = (*FLAVORS, "onnxruntime_cuda")  # the backends that take tensors of GPU memory (`on_device`)

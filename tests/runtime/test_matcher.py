@@ -21,7 +21,8 @@ from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.bundle import export_bundle
 from chan_rt.runtime import matcher as matcher_module
 from chan_rt.runtime.backends import open_graphs
-from chan_rt.runtime.backends.fake import FakeBackend
+from chan_rt.runtime.backends.fake import FakeBackend, FakeDevice
+from chan_rt.runtime.backends.onnxruntime_cuda import BoundBackend
 from chan_rt.runtime.contract import GraphSpec, Manifest, Preprocess, Range, TensorSpec
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.errors import BackendError, BundleError, InputError, TensorError
@@ -71,6 +72,40 @@ def _reference(model: Any, images: Embeddings, texts: Embeddings) -> tuple[np.nd
     scores = alignment.score(*arrays, model.config.alignment)
     word_scores, word_regions = alignment.align(*arrays)
     return scores.numpy(), word_scores.numpy(), word_regions.numpy()
+
+
+def test_images_that_lie_on_the_gpu_are_encoded_there(small: Any, regions: tuple[np.ndarray, np.ndarray]) -> None:
+    """NaN past a length is ignored; what comes back can be read by torch."""
+    manifest, device = Manifest.load(small.bundle), FakeDevice({})
+    opened = open_graphs("onnxruntime", small.bundle, manifest, dict.fromkeys(GRAPHS, "fp32"), threads=1).backends
+    spec = manifest.graph("region_encoder", "fp32")
+    how: dict[str, Any] = {"device": "cpu", "graphs": False, "memory": device}
+    bound = BoundBackend("bound", small.bundle / spec.file, spec, ("CPUExecutionProvider", {}), 1, **how)
+    tokenizer = load_tokenizer(small.bundle, manifest.tokenizer)
+    features, lengths = regions
+    with Matcher(small.bundle, manifest, tokenizer, {**opened, "region_encoder": bound}, "fp32") as matcher:
+        expected = matcher.encode_images(features, lengths).vectors
+        tensors = []
+        for array in (features, lengths.astype(np.int32), np.zeros_like(expected)):
+            tensors.append(device.export(array.shape, array.dtype)[1])
+            tensors[-1][...] = array
+        *given, mine = tensors
+        vectors = torch.from_dlpack(matcher.encode_images_on_device(*given))
+        np.testing.assert_allclose(vectors.numpy(), expected, atol=1e-6)
+        assert matcher.encode_images_on_device(*given, out=mine) is mine
+        np.testing.assert_array_equal(mine, vectors.numpy())
+        with pytest.raises(BackendError, match="must lie on CUDA device 0"):
+            matcher.encode_images_on_device(features, given[1])
+        with pytest.raises(TensorError, match="region_lengths: dtype must be int32, got int64"):
+            matcher.encode_images_on_device(given[0], lengths)
+
+
+def test_a_backend_without_gpu_memory_says_which_ones_have_it(
+    matcher: Matcher, regions: tuple[np.ndarray, np.ndarray]
+) -> None:
+    words = "runs with onnxruntime, which takes no tensors of GPU memory: .* tensorrt, tensorrt_rtx, onnxruntime_cuda,"
+    with pytest.raises(BackendError, match=words):
+        matcher.encode_images_on_device(*regions)
 
 
 @pytest.mark.parametrize(
