@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from ..runtime.errors import InputError
+from ..runtime.errors import CheckpointError, InputError, reason_of
+from ..runtime.files import recover
+from ..runtime.locks import only_one
+from .checkpoint_config import CONFIG, read_config
 
 
 def check_new(run: Path) -> None:
@@ -22,3 +28,46 @@ def check_there(run: Path) -> None:
 def nothing_to_resume(run: Path) -> InputError:
     """The error of a folder without a finished epoch."""
     return InputError(f"{run} has no finished epoch to resume from: leave --resume out")
+
+
+def alone(run: Path) -> AbstractContextManager[None]:
+    """Keep other processes from training in RUN, from before the first epoch on."""
+    return only_one(run / ".lock", f"another process trains in {run}: wait for it to end, or choose another folder")
+
+
+def check_best(run: Path, logs: list[dict[str, Any]]) -> None:
+    """CheckpointError unless RUN/best is there, which later epochs may not replace."""
+    try:
+        recover(run / "best")
+        read_config(run / "best")
+    except CheckpointError as error:
+        best = max((log["epoch"] for log in logs if log["best"]), default=0)
+        raise CheckpointError(
+            f"{run / 'best'} does not hold the best epoch so far, {best}, any more: bring it back, or copy "
+            f"{run / 'last'} there to go on without it"
+        ) from error
+
+
+def last_epoch(run: str | Path) -> int | None:
+    """Return the epoch that RUN/last holds, counted from 0, or None if no epoch was finished."""
+    record = _last_record(run)
+    return None if record is None else int(record["epoch"])
+
+
+def stopped_early(run: str | Path) -> bool:
+    """Return whether RUN ended before its last epoch."""
+    record = _last_record(run)
+    return record is not None and int(record["epoch"]) + 1 < int(record["options"]["epochs"])
+
+
+def _last_record(run: str | Path) -> dict[str, Any] | None:
+    """What RUN/last records of its training; None if no epoch was finished."""
+    config = Path(run) / "last" / CONFIG
+    if not config.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))["training"]
+        int(record["epoch"]), int(record["options"]["epochs"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{config} was not written by `chan train`: {reason_of(error)}") from error
+    return record

@@ -206,7 +206,7 @@ def command(
     them. Ctrl-C keeps the last finished epoch; --resume continues from there, exactly as if nothing had happened.
     """
     from ..chan_ref.checkpoint_config import read_config
-    from ..chan_ref.run_folder import check_new, check_there
+    from ..chan_ref.run_folder import check_new, check_there, last_epoch, stopped_early
     from ..runtime.data.layout import find_split
 
     given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
@@ -253,15 +253,15 @@ def command(
             best = training.train(data, out, config, on_start=on_start, **watch)
     except KeyboardInterrupt:
         progress.close()
-        kept = training.last_epoch(out)
+        kept = last_epoch(out)
         if kept is None:
             echo("Stopped before the first epoch was finished: nothing is kept.", err=True)
         else:
             again = f"chan train {quoted(data)} -o {quoted(out)} --resume"
             echo(f"Stopped: epoch {kept} is kept in {out}/last. Go on with: {again}", err=True)
         context.exit(130)
-    if training.stopped_early(out):
-        echo(f"Stopped early after epoch {training.last_epoch(out)}: no epoch since {best.epoch} was better.")
+    if stopped_early(out):
+        echo(f"Stopped early after epoch {last_epoch(out)}: no epoch since {best.epoch} was better.")
     if best.rsum <= progress.before:
         echo(
             f"Warning: no epoch is better than the checkpoint it started from, rsum {progress.before:.1f}. Try a lower "

@@ -19,7 +19,7 @@ from chan_rt.chan_ref.bert import bert_from_pretrained
 from chan_rt.chan_ref.config import BertConfig, ModelConfig
 from chan_rt.chan_ref.inference import read_tokenizer
 from chan_rt.chan_ref.model import ChanModel
-from chan_rt.chan_ref.train import last_epoch
+from chan_rt.chan_ref.run_folder import last_epoch
 from chan_rt.runtime import files
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import BundleError, CheckpointError, InputError

@@ -139,7 +139,6 @@ def test_a_crash_while_saving_loses_no_more_than_the_epoch(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """The disk fails at one point of the second epoch's save; resuming still ends at the same bytes."""
-    import chan_rt.chan_ref.train as module
     from chan_rt.runtime import files
 
     run = tmp_path / "run"
@@ -159,7 +158,7 @@ def test_a_crash_while_saving_loses_no_more_than_the_epoch(
         real_replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.checkpoint, "save", save)
+        patch.setattr(checkpoint, "save", save)
         patch.setattr(files.os, "replace", move)
         with pytest.raises(OSError, match="disk full"):
             train(data, run, TrainConfig(**vars(SMALL)))

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from chan_rt.chan_ref import checkpoint
 from chan_rt.chan_ref.bert_families import huggingface_names
 from chan_rt.chan_ref.curve import curve_svg
-from chan_rt.chan_ref.train import resume, stopped_early, train
+from chan_rt.chan_ref.run_folder import stopped_early
+from chan_rt.chan_ref.train import resume, train
 from chan_rt.chan_ref.train_config import EpochLog, TrainConfig
 from chan_rt.runtime.errors import InputError, MissingExtra
 from chan_rt.runtime.evaluation.metrics import Recalls
