@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..runtime.errors import BundleError, CheckpointError, reason_of
@@ -29,6 +28,7 @@ from .checkpoint import check_tensors
 from .config import BertConfig
 from .encoders import Bert
 from .torch_file import check_tensor, read_torch_file
+from .weights import load_tensors
 
 CONFIG_FIELDS = FAMILIES["bert"].sizes
 
@@ -170,7 +170,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     path = directory / "model.safetensors"
     if path.is_file():
         try:
-            return load_file(path)
+            return load_tensors(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     path = directory / "pytorch_model.bin"

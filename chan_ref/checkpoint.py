@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..runtime.errors import CheckpointError, reason_of
@@ -24,7 +23,7 @@ from ..runtime.files import atomic_folder, recover
 from .checkpoint_config import CONFIG, SCHEMA, check_place, not_a_checkpoint, read_record
 from .config import ModelConfig
 from .model import ChanModel
-from .weights import save_tensors
+from .weights import load_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer"
@@ -89,7 +88,7 @@ def load(path: str | Path) -> Checkpoint:
     try:
         recover(path)
         config, record = read_record(path)
-        state = load_file(path / WEIGHTS)
+        state = load_tensors(path / WEIGHTS)
         files = sorted((path / TOKENIZER).iterdir()) if (path / TOKENIZER).is_dir() else []
         tokenizer_files = {file.name: file.read_bytes() for file in files if file.is_file()}
     except OSError as error:

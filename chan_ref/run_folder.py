@@ -7,16 +7,37 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ..runtime.contract import MANIFEST, has_keys
 from ..runtime.errors import CheckpointError, InputError, reason_of
 from ..runtime.files import recover
 from ..runtime.locks import only_one
 from .checkpoint_config import CONFIG, read_config
 
+_WRITTEN = ("best", "log.jsonl", "log.csv", "curve.svg", "optimizer-*.safetensors")  # by a run, besides `last`
+
 
 def check_new(run: Path) -> None:
-    """InputError where a folder holds a run already."""
-    if (run / "last").exists() or (run / "log.jsonl").exists():
+    """InputError where a folder holds a run already, a checkpoint, a bundle, or what a run would replace."""
+    if (run / "last").exists() or any(run.glob(".last.*/old")):  # where a killed process has left it
         raise InputError(f"{run} holds a run already: continue it with --resume, or choose another folder")
+    if has_keys(run / CONFIG, "schema", "model"):
+        raise InputError(f"{run} holds a checkpoint: choose another folder for the run; --start trains it further")
+    if has_keys(run / MANIFEST, "schema", "graphs"):
+        raise InputError(f"{run} holds a bundle: choose another folder for the run")
+    taken = sorted(found.name for name in _WRITTEN for found in run.glob(name))
+    if taken:
+        raise InputError(
+            f"{run} holds {', '.join(taken)}, which the run would replace, and no finished epoch to resume from: "
+            "choose another folder, or move this away"
+        )
+
+
+def check_tensorboard(run: Path) -> None:
+    """InputError where TensorBoard, which takes paths in UTF-8 only, cannot write below a run's folder."""
+    try:
+        str(run).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{run}: --tensorboard needs a folder whose path is UTF-8: rename it") from error
 
 
 def check_there(run: Path) -> None:

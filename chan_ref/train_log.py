@@ -13,6 +13,7 @@ from typing import Any
 from ..runtime.extras import needs
 from ..runtime.files import write_file
 from .curve import curve_svg
+from .run_folder import check_tensorboard
 from .train_config import EpochLog
 
 
@@ -44,10 +45,12 @@ class TensorBoard:
         epoch: the first epoch that will be written; what an interrupted run wrote from there on is replaced.
 
     Raises:
+        InputError: the folder's path is not UTF-8.
         MissingExtra: tensorboard is not installed.
     """
 
     def __init__(self, run: Path, epoch: int) -> None:
+        check_tensorboard(run)
         with needs("tensorboard", "--tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=epoch)

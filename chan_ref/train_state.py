@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..runtime.errors import CheckpointError, reason_of
 from ..runtime.files import atomic_file
 from .model import ChanModel
 from .train_config import TrainConfig
-from .weights import save_tensors
+from .weights import load_tensors, save_tensors
 
 
 def make_optimizer(model: ChanModel, config: TrainConfig) -> torch.optim.AdamW:
@@ -55,7 +54,7 @@ def read_state(run: Path, epoch: int, optimizer: torch.optim.AdamW, model: ChanM
     """
     file = _file(run, epoch)
     try:
-        moments = load_file(file)
+        moments = load_tensors(file)
         for name, parameter in _trained(model).items():
             optimizer.state[parameter] = {
                 "step": moments[f"step/{name}"],

@@ -1,4 +1,4 @@
-"""Write tensors as safetensors, as any other file is written: with the mode of the umask, and errors of the disk."""
+"""Tensors as safetensors, read and written as any other file: by any path, with the umask, and errors of the disk."""
 
 from __future__ import annotations
 
@@ -9,8 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, mapped.
+
+    safetensors itself refuses a path that is not UTF-8; such a file is opened here, and has a name that is.
+
+    Raises:
+        SafetensorError, OSError: it cannot be read.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            return load_file(f"/dev/fd/{file.fileno()}")
+    return load_file(path)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -206,7 +206,7 @@ def command(
     them. Ctrl-C keeps the last finished epoch; --resume continues from there, exactly as if nothing had happened.
     """
     from ..chan_ref.checkpoint_config import read_config
-    from ..chan_ref.run_folder import check_new, check_there, last_epoch, stopped_early
+    from ..chan_ref.run_folder import check_new, check_tensorboard, check_there, last_epoch, stopped_early
     from ..runtime.data.layout import find_split
 
     given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
@@ -218,6 +218,8 @@ def command(
     find_split(data, "train")
     if start is not None:
         read_config(start)
+    if tensorboard:
+        check_tensorboard(out)
     if resume:
         check_there(out)
     else:

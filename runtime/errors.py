@@ -107,8 +107,21 @@ class GalleryCorrupt(GalleryError):
 
 
 def quoted(word: object) -> str:
-    """A path, or other text from outside, in a command that a message advises: as a shell reads it."""
-    return shlex.quote(str(word))
+    """A path, or other text from outside, in a command that a message advises: as a shell reads it.
+
+    What cannot be printed, and bytes of a path that are not UTF-8, are written as bash, zsh and ksh read them.
+    """
+    text = str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable():
+        return f"\\{letter}" if letter in "\\'" else letter
+    from_system = "\udc80" <= letter <= "\udcff"  # a byte of a path that is not UTF-8
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape" if from_system else "replace"))
 
 
 def shortened(text: str, most: int = 1000) -> str:

@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from chan_rt.calibration.plan import Plan
 from chan_rt.chan_ref import checkpoint, torch_file
+from chan_rt.commands.terminal import visible
 from chan_rt.runtime.contract import Manifest
 from chan_rt.runtime.counts import counted
 from chan_rt.runtime.data.images import CaptionedImages
@@ -183,3 +187,28 @@ def test_an_unquoted_path_would_be_noticed() -> None:
     assert unquoted(source) == ["run: chan gallery verify {path}", "chan train X -o {out}"]
     assert f"chan serve {quoted(Path('o 1'))}" == "chan serve 'o 1'"
     assert quoted("plain/path-1.x") == "plain/path-1.x"
+
+
+PATHS = [
+    "o 1",
+    "it's",
+    "two\nlines",
+    "caf\udce9",
+    "\udce91",
+    "\x1b[2J",
+    "tab\tb'\\",
+    "\u202egpj",
+    "\u00a0",
+    "$HOME",
+    "é 猫",
+    "",
+]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize("path", PATHS, ids=ascii)
+def test_a_shell_reads_the_path_that_was_meant_from_what_the_terminal_shows(path: str) -> None:
+    shown = visible(quoted(path))
+    assert shown == quoted(path)
+    done = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True, env={"LC_ALL": "C"})
+    assert done.stdout == os.fsencode(path)

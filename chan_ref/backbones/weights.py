@@ -76,10 +76,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         got = "a folder" if file.is_dir() else "nothing there"
         raise InputError(f"{file}: weights must be a file, `{PRETRAINED}` or `{RANDOM}`, got {got}")
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        from ..weights import load_tensors
 
         try:
-            return load_file(file)
+            return load_tensors(file)
         except Exception as error:  # safetensors has an error of its own without a base
             raise InputError(f"{file} cannot be read as safetensors: {reason_of(error)}") from error
     found: object = read_torch_file(file)

@@ -22,12 +22,11 @@ import json
 import math
 import operator
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ..errors import InputError, shortened
+from ..errors import InputError, quoted, shortened
 from ..strict_json import unique_keys
 from .store.rows import Row
 from .values import MAX_DEPTH, Json, json_value, plain_text, same
@@ -253,7 +252,7 @@ def _parse_word(text: str) -> Where:
 
 def _quoted(key: str, sign: str, value: str) -> str:
     """A condition on text that is meant as it stands, for a shell."""
-    return shortened(shlex.quote(f"{key}{sign}{json.dumps(value, ensure_ascii=False)}"))
+    return shortened(quoted(f"{key}{sign}{json.dumps(value, ensure_ascii=False)}"))
 
 
 def _meanings(text: str) -> list[Json]:

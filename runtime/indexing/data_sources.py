@@ -30,12 +30,16 @@ def open_source(paths: Sequence[str | Path], split: str = "test", *, captions: b
         captions: its captions, or the lines of text files, rather than images.
 
     Raises:
-        InputError: several data folders, no picture, no line of text.
+        InputError: several data folders, or one whose path is not UTF-8, no picture, no line of text.
     """
     data = [path for path in map(Path, paths) if is_data_folder(path)]
     if data:
         if len(paths) > 1:
             raise InputError(f"sources: a data folder must stand alone, got {len(paths)} sources")
+        try:
+            str(data[0].resolve()).encode()
+        except UnicodeEncodeError as error:  # a gallery keeps it as text
+            raise InputError(f"{data[0]}: the path of a data folder must be UTF-8 to be indexed: rename it") from error
         return _data_captions(data[0], split) if captions else _data_images(data[0], split)
     return text_source(paths) if captions else picture_source(paths)
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_what_is_saved_comes_back(tmp_path: Path, config: ModelConfig):
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+def test_a_checkpoint_lies_at_any_path(tmp_path: Path) -> None:
+    """safetensors itself takes paths in UTF-8 only."""
+    place = tmp_path / "caf\udce9\n a"
+    model = ChanModel(GRU)
+    checkpoint.save(place, model, {"vocab.json": b"{}"}, {"epoch": 3})
+    loaded = checkpoint.load(place)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    (place / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*header"):
+        checkpoint.load(place)
 
 
 def test_saving_again_replaces_and_leaves_nothing_beside(saved: Path):

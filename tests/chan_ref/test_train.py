@@ -173,6 +173,15 @@ def test_resume_and_train_refuse_what_does_not_fit(data: Path, finished: Path, t
         train(data, finished, SMALL)
     with pytest.raises(InputError, match="no finished epoch"):
         resume(data, tmp_path / "none")
+    (tmp_path / "kept").mkdir()
+    (finished / "best").rename(tmp_path / "kept" / "best")
+    before = _contents(tmp_path / "kept")
+    try:
+        with pytest.raises(InputError, match="holds best, which the run would replace"):
+            train(data, tmp_path / "kept", SMALL)
+        assert _contents(tmp_path / "kept") == before
+    finally:
+        (tmp_path / "kept" / "best").rename(finished / "best")
     other = make_data(tmp_path / "other", {"train": 60, "dev": 20}, seed=9)
     with pytest.raises(InputError, match="not the data this run was trained on"):
         resume(other, finished)

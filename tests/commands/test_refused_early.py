@@ -22,6 +22,12 @@ for command in json.loads(sys.argv[1]):
 REFUSED = [
     ("train empty -o out", "precomp/train_caps.txt is missing"),
     ("train data -o run", "holds a run already"),
+    ("train data -o best", "holds best, which the run would replace"),
+    ("train data -o logs", "holds curve.svg, optimizer-3.safetensors, which the run would replace"),
+    ("train data -o killed", "holds a run already"),
+    ("train data -o CHECKPOINT", "holds a checkpoint: choose another folder"),
+    ("train data -o BUNDLE", "holds a bundle: choose another folder"),
+    ("train data -o caf\udce9 --tensorboard", "--tensorboard needs a folder whose path is UTF-8"),
     ("train data -o out --resume", "has no finished epoch to resume from"),
     ("train data -o out --start empty", "it has no config.json"),
     ("train data -o out --seed 99999999999999999999999999", "seed must be"),
@@ -52,6 +58,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("full").mkdir()
     Path("full/file").touch()
     Path("run/last").mkdir(parents=True)
+    Path("best/best").mkdir(parents=True)
+    Path("killed/.last.x/old").mkdir(parents=True)
+    Path("logs").mkdir()
+    Path("logs/curve.svg").touch()
+    Path("logs/optimizer-3.safetensors").touch()
     Path("data/precomp").mkdir(parents=True)
     for split in ("train", "test"):
         Path(f"data/precomp/{split}_caps.txt").write_text("a cloud\n" * 5)

@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery import Gallery
 from chan_rt.runtime.indexing.data_sources import open_source
 
@@ -33,6 +36,14 @@ def test_ids_are_rows_of_the_split_also_where_captions_were_left_out(tmp_path: P
     (tmp_path / "precomp/test_caps.txt").write_text("\n".join(["a", *lines[1:]]) + "\n")
     again = open_source([tmp_path])
     assert [again.origins[0].digest(), again.origins[2].digest()] == same
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+def test_a_data_folder_of_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    boxed_data(tmp_path / "caf\udce9", [[0, 0, 100, 200]] * 2)
+    for captions in (False, True):
+        with pytest.raises(InputError, match="path of a data folder must be UTF-8 to be indexed: rename it"):
+            open_source([tmp_path / "caf\udce9"], captions=captions)
 
 
 def boxed_data(folder: Path, boxes: list[list[float]]) -> None:
