@@ -20,15 +20,15 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 import pytest
-from click.testing import CliRunner
 
-from chan_rt.cli import main
 from chan_rt.runtime import AlignmentConfig, GalleryWriter, InputError
 from chan_rt.runtime.contract import Manifest, write_manifest
 from chan_rt.runtime.errors import ChanError
 from chan_rt.runtime.gallery.settings import NO_MODEL, GallerySettings
 from chan_rt.serve import Settings, launch, serve
 from chan_rt.serve.bodies import Problem
+
+from ..run_chan import chan
 
 CHAN = "from chan_rt.cli import main; main()"
 SEARCH = {"captions": ["two red apples"], "k": 2}
@@ -251,7 +251,7 @@ def test_no_request_writes_a_line_of_the_log(server, http: httpx.Client) -> None
     ],
 )
 def test_a_wrong_command_line_is_one_error(arguments: list[str], words: str) -> None:
-    result = CliRunner().invoke(main, ["serve", *arguments])
+    result = chan("serve", *arguments)
     assert result.exit_code == 2
     assert words in result.output
 
@@ -318,12 +318,13 @@ def test_an_address_that_cannot_be_listened_at_is_named(gallery: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [b"", b"schl\xc3\xbcssel", b"schl\xfcssel", b"schl\nussel", b"schl\x7fussel"])
-def test_a_key_that_no_header_can_carry(tmp_path: Path, key: bytes) -> None:
+def test_a_key_that_no_header_can_carry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
     file = tmp_path / "key"
     file.write_bytes(key)
-    results = [CliRunner().invoke(main, ["serve", "/x", "--api-key-file", str(file)])]
+    results = [chan("serve", "/x", "--api-key-file", file)]
     with contextlib.suppress(UnicodeDecodeError):
-        results.append(CliRunner().invoke(main, ["serve", "/x"], env={"CHAN_API_KEY": key.decode()}))
+        monkeypatch.setenv("CHAN_API_KEY", key.decode())
+        results.append(chan("serve", "/x"))
     for result in results:
         assert result.exit_code == 2
         assert "at least one character of ASCII on one line" in result.output

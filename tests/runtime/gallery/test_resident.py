@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from chan_rt import cli
 from chan_rt.bench.search import Concepts
 from chan_rt.runtime import forks
 from chan_rt.runtime.backends.fake import FakeDevice
@@ -62,6 +60,7 @@ from chan_rt.runtime.gallery.rank import Ranker
 from chan_rt.runtime.gpu import Gpu, GpuReport, device_indices, examine_gpu
 
 from ...ptx.machine import ptx_kernels
+from ...run_chan import chan
 from .decide_model import decide
 from .level_model import bound, pooled, project, reach, select, weigh
 from .on_gpu import ObservedGpu, compiled_kernels
@@ -930,10 +929,10 @@ def test_without_a_gpu_the_error_says_so(gallery_path: Path) -> None:
 
 @pytest.mark.skipif(bool(examine_gpu().gpus), reason="there is a GPU")
 def test_the_command_refuses_a_gpu_that_is_not_there(gallery_path: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.main, ["search", str(gallery_path), "a caption", "--device", "cuda"])
+    result = chan("search", gallery_path, "a caption", "--device", "cuda")
     assert result.exit_code == 1
     assert "device='cuda' cannot run here" in result.output
-    result = CliRunner().invoke(cli.main, ["search", str(tmp_path), "photos", "a caption", "--device", "cuda"])
+    result = chan("search", tmp_path, "photos", "a caption", "--device", "cuda")
     assert result.exit_code == 2
     assert "--device cuda needs a gallery" in result.output
 
