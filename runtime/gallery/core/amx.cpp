@@ -8,15 +8,11 @@
 // it is used only after it gave AVX-512's results for a small block.
 
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 9)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f")
-#endif
+CHAN_TARGET("avx512f")
 
 #include <immintrin.h>
 
@@ -296,11 +292,7 @@ void row_over_query(const uint8_t* codes, int64_t vectors, int64_t width, const 
 }  // namespace
 }  // namespace chan
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+CHAN_TARGET_END
 
 #include <cpuid.h>
 #include <sys/syscall.h>

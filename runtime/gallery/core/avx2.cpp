@@ -2,15 +2,11 @@
 // the odd ones apart, and vpmaddwd adds pairs of their products in 32 bits.
 
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+CHAN_TARGET("avx2,fma,f16c")
 
 #include "lanes256.h"
 
@@ -60,11 +56,7 @@ constexpr Kernels KERNELS = Lanes<Avx2>::kernels("avx2");
 
 }  // namespace chan
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+CHAN_TARGET_END
 
 namespace chan {
 const Kernels* avx2_kernels() {  // every CPU that has AVX2 has F16C, which compilers cannot ask for by name

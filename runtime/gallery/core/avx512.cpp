@@ -6,18 +6,15 @@
 // hold 64 codes and 64 digits.
 
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 9)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c"))), \
-                             apply_to = function)
-#else
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own header does it on purpose
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
 #endif
+CHAN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
 
 #include <immintrin.h>
 
@@ -456,11 +453,7 @@ const Kernels* avx512_kernels() {
 
 }  // namespace chan
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+CHAN_TARGET_END
 
 #else
 

@@ -1,21 +1,16 @@
 // AVX-VNNI: vpdpbusd on registers of eight sums, for CPUs without AVX-512.
 
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 
 // CHAN_EVEX compiles the same kernels to AVX-512 VNNI's instructions on registers of eight sums, so that a CPU that has
 // these and no AVX-VNNI can test them.
-#if defined(__clang__) && defined(CHAN_EVEX)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512vl,avx512vnni"))), apply_to = function)
-#elif defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
-#elif defined(CHAN_EVEX)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512vl,avx512vnni")
+#if defined(CHAN_EVEX)
+CHAN_TARGET("avx2,fma,f16c,avx512vl,avx512vnni")
 #else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avxvnni")
+CHAN_TARGET("avx2,fma,f16c,avxvnni")
 #endif
 
 #include "lanes256.h"
@@ -52,11 +47,7 @@ constexpr Kernels KERNELS = Lanes<AvxVnni>::kernels("avx_vnni");
 
 }  // namespace chan
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+CHAN_TARGET_END
 
 #include <cpuid.h>
 

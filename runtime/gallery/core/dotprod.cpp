@@ -1,15 +1,11 @@
 // Arm's dot products (SDOT) of signed bytes with signed ones: codes are made signed by taking 128 off.
 
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__aarch64__) && defined(__linux__) && (!defined(__clang__) || __clang_major__ >= 16)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("arch=armv8.2-a+dotprod")
-#endif
+CHAN_TARGET_ARM("dotprod")
 
 #include "lanes_neon.h"
 
@@ -31,11 +27,7 @@ constexpr Kernels KERNELS = Lanes<Dotprod>::kernels("neon_dotprod");
 }  // namespace
 }  // namespace chan
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+CHAN_TARGET_END
 
 #include <sys/auxv.h>
 

@@ -1,15 +1,11 @@
 // Arm's dot products (USDOT) of unsigned bytes with signed ones, which come with its matrix multiplication (I8MM).
 
 #include "kernels.h"
+#include "target.h"
 
 #if defined(__aarch64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 10)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("i8mm"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("arch=armv8.2-a+i8mm")
-#endif
+CHAN_TARGET_ARM("i8mm")
 
 #include "lanes_neon.h"
 
@@ -32,11 +28,7 @@ constexpr Kernels KERNELS = Lanes<I8mm>::kernels("neon_i8mm");
 }  // namespace
 }  // namespace chan
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+CHAN_TARGET_END
 
 #include <sys/auxv.h>
 
