@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.backends.tf32 import VARIABLE
-from ..runtime.errors import EngineError
+from ..runtime.errors import EngineError, quoted
 
 _WORKER = ("-m", "chan_rt.export.engine_worker")
 
@@ -70,7 +70,7 @@ def run_worker(
     environment = os.environ | {"POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
     environment.pop(VARIABLE, None)  # it would enter the engine's bytes, but not its name
     environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request["flavor"] == "tensorrt_rtx" else "0"
-    with open(work / "stderr", "w+") as stderr:
+    with open(work / "stderr", "w+", errors="replace") as stderr:
         command = [sys.executable, *_WORKER, str(work)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True) as worker:
             try:
@@ -85,9 +85,13 @@ def run_worker(
             report: dict[str, Any] = json.loads((work / "report.json").read_text())
             return report
         error = work / "error.txt"
-        reason = error.read_text() if error.exists() else f"the builder's process died with status {status}"
+        reason = (
+            error.read_text("utf-8", "surrogateescape")
+            if error.exists()
+            else f"the builder's process died with status {status}"
+        )
         stderr.seek(0)
         logged = [line.strip() for line in stderr if line.startswith(("[E]", "[!]"))]
-    script.write_text(reproduce(request))
+    script.write_bytes(reproduce(request).encode("utf-8", "surrogateescape"))
     details = "; ".join(dict.fromkeys([reason, *logged[-3:]]))
-    raise EngineError(f"{what} does not build with {request['flavor']}: {details}; reproduce with: sh {script}")
+    raise EngineError(f"{what} does not build with {request['flavor']}: {details}; reproduce with: sh {quoted(script)}")

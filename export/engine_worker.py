@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     try:
         report = build(folder, json.loads((folder / "request.json").read_text()), phases)
     except Exception as error:
-        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}", "utf-8", "surrogateescape")
         raise SystemExit(1) from error
     (folder / "report.json").write_text(json.dumps(report))
 
@@ -53,7 +53,11 @@ def build(folder: Path, request: dict[str, Any], phases: TextIO) -> dict[str, An
         profiles.append(profile)
     # TensorRT 11 networks are always strongly typed; before, that was a flag.
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    builder, network, parser = poly.network_from_onnx_path(request["onnx"], strongly_typed=typed)
+    graph = request["onnx"]
+    if graph == graph.encode("utf-8", "replace").decode():
+        builder, network, parser = poly.network_from_onnx_path(graph, strongly_typed=typed)
+    else:  # the parser opens paths in UTF-8 only
+        builder, network, parser = poly.network_from_onnx_bytes(Path(graph).read_bytes(), strongly_typed=typed)
     config = {"profiles": profiles, "progress_monitor": _monitor(trt, phases)}
     if rtx:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX as CreateConfig  # no timing cache: it needs a GPU

@@ -62,7 +62,7 @@ def render_document(
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
     )
-    return page.rstrip() + "\n"
+    return readable(page.rstrip() + "\n")
 
 
 def asset(name: str) -> str:

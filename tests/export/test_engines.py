@@ -31,7 +31,7 @@ from chan_rt.runtime.backends.table import FLAVORS
 from chan_rt.runtime.backends.tensorrt import TensorRTBackend
 from chan_rt.runtime.contract import AlignmentConfig, GraphSpec, Manifest, Range, TensorSpec, TokenizerSpec, sha256_file
 from chan_rt.runtime.doctor import examine
-from chan_rt.runtime.errors import BundleError, EngineError, InputError
+from chan_rt.runtime.errors import BundleError, EngineError, InputError, quoted
 from chan_rt.runtime.gallery.cuda.memory import Arena
 from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
@@ -237,6 +237,20 @@ def test_a_flavor_that_cannot_build_here_says_what_is_missing_and_what_would_wor
         missing = "no usable GPU: .*; a machine with an NVIDIA GPU"
     with pytest.raises(EngineError, match=f"tensorrt cannot build here: {missing}.*--backend tensorrt_rtx builds here"):
         find_target("tensorrt")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+def test_a_bundle_whose_path_is_not_utf_8_is_built(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser itself opens paths in UTF-8 only; what reproduces a failure has the bytes of the path."""
+    place = bundle.rename(bundle.with_name("caf\udce9 1"))
+    built = build_engine(place, "region_encoder", "fp16", find_target("tensorrt_rtx"))
+    assert find_engine(place, "region_encoder", "fp16", "tensorrt_rtx") == built.path
+    monkeypatch.setattr(engine_process, "_WORKER", ("-c", "import os; os._exit(3)"))
+    with pytest.raises(EngineError, match=r"reproduce with: sh \$'.*/caf\\xe9 1/engines/.*[.]sh'$") as caught:
+        build_engine(place, "region_encoder", "fp32", find_target("tensorrt_rtx"))
+    (script,) = (place / "engines").glob("*.reproduce.sh")
+    assert quoted(script) in str(caught.value)
+    assert os.fsencode(place / "graphs/fp32/region_encoder.onnx") in script.read_bytes()
 
 
 def test_two_builders_at_once_build_once(bundle: Path) -> None:

@@ -107,6 +107,9 @@ def test_page_is_whole_by_itself(report: Report) -> None:
     assert html.index("onnxruntime/fp16 region_encoder: max_abs") < html.index("onnxruntime/fp16 matcher: max_abs")
     assert "built, not run: no GPU" in html
     assert html == page(report), "the same report gives the same bytes"
+    moved = page(replace(report, bundle="out/caf\udce9"))
+    assert "out/caf\\udce9" in moved
+    assert moved.encode() == moved.encode("utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize(("size", "dark"), [("phone", False), ("laptop", True), ("4K", False)])
