@@ -27,7 +27,7 @@ from ..runtime.indexing.index import index_source, prepare_search
 from ..runtime.indexing.sources import Source
 from ..runtime.matcher import Matcher
 from ..runtime.session import gallery_settings
-from ..scale.bulk import index_on_cluster
+from ..scale.bulk import Encoding, index_on_cluster
 from .measure import machine
 from .own_cluster import own_cluster
 
@@ -88,7 +88,7 @@ def _plain(bundle: Path, source: Source, threads: int | None, out: Path) -> None
 
 def _bulk(bundle: Path, source: Source, address: str, actors: int, shard_rows: int, out: Path) -> None:
     settings = gallery_settings(bundle, source.kind)
-    index_on_cluster(bundle, source, out, settings, address=address, actors=actors, shard_rows=shard_rows)
+    index_on_cluster(bundle, source, out, settings, Encoding(address, actors, shard_rows))
 
 
 def _check(out: Path, expected: tuple[list[str], bytes] | None, name: str) -> tuple[list[str], bytes]:

@@ -122,9 +122,15 @@ def _index_on_cluster(
     source: Source,
     queries: Sequence[str],
 ) -> _Indexed:
-    from ..scale.bulk import SHARD_ROWS, index_on_cluster
+    from ..scale.bulk import SHARD_ROWS, Encoding, index_on_cluster
 
-    make_network = options.backbone_maker(context, asked.backbone, asked.weights)
+    encoding = Encoding(
+        address=asked.address or None,
+        actors=asked.actors,
+        shard_rows=asked.shard_rows or SHARD_ROWS,
+        backend=asked.backend,
+        backbone=options.backbone_maker(context, asked.backbone, asked.weights),
+    )
     # Ray prints about nodes that it lost
     with stdout_to_stderr(), progress_bar("index", len(source.ids)) as progress:
         ran = index_on_cluster(
@@ -132,11 +138,7 @@ def _index_on_cluster(
             source,
             asked.out,
             settings,
-            address=asked.address or None,
-            actors=asked.actors,
-            shard_rows=asked.shard_rows or SHARD_ROWS,
-            backend=asked.backend,
-            backbone=make_network,
+            encoding,
             queries=queries,
             replace_rows=asked.replace,
             prune=asked.prune,

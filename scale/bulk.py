@@ -45,6 +45,30 @@ _PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How a cluster encodes.
+
+    Attributes:
+        address: of the cluster; None for the one that Ray finds, or else one on this machine that is started for this
+            run. Where `ray.init` was called already, that cluster is used.
+        actors: how many actors encode; None for one for each GPU, or each CPU where the cluster has no GPU or
+            `backend` is onnxruntime.
+        shard_rows: rows of a shard; the last one may have fewer.
+        backend: as of `Matcher.open`.
+        backbone: makes, on each node, what takes the place of the bundle's backbone.
+    """
+
+    address: str | None = None
+    actors: int | None = None
+    shard_rows: int = SHARD_ROWS
+    backend: str = "auto"
+    backbone: Callable[[], PictureBackbone] | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("shard_rows", self.shard_rows)
+
+
+@dataclass(frozen=True)
 class BulkResult:
     """What a run did.
 
@@ -68,12 +92,8 @@ def index_on_cluster(
     source: Source,
     out: str | Path,
     settings: GallerySettings,
+    encoding: Encoding | None = None,
     *,
-    address: str | None = None,
-    actors: int | None = None,
-    shard_rows: int = SHARD_ROWS,
-    backend: str = "auto",
-    backbone: Callable[[], PictureBackbone] | None = None,
     queries: Sequence[str] = (),
     replace_rows: bool = False,
     prune: bool = False,
@@ -90,13 +110,7 @@ def index_on_cluster(
         source: the rows; every node reaches its files.
         out: the gallery's folder, which every node reaches.
         settings: of the gallery (`gallery_settings`).
-        address: of the cluster; None for the one that Ray finds, or else one on this machine that is started for this
-            run. Where `ray.init` was called already, that cluster is used.
-        actors: how many actors encode; None for one for each GPU, or each CPU where the cluster has no GPU or
-            `backend` is onnxruntime.
-        shard_rows: rows of a shard; the last one may have fewer.
-        backend: as of `Matcher.open`.
-        backbone: makes, on each node, what takes the place of the bundle's backbone.
+        encoding: which cluster encodes, and how; None for the defaults.
         queries: as of `prepare_search`.
         replace_rows, prune, max_bad: as of `index_source`.
         progress: called from another thread with the rows finished and the rows there are to encode.
@@ -107,7 +121,7 @@ def index_on_cluster(
         GalleryError: the gallery is not one in shards, is of another model, or cannot be written from a node.
         BackendError: the cluster cannot do the work.
     """
-    check_positive("shard_rows", shard_rows)
+    encoding = encoding or Encoding()
     bundle, folder = Path(bundle).resolve(), Path(out).absolute()
     skipped = Skipped(max_bad)
     for left_out in source.skipped:
@@ -116,13 +130,13 @@ def index_on_cluster(
         plan = target.plan(source)
         items, old = plan.to_encode(replace_rows)
         target.relabel(plan)
-        works = target.cut(source, plan, items, shard_rows)
+        works = target.cut(source, plan, items, encoding.shard_rows)
         done: list[Filled] = []
         if works:
-            with cluster(address), _run(folder) as run, _watched(works, len(items), progress):
-                names = bundle, backend, settings.precision or "fp32"
-                job = Job(folder, run, version("chan-rt"), *names, backbone, target.settings, max_bad)
-                for filled in fill(job, works, actors):
+            with cluster(encoding.address), _run(folder) as run, _watched(works, len(items), progress):
+                names = bundle, encoding.backend, settings.precision or "fp32"
+                job = Job(folder, run, version("chan-rt"), *names, encoding.backbone, target.settings, max_bad)
+                for filled in fill(job, works, encoding.actors):
                     done.append(filled)
                     for problem in filled.skipped:
                         _log.info("skipped %s: %s", problem.item, problem.reason)

@@ -146,7 +146,7 @@ from chan_rt.runtime.contract import Preprocess
 from chan_rt.runtime.regions import Regions
 from chan_rt.runtime.session import gallery_settings
 from chan_rt.runtime.indexing.data_sources import open_source
-from chan_rt.scale.bulk import index_on_cluster
+from chan_rt.scale.bulk import Encoding, index_on_cluster
 
 class Slow:
     preprocess = Preprocess(24, (0.5,) * 3, (0.25,) * 3, 2)
@@ -161,10 +161,8 @@ class Slow:
 
 bundle, photos, out, address, seconds, rows = sys.argv[1:]
 pids = Path(out).with_name("pids")
-result = index_on_cluster(
-    bundle, open_source([photos]), out, gallery_settings(bundle), address=address, shard_rows=int(rows),
-    backbone=lambda: Slow(float(seconds), pids),
-)
+encoding = Encoding(address, shard_rows=int(rows), backbone=lambda: Slow(float(seconds), pids))
+result = index_on_cluster(bundle, open_source([photos]), out, gallery_settings(bundle), encoding)
 print(json.dumps({"added": result.rows.added, "earlier": result.earlier}))
 """
 
