@@ -399,12 +399,13 @@ class PinnedGallery(Gallery):
         """Let the files go; twice does no harm."""
         self._closed = True
 
-    def _view(self) -> View:
+    def view(self) -> View:
+        """The commit that it stays at."""
         self._check_open()
         return self._current
 
     def _newest(self) -> tuple[View, bool]:
-        view = self._view()
+        view = self.view()
         return view, view.untouched()
 
 
