@@ -116,7 +116,7 @@ class Gallery:
         scanner = Scanner.open(folder, settings, scan, threads, device, resident)
         try:
             gallery = cls(folder, scanner, damaged)
-            gallery.view()
+            gallery._view()
         except BaseException:
             scanner.close()
             raise
@@ -138,7 +138,7 @@ class Gallery:
 
     def __len__(self) -> int:
         """Rows of the newest commit."""
-        return self.view().rows
+        return self._view().rows
 
     @property
     def alignment(self) -> AlignmentConfig:
@@ -153,23 +153,8 @@ class Gallery:
     @property
     def prepared(self) -> Preparation | None:
         """How search was prepared, and what that measured; None if it was not, or not in every shard."""
-        found = [snapshot.prepared for snapshot in self.view().opened]
+        found = [snapshot.prepared for snapshot in self._view().opened]
         return found[0] if found and None not in found else None
-
-    def view(self) -> View:
-        """The newest commit: for what reads rows several times and must not see a change between.
-
-        Raises:
-            GalleryError: it cannot be read.
-            GalleryCorrupt: it is damaged.
-        """
-        self._check_open()
-        with self._lock:
-            view = newest_view(self.path, self._current, self._damaged, self._scanner.ranker)
-            if view is not self._current:
-                _log.debug("%s: read generation %d", self.path, view.header.generation)
-                self.settings, self._current = view.settings, view
-            return view
 
     def check_model(self, model: str) -> None:
         """GalleryError unless the gallery was made with the model of this fingerprint."""
@@ -177,7 +162,7 @@ class Gallery:
 
     def info(self) -> dict[str, Any]:
         """Plain facts: rows, bytes and what the gallery was made with."""
-        view, prepared = self.view(), self.prepared
+        view, prepared = self._view(), self.prepared
         segments = [segment for snapshot in view.opened for segment in snapshot.catalogue.segments]
         shards = {shard.entry.name: shard.entry.rows for shard in view.shards if shard.entry is not None}
         return {
@@ -204,7 +189,8 @@ class Gallery:
             GalleryCorrupt: bytes that must be read are not those that were committed.
         """
         condition = None if where is None else Filter.parse(where)
-        return self.view().all_rows(condition)
+        rows = self._view().all_rows()
+        return rows if condition is None else condition.choose(rows)
 
     def find(self, ids: Iterable[str | int]) -> list[Row]:
         """Id and metadata of the rows with these ids, in the order of the ids.
@@ -213,7 +199,7 @@ class Gallery:
             InputError: an id that the gallery does not have.
             GalleryCorrupt: bytes that must be read are not those that were committed.
         """
-        view = self.view()
+        view = self._view()
         snapshots = view.opened
         return [snapshots[index].row(row) for index, row in view.find(checked_ids(ids))]
 
@@ -224,10 +210,15 @@ class Gallery:
             InputError: no ids, or an id that the gallery does not have.
             GalleryCorrupt: bytes that must be read are not those that were committed.
         """
-        view, wanted = self.view(), checked_ids(ids)
+        view, wanted = self._view(), checked_ids(ids)
         if not wanted:
             raise InputError("ids: must hold at least one id, got none")
-        return view.embeddings(wanted)
+        snapshots, parts = view.opened, []
+        for shard, row in view.find(wanted):
+            index, position = snapshots[shard].locate(row)
+            vectors = snapshots[shard].segments[index].vectors(position, position + 1)
+            parts.append(Embeddings(vectors[None], np.array([len(vectors)], np.int32), self.settings.kind))
+        return Embeddings.concatenate(parts)
 
     def lengths(self, ids: Iterable[str | int]) -> NDArray[np.int32]:
         """Number of vectors of the rows with these ids, in the order of the ids; vectors are not read.
@@ -235,12 +226,23 @@ class Gallery:
         Raises:
             InputError: an id that the gallery does not have.
         """
-        return self.view().lengths(checked_ids(ids))
+        view = self._view()
+        snapshots, lengths = view.opened, []
+        for shard, row in view.find(checked_ids(ids)):
+            index, position = snapshots[shard].locate(row)
+            starts = snapshots[shard].segments[index].starts
+            lengths.append(starts[position + 1] - starts[position])
+        return np.array(lengths, np.int32)
+
+    def code_error(self) -> float:
+        """No less than the distance between any vector that was added and the one that its int8 codes stand for."""
+        segments = [segment for snapshot in self._view().opened for segment in snapshot.segments]
+        return max((float(segment.error.max(initial=0)) for segment in segments), default=0.0)
 
     @property
     def damage(self) -> list[str]:
         """What could not be read, in words; empty unless the gallery was opened with damaged="skip"."""
-        return self.view().damage
+        return self._view().damage
 
     def search(
         self,
@@ -325,12 +327,22 @@ class Gallery:
         if self._closed:
             raise GalleryError(f"{self.path}: this gallery is closed; open it again")
 
+    def _view(self) -> View:
+        """The newest commit."""
+        self._check_open()
+        with self._lock:
+            view = newest_view(self.path, self._current, self._damaged, self._scanner.ranker)
+            if view is not self._current:
+                _log.debug("%s: read generation %d", self.path, view.header.generation)
+                self.settings, self._current = view.settings, view
+            return view
+
     def _newest(self) -> tuple[View, bool]:
         """The newest commit, and whether its files are known to be as they were when they were last checked."""
         view = self._current
         if view is not None and not self._closed and view.untouched(newest=True):
             return view, True
-        return self.view(), False
+        return self._view(), False
 
     def _recheck(self, view: View, *, may_be_removed: bool = False) -> bool:
         """Whether a file was touched since the last check; see store/files.py."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..counts import counted
-from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt, GalleryError, GalleryMissing, quoted
 from .compiled import open_core
 from .settings import GallerySettings
@@ -118,35 +117,9 @@ class View:
         check_known(ids, found, "ids")
         return [found[id] for id in ids]
 
-    def all_rows(self, condition: Filter | None = None) -> list[Row]:
-        """Ids and metadata of the rows, in order; only those that pass a filter, if there is one.
-
-        Raises:
-            InputError: the filter compares a key that no row has.
-        """
-        rows = [row for snapshot in self.opened for row in snapshot.rows()]
-        return rows if condition is None else condition.choose(rows)
-
-    def embeddings(self, ids: Sequence[str]) -> Embeddings:
-        """Embeddings of the rows with these ids, at least one, in their order; InputError where there is no such row.
-
-        They are from the fine copy, or else from the codes.
-        """
-        snapshots, parts = self.opened, []
-        for shard, row in self.find(ids):
-            index, position = snapshots[shard].locate(row)
-            vectors = snapshots[shard].segments[index].vectors(position, position + 1)
-            parts.append(Embeddings(vectors[None], np.array([len(vectors)], np.int32), self.settings.kind))
-        return Embeddings.concatenate(parts)
-
-    def lengths(self, ids: Sequence[str]) -> NDArray[np.int32]:
-        """Number of vectors of the rows with these ids, in their order; InputError where there is no such row."""
-        snapshots, lengths = self.opened, []
-        for shard, row in self.find(ids):
-            index, position = snapshots[shard].locate(row)
-            starts = snapshots[shard].segments[index].starts
-            lengths.append(starts[position + 1] - starts[position])
-        return np.array(lengths, np.int32)
+    def all_rows(self) -> list[Row]:
+        """Ids and metadata of the rows, in order."""
+        return [row for snapshot in self.opened for row in snapshot.rows()]
 
     def allowed(self, ids: Sequence[str] | None, condition: Filter | None) -> list[NDArray[np.bool_]]:
         """For each snapshot [N], which rows may be found.
@@ -167,12 +140,6 @@ class View:
                 condition.check_keys(keys)
             masks = [mask & some for mask, (some, _) in zip(masks, passing, strict=True)]
         return masks
-
-    @property
-    def code_error(self) -> float:
-        """No less than the distance between any vector that was added and the one that its int8 codes stand for."""
-        segments = [segment for snapshot in self.opened for segment in snapshot.segments]
-        return max((float(segment.error.max(initial=0)) for segment in segments), default=0.0)
 
     @property
     def replaced(self) -> bool:

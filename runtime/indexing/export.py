@@ -20,8 +20,7 @@ from ..errors import GalleryError, InputError, reason_of
 from ..files import atomic_file
 from ..gallery import Gallery
 from ..gallery.store.rows import Row
-from ..gallery.view import View
-from ..gallery.where import Filter, Where
+from ..gallery.where import Where
 from .embedding_source import BYTES_AT_ONCE
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
@@ -65,28 +64,31 @@ def export_embeddings(gallery: Gallery, file: str | Path, where: Where | None = 
     """
     path = Path(file)
     check_choice("the ending of file", path.suffix, SUFFIXES)
-    condition = None if where is None else Filter.parse(where)
-    view = gallery.view()
-    rows = view.all_rows(condition)
+    return gallery.at_one_commit(lambda pinned: _export(pinned, path, where))
+
+
+def _export(gallery: Gallery, path: Path, where: Where | None) -> Exported:
+    """Write the rows of a gallery that stays as it is."""
+    rows = gallery.rows(where)
     if not rows:
         raise InputError(f"{gallery.path}: there must be a row to export, got none")
-    lengths = view.lengths([row.id for row in rows])
+    lengths = gallery.lengths([row.id for row in rows])
     dtype = "float16" if gallery.settings.fine == "float16" else "float32"
-    pieces = _Pieces(view, rows, lengths, dtype)
+    pieces = _Pieces(gallery, rows, lengths, dtype)
     try:
         _WRITERS[path.suffix](path, pieces)
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {reason_of(error)}") from error
     bounds = {"float32": 0.0, "float16": None, "fixed16": None}
-    bound = bounds.get(gallery.settings.fine, view.code_error)
+    bound = bounds[gallery.settings.fine] if gallery.settings.fine in bounds else gallery.code_error()
     return Exported(len(rows), int(lengths.sum()), dtype, bound)
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Rows of one commit, read a few at a time."""
+    """Rows of a gallery that stays as it is, read a few at a time."""
 
-    view: View
+    gallery: Gallery
     rows: Sequence[Row]
     lengths: NDArray[np.int32]
     dtype: str
@@ -94,7 +96,7 @@ class _Pieces:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of all vectors together."""
-        return int(self.lengths.sum()), self.view.settings.dim
+        return int(self.lengths.sum()), self.gallery.settings.dim
 
     @property
     def lines(self) -> NDArray[np.uint8]:
@@ -112,7 +114,7 @@ class _Pieces:
                 longest = length
         for first, last in pairwise([*edges, len(self.rows)]):
             part = self.rows[first:last]
-            vectors = self.view.embeddings([row.id for row in part]).rows()
+            vectors = self.gallery.embeddings([row.id for row in part]).rows()
             yield part, [row.astype(self.dtype) for row in vectors]
 
     def vectors(self) -> Iterator[NDArray[Any]]:

@@ -29,7 +29,7 @@ def stored(path: Path) -> dict[str, int]:
         assert gallery.verify() == []
         rows = {row.id: row.metadata["version"] for row in gallery.rows()}
         assert len(gallery) == len(rows)
-        (snapshot,) = gallery.view().opened
+        (snapshot,) = gallery._view().opened
         assert len(rows) == len(gallery.rows()), "an id occurs twice"
         for place, row in zip(np.flatnonzero(snapshot.live), gallery.rows(), strict=True):
             index, position = snapshot.locate(int(place))

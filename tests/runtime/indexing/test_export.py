@@ -9,7 +9,6 @@ import pytest
 
 from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryWriter
 from chan_rt.runtime.data.vectors import open_vectors
-from chan_rt.runtime.gallery.view import View
 from chan_rt.runtime.indexing import export
 
 
@@ -29,9 +28,9 @@ def test_rows_that_are_replaced_meanwhile_are_written_as_they_were(
     with GalleryWriter.create(tmp_path / "gallery", dim=8, alignment=AlignmentConfig.maxsim()) as writer:
         writer.add(range(40), Embeddings.from_rows(before), [{"commit": 1}] * 40)
     monkeypatch.setattr(export, "BYTES_AT_ONCE", 4 * 8 * 3 * 10)  # four pieces
-    read, calls = View.embeddings, 0
+    read, calls = Gallery.embeddings, 0
 
-    def replacing(view: View, ids: list[str]) -> Embeddings:
+    def replacing(gallery: Gallery, ids: list[str]) -> Embeddings:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -39,9 +38,9 @@ def test_rows_that_are_replaced_meanwhile_are_written_as_they_were(
                 writer.add([20, 21], Embeddings.from_rows(rows(lengths, seed=1)), [{"commit": 2}] * 2, overwrite=True)
                 writer.delete([30])
                 writer.compact()
-        return read(view, ids)
+        return read(gallery, ids)
 
-    monkeypatch.setattr(View, "embeddings", replacing)
+    monkeypatch.setattr(Gallery, "embeddings", replacing)
     with Gallery.open(tmp_path / "gallery") as gallery:
         done = export.export_embeddings(gallery, tmp_path / f"out{suffix}")
         assert len(gallery) == 39  # it has seen the change
