@@ -411,13 +411,12 @@ class PinnedGallery(Gallery):
         """Let the files go; twice does no harm."""
         self._closed = True
 
-    def view(self) -> View:
-        """The commit that it stays at."""
+    def _view(self) -> View:
         self._check_open()
         return self._current
 
     def _newest(self) -> tuple[View, bool]:
-        view = self.view()
+        view = self._view()
         return view, view.untouched()
 
 

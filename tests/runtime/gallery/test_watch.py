@@ -247,7 +247,7 @@ def test_an_untouched_gallery_is_asked_for_in_one_call(
         wait_for_clock()
         expected = gallery.search(queries)
         with monkeypatch.context() as patched:
-            patched.setattr(Gallery, "view", lambda gallery: pytest.fail("the catalogue was read by Python"))
+            patched.setattr(Gallery, "_view", lambda gallery: pytest.fail("the catalogue was read by Python"))
             patched.setattr(Watch, "recheck", lambda watch, **_: pytest.fail("a file was asked by itself"))
             found = gallery.search(queries)
         assert [[hit.id for hit in one.hits] for one in found] == [[hit.id for hit in one.hits] for one in expected]
