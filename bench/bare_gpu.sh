@@ -57,7 +57,7 @@ figures() {
 
 encoders() {
   step "onnxruntime"
-  tests 150 -m gpu tests/runtime/test_onnxruntime_cuda.py tests/export/parity/test_run.py 2>&1 |
+  tests 150 -m gpu tests/runtime/test_onnxruntime_{cuda,on_device}.py tests/export/parity/test_run.py 2>&1 |
     tee "$OUT/onnxruntime.txt" | tail -12 | cut -c1-300
   step "backends"
   timeout 240 "$python" -m chan_rt.bench.gpu --only backends --seconds 1 --out "$OUT/backends.json" 2>&1 |

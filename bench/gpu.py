@@ -5,7 +5,8 @@ search     one caption against galleries that stay on the GPU, as segments: sear
 all-pairs  all captions against all images, in the shape of Flickr30K's test set
 host       where the host's time goes beside the kernels
 shortlist  how many rows are listed and scored again, as segments and as one
-backends   encoding and scoring by every backend, beside torch, at the published model's size
+backends   encoding and scoring by every backend, beside torch, at the published model's size; encoding also out of the
+           GPU's memory and into it
 parity     every backend and precision beside the torch model; this section needs the demo's packages
 
 Each candidate runs in a process of its own, one after another, and the results are written after each. What does not
@@ -133,7 +134,10 @@ def jobs(
     found: list[Job] = []
     for section in sections:
         if section not in ("search", "all-pairs", "host", "shortlist"):
-            found.append(Job(section, section, {"seconds": seconds, "demo": str(demo)}))
+            request = {"seconds": seconds, "demo": str(demo), "from_gpu_memory": False}
+            if section == "backends":
+                found.append(Job(section, "from GPU memory", request | {"from_gpu_memory": True}))
+            found.append(Job(section, section, request))
             continue
         for count in [pairs[0]] if section == "all-pairs" else sorted(set(sizes), reverse=True):
             captions = pairs[1] if section == "all-pairs" else _INTERPRETED if interpreted else CAPTIONS

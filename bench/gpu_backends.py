@@ -1,4 +1,4 @@
-"""Sections of the GPU benchmark that need the demo or a whole model: parity, and every backend's latency."""
+"""Sections of the GPU benchmark that need the demo or a whole model: parity, and every backend's speed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,17 +62,36 @@ def parity(demo: Path, small: bool) -> Record:
     return {"report": json.loads(report.to_json()), "engines not built": reasons, "not run": cannot}
 
 
-def build_engines(bundle: Path) -> dict[str, str]:
-    """Every graph and precision with each TensorRT flavor; why the others are not built."""
+def build_engines(bundle: Path, graphs: Sequence[str] = ()) -> dict[str, str]:
+    """Every precision of some graphs, or of all, with each TensorRT flavor; why the others are not built."""
     reasons: dict[str, str] = {}
     for flavor in FLAVORS:
         try:
             target = find_target(flavor)
-            for graph, precision, profiles in plan(bundle):
+            for graph, precision, profiles in plan(bundle, graphs):
                 build_engine(bundle, graph, precision, target, profiles)
         except ChanError as error:
             reasons[flavor] = str(error)
     return reasons
+
+
+def from_gpu_memory(seconds: float, small: bool) -> Record:
+    """Encoding out of the GPU's memory into the GPU's memory, with a model of the published size, beside torch.
+
+    Args:
+        seconds: for each operation, all candidates together.
+        small: whether a small model suffices, because only the benchmark is tested.
+    """
+    from .gpu_encoders import KINDS, encode_on_device
+    from .int8 import MODELS, make_float_bundle
+    from .latency import Setting
+
+    with TemporaryDirectory(prefix="chan-bench-gpu-") as folder:
+        _, bundle = make_float_bundle(_SMALL if small else MODELS["gru"], Path(folder))
+        reasons = build_engines(bundle, tuple(KINDS))
+        setting = Setting(regions=4, words=4, batches=(1, 2), seconds=seconds) if small else Setting(seconds=seconds)
+        found = encode_on_device(bundle, Path(folder, "checkpoint"), setting)
+    return found | {"engines not built": reasons}
 
 
 def backends(seconds: float, small: bool) -> Record:
@@ -81,6 +101,7 @@ def backends(seconds: float, small: bool) -> Record:
         seconds: for each operation, all candidates together.
         small: whether a small model suffices, because only the benchmark is tested.
     """
+    from .gpu_encoders import EAGER, times_as_fast
     from .int8 import MODELS, make_bundle
     from .latency import Setting, run
 
@@ -89,6 +110,12 @@ def backends(seconds: float, small: bool) -> Record:
         _, bundle = make_bundle(_SMALL if small else MODELS["gru"], model, np.random.default_rng(0))
         reasons = build_engines(bundle)
         precisions = tuple(dict.fromkeys(name for held in Manifest.load(bundle).graphs.values() for name in held))
-        setting = Setting(10, 4, 4, (1, 2), seconds) if small else Setting(seconds=seconds)
+        setting = Setting(10, 4, 4, (1, 2), seconds) if small else Setting(seconds=seconds, torch_on_cpu=False)
         report = run(bundle, tuple(BACKENDS), precisions, model / "checkpoint", setting)
-    return report.to_dict() | {"engines not built": reasons}
+    peer = f"{EAGER} {setting.device}"
+    times = {
+        operation: times_as_fast(latencies, peer)
+        for operation, latencies in report.latencies.items()
+        if peer in latencies
+    }
+    return report.to_dict() | {"engines not built": reasons, "times as fast as torch eager": times}

@@ -207,10 +207,11 @@ def parity(request: Record) -> Record:
 
 
 def backends(request: Record) -> Record:
-    """`chan bench` on a model of the published size: every backend and precision, beside torch."""
-    from .gpu_backends import backends
+    """A model of the published size: out of the GPU's memory and into it, or as `chan bench` measures it."""
+    from .gpu_backends import backends, from_gpu_memory
 
-    return backends(request["seconds"], small=request["capability"] is None)
+    measure = from_gpu_memory if request["from_gpu_memory"] else backends
+    return measure(request["seconds"], small=request["capability"] is None)
 
 
 _SECTIONS: dict[str, Callable[[Record], Record]] = {

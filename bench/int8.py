@@ -98,7 +98,15 @@ def measure(name: str, folder: Path, graphs: tuple[str, ...], seconds: float, th
 
 
 def make_bundle(config: ModelConfig, folder: Path, rng: np.random.Generator) -> tuple[ChanModel, Path]:
-    """A model with random weights, FOLDER/checkpoint, and its bundle FOLDER/bundle at every precision.
+    """As `make_float_bundle`, at every precision."""
+    model, bundle = make_float_bundle(config, folder)
+    calibrate(bundle, _samples(config, rng, CALIBRATION_IMAGES), "minmax")
+    add_int8(bundle, prove=lambda precisions: [])
+    return model, bundle
+
+
+def make_float_bundle(config: ModelConfig, folder: Path) -> tuple[ChanModel, Path]:
+    """A model with random weights, FOLDER/checkpoint, and its bundle FOLDER/bundle at fp32 and fp16.
 
     Its tokenizer has an id for each row of the word embedding; `a` is one of its words.
     """
@@ -108,8 +116,6 @@ def make_bundle(config: ModelConfig, folder: Path, rng: np.random.Generator) -> 
     checkpoint.save(folder / "checkpoint", model, _tokenizer(config, folder), {})
     bundle = folder / "bundle"
     export_bundle(folder / "checkpoint", bundle)
-    calibrate(bundle, _samples(config, rng, CALIBRATION_IMAGES), "minmax")
-    add_int8(bundle, prove=lambda precisions: [])
     return model, bundle
 
 

@@ -51,7 +51,8 @@ class Setting:
         batches: numbers of captions and images that are encoded in one call.
         seconds: time for each operation, all candidates together.
         threads: CPU threads; None for one per core.
-        device: the GPU of the backends that run on one, as in `Matcher.open`; torch runs on the CPU and on it.
+        device: the GPU of the backends that run on one, as in `Matcher.open`; torch runs on it.
+        torch_on_cpu: whether torch runs on the CPU as well; it does where it finds no GPU.
     """
 
     images: int = 1000
@@ -61,6 +62,7 @@ class Setting:
     seconds: float = 5.0
     threads: int | None = None
     device: str = "cuda"
+    torch_on_cpu: bool = True
 
     def __post_init__(self) -> None:
         sizes = [("images", self.images), ("regions", self.regions), ("words", self.words)]
@@ -254,7 +256,7 @@ def _openers(
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield each candidate's name, and a function that returns a context manager of it."""
     if checkpoint is not None:
-        for device in _torch_devices(setting.device):
+        for device in _torch_devices(setting):
             for name, compiled in (("torch eager", False), ("torch.compile", True)):
                 yield (
                     name if device == "cpu" else f"{name} {device}",
@@ -285,10 +287,12 @@ def _open_bundle(bundle: Path, backend: str, precision: str, setting: Setting) -
     return Matcher.open(bundle, backend, precision, setting.threads, device=device)
 
 
-def _torch_devices(device: str) -> tuple[str, ...]:
+def _torch_devices(setting: Setting) -> tuple[str, ...]:
     import torch
 
-    return ("cpu", device) if torch.cuda.is_available() else ("cpu",)
+    if not torch.cuda.is_available():
+        return ("cpu",)
+    return ("cpu", setting.device) if setting.torch_on_cpu else (setting.device,)
 
 
 def _start(opener: Callable[[], Any]) -> Start:

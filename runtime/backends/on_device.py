@@ -25,7 +25,13 @@ ALIGNMENT = 256
 
 @runtime_checkable
 class OnDevice(Protocol):
-    """A backend that takes tensors which lie on its GPU, and leaves its results there."""
+    """A backend that takes tensors which lie on its GPU, and leaves its results there.
+
+    Attributes:
+        spec: as of `Backend`.
+    """
+
+    spec: GraphSpec
 
     def run_on_device(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """As `Backend.run`, on tensors that lie on this GPU and support DLPack; none visits the host.

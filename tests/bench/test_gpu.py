@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from chan_rt.bench import gpu as bench
+from chan_rt.bench.gpu_encoders import PRECISIONS
 from chan_rt.bench.gpu_run import Run
 from chan_rt.runtime.backends import BACKENDS
-from chan_rt.runtime.backends.table import FLAVORS
+from chan_rt.runtime.backends.table import FLAVORS, ON_DEVICE
 from chan_rt.runtime.gpu import GpuReport, examine_gpu
 
 # Kernels that a search for one caption launches, where the vectors are too few for a level to be read first.
@@ -103,12 +104,13 @@ def run_section(section: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str,
     done = CliRunner().invoke(bench.main, given)
     assert done.exit_code == 0, done.output
     report = json.loads(out.read_text())
-    return report.get(section, {}).get(section, {}), report["not run"]
+    return report.get(section, {}), report["not run"]
 
 
 def test_interpreted_the_section_backends_measures_what_runs_on_the_cpu_beside_torch(tmp_path: Path) -> None:
-    found, refused = run_section("backends", tmp_path)
+    parts, refused = run_section("backends", tmp_path)
     assert refused == {}
+    found, in_memory = parts["backends"], parts["from GPU memory"]
     assert (found["setting"]["images"], found["setting"]["batches"]) == (10, [1, 2])
     measured = {f"onnxruntime {precision}" for precision in ("fp32", "fp16", "int8", "int8_x86")}
     measured |= {"torch eager", "torch.compile"}
@@ -122,12 +124,20 @@ def test_interpreted_the_section_backends_measures_what_runs_on_the_cpu_beside_t
         assert found["skipped"].keys() >= set(on_gpu), "each with its reason"
     assert found["engines not built"].keys() <= set(FLAVORS)
     assert found["process"]["seconds"] > 0
+    encoding = [f"encode {batch} {kind}" for batch in (1, 2) for kind in ("images", "captions")]
+    assert in_memory["latencies"].keys() == set(encoding)
+    for operation in encoding:
+        assert in_memory["latencies"][operation]["torch eager"]["p50"] > 0
+    if not examine_gpu().gpus:
+        assert in_memory["skipped"].keys() == {f"{name} {precision}" for name in ON_DEVICE for precision in PRECISIONS}
+        assert found["times as fast as torch eager"] == {}, "torch eager on a GPU is the peer"
 
 
 def test_interpreted_the_section_parity_runs_the_demo_and_judges_what_runs_on_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
-    found, refused = run_section("parity", tmp_path)
+    parts, refused = run_section("parity", tmp_path)
     assert refused == {}
+    found = parts["parity"]
     assert len(list((tmp_path / "demo" / "data" / "images" / "test").iterdir())) == 16
     judged = {stage["name"]: stage["status"] for stage in found["report"]["stages"]}
     for precision in ("fp32", "fp16", "int8"):

@@ -130,7 +130,9 @@ def test_the_largest_gallery_and_the_best_candidates_of_every_section_come_first
         ("shortlist", "20 images as segments"),
         ("shortlist", "20 images as one part"),
     ]
-    assert [job.section for job in found[-2:]] == ["backends", "parity"]
+    assert [(job.section, job.name) for job in found[-3:]] == [
+        ("backends", "from GPU memory"), ("backends", "backends"), ("parity", "parity"),
+    ]  # fmt: skip
     searches = {job.name for job in found if job.section == "search"}
     assert searches == {f"{count} images: {name}" for count in (10, 20) for name in bench.candidates()}
 
