@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_choice
 from .counts import counted
 from .errors import InputError, TensorError
 from .tensor_checks import check_lengths, check_unmasked
@@ -32,7 +33,8 @@ class Embeddings:
             for captions, for the regions of a grid, and where it is not known.
 
     Raises:
-        TensorError: the two break these rules.
+        InputError: kind is another word.
+        TensorError: the arrays break these rules.
     """
 
     vectors: NDArray[np.float32]
@@ -41,6 +43,8 @@ class Embeddings:
     boxes: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
+        if self.kind is not None:  # a word that is neither would be taken for the other side
+            check_choice("kind", self.kind, get_args(Kind))
         for name in ("vectors", "lengths", "boxes"):
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) and not (name == "boxes" and array is None):
@@ -76,8 +80,8 @@ class Embeddings:
 
         Args:
             rows: for each row its vectors [L, D], or one vector [D]: a list of arrays or of torch tensors, an array
-                [B, D] of one vector a row, or an array [B, L, D]. Floating-point numbers; float64 and wider ones are
-                rounded.
+                [B, D] of one vector a row, or an array [B, L, D]. Floating-point numbers, JAX's bfloat16 too; float64
+                and wider ones are rounded.
             kind: as the attribute.
 
         Raises:
@@ -163,13 +167,15 @@ def checked_vectors(row: Any, place: str, *, drop_zeros: bool = False) -> NDArra
             is not finite.
     """
     if hasattr(row, "is_floating_point") and row.is_floating_point():  # a torch tensor
-        row = row.detach().cpu()
-        row = row.float() if "bfloat16" in str(row.dtype) else row  # which numpy lacks
+        row = row.detach().cpu().resolve_neg()  # numpy lacks such views, and bfloat16 and float8
+        row = row if "float64" in str(row.dtype) else row.float()
     check_unmasked(place, row)
     try:
         array = np.asarray(row)
     except (TypeError, ValueError) as error:
         raise TensorError(place, "must be an array of numbers", type(row).__name__) from error
+    if array.dtype.kind == "V" and "float" in array.dtype.name:  # of ml_dtypes, as JAX returns them
+        array = array.astype(np.float32)
     if array.dtype.kind != "f":
         rule = "must be floating-point numbers; multiply quantized ones by their scale"
         raise TensorError(place, rule, f"{array.dtype} {list(array.shape)}")

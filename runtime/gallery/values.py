@@ -24,6 +24,12 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 _SHOWN = 5  # ids that an error names
 MAX_DEPTH = 32  # of nested metadata: no recursion over it comes near Python's limit
 MAX_VALUES = 100_000  # of one row's metadata
+# Kinds of NumPy's arrays that become other things: nanoseconds a bare integer, NaT -2^63, a record its values alone.
+_NOT_JSON = {
+    "M": "make it text: numpy.datetime_as_string",
+    "m": "make it a number of seconds: value / numpy.timedelta64(1, 's')",
+    "V": "make it an object of its fields",
+}
 _MAX_BITS = 2048  # Python refuses to write or read integers of more than 4,300 digits, or 640 where it is set so
 
 
@@ -161,6 +167,9 @@ class _Converter:
             raise InputError(f"{place}: there must be at most {MAX_VALUES} values, got more")
         if depth > MAX_DEPTH:
             raise InputError(f"{place}: must be nested at most {MAX_DEPTH} deep, got more")
+        if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in _NOT_JSON:
+            hint = _NOT_JSON[value.dtype.kind]
+            raise InputError(f"{place}: must be a JSON value, got {value!r} ({value.dtype}); {hint}")
         if isinstance(value, np.generic):
             value = value.item()
         if value is None or isinstance(value, bool):

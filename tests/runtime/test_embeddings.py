@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -50,12 +51,28 @@ def test_rows_of_any_length_are_padded() -> None:
         RNG.standard_normal((5, 3, 4)).astype(">f4"),
         torch.from_numpy(RNG.standard_normal((5, 3, 4))),
         list(torch.from_numpy(RNG.standard_normal((5, 3, 4))).bfloat16().requires_grad_()),
+        list(torch.from_numpy(RNG.standard_normal((5, 3, 4))).to(torch.float8_e4m3fn)),
+        torch.from_numpy(RNG.standard_normal((5, 3, 4)) * 1j).conj().imag,
+        RNG.standard_normal((5, 3, 4)).astype(ml_dtypes.bfloat16),
+        RNG.standard_normal((5, 3, 4)).astype(ml_dtypes.float8_e5m2),
     ],
-    ids=["float64", "one vector a row", "float16", "Fortran order", "big-endian", "tensor", "bfloat16 tensors"],
+    ids=[
+        "float64",
+        "one vector a row",
+        "float16",
+        "Fortran order",
+        "big-endian",
+        "tensor",
+        "bfloat16 tensors",
+        "float8 tensors",
+        "a negative view",
+        "bfloat16 of JAX",
+        "float8 of JAX",
+    ],
 )
 def test_every_floating_point_number_is_the_nearest_float32(rows: Any) -> None:
     found = Embeddings.from_rows(rows)
-    exact = [np.asarray(row.detach().double()) if torch.is_tensor(row) else row for row in rows]
+    exact = [np.asarray(row.detach().resolve_neg().double()) if torch.is_tensor(row) else row for row in rows]
     assert found.vectors.dtype == np.float32
     for row, kept in zip(exact, found.rows(), strict=True):
         np.testing.assert_array_equal(np.atleast_2d(row).astype(np.float32), kept)
@@ -94,6 +111,11 @@ def put(value: float) -> Any:
 def test_what_is_no_row_is_refused_by_its_number(rows: Any, message: str) -> None:
     with pytest.raises(InputError, match="^" + re.escape(message)):
         Embeddings.from_rows(rows)
+
+
+def test_a_kind_that_is_neither_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^kind must be one of images, captions, got .image."):
+        Embeddings.from_rows(made(2), kind="image")  # type: ignore[arg-type]
 
 
 def test_rows_that_are_a_tensor_of_integers_are_refused() -> None:
