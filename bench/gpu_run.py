@@ -24,6 +24,7 @@ _MOST_SECONDS = {"cases": 300, "backends": 900, "parity": 1800}  # of a process;
 _MOST = 120
 _LEAST = 5  # seconds that must be left for a process to be started
 _NO_TIME = "time is up"
+_TIMES = "times as fast as torch eager"
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,12 @@ def _brief(found: Record) -> str:
             f"p50 {latency['p50']:.3f} ms, p90 {latency['p90']:.3f} ms, agreement {found['agreement']:.3f}"
             f"{''.join(f', {name} {spent:.3f} ms' for name, spent in kernels.items())}"
         )
+    if _TIMES in found:
+        rows = []
+        for operation, ratios in found[_TIMES].items():
+            row = ", ".join(f"{name} {ratio:.2f} times" for name, ratio in ratios.items())
+            rows.append(f"{operation}: {row or 'nothing else ran'}")
+        return f"as fast as torch eager: {'; '.join(rows)}"
     if "one" in found:
         return "; ".join(
             f"{each['captions']} at once in {each['ms']:.3f} ms, most of them in {each['functions'][0]['function']}"

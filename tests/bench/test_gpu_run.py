@@ -137,6 +137,13 @@ def test_the_largest_gallery_and_the_best_candidates_of_every_section_come_first
     assert searches == {f"{count} images: {name}" for count in (10, 20) for name in bench.candidates()}
 
 
+def test_encoders_are_shown_beside_torch() -> None:
+    times = {"encode 64 images": {"one fp16": 6.123, "two": 0.9}, "encode 1 images": {}}
+    shown = gpu_run._brief({"times as fast as torch eager": times})
+    assert shown.startswith("as fast as torch eager: encode 64 images: one fp16 6.12 times, two 0.90 times; ")
+    assert shown.endswith("encode 1 images: nothing else ran")
+
+
 def test_each_gallery_is_made_once_and_removed_after_its_last_use(
     run: Run, asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from chan_rt.runtime.backends.onnxruntime_cuda import BoundBackend
 from chan_rt.runtime.backends.probe import examine_backend
 from chan_rt.runtime.errors import BackendError, GpuMemoryError, TensorError
 from chan_rt.runtime.gpu import examine_gpu
+from chan_rt.runtime.matcher import Matcher
 
 from .test_onnxruntime_cuda import SPEC, VOIDED, Recording, feeds, file  # noqa: F401
 
@@ -340,9 +341,17 @@ def test_only_a_backend_with_tensors_of_its_own_offers_this(backend: BoundBacken
     assert not isinstance(OnnxRuntimeBackend("onnxruntime", file, SPEC, CPU, 1, extra="cpu"), OnDevice)
 
 
+@pytest.fixture
+def cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no NVIDIA GPU")
+    report = examine_backend("onnxruntime_cuda", examine_gpu())
+    if not report.runs:
+        pytest.skip(f"onnxruntime_cuda does not run: {report.problem}")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no NVIDIA GPU")
-@pytest.mark.skipif(not examine_backend("onnxruntime_cuda", examine_gpu()).runs, reason="onnxruntime_cuda does not run")
+@pytest.mark.usefixtures("cuda")
 def test_on_a_gpu_torchs_tensors_are_taken_and_given(file: Path) -> None:  # noqa: F811
     with open_backend("onnxruntime_cuda", file, SPEC) as backend:
         assert isinstance(backend, BoundBackend)
@@ -369,3 +378,21 @@ def test_on_a_gpu_torchs_tensors_are_taken_and_given(file: Path) -> None:  # noq
         with pytest.raises(TensorError, match="must begin at a multiple of 256 bytes"):
             backend.run_on_device({**tensors, "lengths": torch.ones(3, dtype=torch.int32, device="cuda")[1:]})
         np.testing.assert_array_equal(backend.run(given)["y"], product(given))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_on_a_gpu_a_matcher_encodes_what_torch_holds(small: Any, precision: str) -> None:
+    rng = np.random.default_rng(5)
+    lengths = np.array([9, 1, 5], np.int32)
+    with Matcher.open(small.bundle, "onnxruntime_cuda", precision) as matcher:
+        for _ in range(4):
+            regions = rng.standard_normal((3, 9, 12)).astype(np.float32)
+            regions[np.arange(9) >= lengths[:, None]] = np.nan
+            expected = matcher.encode_images(regions, lengths).vectors
+            tensors = torch.from_numpy(regions).cuda(), torch.from_numpy(lengths).cuda()
+            found = torch.from_dlpack(matcher.encode_images_on_device(*tensors))
+            np.testing.assert_allclose(
+                found.float().cpu().numpy(), expected, atol=1e-6 if precision == "fp32" else 1e-3
+            )
