@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..counts import counted
-from ..errors import GalleryCorrupt, GalleryLocked
+from ..errors import GalleryCorrupt, GalleryError, GalleryLocked
 from ..progress import WorkCounter
 from .prepare import load_preparation
 from .preparing import RowsToPrepare
@@ -25,7 +25,7 @@ from .proof.prefix import SearchPlan
 from .proof.rows import array_part
 from .sharded.manifest import ShardEntry
 from .store.catalogue import CATALOGUE, Catalogue, SegmentRecord, permissions, read_header
-from .store.commit import NewFiles, Unconfirmed, publish
+from .store.commit import NewFiles, publish
 from .store.files import SEGMENTS, MappedFile
 from .store.header import Header
 from .store.lock import WriterLock
@@ -59,6 +59,7 @@ class FolderWriter:
         self._current = current
         self._segments = path / SEGMENTS
         self._tables: dict[str, MappedRows] = {}
+        self._moving: Catalogue | None = None  # a commit that may be the newest one without this writer knowing it
 
     @property
     def entry(self) -> ShardEntry:
@@ -72,7 +73,7 @@ class FolderWriter:
 
     def find(self, ids: Sequence[str]) -> dict[str, Place]:
         """Where the rows of those ids lie that exist."""
-        self.lock.check()
+        self.catch_up()
         hashes = hash_ids(ids)
         found: dict[str, Place] = {}
         for index, record in enumerate(self.catalogue.segments):
@@ -83,7 +84,7 @@ class FolderWriter:
 
     def rows(self) -> list[Row]:
         """Every row's id and metadata, in order of addition."""
-        self.lock.check()
+        self.catch_up()
         return [
             row
             for record in self.catalogue.segments
@@ -179,11 +180,20 @@ class FolderWriter:
     @contextmanager
     def new_files(self) -> Iterator[NewFiles]:
         """Files for one change, removed again if it fails."""
-        self.lock.check()
+        self.catch_up()
         with write_errors(self.path, "; nothing of this change was kept"):
             mode = permissions(self.path / self._current)
             with NewFiles(self.path, self.catalogue, mode, self._current) as files:
                 yield files
+
+    def catch_up(self) -> None:
+        """Take over a commit of this writer's own that was interrupted, where its moment had come; hold the lock."""
+        self.lock.check()
+        if self._moving is not None:
+            header = self._moving.to_bytes()[0]
+            if read_header(self.path, self._current) == header:
+                self._take(header, self._moving)
+            self._moving = None
 
     def commit(self, files: NewFiles, keep: Collection[str] = (), **changes: Any) -> None:
         """Publish the next catalogue and remove the files it does not need, but for those of the names `keep`."""
@@ -193,19 +203,24 @@ class FolderWriter:
         files.sync()
         following = self.catalogue.followed_by(next_file=files.next_file, **changes)
         following = replace(following, dropped=tuple(name for name in following.dropped if name not in keep))
+        self._moving = following
         try:
-            self.header = self._publish(following)
-        except Unconfirmed as error:
-            self.header, self.catalogue = error.header, following
+            self._take(self._publish(following), following)
+        except BaseException:  # of the disk, or Ctrl-C: before the moment of the commit or after it
+            with suppress(GalleryError, OSError):
+                self.catch_up()
             raise
-        self.catalogue = following
         _log.debug("%s: committed %s", self.path, counted(len(following.segments), "segment"))
-        self._tables = {
-            r.rows.name: self._tables[r.rows.name] for r in following.segments if r.rows.name in self._tables
-        }
         self._remove_dropped()
 
     # -- pieces
+
+    def _take(self, header: Header, catalogue: Catalogue) -> None:
+        """Go on from a commit that is the newest one."""
+        self.header, self.catalogue = header, catalogue
+        names = {record.rows.name for record in catalogue.segments}
+        self._tables = {name: table for name, table in self._tables.items() if name in names}
+        self._moving = None
 
     def _publish(self, following: Catalogue) -> Header:
         return publish(self.path, following, permissions(self.path / self._current), self._current)

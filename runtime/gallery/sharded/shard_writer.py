@@ -66,9 +66,10 @@ class ShardWriter(FolderWriter):
         if self._before is None:
             return
         if self.header != self._before[0] and self.entry in named:
-            self._before = None
-            os.replace(self.path / NEXT, self.path / CATALOGUE)
+            if not _is_current(self.path, self.header):  # else Ctrl-C came here before
+                os.replace(self.path / NEXT, self.path / CATALOGUE)
             sync(self.path)
+            self._before = None
             super()._remove_dropped()
             return
         (self.header, self.catalogue), self._before = self._before, None

@@ -55,6 +55,7 @@ class ShardedWriter(RowWriter):
         super().__init__(path, lock)
         self._header = header
         self._manifest = manifest
+        self._moving: ShardManifest | None = None  # a commit that may be the newest one without this writer knowing it
 
     @classmethod
     def open(cls, path: str | Path, *, keep_staged: bool = False) -> Self:
@@ -190,7 +191,7 @@ class ShardedWriter(RowWriter):
             GalleryCorrupt: a segment that must be rewritten is damaged; nothing was changed.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
-        self._lock.check()
+        self._catch_up()
         sources = [Source(shard.path, shard.catalogue) for shard in self._folders]
         first = self._manifest.next_shard
         old, made = self._folders, shard_folders(self.path, first, shards, sources)
@@ -240,7 +241,7 @@ class ShardedWriter(RowWriter):
     @contextmanager
     def _change(self, new: Sequence[ShardEntry] = (), **changes: Any) -> Iterator[Mapping[str, Any]]:
         """What the shards stage in the block, and new shards, become one commit; if anything fails, none of it."""
-        self._lock.check()
+        self._catch_up()
         try:
             yield {}
             entries = (*(shard.entry for shard in self._folders), *new)
@@ -253,13 +254,31 @@ class ShardedWriter(RowWriter):
                 with write_errors(self.path, "; this change is in the gallery, and the next writer finishes it"):
                     shard.settle(named)
 
+    def _catch_up(self) -> None:
+        """Finish a change of this writer's own that was interrupted, as far as it can be.
+
+        Raises:
+            GalleryError: other shards make up the gallery since then.
+        """
+        self._lock.check()
+        if self._moving is not None:
+            header = self._moving.to_bytes()[0]
+            if manifest_header(self.path) == header:
+                self._header, self._manifest = header, self._moving
+            self._moving = None
+        if [shard.path.name for shard in self._folders] != [entry.name for entry in self._manifest.shards]:
+            raise GalleryError(f"{self.path}: a change of its shards was interrupted; open it again")
+        for shard in self._folders:
+            with write_errors(self.path):
+                shard.settle(self._manifest.shards)
+
     def _publish(self, **changes: Any) -> None:
         """Make the next manifest the newest commit."""
         self._lock.check()
         if manifest_header(self.path) != self._header:
             raise GalleryLocked(f"{self.path} was changed or replaced by another process; open it again")
         following = replace(self._manifest, generation=self._manifest.generation + 1, **changes)
-        header = following.to_bytes()[0]
+        header, self._moving = following.to_bytes()[0], following
         try:
             write_manifest(self.path, following)
         except OSError as error:
@@ -272,4 +291,5 @@ class ShardedWriter(RowWriter):
         finally:
             if manifest_header(self.path) == header:
                 self._header, self._manifest = header, following
+            self._moving = None
         _log.debug("%s: committed generation %d", self.path / MANIFEST, following.generation)

@@ -140,20 +140,11 @@ def publish(folder: Path, catalogue: Catalogue, mode: int | None, name: str = CA
     try:
         sync(folder)
     except OSError as error:
-        raise Unconfirmed(
-            header,
+        raise GalleryError(
             f"{folder}: this change is in the gallery, but the disk did not confirm it ({error.strerror}): "
             "a power cut could undo it",
         ) from error
     return header
-
-
-class Unconfirmed(GalleryError):
-    """A commit that readers see and a power cut could undo."""
-
-    def __init__(self, header: Header, message: str) -> None:
-        super().__init__(message)
-        self.header = header
 
 
 def sweep(folder: Path, catalogue: Catalogue, needed: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 from chan_rt.runtime import gallery as package
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
+from chan_rt.runtime.errors import GalleryError
 from chan_rt.runtime.gallery import (
     Gallery,
     GallerySettings,
@@ -151,6 +153,39 @@ def test_a_change_is_there_whole_or_not_at_all(
             pass
         assert rows(path) == found
         shutil.rmtree(path)
+
+
+@some_or_all
+@either
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_same_writer_goes_on_after_ctrl_c(
+    galleries: Path, tmp_path: Path, start: str, name: str, most: int
+) -> None:
+    """It knows whether its own change was made, and takes it for no one else's. Only other shards need to be opened."""
+
+    def changed(path: Path, line: int) -> int:
+        shutil.copytree(galleries / start, path)
+        with open_for_writing(path) as writer:
+            lines = interrupted(lambda: CHANGES[name](writer), line)
+            found = rows(path)
+            if start == "one":
+                assert [(row.id, dict(row.metadata)) for row in writer.rows()] == found, f"line {line}"
+            refused = ""
+            try:
+                writer.add(["later"], embeddings(3, 1), [{"n": 99}])
+                found.append(("later", {"n": 99}))
+            except GalleryError as error:
+                refused = str(error)
+            assert rows(path) == found, f"line {line}"
+            if refused:
+                assert (start, name) == ("many", "rebalance"), f"line {line}"
+                assert re.search("(a change of its shards was interrupted|this writer is closed); open", refused)
+        return lines
+
+    lines = changed(tmp_path / "whole", 0)
+    for line in spread(lines, most):
+        changed(tmp_path / f"at {line}", line)
+        shutil.rmtree(tmp_path / f"at {line}")
 
 
 @some_or_all
