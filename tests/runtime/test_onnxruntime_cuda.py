@@ -33,8 +33,8 @@ SPEC = GraphSpec(
 )
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
+def save_graph(path: Path) -> Path:
+    """The graph of SPEC: y = x * lengths."""
     nodes = [
         helper.make_node("Cast", ["lengths"], ["half"], to=TensorProto.FLOAT16),
         helper.make_node("Unsqueeze", ["half", "axes"], ["column"]),
@@ -47,8 +47,13 @@ def file(tmp_path: Path) -> Path:
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["B", "R", 4])]
     axes = helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2])
     graph = helper.make_graph(nodes, "g", inputs, outputs, [axes])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "g.onnx")
-    return tmp_path / "g.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return save_graph(tmp_path / "g.onnx")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from chan_rt.runtime.errors import BackendError, GpuMemoryError, TensorError
 from chan_rt.runtime.gpu import examine_gpu
 from chan_rt.runtime.matcher import Matcher
 
-from .test_onnxruntime_cuda import SPEC, VOIDED, Recording, feeds, file  # noqa: F401
+from .test_onnxruntime_cuda import SPEC, VOIDED, Recording, feeds, save_graph
 
 CPU: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
 
@@ -76,17 +76,22 @@ class Replaying(Recording):
 
 
 @pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return save_graph(tmp_path / "g.onnx")
+
+
+@pytest.fixture
 def device() -> Busy:
     return Busy()
 
 
 @pytest.fixture
-def backend(file: Path, device: Busy) -> BoundBackend:  # noqa: F811
+def backend(file: Path, device: Busy) -> BoundBackend:
     return BoundBackend("bound", file, SPEC, CPU, 1, device="cpu", graphs=False, memory=device)
 
 
 @pytest.fixture
-def recording(file: Path, device: Busy) -> tuple[BoundBackend, Replaying]:  # noqa: F811
+def recording(file: Path, device: Busy) -> tuple[BoundBackend, Replaying]:
     backend = BoundBackend("bound", file, SPEC, CPU, 1, device="cpu", graphs=True, memory=device)
     return backend, Replaying(backend)
 
@@ -126,7 +131,7 @@ def test_tensors_are_used_in_place(backend: BoundBackend, device: Busy, wrap: Ca
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_the_callers_work_is_done_before_anything_is_bound(
-    file: Path,  # noqa: F811
+    file: Path,
     device: Busy,
     graphs: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -336,7 +341,7 @@ def test_a_closed_or_forked_backend_is_refused_and_gives_its_stream_back(
     assert device.empty
 
 
-def test_only_a_backend_with_tensors_of_its_own_offers_this(backend: BoundBackend, file: Path) -> None:  # noqa: F811
+def test_only_a_backend_with_tensors_of_its_own_offers_this(backend: BoundBackend, file: Path) -> None:
     assert isinstance(backend, OnDevice)
     assert not isinstance(OnnxRuntimeBackend("onnxruntime", file, SPEC, CPU, 1, extra="cpu"), OnDevice)
 
@@ -352,7 +357,7 @@ def cuda() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("cuda")
-def test_on_a_gpu_torchs_tensors_are_taken_and_given(file: Path) -> None:  # noqa: F811
+def test_on_a_gpu_torchs_tensors_are_taken_and_given(file: Path) -> None:
     with open_backend("onnxruntime_cuda", file, SPEC) as backend:
         assert isinstance(backend, BoundBackend)
         mine = torch.zeros(2, 3, 4, dtype=torch.float16, device="cuda")
