@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..counts import counted
-from ..embeddings import Embeddings
 from ..errors import GalleryCorrupt
 from ..progress import WorkCounter
 from .compiled import CompiledSearch, CoreThreads, core_is_fastest, core_searches
@@ -125,14 +124,6 @@ def plan_for(
     rotated = rotate(sample, axes)
     levels = [fit_level(rotated, largest, width) for width in widths]
     return SearchPlan(axes, levels[0], levels[1], digits=2)
-
-
-def unpadded(queries: Embeddings | Iterable[Embeddings] | None) -> list[NDArray[np.float32]]:
-    """The vectors [Q_i, D] of each query."""
-    if queries is None:
-        return []
-    parts = [queries] if isinstance(queries, Embeddings) else queries
-    return [row[:length].copy() for part in parts for row, length in zip(part.vectors, part.lengths, strict=True)]
 
 
 def choose(

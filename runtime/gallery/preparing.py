@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..embeddings import Embeddings
-from ..errors import InputError
+from ..errors import InputError, TensorError
 from ..progress import Progress, WorkCounter
-from .prepare import Preparation, choose, fit_plan, unpadded
+from ..tensor_checks import check_array
+from .answer import check_queries
+from .prepare import Preparation, choose, fit_plan
 from .proof.prefix import SearchPlan, plan_arrays
 from .settings import GallerySettings
 from .store.array_file import FileRecord
@@ -78,11 +80,14 @@ def prepare_rows(
     Returns:
         The preparation, and for each folder what its next commit changes.
     """
-    if directions is not None and directions.shape[1:] != (settings.dim,):
-        raise InputError(f"directions: must be [r, {settings.dim}], got {directions.shape}")
+    if directions is not None:
+        check_array("directions", directions, np.float32, ("r", settings.dim))
+        if not np.isfinite(directions).all():
+            raise TensorError("directions", "must be finite", "NaN or infinity")
     if settings.fine == "none":
         raise InputError("a gallery without a fine copy cannot be prepared: its answers are not certified")
-    vectors = unpadded(queries)
+    given = [queries] if isinstance(queries, Embeddings) else () if queries is None else queries
+    vectors = [vectors for some in given for vectors in check_queries(settings, some, True, None)[0]]
     asked = np.concatenate(vectors) if vectors else directions
     alive = [record.live for some in rows for record in some.records]
     count = sum(map(len, alive))

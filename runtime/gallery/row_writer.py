@@ -230,14 +230,15 @@ class RowWriter(ABC):
             queries: embeddings of the other side (captions for a gallery of images), in one piece or in several, which
                 need less padding. All of them decide the axes; half choose the fastest way to search, the other half
                 measure what it reads. Without queries nothing is measured.
-            directions: [r, D], of queries that are not at hand (`read_directions`): they decide the axes where there
-                are no queries. Without either, the axes are the gallery's own.
+            directions: float32 [r, D], of queries that are not at hand (`read_directions`): they decide the axes where
+                there are no queries. Without either, the axes are the gallery's own.
             progress: called with the work that is done and that of all: each row counts three times, as it is read to
                 fit axes, coded along them, and searched to measure.
 
         Raises:
-            InputError: the gallery keeps no fine copy, so that nothing could be certified, or directions are of another
-                width.
+            InputError: the gallery keeps no fine copy, so that nothing could be certified; queries of another width.
+            TensorError: queries that are no Embeddings; they or directions are not finite, or directions of another
+                form.
             GalleryCorrupt: a segment is damaged; nothing was changed.
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """

@@ -81,5 +81,5 @@ def test_axes_are_fitted_to_directions_where_there_are_no_queries(tmp_path: Path
         assert abs(writer.prepare().plan.axes.basis[0, 7]) < 0.9
         queries = Embeddings(np.eye(1, DIM, 9, dtype=np.float32)[None], np.ones(1, np.int32))
         assert abs(writer.prepare(queries, direction).plan.axes.basis[0, 9]) > 0.99
-        with pytest.raises(InputError, match=r"directions: must be \[r, 192\], got \(1, 191\)"):
+        with pytest.raises(InputError, match=r"directions: shape must be \[r, 192\], got \[1, 191\]"):
             writer.prepare(directions=direction[:, 1:])

@@ -341,6 +341,26 @@ def test_a_gallery_without_a_fine_copy_is_not_prepared(tmp_path: Path, make_embe
             writer.prepare()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda some: {"queries": [some, some.vectors]}, "queries: must be Embeddings, .*, got ndarray"),
+        (lambda some: {"queries": some.vectors}, "queries: must be Embeddings"),
+        (lambda some: {"queries": [some, replace(some, vectors=some.vectors[..., 1:])]}, "queries: D must be this"),
+        (lambda some: {"queries": replace(some, vectors=some.vectors * np.nan)}, "queries: values must be finite"),
+        (lambda some: {"directions": some.vectors[0] * np.nan}, "directions: must be finite"),
+        (lambda some: {"directions": some.vectors[0].astype(float)}, "directions: dtype must be float32, got float64"),
+        (lambda some: {"directions": some.vectors[0, :, 1:]}, r"directions: shape must be \[r, "),
+    ],
+)
+def test_search_is_not_fitted_to_what_is_no_query(gallery_path: Path, make_embeddings, change, message: str) -> None:
+    with GalleryWriter.open(gallery_path) as writer, Gallery.open(gallery_path) as gallery:
+        before = gallery.info()
+        with pytest.raises(InputError, match=f"^{message}"):
+            writer.prepare(**change(make_embeddings(1, 4)))
+        assert gallery.info() == before
+
+
 def test_a_second_writer_is_told_and_readers_are_not_hindered(gallery_path: Path, make_embeddings) -> None:
     with GalleryWriter.open(gallery_path):
         with pytest.raises(GalleryLocked, match="being written by another process"):
