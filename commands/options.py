@@ -198,22 +198,18 @@ def backbone_options(purpose: str) -> Decorator:
 
 def open_backbone(context: click.Context, name: str | None, weights: str) -> Backbone | None:
     """The backbone that the two options of `backbone_options` name; None where they are not given."""
+    make = backbone_maker(context, name, weights)
+    return None if make is None else make()
+
+
+def backbone_maker(context: click.Context, name: str | None, weights: str) -> Callable[[], Backbone] | None:
+    """What opens the backbone of `open_backbone`, also in another process; None where no backbone is given."""
     if name is None:
         refuse_given(context, ("weights",), "without --backbone")
         return None
     from ..chan_ref.backbones.names import check_name
 
     check_name(name, weights)
-    from ..chan_ref.backbones.choose import open_backbone
-
-    return open_backbone(name, weights)
-
-
-def backbone_maker(context: click.Context, name: str | None, weights: str) -> Callable[[], Backbone] | None:
-    """What opens the backbone of `open_backbone` in another process; None where no backbone is given."""
-    if name is None:
-        refuse_given(context, ("weights",), "without --backbone")
-        return None
     from ..chan_ref.backbones.choose import open_backbone
 
     return partial(open_backbone, name, weights)

@@ -227,32 +227,14 @@ def command(
     from ..chan_ref import train as training  # torch is loaded here: what is wrong already is said before
 
     progress = _Progress()
-    warned: list[bool] = []
-
-    def on_start(added: int, found: Metrics) -> None:
-        if added:
-            echo(f"{counted(added, 'word')} of the captions added to the vocabulary")
-        progress.explain()
-        progress.before = found.rsum
-        echo(f"at the start               {_recalls(found)}")
-
-    def on_epoch(log: EpochLog) -> None:
-        progress.close()
-        progress.explain()
-        progress.best = max(progress.best, log.rsum)
-        echo(_line(log))
-        if log.collapsed and not any(warned):
-            warned.append(True)
-            echo(_COLLAPSED, err=True)
-
     watch: dict[str, Any] = {"device": device, "tensorboard": tensorboard}
-    watch |= {"on_step": progress.step, "on_epoch": on_epoch}
+    watch |= {"on_step": progress.step, "on_epoch": progress.epoch}
     try:
         if resume:
             watch |= {name: context.params[name] for name in ("epochs", "patience") if name in given}
             best = training.resume(data, out, **watch)
         else:
-            best = training.train(data, out, config, on_start=on_start, **watch)
+            best = training.train(data, out, config, on_start=progress.start, **watch)
     except KeyboardInterrupt:
         progress.close()
         kept = last_epoch(out)
@@ -288,16 +270,39 @@ def _config(options: dict[str, Any], **more: Any) -> TrainConfig:
 
 
 class _Progress:
-    """One progress bar for each epoch."""
+    """What a run prints: one progress bar for each epoch, and a line when it is done.
+
+    Attributes:
+        best: rsum of the best epoch so far.
+        before: rsum of the checkpoint that is trained further.
+    """
 
     def __init__(self) -> None:
         self._bar: AbstractContextManager[Progress] | None = None
         self._show: Progress | None = None
-        self.best = -1.0  # rsum of the best epoch so far
-        self.before = -1.0  # rsum of the checkpoint that is trained further
-        self._explained = False
+        self.best = -1.0
+        self.before = -1.0
+        self._explained = self._warned = False
 
-    def explain(self) -> None:
+    def start(self, added: int, found: Metrics) -> None:
+        """The recalls of a checkpoint that is trained further, and how many words were added to its vocabulary."""
+        if added:
+            echo(f"{counted(added, 'word')} of the captions added to the vocabulary")
+        self._explain()
+        self.before = found.rsum
+        echo(f"at the start               {_recalls(found)}")
+
+    def epoch(self, log: EpochLog) -> None:
+        """The line of an epoch, and once a warning where the model has collapsed."""
+        self.close()
+        self._explain()
+        self.best = max(self.best, log.rsum)
+        echo(_line(log))
+        if log.collapsed and not self._warned:
+            self._warned = True
+            echo(_COLLAPSED, err=True)
+
+    def _explain(self) -> None:
         """Say once what the numbers of each line are."""
         if not self._explained:
             echo("three numbers are R@1, R@5 and R@10 on the validation images in %, rsum the sum of all six")

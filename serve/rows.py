@@ -116,10 +116,8 @@ class Writers:
             yield [{}] * len(body.ids)
         else:
             self._uploads.mkdir(parents=True, exist_ok=True)
-            with (
-                locked(self._uploads),
-                ExitStack() as on_error,
-            ):  # nobody else counts on a picture until its row is there
+            # nobody else counts on a picture until its row is there
+            with locked(self._uploads), ExitStack() as on_error:
                 yield [{"path": str(_keep(self._uploads, data, on_error))} for data in body.pictures]
                 on_error.pop_all()
 

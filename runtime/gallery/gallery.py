@@ -199,9 +199,7 @@ class Gallery:
             InputError: an id that the gallery does not have.
             GalleryCorrupt: bytes that must be read are not those that were committed.
         """
-        view = self._view()
-        snapshots = view.opened
-        return [snapshots[index].row(row) for index, row in view.find(checked_ids(ids))]
+        return [segment.table.row(position) for segment, position in self._view().segments(checked_ids(ids))]
 
     def embeddings(self, ids: Iterable[str | int]) -> Embeddings:
         """Embeddings of the rows with these ids, in the order of the ids: from the fine copy, or else from the codes.
@@ -213,12 +211,8 @@ class Gallery:
         view, wanted = self._view(), checked_ids(ids)
         if not wanted:
             raise InputError("ids: must hold at least one id, got none")
-        snapshots, parts = view.opened, []
-        for shard, row in view.find(wanted):
-            index, position = snapshots[shard].locate(row)
-            vectors = snapshots[shard].segments[index].vectors(position, position + 1)
-            parts.append(Embeddings(vectors[None], np.array([len(vectors)], np.int32), self.settings.kind))
-        return Embeddings.concatenate(parts)
+        rows = [segment.vectors(position, position + 1) for segment, position in view.segments(wanted)]
+        return Embeddings.padded(rows, self.settings.kind)
 
     def lengths(self, ids: Iterable[str | int]) -> NDArray[np.int32]:
         """Number of vectors of the rows with these ids, in the order of the ids; vectors are not read.
@@ -226,13 +220,8 @@ class Gallery:
         Raises:
             InputError: an id that the gallery does not have.
         """
-        view = self._view()
-        snapshots, lengths = view.opened, []
-        for shard, row in view.find(checked_ids(ids)):
-            index, position = snapshots[shard].locate(row)
-            starts = snapshots[shard].segments[index].starts
-            lengths.append(starts[position + 1] - starts[position])
-        return np.array(lengths, np.int32)
+        places = self._view().segments(checked_ids(ids))
+        return np.array([segment.starts[at + 1] - segment.starts[at] for segment, at in places], np.int32)
 
     def code_error(self) -> float:
         """No less than the distance between any vector that was added and the one that its int8 codes stand for."""

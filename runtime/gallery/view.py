@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from .store.header import Header
 from .store.mapping import describe
 from .store.newest import is_same_gallery, newest_header, read_newest
 from .store.rows import Row
+from .store.segments import Segment
 from .values import check_known
 from .where import Filter
 
@@ -116,6 +117,13 @@ class View:
             found |= {id: (index, row) for id, row in snapshot.find(ids).items()}
         check_known(ids, found, "ids")
         return [found[id] for id in ids]
+
+    def segments(self, ids: Sequence[str]) -> Iterator[tuple[Segment, int]]:
+        """Of each row with these ids its segment, and its position there; raises as `find`."""
+        snapshots = self.opened
+        for shard, row in self.find(ids):
+            index, position = snapshots[shard].locate(row)
+            yield snapshots[shard].segments[index], position
 
     def all_rows(self) -> list[Row]:
         """Ids and metadata of the rows, in order."""
