@@ -1,8 +1,13 @@
-"""`chan` as a test calls it: in this process."""
+"""`chan` as a test calls it: in this process, or as `COMMAND` in one of its own."""
+
+import sys
 
 from click.testing import CliRunner, Result
 
 from chan_rt import cli
+
+PROGRAM = "from chan_rt.cli import main; main()"
+COMMAND = [sys.executable, "-c", PROGRAM]
 
 
 def chan(*words: object) -> Result:

@@ -32,7 +32,7 @@ from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.gallery import verify_gallery
 from chan_rt.runtime.gallery.cuda.kernels import GPUS
 
-from .run_chan import chan, ok
+from .run_chan import COMMAND, chan, ok
 
 
 def every_command(group: click.Group = cli.main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
@@ -459,13 +459,12 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_closed_streams_stop_no_command(tmp_path: Path, closed: str) -> None:
     """What starts programs at boot may close them. No file of the command may take their place."""
     np.save(tmp_path / "a.npy", np.eye(3, dtype=np.float32))
-    words = [sys.executable, "-c", "from chan_rt.cli import main; main()", "index", "--embeddings", "a.npy", "-o", "g"]
+    words = [*COMMAND, "index", "--embeddings", "a.npy", "-o", "g"]
     done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert verify_gallery(tmp_path / "g") == []
 
 
-RUN = [sys.executable, "-c", "from chan_rt.cli import main; main()"]
 PRINTS = [["--help"], ["--version"], ["search", "--help"], ["gallery", "--help"], ["doctor"], ["doctor", "--json"]]
 
 
@@ -475,7 +474,7 @@ PRINTS = [["--help"], ["--version"], ["search", "--help"], ["gallery", "--help"]
 def test_a_full_disk_behind_stdout_is_one_line(words: list[str], unbuffered: str) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*RUN, *words], stdout=full, stderr=subprocess.PIPE, env=environment)
+        done = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, env=environment)
     assert (done.returncode, done.stderr) == (1, b"Error: standard output: No space left on device\n")
 
 
@@ -483,14 +482,14 @@ def test_a_full_disk_behind_stdout_is_one_line(words: list[str], unbuffered: str
 @pytest.mark.parametrize(("words", "status"), [(["--version"], 0), (["nope"], 2), (["inspect", "."], 1)])
 def test_a_full_disk_behind_stderr_changes_no_status(words: list[str], status: int, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*RUN, *words], stdout=subprocess.PIPE, stderr=full, cwd=tmp_path)
+        done = subprocess.run([*COMMAND, *words], stdout=subprocess.PIPE, stderr=full, cwd=tmp_path)
     assert done.returncode == status
     assert (b", version " in done.stdout) == (status == 0)
 
 
 def test_a_warning_that_stderr_does_not_take_stops_no_work(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(3, dtype=np.float32))
-    words = [*RUN, "-vv", "index", "--embeddings", "a.npy", "-o", "g"]
+    words = [*COMMAND, "-vv", "index", "--embeddings", "a.npy", "-o", "g"]
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as left:
@@ -505,7 +504,7 @@ def test_a_reader_that_has_left_ends_a_command_quietly(words: list[str]) -> None
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as left:
-        done = subprocess.run([*RUN, *words], stdout=left, stderr=subprocess.PIPE)
+        done = subprocess.run([*COMMAND, *words], stdout=left, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"")
 
 

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.gallery import Gallery
 
-from .run_chan import chan
+from .run_chan import COMMAND, chan
 from .stored_bert import store_bert
 
 PAGE = Path(__file__).parent.parent / "docs" / "own-data.md"
@@ -112,8 +111,7 @@ def test_the_stamps_are_searched_and_served(tmp_path: Path, monkeypatch: pytest.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "chan_rt.cli", *commands["serve"], "--port", str(port)]
-    server = subprocess.Popen([words[0], "-c", "from chan_rt.cli import main; main()", *words[3:]])
+    server = subprocess.Popen([*COMMAND, *commands["serve"], "--port", str(port)])
     try:
         for _ in range(120):
             try:

@@ -18,7 +18,7 @@ from chan_rt.commands import gallery, gallery_shards, gallery_storage
 from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryWriter, split_gallery, verify_gallery
 from chan_rt.runtime.gallery import open_for_writing
 
-from ..run_chan import ok
+from ..run_chan import COMMAND, ok
 
 DIM = 128  # wide enough for levels
 ROWS = 600
@@ -109,7 +109,7 @@ def test_ctrl_c_leaves_nothing_broken_and_the_command_can_run_again(desk: Path, 
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(desk: Path) -> None:
-    command = [sys.executable, "-c", "from chan_rt.cli import main; main()", "gallery", "verify", "one"]
+    command = [*COMMAND, "gallery", "verify", "one"]
 
     def run(stderr: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=120, check=True)

@@ -35,7 +35,7 @@ from chan_rt.runtime.errors import BundleError, EngineError, InputError, quoted
 from chan_rt.runtime.gallery.cuda.memory import Arena
 from chan_rt.runtime.gpu import Gpu, GpuReport, examine_gpu
 
-from ..run_chan import chan, ok
+from ..run_chan import COMMAND, chan, ok
 
 PRECISIONS = {"fp32": (TensorProto.FLOAT, "float32"), "fp16": (TensorProto.FLOAT16, "float16")}
 
@@ -254,7 +254,7 @@ def test_a_bundle_whose_path_is_not_utf_8_is_built(bundle: Path, monkeypatch: py
 
 
 def test_two_builders_at_once_build_once(bundle: Path) -> None:
-    command = [sys.executable, "-c", "from chan_rt.cli import main; main()", "build", str(bundle), "--json"]
+    command = [*COMMAND, "build", str(bundle), "--json"]
     command += ["--graph", "region_encoder", "--precision", "fp32"]
     rivals = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [json.loads(rival.communicate()[0]) for rival in rivals]

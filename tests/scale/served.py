@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import httpx
 
+from ..run_chan import COMMAND
+
 T = TypeVar("T")
 SECONDS = 90
 
@@ -31,9 +33,8 @@ def until(found: Callable[[], T]) -> T:
 @contextmanager
 def serving(log: Path, *arguments: str) -> Iterator[httpx.Client]:
     """A client of `chan serve` with these arguments; at the end of the block the server must end well."""
-    code = "from chan_rt.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", code, "serve", *arguments, "--port", "0"]
+    command = [*COMMAND, "serve", *arguments, "--port", "0"]
     with open(log, "w") as stderr:
         server = subprocess.Popen(command, stderr=stderr, env=environment)
     try:

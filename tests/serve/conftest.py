@@ -28,9 +28,10 @@ from chan_rt.runtime import (
     picture_source,
 )
 
+from ..run_chan import PROGRAM
+
 T = TypeVar("T")
 CAPTION = "two red apples lie on the blue table"
-CHAN = "from chan_rt.cli import main; main()"
 STARTUP_SECONDS = 120
 
 
@@ -91,7 +92,7 @@ def start_server(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
     @contextlib.contextmanager
-    def start(*arguments: object, wait: bool = True, code: str = CHAN) -> Iterator[RunningServer]:
+    def start(*arguments: object, wait: bool = True, code: str = PROGRAM) -> Iterator[RunningServer]:
         log = tmp_path_factory.mktemp("server") / "log"
         command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--port", "0", "--threads", "1"]
         with open(log, "w") as stderr:

@@ -28,9 +28,8 @@ from chan_rt.runtime.gallery.settings import NO_MODEL, GallerySettings
 from chan_rt.serve import Settings, launch, serve
 from chan_rt.serve.bodies import Problem
 
-from ..run_chan import chan
+from ..run_chan import PROGRAM, chan
 
-CHAN = "from chan_rt.cli import main; main()"
 SEARCH = {"captions": ["two red apples"], "k": 2}
 BODY = json.dumps(SEARCH).encode()
 
@@ -456,7 +455,7 @@ def test_a_request_that_offers_another_protocol_is_answered_over_http(
 def test_a_connection_is_closed_when_idle_also_after_a_body_that_nobody_reads(
     start_server, gallery: Path, rest: bytes
 ) -> None:
-    code = f"import chan_rt.serve.protocol as p; p.KEEP_ALIVE = 1; {CHAN}"
+    code = f"import chan_rt.serve.protocol as p; p.KEEP_ALIVE = 1; {PROGRAM}"
     with start_server(gallery, code=code) as server, connect(server.url) as connection:
         connection.sendall(head(len(BODY), "/v1/nothing"))
         assert read_answer(connection)[0] == 404
@@ -466,7 +465,7 @@ def test_a_connection_is_closed_when_idle_also_after_a_body_that_nobody_reads(
 
 def test_a_client_that_reads_no_answer_is_cut(start_server, gallery: Path) -> None:
     """It kept its connection for ever, and the server from ending before its grace was over."""
-    code = f"import chan_rt.serve.protocol as p; p.KEEP_ALIVE = 2; {CHAN}"
+    code = f"import chan_rt.serve.protocol as p; p.KEEP_ALIVE = 2; {PROGRAM}"
     with start_server(gallery, code=code) as server:
         connections = f"/proc/{server.process.pid}/fd"
         time.sleep(3)  # the connections that the start took are closed
@@ -676,7 +675,7 @@ def test_a_server_drains(start_server, gallery: Path) -> None:
 
 def test_kept_connections_end_without_a_reset(start_server, gallery: Path) -> None:
     """Of 100 clients that asked again and again, 93 met a reset when the server ended."""
-    code = f"import chan_rt.serve.protocol as p; p.LINGER = 60; {CHAN}"
+    code = f"import chan_rt.serve.protocol as p; p.LINGER = 60; {PROGRAM}"
     ask = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with start_server(gallery, code=code) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         with connect(server.url) as idle, connect(server.url) as asking:
