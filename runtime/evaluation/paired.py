@@ -129,8 +129,8 @@ def _resampled(
         drawn = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
         moves[first : first + count] = _percent(times @ gained, times @ queries)
-    made_up = rng.poisson(0.5, (2, *moves.shape))
-    return moves + 100 / images * (made_up[0] - made_up[1])
+    more, fewer = (rng.poisson(0.5, moves.shape) for _ in range(2))
+    return moves + 100 / images * (more - fewer)
 
 
 def _edges(moves: NDArray[np.float64]) -> NDArray[np.float64]:
