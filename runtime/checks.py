@@ -12,12 +12,28 @@ from .errors import InputError
 MAX_THREADS = 1024  # a million ended in the system killing the process for its memory
 
 _Choice = TypeVar("_Choice", bound=str)
+_Item = TypeVar("_Item")
 
 
 def check_paths(name: str, value: object) -> None:
     """InputError if `value` is one path where a list is needed: the letters of a path would be read as paths."""
     if isinstance(value, str | bytes | os.PathLike):
         raise InputError(f"{name} must be a list, got one path: write [{os.fspath(value)!r}]")
+
+
+def as_list(name: str, values: Iterable[_Item]) -> list[_Item]:
+    """The values that the caller calls `name`, in their order, which is that of what is returned for them.
+
+    Raises:
+        InputError: they are one path, have no order, as a set has none, or are no values.
+    """
+    check_paths(name, values)
+    if isinstance(values, set | frozenset):
+        raise InputError(f"{name} must have an order, got a {type(values).__name__}")
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{name} must be a list, got {type(values).__name__}") from None
 
 
 def check_choice(name: str, value: object, choices: Iterable[_Choice]) -> _Choice:

@@ -18,7 +18,7 @@ from .backends.on_device import OnDevice
 from .backends.placement import Placement
 from .backends.table import ON_DEVICE
 from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
-from .checks import check_paths
+from .checks import as_list
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .counts import counted
 from .directions import read_directions
@@ -31,7 +31,7 @@ from .gpu import device_index, examine_gpu
 from .pictures.load import Picture, load_pixels
 from .regions import PictureBackbone, Regions, with_grid_boxes
 from .tensor_checks import as_lengths, check_array, check_finite, check_lengths
-from .text import Tokenizer, load_tokenizer, pad_rows
+from .text import Tokenizer, checked_captions, load_tokenizer, pad_rows
 
 _log = logging.getLogger(__name__)
 NEEDED = ("region_encoder", "text_encoder", "hard_alignment")
@@ -221,8 +221,8 @@ class Matcher:
             BackendError: the backbone returned numbers that break its rules (`runtime.regions`).
         """
         preprocess = self.preprocess
-        check_paths("pictures", pictures)
-        if not len(pictures):
+        pictures = as_list("pictures", pictures)
+        if not pictures:
             raise InputError("pictures must hold at least one picture, got none")
         if self._backbone is not None:
             own = self._backbone
@@ -258,6 +258,7 @@ class Matcher:
             InputError: no captions, one without a word, or not a string.
             TensorError: a caption of more words than the graph takes.
         """
+        captions = checked_captions(captions)
         rows = self.tokenizer.rows(captions)
         limit = self.max_words
         for number, row in enumerate(rows):

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import as_list
 from .contract import TokenizerSpec, verified
 from .counts import counted
 from .errors import BundleError, InputError, reason_of
@@ -197,11 +198,11 @@ class BertTokenizer:
         return [id != unknown for id in self._encodings([caption])[0].ids]
 
     def _encodings(self, captions: Sequence[str]) -> list[Any]:
-        _check_captions(captions)
-        encodings: list[Any] = self._tokenizer.encode_batch(list(captions))
+        checked = checked_captions(captions)
+        encodings: list[Any] = self._tokenizer.encode_batch(checked)
         for row, encoding in enumerate(encodings):
             if len(encoding.ids) <= 2:
-                raise InputError(_no_words(row, captions[row]))
+                raise InputError(_no_words(row, checked[row]))
         return encodings
 
 
@@ -322,26 +323,28 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> TokenBatch:
 
 
 def _all_words(captions: Sequence[str]) -> Iterable[list[str]]:
-    _check_captions(captions)
-    for row, caption in enumerate(captions):
+    for row, caption in enumerate(checked_captions(captions)):
         words = split_words(caption)
         if not words:
             raise InputError(_no_words(row, caption))
         yield words
 
 
-def _check_captions(captions: Sequence[str]) -> None:
+def checked_captions(captions: Iterable[str]) -> list[str]:
+    """The captions in their order; InputError where there is none, or they are no strings or have no order."""
     if isinstance(captions, str):
         raise InputError(f"captions must be a list of strings, got one string: write [{captions[:40]!r}]")
-    if not len(captions):
+    checked = as_list("captions", captions)
+    if not checked:
         raise InputError("captions must hold at least one caption, got an empty list")
-    for row, caption in enumerate(captions):
+    for row, caption in enumerate(checked):
         if not isinstance(caption, str):
             raise InputError(f"captions[{row}] must be a string, got {type(caption).__name__}")
         try:
             caption.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"captions[{row}] must be valid Unicode, got a lone surrogate: {error}") from error
+    return checked
 
 
 def _no_words(row: int, caption: str) -> str:

@@ -175,6 +175,7 @@ def check_owner(image_of_caption: NDArray[Any], num_images: int, num_captions: i
     Raises:
         TensorError: it does not.
     """
+    check_unmasked("image_of_caption", image_of_caption)
     owner = np.asarray(image_of_caption)
     if owner.shape != (num_captions,) or owner.dtype.kind not in "iu":
         raise TensorError(
@@ -182,11 +183,11 @@ def check_owner(image_of_caption: NDArray[Any], num_images: int, num_captions: i
             f"must be one image row for each of the {counted(num_captions, 'caption')}",
             f"{owner.dtype} {owner.shape}",
         )
-    owner = owner.astype(np.int64)
-    captions_per_image = np.bincount(owner[owner >= 0], minlength=num_images)
-    if owner.min() < 0 or len(captions_per_image) > num_images:
+    if owner.min() < 0 or owner.max() >= num_images:
         value = f"{owner.min()} to {owner.max()}"
         raise TensorError("image_of_caption", f"must lie in 0 to {num_images - 1}", value)
+    owner = owner.astype(np.int64)
+    captions_per_image = np.bincount(owner, minlength=num_images)
     if not captions_per_image.all():
         missing = int(np.argmin(captions_per_image))
         raise TensorError("image_of_caption", "must give every image a caption", f"none for image {missing}")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..checks import check_paths
 from ..contract import Preprocess
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..extras import missing, needs
 
 if TYPE_CHECKING:
@@ -92,7 +92,15 @@ def open_picture(picture: Picture, most: int | None = None) -> Image.Image:
     from PIL import ImageOps
 
     if not isinstance(picture, str | Path):
-        return _flatten(ImageOps.exif_transpose(picture), "a picture")
+        if not isinstance(picture, pillow.Image):
+            rule = "must be a path or an image of Pillow (Image.open, Image.fromarray)"
+            raise InputError(f"a picture {rule}, got {type(picture).__name__}")
+        try:  # Pillow reads the pixels of an open file only now
+            return _flatten(ImageOps.exif_transpose(picture), "a picture")
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"a picture cannot be read: {reason_of(error)}") from error
     try:
         with _opened(picture) as file, pillow.open(file) as opened:
             if most is not None and opened.width * opened.height > most:
@@ -212,6 +220,8 @@ def _reason(error: Exception, path: Path, is_empty: Callable[[], bool]) -> str:
 def _flatten(image: Image.Image, name: str) -> Image.Image:
     from PIL import Image
 
+    if 0 in image.size:
+        raise InputError(f"{name} must have a pixel, got {image.width} x {image.height}")
     if image.mode == "F":  # from 0 to 1, to 255 or to anything: Pillow's own conversion clips, and 0 to 1 is black
         raise InputError(f"{name} has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16- and 32-bit gray: Pillow's own conversion to RGB clips instead of scaling

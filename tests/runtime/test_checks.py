@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chan_rt.runtime import Embeddings, Matcher, evaluate
-from chan_rt.runtime.checks import check_choice, check_choices
+from chan_rt.runtime.checks import as_list, check_choice, check_choices
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import InputError, TensorError
 
@@ -33,6 +33,14 @@ def test_what_lies_under_a_mask_is_no_number(take: str, make_small_model: Any) -
     call(False)
     with pytest.raises(TensorError, match="must not be masked: leave out or fill what is missing, got 1 masked value"):
         call(True)
+
+
+def test_a_list_has_an_order() -> None:
+    assert as_list("captions", (word for word in ("red", "cat"))) == ["red", "cat"]
+    refused: list[tuple[Any, str]] = [({1}, "have an order, got a set"), (None, "be a list, got NoneType")]
+    for given, found in [*refused, ("a.png", "be a list, got one path")]:
+        with pytest.raises(InputError, match=f"^pictures must {found}"):
+            as_list("pictures", given)
 
 
 def test_a_choice() -> None:

@@ -114,6 +114,8 @@ def test_a_vocabulary_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> N
         (["red", None], r"captions\[1\] must be a string, got NoneType"),
         ([b"red"], r"captions\[0\] must be a string, got bytes"),
         ("red cat", "must be a list of strings"),
+        ({"red", "cat"}, "captions must have an order, got a set"),
+        (None, "captions must be a list, got NoneType"),
         (["red \ud800"], "lone surrogate"),
     ],
 )

@@ -145,6 +145,22 @@ def test_truncated_file_is_named(suffix: str, tmp_path: Path) -> None:
         open_picture(path)
 
 
+def test_an_open_picture_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-900])
+    closed = noise.copy()
+    closed.close()
+    with Image.open(tmp_path / "cut.png") as cut:  # Pillow has read its head
+        for picture in (cut, closed):
+            with pytest.raises(InputError, match=r"^a picture cannot be read: "):
+                open_picture(picture)
+    with pytest.raises(InputError, match=r"^a picture must have a pixel, got 0 x 8"):
+        open_picture(Image.new("RGB", (0, 8)))
+    with pytest.raises(InputError, match=r"^a picture must be a path or an image of Pillow \(.*\), got ndarray"):
+        open_picture(np.asarray(noise))  # type: ignore[arg-type]
+
+
 def test_missing_file_and_no_pictures_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.png"):
         load_pixels([tmp_path / "none.png"], SPEC)
