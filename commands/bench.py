@@ -80,18 +80,22 @@ def command(
 
     The candidates take turns in one run. A backend that does not run here is listed with the reason.
     """
+    from chan_rt.chan_ref.checkpoint_config import read_config
     from chan_rt.runtime.backends import BACKENDS
     from chan_rt.runtime.contract import Manifest
     from chan_rt.runtime.files import write_file
 
-    known = Manifest.load(bundle).graphs["text_encoder"]
+    manifest = Manifest.load(bundle)
+    manifest.check_precisions(precisions)
+    if checkpoint is not None:
+        read_config(checkpoint)
     from chan_rt.bench.latency import Setting, run  # torch is loaded here
 
     setting = Setting(images, regions, words, batches, seconds, threads, device)
     report = run(
         bundle,
         backends or tuple(BACKENDS),
-        precisions or tuple(known),
+        precisions or tuple(manifest.graphs["text_encoder"]),
         checkpoint,
         setting,
         progress=lambda message: echo(f"... {message}", err=True),

@@ -87,6 +87,9 @@ def command(
     from ..chan_ref.evaluation import is_bundle
     from ..runtime.data.images import CaptionedImages
 
+    options.refuse_without_bundle(context, (base, other))
+    if not is_bundle(other):
+        options.refuse_given(context, ("other_precision",), "on a checkpoint, which runs in PyTorch")
     images = CaptionedImages.open(data, split, strict=strict)
     others = images if other_data is None else CaptionedImages.open(other_data, split, strict=strict)
     report_skipped(images.skipped)

@@ -26,7 +26,10 @@ from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as
 )
 @options.strict_captions_option
 @options.json_option
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     models: tuple[Path, ...],
     data: Path,
     split: Any,
@@ -49,6 +52,7 @@ def command(
 
     if eccv and folds is not None:
         raise click.UsageError("--eccv needs all images at once: leave --folds out")
+    options.refuse_without_bundle(context, models)
     images = CaptionedImages.open(data, split, strict=strict)
     pairs = f"{images.num_images} x {images.num_captions}"
     with progress_bar(f"Scoring {pairs}", 100 * len(models)) as progress:

@@ -241,6 +241,15 @@ def refuse_given(context: click.Context, parameters: Sequence[str], reason: str)
             raise click.UsageError(f"{given} has no effect {reason}")
 
 
+def refuse_without_bundle(context: click.Context, models: Sequence[Path]) -> None:
+    """UsageError where options of bundles are given, and every model is a checkpoint."""
+    from ..chan_ref.evaluation import is_bundle
+
+    if not any(map(is_bundle, models)):
+        reason = "on checkpoints, which run in PyTorch: give a bundle of `chan export`"
+        refuse_given(context, ("backend", "device", "precision"), reason)
+
+
 def skipping_options(command: Command) -> Command:
     """`--max-bad` and `--strict`: what happens where an item cannot be read."""
     command = click.option(

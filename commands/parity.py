@@ -69,6 +69,7 @@ def command(
     from ..runtime.files import write_file
 
     read_config(checkpoint)
+    Manifest.load(bundle).check_precisions(precisions)
     sample = open_sample(data, split, samples, bundle)
     from ..export.backbone import backbone_of  # torch is loaded here: what is wrong already is said before
     from ..export.parity import check_parity, record_verdict, table

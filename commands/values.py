@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from ..runtime.errors import quoted
+from ..runtime.files import is_device
 
 _PLOTS = (".png", ".svg", ".pdf")
 
@@ -45,6 +47,24 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class NewPath(PathType):
+    """A file or folder to write: a place that cannot be written is refused before the work, not behind it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        path = super().convert(value, param, ctx)
+        if is_device(path):
+            return path
+        there = next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
+        if there == path and not path.is_dir():  # a file, which is replaced
+            there = path.absolute().parent
+        if not there.is_dir():
+            self.fail(f"{path} cannot be written: {there} is not a folder", param, ctx)
+        if not os.access(there, os.W_OK | os.X_OK):
+            self.fail(f"{path} cannot be written: the folder {there} is read-only, or not yours to write", param, ctx)
+        return path
+
+
 class ModelFolder(PathType):
     """The folder of a checkpoint or bundle."""
 
@@ -73,7 +93,7 @@ class NumberRange(Number, click.FloatRange):
     """A finite number of a range; the arguments are those of `click.FloatRange`."""
 
 
-class PlotFile(PathType):
+class PlotFile(NewPath):
     """A file to draw to, in a form that its ending names."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -91,9 +111,9 @@ EXISTING = PathType(exists=True)
 FOLDER = PathType(exists=True, file_okay=False)
 CHECKPOINT = ModelFolder()
 FILE = PathType(exists=True, dir_okay=False)
-NEW_FILE = PathType(dir_okay=False)
+NEW_FILE = NewPath(dir_okay=False)
 NEW_PLOT = PlotFile(dir_okay=False)
-NEW_FOLDER = PathType(file_okay=False)
+NEW_FOLDER = NewPath(file_okay=False)
 COUNT = click.IntRange(min=1)
 
 

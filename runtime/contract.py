@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -207,6 +207,12 @@ class Manifest:
                     return finer
         self.graph(name, precision)
         return precision
+
+    def check_precisions(self, precisions: Iterable[str]) -> None:
+        """BundleError unless every graph runs at each of these precisions, as `resolve` says."""
+        for precision in precisions:
+            for name in self.graphs:
+                self.resolve(name, precision)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two-space indent, final newline."""

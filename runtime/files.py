@@ -36,12 +36,20 @@ def write_file(path: str | Path, data: bytes | str) -> None:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A path beside PATH, with the same suffix, for the block to write; the file then replaces PATH.
 
-    Folders above PATH are created where they are missing, and after an error are gone again.
+    Folders above PATH are created where they are missing, and after an error are gone again. A device, a pipe or a
+    stream of the process (/dev/stdout) is not replaced: it gets the file's bytes.
 
     Raises:
         OSError: the disk is full, the folder is read-only, ...; the error names PATH, and PATH is as it was.
     """
     path = Path(path)
+    if is_device(path):
+        with tempfile.TemporaryDirectory() as scratch, naming(path):
+            elsewhere = Path(scratch, f"file{path.suffix}")
+            yield elsewhere
+            with open(elsewhere, "rb") as source, open(path, "wb") as out:
+                shutil.copyfileobj(source, out)
+        return
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     with new_folders(path.parent), naming(path, beside):
         try:
@@ -49,6 +57,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             publish(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path leads to something that is no file or folder, or is one of the process's open files."""
+    if re.match("/dev/(fd/|std)|/proc/", os.path.abspath(path)):
+        return path.exists()
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextmanager

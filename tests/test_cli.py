@@ -403,6 +403,32 @@ def test_a_plot_has_a_form_that_can_be_drawn(name: str, taken: bool) -> None:
             plot.type(name, plot, click.Context(EVERY[words]))
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    context = click.Context(EVERY["bench"])
+    for kind in (choices.NEW_FILE, choices.NEW_FOLDER, choices.NEW_PLOT):
+        for path in (tmp_path / "new.png", tmp_path / "folder/a/b.png", Path("new.png")):
+            assert kind.convert(str(path), None, context) == path
+        with pytest.raises(click.BadParameter, match=r"file/new.png cannot be written: .*file is not a folder"):
+            kind.convert(str(tmp_path / "file" / "new.png"), None, context)
+    assert choices.NEW_FILE.convert(str(tmp_path / "file"), None, context) == tmp_path / "file"
+    monkeypatch.setattr(os, "access", lambda place, mode: not mode & os.W_OK or Path(place) != tmp_path / "folder")
+    for kind, name in (
+        (choices.NEW_FILE, "folder/new.json"),
+        (choices.NEW_FOLDER, "folder/deep/new"),
+        (choices.NEW_FOLDER, "folder"),
+        (choices.NEW_PLOT, "folder/new.svg"),
+    ):
+        with pytest.raises(click.BadParameter, match=r"cannot be written: the folder .*folder is read-only"):
+            kind.convert(str(tmp_path / name), None, context)
+    (tmp_path / "folder/old.json").touch()
+    with pytest.raises(click.BadParameter, match="cannot be written"):  # it would be replaced
+        choices.NEW_FILE.convert(str(tmp_path / "folder/old.json"), None, context)
+
+
 def test_an_empty_value_is_a_mistake_of_the_command_line(tmp_path: Path) -> None:
     for words in (
         ["triton", str(tmp_path), "-o", "repository", "--gallery-place", ""],

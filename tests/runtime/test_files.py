@@ -24,6 +24,26 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_file_gets_the_bytes_and_is_not_replaced(tmp_path: Path) -> None:
+    """As root, a file for `--output-json /dev/null` would take the device's place for every program."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    write_file(tmp_path / "pipe", b"some bytes")
+    assert reader.communicate(timeout=30)[0] == b"some bytes"
+    assert _names(tmp_path) == ["pipe"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    code = (
+        "from chan_rt.runtime.files import write_file; print('before', flush=True); write_file('/dev/stdout', 'x\\n')"
+    )
+    for kept in (tmp_path / "log", None):  # a file's own place is not taken either
+        with open(kept or os.devnull, "w") as out:
+            subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert Path(os.devnull).is_char_device()
+    assert (tmp_path / "log").read_text().endswith("x\n")
+    assert _names(tmp_path) == ["log", "pipe"]
+
+
 @pytest.mark.parametrize("data", [b"\x00new\r\n", "new é\n"])
 def test_a_file_is_written_whole_and_leaves_nothing_beside(tmp_path: Path, data: bytes | str) -> None:
     for _ in range(2):  # new, then replaced
