@@ -95,9 +95,11 @@ def command(
 
 def _table(record: dict[str, Any]) -> str:
     """The same figures for people."""
+    models = record["models"]
+    of_models = f"ensemble of {len(models)} models: " if len(models) > 1 else ""
     of_folds = f", mean of {counted(record['folds'], 'fold')}" if record["folds"] > 1 else ""
     lines = [
-        f"{counted(record['images'], 'image')}, {counted(record['captions'], 'caption')} of "
+        f"{of_models}{counted(record['images'], 'image')}, {counted(record['captions'], 'caption')} of "
         f"{record['split']}{of_folds}; "
         f"{record['seconds']:.1f} s",
         f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'medr':>7}{'meanr':>8}",

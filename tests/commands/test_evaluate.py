@@ -94,6 +94,8 @@ def test_an_ensemble_is_the_mean_on_one_scale(place: Path) -> None:
     found = _run(place / "lse", place / "mean", place / "data")
     assert found["rsum"] == pytest.approx(expected.rsum)
     assert found["t2i"] == pytest.approx(vars(expected.t2i))
+    assert ok("evaluate", place / "lse", place / "mean", place / "data").startswith("ensemble of 2 models: 10 images, ")
+    assert ok("evaluate", place / "lse", place / "data").startswith("10 images, ")
 
 
 def test_folds_are_averaged(place: Path) -> None:
