@@ -81,7 +81,12 @@ def command(
     """Compare the recalls of BASE and OTHER (checkpoints or bundles) over a split of DATA.
 
     Both answer the same queries. The intervals say how the differences would vary with other images: in 95 of 100
-    resamples of the images they lie inside. They do not say how a model varies with the seed of its training.
+    resamples of the images they lie inside. They do not say how a model varies with the seed of its training. `only
+    base` and `only other` count the queries that one model alone answers right.
+
+    What none of these images shows could still happen with others. So each resample also has, on average, half an
+    image that BASE alone answers right, and half of one that OTHER alone does. Where both answer all of N images alike,
+    the interval of rsum is thus about -500/N to +500/N: a smaller --margin needs more images.
     """
     from ..chan_ref.comparison import Candidate, compare_models
     from ..chan_ref.evaluation import is_bundle
@@ -158,34 +163,44 @@ def _caption(images: CaptionedImages, found: Comparison, place: int) -> dict[str
 
 def _table(record: dict[str, Any], differences: dict[str, Difference]) -> str:
     """The same figures for people."""
+    from ..runtime.evaluation.paired import RSUM, rsum_if_alike
+
     lines = [
         f"{name:7}{visible(record[name]['model'])}, {record[name]['precision'] or 'PyTorch'}"
         for name in ("base", "other")
     ]
     lines += [
         "",
-        f"{'':21}{'base':>7}{'other':>8}{'difference':>12}{'interval':>18}{'only base':>11}{'only other':>12}",
+        f"{'':21}{'base':>7}{'other':>8}{'difference':>12}{'interval':>20}{'only base':>11}{'only other':>12}",
     ]
     for name, each in differences.items():
         direction, _, cut = name.partition(" ")
         label = f"{_DIRECTIONS[direction]} {cut}" if cut else name
-        line = f"{label:21}{each.base:7.1f}{each.other:8.1f}{each.difference:+12.1f}"
-        line += f"{f'{each.low:+.1f} to {each.high:+.1f}':>18}"
+        line = f"{label:21}{each.base:7.2f}{each.other:8.2f}{each.difference:+12.2f}"
+        line += f"{f'{each.low:+.2f} to {each.high:+.2f}':>20}"
         lines.append(line if each.only_base is None else f"{line}{each.only_base:11}{each.only_other:12}")
-    rsum = differences["rsum"]
+    rsum = differences[RSUM]
     if rsum.low <= 0 <= rsum.high:
         verdict = "the interval of rsum holds 0, so these images do not show which model is better"
     else:
-        verdict = f"{'other' if rsum.low > 0 else 'base'} has the higher rsum, beyond what other images explain"
+        better = "other" if rsum.low > 0 else "base"
+        verdict = f"{better} has the higher rsum, by more than the choice of images explains"
     of_folds = f", means of {counted(record['folds'], 'fold')}" if record["folds"] > 1 else ""
     queries = f"{counted(record['images'], 'image')}, {counted(record['captions'], 'caption')} of {record['split']}"
     lines += ["", f"{queries}{of_folds}: {verdict}."]
-    if record["held"] is not None:
-        held = "shown" if record["held"] else "not shown"
-        lines.append(f"That other's rsum is less than {record['margin']:g} below base's is {held}.")
+    if record["held"]:
+        lines.append(f"Shown: other's rsum is less than {record['margin']:g} below base's.")
+    elif record["margin"] is not None:
+        lines.append(f"Not shown: that other's rsum is less than {record['margin']:g} below base's.")
+        alike = rsum_if_alike(record["images"], record["folds"])
+        if record["margin"] <= alike:
+            lines.append(
+                f"These images are too few for that: where two models answer all of them alike, the interval of rsum "
+                f"is about {-alike:+.2f} to {alike:+.2f}."
+            )
     for name, way in (("fell", "worse"), ("rose", "better")):
         if record[name]:
-            lines += ["", f"Captions whose image ranks {way} by other:"]
+            lines += ["", f"Captions whose image ranks {way} by other (rank by base -> by other, image, caption):"]
             for each in record[name]:
                 before, after = each["ranks"]
                 lines.append(f"  {before} -> {after}  {visible(each['image'])}  {visible(each['caption'])}")

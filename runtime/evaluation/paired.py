@@ -14,6 +14,7 @@ all of 1,000 images alike, the interval is -0.2 to +0.2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,6 +104,15 @@ def paired_differences(blocks: Sequence[PairedRanks], resamples: int = 10_000, s
         for place, name in enumerate(FIGURES)
     }
     return found | {RSUM: Difference(*recalls.sum(axis=1).tolist(), *_edges(moves.sum(axis=1)).tolist())}
+
+
+def rsum_if_alike(images: int, folds: int = 1) -> float:
+    """About how far the interval of RSUM reaches from 0 where two models answer all images alike.
+
+    Only made-up images move RSUM then. Of each of its recalls and in each fold their number differs by a variable with
+    a variance of 1, and each is worth 100 / images; 5 / sqrt(6) standard deviations of the sum are 2.04.
+    """
+    return 500 * math.sqrt(folds) / images
 
 
 def _percent(right: NDArray[np.float64], queries: NDArray[np.float64]) -> NDArray[np.float64]:

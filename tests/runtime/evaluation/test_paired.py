@@ -5,7 +5,7 @@ import pytest
 
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.evaluation import metrics
-from chan_rt.runtime.evaluation.paired import CUTS, FIGURES, RSUM, PairedRanks, paired_differences
+from chan_rt.runtime.evaluation.paired import CUTS, FIGURES, RSUM, PairedRanks, paired_differences, rsum_if_alike
 
 
 def _block(rng: np.random.Generator, images: int, harder: float = 1.0) -> PairedRanks:
@@ -73,6 +73,15 @@ def test_what_no_image_shows_is_not_excluded() -> None:
     assert found[RSUM].high == pytest.approx(5, abs=0.5)
     for name in FIGURES:
         assert (found[name].low, found[name].difference, found[name].high) == (-2, 0, 2)
+
+
+@pytest.mark.parametrize(("images", "folds"), [(80, 1), (400, 5), (1000, 1)])
+def test_the_interval_of_models_that_answer_alike_is_known(images: int, folds: int) -> None:
+    size = images // folds
+    block = PairedRanks(np.zeros((2, size), np.int64), np.zeros((2, size), np.int64), np.arange(size))
+    found = paired_differences([block] * folds)[RSUM]
+    assert rsum_if_alike(images, folds) == pytest.approx(found.high, abs=60 / images)
+    assert rsum_if_alike(images, folds) == pytest.approx(-found.low, abs=60 / images)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
