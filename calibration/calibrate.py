@@ -20,6 +20,7 @@ from ..runtime.directions import DIRECTIONS_FILE, directions_of
 from ..runtime.errors import BundleError, InputError, quoted, reason_of
 from ..runtime.files import atomic_file, write_file
 from ..runtime.onnx_session import open_session
+from ..runtime.strict_json import unique_keys
 from .bounds import known_bounds
 from .feeds import MIN_SAMPLES, Feeds, Samples
 from .qdq import find_sites
@@ -80,7 +81,7 @@ class Calibration:
     def from_json(cls, text: str) -> Calibration:
         """Read the text that `to_json` returns; the InputError names what does not fit."""
         try:
-            raw = json.loads(text)
+            raw = json.loads(text, object_pairs_hook=unique_keys)
             if raw["schema"] != SCHEMA:
                 raise InputError(f"the calibration's schema must be {SCHEMA}, got {raw['schema']!r}")
             graphs = {

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..runtime.errors import BundleError, CheckpointError, reason_of
+from ..runtime.strict_json import unique_keys
 from ..runtime.text import BertTokenizer, bert_tokenizer_json
 from .bert_families import (
     FAMILIES,
@@ -184,7 +185,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     if not isinstance(raw, dict):

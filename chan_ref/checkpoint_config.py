@@ -9,6 +9,7 @@ from typing import Any
 
 from ..runtime.contract import has_keys
 from ..runtime.errors import CheckpointError, reason_of
+from ..runtime.strict_json import unique_keys
 from .config import ModelConfig
 
 SCHEMA = 1
@@ -55,7 +56,7 @@ def not_a_checkpoint(path: Path, error: OSError) -> CheckpointError:
 
 def read_record(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Read `config.json`: the model's configuration, and the record beside it."""
-    raw = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    raw = json.loads((path / CONFIG).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise CheckpointError(f"{path / CONFIG}: schema must be {SCHEMA}, got {found!r}")

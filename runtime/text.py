@@ -21,6 +21,7 @@ from .counts import counted
 from .errors import BundleError, InputError, reason_of
 from .extras import needs
 from .nltk_words import split_words
+from .strict_json import unique_keys
 
 SCAN_SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 SCAN_MASK = "<mask>"
@@ -284,7 +285,8 @@ def scan_vocabulary(word2idx: Mapping[str, int]) -> dict[str, Any]:
 def read_vocabulary(path: str | Path) -> dict[str, int]:
     """The table word -> id of a vocabulary file `{word2idx, idx2word, idx}`; BundleError names what does not fit."""
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows begin it with a mark
+        text = Path(path).read_text(encoding="utf-8-sig")  # editors of Windows begin it with a mark
+        raw = json.loads(text, object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {reason_of(error)}") from error
     if not isinstance(raw, dict) or not {"word2idx", "idx2word", "idx"} <= raw.keys():

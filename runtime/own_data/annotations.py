@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, reason_of
-from ..strict_json import show
+from ..strict_json import show, unique_keys
 from .entries import Entry, Stray, split_named
 
 _MAX_BYTES = 2 << 30
@@ -27,7 +27,7 @@ def read_json(file: Path) -> Iterator[Entry | Stray]:
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise InputError(f"{file} must be at most {_MAX_BYTES:,} bytes, got {file.stat().st_size:,}")
-        content = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        content = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{file} must be JSON: {reason_of(error)}") from error
     images = content.get("images") if isinstance(content, dict) else None

@@ -1,6 +1,7 @@
 """What the server does not do, each with a problem that names the rule; and whatever comes, never a status 500."""
 
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -18,6 +19,12 @@ from chan_rt.runtime import Gallery, gallery_settings, index_source, open_matche
 from chan_rt.serve.galleries import OpenGallery
 from chan_rt.serve.pictures import Pictures
 from chan_rt.serve.problems import Refusal
+from chan_rt.serve.reading import RepeatedKey, check_keys
+
+
+class Pairs(list):
+    """An object of JSON as its keys and values, of which a key may be there twice."""
+
 
 CAPTION = "a red strawberry"
 JSON = {"content-type": "application/json"}
@@ -51,6 +58,19 @@ def check_problem(answer: httpx.Response, status: int, reason: str) -> dict:
         (b'{"captions": ["\xff"]}', 400, "json", "must be JSON"),
         ('{"where": {"a": ' + "[" * 100_000, 400, "json", "must be JSON"),
         ("[]", 422, "body", "Expected `object`"),
+        (
+            '{"captions": ["a"], "k": 2, "captions": ["b"]}',
+            422,
+            "body",
+            "the key 'captions' stands twice in one object",
+        ),
+        ('{"k": 2, "\\u006b": 3, "captions": ["a"]}', 422, "body", "the key 'k' stands twice in one object"),
+        (
+            '{"captions": ["a"], "where": {"n": {"$gte": 1}, "n" : {"$lt": 9}}}',
+            422,
+            "body",
+            "the key 'n' stands twice in one object",
+        ),
         ({"caption": CAPTION}, 422, "body", "unknown field `caption`"),
         ({"captions": CAPTION}, 422, "body", "`$.captions`"),
         ({"captions": [CAPTION], "k": 0}, 422, "body", ">= 1"),
@@ -185,11 +205,26 @@ def test_an_upload_that_is_no_picture(http: httpx.Client, data: bytes, status: i
 
 
 @pytest.mark.parametrize(
-    "query", ["k=3&k=4", "k=three", "where={", "nothing=1", "where=[]", 'where={"a":NaN}', 'where={"a":"\\ud800"}']
+    "query",
+    [
+        "k=3&k=4",
+        "k=three",
+        "where={",
+        "nothing=1",
+        "where=[]",
+        'where={"a":1,"a":2}',
+        'where={"a":NaN}',
+        'where={"a":"\\ud800"}',
+    ],
 )
 def test_a_query_that_breaks_a_rule(http: httpx.Client, query: str) -> None:
     answer = http.post(f"/v1/search?{query}", content=PNG_HEAD, headers={"content-type": "image/png"})
     check_problem(answer, 422, "query")
+
+
+def test_a_filter_of_a_query_has_each_key_once(http: httpx.Client) -> None:
+    answer = http.post('/v1/search?where={"a":1,"a":2}', content=PNG_HEAD, headers={"content-type": "image/png"})
+    assert check_problem(answer, 422, "query")["detail"].endswith("the key 'a' stands twice in one object")
 
 
 def test_a_query_beside_json_is_not_ignored(http: httpx.Client) -> None:
@@ -203,6 +238,38 @@ def test_a_compressed_body_is_called_so(http: httpx.Client) -> None:
         http.post("/v1/search", content=packed, headers={**JSON, "content-encoding": "gzip"}), 415, "media"
     )
     assert problem["detail"] == "the body must not be encoded, got the content encoding 'gzip'"
+
+
+KEYS = st.sampled_from(["a", "b", ":", '"', "\\", 'x":', "é", '\\"'])
+
+
+@given(
+    st.recursive(
+        st.none() | st.text(alphabet='ab":\\, {}', max_size=6) | st.integers(),
+        lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(KEYS, inner), max_size=3).map(Pairs),
+        max_leaves=8,
+    ),
+    st.sampled_from(["", " ", "\n\t"]),
+    st.booleans(),
+)
+def test_a_key_is_found_twice_exactly_where_it_stands_twice(value: object, blank: str, escaped: bool) -> None:
+    def written(value: object) -> str:
+        if isinstance(value, Pairs):
+            parts = [f"{json.dumps(key, ensure_ascii=escaped)}{blank}:{written(item)}" for key, item in value]
+            return f"{{{','.join(parts)}}}"
+        if isinstance(value, list):
+            return f"[{','.join(map(written, value))}]"
+        return json.dumps(value, ensure_ascii=escaped)
+
+    def twice(value: object) -> bool:
+        if isinstance(value, Pairs):
+            keys = [key for key, _ in value]
+            return len(set(keys)) < len(keys) or any(twice(item) for _, item in value)
+        return isinstance(value, list) and any(map(twice, value))
+
+    body = written(value).encode()
+    with pytest.raises(RepeatedKey, match="stands twice") if twice(value) else contextlib.nullcontext():
+        check_keys(body)
 
 
 VALUES = st.recursive(
