@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..embeddings import Embeddings, check_embeddings
 from ..errors import InputError
+from ..forks import now_and_after_fork
 from ..progress import Progress, WorkCounter
 from .folder_writer import FolderWriter
 from .prepare import Preparation
@@ -27,11 +30,29 @@ from .store.lock import WriterLock
 from .store.rows import Relabel, Row
 from .values import as_json, check_known, check_relabels, check_unique, checked_ids, checked_metadata, checked_roots
 
+W = TypeVar("W", bound="RowWriter")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_turn(method: Callable[Concatenate[W, P], T]) -> Callable[Concatenate[W, P], T]:
+    """A method of a writer that waits until such methods which other threads have called on it have ended."""
+
+    @wraps(method)
+    def call(self: W, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.turn:
+            return method(self, *args, **kwargs)
+
+    return call
+
 
 class RowWriter(ABC):
     """The one writer of a gallery; a context manager that gives the lock back.
 
+    Several threads may share one: their changes follow one another, each a commit of its own.
+
     Attributes:
+        turn: held by the thread whose change is being made.
         path: the gallery's folder, absolute.
     """
 
@@ -41,6 +62,10 @@ class RowWriter(ABC):
         self.path = path
         self._lock = lock
         self._folders = ()
+        now_and_after_fork(self._make_turn)
+
+    def _make_turn(self) -> None:
+        self.turn = threading.RLock()
 
     @property
     @abstractmethod
@@ -100,15 +125,18 @@ class RowWriter(ABC):
         """
         self.settings.check_rows(settings, self.path)
 
+    @in_turn
     def ids(self, among: Iterable[str | int]) -> set[str]:
         """Those of the given ids that the gallery has."""
         wanted = checked_ids(among, "among")
         return {id for folder in self._folders for id in folder.find(wanted)}
 
+    @in_turn
     def rows(self) -> list[Row]:
         """Every row's id and metadata, in order of addition."""
         return [row for folder in self._folders for row in folder.rows()]
 
+    @in_turn
     def relabel(self, changes: Iterable[Relabel], roots: Mapping[str, str] | None = None) -> None:
         """Give rows other ids or metadata in one commit; their vectors and their order stay.
 
@@ -132,12 +160,14 @@ class RowWriter(ABC):
             for folder in self._folders:
                 folder.relabel(new, of_folders)
 
+    @in_turn
     def set_bundle(self, bundle: str | Path) -> None:
         """Remember where the gallery's bundle is now; `Gallery.check_model` checks whether it is the right one."""
         with self._change(settings=replace(self.settings, bundle=str(Path(bundle).resolve()))) as of_folders:
             for folder in self._folders:
                 folder.change(of_folders)
 
+    @in_turn
     def add(
         self,
         ids: Iterable[str | int],
@@ -186,6 +216,7 @@ class RowWriter(ABC):
             for folder, places in zip(self._folders[:-1], found[:-1], strict=True):
                 folder.remove(places.values())
 
+    @in_turn
     def delete(self, ids: Iterable[str | int]) -> None:
         """Remove rows in one commit; their bytes go with the next `compact`, or when their segment is merged.
 
@@ -200,6 +231,7 @@ class RowWriter(ABC):
             for folder, places in zip(self._folders, found, strict=True):
                 folder.remove(places.values())
 
+    @in_turn
     def compact(self, *, progress: Progress | None = None) -> None:
         """Rewrite segments that hold deleted rows or are small, in one commit; rows keep their order.
 
@@ -217,6 +249,7 @@ class RowWriter(ABC):
             for folder in self._folders:
                 folder.compact(work)
 
+    @in_turn
     def prepare(
         self,
         queries: Embeddings | Iterable[Embeddings] | None = None,

@@ -15,7 +15,7 @@ from typing import Any, Self
 from ...counts import counted
 from ...errors import GalleryError, GalleryLocked, InputError
 from ...progress import Progress
-from ..row_writer import RowWriter
+from ..row_writer import RowWriter, in_turn
 from ..settings import GallerySettings
 from ..store.files import MANIFEST
 from ..store.header import Header
@@ -117,6 +117,7 @@ class ShardedWriter(RowWriter):
             writer._sweep()
         return writer
 
+    @in_turn
     def adopt(
         self, staged: Sequence[StagedShard], delete: Collection[str] = (), roots: Mapping[str, str] | None = None
     ) -> None:
@@ -176,6 +177,7 @@ class ShardedWriter(RowWriter):
         shards = describe_shards([shard.catalogue.count for shard in self._folders])
         return f"{rows} in {shards}, {size / 1e6:.1f} MB"
 
+    @in_turn
     def rebalance(self, shards: int, *, progress: Progress | None = None) -> None:
         """Cut the rows into this many shards of the same number of rows, in one commit; their order stays.
 
@@ -213,7 +215,7 @@ class ShardedWriter(RowWriter):
     @contextmanager
     def changing(self) -> Iterator[Sequence[ShardWriter]]:
         """The shards, for a block whose changes become one commit: at most one change of each shard."""
-        with self._change():
+        with self.turn, self._change():
             yield self._folders
 
     # -- pieces

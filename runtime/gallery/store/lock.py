@@ -72,7 +72,10 @@ class WriterLock:
         except OSError as error:
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise GalleryLocked(f"{folder} is being written by another process; wait for it to end") from error
+                raise GalleryLocked(
+                    f"{folder} is being written by another process, or by another writer of this one; wait for it to "
+                    "end"
+                ) from error
             raise GalleryError(
                 f"{folder} cannot be written: its file system does not lock files ({error.strerror}), so two writers "
                 "could not be kept apart; write the gallery on another file system and copy it"

@@ -15,7 +15,15 @@ import pytest
 
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import GalleryError, GalleryLocked, InputError, TensorError
-from chan_rt.runtime.gallery import Gallery, GalleryWriter, folder_writer, scanner, verify_gallery
+from chan_rt.runtime.gallery import (
+    Gallery,
+    GalleryWriter,
+    folder_writer,
+    open_for_writing,
+    scanner,
+    split_gallery,
+    verify_gallery,
+)
 from chan_rt.runtime.gallery.compiled import CompiledSearch, open_core
 from chan_rt.runtime.gallery.prepare import Preparation, plan_for
 from chan_rt.runtime.gallery.proof.rows import kept_vectors
@@ -363,11 +371,37 @@ def test_search_is_not_fitted_to_what_is_no_query(gallery_path: Path, make_embed
 
 def test_a_second_writer_is_told_and_readers_are_not_hindered(gallery_path: Path, make_embeddings) -> None:
     with GalleryWriter.open(gallery_path):
-        with pytest.raises(GalleryLocked, match="being written by another process"):
+        with pytest.raises(GalleryLocked, match="by another process, or by another writer of this one; wait for it"):
             GalleryWriter.open(gallery_path)
         with Gallery.open(gallery_path) as gallery:
             assert len(gallery.search(make_embeddings(1, 1))[0].hits) == 10
     GalleryWriter.open(gallery_path).close()
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_threads_that_share_a_writer_take_turns(
+    gallery_path: Path, tmp_path: Path, make_embeddings, shards: int
+) -> None:
+    path = gallery_path
+    if shards:
+        path = tmp_path / "shards"
+        split_gallery(gallery_path, path, shards)
+
+    def change(thread: int) -> None:
+        for turn in range(5):
+            writer.add([f"{thread}-{turn}"], make_embeddings(thread, 1))
+            assert writer.ids([f"{thread}-{turn}", "nobody"]) == {f"{thread}-{turn}"}
+            if turn:
+                writer.delete([f"{thread}-{turn - 1}"])
+
+    with open_for_writing(path) as writer:
+        before = len(writer)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(change, range(4)))
+        assert len(writer) == before + 4
+    assert verify_gallery(path) == []
+    with Gallery.open(path) as gallery:
+        assert {row.id for row in gallery.rows()} >= {f"{thread}-4" for thread in range(4)}
 
 
 def test_misuse_is_named(gallery_path: Path, tmp_path: Path, make_embeddings, make_settings) -> None:
