@@ -2,7 +2,7 @@
 
 CHECKPOINT/
 ├── model.safetensors    every tensor of `ChanModel.state_dict()`
-├── config.json          {"schema": 1, "model": ModelConfig.to_dict(), ...the training record}
+├── config.json          {"schema": 1, "model": ModelConfig.to_dict(), "sha256": of the weights, ...the training record}
 └── tokenizer/           vocab.json (SCAN vocabulary) or tokenizer.json (wordpiece)
 """
 
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..runtime.contract import sha256_file
 from ..runtime.errors import CheckpointError, reason_of
 from ..runtime.files import atomic_folder, recover
 from .checkpoint_config import CONFIG, SCHEMA, check_place, not_a_checkpoint, read_record
@@ -27,6 +28,7 @@ from .weights import load_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer"
+HASH = "sha256"
 TokenizerKind = Literal["scan", "bert"]
 
 
@@ -54,19 +56,20 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         path: the directory to write.
         model: the model to save, on any device.
         tokenizer_files: plain file names -> bytes, for `tokenizer/`.
-        record: further keys of `config.json`, as JSON data; `schema` and `model` are reserved.
+        record: further keys of `config.json`, as JSON data; `schema`, `model` and `sha256` are reserved.
 
     Raises:
         CheckpointError: PATH holds something that is not a checkpoint, or the record or a file name breaks its rule.
     """
     path = Path(path)
-    if reserved := {"schema", "model"} & record.keys():
+    if reserved := {"schema", "model", HASH} & record.keys():
         raise CheckpointError(f"the record must not hold {', '.join(sorted(reserved))}: those keys are reserved")
     if unplain := [name for name in tokenizer_files if Path(name).name != name]:
         raise CheckpointError(f"tokenizer files must be plain names, got {', '.join(unplain)}")
     check_place(path, force=True)
+    config = {"schema": SCHEMA, "model": model.config.to_dict(), HASH: "", **record}
     try:
-        config = json.dumps({"schema": SCHEMA, "model": model.config.to_dict(), **record}, indent=2, allow_nan=False)
+        json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the record must be JSON: {error}") from error
     with atomic_folder(path) as fresh:
@@ -74,15 +77,18 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         save_tensors(model.state_dict(), fresh / WEIGHTS)
         for name, content in tokenizer_files.items():
             (fresh / TOKENIZER / name).write_bytes(content)
-        (fresh / CONFIG).write_text(config + "\n", encoding="utf-8")
+        config[HASH] = sha256_file(fresh / WEIGHTS)
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint. Every name, shape and dtype must match its configuration.
+    """Read a checkpoint. Every name, shape and dtype must match its configuration, and the weights their hash.
+
+    Checkpoints of earlier versions have no hash.
 
     Raises:
-        CheckpointError: PATH is not a checkpoint, has another schema, or its tensors do not match its configuration.
-            The message names what differs.
+        CheckpointError: PATH is not a checkpoint, has another schema, its tensors do not match its configuration, or
+            are not those that were saved. The message names what differs.
     """
     path = Path(path)
     try:
@@ -95,12 +101,31 @@ def load(path: str | Path) -> Checkpoint:
         raise not_a_checkpoint(path, error) from error
     except (ValueError, SafetensorError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
+    model = build(config, state, str(path))
+    expected = record.pop(HASH, None)
+    if expected is not None and not _has_weights(path, expected):
+        return load(path)
     return Checkpoint(
-        model=build(config, state, str(path)),
+        model=model,
         tokenizer_kind="scan" if config.text_encoder == "bigru" else "bert",
         tokenizer_files=tokenizer_files,
         record=record,
     )
+
+
+def _has_weights(path: Path, expected: object) -> bool:
+    """Whether the weights are those that were saved; False where another checkpoint took their place meanwhile.
+
+    Raises:
+        CheckpointError: they are not: other bits give other numbers, and no error.
+    """
+    found = sha256_file(path / WEIGHTS)
+    if found != expected and read_record(path)[1].get(HASH) == expected:
+        raise CheckpointError(
+            f"{path / WEIGHTS} was altered: its sha256 must be {expected}, got {found}. Copy the checkpoint again; "
+            f"if you changed the weights yourself, remove {HASH} from {CONFIG}"
+        )
+    return found == expected
 
 
 def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> ChanModel:

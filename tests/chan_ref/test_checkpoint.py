@@ -213,6 +213,35 @@ def test_a_run_that_is_given_for_its_checkpoint_is_told_apart(saved: Path, tmp_p
             read(tmp_path)
 
 
+def test_weights_whose_bits_changed_are_named(saved: Path) -> None:
+    content = bytearray((saved / "model.safetensors").read_bytes())
+    content[-2] ^= 0x10  # of a weight, which stays finite
+    (saved / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors was altered: .*remove sha256 from config.json"):
+        checkpoint.load(saved)
+    config = json.loads((saved / "config.json").read_text())
+    del config["sha256"]
+    (saved / "config.json").write_text(json.dumps(config))  # as earlier versions wrote it
+    assert checkpoint.load(saved).record == {"epoch": 3}
+
+
+def test_a_checkpoint_that_takes_its_place_while_it_is_read_is_read(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run that trains on replaces it: never the record of one with the weights of the other."""
+    other, load_tensors = ChanModel(GRU), checkpoint.load_tensors
+
+    def replaced(path: Path) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(checkpoint, "load_tensors", load_tensors)
+        checkpoint.save(saved, other, {"vocab.json": b"{}"}, {"epoch": 4})
+        return load_tensors(path)
+
+    monkeypatch.setattr(checkpoint, "load_tensors", replaced)
+    loaded = checkpoint.load(saved)
+    assert loaded.record == {"epoch": 4}
+    assert all(torch.equal(tensor, loaded.model.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_missing_and_truncated_files_are_named(saved: Path, file: str):
     content = (saved / file).read_bytes()
