@@ -207,8 +207,8 @@ def test_a_vocabulary_of_another_model_is_refused(save_tiny: Save, tmp_path: Pat
 
 def test_the_command_reads_the_weights_once(save_tiny: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    load_file = checkpoint_module.load_file
-    monkeypatch.setattr(checkpoint_module, "load_file", lambda path: read.append(path) or load_file(path))
+    load_tensors = checkpoint_module.load_tensors
+    monkeypatch.setattr(checkpoint_module, "load_tensors", lambda path: read.append(path) or load_tensors(path))
     ok("export", save_tiny(), "-o", tmp_path / "out", "--precision", "fp32")
     assert len(read) == 1
 
