@@ -32,6 +32,7 @@ def test_every_use_after_close_says_that_the_matcher_is_closed(small: Any) -> No
     matcher.close()
     uses: dict[str, Callable[[], object]] = {
         "encode_images": lambda: matcher.encode_images(ROWS),
+        "encode_images_on_device": lambda: matcher.encode_images_on_device(ROWS, np.full(2, 3, np.int32)),
         "encode_regions": lambda: matcher.encode_regions(Regions(ROWS, np.full(2, 3, np.int32), None)),
         "encode_texts": lambda: matcher.encode_texts(["a red apple"]),
         "score": lambda: matcher.score(images, texts),
