@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..runtime.counts import counted
 from . import options, values
 from .terminal import echo, print_json, progress_bar
 
@@ -86,8 +87,9 @@ def command(
             write_file(plan_file, found.plan.to_json())
         if not as_json:
             where = f", written to {plan_file}" if plan_file is not None else ""
-            change = f"rsum {found.rsum_change:+.1f}"
-            echo(f"\nplan: {found.quantized} of {found.total} in int8, {change} (at most -{max_rsum_drop:g}){where}")
+            layers = f"{found.quantized} of {counted(found.total, 'layer')} in int8"
+            change = f"rsum {found.rsum_change:+.1f} (a loss of {max_rsum_drop:g} is allowed)"
+            echo(f"\nplan: {layers}, {change}{where}")
     if as_json:
         print_json(record)
 

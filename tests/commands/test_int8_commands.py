@@ -38,6 +38,10 @@ def test_calibrate_then_sensitivity(world: Path, tmp_path: Path) -> None:
     assert found["plan"]["int8"] == found["plan"]["layers"] == len(found["effects"])
     assert set(json.loads(plan.read_text())["exclude"]) == {"region_encoder", "text_encoder"}
     assert plot.read_bytes().startswith(b"\x89PNG")
+    text = ok("sensitivity", world / "bundle", world / "data", *options[:2])
+    layers = found["plan"]["layers"]
+    assert text.splitlines()[-1].startswith(f"plan: {layers} of {layers} layers in int8, rsum ")
+    assert text.endswith(" (a loss of 600 is allowed)\n")
 
 
 def test_calibrate_prints_every_tensor_where_it_is_asked_to(world: Path) -> None:
