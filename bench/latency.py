@@ -24,7 +24,7 @@ import numpy as np
 from ..chan_ref.checkpoint import load
 from ..chan_ref.model import ChanModel
 from ..runtime.backends.placement import Placement
-from ..runtime.checks import check_positive
+from ..runtime.checks import check_positive, check_threads
 from ..runtime.contract import Manifest
 from ..runtime.embeddings import Embeddings
 from ..runtime.errors import ChanError, InputError, shortened
@@ -69,6 +69,7 @@ class Setting:
         for name, size in [*sizes, *(("batches", batch) for batch in self.batches)]:
             if check_positive(name, size) > MOST:
                 raise InputError(f"{name} must be at most {MOST}, got {shortened(str(size), 40)}")
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)

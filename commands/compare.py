@@ -38,7 +38,7 @@ _DIRECTIONS = {"i2t": "image-to-text", "t2i": "text-to-image"}
 @options.ties_option
 @click.option(
     "--resamples",
-    type=click.IntRange(min=100),
+    type=click.IntRange(100, 10_000_000),
     default=10_000,
     show_default=True,
     help="Number of times that the images are drawn anew for the intervals.",

@@ -10,7 +10,7 @@ from ..runtime.errors import quoted
 from . import values
 from .terminal import echo, progress_bar, say_next, visible
 
-_COUNT = click.IntRange(min=0)
+_COUNT = click.IntRange(0, 10_000_000)
 
 
 @click.command("scenes", short_help="Draw scenes of known content, with captions, boxes and region features.")

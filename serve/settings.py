@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from ..runtime.checks import check_positive
+from ..runtime.checks import MAX_THREADS, check_positive
 from ..runtime.errors import InputError, shortened
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ class Settings:
                 )
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise InputError("the API key must be at least one character of ASCII on one line, got another text")
-        check_positive("workers", self.workers)
+        if check_positive("workers", self.workers) > MAX_THREADS:
+            raise InputError(f"workers must be at most {MAX_THREADS}, got {self.workers}")
         if self.ray is not None and self.workers > 1:
             raise InputError(f"workers must be 1 where shards are searched on Ray, got {self.workers}")
         if self.ray is not None and self.device != "cpu":

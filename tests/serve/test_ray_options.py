@@ -23,6 +23,7 @@ from chan_rt.serve.settings import Settings
     [
         (["--replicas", "2"], "--replicas has no effect without --ray"),
         (["--require-complete"], "--require-complete has no effect without --ray"),
+        (["--workers", "1025"], "workers must be at most 1024, got 1025"),
         (["--workers", "2", "--ray"], "workers must be 1 where shards are searched on Ray, got 2"),
         (["--device", "cuda", "--ray"], "device must be cpu where shards are searched on Ray, got cuda"),
         (["--replicas", "3", "--max-replicas", "2", "--ray"], "max_replicas must be at least replicas (3), got 2"),
