@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--seconds",
-    type=values.NumberRange(min=0, min_open=True),
+    type=values.NumberRange(min=0, max=86_400, min_open=True),
     default=5.0,
     show_default=True,
     help="Seconds to spend on each operation, for all candidates together.",

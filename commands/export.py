@@ -54,13 +54,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-regions",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=65_536),
     help="Largest number of regions of an image that the graphs take. By default 100, or those of a backbone that has "
     "more. More regions need more memory in engines.",
 )
 @click.option(
     "--max-words",
-    type=click.IntRange(min=3),
+    type=click.IntRange(min=3, max=65_536),
     help="Largest number of words of a caption, start and end included. By default 128, or the positions of BERT where "
     "these are fewer. Longer captions are cut when they are evaluated.",
 )

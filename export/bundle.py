@@ -55,6 +55,7 @@ RANGES: Mapping[str, Range] = {
     "I": Range(1, 128, 256),
     "C": Range(1, 64, 128),
 }
+MOST = 1 << 16  # of max_regions and of max_words
 # A picture of 384 x 384 is a thousand times a caption. A detector reads 300 proposals of a picture at every level of
 # its pyramid, 0.7 GB of them.
 BACKBONE_BATCH = Range(1, 8, 32)
@@ -215,10 +216,12 @@ def _ranges(config: ModelConfig, max_regions: int | None, max_words: int | None,
     positions = None if config.bert is None else config.bert.positions
     if max_words is None:
         max_words = RANGES["W"].max if positions is None else min(RANGES["W"].max, positions)
-    if max_regions < 1:
-        raise InputError(f"max_regions must be positive, got {max_regions}")
-    if max_words < 3:
-        raise InputError(f"max_words must be at least 3, a word with the marks of start and end, got {max_words}")
+    if not 1 <= max_regions <= MOST:
+        raise InputError(f"max_regions must be positive and at most {MOST}, got {max_regions}")
+    if not 3 <= max_words <= MOST:
+        raise InputError(
+            f"max_words must be at least 3, a word with the marks of start and end, and at most {MOST}, got {max_words}"
+        )
     if positions is not None and max_words > positions:
         raise InputError(f"max_words must be at most the {positions} positions of this model's BERT, got {max_words}")
     if max_regions < own_regions:

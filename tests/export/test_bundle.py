@@ -105,8 +105,10 @@ def test_the_largest_numbers_of_regions_and_words_may_be_chosen(save_tiny: Save,
         with pytest.raises(TensorError, match="R must be at most 12"):
             matcher.encode_images(np.ones((1, 13, manifest.region_dim), np.float32))
     for sizes, message in (
-        ({"max_regions": 0}, "max_regions must be positive, got 0"),
-        ({"max_words": 2}, "max_words must be at least 3, a word with the marks of start and end, got 2"),
+        ({"max_regions": 0}, "max_regions must be positive and at most 65536, got 0"),
+        ({"max_regions": 65537}, "max_regions must be positive and at most 65536, got 65537"),
+        ({"max_words": 2}, "a word with the marks of start and end, and at most 65536, got 2"),
+        ({"max_words": 10**19}, "and at most 65536, got 10000000000000000000"),
     ):
         with pytest.raises(InputError, match=message):
             export_bundle(checkpoint, tmp_path / "other", ["fp32"], **sizes)
