@@ -36,7 +36,12 @@ def open_torch_vectors(file: Path) -> VectorFile:
             raise InputError(f"{file}: its tensor must be [N, L, D], got {array.dtype} {list(array.shape)}")
         return rows_of_members(file, {"its tensor": array})
     if isinstance(found, Mapping):
-        return rows_of_members(file, {str(name): _member(str(name), value, file) for name, value in found.items()})
+        members: dict[str, NDArray[Any]] = {}
+        for name, value in found.items():
+            if (text := str(name)) in members:
+                raise InputError(f"{file}: two keys of its dictionary read {text!r}: give each its own text")
+            members[text] = _member(text, value, file)
+        return rows_of_members(file, members)
     if not isinstance(found, list | tuple) or not found:
         wanted = "a tensor, a list of tensors [L, D], or a dictionary of tensors"
         raise InputError(f"{file} must hold {wanted}, got {type(found).__name__}")

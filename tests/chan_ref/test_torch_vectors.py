@@ -65,6 +65,7 @@ def test_every_form_becomes_the_same_gallery(tmp_path: Path, form: str) -> None:
         ([torch.zeros(1).expand(10**9, 2)], "must be a plain tensor, got a view that is larger than its storage"),
         (torch._neg_view(EMBEDDINGS), "a tensor must be what its storage holds, got {'neg': True}: save its resolve"),
         ({"embeddings": EMBEDDINGS, "lengths": [9, 9, 9, 9]}, "lengths must be 4 integers up to 6"),
+        ({1: EMBEDDINGS[0], "1": EMBEDDINGS[1]}, "two keys of its dictionary read '1': give each its own text"),
         (torch.nn.Linear(2, 2), "which is not data: refused, nothing was executed"),
     ],
 )
