@@ -226,8 +226,8 @@ class ShardedWriter(RowWriter):
             for entry in self._manifest.shards:
                 shards.append(ShardWriter.open_shard(self.path / entry.name, entry, self.settings))
                 opened.callback(shards[-1].close)
+            self._folders = shards
             opened.pop_all()
-        self._folders = shards
 
     def _named(self) -> tuple[ShardEntry, ...]:
         """The shards of the newest commit, from the disk: Ctrl-C may come after it and before this writer knows."""

@@ -28,7 +28,7 @@ def lock_to_open(folder: Path, *, make: bool = False) -> Iterator[WriterLock]:
 
 
 class WriterLock:
-    """Holds GALLERY/writer.lock until `release`, or until the process ends.
+    """Holds GALLERY/writer.lock until `release`, until nobody refers to it any more, or until the process ends.
 
     Args:
         folder: the gallery.
@@ -39,10 +39,11 @@ class WriterLock:
         GalleryError: the folder cannot be written, or its file system has no locks.
     """
 
+    _descriptor: int | None = None
+
     def __init__(self, folder: Path, *, make: bool = False) -> None:
         self._folder = folder
         self._path = folder / LOCK
-        self._descriptor: int | None = None
         self.made = missing_folders(folder) if make else []
         try:
             if make:
@@ -57,9 +58,8 @@ class WriterLock:
 
     def _acquire(self) -> None:
         for _ in range(_ATTEMPTS):
-            descriptor = self._open()
-            self._lock(descriptor)
-            self._descriptor = descriptor
+            self._descriptor = self._open()
+            self._lock(self._descriptor)
             if self._is_in_place():
                 return
             self.release()  # whoever held it has removed it
@@ -70,7 +70,7 @@ class WriterLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(descriptor)
+            self.release()
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise GalleryLocked(
                     f"{folder} is being written by another process, or by another writer of this one; wait for it to "
@@ -113,8 +113,12 @@ class WriterLock:
             remove_empty(self.made)
         self.release()
 
+    def __del__(self) -> None:
+        """Give back what Ctrl-C has kept from a block that would have done so."""
+        self.release()
+
     def release(self) -> None:
         """Give the lock back; twice does no harm."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)

@@ -33,7 +33,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # files that
 PACKAGE = str(Path(package.__file__).parent)
 MOMENT = {"publish", "write_manifest"}  # the functions that make a commit the newest one
 GIVES_LOCK_BACK = {  # where the end of the process would do that
-    *("repair_gallery", "RowWriter.__exit__", "RowWriter.close", "FolderWriter.close", "WriterLock.release")
+    *(
+        "repair_gallery",
+        "RowWriter.__exit__",
+        "RowWriter.close",
+        "FolderWriter.close",
+        "WriterLock.release",
+        "WriterLock.__del__",
+    )
 }
 DIM = 16
 

@@ -59,6 +59,15 @@ def test_a_lock_whose_file_was_removed_before_it_was_held_is_taken_again(tmp_pat
     lock.release()
 
 
+def test_a_lock_that_nobody_refers_to_is_given_back(tmp_path: Path) -> None:
+    """As after Ctrl-C between the making of a lock and the block that gives it back."""
+    lock = WriterLock(tmp_path)
+    with pytest.raises(GalleryLocked):
+        WriterLock(tmp_path)
+    del lock
+    WriterLock(tmp_path).release()
+
+
 def test_a_lock_that_is_never_in_place_is_an_error(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda descriptor, how: (tmp_path / LOCK).unlink())
     with pytest.raises(GalleryLocked, match=r"writer\.lock is removed or replaced all the time"):
