@@ -84,9 +84,9 @@ def command(
     resamples of the images they lie inside. They do not say how a model varies with the seed of its training. `only
     base` and `only other` count the queries that one model alone answers right.
 
-    What none of these images shows could still happen with others. So for each recall a resample also has, on average,
-    half an image that BASE alone answers right, and half of one that OTHER alone does. Where both answer all of N
-    images alike, the interval of rsum is thus about -500/N to +500/N: a smaller --margin needs more images.
+    What none of these images shows could still happen with others. So a resample also has, on average, half an image
+    that BASE alone answers right, and half of one that OTHER alone does. Where both answer all of N images alike, the
+    interval of rsum is thus about -1200/N to +1200/N: a smaller --margin needs more images.
     """
     from ..chan_ref.comparison import Candidate, compare_models
     from ..chan_ref.evaluation import is_bundle

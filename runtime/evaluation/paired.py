@@ -6,10 +6,11 @@ as many images as there are, with replacement, and the recalls of both models ar
 image stay together, and what makes an image hard for both models cancels. The answers that each query is ranked among
 stay as they are.
 
-What no image shows could still happen with other ones, the sooner the fewer images there are. So for each recall the
-images are drawn beside two made-up ones of half a weight, of which one model alone answers all queries right: what
-Agresti and Min (Statistics in Medicine, 2005) add to the four counts of two paired proportions. Where two models answer
-all of 1,000 images alike, the interval is -0.2 to +0.2.
+What no image shows could still happen with other ones, the sooner the fewer images there are. So a resample also has
+made-up images: on average half of one that only the base answers right, and half of one that only the other model does,
+in all its queries. For a single recall this is what Agresti and Min (Statistics in Medicine, 2005) add to the four
+counts of two paired proportions. Where two models answer all of 1,000 images alike, the interval is -0.2 to +0.2 for
+each recall, and -1.2 to +1.2 for the sum.
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ def paired_differences(blocks: Sequence[PairedRanks], resamples: int = 10_000, s
 def rsum_if_alike(images: int, folds: int = 1) -> float:
     """About how far the interval of RSUM reaches from 0 where two models answer all images alike.
 
-    Only made-up images move RSUM then. Of each of its recalls and in each fold their number differs by a variable with
-    a variance of 1, and each is worth 100 / images; 5 / sqrt(6) standard deviations of the sum are 2.04.
+    Only made-up images move RSUM then. In each fold their numbers differ by a variable with a variance of 1, and each
+    is worth 600 / images.
     """
-    return 500 * math.sqrt(folds) / images
+    return 1200 * math.sqrt(folds) / images
 
 
 def _percent(right: NDArray[np.float64], queries: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -139,7 +140,7 @@ def _resampled(
         drawn = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
         moves[first : first + count] = _percent(times @ gained, times @ queries)
-    more, fewer = (rng.poisson(0.5, moves.shape) for _ in range(2))
+    more, fewer = rng.poisson(0.5, (2, resamples, 1))
     return moves + 100 / images * (more - fewer)
 
 
