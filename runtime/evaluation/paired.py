@@ -141,7 +141,8 @@ def _resampled(
         times = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
         moves[first : first + count] = _percent(times @ gained, times @ queries)
     more, fewer = rng.poisson(0.5, (2, resamples, 1))
-    return moves + 100 / images * (more - fewer)
+    moves += 100 / images * (more - fewer)
+    return moves
 
 
 def _edges(moves: NDArray[np.float64]) -> NDArray[np.float64]:
