@@ -235,6 +235,7 @@ def test_no_more_searches_run_at_once_than_there_are_cpus(
     gallery_path: Path, make_embeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chan_rt.runtime.gallery.scanner.usable_cpus", lambda: 3)
+    monkeypatch.setattr("chan_rt.runtime.gallery.scanner._PATIENCE", 60)  # a busy machine must not end it
     queries, now, most = make_embeddings(99, 1), [], []
     three = threading.Barrier(3)
     answers = Gallery._answers
