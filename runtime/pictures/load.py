@@ -61,21 +61,22 @@ def load_pixels(pictures: Sequence[Picture], preprocess: Preprocess) -> npt.NDAr
     return pixels
 
 
-def fit_picture(picture: Picture, size: int) -> Image.Image:
+def fit_picture(picture: Picture, size: int, name: str = "a picture") -> Image.Image:
     """A picture as `open_picture` returns it, resized to size x size as the backbone reads it (bicubic, not cropped).
 
-    Fitting a fitted picture changes nothing, so a run may read and check its pictures before it encodes them.
+    Fitting a fitted picture changes nothing, so a run may read and check its pictures before it encodes them. `name` is
+    what errors call an open picture.
 
     Raises:
         InputError: as `open_picture`.
     """
-    image = open_picture(picture)
+    image = open_picture(picture, name=name)
     if image.size != (size, size):
         image = image.resize((size, size), _pillow().Resampling.BICUBIC)
     return image
 
 
-def open_picture(picture: Picture, most: int | None = None) -> Image.Image:
+def open_picture(picture: Picture, most: int | None = None, name: str = "a picture") -> Image.Image:
     """A picture as upright RGB: EXIF orientation applied, transparency laid over white, 16-bit gray scaled to 8.
 
     Of a file with several frames (GIF, TIFF) the first one is read.
@@ -83,6 +84,7 @@ def open_picture(picture: Picture, most: int | None = None) -> Image.Image:
     Args:
         picture: a file or an open Pillow image.
         most: pixels that a file may have, by its head; None for as many as Pillow accepts (178 million).
+        name: what errors call an open image; a file has its own.
 
     Raises:
         InputError: the file is missing, corrupt or truncated, is not a regular file, or has too many pixels. Its
@@ -94,13 +96,13 @@ def open_picture(picture: Picture, most: int | None = None) -> Image.Image:
     if not isinstance(picture, str | Path):
         if not isinstance(picture, pillow.Image):
             rule = "must be a path or an image of Pillow (Image.open, Image.fromarray)"
-            raise InputError(f"a picture {rule}, got {type(picture).__name__}")
+            raise InputError(f"{name} {rule}, got {type(picture).__name__}")
         try:  # Pillow reads the pixels of an open file only now
-            return _flatten(ImageOps.exif_transpose(picture), "a picture")
+            return _flatten(ImageOps.exif_transpose(picture), name)
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"a picture cannot be read: {reason_of(error)}") from error
+            raise InputError(f"{name} cannot be read: {reason_of(error)}") from error
     try:
         with _opened(picture) as file, pillow.open(file) as opened:
             if most is not None and opened.width * opened.height > most:

@@ -67,7 +67,7 @@ def decode_picture(data: bytes, size: int, pixels: int, name: str) -> Image.Imag
             width, height = opened.size
             if width * height > pixels:
                 raise TooManyPixels(f"{name} must have at most {pixels} pixels, got {width} x {height}")
-            return fit_picture(opened, size)
+            return fit_picture(opened, size, name)
     except InputError:
         raise
     except Image.DecompressionBombError as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from chan_rt.runtime.contract import Preprocess
 from chan_rt.runtime.errors import InputError
 from chan_rt.runtime.pictures.load import list_pictures, load_pixels, open_picture
+from chan_rt.runtime.pictures.received import decode_picture
 
 SPEC = Preprocess(size=8, mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 2.0), grid=2)
 IDENTITY = Preprocess(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), grid=2)
@@ -159,6 +160,13 @@ def test_an_open_picture_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         open_picture(Image.new("RGB", (0, 8)))
     with pytest.raises(InputError, match=r"^a picture must be a path or an image of Pillow \(.*\), got ndarray"):
         open_picture(np.asarray(noise))  # type: ignore[arg-type]
+
+
+def test_a_received_picture_that_is_cut_short_is_named() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "png")
+    with pytest.raises(InputError, match=r"^pictures\[0\] cannot be read: "):
+        decode_picture(file.getvalue()[:-900], 32, 10_000, "pictures[0]")
 
 
 def test_missing_file_and_no_pictures_are_errors(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too many characters": ({"caption": texts("apple" * 9000)}, "must have at most 10000 characters, got 45000"),
     "no text": ({"caption": texts("a", b"\xff\xfe")}, r"captions\[1\] must be UTF-8 text, got other bytes at 0"),
     "no picture": ({"picture": texts("a")}, r"pictures\[0\] must be a JPEG, PNG, .* got other bytes"),
-    "half a picture": ({"picture": texts(picture(0)[:300])}, r"pictures\[0\] cannot be read as a picture"),
+    "half a picture": ({"picture": texts(picture(0)[:300])}, r"pictures\[0\] cannot be read: image file is truncated"),
     "too many pixels": ({"picture": texts(wide())}, "must have at most 50000000 pixels, got 8000 x 8000"),
     "no bytes": ({"picture": texts("")}, r"pictures\[0\] must be a JPEG"),
     "not finite": ({"embedding": NAN}, r"embedding\[0, 0, 4\]: must be finite, got nan"),
