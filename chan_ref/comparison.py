@@ -54,9 +54,9 @@ class Comparison:
     def moved(self, most: int) -> tuple[list[int], list[int]]:
         """At most so many captions whose image fell furthest, and whose image rose furthest, by the ratio of ranks."""
         ratio = (self.ranks[1] + 1) / (self.ranks[0] + 1)
-        order = np.argsort(ratio, kind="stable")
         fell = [int(place) for place in np.argsort(-ratio, kind="stable")[:most] if ratio[place] > 1]
-        return fell, [int(place) for place in order[:most] if ratio[place] < 1]
+        rose = [int(place) for place in np.argsort(ratio, kind="stable")[:most] if ratio[place] < 1]
+        return fell, rose
 
 
 def compare_models(

@@ -116,6 +116,7 @@ def command(
     for name, count in zip(models, found.cut, strict=True):
         if count:
             warn(f"captions that were cut because they are longer than {name} takes: {count}")
+    fell, rose = found.moved(show)
     held = None if margin is None else found.differences["rsum"].low > -margin
     record = {
         **{
@@ -134,7 +135,8 @@ def command(
         },
         "margin": margin,
         "held": held,
-        **{name: [_caption(images, found, place) for place in places] for name, places in _moved(found, show).items()},
+        "fell": [_caption(images, found, place) for place in fell],
+        "rose": [_caption(images, found, place) for place in rose],
         "cut": dict(zip(models, found.cut, strict=True)),
         "skipped": skipped_as_dicts(images.skipped),
     }
@@ -144,11 +146,6 @@ def command(
         echo(_table(record, found.differences))
     if held is False:
         context.exit(1)
-
-
-def _moved(found: Comparison, most: int) -> dict[str, list[int]]:
-    fell, rose = found.moved(most)
-    return {"fell": fell, "rose": rose}
 
 
 def _caption(images: CaptionedImages, found: Comparison, place: int) -> dict[str, Any]:
