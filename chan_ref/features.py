@@ -18,7 +18,7 @@ from ..runtime.counts import counted
 from ..runtime.data.flat import FlatWriter
 from ..runtime.data.npy import new_npy
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_file, naming, publish, write_file
+from ..runtime.files import atomic_file, is_utf8, naming, publish, write_file
 from ..runtime.locks import only_one
 from ..runtime.pictures.load import Picture, fit_picture, load_pixels
 from ..runtime.regions import Regions
@@ -221,13 +221,10 @@ def _write_alone(
 
 def _check_name(file: Path) -> None:
     """InputError for a path that a line of names.txt cannot hold."""
-    name = str(file)
-    if "\n" in name:
+    if "\n" in str(file):
         raise InputError(f"{file} has a line break in its path: rename it")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{file} has a name that is not valid UTF-8: rename it") from None
+    if not is_utf8(file):
+        raise InputError(f"{file} has a name that is not valid UTF-8: rename it")
 
 
 class _Unfinished:

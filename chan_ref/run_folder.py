@@ -9,7 +9,7 @@ from typing import Any
 
 from ..runtime.contract import MANIFEST, has_keys
 from ..runtime.errors import CheckpointError, InputError, reason_of
-from ..runtime.files import recover
+from ..runtime.files import is_utf8, recover
 from ..runtime.locks import only_one
 from .checkpoint_config import CONFIG, read_config
 
@@ -34,10 +34,8 @@ def check_new(run: Path) -> None:
 
 def check_tensorboard(run: Path) -> None:
     """InputError where TensorBoard, which takes paths in UTF-8 only, cannot write below a run's folder."""
-    try:
-        str(run).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{run}: --tensorboard needs a folder whose path is UTF-8: rename it") from error
+    if not is_utf8(run):
+        raise InputError(f"{run}: --tensorboard needs a folder whose path is UTF-8: rename it")
 
 
 def check_there(run: Path) -> None:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..runtime.files import is_utf8
+
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, mapped.
@@ -21,12 +23,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         SafetensorError, OSError: it cannot be read.
     """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        with open(path, "rb") as file:
-            return load_file(f"/dev/fd/{file.fileno()}")
-    return load_file(path)
+    if is_utf8(path):
+        return load_file(path)
+    with open(path, "rb") as file:
+        return load_file(f"/dev/fd/{file.fileno()}")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..runtime.backends.rtx_gpus import gpus_in_header
+from ..runtime.files import is_utf8
 from .engine_layers import from_build_log, from_inspector, memory_from_build_log
 
 
@@ -54,7 +55,7 @@ def build(folder: Path, request: dict[str, Any], phases: TextIO) -> dict[str, An
     # TensorRT 11 networks are always strongly typed; before, that was a flag.
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     graph = request["onnx"]
-    if graph == graph.encode("utf-8", "replace").decode():
+    if is_utf8(graph):
         builder, network, parser = poly.network_from_onnx_path(graph, strongly_typed=typed)
     else:  # the parser opens paths in UTF-8 only
         builder, network, parser = poly.network_from_onnx_bytes(Path(graph).read_bytes(), strongly_typed=typed)

@@ -59,6 +59,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+def is_utf8(path: str | Path) -> bool:
+    """Whether a path is text in UTF-8, as many libraries and all texts need it; a file's name may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_device(path: Path) -> bool:
     """Whether a path leads to something that is no file or folder, or is one of the process's open files."""
     if re.match("/dev/(fd/|std)|/proc/", os.path.abspath(path)):

@@ -25,6 +25,7 @@ from .checks import check_threads
 from .cpus import usable_cpus
 from .errors import BackendError
 from .extras import needs
+from .files import is_utf8
 from .onnx_bytes import INT8, INT32, UINT8, constant, model, node, read_integer_products, value
 
 _log = logging.getLogger(__name__)
@@ -98,11 +99,7 @@ def open_session(
 
 def _as_utf8(file: Path) -> str | bytes:
     """A file as onnxruntime takes it: its path, or where that is not UTF-8 what it holds."""
-    try:
-        str(file).encode()
-    except UnicodeEncodeError:
-        return file.read_bytes()
-    return str(file)
+    return str(file) if is_utf8(file) else file.read_bytes()
 
 
 def _check_products(ort: Any, graph: str | Path | bytes, name: str, instead: str) -> None:

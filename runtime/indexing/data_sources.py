@@ -16,6 +16,7 @@ from ..data.images import CaptionedImages
 from ..data.layout import find_split, is_data_folder
 from ..embeddings import Embeddings
 from ..errors import InputError
+from ..files import is_utf8
 from ..matcher import Matcher
 from .identity import Origin, Scope
 from .sources import Encode, Encoded, Source, caption_encoders, each_row, picture_source, text_source
@@ -36,10 +37,8 @@ def open_source(paths: Sequence[str | Path], split: str = "test", *, captions: b
     if data:
         if len(paths) > 1:
             raise InputError(f"sources: a data folder must stand alone, got {len(paths)} sources")
-        try:
-            str(data[0].resolve()).encode()
-        except UnicodeEncodeError as error:  # a gallery keeps it as text
-            raise InputError(f"{data[0]}: the path of a data folder must be UTF-8 to be indexed: rename it") from error
+        if not is_utf8(data[0].resolve()):  # a gallery keeps it as text
+            raise InputError(f"{data[0]}: the path of a data folder must be UTF-8 to be indexed: rename it")
         return _data_captions(data[0], split) if captions else _data_images(data[0], split)
     return text_source(paths) if captions else picture_source(paths)
 

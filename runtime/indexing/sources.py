@@ -18,6 +18,7 @@ from ..checks import check_paths
 from ..contract import Range, sha256_file
 from ..embeddings import Embeddings, Kind
 from ..errors import BackendError, ChanError, InputError
+from ..files import is_utf8
 from ..matcher import Matcher
 from ..pictures.load import Picture, fit_picture, list_pictures
 from ..regions import box_metadata, boxes_as_metadata
@@ -130,11 +131,11 @@ def picture_source(paths: Sequence[str | Path]) -> Source:
         path = Path(os.path.realpath(file))  # Path.resolve refuses a circle of links with an error of its own
         if path in files:
             continue
-        try:
-            str(path).encode()
-            origins.append(_picture_origin(file, path, whole))
-        except UnicodeEncodeError:
+        if not is_utf8(path):
             skipped.append(SkippedItem(str(path), "its name is not valid UTF-8: rename it"))
+            continue
+        try:
+            origins.append(_picture_origin(file, path, whole))
         except OSError as error:
             skipped.append(SkippedItem(str(file), error.strerror or str(error)))
         else:

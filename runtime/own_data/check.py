@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..contract import sha256_file
 from ..errors import InputError, reason_of
+from ..files import is_utf8
 from ..pictures.load import open_picture
 
 _SIDE = 8  # of the thumbnails that are compared
@@ -42,14 +43,13 @@ def check_pictures(files: Sequence[Path]) -> Iterator[Checked | InputError]:
 
 
 def _check(file: Path) -> Checked | InputError:
+    if not is_utf8(file):
+        return InputError("its name is not valid UTF-8: rename it")
     try:
-        str(file).encode()
         picture = open_picture(file)
         pixels = hashlib.sha256(f"{picture.width} {picture.height} ".encode() + picture.tobytes())
         look = picture.resize((_SIDE, _SIDE), _BOX).tobytes()
         content = sha256_file(file)
-    except UnicodeEncodeError:
-        return InputError("its name is not valid UTF-8: rename it")
     except InputError as error:
         return InputError(str(error).removeprefix(f"{file} "))
     except OSError as error:

@@ -23,7 +23,7 @@ from ...runtime.backends.sidecar import Engine, read_sidecars, stem
 from ...runtime.checks import check_choice
 from ...runtime.contract import PRECISIONS, GraphSpec, Manifest, has_keys, sha256_file, verified, write_manifest
 from ...runtime.errors import EngineError, InputError, quoted
-from ...runtime.files import atomic_folder, recover, write_file
+from ...runtime.files import atomic_folder, is_utf8, recover, write_file
 from ...runtime.gallery import Gallery, fingerprint
 from .configs import MODEL_FILES, SEARCH, ModelFolder, Served, batch_symbol, graph_model, search_model
 from .pbtxt import to_text
@@ -168,11 +168,9 @@ def _write_search(
         precision = settings.precision or "fp32"
         opened.check_model(fingerprint(manifest, precision))
     place = place if place is not None else str(gallery.resolve())
-    try:
-        place.encode()
-    except UnicodeEncodeError as error:
+    if not is_utf8(place):
         rule = "the gallery's place must be UTF-8 text, as Triton's configurations are"
-        raise InputError(f"{rule}, got {place!a}: give another path to it with --gallery-place") from error
+        raise InputError(f"{rule}, got {place!a}: give another path to it with --gallery-place")
     chosen = {graph: manifest.resolve(graph, precision) for graph in manifest.graphs}
     needed = {graph: {form: manifest.graph(graph, form)} for graph, form in chosen.items()}
     facts = {
