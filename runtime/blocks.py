@@ -26,7 +26,7 @@ class Block:
     def of(cls, whole: Embeddings, rows: NDArray[np.intp], dtype: str, columns: Range, step: int = 1) -> Block:
         """Cut the rows out of `whole`, as wide as `padded_width` returns."""
         lengths = whole.lengths[rows]
-        cut = cut_rows(whole.vectors[rows], lengths, padded_width(int(lengths.max()), columns, step))
+        cut = cut_rows(take_rows(whole.vectors, rows), lengths, padded_width(int(lengths.max()), columns, step))
         return cls(rows, cut.astype(dtype, copy=False), lengths)
 
 
@@ -47,6 +47,14 @@ def pieces(count: int, range_: Range) -> list[slice]:
     number = -(-count // range_.max)
     edges = [count * piece // number for piece in range(number + 1)]
     return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def take_rows(array: Array, rows: NDArray[np.intp]) -> Array:
+    """The rows of an array: a view where they follow each other in it, for a copy takes longer than many a graph."""
+    first = int(rows[0])
+    if int(rows[-1]) - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return array[first : first + len(rows)]
+    return array[rows]
 
 
 def cut_rows(rows: Array, lengths: NDArray[np.int32], width: int) -> Array:

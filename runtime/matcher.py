@@ -17,7 +17,7 @@ from .backends import CPU_BACKEND, Array, Backend, open_graph, open_graphs
 from .backends.on_device import OnDevice
 from .backends.placement import Placement
 from .backends.table import ON_DEVICE
-from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows
+from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows, take_rows
 from .checks import as_list
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .counts import counted
@@ -421,11 +421,16 @@ class Matcher:
             chosen = order[piece]
             longest = int(lengths[chosen].max())
             feeds = {
-                spec_inputs[0].name: cut_rows(rows[chosen], lengths[chosen], padded_width(longest, limit, step)),
+                spec_inputs[0].name: cut_rows(
+                    take_rows(rows, chosen), lengths[chosen], padded_width(longest, limit, step)
+                ),
                 spec_inputs[1].name: lengths[chosen],
             }
             vectors = run_rows(backend, feeds)[output].astype(np.float32, copy=False)
-            result[chosen, :longest] = vectors[:, :longest]
+            if vectors.shape == result.shape and (np.diff(chosen) == 1).all():
+                result = vectors  # all rows, in their order: a copy would take as long as encoding them on a GPU
+            else:
+                result[chosen, :longest] = vectors[:, :longest]
         encoded = Embeddings(result, lengths, kind)
         try:
             check_finite(output, encoded.vectors, lengths)

@@ -70,8 +70,7 @@ class HostArrays:
 
     def fetch(self, binding: Binding) -> dict[str, Array]:
         """See `Request.fetch`."""
-        # On some devices `numpy` is a view of the bound memory, which the next call overwrites.
-        return {name: np.array(value.numpy()) for name, value in binding.outputs.items()}
+        return {name: _own(value) for name, value in binding.outputs.items()}
 
 
 class DeviceTensors:
@@ -105,3 +104,9 @@ class DeviceTensors:
     def _wait(self, binding: Binding) -> None:
         if binding.inputs:  # otherwise nothing was copied
             self._memory.synchronize(self._stream)
+
+
+def _own(value: Any) -> Array:
+    """An array of what a binding's own output holds; on the CPU `numpy` is a view, which the next call overwrites."""
+    array: Array = value.numpy()
+    return array.copy() if value.device_name() == "cpu" else array

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chan_rt.runtime.blocks import cut_rows, groups, padded, padded_width, pieces
+from chan_rt.runtime.blocks import cut_rows, groups, padded, padded_width, pieces, take_rows
 from chan_rt.runtime.contract import Range
 
 
@@ -43,6 +43,16 @@ def test_full_rows_are_not_copied() -> None:
     rows = np.ones((2, 4, 2), np.float32)
     assert np.shares_memory(cut_rows(rows, np.array([4, 4], np.int32), 4), rows)
     assert np.shares_memory(padded(rows, 2), rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "viewed"), [([2, 3, 4], True), ([0], True), ([1, 3], False), ([4, 3, 2], False), ([1, 3, 2, 4], False)]
+)
+def test_rows_that_follow_each_other_are_not_copied(rows: list[int], viewed: bool) -> None:
+    array = np.arange(10).reshape(5, 2)
+    found = take_rows(array, np.array(rows))
+    np.testing.assert_array_equal(found, array[rows])
+    assert np.shares_memory(found, array) == viewed
 
 
 def test_too_few_rows_are_filled_with_the_last() -> None:

@@ -74,6 +74,28 @@ def _reference(model: Any, images: Embeddings, texts: Embeddings) -> tuple[np.nd
     return scores.numpy(), word_scores.numpy(), word_regions.numpy()
 
 
+def test_images_of_one_length_are_copied_neither_on_their_way_to_the_graph_nor_back(small: Any) -> None:
+    with Matcher.open(small.bundle, "onnxruntime", threads=1) as matcher:
+        real = matcher._open("region_encoder")
+        seen: list[np.ndarray] = []
+
+        def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = real.run(feeds)
+            seen.extend([feeds["regions"], *outputs.values()])
+            return outputs
+
+        matcher._backends["region_encoder"] = FakeBackend(real.spec, run)
+        features = np.random.default_rng(0).standard_normal((3, 4, matcher.manifest.region_dim), np.float32)
+        features.flags.writeable = False
+        vectors = matcher.encode_images(features).vectors
+        given, returned = seen
+        assert np.shares_memory(given, features)
+        assert np.shares_memory(vectors, returned)
+        mixed = matcher.encode_images(features, np.array([4, 2, 4])).vectors
+        np.testing.assert_allclose(mixed[[0, 2]], vectors[[0, 2]], atol=1e-6)
+        assert not mixed[1, 2:].any()
+
+
 def test_images_that_lie_on_the_gpu_are_encoded_there(small: Any, regions: tuple[np.ndarray, np.ndarray]) -> None:
     """NaN past a length is ignored; what comes back can be read by torch."""
     manifest, device = Manifest.load(small.bundle), FakeDevice({})
