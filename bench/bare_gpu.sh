@@ -36,13 +36,13 @@ checks() {
   step "kernels"
   CHAN_TEST_KERNELS=cuda tests 240 -n 8 -m 'not gpu' "${files[@]}" 2>&1 | tee "$OUT/kernels.txt" | tail -25 | cut -c1-300
   step "galleries"
-  tests 120 -n 8 -m gpu "$folder" 2>&1 | tee "$OUT/galleries.txt" | tail -12 | cut -c1-300
+  tests 120 -n 8 -m gpu "$folder"/test_*.py 2>&1 | tee "$OUT/galleries.txt" | tail -12 | cut -c1-300
   step "memcheck"
-  CHAN_TEST_KERNELS=cuda timeout 90 compute-sanitizer --tool memcheck --print-limit 20 \
-    "$python" -m pytest -q -p no:cacheprovider -W default --tb=line "${files[@]:0:4}" -k '(true_row and 7-None) or
-      (true_scores and LSE) or (bounds_are_above and 1024-LSE) or (weighed and 200) or (codes_are and zero) or
-      (truth_pass and 200)' \
-    > "$OUT/memcheck.txt" 2>&1
+  local alike='(true_row and 7-None) or (true_scores and LSE) or (bounds_are_above and 1024-LSE) or (weighed and 200)'
+  # cuda-python asks the driver for functions that it does not have: no error of ours
+  CHAN_TEST_KERNELS=cuda timeout 90 compute-sanitizer --tool memcheck --report-api-errors no --print-limit 20 \
+    "$python" -m pytest -q -p no:cacheprovider -W default --tb=line "${files[@]:0:4}" \
+    -k "$alike or (codes_are and zero) or (truth_pass and 200)" > "$OUT/memcheck.txt" 2>&1
   tail -5 "$OUT/memcheck.txt"
 }
 

@@ -22,7 +22,10 @@ from ..runtime.gallery.cuda.kernels import KERNELS, POOLINGS, KernelRecord, Scan
 from ..runtime.gallery.kernels.layout import stored_width
 from ..runtime.gpu import architecture
 
-WIDTHS: dict[ScanPrecision, tuple[int, ...]] = {"int8": (64, 128, 192, 256, 1024), "float16": (64, 128, 256, 1024)}
+WIDTHS: dict[ScanPrecision, tuple[int, ...]] = {
+    "int8": (64, 128, 192, 256, 320, 1024),
+    "float16": (64, 128, 256, 1024),
+}
 
 
 def give_kernels(

@@ -388,7 +388,8 @@ def test_on_a_gpu_torchs_tensors_are_taken_and_given(file: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_on_a_gpu_a_matcher_encodes_what_torch_holds(small: Any, precision: str) -> None:
+def test_on_a_gpu_a_matcher_encodes_what_torch_holds(make_small_model: Any, precision: str) -> None:
+    small = make_small_model(precisions=("fp32", "fp16"))
     rng = np.random.default_rng(5)
     lengths = np.array([9, 1, 5], np.int32)
     with Matcher.open(small.bundle, "onnxruntime_cuda", precision) as matcher:
