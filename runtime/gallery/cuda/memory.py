@@ -40,6 +40,7 @@ class Arena:
         self._addresses: set[int] = set()
         self._rooms: dict[str, tuple[int, int]] = {}
         self._hosts: dict[str, NDArray[np.uint8]] = {}
+        self._ahead: dict[str, Sequence[NDArray[Any]]] = {}  # what lies in pinned memory before it is sent
         self._written = self._posted = 0  # bytes of the letter, and how many of them are on their way
         self._closed = False
 
@@ -140,14 +141,32 @@ class Arena:
 
     def send_rows(self, name: str, arrays: Sequence[NDArray[Any]], width: int) -> int:
         """`send` of rows [n_i, D] of some arrays of one type, one after another, with zeros up to `width` values."""
-        dim, dtype = arrays[0].shape[1], arrays[0].dtype
-        address, host, alone = self._outgoing(name, sum(map(len, arrays)) * width * dtype.itemsize)
-        rows = host.view(dtype).reshape(-1, width)
-        np.concatenate(arrays, out=rows[:, :dim])
-        rows[:, dim:] = 0
+        size = _rows_bytes(arrays, width)
+        if self._ahead.get(name) is arrays:
+            del self._ahead[name]
+            ahead = f"{name} ahead"
+            filled, spare = self._hosts.pop(ahead), self._hosts.pop(name, None)
+            self._hosts[name] = filled
+            if spare is not None:
+                self._hosts[ahead] = spare
+            address, host, alone = self.scratch(name, size), filled[:size], True
+        else:
+            address, host, alone = self._outgoing(name, size)
+            _fill(host, arrays, width)
         if alone:
             self.device.copy_in(address, host, self.stream)
         return address
+
+    def send_ahead(self, name: str, arrays: Sequence[NDArray[Any]], width: int) -> None:
+        """Fill pinned memory for the next `send_rows` of these arrays, the same object, while the device computes.
+
+        It may be called for other arrays before, which then are copied as ever.
+        """
+        size = _rows_bytes(arrays, width)
+        if size > _LETTER and self._ahead.get(name) is not arrays:
+            self._ahead.pop(name, None)
+            _fill(self._host(f"{name} ahead", size)[:size], arrays, width)
+            self._ahead[name] = arrays
 
     def flush(self) -> None:
         """Queue the copy of the small arrays that were sent since the last time."""
@@ -182,6 +201,7 @@ class Arena:
             for address in list(self._addresses):
                 freeing.callback(self._free, [address])
             self._hosts.clear()
+            self._ahead.clear()
             self._rooms.clear()
 
     def _outgoing(self, name: str, size: int) -> tuple[int, NDArray[np.uint8], bool]:
@@ -225,3 +245,16 @@ class Arena:
             except KeyError:  # another thread frees it, or the arena was closed
                 continue
             self.device.free(address)
+
+
+def _rows_bytes(arrays: Sequence[NDArray[Any]], width: int) -> int:
+    """What rows of so many values take."""
+    return sum(map(len, arrays)) * width * arrays[0].dtype.itemsize
+
+
+def _fill(host: NDArray[np.uint8], arrays: Sequence[NDArray[Any]], width: int) -> None:
+    """Write arrays' rows one after another, with zeros up to so many values."""
+    rows = host.view(arrays[0].dtype).reshape(-1, width)
+    dim = arrays[0].shape[1]
+    np.concatenate(arrays, out=rows[:, :dim])
+    rows[:, dim:] = 0

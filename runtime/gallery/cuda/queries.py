@@ -19,6 +19,7 @@ from .kernels import WORDS_A_TILE
 from .memory import Arena
 from .plans import SentPlans
 
+_EXACT = "exact"  # name of the queries' vectors in the arena
 _MORE = 1 + 1e-9  # for the few float64 operations of `terms`, and for those of `radius` with its numbers
 
 
@@ -88,7 +89,7 @@ class QuerySender:
         """
         arena, lengths = self._arena, tuple(map(len, queries))
         words, count = sum(lengths), len(queries)
-        exact = arena.send_rows("exact", queries, self._width)
+        exact = arena.send_rows(_EXACT, queries, self._width)
         starts = query_starts = arena.send("word_starts", np.cumsum([0, *lengths], dtype=np.int32))
         word_of = np.arange(words, dtype=np.int32)
         if slot is not None:
@@ -103,6 +104,10 @@ class QuerySender:
         addresses = exact, arena.send("word_of", word_of), query, scale, norms, errors
         self._launch("quantize", places, addresses, places)
         return SentQueries(lengths, slot, exact, starts, query, query_starts, places, scale, norms, errors, margins)
+
+    def send_ahead(self, queries: Sequence[NDArray[np.float32]]) -> None:
+        """Make the next `send` of these queries, the same object, shorter, while the GPU computes."""
+        self._arena.send_ahead(_EXACT, queries, self._width)
 
     def terms(self, sent: SentQueries, plans: SentPlans, largest: float) -> int:
         """Queue how far rows' scores can be off: the address of float64 [queries, plans, 6 + MOST_BLOCKS].

@@ -215,7 +215,9 @@ class KernelScan:
         use: Callable[[list[int], T], None],
         truth: Truth | None = None,
     ) -> None:
-        """Queue the lists of some queries at a time, and use what comes of them while the GPU computes the next.
+        """Queue the lists of some queries at a time; while the GPU computes, use what came of those before.
+
+        The next queries are brought to pinned memory then, too.
 
         Between two launches others have their turn.
 
@@ -229,11 +231,11 @@ class KernelScan:
         """
         k = max(1, min(k, rows.count))  # a number that a kernel takes
         last: tuple[list[int], T] | None = None
-        for piece in pieces_of(queries, turn):
+        pieces = [(piece, [queries[i] for i in piece]) for piece in pieces_of(queries, turn)]
+        for number, (piece, own) in enumerate(pieces, 1):
             if last is not None and self._turns.awaited:  # others go first
                 use(*last)
                 last = None
-            own = [queries[i] for i in piece]
             with self._turns.search():
                 for levels in levels_for(rows, own):
                     self._arena.begin()
@@ -241,6 +243,8 @@ class KernelScan:
                     lists = self._queue.queue(rows, sent, k, allowed, floors[piece], levels, truth)
                     candidates = self._fetch_candidates(lists)
                     finish = take(lists, sent)
+                    if number < len(pieces):
+                        self._sender.send_ahead(pieces[number][1])
                     if last is not None:
                         use(*last)
                         last = None
