@@ -28,6 +28,7 @@ from .explanation import Explanation, WordMatch, shares
 from .gallery.all_scores import all_scores, can_score
 from .gallery.compiled import CoreThreads
 from .gpu import device_index, examine_gpu
+from .halves import as_float32
 from .pictures.load import Picture, load_pixels
 from .regions import PictureBackbone, Regions, with_grid_boxes
 from .tensor_checks import as_lengths, check_array, check_finite, check_lengths
@@ -426,7 +427,7 @@ class Matcher:
                 ),
                 spec_inputs[1].name: lengths[chosen],
             }
-            vectors = run_rows(backend, feeds)[output].astype(np.float32, copy=False)
+            vectors = as_float32(run_rows(backend, feeds)[output])
             if vectors.shape == result.shape and (np.diff(chosen) == 1).all():
                 result = vectors  # all rows, in their order: a copy would take as long as encoding them on a GPU
             else:

@@ -10,6 +10,9 @@ INTERFACE: int
 def features() -> list[str]:
     """Names of the instruction sets that work on this CPU, the best first."""
 
+def widen(half: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write the float32 of each float16 to `out`, of as many values; both C-contiguous."""
+
 def untouched(
     watched: tuple[tuple[bytes, tuple[bytes, ...], bytes], ...],
     newest: bytes = ...,

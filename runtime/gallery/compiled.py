@@ -31,7 +31,7 @@ from .settings import GallerySettings
 
 _log = logging.getLogger(__name__)
 _FORMS = {"float32": 0, "float16": 1, "uint8": 2}  # of a fine copy, by how it is stored; search.h has the same numbers
-_INTERFACE = 6  # of the core; core/module.cpp has the same number
+_INTERFACE = 7  # of the core; core/module.cpp has the same number
 _AT_ONCE = 64  # queries of one call to the core, which scans them together
 
 

@@ -557,10 +557,22 @@ PyObject* untouched(PyObject*, PyObject* args) {
     return PyBool_FromLong(same);
 }
 
-constexpr long INTERFACE = 6;  // what compiled.py expects; raise both where a dictionary or a function changes
+PyObject* widen(PyObject*, PyObject* args) {
+    PyObject *half, *out;
+    if (!PyArg_ParseTuple(args, "OO", &half, &out)) return nullptr;
+    Bytes from, to;
+    if (!from.take(half, "half", 0) || !to.take(out, "out", 2 * from.size(), true)) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    chan::usable_kernels()[0]->widen(from.as<const uint16_t>(), from.size() / 2, to.as<float>());
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+constexpr long INTERFACE = 7;  // what compiled.py expects; raise both where a dictionary or a function changes
 
 PyMethodDef METHODS[] = {
     {"features", features, METH_NOARGS, "Names of the instruction sets that work on this CPU, the best first."},
+    {"widen", widen, METH_VARARGS, "widen(half, out): see halves.py."},
     {"untouched", untouched, METH_VARARGS, "untouched(watched[, newest, line, absent]): see watch.py."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_core", nullptr, 0, METHODS, nullptr, nullptr, nullptr, nullptr};
