@@ -23,6 +23,7 @@ import pytest
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.errors import BackendError
 from chan_rt.runtime.gallery import Gallery, compiled
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.proof.gallery_rows import GalleryRows
 
 ROOT = Path(__file__).parents[3]
@@ -203,7 +204,7 @@ def test_auto_does_not_take_a_core_without_instructions_for_bytes(
 ) -> None:
     monkeypatch.setattr(compiled, "open_core", lambda: SimpleNamespace(features=lambda: ["generic"]))
     with Gallery.open(gallery_path) as gallery:
-        assert gallery.scan == "onnxruntime"
+        assert gallery.scan == open_kernel().name, "onnxruntime, on a CPU whose products of bytes do not saturate"
     with Gallery.open(gallery_path, scan="compiled") as gallery:
         assert gallery.scan == "compiled"
 
