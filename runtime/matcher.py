@@ -416,7 +416,7 @@ class Matcher:
         if lengths.max() > limit.max:
             row = int(lengths.argmax())
             raise TensorError(f"{tensor}[{row}]", f"{symbol} must be at most {limit.max}", int(lengths[row]))
-        result = np.zeros((len(rows), width, self.manifest.embed_dim), np.float32)
+        result = np.empty((len(rows), width, self.manifest.embed_dim), np.float32)
         order = np.argsort(lengths, kind="stable")
         for piece in pieces(len(rows), backend.ranges["B"]):
             chosen = order[piece]
@@ -431,7 +431,7 @@ class Matcher:
             if vectors.shape == result.shape and (np.diff(chosen) == 1).all():
                 result = vectors  # all rows, in their order: a copy would take as long as encoding them on a GPU
             else:
-                result[chosen, :longest] = vectors[:, :longest]
+                result[chosen, :longest], result[chosen, longest:] = vectors[:, :longest], 0
         encoded = Embeddings(result, lengths, kind)
         try:
             check_finite(output, encoded.vectors, lengths)

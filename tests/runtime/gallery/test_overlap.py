@@ -32,6 +32,7 @@ from .test_resident import KERNELS, SLOW, made_up, make_parts, open_scan
 pytestmark = [needs_core, pytest.mark.skipif(SLOW, reason="what is queued when, not what it computes")]
 DIM, ROWS, K = 24, 40, 5
 EVERYTHING = np.ones(ROWS, bool)
+LETTER = memory_module._LETTER
 QUERIES = made_queries((5, 12, 3, 20, 1, 9, 40, 2, 17, 70, 6), DIM)  # of every kind that has launches of its own
 
 
@@ -70,9 +71,12 @@ def around(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None]) -> No
 
 
 @pytest.mark.parametrize("turn", [1, 3, 512])
-@pytest.mark.parametrize("gpus", [1, 3])
-def test_rankings_come_in_the_order_of_the_queries(turn: int, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gpus", "letter"), [(1, LETTER), (3, LETTER), (1, 256)], ids=["1", "3", "sent ahead"])
+def test_rankings_come_in_the_order_of_the_queries(
+    turn: int, gpus: int, letter: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(search_module, "_TURN", turn)
+    monkeypatch.setattr(memory_module, "_LETTER", letter)
     opened = [open_scan("int8", DIM, AlignmentConfig()) for _ in range(gpus)]
     scans = [scan for scan, _ in opened]
     scan = SplitScan(scans) if gpus > 1 else scans[0]
@@ -196,6 +200,40 @@ def test_a_close_between_two_turns_ends_the_search(monkeypatch: pytest.MonkeyPat
     with pytest.raises(BackendError, match="the gallery was closed"):
         opened.ours.rank(QUERIES, K, EVERYTHING)
     assert opened.device.empty
+
+
+def test_rows_sent_ahead_are_filled_in_while_others_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "_LETTER", 256)
+    filled: list[object] = []
+    fill = memory_module._fill
+    monkeypatch.setattr(memory_module, "_fill", lambda host, arrays, width: filled.append(fill(host, arrays, width)))
+    device = FakeDevice({})
+    arena = Arena(device)
+    rng = np.random.default_rng(0)
+    pieces = [[rng.random((rows, 30), np.float32) for rows in (2, 3, count)] for count in (1, 4, 40, 2, 2)]
+
+    def sent(address: int, arrays: list[np.ndarray]) -> None:
+        expected = np.pad(np.concatenate(arrays), ((0, 0), (0, 2)))
+        arena.wait()
+        np.testing.assert_array_equal(device.memory[address].view(np.float32)[: expected.size], expected.reshape(-1))
+
+    for number, piece in enumerate(pieces):
+        arena.begin()
+        address = arena.send_rows("rows", piece, 32)
+        if number + 1 < len(pieces):
+            arena.send_ahead("rows", pieces[number + 1], 32)  # the first copy is still queued
+            arena.send_ahead("rows", pieces[number + 1], 32)
+        sent(address, piece)
+    assert len(filled) == len(pieces)
+    arena.send_ahead("rows", pieces[0], 32)
+    for piece in (pieces[1], pieces[0], [each * 2 for each in pieces[0]]):  # others come first, then what was ahead
+        sent(arena.send_rows("rows", piece, 32), piece)
+    assert len(filled) == len(pieces) + 3
+    arena.send_ahead("rows", [np.ones((1, 30), np.float32)], 32)
+    assert len(filled) == len(pieces) + 3, "small ones go by the letter"
+    arena.send_ahead("rows", pieces[2], 32)
+    arena.close()
+    assert device.empty
 
 
 def test_nothing_waits_on_a_stream_that_was_given_back() -> None:
