@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .backends import Array, Backend
 from .contract import Range
 from .embeddings import Embeddings
+from .halves import as_dtype
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Block:
         """Cut the rows out of `whole`, as wide as `padded_width` returns."""
         lengths = whole.lengths[rows]
         cut = cut_rows(take_rows(whole.vectors, rows), lengths, padded_width(int(lengths.max()), columns, step))
-        return cls(rows, cut.astype(dtype, copy=False), lengths)
+        return cls(rows, as_dtype(cut, dtype), lengths)
 
 
 def padded_width(longest: int, columns: Range, step: int) -> int:

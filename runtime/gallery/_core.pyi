@@ -13,6 +13,9 @@ def features() -> list[str]:
 def widen(half: NDArray[Any], out: NDArray[Any]) -> None:
     """Write the float32 of each float16 to `out`, of as many values; both C-contiguous."""
 
+def narrow(values: NDArray[Any], half: NDArray[Any]) -> None:
+    """Write the nearest float16 of each float32 to `half`, of as many values; both C-contiguous."""
+
 def untouched(
     watched: tuple[tuple[bytes, tuple[bytes, ...], bytes], ...],
     newest: bytes = ...,

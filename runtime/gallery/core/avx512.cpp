@@ -438,9 +438,22 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     }
 }
 
+void narrow(const float* values, int64_t count, uint16_t* half) {
+    int64_t at = 0;
+    for (; at + 16 <= count; at += 16) {
+        const __m256i halves = _mm512_cvtps_ph(load(values + at), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(half + at), halves);
+    }
+    if (at < count) {
+        const __mmask16 mask = static_cast<__mmask16>((1u << (count - at)) - 1);
+        const __m512 last = load_some(values + at, mask);
+        _mm256_mask_storeu_epi16(half + at, mask, _mm512_cvtps_ph(last, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+}
+
 const Kernels KERNELS = {"avx512_vnni",  block_over_row, block_over_query,     row_sums,
                          row_over_query, pair_sums,      lead,                 all_products<float>,
-                         all_products<uint16_t>, pair_products, dot, widen, widen_fixed, Pool<LANES>::lanes};
+                         all_products<uint16_t>, pair_products, dot, widen, narrow, widen_fixed, Pool<LANES>::lanes};
 
 }  // namespace
 

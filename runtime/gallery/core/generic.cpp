@@ -157,9 +157,27 @@ void widen(const uint16_t* half, int64_t count, float* out) {
     for (int64_t at = 0; at < count; ++at) out[at] = widened(half[at]);
 }
 
+uint16_t narrowed(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00 | (size >> 13 & 0x3ff));
+    if (size >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // from 65520 on
+    if (size < 0x38800000) {  // below what float16 writes with a leading one: 0.5 has its last place where float16 has it
+        const float sum = std::fabs(value) + 0.5f;
+        std::memcpy(&bits, &sum, sizeof bits);
+        return static_cast<uint16_t>(sign | (bits - 0x3f000000));
+    }
+    return static_cast<uint16_t>(sign | (size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13);
+}
+
+void narrow(const float* values, int64_t count, uint16_t* half) {
+    for (int64_t at = 0; at < count; ++at) half[at] = narrowed(values[at]);
+}
+
 const Kernels KERNELS = {"generic",      block_over_row, block_over_query,     row_sums,
                          row_over_query, pair_sums,      lead,                 all_products<float>,
-                         all_products<uint16_t>, pair_products, dot, widen, widen_fixed, Pool<4>::lanes};
+                         all_products<uint16_t>, pair_products, dot, widen, narrow, widen_fixed, Pool<4>::lanes};
 
 }  // namespace
 

@@ -68,6 +68,8 @@ struct Kernels {
 
     // float16 to float32, exactly.
     void (*widen)(const uint16_t* half, int64_t count, float* out);
+    // float32 to the nearest float16, of two the one whose last bit is 0; too large ones become infinite.
+    void (*narrow)(const float* values, int64_t count, uint16_t* half);
     // The same of fixed-point numbers of 16 bits, in units of `unit`. See widen_fixed.h.
     void (*widen_fixed)(const uint8_t* codes, const uint8_t* low, int64_t count, float unit, float* out);
 

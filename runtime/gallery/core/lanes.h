@@ -11,6 +11,7 @@
 //   add_products           the sums, and in each lane its four codes by its four digits
 //   SIGNED                 whether `codes` and `four_codes` take 128 off, because the instruction takes signed bytes
 //   widened, multiply_add  float32 or float16 values as float32, and a fused multiply-add
+//   narrow                 write float32 values as float16
 //   folded                 the sum of a register's lanes: halves are added to each other until one is left
 // Sums of products are then the same integers, and float32 arithmetic is done in the order that kernels.h says.
 //
@@ -482,10 +483,23 @@ struct Lanes {
         }
     }
 
+    static void narrow(const float* values, int64_t count, uint16_t* half) {
+        int64_t at = 0;
+        for (; at + WIDTH <= count; at += WIDTH) Isa::narrow(Isa::widened(values + at), half + at);
+        if (at < count) {
+            float last[WIDTH] = {};
+            uint16_t halves[WIDTH];
+            std::memcpy(last, values + at, static_cast<size_t>(count - at) * sizeof *last);
+            Isa::narrow(Isa::widened(last), halves);
+            std::memcpy(half + at, halves, static_cast<size_t>(count - at) * sizeof *half);
+        }
+    }
+
     static constexpr Kernels kernels(const char* name) {
         return {name,           block_over_row, block_over_query, row_sums,
                 row_over_query, pair_sums,      lead,             products<float>, products<uint16_t>,
-                pair_products,  dot,            widen,            widen_fixed,     Pool<WIDTH>::lanes};
+                pair_products,  dot,            widen,            narrow,          widen_fixed,
+                Pool<WIDTH>::lanes};
     }
 };
 

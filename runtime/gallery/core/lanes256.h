@@ -26,6 +26,9 @@ struct Lanes256 {
     static CHAN_INLINE Float widened(const uint16_t* values) {
         return (Float)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
     }
+    static CHAN_INLINE void narrow(Float values, uint16_t* half) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(half), _mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT));
+    }
     static CHAN_INLINE Float multiply_add(Float left, Float right, Float sum) {
         return (Float)_mm256_fmadd_ps((__m256)left, (__m256)right, (__m256)sum);
     }

@@ -30,6 +30,9 @@ struct LanesNeon {
     static CHAN_INLINE Float widened(const uint16_t* values) {
         return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(values)));
     }
+    static CHAN_INLINE void narrow(Float values, uint16_t* half) {
+        vst1_u16(half, vreinterpret_u16_f16(vcvt_f16_f32(values)));
+    }
     static CHAN_INLINE Float multiply_add(Float left, Float right, Float sum) { return vfmaq_f32(sum, left, right); }
     static CHAN_INLINE float folded(Float lanes) {
         const float32x2_t two = vadd_f32(vget_low_f32(lanes), vget_high_f32(lanes));

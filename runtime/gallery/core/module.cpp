@@ -568,11 +568,23 @@ PyObject* widen(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+PyObject* narrow(PyObject*, PyObject* args) {
+    PyObject *values, *half;
+    if (!PyArg_ParseTuple(args, "OO", &values, &half)) return nullptr;
+    Bytes from, to;
+    if (!from.take(values, "values", 0) || !to.take(half, "half", from.size() / 2, true)) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    chan::usable_kernels()[0]->narrow(from.as<const float>(), from.size() / 4, to.as<uint16_t>());
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 constexpr long INTERFACE = 7;  // what compiled.py expects; raise both where a dictionary or a function changes
 
 PyMethodDef METHODS[] = {
     {"features", features, METH_NOARGS, "Names of the instruction sets that work on this CPU, the best first."},
     {"widen", widen, METH_VARARGS, "widen(half, out): see halves.py."},
+    {"narrow", narrow, METH_VARARGS, "narrow(values, half): see halves.py."},
     {"untouched", untouched, METH_VARARGS, "untouched(watched[, newest, line, absent]): see watch.py."},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_core", nullptr, 0, METHODS, nullptr, nullptr, nullptr, nullptr};

@@ -277,6 +277,31 @@ void widenings(const Kernels& kernels) {
     report(kernels.name, "widen");
 }
 
+void narrowings(const Kernels& kernels) {
+    begin();
+    Guarded<float> values(1 << 20);
+    Guarded<uint16_t> half(1 << 20);
+    for (int64_t i = 0; i < values.size(); ++i) {  // every half number, what lies between two, and beside that
+        const uint32_t bits = static_cast<uint32_t>(i & 0x8000) << 16 | static_cast<uint32_t>(i & 0x7fff) << 13;
+        const uint32_t beside[] = {0, 1, 0xfff, 0x1000, 0x1001, 0x1fff};
+        uint32_t size = (bits & 0x7fffffff) + 0x38000000 + beside[(i >> 16) % 6];
+        if (i >> 16 >= 6) size = static_cast<uint32_t>(i * 2047) & 0x7fffffff;  // of every size, and what is no number
+        if (size > 0x7f800000) size |= 0x00400000;                              // only the quiet ones
+        const uint32_t both = (bits & 0x80000000) | size;
+        std::memcpy(&values[i], &both, sizeof both);
+    }
+    kernels.narrow(values.get(), values.size(), half.get());
+    add_to_hash(half);
+    for (int64_t count = 0; count < 40; ++count) {
+        Guarded<float> few(count);
+        Guarded<uint16_t> narrow(count);
+        fill(few);
+        kernels.narrow(few.get(), count, narrow.get());
+        add_to_hash(narrow);
+    }
+    report(kernels.name, "narrow");
+}
+
 void fixed(const Kernels& kernels) {
     begin();
     Guarded<uint8_t> codes(1 << 16), low(1 << 16);
@@ -326,6 +351,7 @@ int main() {
         pair_products(kernels);
         dots(kernels);
         widenings(kernels);
+        narrowings(kernels);
         fixed(kernels);
         poolings(kernels);
     }

@@ -36,7 +36,7 @@ COMPILERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
 STAND_INS = {"avxvnni": "-DCHAN_EVEX", "amx": "-DCHAN_EMULATED_TILES"}
 FUNCTIONS = {
     *("block_over_row", "block_over_query", "row_sums", "row_over_query", "pair_sums", "lead"),
-    *("products", "half_products", "pair_products", "dot", "widen", "widen_fixed", "pool_lanes"),
+    *("products", "half_products", "pair_products", "dot", "widen", "narrow", "widen_fixed", "pool_lanes"),
 }
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulated CPUs are started from an x86-64")
