@@ -2,12 +2,16 @@
 
 CHECKPOINT/
 ├── model.safetensors    every tensor of `ChanModel.state_dict()`
-├── config.json          {"schema": 1, "model": ModelConfig.to_dict(), "sha256": of the weights, ...the training record}
+├── config.json          {"schema": 1, "model": ModelConfig.to_dict(), "sha256": {...}, ...the training record}
 └── tokenizer/           vocab.json (SCAN vocabulary) or tokenizer.json (wordpiece)
+
+`sha256` has the hash of the weights and of each file of the tokenizer, by its path, and that of `model`. A bit that
+changed in any of them would give other numbers, and no error.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,14 +81,14 @@ def save(path: str | Path, model: ChanModel, tokenizer_files: Mapping[str, bytes
         save_tensors(model.state_dict(), fresh / WEIGHTS)
         for name, content in tokenizer_files.items():
             (fresh / TOKENIZER / name).write_bytes(content)
-        config[HASH] = sha256_file(fresh / WEIGHTS)
+        config[HASH] = _hashes(fresh, config["model"], tokenizer_files)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint. Every name, shape and dtype must match its configuration, and the weights their hash.
+    """Read a checkpoint. Every name, shape and dtype must match its configuration, and what is in it its hash.
 
-    Checkpoints of earlier versions have no hash.
+    Checkpoints of earlier versions have no hashes, or that of the weights alone.
 
     Raises:
         CheckpointError: PATH is not a checkpoint, has another schema, its tensors do not match its configuration, or
@@ -102,8 +106,7 @@ def load(path: str | Path) -> Checkpoint:
     except (ValueError, SafetensorError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error
     model = build(config, state, str(path))
-    expected = record.pop(HASH, None)
-    if expected is not None and not _has_weights(path, expected):
+    if (expected := record.pop(HASH, None)) is not None and not _is_as_saved(path, tokenizer_files, expected):
         return load(path)
     return Checkpoint(
         model=model,
@@ -113,19 +116,33 @@ def load(path: str | Path) -> Checkpoint:
     )
 
 
-def _has_weights(path: Path, expected: object) -> bool:
-    """Whether the weights are those that were saved; False where another checkpoint took their place meanwhile.
+def _hashes(path: Path, model: object, tokenizer: Mapping[str, bytes]) -> dict[str, str]:
+    """What `sha256` of `config.json` holds of a checkpoint, whose weights lie in a folder."""
+    plain = json.dumps(model, sort_keys=True, allow_nan=False).encode()
+    texts = {f"{TOKENIZER}/{name}": content for name, content in tokenizer.items()} | {"model": plain}
+    return {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()} | {
+        WEIGHTS: sha256_file(path / WEIGHTS)
+    }
+
+
+def _is_as_saved(path: Path, tokenizer: Mapping[str, bytes], saved: object) -> bool:
+    """Whether everything is what was saved; False where another checkpoint took its place meanwhile.
 
     Raises:
-        CheckpointError: they are not: other bits give other numbers, and no error.
+        CheckpointError: it is not.
     """
-    found = sha256_file(path / WEIGHTS)
-    if found != expected and read_record(path)[1].get(HASH) == expected:
+    expected = saved if isinstance(saved, dict) else {WEIGHTS: saved}
+    model = json.loads((path / CONFIG).read_text(encoding="utf-8"))["model"]  # as written: versions may add to it
+    found = _hashes(path, model, tokenizer)
+    wrong = [name for name, value in expected.items() if found.get(name) != value]
+    if wrong and read_record(path)[1].get(HASH) == saved:
+        name = wrong[0]
+        where = f"`model` of {path / CONFIG}" if name == "model" else path / name
         raise CheckpointError(
-            f"{path / WEIGHTS} was altered: its sha256 must be {expected}, got {found}. Copy the checkpoint again; "
-            f"if you changed the weights yourself, remove {HASH} from {CONFIG}"
+            f"{where} was altered: its sha256 must be {expected[name]}, got {found.get(name, 'none')}. Copy the "
+            f"checkpoint again; if you changed it yourself, remove {HASH} from {CONFIG}"
         )
-    return found == expected
+    return not wrong
 
 
 def build(config: ModelConfig, state: Mapping[str, Tensor], source: str) -> ChanModel:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -213,16 +215,51 @@ def test_a_run_that_is_given_for_its_checkpoint_is_told_apart(saved: Path, tmp_p
             read(tmp_path)
 
 
-def test_weights_whose_bits_changed_are_named(saved: Path) -> None:
+def flip_weight(saved: Path) -> None:
     content = bytearray((saved / "model.safetensors").read_bytes())
     content[-2] ^= 0x10  # of a weight, which stays finite
     (saved / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model.safetensors was altered: .*remove sha256 from config.json"):
+
+
+def flip_word(saved: Path) -> None:
+    (saved / "tokenizer" / "vocab.json").write_bytes(b"{ }")
+
+
+def flip_number(saved: Path) -> None:
+    text = (saved / "config.json").read_text()
+    changed = re.sub(r'("attention_temperature": )[0-9.]+', r"\g<1>0.75", text)
+    assert changed != text
+    (saved / "config.json").write_text(changed)
+
+
+@pytest.mark.parametrize(
+    ("flip", "named"),
+    [
+        (flip_weight, "model.safetensors"),
+        (flip_word, "tokenizer/vocab.json"),
+        (flip_number, "`model` of .*config.json"),
+    ],
+)
+def test_what_was_altered_is_named(flip: Callable[[Path], None], named: str, saved: Path) -> None:
+    flip(saved)
+    with pytest.raises(CheckpointError, match=rf"{named} was altered: .*remove sha256 from config.json"):
         checkpoint.load(saved)
     config = json.loads((saved / "config.json").read_text())
-    del config["sha256"]
-    (saved / "config.json").write_text(json.dumps(config))  # as earlier versions wrote it
-    assert checkpoint.load(saved).record == {"epoch": 3}
+    weights = config["sha256"]["model.safetensors"]
+    for earlier in (weights, None):  # as earlier versions wrote it
+        config["sha256"] = earlier
+        (saved / "config.json").write_text(json.dumps(config))
+        if flip is flip_weight and earlier:
+            with pytest.raises(CheckpointError, match="was altered"):
+                checkpoint.load(saved)
+        else:
+            assert checkpoint.load(saved).record == {"epoch": 3}
+
+
+def test_a_missing_file_of_the_tokenizer_is_named(saved: Path) -> None:
+    (saved / "tokenizer" / "vocab.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer/vocab.json was altered: .* got none"):
+        checkpoint.load(saved)
 
 
 def test_a_checkpoint_that_takes_its_place_while_it_is_read_is_read(

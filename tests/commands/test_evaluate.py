@@ -20,6 +20,7 @@ from chan_rt.runtime.evaluation import metrics
 from chan_rt.runtime.evaluation.coco import Directions
 from chan_rt.runtime.text import ScanTokenizer, build_scan_vocabulary
 
+from ..altered import forget_hashes
 from ..run_chan import chan, ok
 
 IMAGES, REGIONS, WIDTH = 10, 4, 12
@@ -162,6 +163,8 @@ def test_a_vocabulary_that_does_not_fit_is_refused_by_every_command(place: Path,
         model = tmp_path / "model"
         shutil.copytree(place / "lse", model, dirs_exist_ok=True)
         (model / "tokenizer/vocab.json").write_text(words)
+        assert "tokenizer/vocab.json was altered" in fails("evaluate", model, place / "data")
+        forget_hashes(model)
         assert rule in fails("evaluate", model, place / "data")
         assert rule in fails("parity", place / "bundle", "--checkpoint", model, "--data", place / "data")
         assert rule in fails("export", model, "-o", tmp_path / "bundle")

@@ -26,6 +26,7 @@ from chan_rt.runtime.errors import BundleError, CheckpointError, InputError, Ten
 from chan_rt.runtime.matcher import Matcher
 from chan_rt.runtime.text import scan_vocabulary
 
+from ..altered import forget_hashes
 from ..run_chan import chan, ok
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", *(f"w{i}" for i in range(25))]  # of the tiny checkpoints
@@ -187,6 +188,7 @@ def test_refusals(save_tiny: Save, tiny_backbone: Backbone, tmp_path: Path) -> N
         export_bundle(checkpoint, tmp_path / "out", [])
     for file in (checkpoint / "tokenizer").iterdir():
         file.unlink()
+    forget_hashes(checkpoint)
     with pytest.raises(BundleError, match="has no tokenizer"):
         export_bundle(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -197,6 +199,7 @@ def test_a_vocabulary_of_another_model_is_refused(save_tiny: Save, tmp_path: Pat
     checkpoint = save_tiny()
     foreign = scan_vocabulary({word: row for row, word in enumerate([*WORDS, "x", "y", "z"][:words])})
     (checkpoint / "tokenizer/vocab.json").write_text(json.dumps(foreign))
+    forget_hashes(checkpoint)
     with pytest.raises(
         CheckpointError, match=rf"tokenizer has {words + 1} ids and its word embedding {len(WORDS) + 1}"
     ):
