@@ -118,7 +118,7 @@ def load(path: str | Path) -> Checkpoint:
 
 def _hashes(path: Path, model: object, tokenizer: Mapping[str, bytes]) -> dict[str, str]:
     """What `sha256` of `config.json` holds of a checkpoint, whose weights lie in a folder."""
-    plain = json.dumps(model, sort_keys=True, allow_nan=False).encode()
+    plain = json.dumps(model, sort_keys=True).encode()
     texts = {f"{TOKENIZER}/{name}": content for name, content in tokenizer.items()} | {"model": plain}
     return {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()} | {
         WEIGHTS: sha256_file(path / WEIGHTS)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -21,6 +20,7 @@ from chan_rt.chan_ref.config import ModelConfig
 from chan_rt.chan_ref.model import ChanModel
 from chan_rt.export.graphs import build_graphs
 from chan_rt.runtime.contract import GraphSpec, Manifest, TokenizerSpec, sha256_file, verified, write_manifest
+from chan_rt.runtime.onnx_session import open_session
 from chan_rt.runtime.text import TokenBatch
 
 CONFIG = ModelConfig(region_dim=48, embed_dim=64, vocab_size=40, word_dim=24)  # of the fixture `bundle`
@@ -87,7 +87,7 @@ def test_a_word_louder_than_the_samples_is_not_clipped(tmp_path: Path, method: M
 
 
 def _run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString())
     return session.run(None, feeds)[0]
 
 

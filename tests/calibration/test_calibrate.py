@@ -18,6 +18,7 @@ from chan_rt.calibration.sensitivity import Sensitivity
 from chan_rt.runtime.contract import GraphSpec, Manifest, Preprocess, sha256_file, verified, write_manifest
 from chan_rt.runtime.directions import DIRECTIONS_FILE, read_directions
 from chan_rt.runtime.errors import BundleError, InputError
+from chan_rt.runtime.onnx_session import open_session
 from chan_rt.runtime.text import TokenBatch
 
 
@@ -131,7 +132,7 @@ def calibration(bundle: Path, samples: Samples) -> Calibration:
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString())
     return session.run(None, feeds)[0]
 
 
