@@ -19,6 +19,8 @@ from chan_rt.runtime.gallery.kernels.base import Kernel
 from chan_rt.runtime.gallery.kernels.matrix import OnnxruntimeKernel
 from chan_rt.runtime.gallery.kernels.pool import Pool
 
+from .conftest import need_scan
+
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # of Python 3.12: that it may do what is tested
@@ -107,6 +109,7 @@ def test_a_fork_renews_what_lives_and_forgets_what_does_not() -> None:
 
 
 def test_a_child_never_calls_a_session_of_its_parent() -> None:
+    need_scan("onnxruntime")
     kernel = OnnxruntimeKernel()
     stored, starts = np.full((3, 64), 130, np.uint8), np.array([0, 1, 3])
     query = kernel.pack(np.full((1, 2, 64), 3, np.int8), np.array([0, 2]), "row")
