@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from chan_rt.runtime.contract import AlignmentConfig
 from chan_rt.runtime.embeddings import Embeddings
 from chan_rt.runtime.gallery import Gallery, GalleryWriter
+from chan_rt.runtime.gallery.kernels.choose import open_kernel
 from chan_rt.runtime.gallery.proof.rows import kept_vectors
 from chan_rt.runtime.gallery.result import SearchResult
 
 KINDS = ("images", "captions")
 EACH = [*itertools.product(("VHA", "THA", "VSA"), ("Max", "Mean", "Sum", "LSE", "Softmax"))]
-SCANS = ("auto", "auto", "onnxruntime", "numpy")
+SCANS = ("auto", "auto", open_kernel().name, "numpy")  # onnxruntime, where this CPU is not refused it
 NUMBERS = 2_000_000  # in a gallery, at most
 EXACT = 1e-9  # more than rounding in float64 changes a score of unit vectors, less than float32 would
 
