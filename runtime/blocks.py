@@ -50,11 +50,15 @@ def pieces(count: int, range_: Range) -> list[slice]:
     return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
 
 
+def follow_each_other(rows: NDArray[np.intp]) -> bool:
+    """Whether each row is the one after the row before it."""
+    return bool((np.diff(rows) == 1).all())
+
+
 def take_rows(array: Array, rows: NDArray[np.intp]) -> Array:
     """The rows of an array: a view where they follow each other in it, for a copy takes longer than many a graph."""
-    first = int(rows[0])
-    if int(rows[-1]) - first == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return array[first : first + len(rows)]
+    if follow_each_other(rows):
+        return array[rows[0] : rows[-1] + 1]
     return array[rows]
 
 

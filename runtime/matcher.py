@@ -17,7 +17,7 @@ from .backends import CPU_BACKEND, Array, Backend, open_graph, open_graphs
 from .backends.on_device import OnDevice
 from .backends.placement import Placement
 from .backends.table import ON_DEVICE
-from .blocks import Block, cut_rows, groups, padded, padded_width, pieces, run_rows, take_rows
+from .blocks import Block, cut_rows, follow_each_other, groups, padded, padded_width, pieces, run_rows, take_rows
 from .checks import as_list
 from .contract import AlignmentConfig, Manifest, Preprocess
 from .counts import counted
@@ -428,7 +428,7 @@ class Matcher:
                 spec_inputs[1].name: lengths[chosen],
             }
             vectors = as_float32(run_rows(backend, feeds)[output])
-            if vectors.shape == result.shape and (np.diff(chosen) == 1).all():
+            if vectors.shape == result.shape and follow_each_other(chosen):
                 result = vectors  # all rows, in their order: a copy would take as long as encoding them on a GPU
             else:
                 result[chosen, :longest], result[chosen, longest:] = vectors[:, :longest], 0

@@ -557,27 +557,23 @@ PyObject* untouched(PyObject*, PyObject* args) {
     return PyBool_FromLong(same);
 }
 
-PyObject* widen(PyObject*, PyObject* args) {
-    PyObject *half, *out;
-    if (!PyArg_ParseTuple(args, "OO", &half, &out)) return nullptr;
+// Converts a buffer of numbers into another of as many, which errors call `name`.
+template <typename From, typename To>
+PyObject* converted(PyObject* args, const char* name, void (*convert)(const From*, int64_t, To*)) {
+    PyObject *given, *out;
+    if (!PyArg_ParseTuple(args, "OO", &given, &out)) return nullptr;
     Bytes from, to;
-    if (!from.take(half, "half", 0) || !to.take(out, "out", 2 * from.size(), true)) return nullptr;
+    if (!from.take(given, "values", 0)) return nullptr;
+    const int64_t count = from.size() / static_cast<int64_t>(sizeof(From));
+    if (!to.take(out, name, count * static_cast<int64_t>(sizeof(To)), true)) return nullptr;
     Py_BEGIN_ALLOW_THREADS
-    chan::usable_kernels()[0]->widen(from.as<const uint16_t>(), from.size() / 2, to.as<float>());
+    convert(from.as<const From>(), count, to.as<To>());
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-PyObject* narrow(PyObject*, PyObject* args) {
-    PyObject *values, *half;
-    if (!PyArg_ParseTuple(args, "OO", &values, &half)) return nullptr;
-    Bytes from, to;
-    if (!from.take(values, "values", 0) || !to.take(half, "half", from.size() / 2, true)) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    chan::usable_kernels()[0]->narrow(from.as<const float>(), from.size() / 4, to.as<uint16_t>());
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
+PyObject* widen(PyObject*, PyObject* args) { return converted(args, "out", chan::usable_kernels()[0]->widen); }
+PyObject* narrow(PyObject*, PyObject* args) { return converted(args, "half", chan::usable_kernels()[0]->narrow); }
 
 constexpr long INTERFACE = 7;  // what compiled.py expects; raise both where a dictionary or a function changes
 
