@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -35,6 +34,7 @@ from chan_rt.scale.bulk_worker import Encoder, Job, Work, check_node, fill_shard
 from chan_rt.scale.cluster import cluster, fill
 
 from ..run_chan import chan, ok
+from .served import until
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -150,18 +150,19 @@ from chan_rt.scale.bulk import Encoding, index_on_cluster
 
 class Slow:
     preprocess = Preprocess(24, (0.5,) * 3, (0.25,) * 3, 2)
-    def __init__(self, seconds, pids):
-        self.seconds = seconds
+    def __init__(self, seconds, most, pids):
+        self.seconds, self.left = seconds, most
         with open(pids, "a") as file:
             file.write(f"{os.getpid()} {os.getppid()}\\n")
     def regions(self, pixels):
-        time.sleep(self.seconds)
+        self.left -= len(pixels)
+        time.sleep(self.seconds if self.left >= 0 else 3600)
         features = pixels.reshape(len(pixels), 12, -1)[:, :, :4].transpose(0, 2, 1).copy()
         return Regions.of_outputs({"regions": features}, self.preprocess, len(pixels))
 
-bundle, photos, out, address, seconds, rows = sys.argv[1:]
+bundle, photos, out, address, seconds, most, rows = sys.argv[1:]
 pids = Path(out).with_name("pids")
-encoding = Encoding(address, shard_rows=int(rows), backbone=lambda: Slow(float(seconds), pids))
+encoding = Encoding(address, shard_rows=int(rows), backbone=lambda: Slow(float(seconds), int(most), pids))
 result = index_on_cluster(bundle, open_source([photos]), out, gallery_settings(bundle), encoding)
 print(json.dumps({"added": result.rows.added, "earlier": result.earlier}))
 """
@@ -170,14 +171,14 @@ print(json.dumps({"added": result.rows.added, "earlier": result.earlier}))
 @pytest.fixture(scope="module")
 def drive(
     tmp_path_factory: pytest.TempPathFactory, ray_cluster: Cluster, bundle: Path, photos: Path
-) -> Callable[[Path, float], subprocess.Popen[str]]:
-    """(OUT, seconds) -> a process that indexes the photos; its actors sleep after each two of them, and OUT/../pids
-    has the ids of their processes and of their nodes'."""
+) -> Callable[..., subprocess.Popen[str]]:
+    """(OUT, seconds, most) -> a process that indexes the photos; its actors sleep after each few of them, for an hour
+    after `most`, and OUT/../pids has the ids of their processes and of their nodes'."""
     script = tmp_path_factory.mktemp("driver") / "driver.py"
     script.write_text(DRIVER)
 
-    def start(out: Path, seconds: float) -> subprocess.Popen[str]:
-        command = [sys.executable, script, bundle, photos, out, ray_cluster.address, str(seconds), str(ROWS)]
+    def start(out: Path, seconds: float = 0, most: int = COUNT) -> subprocess.Popen[str]:
+        command = [sys.executable, script, bundle, photos, out, ray_cluster.address, seconds, most, ROWS]
         return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -192,16 +193,8 @@ def finish(process: subprocess.Popen[str]) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, drive: Callable[..., Any]) -> dict[str, str]:
     out = tmp_path_factory.mktemp("undisturbed") / "gallery"
-    assert finish(drive(out, 0)) == {"added": COUNT - 1, "earlier": 0}
+    assert finish(drive(out)) == {"added": COUNT - 1, "earlier": 0}
     return bytes_of(out)
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return found
 
 
 def half_done(out: Path) -> int:
@@ -213,9 +206,10 @@ def test_a_run_that_is_interrupted_and_killed_goes_on_with_the_same_bytes(
     tmp_path: Path, drive: Callable[..., Any], undisturbed: dict[str, str]
 ) -> None:
     out = tmp_path / "gallery"
-    for stop in (signal.SIGINT, signal.SIGKILL):
+    first, rest = COMMIT_ROWS, ROWS - COMMIT_ROWS
+    for stop, most in ((signal.SIGINT, first), (signal.SIGKILL, rest)):
         before = half_done(out)
-        with drive(out, 0.01) as process:
+        with drive(out, most=most) as process:
             until(lambda before=before: half_done(out) > before)
             process.send_signal(stop)
             process.communicate(timeout=60)
@@ -226,7 +220,7 @@ def test_a_run_that_is_interrupted_and_killed_goes_on_with_the_same_bytes(
             Gallery.open(out / shard_name(1))
     there = half_done(out)
     assert COMMIT_ROWS < there < COUNT
-    assert finish(drive(out, 0)) == {"added": COUNT - 1, "earlier": there}
+    assert finish(drive(out)) == {"added": COUNT - 1, "earlier": there}
     assert bytes_of(out) == undisturbed
 
 
