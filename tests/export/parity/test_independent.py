@@ -24,6 +24,8 @@ from chan_rt.runtime.contract import Manifest, sha256_file, write_manifest
 from chan_rt.runtime.data.images import CaptionedImages
 from chan_rt.runtime.text import BertTokenizer
 
+from ...altered import forget_hashes
+
 CAPTIONS = [
     "w1, w2. w3 w4",
     "W5 w6's w7",
@@ -152,6 +154,7 @@ def test_another_normalizer_is_a_note(save_model: Callable[..., None], tmp_path:
     save_model(tmp_path / "checkpoint", text="bert")
     file = tmp_path / "checkpoint/tokenizer/tokenizer.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": {"type": "Lowercase"}}))
+    forget_hashes(tmp_path / "checkpoint")
     readings = read_independently(checkpoint.load(tmp_path / "checkpoint"), ["w1"])
     assert not readings.tokenizer
     assert "normalizes text in another way" in readings.notes[0]
