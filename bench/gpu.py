@@ -43,7 +43,7 @@ SECTIONS = (*CORE, "backends", "parity")
 PAIRS = (1000, 5000)  # images and captions of Flickr30K's test set
 CERTIFIED = "this, triton int8, certified"
 CAPTIONS = 64  # different ones that are searched for
-_INTERPRETED = 4  # by the interpreter, which is slow
+_INTERPRETED = 2  # by the interpreter, which is slow
 FIRST = 3  # candidates of each section that come before what is worth less
 
 
