@@ -34,6 +34,7 @@ def command(
 ) -> None:  # fmt: skip
     """Score IMAGE with CAPTION, and show the region that each word chose, how similar they are, and the word's share.
 
+    \b
     chan explain BUNDLE picture.jpg "a red apple and a strawberry" --html why.html
     chan explain GALLERY photos/picture.jpg "a red apple and a strawberry"
 

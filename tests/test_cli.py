@@ -71,6 +71,13 @@ def test_every_command_and_option_explains_itself_in_sentences(words: str) -> No
         assert not re.match(r"(Of|If|For|By|With) ", text), f"{name} has a fragment: {text}"
 
 
+@pytest.mark.parametrize("words", EVERY)
+def test_examples_in_a_help_keep_their_lines(words: str) -> None:
+    for paragraph in re.split(r"\n\s*\n", EVERY[words].help or ""):
+        if re.search(r"^\s*chan ", paragraph, re.MULTILINE):
+            assert paragraph.lstrip(" ").startswith("\b\n"), paragraph
+
+
 def test_the_page_of_the_command_line_is_current() -> None:
     spec = importlib.util.spec_from_file_location("cli_page", Path(__file__).parent / "cli_page.py")
     assert spec is not None
