@@ -144,3 +144,7 @@ def main(verbose: int) -> None:
     log_to_stderr(verbose)
     # Pillow warns of damaged metadata and of pictures above 89 million pixels, and reads them.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+if __name__ == "__main__":
+    main(prog_name="chan")

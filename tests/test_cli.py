@@ -71,6 +71,15 @@ def test_every_command_and_option_explains_itself_in_sentences(words: str) -> No
         assert not re.match(r"(Of|If|For|By|With) ", text), f"{name} has a fragment: {text}"
 
 
+@pytest.mark.parametrize("module", ["chan_rt", "chan_rt.cli"])
+def test_python_runs_the_command_line_as_a_module(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("chan, version ")
+    wrong = subprocess.run([sys.executable, "-m", module, "nothing"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "nothing" in wrong.stderr
+
+
 @pytest.mark.parametrize("words", EVERY)
 def test_examples_in_a_help_keep_their_lines(words: str) -> None:
     for paragraph in re.split(r"\n\s*\n", EVERY[words].help or ""):

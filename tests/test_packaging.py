@@ -63,7 +63,7 @@ def installed_files(wheel: Path) -> set[str]:
 
 def package_files() -> set[str]:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    expected = {"chan_rt/__init__.py", "chan_rt/cli.py"}
+    expected = {"chan_rt/__init__.py", "chan_rt/__main__.py", "chan_rt/cli.py"}
     for package in setuptools["packages"]:
         folder = ROOT if package == "chan_rt" else ROOT / package.removeprefix("chan_rt.").replace(".", "/")
         patterns = list(setuptools["package-data"].get(package, []))
