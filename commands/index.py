@@ -95,7 +95,8 @@ class IndexOptions:
     "--metadata",
     type=values.FILE,
     help="Metadata to filter by: a CSV file with a header, JSON lines, or Parquet. Each line names the `path` of its "
-    "picture. With --embeddings there is a line for each row, which may name the row's `id`.",
+    "picture; one that fits none is named, and with --strict makes the exit status 1. With --embeddings there is a "
+    "line for each row, which may name the row's `id`.",
 )
 @options.backbone_options("Network that turns pictures into regions, in place of the backbone of BUNDLE.")
 @options.queries_option

@@ -12,7 +12,7 @@ import click
 from ..runtime.counts import counted
 from . import options
 from .index_embeddings import report_preparation
-from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, warn
+from .terminal import echo, print_json, progress_bar, report_skipped, skipped_as_dicts, stdout_to_stderr, visible, warn
 
 if TYPE_CHECKING:
     from ..runtime.gallery import GallerySettings
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..runtime.indexing.index import IndexResult
     from ..runtime.indexing.sources import Source
     from .index import IndexOptions
+
+_NAMED = 20  # lines of metadata that are named, of those that fit no picture
 
 
 def index_sources(context: click.Context, asked: IndexOptions) -> None:
@@ -42,11 +44,15 @@ def index_sources(context: click.Context, asked: IndexOptions) -> None:
     _report(asked, indexed, source, unmatched)
     if unmatched:
         named = counted(len(unmatched), f"line of {asked.metadata} names", f"lines of {asked.metadata} name")
-        warn(f"{named} no picture of SOURCES, such as {unmatched[0]}")
+        warn(f"{named} no picture of SOURCES:")
+        for name in unmatched[:_NAMED]:
+            echo(f"  {visible(name)}", err=True)
+        if len(unmatched) > _NAMED:
+            echo(f"  and {len(unmatched) - _NAMED} more, which --json names, too", err=True)
     for note in source.notes:
         warn(note)
     report_skipped(indexed.rows.skipped, source.passed_over)
-    if asked.strict and indexed.rows.skipped:
+    if asked.strict and (indexed.rows.skipped or unmatched):
         raise click.exceptions.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -298,7 +299,7 @@ def test_a_gallery_follows_its_folder_and_its_bundle(bundle: Path, photos: Path,
     table.write_text("path,year\n0.png,2019\n1.png,2020\nnone.png,1\n")
     done = chan("index", moved, copy, "-o", gallery, "--metadata", table, "--json")
     assert json.loads(done.stdout)["metadata_without_picture"] == ["none.png"]
-    assert "1 line of" in done.stderr
+    assert f"1 line of {table} names no picture of SOURCES:\n  none.png\n" in done.stderr
     ids = [hit["id"] for hit in json.loads(ok("search", gallery, CAPTION, "--where", "year>=2020", "--json"))["hits"]]
     assert ids == ["photos/1.png"]
     table.write_text("path,year\n0.png,2019\n1.png,2021\n")
@@ -322,6 +323,22 @@ def test_a_gallery_follows_its_folder_and_its_bundle(bundle: Path, photos: Path,
     ok("search", gallery, CAPTION, "--bundle", bundle)
     ok("search", gallery, CAPTION)
     assert json.loads(ok("gallery", "info", gallery, "--json"))["bundle"] == str(bundle.resolve())
+
+
+def test_lines_of_metadata_that_fit_no_picture_are_named(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "years.csv"
+    table.write_text("path,year\n0.png,2019\n" + "".join(f"none-{n}.png,1\n" for n in range(23)))
+    words = ("index", bundle, photos, "-o", tmp_path / "g", "--metadata", table)
+    done = chan(*words)
+    assert done.exit_code == 0
+    named = re.findall(r"^  (none-\d+\.png)$", done.stderr, re.MULTILINE)
+    assert named == [f"none-{n}.png" for n in range(20)]
+    assert "\n  and 3 more, which --json names, too\n" in done.stderr
+    strict = chan(*words, "--strict", "--json")
+    assert strict.exit_code == 1
+    assert len(json.loads(strict.stdout)["metadata_without_picture"]) == 23
+    table.write_text("path,year\n0.png,2019\n")
+    assert chan(*words, "--strict").exit_code == 0
 
 
 def test_text_files_are_galleries_of_captions(bundle: Path, tmp_path: Path) -> None:
