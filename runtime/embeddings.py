@@ -60,6 +60,11 @@ class Embeddings:
             wanted = [*self.vectors.shape[:2], 4]
             raise TensorError("boxes", f"shape must be {wanted}", list(self.boxes.shape))
 
+    def __repr__(self) -> str:
+        """The shapes, without the numbers."""
+        boxes = "" if self.boxes is None else ", with boxes"
+        return f"Embeddings({self.kind or 'rows'} {list(self.vectors.shape)}{boxes})"
+
     def __len__(self) -> int:
         """Number of images or captions (B)."""
         return len(self.vectors)

@@ -47,7 +47,7 @@ class Preparation:
         kept: whether an earlier run fitted it, and the last one kept it.
     """
 
-    plan: SearchPlan
+    plan: SearchPlan = field(repr=False)
     k: int = _K
     queries: int = 0
     second: float | None = None
@@ -58,6 +58,9 @@ class Preparation:
     def to_record(self, file: FileRecord) -> PreparedRecord:
         """What the catalogue keeps of it; the plan's arrays lie in `file`."""
         return PreparedRecord(file, self.plan.digits, *(getattr(self, name) for name in MEASURED[1:]))
+
+    def __str__(self) -> str:
+        return self.describe()
 
     def describe(self) -> str:
         """What was chosen and measured, in words."""

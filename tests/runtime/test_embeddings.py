@@ -31,6 +31,13 @@ def test_a_list_where_an_array_belongs_is_named(name: str) -> None:
         Embeddings(**{**arrays, name: [2]})
 
 
+def test_embeddings_are_printed_without_their_numbers() -> None:
+    found = Embeddings.from_rows(made(3, 1))
+    assert repr(found) == "Embeddings(rows [2, 3, 4])"
+    boxes = np.zeros((2, 3, 4), np.float32)
+    assert repr(Embeddings(found.vectors, found.lengths, "images", boxes)) == "Embeddings(images [2, 3, 4], with boxes)"
+
+
 def test_rows_of_any_length_are_padded() -> None:
     rows = made(3, 1, 2)
     found = Embeddings.from_rows(rows)

@@ -306,6 +306,8 @@ def test_a_preparation_names_the_levels_that_its_search_reads(dim: int, shares: 
     prepared = Preparation(plan_for(vectors, None, [vectors]), 10, 30, second=0.2, codes=0.064, rescored=0.0618)
     assert (prepared.plan.first is None) is (not shares)
     assert prepared.describe().endswith(f"; top 10 over 30 queries: {shares}rescored 6.18% of the rows")
+    assert str(prepared) == prepared.describe()
+    assert "array" not in repr(prepared)
 
 
 @pytest.mark.parametrize("scan", ["compiled", "onnxruntime", "numpy"])
