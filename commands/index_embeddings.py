@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 def index_files(asked: IndexOptions) -> None:
     """Bring the gallery up to date with files of embeddings."""
     from ..runtime.contract import AlignmentConfig
-    from ..runtime.gallery.settings import NO_MODEL, GallerySettings
     from ..runtime.indexing.embedding_source import embedding_source, read_embeddings
     from ..runtime.indexing.index_embeddings import index_embeddings, prepare_embeddings
-    from ..runtime.session import open_writer
+    from ..runtime.session import embedding_settings, open_writer
 
     readers = options.vector_readers()
     source = embedding_source([Path(file) for file in asked.arguments], asked.metadata, readers)
     alignment = AlignmentConfig(asked.coding, asked.pooling)
-    settings = GallerySettings(asked.kind, source.dim(), alignment, NO_MODEL, asked.fine)
+    settings = embedding_settings(source.dim(), alignment, asked.kind, fine=asked.fine)
     queries = None if asked.queries is None else read_embeddings([asked.queries], settings.dim, readers)[1]
     with open_writer(asked.out, settings) as writer:
         with progress_bar("index", len(source.ids)) as progress:

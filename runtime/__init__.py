@@ -59,10 +59,12 @@ if TYPE_CHECKING:
     )
     from .gallery.prepare import Preparation
     from .indexing.data_sources import open_source
+    from .indexing.embedding_source import EmbeddingSource, embedding_source, read_embeddings
     from .indexing.index import IndexResult, index_source, prepare_search
+    from .indexing.index_embeddings import IndexedEmbeddings, index_embeddings, prepare_embeddings
     from .indexing.sources import Source, picture_source, text_source
     from .matcher import Matcher
-    from .session import gallery_settings, open_gallery_with_matcher, open_matcher, open_writer
+    from .session import embedding_settings, gallery_settings, open_gallery_with_matcher, open_matcher, open_writer
     from .skipped import SkippedItem
     from .text import BertTokenizer, ScanTokenizer, TokenBatch
 
@@ -74,6 +76,7 @@ __all__ = [
     "BundleError",
     "ChanError",
     "CheckpointError",
+    "EmbeddingSource",
     "Embeddings",
     "EngineError",
     "Explanation",
@@ -88,6 +91,7 @@ __all__ = [
     "GpuMemoryError",
     "Hit",
     "IndexResult",
+    "IndexedEmbeddings",
     "InputError",
     "Manifest",
     "Matcher",
@@ -104,8 +108,11 @@ __all__ = [
     "TensorError",
     "TokenBatch",
     "WordMatch",
+    "embedding_settings",
+    "embedding_source",
     "evaluate",
     "gallery_settings",
+    "index_embeddings",
     "index_source",
     "merge_gallery",
     "open_backend",
@@ -115,7 +122,9 @@ __all__ = [
     "open_source",
     "open_writer",
     "picture_source",
+    "prepare_embeddings",
     "prepare_search",
+    "read_embeddings",
     "repair_gallery",
     "split_gallery",
     "text_source",
@@ -126,6 +135,7 @@ _MODULES = {
     "AlignmentConfig": "contract",
     "Backend": "backends",
     "BertTokenizer": "text",
+    "EmbeddingSource": "indexing.embedding_source",
     "Embeddings": "embeddings",
     "Explanation": "explanation",
     "Gallery": "gallery",
@@ -134,6 +144,7 @@ _MODULES = {
     "GpuMemoryError": "errors",
     "Hit": "gallery",
     "IndexResult": "indexing.index",
+    "IndexedEmbeddings": "indexing.index_embeddings",
     "Manifest": "contract",
     "Matcher": "matcher",
     "Metrics": "evaluation.metrics",
@@ -146,8 +157,11 @@ _MODULES = {
     "Source": "indexing.sources",
     "TokenBatch": "text",
     "WordMatch": "explanation",
+    "embedding_settings": "session",
+    "embedding_source": "indexing.embedding_source",
     "evaluate": "evaluation.metrics",
     "gallery_settings": "session",
+    "index_embeddings": "indexing.index_embeddings",
     "index_source": "indexing.index",
     "open_backend": "backends",
     "open_gallery_with_matcher": "session",
@@ -155,7 +169,9 @@ _MODULES = {
     "open_source": "indexing.data_sources",
     "open_writer": "session",
     "picture_source": "indexing.sources",
+    "prepare_embeddings": "indexing.index_embeddings",
     "prepare_search": "indexing.index",
+    "read_embeddings": "indexing.embedding_source",
     "text_source": "indexing.sources",
     "merge_gallery": "gallery",
     "open_for_writing": "gallery",

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract import Manifest
+from .contract import AlignmentConfig, Manifest
 from .directions import read_directions
 from .embeddings import Kind
 from .errors import GalleryError, InputError
@@ -44,6 +44,24 @@ def gallery_settings(
         bundle=str(Path(bundle).resolve()),
         precision=precision,
     )
+
+
+def embedding_settings(
+    dim: int, alignment: AlignmentConfig | None = None, kind: Kind = "images", *, fine: Precision = "float32"
+) -> GallerySettings:
+    """The settings of a gallery of another model's embeddings, for `open_writer`.
+
+    Args:
+        dim: D, width of the embeddings.
+        alignment: how inner products become a score; None for MaxSim, the score of ColBERT and ColPali.
+        kind: `images` for rows that queries choose vectors of, such as pages and documents; `captions` for the other
+            side.
+        fine: as in `gallery_settings`.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return GallerySettings(kind, dim, alignment or AlignmentConfig.maxsim(), NO_MODEL, fine)
 
 
 def open_writer(path: str | Path, settings: GallerySettings) -> RowWriter:

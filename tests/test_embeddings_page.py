@@ -72,6 +72,13 @@ def test_every_block_runs(names: dict[str, Any]) -> None:
         ids = [row.id for row in pages.rows()]
         assert [row.id for row in again.rows()] == ids
         np.testing.assert_array_equal(pages.embeddings(ids).vectors, again.embeddings(ids).vectors)
+    assert (names["done"].added, names["done"].skipped) == (280, ())
+    assert names["prepared"] is not None
+    with Gallery.open("pages") as pages, Gallery.open("pages-again") as again:
+        np.testing.assert_array_equal(pages.embeddings(ids).vectors, again.embeddings(ids).vectors)
+        assert again.settings == pages.settings
+        assert [row.metadata for row in again.find(["page-3"])] == [{"year": 2003}]
+    assert all(result.certified and result.hits for result in names["results"])
     with Gallery.open("colpali") as gallery:
         assert gallery.lengths(["colpali/0", "colpali/1", "colpali/2"]).tolist() == [2, 4, 3]
     with Gallery.open("colbert") as gallery:
