@@ -94,7 +94,7 @@ def _open_file(file: Path, others: Readers) -> VectorFile:
             "safetensors.torch.save_file, as docs/embeddings.md shows"
         )
     if file.suffix not in SUFFIXES:
-        raise InputError(f"{file} must end in {', '.join(SUFFIXES)}")
+        raise InputError(f"{file} must end in {', '.join((*SUFFIXES, *others))}, or be a folder of such files")
     if not file.is_file():
         raise InputError(f"{file} must be a file, got {'something else' if file.exists() else 'nothing there'}")
     if file.suffix == ".npy":

@@ -40,6 +40,12 @@ def maxsim(documents: dict[str, np.ndarray], query: np.ndarray) -> list[str]:
     return sorted(scores, key=lambda id: -scores[id])
 
 
+def test_a_file_of_another_form_names_all_forms(desk: Path) -> None:
+    Path("x.txt").write_text("1 2 3")
+    said = chan("index", "--embeddings", "x.txt", "-o", "g").output
+    assert "x.txt must end in .npy, .npz, .safetensors, .parquet, .pt, .pth, or be a folder of such files" in said
+
+
 def test_the_hits_are_those_of_maxsim(desk: Path) -> None:
     documents = rows(40)
     np.savez("docs.npz", **documents)

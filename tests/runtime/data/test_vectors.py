@@ -304,7 +304,7 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.safetensors", tensors(entry(shape="x")), "'embeddings'.shape must be a list"),
     ("x.parquet", text(b"PAR1 no parquet PAR1"), "cannot be read as Parquet"),
     ("x.pt", text(b"\x80\x02."), "may be a pickle, which runs code when it is read"),
-    ("x.txt", text(b"1 2 3"), "must end in .npy, .npz, .safetensors, .parquet"),
+    ("x.txt", text(b"1 2 3"), "must end in .npy, .npz, .safetensors, .parquet, or be a folder of such files"),
     ("x", lambda path: path.mkdir(), "must hold files that end in .npy"),
 ]  # fmt: skip
 
