@@ -58,10 +58,12 @@ if TYPE_CHECKING:
         verify_gallery,
     )
     from .gallery.prepare import Preparation
+    from .gallery.store.rows import Relabel, Row
     from .indexing.data_sources import open_source
     from .indexing.embedding_source import EmbeddingSource, embedding_source, read_embeddings
     from .indexing.index import IndexResult, index_source, prepare_search
     from .indexing.index_embeddings import IndexedEmbeddings, index_embeddings, prepare_embeddings
+    from .indexing.metadata_file import read_metadata, with_metadata
     from .indexing.sources import Source, picture_source, text_source
     from .matcher import Matcher
     from .session import embedding_settings, gallery_settings, open_gallery_with_matcher, open_matcher, open_writer
@@ -99,7 +101,9 @@ __all__ = [
     "MissingExtra",
     "ParityError",
     "Preparation",
+    "Relabel",
     "Repair",
+    "Row",
     "ScanTokenizer",
     "SearchResult",
     "ShardedWriter",
@@ -125,10 +129,12 @@ __all__ = [
     "prepare_embeddings",
     "prepare_search",
     "read_embeddings",
+    "read_metadata",
     "repair_gallery",
     "split_gallery",
     "text_source",
     "verify_gallery",
+    "with_metadata",
 ]
 
 _MODULES = {
@@ -150,7 +156,9 @@ _MODULES = {
     "Metrics": "evaluation.metrics",
     "Preparation": "gallery.prepare",
     "ScanTokenizer": "text",
+    "Relabel": "gallery.store.rows",
     "Repair": "gallery",
+    "Row": "gallery.store.rows",
     "SearchResult": "gallery",
     "ShardedWriter": "gallery",
     "SkippedItem": "skipped",
@@ -172,12 +180,14 @@ _MODULES = {
     "prepare_embeddings": "indexing.index_embeddings",
     "prepare_search": "indexing.index",
     "read_embeddings": "indexing.embedding_source",
+    "read_metadata": "indexing.metadata_file",
     "text_source": "indexing.sources",
     "merge_gallery": "gallery",
     "open_for_writing": "gallery",
     "repair_gallery": "gallery",
     "split_gallery": "gallery",
     "verify_gallery": "gallery",
+    "with_metadata": "indexing.metadata_file",
 }
 
 

@@ -39,7 +39,9 @@ PUBLIC = [
     "MissingExtra",
     "ParityError",
     "Preparation",
+    "Relabel",
     "Repair",
+    "Row",
     "ScanTokenizer",
     "SearchResult",
     "ShardedWriter",
@@ -65,10 +67,12 @@ PUBLIC = [
     "prepare_embeddings",
     "prepare_search",
     "read_embeddings",
+    "read_metadata",
     "repair_gallery",
     "split_gallery",
     "text_source",
     "verify_gallery",
+    "with_metadata",
 ]
 
 

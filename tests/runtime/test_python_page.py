@@ -41,6 +41,11 @@ def test_every_block_runs(desk: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [hit.id for hit in names["result"].hits] == ["kitchen"]
     assert names["result"].certified
     assert names["done"].encoded == 2
+    assert "1 ['attic.png']\n" in printed
+    with runtime.Gallery.open("gallery") as gallery:
+        assert [(row.id, row.metadata["album"], row.metadata["year"]) for row in gallery.rows()] == [
+            ("kitchen", "home", 2019)
+        ]
     assert printed[-1] == "regions dtype must be float32 float64\n"
     assert "region" in printed[0]
     assert names["drawn"].width > 400
