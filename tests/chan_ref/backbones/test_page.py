@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -49,3 +53,27 @@ def test_the_commands_run_as_they_are_written(tmp_path: Path, monkeypatch: pytes
         assert drawn.width > 700
     text = (tmp_path / "page.html").read_text()
     assert re.search(r'"box": ?\[0\.\d*, ?0\.\d*, ?0\.5, ?0\.5\]', text)
+
+
+def test_features_of_ones_own_are_a_split_by_their_names(
+    make_small_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with other numbers of captions, whose images `test_ids.txt` names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "BUNDLE").symlink_to(make_small_model().bundle)
+    np.save("regions.npy", np.random.default_rng(0).standard_normal((3, 4, 12)).astype(np.float32))
+    Path("captions.txt").write_text("a red apple\ntwo clouds\n" * 3)
+    (block,) = (block for block in blocks("") if "cp regions.npy" in block)
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "chan":
+            result = chan(*arguments)
+            assert result.exit_code == 0, f"{line}: {result.output}"
+        else:
+            subprocess.run([program, *arguments], check=True)
+    assert [row["id"] for row in json.loads(chan("gallery", "list", "gallery", "--json").stdout)] == [
+        f"DATA/test/{row}" for row in range(3)
+    ]
+    Path("DATA/precomp/test_ids.txt").write_text("x\nx\nx\ny\nz\nz\n")
+    found = json.loads(chan("evaluate", "BUNDLE", "DATA", "--json").stdout)
+    assert (found["images"], found["captions"]) == (3, 6)
