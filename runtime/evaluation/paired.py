@@ -99,12 +99,13 @@ def paired_differences(blocks: Sequence[PairedRanks], resamples: int = 10_000, s
                 [(hits[model] & ~hits[1 - model]).sum(axis=0) for hits in (of_images, of_captions)]
             )
     recalls, moves = recalls / len(blocks), moves / len(blocks)
-    edges = _edges(moves)
+    edges = _edges(moves, 100)
     found = {
         name: Difference(*recalls[:, place].tolist(), *edges[:, place].tolist(), *alone[:, place].tolist())
         for place, name in enumerate(FIGURES)
     }
-    return found | {RSUM: Difference(*recalls.sum(axis=1).tolist(), *_edges(moves.sum(axis=1)).tolist())}
+    edges = _edges(moves.sum(axis=1), 100 * len(FIGURES))
+    return found | {RSUM: Difference(*recalls.sum(axis=1).tolist(), *edges.tolist())}
 
 
 def rsum_if_alike(images: int, folds: int = 1) -> float:
@@ -145,8 +146,11 @@ def _resampled(
     return moves
 
 
-def _edges(moves: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The ends of the interval that holds COVERED of 100 resamples [resamples, ...]: [2, ...]."""
+def _edges(moves: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """The ends of the interval that holds COVERED of 100 resamples [resamples, ...]: [2, ...].
+
+    Where images are few, the made-up ones lead beyond `most`, the largest difference there can be: it ends there.
+    """
     outside = (100 - COVERED) / 2
-    edges: NDArray[np.float64] = np.percentile(moves, [outside, 100 - outside], axis=0)
+    edges: NDArray[np.float64] = np.percentile(moves, [outside, 100 - outside], axis=0).clip(-most, most)
     return edges
