@@ -72,7 +72,8 @@ class OpenGallery(Held):
         """
         if self.matcher is None:
             why = "holds embeddings of no known model, so nothing here encodes captions or pictures for it"
-            raise Refusal(422, "model", f"the gallery {self.name} {why}: send embeddings, or the id of a row as `like`")
+            search = "search it with embeddings, or with the id of a row as `like`"
+            raise Refusal(422, "model", f"the gallery {self.name} {why}: {search}")
         return self.matcher
 
     @property

@@ -327,6 +327,7 @@ def test_a_gallery_without_a_bundle_knows_no_words_and_no_pictures(vectors_serve
     answer = httpx.post(f"{url}/v1/{path}", json=body)
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (422, "model")
     assert answer.json()["detail"].startswith("the gallery pages holds embeddings of no known model")
+    assert answer.json()["detail"].endswith(": search it with embeddings, or with the id of a row as `like`")
 
 
 def test_of_several_galleries_one_must_be_named(captions_server) -> None:
