@@ -2,11 +2,15 @@
 
 A batch is as large as the load makes it: a request that comes while a lane is free starts at once, and what comes
 while all lanes work waits for the next batch. A batch is counted in words (a picture counts its regions).
+
+What a search costs is known only when it is done: with vectors that resemble no row it reads all of them. So a batch
+that takes long goes on beside the lanes, and what waits goes by.
 """
 
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
+
+# A batch takes long after PATIENCE seconds, and SLACK times the median of the last RECENT ones. By the first alone,
+# every batch would where a gallery is large or the load high, and more lanes answer less (state.py).
+PATIENCE = 0.1
+SLACK = 4
+RECENT = 31
 
 
 @dataclass(eq=False, kw_only=True)
@@ -50,6 +60,7 @@ class Batcher(Generic[AnyJob]):
         lanes: batches at work at once.
         words: the most words in one batch; a job that has more is a batch of its own.
         observe: called with each batch before it is run.
+        beside: how many batches that take long give their lanes free; more of them keep theirs.
     """
 
     def __init__(
@@ -58,12 +69,17 @@ class Batcher(Generic[AnyJob]):
         lanes: int,
         words: int,
         observe: Callable[[Sequence[AnyJob]], object] = lambda jobs: None,
+        beside: int = 0,
     ) -> None:
         self._run = run
         self._words = words
         self._observe = observe
-        self._free = lanes
-        self._threads = ThreadPoolExecutor(lanes, "chan-batch")
+        self._lanes = lanes
+        self._beside = beside
+        self._at_work = 0
+        self._long: list[Sequence[AnyJob]] = []  # batches at work that take long
+        self._seconds: deque[float] = deque(maxlen=RECENT)  # that batches took
+        self._threads = ThreadPoolExecutor(lanes + beside, "chan-batch")
         self._waiting: deque[AnyJob] = deque()
         self.waiting_words = 0
 
@@ -95,10 +111,21 @@ class Batcher(Generic[AnyJob]):
     def _start(self) -> None:
         """Give what waits to the lanes that are free."""
         loop = asyncio.get_running_loop()
-        while self._free and (batch := self._take()):
-            self._free -= 1
+        while self._at_work - min(len(self._long), self._beside) < self._lanes and (batch := self._take()):
+            self._at_work += 1
             self._observe(batch)
-            loop.run_in_executor(self._threads, self._run, batch).add_done_callback(partial(self._finish, batch))
+            timer = loop.call_later(self._patience(), self._go_by, batch)
+            work = loop.run_in_executor(self._threads, self._run, batch)
+            work.add_done_callback(partial(self._finish, batch, timer, loop.time()))
+
+    def _patience(self) -> float:
+        """Seconds after which a batch that starts now takes long."""
+        return max(PATIENCE, SLACK * statistics.median(self._seconds)) if self._seconds else PATIENCE
+
+    def _go_by(self, batch: Sequence[AnyJob]) -> None:
+        """Let what waits go by a batch that takes long."""
+        self._long.append(batch)
+        self._start()
 
     def _take(self) -> list[AnyJob]:
         """The next batch: jobs in the order they came, as many as fit."""
@@ -116,8 +143,14 @@ class Batcher(Generic[AnyJob]):
                 batch.append(job)
         return batch
 
-    def _finish(self, batch: Sequence[AnyJob], work: asyncio.Future[None]) -> None:
-        self._free += 1
+    def _finish(
+        self, batch: Sequence[AnyJob], timer: asyncio.TimerHandle, began: float, work: asyncio.Future[None]
+    ) -> None:
+        timer.cancel()
+        self._at_work -= 1
+        self._seconds.append(asyncio.get_running_loop().time() - began)
+        if batch in self._long:
+            self._long.remove(batch)
         error = work.exception()
         for job in batch:
             if isinstance(error, Exception):

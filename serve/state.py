@@ -30,6 +30,9 @@ LANES = 1
 # one waits for a batch that has them: beside 2 clients with 64 captions a request, one caption took 81 ms (median; 46
 # alone), and 2.3 s in one lane (133 alone; as above, on a busy machine).
 LARGE = 1 / 8
+# Batches of small requests that take long and hold up no other. They cannot be stopped, also where their clients left,
+# and each takes its share of the cores.
+BESIDE = 1
 
 
 class State:
@@ -52,7 +55,7 @@ class State:
         words = settings.limits.batch_words
         self.metrics = Metrics()
         self.tracing = Tracing(settings.otlp_endpoint)
-        self.small: Batcher[Work] = Batcher(self._run, LANES, words, self.metrics.batch)
+        self.small: Batcher[Work] = Batcher(self._run, LANES, words, self.metrics.batch, BESIDE)
         self.large: Batcher[Work] = Batcher(self._run, LANES, words, self.metrics.batch)
         self.ready = False
         self.draining = False

@@ -23,8 +23,10 @@ from chan_rt.runtime import (
     split_gallery,
 )
 from chan_rt.runtime.embeddings import Kind
+from chan_rt.runtime.gallery.result import SearchResult
 from chan_rt.runtime.gallery.where import Filter
 from chan_rt.serve import Settings
+from chan_rt.serve import batching as batching_module
 from chan_rt.serve import jobs as jobs_module
 from chan_rt.serve import state as state_module
 from chan_rt.serve import work as work_module
@@ -87,6 +89,78 @@ def test_lanes_work_at_the_same_time() -> None:
     asyncio.run(scenario())
 
 
+class Gates:
+    """Runs batches; one with a job of 5 words or more lasts until that job's gate is opened."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gates = {words: threading.Event() for words in (5, 6)}
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        self.batches.append([job.words for job in jobs])
+        for job in jobs:
+            assert job.words < 5 or self.gates[job.words].wait(20)
+
+
+async def until_patience_ends() -> None:
+    await settle()
+    await asyncio.sleep(2 * batching_module.PATIENCE)  # a timer that is due after those of the batches
+
+
+def test_what_waits_goes_by_a_batch_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query of 256 vectors that resemble no row held up all others for 13 s."""
+    monkeypatch.setattr(batching_module, "PATIENCE", 0.01)
+    monkeypatch.setattr(batching_module, "SLACK", 0)
+
+    async def scenario() -> None:
+        worker = Gates()
+        batcher = Batcher(worker.run, lanes=1, words=10, beside=1)
+        first = asyncio.create_task(batcher.do(Job(words=5)))
+        await settle()
+        await asyncio.gather(*(batcher.do(Job(words=words)) for words in (1, 2)))
+        assert worker.batches == [[5], [1, 2]]
+        second = asyncio.create_task(batcher.do(Job(words=6)))
+        await until_patience_ends()
+        last = asyncio.create_task(batcher.do(Job(words=3)))
+        await until_patience_ends()
+        assert worker.batches == [[5], [1, 2], [6]], "more batches are at work than there may be"
+        assert batcher.waiting == 1
+        worker.gates[5].set()
+        await asyncio.gather(first, last)
+        assert worker.batches == [[5], [1, 2], [6], [3]]
+        worker.gates[6].set()
+        await second
+        await batcher.do(Job(words=4))
+        batcher.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+@pytest.mark.parametrize(("before", "beside"), [(False, 0), (True, 1)], ids=["no-room", "usual"])
+def test_nothing_goes_by_where_there_is_no_room_or_batches_usually_take_as_long(
+    monkeypatch: pytest.MonkeyPatch, before: bool, beside: int
+) -> None:
+    monkeypatch.setattr(batching_module, "PATIENCE", 0.01)
+    monkeypatch.setattr(batching_module, "SLACK", 10**9)
+
+    async def scenario() -> list[list[int]]:
+        worker = Gates()
+        batcher = Batcher(worker.run, lanes=1, words=10, beside=beside)
+        if before:
+            await batcher.do(Job(words=1))
+        first = asyncio.create_task(batcher.do(Job(words=5)))
+        await until_patience_ends()
+        other = asyncio.create_task(batcher.do(Job(words=2)))
+        await until_patience_ends()
+        assert batcher.waiting == 1
+        worker.gates[5].set()
+        await asyncio.gather(first, other)
+        batcher.close()
+        return worker.batches
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 20)) == [[1], [5], [2]][not before :]
+
+
 def test_a_job_that_nobody_waits_for_is_not_done() -> None:
     async def scenario() -> list[list[int]]:
         worker = Worker()
@@ -142,6 +216,42 @@ def test_no_small_request_waits_for_a_large_one(
         assert not any(task.done() for task in large)
         go.set()
         await asyncio.gather(*large)
+        state.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_a_search_goes_by_one_that_takes_long_and_both_find_what_they_find_alone(
+    opened: OpenGallery, gallery: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions, dim = ["a cloud", "the green apple"], opened.gallery.settings.dim
+    hard = Embeddings.from_rows([np.random.default_rng(1).standard_normal((99, dim))], "captions")
+    alone = opened.gallery.search(opened.matcher.encode_texts(captions), 3)
+    hard_alone = opened.gallery.search(hard, 3)
+    begun, go, search = threading.Event(), threading.Event(), Gallery.search
+
+    def slow_search(self: Gallery, queries: Embeddings, k: int, **named: object) -> list[SearchResult]:
+        if queries.vectors.shape[1] == 99:
+            begun.set()
+            assert go.wait(20)
+        return search(self, queries, k, **named)
+
+    def found(results: Sequence[SearchResult]) -> list[tuple[bool, list[tuple[str, float]]]]:
+        return [(one.certified, [(hit.id, hit.score) for hit in one.hits]) for one in results]
+
+    monkeypatch.setattr(Gallery, "search", slow_search)
+
+    async def scenario() -> None:
+        state = State(Settings({"mine": gallery}))
+        slow = Work(opened=opened, words=99, embeddings=hard, search=Search(3))
+        waiting = asyncio.create_task(state.do(slow))
+        assert await asyncio.to_thread(begun.wait, 20)
+        ordinary = Work(opened=opened, words=8, captions=captions, search=Search(3))
+        await state.do(ordinary)
+        assert not waiting.done()
+        go.set()
+        await waiting
+        assert (found(ordinary.results), found(slow.results)) == (found(alone), found(hard_alone))
         state.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
