@@ -13,7 +13,7 @@ from ..runtime.counts import counted
 from . import options, values
 from .gallery_shards import merge, rebalance, split
 from .gallery_storage import pull, push
-from .terminal import echo, print_json, print_result, progress_bar, visible
+from .terminal import echo, print_json, print_result, progress_bar, visible, warn
 
 
 @click.group(
@@ -64,16 +64,26 @@ def list_rows(gallery: Path, where: Any, as_json: bool) -> None:
 
 @command.command("delete")
 @options.gallery_argument
-@click.argument("ids", nargs=-1, required=True, type=values.ID)
+@click.argument("ids", nargs=-1, type=values.ID)
+@options.where_option
 @options.json_option
-def delete(gallery: Path, ids: tuple[str, ...], as_json: bool) -> None:
-    """Delete the rows with these IDS, all of them or none. `chan gallery compact` frees their bytes."""
-    from ..runtime.gallery import open_for_writing
+def delete(gallery: Path, ids: tuple[str, ...], where: Any, as_json: bool) -> None:
+    """Delete the rows with these IDS, or those that pass --where: all of them or none.
 
+    `chan gallery list --where` shows which ones a filter takes. `chan gallery compact` frees their bytes.
+    """
+    from ..runtime.gallery import Gallery, open_for_writing
+
+    if bool(ids) == (where is not None):
+        raise click.UsageError("give the IDS of the rows to delete, or --where")
     with open_for_writing(gallery) as writer:
-        writer.delete(list(ids))
-        text = f"{len(set(ids))} deleted; {visible(gallery)}: {writer.describe()}"
-        print_result(gallery, as_json, text, deleted=len(set(ids)), rows=len(writer))
+        wanted = set(ids)
+        if where is not None:
+            with Gallery.open(writer.path, threads=1) as opened:  # nobody else writes meanwhile
+                wanted = {row.id for row in opened.rows(where)}
+        writer.delete(sorted(wanted))
+        text = f"{len(wanted)} deleted; {visible(gallery)}: {writer.describe()}"
+        print_result(gallery, as_json, text, deleted=len(wanted), rows=len(writer))
 
 
 @command.command("compact")
@@ -155,12 +165,14 @@ def prepare(gallery: Path, queries: Path | None, moved: Path | None, as_json: bo
     from ..runtime.gallery import open_for_writing
     from ..runtime.gallery.settings import NO_MODEL
     from ..runtime.indexing.embedding_source import read_embeddings
-    from ..runtime.indexing.index import encode_queries
+    from ..runtime.indexing.index import encode_queries, kept_preparation
     from ..runtime.indexing.sources import read_lines
     from ..runtime.session import gallery_directions, open_matcher
 
     with open_for_writing(gallery) as writer, progress_bar("prepare", 0) as progress:
         if queries is None:
+            if kept_preparation(writer) is not None:
+                warn("the fit to queries of an earlier run is replaced, and nothing is measured: --queries does both")
             prepared = writer.prepare(directions=gallery_directions(writer, moved), progress=progress)
         elif writer.settings.model == NO_MODEL:
             options.refuse_given(click.get_current_context(), ("moved",), "on a gallery of no known model")

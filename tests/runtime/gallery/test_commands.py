@@ -357,10 +357,17 @@ def test_gallery_commands(bundle: Path, photos: Path, tmp_path: Path) -> None:
     assert "2 deleted" in ok("gallery", "delete", gallery, *ids[:2])
     facts = json.loads(ok("gallery", "info", gallery, "--json"))
     assert (facts["rows"], facts["deleted_rows"], facts["fine"]) == (5, 2, "float16")
+    for given in ((), (ids[2], "--where", f"path={ids[3]}")):
+        assert "give the IDS of the rows to delete, or --where" in chan("gallery", "delete", gallery, *given).output
+    assert "0 deleted; " in ok("gallery", "delete", gallery, "--where", "path=none")
+    assert json.loads(ok("gallery", "delete", gallery, "--where", f"path~{ids[3]}", "--json"))["deleted"] == 1
+    assert ok("gallery", "list", gallery).splitlines() == [ids[2], *ids[4:]]
     ok("gallery", "compact", gallery)
     assert "deleted_rows  0" in ok("gallery", "info", gallery)
     (tmp_path / "queries.txt").write_text("red apple\nblue table\nwhite clouds\ntwo clouds\n")
     assert "top 10 over 2 queries" in ok("gallery", "prepare", gallery, "--queries", tmp_path / "queries.txt")
+    assert "the fit to queries of an earlier run is replaced" in chan("gallery", "prepare", gallery).stderr
+    assert chan("gallery", "prepare", gallery).stderr == ""
     file = next((gallery / "segments").iterdir())
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -397,6 +404,7 @@ def test_mistakes_are_one_line(
         ("index", bundle, data, photos, "-o", tmp_path / "x"): "a data folder must stand alone",
         ("index", bundle, photos, "-o", photos): "already exists and is not empty",
         ("gallery", "delete", gallery, "nothing"): "not in the gallery: nothing",
+        ("gallery", "delete", gallery, "--where", "yaer=1"): "'yaer'",
         ("gallery", "info", photos): "is not a gallery; make one with: chan index BUNDLE IMAGES -o GALLERY",
     }.items():
         result = chan(*arguments)
