@@ -34,7 +34,11 @@ def check_array(tensor: str, array: object, dtype: type, shape: tuple[int | str,
 
 def as_lengths(tensor: str, lengths: ArrayLike) -> NDArray[np.int32]:
     """Integers as int32; TensorError where they are none."""
-    array = np.asarray(lengths)
+    check_unmasked(tensor, lengths)
+    try:
+        array = np.asarray(lengths)
+    except ValueError as error:  # of lists that differ in length
+        raise TensorError(tensor, "must be an array of integers", type(lengths).__name__) from error
     if array.dtype.kind not in "iu":
         raise TensorError(tensor, "dtype must be an integer one", array.dtype)
     # Clipped first: a value past int32 must stay too large, not wrap around.

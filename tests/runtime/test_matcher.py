@@ -258,6 +258,8 @@ def _with(array: np.ndarray, index: tuple, value: float) -> np.ndarray:
         (REGIONS, np.array([2**32 + 1, 1]), r"region_lengths\[0\]: must be between 1 and 4, got 2147483647"),
         (REGIONS, np.array([1, 2, 3]), r"region_lengths: shape must be \[2\], got \[3\]"),
         (REGIONS, np.array([1.0, 2.0]), "region_lengths: dtype must be an integer one, got float64"),
+        (REGIONS, [[1], [1, 2]], "region_lengths: must be an array of integers, got list"),
+        (REGIONS, np.ma.masked_array([1, 2], [0, 1]), "region_lengths: must not be masked: .* got 1 masked value"),
         (np.ones((2, 101, 12), np.float32), None, r"regions\[0\]: R must be at most 100, got 101"),
     ],
 )
