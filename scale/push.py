@@ -56,24 +56,25 @@ def push_gallery(path: str | Path, url: str, *, prune: bool = False, progress: P
         GalleryCorrupt: bytes to send are not those that were committed; the address is as it was.
         InputError, MissingExtra: as `Remote`.
     """
-    remote, folder = Remote(url, create=True), Path(path).absolute()
+    folder = Path(path).absolute()
     for attempt in range(_ATTEMPTS):
         try:
-            return _push(remote, folder, prune, progress)
+            return _push(url, folder, prune, progress)
         except FileNotFoundError as error:
             if attempt + 1 == _ATTEMPTS:
                 raise GalleryCorrupt(f"{error.filename} is missing: {folder} is incomplete") from error
         except _Overtaken:
             continue
-    raise GalleryError(f"{remote.url}: other processes push to this address at the same time; try again")
+    raise GalleryError(f"{url}: other processes push to this address at the same time; try again")
 
 
 class _Overtaken(Exception):
     """Another process has pushed to the address, or pruned it, since this push began."""
 
 
-def _push(remote: Remote, folder: Path, prune: bool, progress: Progress | None) -> Pushed:
-    commit = read_committed(folder)
+def _push(url: str, folder: Path, prune: bool, progress: Progress | None) -> Pushed:
+    commit = read_committed(folder)  # first, so that no folder is made for what is no gallery
+    remote = Remote(url, create=True)
     there, tag = remote.get_tagged(HEAD) or (None, None)
     if there is not None and parse_head(there, remote.url).gallery != commit.header.gallery:
         raise GalleryError(f"{remote.url} holds another gallery; push to another address")

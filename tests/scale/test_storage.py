@@ -307,6 +307,8 @@ def test_addresses_that_cannot_be_used(bucket: str, gallery: Path, tmp_path: Pat
     for read in (cached_gallery, lambda url: pull_gallery(url, tmp_path / "pulled")):
         with pytest.raises(GalleryError, match="there is no such folder"):
             read(f"file://{tmp_path}/store")
+    with pytest.raises(GalleryError, match="is not a gallery"):
+        push_gallery(tmp_path / "none", f"file://{tmp_path}/store")
     assert not (tmp_path / "store").exists()
     assert push_gallery(gallery, f"file://{tmp_path}/store").rows == 38
     assert cached_gallery(f"file://{tmp_path}/store").is_dir()
