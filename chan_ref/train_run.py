@@ -63,6 +63,8 @@ class TrainRun:
     ) -> None:
         self.folder, self.data, self.config = folder, data, config
         self.device, self.tokenizer_files = device, tokenizer_files
+        for weight in model.parameters():  # mapped from a file, they begin where sums may be rounded in another way
+            weight.data = weight.data.clone()
         self.model = model.to(self.device)
         if config.bert_tuning == "frozen":
             model.text_encoder.get_submodule("bert").requires_grad_(False)

@@ -134,6 +134,17 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert _contents(tmp_path / "run") == _contents(finished)
 
 
+def test_a_resumed_run_computes_on_weights_that_lie_as_they_did(data: Path, tmp_path: Path) -> None:
+    """How a sum is rounded depends on where in memory its numbers begin, and in a file they begin anywhere."""
+    narrow = replace(SMALL, embed_dim=16, word_dim=8, batch_size=16, epochs=2)
+    train(data, tmp_path / "whole", narrow)
+    train(data, tmp_path / "run", replace(narrow, epochs=1))
+    resume(data, tmp_path / "run", epochs=2)
+    whole, run = (load_file(tmp_path / name / "last/model.safetensors") for name in ("whole", "run"))
+    for name, weight in whole.items():
+        np.testing.assert_array_equal(weight, run[name], name)
+
+
 @pytest.mark.parametrize("fails", ["best", "optimizer", "log", "last"])
 def test_a_crash_while_saving_loses_no_more_than_the_epoch(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
