@@ -178,10 +178,10 @@ class FolderWriter:
         return RowsToPrepare(self._segments, self.catalogue.segments, files)
 
     @contextmanager
-    def new_files(self) -> Iterator[NewFiles]:
-        """Files for one change, removed again if it fails."""
+    def new_files(self, as_before: str = "") -> Iterator[NewFiles]:
+        """Files for one change, removed again if it fails; the error then says what is there as before."""
         self.catch_up()
-        with write_errors(self.path, "; nothing of this change was kept"):
+        with write_errors(self.path, f"; nothing of this change was kept{as_before}"):
             mode = permissions(self.path / self._current)
             with NewFiles(self.path, self.catalogue, mode, self._current) as files:
                 yield files

@@ -276,7 +276,8 @@ class RowWriter(ABC):
             GalleryError: the disk is full or cannot be written; nothing was changed.
         """
         with self._change(), ExitStack() as stack:
-            files = [stack.enter_context(folder.new_files()) for folder in self._folders]
+            as_before = "; the rows are there, and search is as it was before"
+            files = [stack.enter_context(folder.new_files(as_before)) for folder in self._folders]
             rows = [folder.to_prepare(new) for folder, new in zip(self._folders, files, strict=True)]
             found, of_folders = prepare_rows(rows, self.settings, queries, directions, progress)
             for folder, new, changes in zip(self._folders, files, of_folders, strict=True):
