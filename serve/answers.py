@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..runtime.contract import AlignmentConfig
 from ..runtime.embeddings import Embeddings
 from ..runtime.explanation import MARKS, shares, word_shares
 from ..runtime.gallery.result import Hit, SearchResult
+from ..runtime.gallery.store.rows import Row
 from ..runtime.regions import region_box
 from . import bodies
 from .galleries import OpenGallery, ServedGallery
@@ -64,6 +66,24 @@ def explain_response(
     return bodies.ExplainResponse(opened.name, explained.score, explained.grid, picture, words, unknown)
 
 
+def list_response(
+    name: str, rows: Sequence[Row], lengths: Sequence[int], total: int, next: str | None
+) -> bodies.ListResponse:
+    """The answer to a listing of rows.
+
+    Args:
+        name: of the gallery.
+        rows, lengths: some of its rows, and how many vectors each has.
+        total: rows of all pages.
+        next: id after which the next page begins, or None.
+    """
+    listed = [
+        bodies.ListedRow(row.id, _shown(row.metadata), length, _row_picture(name, row))
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+    return bodies.ListResponse(name, listed, total, next)
+
+
 def picture_path(name: str, hit_id: str) -> str:
     """Where this server has the picture of a row."""
     return f"/v1/galleries/{name}/pictures?id={quote(hit_id, safe='')}"
@@ -106,9 +126,17 @@ def _hit(
             words, hit.word_regions.tolist(), hit.word_scores.tolist(), parts, strict=True
         )
     ]  # fmt: skip
-    picture = picture_path(opened.name, hit.id) if "path" in hit.metadata else None
-    metadata = {key: value for key, value in hit.metadata.items() if key not in HIDDEN}
-    return bodies.Hit(hit.id, hit.score, metadata, picture, matches)
+    return bodies.Hit(hit.id, hit.score, _shown(hit.metadata), _row_picture(opened.name, hit), matches)
+
+
+def _shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a row that clients get."""
+    return {key: value for key, value in metadata.items() if key not in HIDDEN}
+
+
+def _row_picture(name: str, row: Row | Hit) -> str | None:
+    """Where this server has the picture of a row, if the row has one."""
+    return picture_path(name, row.id) if "path" in row.metadata else None
 
 
 def _shares(gallery: ServedGallery, hit: Hit, query: Embeddings) -> list[float]:

@@ -12,6 +12,8 @@ from msgspec import Meta, Struct, field
 
 from ..runtime.embeddings import Kind
 
+PAGE, MAX_PAGE = 100, 1000  # rows of one page, as a listing of rows has them
+
 Count = Annotated[int, Meta(ge=1)]
 Index = Annotated[int, Meta(ge=0)]
 Picture = Annotated[bytes, Meta(description="A picture file, in base64.")]
@@ -187,6 +189,33 @@ class RowsResponse(Struct):
     added: int
     deleted: int
     rows: int
+
+
+class ListRows(Struct, forbid_unknown_fields=True):
+    """What the query of a listing of rows may have: a page, or rows by their ids."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = PAGE
+    after: str | None = None
+    where: dict[str, Any] | None = None
+    id: list[str] | None = None
+
+
+class ListedRow(Struct):
+    """One row of a gallery. `picture` is the path of its picture on this server, or null."""
+
+    id: str
+    metadata: dict[str, Any]
+    vectors: int
+    picture: str | None
+
+
+class ListResponse(Struct):
+    """Some rows in order of addition, or those asked for in the order of their ids."""
+
+    gallery: str
+    rows: list[ListedRow]
+    total: Annotated[int, Meta(description="Rows that pass the filter, on all pages together.")]
+    next: Annotated[str | None, Meta(description="`after` of the next page; null where no row follows.")]
 
 
 class GalleryInfo(Struct):

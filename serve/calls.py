@@ -63,7 +63,7 @@ class Call(Generic[T]):
     read: Callable[[bytes], T]
     gallery: str | None = None
     body: msgspec.Struct | None = None
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str | list[str]] = field(default_factory=dict)
 
     @property
     def needs_name(self) -> bool:
@@ -73,6 +73,14 @@ class Call(Generic[T]):
     def about(self, gallery: str | None) -> Call[T]:
         """This call, about a gallery unless it names one itself."""
         return replace(self, gallery=self.gallery or gallery)
+
+
+class Pages(Call[bodies.ListResponse]):
+    """The first of the calls that together list rows."""
+
+    def after(self, page: bodies.ListResponse) -> Pages | None:
+        """The call for the page behind one; None behind the last."""
+        return None if page.next is None else replace(self, query={**self.query, "after": page.next})
 
 
 class Exchange(Generic[T]):
@@ -247,6 +255,37 @@ def galleries() -> Call[list[bodies.GalleryInfo]]:
 def picture(id: str, side: int = 640, *, gallery: str | None = None) -> Call[bytes]:
     """The picture of a row as JPEG, at most about `side` pixels long."""
     return Call("GET", "/v1/galleries/{gallery}/pictures", bytes, gallery, query={"id": id, "side": str(side)})
+
+
+def rows(
+    ids: Sequence[str] | None = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+    after: str | None = None,
+    page: int = bodies.PAGE,
+    gallery: str | None = None,
+) -> Pages:
+    """Iterate over rows in order of addition, or over those with some ids in the order of the ids.
+
+    ids: of the rows, in one request.
+    where: only rows whose metadata passes this filter.
+    after: id of the row before the first.
+    page: rows of one request, 1 to 1000; the next is sent when they are used up.
+    """
+    query: dict[str, str | list[str]] = {}
+    if ids is not None:
+        if where is not None or after is not None:
+            raise errors.InputError("ids must not be given together with where or after")
+        if not (listed := _list(ids)):
+            raise errors.InputError("ids: must hold at least one id, got none")
+        query["id"] = listed
+    else:
+        query["limit"] = str(page)
+    if after is not None:
+        query["after"] = after
+    if where is not None:
+        query["where"] = msgspec.json.encode(dict(where)).decode()
+    return Pages("GET", _ROWS, lambda content: _decode(content, bodies.ListResponse), gallery, query=query)
 
 
 def add(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from ..runtime.extras import needs
-from . import calls
-from .calls import Call, Exchange
+from . import bodies, calls
+from .calls import Call, Exchange, Pages
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,11 +72,26 @@ def _async(call: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], 
     return _described(method, call)
 
 
+def _sync_pages(call: Callable[P, Pages]) -> Callable[Concatenate[Client, P], Iterator[bodies.ListedRow]]:
+    def method(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[bodies.ListedRow]:
+        return client._pages(call(*args, **kwargs))
+
+    return _described(method, call)
+
+
+def _async_pages(call: Callable[P, Pages]) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[bodies.ListedRow]]:
+    def method(client: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[bodies.ListedRow]:
+        return client._pages(call(*args, **kwargs))
+
+    return _described(method, call)
+
+
 def _described(method: Method, call: Callable[..., object]) -> Method:
     """Give a method the name, documentation and parameters of the function that makes its calls."""
     signature = inspect.signature(call)
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     result = str(signature.return_annotation).removeprefix("Call[").removesuffix("]")
+    result = "Iterator[bodies.ListedRow]" if result == "Pages" else result
     described = signature.replace(parameters=[itself, *signature.parameters.values()], return_annotation=result)
     method.__name__, method.__doc__ = call.__name__, call.__doc__
     vars(method)["__signature__"] = described
@@ -105,6 +120,7 @@ class Client(_Connection[httpx.Client]):
     explain = _sync(calls.explain)
     galleries = _sync(calls.galleries)
     picture = _sync(calls.picture)
+    rows = _sync_pages(calls.rows)
     add = _sync(calls.add)
     delete = _sync(calls.delete)
 
@@ -132,6 +148,13 @@ class Client(_Connection[httpx.Client]):
             time.sleep(wait)
         return exchange.result
 
+    def _pages(self, pages: Pages) -> Iterator[bodies.ListedRow]:
+        following: Pages | None = pages
+        while following is not None:
+            page = self._send(following)
+            yield from page.rows
+            following = following.after(page)
+
     def _try(self, request: Mapping[str, Any]) -> httpx.Response | httpx.TransportError:
         try:
             return self._http.request(**request)
@@ -140,7 +163,7 @@ class Client(_Connection[httpx.Client]):
 
 
 class AsyncClient(_Connection[httpx.AsyncClient]):
-    """`Client` for asyncio: the same methods, to be awaited. Close it, best by `async with`."""
+    """`Client` for asyncio: the same methods, to be awaited, and `rows` for `async for`. Close it by `async with`."""
 
     search = _async(calls.search)
     encode_texts = _async(calls.encode_texts)
@@ -149,6 +172,7 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     explain = _async(calls.explain)
     galleries = _async(calls.galleries)
     picture = _async(calls.picture)
+    rows = _async_pages(calls.rows)
     add = _async(calls.add)
     delete = _async(calls.delete)
 
@@ -175,6 +199,14 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
         while (wait := exchange.after(await self._try(exchange.request))) is not None:
             await asyncio.sleep(wait)
         return exchange.result
+
+    async def _pages(self, pages: Pages) -> AsyncIterator[bodies.ListedRow]:
+        following: Pages | None = pages
+        while following is not None:
+            page = await self._send(following)
+            for row in page.rows:
+                yield row
+            following = following.after(page)
 
     async def _try(self, request: Mapping[str, Any]) -> httpx.Response | httpx.TransportError:
         try:

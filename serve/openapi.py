@@ -27,7 +27,7 @@ _PROBLEMS = {
     "422": "A field breaks a rule.",
     "429": "Too many requests are at work.",
     "500": "The server failed.",
-    "501": "A library is missing.",
+    "501": "A library is missing, or shards on Ray do not do this.",
     "503": "The server loads or drains, or the request took too long.",
 }
 

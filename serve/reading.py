@@ -98,6 +98,15 @@ async def read_request(request: Request, limits: Limits, kind: type[T], picture:
         raise Refusal(400, "json", "the body must be JSON that is not nested so deep") from error
 
 
+def read_query(request: Request, kind: type[T]) -> T:
+    """The query of a request without a body as a type of bodies.py.
+
+    Raises:
+        Refusal: 422 for fields that do not fit.
+    """
+    return _convert(_query_fields(request, kind), kind)
+
+
 class RepeatedKey(ValueError):
     """A key stands twice in one object, of which only the last value would be read."""
 

@@ -9,7 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..runtime.embeddings import Embeddings, Kind
+from ..runtime.gallery import Gallery
 from ..runtime.gallery.store.rows import Row
+from ..runtime.gallery.where import Filter
 from ..runtime.regions import with_boxes
 from . import answers, bodies
 from .galleries import OpenGallery, ServedGallery
@@ -17,7 +19,7 @@ from .jobs import check_characters, check_count, do, make_filter, make_job
 from .openapi import Operation
 from .pictures import SIDES, etag
 from .problems import Refusal
-from .reading import read_request
+from .reading import read_query, read_request
 from .state import State
 from .work import Search, Work
 
@@ -25,6 +27,16 @@ _PICTURE_QUERY = (
     {"name": "id", "in": "query", "required": True, "schema": {"type": "string"}},
     {"name": "side", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": SIDES[-1]}},
 )
+
+_ROWS_QUERY = (
+    {
+        "name": "limit", "in": "query",
+        "schema": {"type": "integer", "minimum": 1, "maximum": bodies.MAX_PAGE, "default": bodies.PAGE},
+    },
+    {"name": "after", "in": "query", "schema": {"type": "string"}},
+    {"name": "where", "in": "query", "content": {"application/json": {"schema": {"type": "object"}}}},
+    {"name": "id", "in": "query", "schema": {"type": "array", "items": {"type": "string"}}},
+)  # fmt: skip
 
 
 def operations(state: State) -> list[Operation]:
@@ -37,6 +49,7 @@ def operations(state: State) -> list[Operation]:
         Operation("POST", "/v1/explain", api.explain, bodies.ExplainRequest, bodies.ExplainResponse, "picture"),
         Operation("GET", "/v1/galleries", api.galleries, None, bodies.GalleriesResponse),
         Operation("GET", "/v1/galleries/{name}/pictures", api.picture, query=_PICTURE_QUERY),
+        Operation("GET", "/v1/galleries/{name}/rows", api.rows, None, bodies.ListResponse, query=_ROWS_QUERY),
     ]
 
 
@@ -126,6 +139,19 @@ class _Api:
             return Response(status_code=304, headers=headers)
         return Response(data, headers=headers, media_type="image/jpeg")
 
+    async def rows(self, request: Request) -> Response:
+        """List rows of a gallery in order of addition, or some by their ids."""
+        query = read_query(request, bodies.ListRows)
+        if query.id is not None:
+            check_count(self._state, "id", query.id)
+            beside = [name for name in ("limit", "after", "where") if name in request.query_params]
+            if beside:
+                detail = f"id must not be given together with {beside[0]}: give ids, or what makes a page"
+                raise Refusal(422, "query", detail)
+        condition = make_filter(self._state, query.where)
+        with self._state.galleries.using(request.path_params["name"]) as opened:
+            return answer(await self._state.aside(_listed, opened, query, condition))
+
     async def _side(self, opened: OpenGallery, body: bodies.ScoreRequest, side: Kind) -> tuple[Embeddings, list[Work]]:
         """One side of `score`: rows of the gallery, or what a job encodes."""
         name, given = ("pictures", body.pictures) if side == "images" else ("captions", body.captions)
@@ -154,6 +180,26 @@ def _row_of(opened: OpenGallery, id: str) -> tuple[Row, Embeddings | None]:
         return row, with_boxes(gallery.embeddings([id]), row.metadata)
 
     return opened.gallery.at_one_commit(read)
+
+
+def _listed(opened: OpenGallery, query: bodies.ListRows, condition: Filter | None) -> bytes:
+    """The answer to a listing of rows, all of it from one commit.
+
+    Raises:
+        Refusal: the gallery's shards are searched on Ray, whose processes list nothing.
+        InputError, GalleryError: as `Gallery.page` and `Gallery.find`.
+    """
+    if not isinstance(opened.gallery, Gallery):
+        detail = "rows are not listed where shards are searched on Ray (--ray): chan gallery export writes them"
+        raise Refusal(501, "ray", detail)
+    ids = query.id
+    if ids is None:
+        page = opened.gallery.page(query.limit, query.after, condition)
+        rows, lengths, total, following = page.rows, page.lengths, page.total, page.next
+    else:
+        rows, lengths = opened.gallery.at_one_commit(lambda gallery: (gallery.find(ids), gallery.lengths(ids)))
+        total, following = len(rows), None
+    return msgspec.json.encode(answers.list_response(opened.name, rows, lengths.tolist(), total, following))
 
 
 def galleries_answer(state: State) -> Response:

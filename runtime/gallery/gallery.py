@@ -22,6 +22,7 @@ from ..forks import now_and_after_fork
 from .answer import answer, check_queries
 from .cuda import ScanPrecision
 from .merge import Floors, merge_results
+from .page import RowPage, read_page
 from .prepare import Preparation
 from .result import SearchResult
 from .scanner import ScanName, Scanner
@@ -191,6 +192,22 @@ class Gallery:
         condition = None if where is None else Filter.parse(where)
         rows = self._view().all_rows()
         return rows if condition is None else condition.choose(rows)
+
+    def page(self, limit: int, after: str | int | None = None, where: Where | Filter | None = None) -> RowPage:
+        """Some rows after another, as `rows` has them, without reading the metadata of all.
+
+        Args:
+            limit: the most rows.
+            after: id of the row before the first; None for the gallery's first row.
+            where: as in `search`, with masks that are kept.
+
+        Raises:
+            InputError: as `rows`; the gallery does not have the id `after`, or `limit` is not positive.
+            GalleryCorrupt: bytes that must be read are not those that were committed.
+        """
+        condition = None if where is None else Filter.parse(where)
+        before = None if after is None else checked_ids([after], "after")[0]
+        return read_page(self._view(), check_positive("limit", limit), before, condition)
 
     def find(self, ids: Iterable[str | int]) -> list[Row]:
         """Id and metadata of the rows with these ids, in the order of the ids.

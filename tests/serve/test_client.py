@@ -55,7 +55,7 @@ def test_the_clients_have_the_same_methods() -> None:
         == "(self, /, ids: 'Sequence[str]', *, gallery: 'str | None' = None) -> 'bodies.RowsResponse'"
     )
     assert all(documentation for _, documentation in ours.values())
-    assert ours.keys() >= {"search", "score", "encode_texts", "encode_pictures", "explain", "add", "delete"}
+    assert ours.keys() >= {"search", "score", "encode_texts", "encode_pictures", "explain", "rows", "add", "delete"}
 
 
 def test_answers_are_those_of_the_library(client: Client, library: tuple[Gallery, Matcher], pictures: Path) -> None:

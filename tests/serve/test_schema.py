@@ -31,7 +31,8 @@ def test_the_schema_names_every_path_and_refers_to_what_it_has(http: httpx.Clien
     assert found == {
         ("POST", "/v1/search"), ("POST", "/v1/score"), ("POST", "/v1/encode"), ("POST", "/v1/explain"),
         ("GET", "/v1/galleries"), ("GET", "/v1/galleries/{name}/pictures"), ("PUT", "/v1/galleries/{name}/pictures"),
-        ("PUT", "/v1/galleries/{name}/rows"), ("DELETE", "/v1/galleries/{name}/rows"), ("POST", "/v1/reopen"),
+        ("GET", "/v1/galleries/{name}/rows"), ("PUT", "/v1/galleries/{name}/rows"),
+        ("DELETE", "/v1/galleries/{name}/rows"), ("POST", "/v1/reopen"),
     }  # fmt: skip
 
     def references(value: object) -> set[str]:
