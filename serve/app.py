@@ -43,7 +43,7 @@ def create_app(state: State) -> ASGIApp:
         app = CORSMiddleware(
             app,
             allow_origins=state.settings.origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["authorization", "api-key", "content-type", "x-request-id"],
             expose_headers=["x-request-id", "x-queue-time", "x-inference-time", "x-search-time", "retry-after"],
         )

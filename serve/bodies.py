@@ -182,6 +182,27 @@ class DeleteRows(Struct, forbid_unknown_fields=True):
     ids: Annotated[list[str], Meta(min_length=1)]
 
 
+class NewMetadata(Struct, forbid_unknown_fields=True):
+    """A row's id, and the metadata that it becomes."""
+
+    id: str
+    metadata: dict[str, Any]
+
+
+class PatchRows(Struct, forbid_unknown_fields=True):
+    """Rows whose metadata are replaced."""
+
+    rows: Annotated[list[NewMetadata], Meta(min_length=1)]
+
+
+class PatchResponse(Struct):
+    """How many rows have new metadata, and how many rows the gallery has."""
+
+    gallery: str
+    changed: int
+    rows: int
+
+
 class RowsResponse(Struct):
     """What a change did, and how many rows the gallery has now."""
 

@@ -310,6 +310,17 @@ def add(
     return Call("PUT", _ROWS, lambda content: _decode(content, bodies.RowsResponse), gallery, body)
 
 
+def relabel(
+    ids: Sequence[str], metadata: Sequence[Mapping[str, Any]], *, gallery: str | None = None
+) -> Call[bodies.PatchResponse]:
+    """Replace the metadata of rows, as `GalleryWriter.relabel`; their ids, vectors and order stay."""
+    listed = _list(ids) or []
+    if len(listed) != len(metadata):
+        raise errors.InputError(f"ids, metadata: must be of one number, got {len(listed)}, {len(metadata)}")
+    rows = [bodies.NewMetadata(id, dict(row)) for id, row in zip(listed, metadata, strict=True)]
+    return Call("PATCH", _ROWS, lambda content: _decode(content, bodies.PatchResponse), gallery, bodies.PatchRows(rows))
+
+
 def delete(ids: Sequence[str], *, gallery: str | None = None) -> Call[bodies.RowsResponse]:
     """Delete rows, as `GalleryWriter.delete`."""
     body = bodies.DeleteRows(list(ids))

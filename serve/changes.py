@@ -28,6 +28,7 @@ def operations(state: State) -> list[Operation]:
     done = bodies.RowsResponse
     return [
         Operation("PUT", _ROWS, api.put_rows, rows, done, changes=True),
+        Operation("PATCH", _ROWS, api.patch_rows, bodies.PatchRows, bodies.PatchResponse, changes=True),
         Operation("DELETE", _ROWS, api.delete_rows, bodies.DeleteRows, done, changes=True),
         Operation(
             "PUT", "/v1/galleries/{name}/pictures", api.put_picture, picture, done, "picture", _ID_QUERY, changes=True
@@ -55,6 +56,15 @@ class _Changes:
         metadata = None if one.metadata is None else [one.metadata]
         body = bodies.PutRows([one.id], pictures=[one.picture], metadata=metadata, overwrite=one.overwrite)
         return await self._put(request.path_params["name"], body)
+
+    async def patch_rows(self, request: Request) -> Response:
+        """Replace the metadata of rows."""
+        self._check_writable()
+        body = await read_request(request, self._state.settings.limits, bodies.PatchRows)
+        check_count(self._state, "rows", body.rows)
+        with self._state.galleries.using(request.path_params["name"]) as opened:
+            done = await self._state.change(self._writers.patch, opened, body.rows)
+        return answer(msgspec.json.encode(done))
 
     async def delete_rows(self, request: Request) -> Response:
         """Delete rows of a gallery."""

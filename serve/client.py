@@ -122,6 +122,7 @@ class Client(_Connection[httpx.Client]):
     picture = _sync(calls.picture)
     rows = _sync_pages(calls.rows)
     add = _sync(calls.add)
+    relabel = _sync(calls.relabel)
     delete = _sync(calls.delete)
 
     def close(self) -> None:
@@ -174,6 +175,7 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     picture = _async(calls.picture)
     rows = _async_pages(calls.rows)
     add = _async(calls.add)
+    relabel = _async(calls.relabel)
     delete = _async(calls.delete)
 
     async def aclose(self) -> None:

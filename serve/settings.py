@@ -75,7 +75,7 @@ class Settings:
         device: where galleries are scanned, as in `Gallery.open`.
         encoder_device: the GPU of a backend that runs on one, as `device` of `Matcher.open`.
         api_key: what clients must present; None lets everyone in.
-        writable: whether clients may add and delete rows, and reopen galleries.
+        writable: whether clients may add, change and delete rows, and reopen galleries.
         uploads: folder that keeps pictures of rows that clients add; None keeps none.
         pictures: folders below which pictures of rows are served; empty for wherever a gallery's rows lie.
         origins: web origins that may use the API from a browser (CORS).

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chan_rt.runtime import Embeddings, Gallery, GalleryError, GalleryWriter, open_writer
+from chan_rt.runtime import AlignmentConfig, Embeddings, Gallery, GalleryError, GalleryWriter, open_writer
 from chan_rt.serve import Client, Limits, Settings, bodies
 from chan_rt.serve.app import create_app
 from chan_rt.serve.galleries import Galleries
+from chan_rt.serve.problems import Refusal
 from chan_rt.serve.rows import Writers
 from chan_rt.serve.state import State
 
@@ -299,3 +300,61 @@ def test_changes_in_several_workers_wait_for_each_other(start_server, gallery: P
             assert list(threads.map(put, range(40))) == [1] * 40
     with Gallery.open(path) as opened:
         assert len(opened) == 48
+
+
+def test_metadata_alone_is_replaced(writable: httpx.Client) -> None:
+    """Vectors, places and pictures stay; what is about files of the server is neither shown nor lost."""
+    rows, id = "/v1/galleries/mine/rows", "metadata/ü%2F"
+    new = {"ids": [id], "pictures": [base64.b64encode(picture(5)).decode()], "metadata": [{"year": 1, "tag": "a"}]}
+    assert writable.put(rows, json=new).status_code == 200
+    before = writable.get(rows).json()
+    answer = writable.patch(rows, json={"rows": [{"id": id, "metadata": {"year": 2}}]})
+    assert answer.json() == {"gallery": "mine", "changed": 1, "rows": before["total"]}, answer.text
+    (shown,) = writable.get(rows, params={"id": id}).json()["rows"]
+    assert shown == {**before["rows"][-1], "metadata": {"year": 2}}
+    assert [row["id"] for row in writable.get(rows).json()["rows"]] == [row["id"] for row in before["rows"]]
+    assert writable.get(shown["picture"]).status_code == 200
+    assert ids(writable, where={"year": 2}) == [id]
+    writable.request("DELETE", rows, json={"ids": [id]})
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason", "words"),
+    [
+        ({"rows": []}, 422, "body", "length >= 1"),
+        ({"rows": [{"id": "nine", "metadata": {}}]}, 422, "InputError", "not in the gallery: nine"),
+        ({"rows": [{"id": "nine"}]}, 422, "body", "missing required field `metadata`"),
+        ({"rows": [{"id": "nine", "metadata": None}]}, 422, "body", "Expected `object`"),
+        ({"rows": [{"id": "nine", "metadata": {}, "new_id": "x"}]}, 422, "body", "unknown field `new_id`"),
+        ({"rows": [{"id": "nine", "metadata": {"path": "/etc/passwd"}}]}, 422, "metadata", "must not have the key"),
+        ({"rows": [{"id": "nine", "metadata": {"t": "y" * 70_000}}]}, 422, "metadata", "row 0 must have at most 65536"),
+        ({"rows": [{"id": "nine", "metadata": {}}] * 65}, 422, "texts", "rows must hold 1 to 64 items, got 65"),
+        ({"rows": [{"id": "photos/1 & co.png", "metadata": {}}] * 2}, 422, "InputError", "photos/1 & co.png"),
+    ],
+)
+def test_metadata_that_do_not_fit(writable: httpx.Client, body: dict, status: int, reason: str, words: str) -> None:
+    before = writable.get("/v1/galleries/mine/rows").json()
+    answer = writable.patch("/v1/galleries/mine/rows", json=body)
+    assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, reason), answer.text
+    assert words in answer.json()["detail"]
+    assert writable.get("/v1/galleries/mine/rows").json() == before
+
+
+def test_a_caption_and_boxes_stay_with_their_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    with GalleryWriter.create(path, dim=4, kind="captions", alignment=AlignmentConfig.maxsim()) as writer:
+        old = {"caption": "a cloud", "boxes": [[0, 0, 1, 1]], "path": "/x", "n": 1}
+        writer.add(["a"], Embeddings.from_rows([np.ones((2, 4))], "captions"), [old])
+    galleries = Galleries(Settings({"mine": path}, threads=1))
+    galleries.reopen()
+    writers = Writers(None, 1000, 0)
+    try:
+        with galleries.using("mine") as opened:
+            writers.patch(opened, [bodies.NewMetadata("a", {"n": 2})])
+            assert opened.gallery.find(["a"])[0].metadata == {**old, "n": 2}
+            with pytest.raises(Refusal, match="row 0 must keep its caption"):
+                writers.patch(opened, [bodies.NewMetadata("a", {"caption": "a tree"})])
+            writers.patch(opened, [bodies.NewMetadata("a", {"caption": "a cloud"})])
+            assert opened.gallery.find(["a"])[0].metadata == {key: old[key] for key in ("caption", "boxes", "path")}
+    finally:
+        galleries.close()

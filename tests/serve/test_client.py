@@ -55,7 +55,17 @@ def test_the_clients_have_the_same_methods() -> None:
         == "(self, /, ids: 'Sequence[str]', *, gallery: 'str | None' = None) -> 'bodies.RowsResponse'"
     )
     assert all(documentation for _, documentation in ours.values())
-    assert ours.keys() >= {"search", "score", "encode_texts", "encode_pictures", "explain", "rows", "add", "delete"}
+    assert ours.keys() >= {
+        "search",
+        "score",
+        "encode_texts",
+        "encode_pictures",
+        "explain",
+        "rows",
+        "add",
+        "relabel",
+        "delete",
+    }
 
 
 def test_answers_are_those_of_the_library(client: Client, library: tuple[Gallery, Matcher], pictures: Path) -> None:
@@ -99,7 +109,11 @@ def test_errors_are_those_of_the_library(client: Client, tmp_path: Path) -> None
         client.search(["a"], gallery="other")
     assert (refused.value.status, refused.value.reason) == (404, "gallery")
     assert refused.value.request_id
-    for change in (lambda: client.add(["x"], captions=["a"]), lambda: client.delete(["x"])):
+    for change in (
+        lambda: client.add(["x"], captions=["a"]),
+        lambda: client.delete(["x"]),
+        lambda: client.relabel(["x"], [{}]),
+    ):
         with pytest.raises(RequestRefused, match="read-only") as refused:
             change()
         assert refused.value.status == 403
@@ -123,6 +137,11 @@ def test_rows_are_added_and_deleted(start_server, gallery: Path, pictures: Path,
         assert client.add(["x"], pictures=[file], metadata=[{"n": 1}]).rows == 9
         rows = client.encode_pictures([file])
         assert client.add(["x", "y"], rows.concatenate([rows, rows]), overwrite=True).deleted == 1
+        assert (client.relabel(["y", "x"], [{"n": 2}, {}]).changed, client.search(like="x", k=9)[0].rows) == (2, 10)
+        listed = [row.metadata for row in client.rows(["x", "y"])]
+        assert listed == [{}, {"n": 2}]
+        with pytest.raises(InputError, match="must be of one number, got 1, 2"):
+            client.relabel(["x"], [{}, {}])
         assert client.delete(["x", "y"]).rows == 8
 
 

@@ -163,6 +163,7 @@ def test_a_bad_caption_fails_alone(http: httpx.Client) -> None:
         ("GET", "/v1/search", 405, "method"),
         ("POST", "/v1/galleries", 405, "method"),
         ("PUT", "/v1/galleries/gallery/rows", 403, "read-only"),
+        ("PATCH", "/v1/galleries/gallery/rows", 403, "read-only"),
         ("DELETE", "/v1/galleries/gallery/rows", 403, "read-only"),
         ("PUT", "/v1/galleries/gallery/pictures?id=1", 403, "read-only"),
         ("POST", "/v1/reopen", 403, "read-only"),
