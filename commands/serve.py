@@ -87,7 +87,7 @@ def _limit(flag: str, default: int, purpose: str) -> options.Decorator:
     type=values.FILE,
     help=f"File with the key that clients must present. The environment variable {_KEY} does the same.",
 )
-@click.option("--writable", is_flag=True, help="Let clients add and delete rows, and open the galleries again.")
+@click.option("--writable", is_flag=True, help="Let clients add, change and delete rows, and reopen galleries.")
 @click.option(
     "--uploads",
     type=values.NEW_FOLDER,
