@@ -24,8 +24,7 @@ def check_new(run: Path) -> None:
         raise InputError(f"{run} holds a checkpoint: choose another folder for the run; --start trains it further")
     if has_keys(run / MANIFEST, "schema", "graphs"):
         raise InputError(f"{run} holds a bundle: choose another folder for the run")
-    taken = sorted(found.name for name in _WRITTEN for found in run.glob(name))
-    if taken:
+    if taken := _written(run):
         raise InputError(
             f"{run} holds {', '.join(taken)}, which the run would replace, and no finished epoch to resume from: "
             "choose another folder, or move this away"
@@ -46,7 +45,14 @@ def check_there(run: Path) -> None:
 
 def nothing_to_resume(run: Path) -> InputError:
     """The error of a folder without a finished epoch."""
-    return InputError(f"{run} has no finished epoch to resume from: leave --resume out")
+    taken = _written(run)  # by a process that ended within its first epoch's last step
+    away = f"move {', '.join(taken)} away and " if taken else ""
+    return InputError(f"{run} has no finished epoch to resume from: {away}leave --resume out")
+
+
+def _written(run: Path) -> list[str]:
+    """Names of what a run has written into a folder, besides `last`."""
+    return sorted(found.name for name in _WRITTEN for found in run.glob(name))
 
 
 def alone(run: Path) -> AbstractContextManager[None]:

@@ -186,6 +186,8 @@ def test_resume_and_train_refuse_what_does_not_fit(data: Path, finished: Path, t
         resume(data, tmp_path / "none")
     (tmp_path / "kept").mkdir()
     (finished / "best").rename(tmp_path / "kept" / "best")
+    with pytest.raises(InputError, match="no finished epoch to resume from: move best away and leave --resume out"):
+        resume(data, tmp_path / "kept")
     before = _contents(tmp_path / "kept")
     try:
         with pytest.raises(InputError, match="holds best, which the run would replace"):
