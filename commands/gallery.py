@@ -62,7 +62,7 @@ def list_rows(gallery: Path, where: Any, as_json: bool) -> None:
         echo(visible(row.id))
 
 
-@command.command("delete")
+@command.command("delete", short_help="Delete rows by their ids, or by a filter.")
 @options.gallery_argument
 @click.argument("ids", nargs=-1, type=values.ID)
 @options.where_option
