@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from chan_rt.commands.serve import command
 from chan_rt.runtime.errors import GalleryIncomplete, InputError
 from chan_rt.scale.ray_serve import RayShards
 from chan_rt.serve.calls import error_of
 from chan_rt.serve.problems import problem_of, problem_response, retry_headers
 from chan_rt.serve.settings import Settings
+
+from ..run_chan import chan
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,15 @@ from chan_rt.serve.settings import Settings
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_opened(arguments: list[str], problem: str) -> None:
-    result = CliRunner().invoke(command, ["gallery", *arguments])
+    result = chan("serve", "gallery", *arguments)
     assert result.exit_code == 2
     assert problem in result.output
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(command, [str(tmp_path), "--ray"])
-    assert "chan serve --ray needs ray: pip install 'chan-rt[ray]'" in str(result.exception)
+    result = chan("serve", tmp_path, "--ray")
+    assert "chan serve --ray needs ray: pip install 'chan-rt[ray]'" in result.output
 
 
 def test_server_and_shards_load_no_ray_before_it_is_used() -> None:
