@@ -22,7 +22,7 @@ from ..forks import now_and_after_fork
 from .answer import answer, check_queries
 from .cuda import ScanPrecision
 from .merge import Floors, merge_results
-from .page import RowPage, read_page
+from .page import RowPage, lengths_of, read_page
 from .prepare import Preparation
 from .result import SearchResult
 from .scanner import ScanName, Scanner
@@ -237,8 +237,7 @@ class Gallery:
         Raises:
             InputError: an id that the gallery does not have.
         """
-        places = self._view().segments(checked_ids(ids))
-        return np.array([segment.starts[at + 1] - segment.starts[at] for segment, at in places], np.int32)
+        return lengths_of(self._view().segments(checked_ids(ids)))
 
     def code_error(self) -> float:
         """No less than the distance between any vector that was added and the one that its int8 codes stand for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from .store.rows import Row
 from .store.segments import Segment
-from .values import check_known
 from .view import Place, View
 from .where import Filter
 
@@ -45,22 +44,21 @@ def read_page(view: View, limit: int, after: str | None, condition: Filter | Non
         InputError: the gallery does not have `after`; the filter compares a key that no row has.
         GalleryCorrupt: bytes that must be read are not those that were committed.
     """
-    first = (0, 0) if after is None else _behind(view, after)
+    first = (0, 0)
+    if after is not None:
+        ((shard, row),) = view.find([after], "after")
+        first = shard, row + 1
     masks = view.allowed(None, condition)
     places = list(_places(masks, first, limit + 1))
-    segments = [_segment(view, place) for place in places[:limit]]
+    segments = list(view.segments_at(places[:limit]))
     rows = [segment.table.row(position) for segment, position in segments]
-    lengths = np.array([segment.starts[at + 1] - segment.starts[at] for segment, at in segments], np.int32)
     total = sum(int(np.count_nonzero(mask)) for mask in masks)
-    return RowPage(rows, lengths, total, rows[-1].id if len(places) > limit else None)
+    return RowPage(rows, lengths_of(segments), total, rows[-1].id if len(places) > limit else None)
 
 
-def _behind(view: View, id: str) -> Place:
-    """The place behind a row."""
-    found = {shard: row for shard, snapshot in enumerate(view.opened) for row in snapshot.find([id]).values()}
-    check_known([id], [id] if found else [], "after")
-    ((shard, row),) = found.items()
-    return shard, row + 1
+def lengths_of(rows: Iterable[tuple[Segment, int]]) -> NDArray[np.int32]:
+    """Numbers of vectors of rows, given by segment and position there: int32 [rows]."""
+    return np.array([segment.starts[at + 1] - segment.starts[at] for segment, at in rows], np.int32)
 
 
 def _places(masks: list[NDArray[np.bool_]], first: Place, count: int) -> Iterator[Place]:
@@ -71,10 +69,3 @@ def _places(masks: list[NDArray[np.bool_]], first: Place, count: int) -> Iterato
         count -= len(chosen)
         for row in chosen.tolist():
             yield shard, start + row
-
-
-def _segment(view: View, place: Place) -> tuple[Segment, int]:
-    """The segment of a row, and its position there."""
-    snapshot = view.opened[place[0]]
-    index, position = snapshot.locate(place[1])
-    return snapshot.segments[index], position

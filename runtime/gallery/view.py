@@ -110,20 +110,24 @@ class View:
             texts.append(counted(damaged, "row that is damaged", "rows that are damaged"))
         return f"{lost_rows(self.lost, texts)}; see chan gallery verify {quoted(path)}"
 
-    def find(self, ids: Sequence[str]) -> list[Place]:
-        """Where the rows with these ids are; InputError names the ids that the gallery does not have."""
+    def find(self, ids: Sequence[str], name: str = "ids") -> list[Place]:
+        """Where the rows with these ids are; InputError has the ids, called `name`, that the gallery does not have."""
         found: dict[str, Place] = {}
         for index, snapshot in enumerate(self.opened):
             found |= {id: (index, row) for id, row in snapshot.find(ids).items()}
-        check_known(ids, found, "ids")
+        check_known(ids, found, name)
         return [found[id] for id in ids]
 
     def segments(self, ids: Sequence[str]) -> Iterator[tuple[Segment, int]]:
         """Of each row with these ids its segment, and its position there; raises as `find`."""
-        snapshots = self.opened
-        for shard, row in self.find(ids):
-            index, position = snapshots[shard].locate(row)
-            yield snapshots[shard].segments[index], position
+        return self.segments_at(self.find(ids))
+
+    def segments_at(self, places: Iterable[Place]) -> Iterator[tuple[Segment, int]]:
+        """Of the row at each place its segment, and its position there."""
+        for shard, row in places:
+            snapshot = self.opened[shard]
+            index, position = snapshot.locate(row)
+            yield snapshot.segments[index], position
 
     def all_rows(self) -> list[Row]:
         """Ids and metadata of the rows, in order."""
